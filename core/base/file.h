@@ -1,0 +1,47 @@
+/* file.h - files: read-only maps, whole reads, and writes that are either complete or not there at all. */
+#ifndef GR_FILE_H
+#define GR_FILE_H
+
+#include "core/base/base.h"
+
+/* A read-only mapping of a whole file. data is NULL when size is 0. */
+typedef struct gr_map {
+    const uint8_t *data;
+    int64_t size;
+} gr_map;
+
+graft_status gr_map_open(gr_map *map, const char *path, graft_error *err); /* BAD_INPUT when missing or unreadable */
+void gr_map_close(gr_map *map);
+
+/* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes. */
+graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
+
+/* A file that appears under its name only when complete: written to "<path>.tmp-<pid>", then fsync and rename.
+ * Write through `stream`; any error sticks and is reported by gr_writer_commit. */
+typedef struct gr_writer {
+    FILE *stream; /* valid between open and commit/abort */
+    char *path, *tmp_path;
+} gr_writer;
+
+graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err);
+graft_status gr_writer_commit(gr_writer *w, graft_error *err); /* on failure the temporary file is removed */
+void gr_writer_abort(gr_writer *w);                            /* no-op after commit or on a zeroed writer */
+
+/* Write len bytes to path atomically. */
+graft_status gr_file_write(const char *path, const void *data, int64_t len, graft_error *err);
+graft_status gr_file_copy(const char *from, const char *to, graft_error *err);
+
+/* A folder that appears only when complete: made as "<path>.tmp-<pid>" (its name in *tmp, owned), renamed by commit.
+ * An existing path that is not an empty folder is refused with BAD_USAGE unless replace is set. */
+graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_error *err);
+graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graft_error *err);
+/* Remove a file or a whole folder; missing is fine. */
+void gr_remove_all(const char *path);
+
+graft_status gr_make_dirs(const char *path, graft_error *err);
+bool gr_exists(const char *path);
+bool gr_is_dir(const char *path);
+/* "dir/name" on the heap, NULL when out of memory. */
+char *gr_path_join(const char *dir, const char *name);
+
+#endif
