@@ -1,0 +1,81 @@
+/* dataset.h - data sets: JSON and JSONL files of any of the field's forms, tokenised once, cached in HDF5.
+ *
+ * A data set is flat: ids of all samples one after the other with a target mask. Formats (conventions: alpaca, sharegpt,
+ * messages, prompt/completion, question/answer, instruction/output, text), autodetected per source or named, with `columns`
+ * mapping graft's names to the file's. */
+#ifndef GR_DATASET_H
+#define GR_DATASET_H
+
+#include "core/text/chat.h"
+#include "kernels/threads.h"
+
+typedef enum gr_truncation { GR_TRUNCATE_KEEP_ANSWER, GR_TRUNCATE_RIGHT, GR_TRUNCATE_DROP, GR_TRUNCATE_ERROR } gr_truncation;
+
+typedef struct gr_column { const char *name, *column; } gr_column; /* graft's name -> the file's */
+
+typedef struct gr_data_source {
+    const char *path;   /* .json (array) or .jsonl, or a folder with train.jsonl */
+    const char *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text */
+    const gr_column *columns;
+    int n_columns;
+    double weight; /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */
+    int64_t limit; /* at most so many samples from the file's start; 0 = all */
+} gr_data_source;
+
+typedef struct gr_data_options {
+    const gr_data_source *sources;
+    int n_sources;
+    const char *template_name; /* as in gr_chat_open; kept for messages */
+    gr_loss_on loss_on;
+    int64_t max_length; /* tokens */
+    gr_truncation truncation;
+    bool pretrain;         /* texts joined by EOS and cut to max_length, every token a target */
+    const char *cache_dir; /* NULL: no cache; else "<dir>/<key>.h5", key = hash of contents, tokenizer, template, options */
+} gr_data_options;
+
+typedef struct gr_dataset {
+    int64_t n_samples;
+    int64_t *offset;   /* [n_samples+1] into ids/target */
+    int32_t *ids;      /* [offset[n_samples]] */
+    uint8_t *target;   /* 1: the id is a training target */
+    int32_t *source;   /* [n_samples] index of its source */
+    double *weight;    /* [n_sources] */
+    int n_sources;
+    int64_t n_truncated, n_dropped, n_empty; /* counted and reported */
+    int64_t n_targets; /* sum of target */
+    bool from_cache;
+    uint64_t key; /* hash of content and options: a resume checks it */
+} gr_dataset;
+
+/* Load, detect, render, tokenise (threads over samples, order kept), truncate, cache. Errors name file and line (or index). A
+ * sample without any target is dropped and counted; a set that ends up empty is BAD_INPUT. Progress is shown for long loads. */
+graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *options, const gr_tokenizer *t, const gr_chat *chat,
+                             struct gr_threads *threads, graft_error *err);
+void gr_dataset_free(gr_dataset *d);
+/* Take the share (0..1) of the samples chosen by seed out of d into a new set (train/eval split); both keep file order. */
+graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dataset **eval, graft_error *err);
+
+/* The order of an epoch: sample indices, a function of (seed, epoch) alone; weights applied; shuffle false = file order.
+ * *order is owned by the caller. */
+graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t **order, int64_t *n, graft_error *err);
+
+/* One raw sample as messages, for eval and preview: iterate a source without tokenising. The reader owns what it returns until
+ * the next call. */
+typedef struct gr_reader gr_reader;
+typedef struct gr_record {
+    const gr_message *messages; /* the whole conversation; the last is the reference answer when role is assistant */
+    int64_t n_messages;
+    const char *text; /* a raw text sample instead of messages, else NULL */
+    int64_t line;     /* line or index in the file, from 1 */
+} gr_record;
+graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err);
+/* GRAFT_OK and record->n_messages == 0 && text == NULL at the end. */
+graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err);
+const char *gr_reader_format(const gr_reader *r); /* the detected or named format */
+int64_t gr_reader_count(const gr_reader *r);      /* samples in the file */
+void gr_reader_close(gr_reader *r);
+
+/* Print n decoded samples with their mask to out (targets marked; brackets without a terminal, colour on one). */
+graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n, bool colour, FILE *out, graft_error *err);
+
+#endif
