@@ -1,0 +1,42 @@
+/* config.h - an architecture is a descriptor: the hyper-parameters of one decoder, from config.json or GGUF metadata. */
+#ifndef GR_CONFIG_H
+#define GR_CONFIG_H
+
+#include "core/base/base.h"
+#include "core/io/gguf.h"
+
+typedef enum gr_rope_scaling { GR_ROPE_NONE, GR_ROPE_LINEAR, GR_ROPE_LLAMA3 } gr_rope_scaling;
+
+typedef struct gr_model_config {
+    char arch[32];         /* GGUF's name: "llama" or "qwen2" (HF model_type: llama, mistral -> llama; qwen2) */
+    int64_t n_layers;      /* L */
+    int64_t hidden;        /* C */
+    int64_t n_heads;       /* H */
+    int64_t n_kv_heads;    /* K */
+    int64_t head_dim;      /* D */
+    int64_t ffn;           /* F */
+    int64_t vocab;         /* V: rows of the embedding */
+    int64_t max_positions; /* context length */
+    float norm_eps;
+    double rope_theta;
+    gr_rope_scaling rope_scaling;
+    double rope_factor, rope_low_freq, rope_high_freq; /* llama3: factor, low_freq_factor, high_freq_factor; linear: factor */
+    int64_t rope_original;                             /* llama3: original_max_position_embeddings */
+    bool tied;             /* the head is the embedding */
+    bool qkv_bias, o_bias, mlp_bias;
+    int32_t bos, eos, pad; /* -1: none */
+    int32_t stop_ids[8];   /* eos_token_id of generation_config.json / config.json, all of them */
+    int n_stop_ids;
+} gr_model_config;
+
+/* path: config.json itself. BAD_INPUT naming file and key for a missing or impossible value or an unsupported architecture. */
+graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err);
+graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err);
+/* An HF config.json (both the transformers 4 and 5 spellings of rope and dtype) and generation_config.json into folder. */
+graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *folder, graft_error *err);
+/* general.architecture and all <arch>.* keys. */
+void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b);
+/* Rotary table [n_positions, D] as gr_ops.rope wants it, with HF's float32 arithmetic. */
+void gr_config_rope_table(const gr_model_config *c, float *table, int64_t n_positions);
+
+#endif

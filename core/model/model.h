@@ -1,0 +1,53 @@
+/* model.h - a decoder's slots: what each layer multiplies with. Built from weights; adapters and full-parameter training fill
+ * the slots (lora, dw, ...), the decoder only does what the slots say. */
+#ifndef GR_MODEL_H
+#define GR_MODEL_H
+
+#include "core/model/config.h"
+#include "core/model/params.h"
+#include "core/model/weights.h"
+
+/* A norm's weight, or another vector that may be trained. */
+typedef struct gr_vector {
+    const float *w; /* [C] */
+    float *dw;      /* += or NULL: frozen */
+} gr_vector;
+
+typedef struct gr_layer {
+    gr_vector input_norm, post_norm;
+    gr_linear q, k, v, o;       /* self_attn.{q,k,v,o}_proj */
+    gr_linear gate, up, down;   /* mlp.{gate,up,down}_proj */
+} gr_layer;
+
+typedef struct gr_model {
+    gr_model_config config;
+    gr_weights *weights;   /* owned */
+    gr_device *device;     /* borrowed */
+    gr_weight embed;       /* [V,C] */
+    float *dembed;         /* [V,C] += or NULL */
+    gr_lora *embed_lora;   /* LoRA on embed_tokens; its A is stored transposed, [V,R] */
+    int n_embed_lora;
+    gr_layer *layers;      /* [n_layers] */
+    gr_vector norm;
+    gr_linear head;        /* tied: head.w is embed, head.dw is dembed */
+    float *rope;           /* [rope_positions, D] */
+    int64_t rope_positions;
+    gr_arena vectors;      /* norms and biases as float */
+} gr_model;
+
+/* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products. max_positions:
+ * longest sequence that will be run (<= the context of the model; 0 = the context). A shape-only model cannot be run. */
+graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions, graft_error *err);
+void gr_model_free(gr_model *m);
+
+/* All linears that an adapter may target, in layer order q k v o gate up down ..., then lm_head. */
+int64_t gr_model_n_linears(const gr_model *m);
+/* name: "model.layers.3.self_attn.q_proj" or "lm_head" into name[96]. */
+gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]);
+
+/* Full-parameter training: one parameter for every weight of the model, initialised from it; attach lets the slots point there.
+ * detach lets them point at the files again. The parameter set stays the caller's and must outlive the attachment. */
+graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err);
+graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, graft_error *err);
+
+#endif

@@ -1,0 +1,40 @@
+/* weights.h - the files of a base model, whatever their format, under canonical (HF) names and in canonical layout.
+ * A GGUF's names are translated and the row permutation of q/k in "llama" files is undone here, at the border. */
+#ifndef GR_WEIGHTS_H
+#define GR_WEIGHTS_H
+
+#include "core/io/safetensors.h"
+#include "core/model/config.h"
+#include "kernels/kernels.h"
+
+typedef struct gr_weights gr_weights;
+
+/* path: an HF folder, a .gguf file, or a config.json (shapes only: every data pointer is NULL). All tensors of the architecture are
+ * present with the right shapes afterwards, or the error names the file and the tensor, expected and found shape. */
+graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *err);
+void gr_weights_close(gr_weights *w);
+const gr_model_config *gr_weights_config(const gr_weights *w);
+const char *gr_weights_path(const gr_weights *w);
+const gr_gguf *gr_weights_gguf(const gr_weights *w); /* NULL unless it is a GGUF */
+bool gr_weights_shape_only(const gr_weights *w);
+
+/* One tensor. Matrices: view.rows x view.cols in canonical row order; vectors: rows = 1. */
+typedef struct gr_weight_entry {
+    char name[96];      /* "model.layers.0.self_attn.q_proj.weight" */
+    char gguf_name[64]; /* "blk.0.attn_q.weight" */
+    gr_weight view;
+    bool is_vector;     /* norms and biases */
+    int64_t permute_heads; /* q/k of a llama GGUF: number of heads whose rows GGUF interleaves; 0 otherwise */
+} gr_weight_entry;
+/* In layer order: embedding, layers, final norm, head (absent when tied). */
+int64_t gr_weights_count(const gr_weights *w);
+const gr_weight_entry *gr_weights_get(const gr_weights *w, int64_t i);
+const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name); /* NULL when absent */
+/* The same list for a config alone (no data): what a model of this shape consists of. *entries is owned by the caller. */
+graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_model_config *c, graft_error *err);
+/* Row permutation between HF and GGUF "llama" order for q/k: GGUF row of canonical row r (heads x D rows). */
+int64_t gr_gguf_row(int64_t row, int64_t n_heads, int64_t rows);
+/* XXH3-64 over all weights in order: frozen weights prove that they did not change. */
+uint64_t gr_weights_hash(const gr_weights *w);
+
+#endif
