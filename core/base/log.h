@@ -16,7 +16,7 @@ void gr_warn(const char *format, ...) GR_PRINTF(1, 2);
 typedef struct gr_progress {
     const char *label; /* borrowed */
     int64_t total, first;
-    double started, drawn;
+    double started, drawn, logged;
 } gr_progress;
 
 void gr_progress_start(gr_progress *p, const char *label, int64_t total);

@@ -1,0 +1,306 @@
+#include "core/base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- reading ---- */
+
+graft_status gr_map_open(gr_map *map, const char *path, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    struct stat info;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused below, not waited for */
+    if (fd < 0) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    if (fstat(fd, &info) != 0) {
+        st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    } else if (!S_ISREG(info.st_mode)) {
+        const char *what = S_ISDIR(info.st_mode) ? "a folder" : "not a regular file";
+        st = gr_fail(err, GRAFT_BAD_INPUT, "cannot read %s: it is %s, expected a file", path, what);
+    } else if (info.st_size == 0) {
+        *map = (gr_map){0};
+    } else {
+        void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (data == MAP_FAILED)
+            st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot map %s", path);
+        else
+            *map = (gr_map){.data = data, .size = info.st_size};
+    }
+    close(fd);
+    return st;
+}
+
+void gr_map_close(gr_map *map) {
+    if (map->data) munmap((void *)(uintptr_t)map->data, (size_t)map->size);
+    *map = (gr_map){0};
+}
+
+graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *data = NULL;
+    int64_t n = 0, capacity = 0;
+    FILE *f = fopen(path, "re");
+    if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    for (;;) {
+        if (!gr_grow(&data, &capacity, n + 16384, 1)) GR_TRY(gr_fail_memory(err, path));
+        size_t got = fread(data + n, 1, (size_t)(capacity - n - 1), f);
+        n += (int64_t)got;
+        if (n > max_bytes)
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: longer than %lld bytes, not the file expected here", path,
+                           (long long)max_bytes));
+        if (got == 0) break;
+    }
+    if (ferror(f)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
+    data[n] = '\0';
+    *text = data;
+    *len = n;
+    data = NULL;
+done:
+    free(data);
+    fclose(f);
+    return st;
+}
+
+/* ---- writing a file ---- */
+
+/* The folder that holds path, owned: "." for a bare name. */
+static char *parent_dir(const char *path) {
+    const char *slash = strrchr(path, '/');
+    if (!slash) return gr_strdup(".");
+    return gr_strndup(path, slash == path ? 1 : slash - path);
+}
+
+/* Make a rename inside path's folder durable. Some file systems cannot sync a folder; that is no failure. */
+static void sync_parent(const char *path) {
+    char *dir = parent_dir(path);
+    int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (fd >= 0) {
+        fsync(fd);
+        close(fd);
+    }
+    free(dir);
+}
+
+static char *temporary_name(const char *path) {
+    return gr_format("%s.tmp-%ld", path, (long)getpid());
+}
+
+graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
+    struct stat info;
+    bool device = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+    *w = (gr_writer){.path = gr_strdup(path), .tmp_path = device ? NULL : temporary_name(path)};
+    if (!w->path || (!device && !w->tmp_path)) {
+        gr_writer_abort(w);
+        return gr_fail_memory(err, path);
+    }
+    if (device) {
+        w->stream = fopen(path, "we");
+    } else {
+        unlink(w->tmp_path); /* left by a killed process of the same id; O_EXCL follows no planted link */
+        int fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        w->stream = fd < 0 ? NULL : fdopen(fd, "w");
+        if (fd >= 0 && !w->stream) close(fd);
+    }
+    if (w->stream) return GRAFT_OK;
+    graft_status st = gr_fail_errno(err, GRAFT_FAILED, "writing %s", path);
+    gr_writer_abort(w);
+    return st;
+}
+
+/* Everything on the disk, or errno says why not. */
+static bool flush_to_disk(gr_writer *w) {
+    if (fflush(w->stream) != 0) return false;
+    if (ferror(w->stream)) {
+        /* An earlier write failed and its errno is gone; the same disk gives the same answer again. */
+        if (write(fileno(w->stream), "", 1) == 1) errno = EIO;
+        return false;
+    }
+    return !w->tmp_path || fsync(fileno(w->stream)) == 0;
+}
+
+graft_status gr_writer_commit(gr_writer *w, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    if (!flush_to_disk(w)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
+    FILE *stream = w->stream;
+    w->stream = NULL;
+    if (fclose(stream) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
+    if (w->tmp_path) {
+        if (rename(w->tmp_path, w->path) != 0)
+            GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
+        sync_parent(w->path);
+        free(w->tmp_path);
+        w->tmp_path = NULL;
+    }
+done:
+    gr_writer_abort(w);
+    return st;
+}
+
+void gr_writer_abort(gr_writer *w) {
+    if (w->stream) fclose(w->stream);
+    if (w->tmp_path) unlink(w->tmp_path);
+    free(w->tmp_path);
+    free(w->path);
+    *w = (gr_writer){0};
+}
+
+graft_status gr_file_write(const char *path, const void *data, int64_t len, graft_error *err) {
+    gr_writer w;
+    graft_status st = gr_writer_open(&w, path, err);
+    if (st != GRAFT_OK) return st;
+    if (len > 0) fwrite(data, 1, (size_t)len, w.stream); /* an error sticks to the stream */
+    return gr_writer_commit(&w, err);
+}
+
+graft_status gr_file_copy(const char *from, const char *to, graft_error *err) {
+    enum { CHUNK = 1 << 18 };
+    graft_status st = GRAFT_OK;
+    gr_writer w = {0};
+    FILE *in = NULL;
+    char *buffer = gr_calloc(CHUNK, 1);
+    if (!buffer) GR_TRY(gr_fail_memory(err, from));
+    in = fopen(from, "re");
+    if (!in) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", from));
+    GR_TRY(gr_writer_open(&w, to, err));
+    for (size_t n; (n = fread(buffer, 1, CHUNK, in)) > 0;)
+        if (fwrite(buffer, 1, n, w.stream) != n) break;
+    if (ferror(in)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", from));
+    GR_TRY(gr_writer_commit(&w, err));
+done:
+    gr_writer_abort(&w);
+    if (in) fclose(in);
+    free(buffer);
+    return st;
+}
+
+/* ---- folders ---- */
+
+/* path without slashes at its end, owned. */
+static char *trimmed(const char *path) {
+    int64_t n = (int64_t)strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    return gr_strndup(path, n);
+}
+
+static bool is_empty_dir(const char *path) {
+    DIR *d = opendir(path);
+    if (!d) return false;
+    int n = 0;
+    for (struct dirent *e; n == 0 && (e = readdir(d));)
+        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    closedir(d);
+    return n == 0;
+}
+
+static graft_status check_free(const char *path, bool replace, graft_error *err) {
+    struct stat info;
+    if (replace || lstat(path, &info) != 0 || is_empty_dir(path)) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
+}
+
+graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *target = trimmed(path), *parent = NULL, *name = NULL;
+    if (!target || !(parent = parent_dir(target)) || !(name = temporary_name(target)))
+        GR_TRY(gr_fail_memory(err, path));
+    GR_TRY(check_free(target, replace, err));
+    GR_TRY(gr_make_dirs(parent, err));
+    gr_remove_all(name);
+    if (mkdir(name, 0777) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "making folder %s", name));
+    *tmp = name;
+    name = NULL;
+done:
+    free(target);
+    free(parent);
+    free(name);
+    return st;
+}
+
+static int sync_entry(const char *path, const struct stat *info, int flag, struct FTW *ftw) {
+    (void)info, (void)ftw;
+    if (flag != FTW_F && flag != FTW_DP) return 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    int rc = fsync(fd) != 0 && errno != EINVAL ? -1 : 0;
+    int saved = errno;
+    close(fd);
+    errno = saved;
+    return rc;
+}
+
+/* Put tmp in path's place; what was there, if anything, ends under tmp's name and is removed. */
+static bool swap_in(const char *tmp, const char *path) {
+    struct stat info;
+    if (lstat(path, &info) != 0 || is_empty_dir(path)) return rename(tmp, path) == 0;
+    if (renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RENAME_EXCHANGE) != 0) {
+        /* A file system without exchange: two renames, the old content put back when the second fails. */
+        char *old = gr_format("%s.old", tmp);
+        bool ok = old && rename(path, old) == 0;
+        if (ok && rename(tmp, path) != 0) {
+            int saved = errno;
+            rename(old, path);
+            errno = saved;
+            ok = false;
+        }
+        if (ok) gr_remove_all(old);
+        free(old);
+        return ok;
+    }
+    gr_remove_all(tmp);
+    return true;
+}
+
+graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *target = trimmed(path);
+    if (!target) return gr_fail_memory(err, path);
+    GR_TRY(check_free(target, replace, err));
+    if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0)
+        GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
+    if (!swap_in(tmp, target)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
+    sync_parent(target);
+done:
+    free(target);
+    return st;
+}
+
+static int remove_entry(const char *path, const struct stat *info, int flag, struct FTW *ftw) {
+    (void)info, (void)flag, (void)ftw;
+    remove(path);
+    return 0; /* go on: what can be removed, is */
+}
+
+void gr_remove_all(const char *path) { nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS); }
+
+graft_status gr_make_dirs(const char *path, graft_error *err) {
+    char *p = gr_strdup(path);
+    if (!p) return gr_fail_memory(err, path);
+    for (char *c = p + 1; *p && *c; c++) {
+        if (*c != '/') continue;
+        *c = '\0';
+        mkdir(p, 0777); /* a parent that cannot be made shows in the last step */
+        *c = '/';
+    }
+    graft_status st = GRAFT_OK;
+    if (mkdir(p, 0777) != 0 && !gr_is_dir(p)) st = gr_fail_errno(err, GRAFT_FAILED, "making folder %s", path);
+    free(p);
+    return st;
+}
+
+bool gr_exists(const char *path) { return access(path, F_OK) == 0; }
+
+bool gr_is_dir(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+char *gr_path_join(const char *dir, const char *name) {
+    bool slash = *dir && !gr_ends_with(dir, "/");
+    return gr_format("%s%s%s", dir, slash ? "/" : "", name);
+}
