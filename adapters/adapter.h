@@ -1,0 +1,67 @@
+/* adapter.h - a LoRA adapter as an artifact: what it targets, its matrices, and its files.
+ * An adapter owns a parameter set; attaching it to a model fills the LoRA slots of the targeted linears. */
+#ifndef GR_ADAPTER_H
+#define GR_ADAPTER_H
+
+#include "core/model/model.h"
+
+typedef struct gr_pattern { /* rank_pattern / alpha_pattern: first match wins */
+    const char *pattern;    /* regular expression or suffix of the module's name, as in PEFT */
+    double value;
+} gr_pattern;
+
+typedef struct gr_adapter_config {
+    int64_t rank;
+    double alpha;
+    double dropout;
+    bool use_rslora;
+    const char *const *target_modules; /* {"all-linear"} or names/suffixes; lm_head and embed_tokens may be named */
+    int n_target_modules;
+    const gr_pattern *rank_pattern, *alpha_pattern;
+    int n_rank_pattern, n_alpha_pattern;
+    const char *base; /* base_model_name_or_path that the files record */
+} gr_adapter_config;
+
+typedef struct gr_adapter_module {
+    char name[96];         /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
+    int64_t linear;        /* index for gr_model_linear; -1: the embedding */
+    int64_t rank;
+    double alpha;
+    int64_t a, b;          /* indices in params; the embedding's A is stored transposed, [V,R] */
+    int64_t in, out;       /* K and N of the module */
+} gr_adapter_module;
+
+typedef struct gr_adapter {
+    gr_adapter_config config; /* strings and lists owned by the arena */
+    gr_adapter_module *modules;
+    int64_t n_modules;
+    gr_params params;
+    uint64_t tokenizer_hash;  /* of the tokenizer it was trained with, 0 unknown */
+    gr_arena arena;
+} gr_adapter;
+
+/* Plan an adapter for a model (shape-only models too): which modules, how many parameters (params.n_parameters). Nothing is
+ * allocated. BAD_USAGE when a target names no module (the nearest names are given). */
+graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err);
+/* Allocate (training: with gradients and optimizer states) and initialise: A kaiming-uniform(a=sqrt 5), B zero, by seed. */
+graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err);
+/* Copy the matrices of `from` (same modules and ranks, else BAD_INPUT naming the first difference): init_from. */
+graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err);
+/* Fill the model's slots: scale = user_scale * alpha/rank (or /sqrt(rank)). Adapters stack in the order attached. The adapter must
+ * outlive the attachment. detach empties every LoRA slot of the model. */
+graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, graft_error *err);
+void gr_adapter_detach_all(gr_model *m);
+double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module); /* without user_scale */
+void gr_adapter_free(gr_adapter *a);
+
+/* PEFT folder (adapter_config.json, adapter_model.safetensors, README.md). path may also be a graft run: its adapter/ is taken.
+ * Load checks names, shapes against the model, finite values; unsupported kinds (DoRA, modules_to_save ...) are refused by name. */
+graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
+/* Writes a complete folder atomically and reads it back. replace: an existing adapter folder is replaced. */
+graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err);
+/* base_model_name_or_path of an adapter or run folder (owned string), so that --model may be left out. */
+graft_status gr_adapter_base(char **base, const char *path, graft_error *err);
+/* GGUF LoRA for llama.cpp: rsLoRA and alpha patterns folded (conventions 1.2), q/k rows of B permuted for "llama". */
+graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, const char *path, graft_error *err);
+
+#endif

@@ -1,0 +1,36 @@
+/* export.h - merging adapters into weights, and writing whole models: HF folders and GGUF files, tensor by tensor (the model is never
+ * whole in memory), read back and checked. */
+#ifndef GR_EXPORT_H
+#define GR_EXPORT_H
+
+#include "adapters/adapter.h"
+#include "core/text/tokenizer.h"
+
+typedef enum gr_model_format { GR_FORMAT_HF, GR_FORMAT_GGUF } gr_model_format;
+
+typedef struct gr_merge_options {
+    gr_model_format format;
+    int dtype;               /* gr_dtype to write; -1: the base's own (bf16 for a quantised base) */
+    bool overwrite;
+    int64_t shard_bytes;     /* HF: size of a shard; 0 = 5 GB */
+    const char *params_name; /* for messages */
+} gr_merge_options;
+
+typedef struct gr_merge_report {
+    double max_logit_difference; /* base + adapter against the merged files as read back, on probe texts */
+    double mean_kl;              /* nats */
+    int64_t n_tensors, n_merged, n_bytes;
+} gr_merge_report;
+
+/* W + sum_j scale_j * B_j A_j in float32, rounded once. No adapters: a conversion. `trained` (may be NULL) replaces weights by name
+ * (method: full). m is the opened base with the adapters attached (the logits of "base + adapter" come from it). A tied head that an
+ * adapter targets is untied: lm_head is written and tie_word_embeddings = false; likewise an embedding. */
+graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales, int n_adapters,
+                      const gr_params *trained, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
+                      graft_error *err);
+
+/* What a path is (safetensors, HF folder, adapter, GGUF model, GGUF LoRA, checkpoint, token cache, run) and what is in it: a table
+ * for people, or with json one JSON object, to out. */
+graft_status gr_inspect(const char *path, bool json, FILE *out, graft_error *err);
+
+#endif

@@ -1,0 +1,72 @@
+/* recipe.h - a recipe: YAML (libyaml) read through the one schema table (schema.def) into one struct. Each key is read in
+ * exactly one place of the program. */
+#ifndef GR_RECIPE_H
+#define GR_RECIPE_H
+
+#include "adapters/adapter.h"
+#include "core/data/dataset.h"
+
+typedef struct gr_list {
+    const char **items;
+    int n;
+} gr_list;
+
+typedef struct gr_pattern_list {
+    gr_pattern *items;
+    int n;
+} gr_pattern_list;
+
+typedef struct gr_source_list {
+    gr_data_source *items;
+    int n;
+    double share; /* eval only: > 0 means a share of the training data instead of sources */
+} gr_source_list;
+
+/* ENUM values, in the order of schema.def's choices. */
+enum gr_recipe_dtype { GR_DT_AUTO, GR_DT_FP32, GR_DT_BF16, GR_DT_FP16 };
+enum gr_recipe_compute { GR_COMPUTE_AUTO, GR_COMPUTE_EXACT, GR_COMPUTE_INT8 };
+enum gr_recipe_quantize { GR_QUANTIZE_NONE, GR_QUANTIZE_Q8_0, GR_QUANTIZE_Q4_0, GR_QUANTIZE_Q4_K, GR_QUANTIZE_NF4 };
+enum gr_method { GR_METHOD_LORA, GR_METHOD_FULL, GR_METHOD_EMBEDDINGS };
+enum gr_objective { GR_OBJECTIVE_SFT, GR_OBJECTIVE_PRETRAIN, GR_OBJECTIVE_DPO };
+enum gr_scheduler { GR_SCHEDULER_COSINE, GR_SCHEDULER_LINEAR, GR_SCHEDULER_CONSTANT, GR_SCHEDULER_WSD };
+enum gr_on_nonfinite { GR_NONFINITE_STOP, GR_NONFINITE_SKIP };
+enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPOINTING_SELECTIVE, GR_CHECKPOINTING_FULL };
+enum gr_recipe_device { GR_DEVICE_AUTO, GR_DEVICE_CPU, GR_DEVICE_CUDA };
+/* loss_on and truncation have the values of gr_loss_on and gr_truncation. */
+
+#define GR_C_STRING       const char *
+#define GR_C_INT          int64_t
+#define GR_C_FLOAT        double
+#define GR_C_BOOL         bool
+#define GR_C_ENUM         int
+#define GR_C_INT_AUTO     int64_t
+#define GR_C_SIZE_AUTO    int64_t
+#define GR_C_INT_NULL     int64_t
+#define GR_C_LIST         gr_list
+#define GR_C_MAP          gr_pattern_list
+#define GR_C_SOURCES      gr_source_list
+#define GR_C_EVAL_SOURCES gr_source_list
+
+/* Fields are named <section>_<key> (top level: _<key>): r->train_batch_size, r->_output_dir. */
+typedef struct gr_recipe {
+#define KEY(section, name, type, fallback, constraint, help) GR_C_##type section##_##name;
+#include "peft/schema.def"
+#undef KEY
+    const char *path; /* the file it came from, "" for none */
+    gr_arena arena;   /* owns every string and list */
+} gr_recipe;
+
+/* Read path (with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
+ * recipe's folder), apply overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected
+ * and the nearest known key (peers' names such as lora_r are known). *warnings (may be NULL): owned text, one line each. */
+graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
+/* A recipe of defaults with overrides only. */
+graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, int n_overrides, graft_error *err);
+void gr_recipe_free(gr_recipe *r);
+/* The resolved recipe as YAML with every key; reading it back gives the same recipe. */
+graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err);
+/* Documentation from the table: for people (graft help recipe), and a JSON Schema for editors. */
+void gr_recipe_help(gr_str *out);
+graft_status gr_recipe_json_schema(char **json /* owned */, graft_error *err);
+
+#endif

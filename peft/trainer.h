@@ -1,0 +1,54 @@
+/* trainer.h - runs a recipe: data, model, adapter or all weights, optimizer, evaluation, checkpoints, and the run's folder. */
+#ifndef GR_TRAINER_H
+#define GR_TRAINER_H
+
+#include "peft/recipe.h"
+
+typedef struct gr_train_options {
+    bool resume;    /* continue the run in output_dir from its last checkpoint */
+    bool overwrite; /* replace an existing run */
+    bool dry_run;   /* say what would happen: parameters, memory, steps; no weights needed */
+} gr_train_options;
+
+typedef struct gr_train_result {
+    int64_t steps;
+    double final_loss, final_eval_loss, best_eval_loss; /* NaN where not measured */
+    int64_t n_trainable;
+    double seconds, tokens_per_second;
+} gr_train_result;
+
+/* INTERRUPTED after SIGINT/SIGTERM (gr_trainer_interrupt) with a checkpoint saved. */
+graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err);
+/* Async-signal-safe: the run saves a checkpoint after the current step and leaves. */
+void gr_trainer_interrupt(void);
+
+/* Everything a command needs to use a model: opened once, closed once. */
+typedef struct gr_session {
+    gr_device *device;
+    gr_tokenizer *tokenizer;
+    gr_chat *chat;
+    gr_model *model;
+    gr_adapter **adapters;
+    double *scales;
+    int n_adapters;
+} gr_session;
+
+typedef struct gr_session_options {
+    const char *model;            /* path; NULL: the base that the first adapter remembers */
+    const char *const *adapters;  /* "path" or "path:scale" */
+    int n_adapters;
+    const char *template_name;    /* as gr_chat_open; NULL = "auto" */
+    const char *system;
+    int dtype;                    /* enum gr_recipe_dtype */
+    int threads;                  /* <= 0: all */
+    int64_t max_positions;        /* 0: the model's context */
+} gr_session_options;
+
+graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
+void gr_session_close(gr_session *s);
+
+/* Evaluation over a data set: mean nll per target token; nll[] per sample sums optional (NULL), tokens[] likewise. */
+graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, double *mean_nll, double *sample_nll,
+                         int64_t *sample_targets, graft_error *err);
+
+#endif
