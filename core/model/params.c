@@ -1,0 +1,49 @@
+#include "core/model/params.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGN_FLOATS = 16 }; /* 64 bytes: a vector register, a cache line */
+
+graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index,
+                           graft_error *err) {
+    int64_t n, end;
+    GR_ASSERT(!p->value);
+    if (!gr_mul_ok(&n, rows, cols) || !gr_add_ok(&end, p->n_floats, n) || end > INT64_MAX / 64)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %lld x %lld is too large", name, (long long)rows, (long long)cols);
+    if (!gr_grow(&p->items, &p->items_capacity, p->n_items + 1, sizeof *p->items)) return gr_fail_memory(err, "parameters");
+    char *copy = gr_strdup(name);
+    if (!copy) return gr_fail_memory(err, "parameters");
+    p->items[p->n_items] =
+        (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay};
+    *index = p->n_items++;
+    p->n_parameters += n;
+    p->n_floats = (end + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    return GRAFT_OK;
+}
+
+graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err) {
+    int64_t bytes = p->n_floats * (int64_t)sizeof(float);
+    float **buffers[] = {&p->value, &p->grad, &p->m, &p->v};
+    p->device = device;
+    for (int i = 0; i < (training ? GR_LEN(buffers) : 1); i++) {
+        *buffers[i] = device->alloc(device, bytes);
+        if (!*buffers[i]) return gr_fail_memory(err, "trained parameters and optimizer states");
+    }
+    return GRAFT_OK;
+}
+
+int64_t gr_params_find(const gr_params *p, const char *name) {
+    for (int64_t i = 0; i < p->n_items; i++)
+        if (strcmp(p->items[i].name, name) == 0) return i;
+    return -1;
+}
+
+void gr_params_release(gr_params *p) {
+    for (int64_t i = 0; i < p->n_items; i++) free(p->items[i].name);
+    free(p->items);
+    float *buffers[] = {p->value, p->grad, p->m, p->v};
+    for (int i = 0; i < GR_LEN(buffers); i++)
+        if (buffers[i]) p->device->free(p->device, buffers[i]);
+    *p = (gr_params){0};
+}
