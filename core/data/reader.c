@@ -1,0 +1,277 @@
+#include "core/data/reader.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/text/impl.h" /* UTF-8 repair */
+
+/* ---- text that jansson accepts ---- */
+
+static int hex4(const char *s, int64_t left) { /* the value of 4 hex digits, -1 if they are none */
+    int value = 0;
+    if (left < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        if (!isxdigit((uint8_t)s[i])) return -1;
+        value = value * 16 + (s[i] <= '9' ? s[i] - '0' : (s[i] | 0x20) - 'a' + 10);
+    }
+    return value;
+}
+
+/* The escape at s (s[0] is a backslash): its bytes, those of both halves of a surrogate pair; *lone: half a
+ * pair alone. */
+static int escape_length(const char *s, int64_t left, bool *lone) {
+    int unit = left > 1 && s[1] == 'u' ? hex4(s + 2, left - 2) : -1;
+    *lone = false;
+    if (unit < 0) return (int)GR_MIN(left, 2);
+    if (unit < 0xD800 || unit >= 0xE000) return 6;
+    int second = left > 7 && s[6] == '\\' && s[7] == 'u' ? hex4(s + 8, left - 8) : -1;
+    *lone = unit >= 0xDC00 || second < 0xDC00 || second >= 0xE000;
+    return *lone ? 6 : 12;
+}
+
+/* JSON text with damaged UTF-8 and halves of surrogate pairs read as U+FFFD, as Python's errors="replace"
+ * does. */
+static void mend(gr_str *out, const char *text, int64_t len) {
+    gr_str valid = {0};
+    gr_utf8_repair(text, len, &valid);
+    out->failed = valid.failed;
+    for (int64_t i = 0, n; i < valid.len && !out->failed; i += n) {
+        bool lone = false;
+        n = valid.data[i] == '\\' ? escape_length(valid.data + i, valid.len - i, &lone) : 1;
+        gr_str_add(out, lone ? "\\ufffd" : valid.data + i, n);
+    }
+    gr_str_release(&valid);
+}
+
+/* ---- where the samples are ---- */
+
+static graft_status add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err) {
+    if (!gr_grow(&r->spans, &r->span_capacity, r->n_spans + 1, sizeof *r->spans))
+        return gr_fail_memory(err, r->path);
+    r->spans[r->n_spans++] = (gr_span){start, end - start, line};
+    return GRAFT_OK;
+}
+
+static bool is_space(char c) {
+    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
+static graft_status index_lines(gr_reader *r, int64_t at, int64_t limit, graft_error *err) {
+    const char *text = (const char *)r->map.data;
+    graft_status st = GRAFT_OK;
+    for (int64_t line = 1; at < r->map.size && (limit == 0 || r->n_spans < limit); line++) {
+        const char *newline = memchr(text + at, '\n', (size_t)(r->map.size - at));
+        int64_t end = newline ? newline - text : r->map.size, start = at;
+        at = end + 1;
+        while (start < end && is_space(text[start])) start++;
+        if (start < end) GR_TRY(add_span(r, start, end, line, err));
+    }
+done:
+    return st;
+}
+
+/* The elements of an array by brackets and strings alone: their own syntax is checked when they are parsed.
+ */
+static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t limit, graft_error *err) {
+    const char *text = (const char *)r->map.data;
+    graft_status st = GRAFT_OK;
+    int64_t depth = 0, start = -1, start_line = 0;
+    bool quoted = false, closed = false, comma = false;
+    for (; at < r->map.size && (limit == 0 || r->n_spans < limit); at++) {
+        char c = text[at];
+        line += c == '\n';
+        if (quoted) {
+            if (c == '\\')
+                at++;
+            else
+                quoted = c != '"';
+            continue;
+        }
+        if (is_space(c)) continue;
+        if (closed)
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: text after the end of the array", r->path,
+                           (long long)line));
+        if (depth == 0) { /* the opening bracket of the file */
+            depth = 1;
+            continue;
+        }
+        bool ends = depth == 1 && (c == ',' || c == ']');
+        if (ends && start >= 0)
+            GR_TRY(add_span(r, start, at, start_line, err));
+        else if (ends && (c == ',' || comma))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: a comma with no sample %s it", r->path,
+                           (long long)line, c == ',' ? "before" : "after"));
+        if (ends) {
+            closed = c == ']';
+            comma = c == ',';
+            start = -1;
+            continue;
+        }
+        if (start < 0) start = at, start_line = line;
+        quoted = c == '"';
+        depth += c == '[' || c == '{';
+        depth -= c == ']' || c == '}';
+        if (depth < 1)
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: unexpected \"%c\" in the array", r->path,
+                           (long long)line, c));
+    }
+    if (!closed && (limit == 0 || r->n_spans < limit))
+        st = gr_fail(err, GRAFT_BAD_INPUT,
+                     "%s:%lld: the file ends inside the array (after %lld whole samples): is it cut off?",
+                     r->path, (long long)line, (long long)r->n_spans);
+done:
+    return st;
+}
+
+static graft_status index_samples(gr_reader *r, int64_t limit, graft_error *err) {
+    const char *text = (const char *)r->map.data;
+    int64_t size = r->map.size, at = 0, first, line = 1;
+    if (size >= 2 && (!memcmp(text, "\xFF\xFE", 2) || !memcmp(text, "\xFE\xFF", 2)))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
+                       r->path);
+    if (size >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) at = 3;
+    for (first = at; first < size && is_space(text[first]); first++) line += text[first] == '\n';
+    if (first == size)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: empty, expected JSONL (one object a line) or a JSON array",
+                       r->path);
+    r->is_array = text[first] == '[';
+    graft_status st = r->is_array ? index_array(r, first, line, limit, err) : index_lines(r, at, limit, err);
+    if (st == GRAFT_OK && r->n_spans == 0)
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: an empty list, no samples", r->path);
+    return st;
+}
+
+/* ---- parsing one ---- */
+
+void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size) {
+    snprintf(text, size, "%s:%lld", r->path, (long long)r->spans[i].line);
+    size_t n = strlen(text);
+    if (r->is_array) snprintf(text + n, size - n, " (sample %lld)", (long long)i + 1);
+}
+
+static void sample_clear(gr_sample *s) {
+    json_decref(s->root);
+    gr_arena_release(&s->arena);
+    s->root = NULL;
+    s->text = NULL;
+    s->n_messages = 0;
+}
+
+void gr_sample_release(gr_sample *s) {
+    sample_clear(s);
+    free(s->messages);
+    *s = (gr_sample){0};
+}
+
+static graft_status fail_json(const gr_reader *r, const gr_span *span, const json_error_t *e,
+                              graft_error *err) {
+    const char *text = (const char *)r->map.data;
+    int64_t line_start = span->start;
+    while (line_start > 0 && text[line_start - 1] != '\n') line_start--;
+    long long column = e->column + (e->line == 1 ? (long long)(span->start - line_start) : 0);
+    char why[sizeof e->text];
+    snprintf(why, sizeof why, "%s", e->text);
+    for (char *c = why; *c; c++)
+        if ((uint8_t)*c < 0x20) *c = ' ';
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld:%lld: bad JSON: %s", r->path,
+                   (long long)span->line + e->line - 1, column, why);
+}
+
+static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, graft_error *err) {
+    const gr_span *span = &r->spans[i];
+    const char *text = (const char *)r->map.data + span->start;
+    size_t flags = JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
+    json_error_t e;
+    *root = json_loadb(text, (size_t)span->len, flags, &e);
+    if (!*root) {
+        gr_str mended = {0};
+        mend(&mended, text, span->len);
+        if (!mended.failed) *root = json_loadb(mended.data, (size_t)mended.len, flags, &e);
+        gr_str_release(&mended);
+    }
+    return *root ? GRAFT_OK : fail_json(r, span, &e, err);
+}
+
+graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err) {
+    sample_clear(s);
+    graft_status st = parse_json(r, i, &s->root, err);
+    return st == GRAFT_OK ? gr_form_convert(r, i, s, err) : st;
+}
+
+/* ---- the reader ---- */
+
+graft_status gr_source_file(char **file, const char *path, graft_error *err) {
+    *file = gr_is_dir(path) ? gr_path_join(path, "train.jsonl") : gr_strdup(path);
+    if (!*file) return gr_fail_memory(err, path);
+    if (gr_exists(*file)) return GRAFT_OK;
+    free(*file);
+    *file = NULL;
+    if (gr_is_dir(path))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: a folder without train.jsonl; name the file", path);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such file", path);
+}
+
+static graft_status copy_columns(gr_reader *r, const gr_data_source *source, graft_error *err) {
+    r->n_columns = source->n_columns;
+    r->columns = gr_arena_alloc(&r->arena, (int64_t)sizeof *r->columns * source->n_columns);
+    if (!r->columns) return gr_fail_memory(err, "columns");
+    for (int i = 0; i < source->n_columns; i++) {
+        r->columns[i].name = gr_arena_strdup(&r->arena, source->columns[i].name);
+        r->columns[i].column = gr_arena_strdup(&r->arena, source->columns[i].column);
+        if (!r->columns[i].name || !r->columns[i].column) return gr_fail_memory(err, "columns");
+    }
+    return GRAFT_OK;
+}
+
+graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    json_t *first = NULL;
+    gr_reader *r = gr_calloc(1, sizeof *r);
+    *out = NULL;
+    if (!r) return gr_fail_memory(err, "reader");
+    GR_TRY(gr_source_file(&r->path, source->path, err));
+    GR_TRY(copy_columns(r, source, err));
+    GR_TRY(gr_map_open(&r->map, r->path, err));
+    GR_TRY(index_samples(r, source->limit, err));
+    GR_TRY(parse_json(r, 0, &first, err));
+    GR_TRY(gr_form_find(&r->format, r, source->format, first, err));
+    *out = r;
+    r = NULL;
+done:
+    json_decref(first);
+    gr_reader_close(r);
+    return st;
+}
+
+graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err) {
+    *record = (gr_record){0};
+    if (r->next >= r->n_spans) return GRAFT_OK;
+    int64_t i = r->next;
+    graft_status st = gr_reader_parse(r, i, &r->sample, err);
+    if (st != GRAFT_OK) return st;
+    r->next++;
+    *record = (gr_record){.messages = r->sample.messages,
+                          .n_messages = r->sample.n_messages,
+                          .text = r->sample.text,
+                          .line = r->is_array ? i + 1 : r->spans[i].line};
+    return GRAFT_OK;
+}
+
+const char *gr_reader_format(const gr_reader *r) {
+    return gr_form_name(r->format);
+}
+
+int64_t gr_reader_count(const gr_reader *r) {
+    return r->n_spans;
+}
+
+void gr_reader_close(gr_reader *r) {
+    if (!r) return;
+    gr_sample_release(&r->sample);
+    gr_map_close(&r->map);
+    gr_arena_release(&r->arena);
+    free(r->spans);
+    free(r->path);
+    free(r);
+}

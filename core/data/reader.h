@@ -1,0 +1,58 @@
+/* reader.h - inside core/data: samples of a file by index, from any thread. A file is mapped and its samples'
+ * places are noted at opening; each is parsed when asked for. */
+#ifndef GR_READER_H
+#define GR_READER_H
+
+#include <jansson.h>
+
+#include "core/base/file.h"
+#include "core/data/dataset.h"
+
+/* One parsed sample. Zero-initialise; reused by gr_reader_parse; release frees. */
+typedef struct gr_sample {
+    json_t *root;   /* owns most strings */
+    gr_arena arena; /* owns the others */
+    gr_message *messages;
+    int64_t n_messages, capacity;
+    const char *text;
+} gr_sample;
+
+void gr_sample_release(gr_sample *s);
+
+typedef struct gr_span { /* the bytes of one sample */
+    int64_t start, len, line;
+} gr_span;
+
+typedef struct gr_form gr_form;
+
+struct gr_reader {
+    gr_map map;
+    char *path; /* of the file itself, also when a folder was given */
+    bool is_array;
+    gr_span *spans;
+    int64_t n_spans, span_capacity, next;
+    gr_arena arena;
+    gr_column *columns; /* copies */
+    int n_columns;
+    const gr_form *format;
+    gr_sample sample; /* of gr_reader_next */
+};
+
+/* The file behind a source's path: the path itself or, for a folder, its train.jsonl. Owned. */
+graft_status gr_source_file(char **file, const char *path, graft_error *err);
+/* Parse sample i (from 0). Thread-safe: writes to s alone. */
+graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
+/* "file.jsonl:12" or "file.json:40 (sample 7)", for errors. */
+void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
+
+/* ---- formats.c ---- */
+
+/* The format by name, or by the keys of the first sample; checks the columns. */
+graft_status gr_form_find(const gr_form **out, const gr_reader *r, const char *name, const json_t *first,
+                          graft_error *err);
+const char *gr_form_name(const gr_form *f);
+bool gr_form_has_answers(const gr_form *f);
+/* s->root to s->messages or s->text. */
+graft_status gr_form_convert(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
+
+#endif
