@@ -1,0 +1,241 @@
+#include "core/model/generate.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "core/model/sample.h"
+#include "kernels/philox.h"
+
+enum { MAX_BATCH = 64, PREFILL_TOKENS = 512, CACHE_BYTES = 1 << 30 };
+
+/* One prompt in flight in one slot of the KV cache. */
+typedef struct flight {
+    int64_t prompt;          /* index; -1: the slot is free */
+    int64_t fed;             /* prompt tokens already in the cache */
+    gr_ids ids;              /* prompt and what was generated */
+    gr_decode_stream stream;
+    gr_str text;             /* decoded so far */
+    int64_t shown;           /* bytes of text given to the callback */
+    uint64_t key;            /* randomness: of the prompt's ids and its number among equal prompts */
+} flight;
+
+typedef struct generator {
+    gr_model *m;
+    const gr_tokenizer *t;
+    const gr_generate_options *o;
+    const gr_ids *prompts;
+    int64_t n, next;
+    int32_t end_id;
+    gr_completion *results;
+    gr_generate_callback *callback;
+    void *payload;
+    flight *slots;
+    int64_t n_slots;
+    gr_kv_cache cache;
+    gr_decoder *decoder;
+    gr_batch batch;
+    int32_t *order;   /* [n_slots] slot of each sequence of the batch */
+    float *logits;    /* [n_slots,V] */
+    int32_t *scratch; /* [V] */
+    bool stopped;     /* by the callback */
+} generator;
+
+static uint64_t prompt_key(const gr_ids *prompts, int64_t i) {
+    uint64_t hash = XXH3_64bits(prompts[i].data, (size_t)prompts[i].n * sizeof(int32_t)), twins = 0;
+    for (int64_t j = 0; j < i; j++)
+        twins += prompts[j].n == prompts[i].n && memcmp(prompts[j].data, prompts[i].data, (size_t)prompts[i].n * sizeof(int32_t)) == 0;
+    return hash + twins;
+}
+
+static graft_status check_prompts(const generator *g, int64_t *longest, graft_error *err) {
+    *longest = 0;
+    for (int64_t i = 0; i < g->n; i++) {
+        if (g->prompts[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
+        if (g->prompts[i].n >= g->m->rope_positions)
+            return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the context of the model is %lld", (long long)i + 1,
+                           (long long)g->prompts[i].n, (long long)g->m->rope_positions);
+        *longest = GR_MAX(*longest, g->prompts[i].n);
+    }
+    return GRAFT_OK;
+}
+
+static graft_status prepare(generator *g, graft_error *err) {
+    const gr_model_config *c = &g->m->config;
+    int64_t longest, each;
+    graft_status st;
+    GR_TRY(check_prompts(g, &longest, err));
+    int64_t max_len = GR_MIN(longest + g->o->max_tokens, g->m->rope_positions);
+    each = max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float);
+    g->n_slots = g->o->batch > 0 ? g->o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each));
+    g->n_slots = GR_MIN(g->n_slots, g->n);
+    g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
+    g->order = gr_calloc(g->n_slots, sizeof *g->order);
+    g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);
+    g->scratch = gr_calloc(c->vocab, sizeof *g->scratch);
+    if (!g->slots || !g->order || !g->logits || !g->scratch) GR_TRY(gr_fail_memory(err, "generation"));
+    for (int64_t s = 0; s < g->n_slots; s++) g->slots[s].prompt = -1;
+    GR_TRY(gr_kv_cache_init(&g->cache, g->m, g->n_slots, max_len, err));
+    gr_decoder_options options = {.max_tokens = GR_MAX(GR_MIN(PREFILL_TOKENS, g->n_slots * max_len), g->n_slots)};
+    GR_TRY(gr_decoder_new(&g->decoder, g->m, &options, err));
+done:
+    return st;
+}
+
+static graft_status start_flight(generator *g, int64_t slot, graft_error *err) {
+    flight *f = &g->slots[slot];
+    f->prompt = g->next++;
+    f->fed = f->shown = 0;
+    f->key = prompt_key(g->prompts, f->prompt);
+    f->stream = (gr_decode_stream){0};
+    f->ids.n = 0;
+    gr_str_clear(&f->text);
+    g->cache.len[slot] = 0;
+    for (int64_t i = 0; i < g->prompts[f->prompt].n; i++)
+        if (!gr_ids_push(&f->ids, g->prompts[f->prompt].data[i])) return gr_fail_memory(err, "prompt");
+    return GRAFT_OK;
+}
+
+/* Bytes of text that are safe to show: what could be the start of a stop string waits. *cut: where a stop string begins, -1 none. */
+static int64_t safe_length(const generator *g, const flight *f, int64_t *cut) {
+    int64_t safe = f->text.len;
+    *cut = -1;
+    for (int i = 0; i < g->o->n_stop; i++) {
+        int64_t len = (int64_t)strlen(g->o->stop[i]);
+        if (len == 0 || !f->text.data) continue;
+        const char *hit = memmem(f->text.data, (size_t)f->text.len, g->o->stop[i], (size_t)len);
+        if (hit && (*cut < 0 || hit - f->text.data < *cut)) *cut = hit - f->text.data;
+        for (int64_t tail = GR_MIN(len - 1, f->text.len); tail > 0; tail--)
+            if (memcmp(f->text.data + f->text.len - tail, g->o->stop[i], (size_t)tail) == 0) {
+                safe = GR_MIN(safe, f->text.len - tail);
+                break;
+            }
+    }
+    return *cut >= 0 ? *cut : safe;
+}
+
+static void show(generator *g, flight *f, int64_t until, bool done) {
+    int64_t len = GR_MAX(until - f->shown, 0);
+    if (!g->callback || (len == 0 && !done)) return;
+    const char *text = f->text.data ? f->text.data + f->shown : "";
+    if (g->callback(g->payload, f->prompt, text, len, done) != 0) g->stopped = true;
+    f->shown += len;
+}
+
+static bool is_end(const generator *g, int32_t id) {
+    if (id == g->end_id || id == gr_tokenizer_get_info(g->t)->eos) return true;
+    for (int i = 0; i < g->m->config.n_stop_ids; i++)
+        if (id == g->m->config.stop_ids[i]) return true;
+    return false;
+}
+
+static graft_status finish(generator *g, flight *f, int64_t until, bool stopped, graft_error *err) {
+    gr_completion *r = &g->results[f->prompt];
+    r->n_tokens = f->ids.n - g->prompts[f->prompt].n;
+    r->stopped = stopped;
+    r->text = gr_strndup(f->text.data ? f->text.data : "", until);
+    if (!r->text) return gr_fail_memory(err, "completion");
+    show(g, f, until, true);
+    f->prompt = -1;
+    return GRAFT_OK;
+}
+
+/* The next token of a sequence from its logits; ends the flight when that was the last. */
+static graft_status advance(generator *g, int64_t slot, float *logits, graft_error *err) {
+    flight *f = &g->slots[slot];
+    graft_status st = GRAFT_OK;
+    int64_t generated = f->ids.n - g->prompts[f->prompt].n, cut;
+    float random = gr_random_uniform(g->o->seed, GR_PURPOSE_SAMPLE, f->key, (uint64_t)generated);
+    int32_t id = gr_sample(logits, g->m->config.vocab, f->ids.data, f->ids.n, g->o, random, g->scratch);
+    if (id < 0) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the model's logits are not finite", (long long)f->prompt + 1);
+    if (!gr_ids_push(&f->ids, id)) return gr_fail_memory(err, "completion");
+    bool end = is_end(g, id), full = generated + 1 >= g->o->max_tokens || f->ids.n >= g->cache.max_len;
+    if (!end) GR_TRY(gr_tokenizer_stream(g->t, &f->stream, id, true, &f->text, err));
+    if (end || full) gr_decode_stream_flush(&f->stream, &f->text);
+    if (f->text.failed) GR_TRY(gr_fail_memory(err, "completion"));
+    int64_t safe = safe_length(g, f, &cut);
+    if (cut >= 0) GR_TRY(finish(g, f, cut, true, err));
+    else if (end || full) GR_TRY(finish(g, f, f->text.len, end, err));
+    else show(g, f, safe, false);
+done:
+    return st;
+}
+
+/* One batch: every sequence in flight gives its new token, or a piece of its prompt as far as there is room. */
+static graft_status step(generator *g, graft_error *err) {
+    int64_t room = GR_MAX(PREFILL_TOKENS, g->n_slots), n_seqs = 0, waiting = 0;
+    graft_status st = GRAFT_OK;
+    gr_batch_clear(&g->batch);
+    for (int64_t s = 0; s < g->n_slots; s++) {
+        if (g->slots[s].prompt < 0 && g->next < g->n) GR_TRY(start_flight(g, s, err));
+        waiting += g->slots[s].prompt >= 0;
+    }
+    for (int64_t s = 0; s < g->n_slots; s++) {
+        flight *f = &g->slots[s];
+        if (f->prompt < 0) continue;
+        waiting--;
+        int64_t count = GR_MIN(f->ids.n - f->fed, room - waiting); /* leave a row for each sequence still to come */
+        int64_t first = g->batch.n;
+        GR_TRY(gr_batch_append(&g->batch, f->ids.data + f->fed, NULL, count, 0, err));
+        for (int64_t i = 0; i < count; i++) g->batch.positions[first + i] = (int32_t)(f->fed + i);
+        f->fed += count;
+        room -= count;
+        g->order[n_seqs++] = (int32_t)s;
+    }
+    GR_TRY(gr_decoder_step(g->decoder, &g->batch, &g->cache, g->order, g->logits, err));
+    for (int64_t i = 0; i < n_seqs && !g->stopped; i++)
+        if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n)
+            GR_TRY(advance(g, g->order[i], g->logits + i * g->m->config.vocab, err));
+done:
+    return st;
+}
+
+static bool in_flight(const generator *g) {
+    for (int64_t s = 0; s < g->n_slots; s++)
+        if (g->slots[s].prompt >= 0) return true;
+    return false;
+}
+
+/* A callback that stopped everything leaves unfinished prompts with the text they have. */
+static graft_status finish_rest(generator *g, graft_error *err) {
+    for (int64_t s = 0; s < g->n_slots; s++)
+        if (g->slots[s].prompt >= 0 && finish(g, &g->slots[s], g->slots[s].text.len, false, err)) return GRAFT_NO_MEMORY;
+    for (int64_t i = 0; i < g->n; i++)
+        if (!g->results[i].text && !(g->results[i].text = gr_strdup(""))) return gr_fail_memory(err, "completion");
+    return GRAFT_OK;
+}
+
+graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *prompts, int64_t n, int32_t end_id,
+                         const gr_generate_options *o, gr_completion *results, gr_generate_callback *callback, void *payload,
+                         graft_error *err) {
+    generator g = {.m = m, .t = t, .o = o, .prompts = prompts, .n = n, .end_id = end_id, .results = results, .callback = callback,
+                   .payload = payload};
+    graft_status st = GRAFT_OK;
+    memset(results, 0, (size_t)n * sizeof *results);
+    if (n == 0) return GRAFT_OK;
+    if (o->max_tokens < 1) return gr_fail(err, GRAFT_BAD_USAGE, "max-tokens is %lld, expected at least 1", (long long)o->max_tokens);
+    GR_TRY(prepare(&g, err));
+    while (!g.stopped && (g.next < n || in_flight(&g))) GR_TRY(step(&g, err));
+    GR_TRY(finish_rest(&g, err));
+done:
+    for (int64_t s = 0; g.slots && s < g.n_slots; s++) {
+        gr_ids_release(&g.slots[s].ids);
+        gr_str_release(&g.slots[s].text);
+    }
+    free(g.slots);
+    free(g.order);
+    free(g.logits);
+    free(g.scratch);
+    gr_kv_cache_release(&g.cache);
+    gr_decoder_free(g.decoder);
+    gr_batch_release(&g.batch);
+    if (st != GRAFT_OK) gr_completions_release(results, n);
+    return st;
+}
+
+void gr_completions_release(gr_completion *c, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        free(c[i].text);
+        c[i] = (gr_completion){0};
+    }
+}
