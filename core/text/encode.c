@@ -1,0 +1,301 @@
+/* The way from text to ids, and back. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/text/impl.h"
+
+void gr_ids_release(gr_ids *ids) {
+    free(ids->data);
+    *ids = (gr_ids){0};
+}
+
+bool gr_ids_push(gr_ids *ids, int32_t id) {
+    if (ids->n == ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + 1, sizeof *ids->data)) return false;
+    ids->data[ids->n++] = id;
+    return true;
+}
+
+bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool after_unknown, gr_ids *ids) {
+    bool bytes = t->byte_fallback;
+    for (int64_t i = 0; bytes && i < len; i++) bytes = t->byte_ids[(uint8_t)text[i]] >= 0;
+    if (bytes) {
+        for (int64_t i = 0; i < len; i++)
+            if (!gr_ids_push(ids, t->byte_ids[(uint8_t)text[i]])) return false;
+        return true;
+    }
+    if (t->model_unk < 0 || (t->fuse_unk && after_unknown)) return true;
+    return gr_ids_push(ids, t->model_unk);
+}
+
+/* Bytes of white space at the start or the end of s[0..n). */
+static int64_t space_prefix(const gr_tokenizer *t, const char *s, int64_t n) {
+    int64_t i = 0;
+    for (int size; i < n; i += size)
+        if (!(gr_char_class(t, (uint32_t)gr_utf8_decode(s + i, n - i, &size, NULL)) & GR_CLASS_SPACE)) break;
+    return i;
+}
+
+static uint8_t last_class(const gr_tokenizer *t, const char *s, int64_t n, int64_t *start) {
+    int64_t i = n - 1;
+    while (i > 0 && ((uint8_t)s[i] & 0xC0) == 0x80) i--;
+    int size;
+    *start = i;
+    return gr_char_class(t, (uint32_t)gr_utf8_decode(s + i, n - i, &size, NULL));
+}
+
+/* Is the match from start to end a word of its own (no letter, number, mark or '_' on either side)? */
+static bool stands_alone(const gr_tokenizer *t, const char *text, int64_t len, int64_t start, int64_t end) {
+    const uint8_t word = GR_CLASS_LETTER | GR_CLASS_NUMBER | GR_CLASS_MARK | GR_CLASS_WORD_EXTRA;
+    int64_t at;
+    int size;
+    if (start > 0 && last_class(t, text, start, &at) & word) return false;
+    return end == len || !(gr_char_class(t, (uint32_t)gr_utf8_decode(text + end, len - end, &size, NULL)) & word);
+}
+
+bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len, int64_t from, bool special,
+                   gr_match *m) {
+    if (set->n == 0) return false;
+    for (int64_t i = from; i < len; i++) {
+        uint8_t b = (uint8_t)text[i];
+        if (set->first[b] == set->first[b + 1]) continue;
+        gr_prefix_walk walk = {0};
+        int32_t value, found = -1;
+        for (int64_t j = i; j < len && gr_prefix_step(set, &walk, (uint8_t)text[j], &value); j++)
+            if (value >= 0) found = value;
+        if (found < 0) continue;
+        const gr_added *a = &t->added[found];
+        int64_t end = i + a->len;
+        if ((a->special && !special) || (a->single_word && !stands_alone(t, text, len, i, end))) {
+            i = end - 1; /* as HF: the text of a refused match is not searched again */
+            continue;
+        }
+        *m = (gr_match){.start = i, .end = end, .id = a->id};
+        int64_t at;
+        if (a->lstrip)
+            while (m->start > from && last_class(t, text, m->start, &at) & GR_CLASS_SPACE) m->start = at;
+        if (a->rstrip) m->end += space_prefix(t, text + end, len - end);
+        return true;
+    }
+    return false;
+}
+
+typedef struct job {
+    const gr_tokenizer *t;
+    gr_scratch s;
+    gr_ids *ids;
+    bool special;   /* control tokens are parsed */
+    bool continued; /* the next stretch of text goes on after other text */
+} job;
+
+static bool encode_model(job *j, const char *word, int64_t len) {
+    if (j->t->info.kind == GR_TOKENIZER_SPM_UNIGRAM) return gr_unigram_encode(j->t, &j->s, word, len, j->ids);
+    return gr_bpe_encode(j->t, &j->s, word, len, j->ids);
+}
+
+/* Byte-level words of text[0..len). */
+static bool encode_words(job *j, const char *text, int64_t len) {
+    gr_str *buffer = &j->s.words;
+    if (j->t->prefix_space && len > 0 && text[0] != ' ') {
+        gr_str_clear(buffer);
+        gr_str_putc(buffer, ' ');
+        gr_str_add(buffer, text, len);
+        if (buffer->failed) return false;
+        text = buffer->data;
+        len = buffer->len;
+    }
+    for (int64_t i = 0, n; i < len; i += n) {
+        n = gr_word_length(j->t, text + i, len - i);
+        if (!encode_model(j, text + i, n)) return false;
+    }
+    return true;
+}
+
+/* Every digit (any Unicode number) stands alone. */
+static bool encode_digits(job *j, const char *text, int64_t len) {
+    int64_t start = 0;
+    int size;
+    for (int64_t i = 0; i < len; i += size) {
+        uint32_t point = (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL);
+        if (!(gr_char_class(j->t, point) & GR_CLASS_NUMBER)) continue;
+        if (!encode_words(j, text + start, i - start) || !encode_words(j, text + i, size)) return false;
+        start = i + size;
+    }
+    return encode_words(j, text + start, len - start);
+}
+
+/* Metaspace: spaces become U+2581, one is put before the text, and words start at each. */
+static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
+    const gr_tokenizer *t = j->t;
+    gr_str *out = &j->s.words;
+    gr_str_clear(out);
+    bool prepend = t->meta_prepend == GR_PREPEND_ALWAYS || (t->meta_prepend == GR_PREPEND_FIRST && first);
+    bool starts = len > 0 && (text[0] == ' ' || (len >= 3 && memcmp(text, GR_META_SPACE, 3) == 0));
+    if (prepend && !starts && !j->continued) gr_str_puts(out, GR_META_SPACE);
+    for (int64_t i = 0; i < len; i++) {
+        if (text[i] == ' ')
+            gr_str_puts(out, GR_META_SPACE);
+        else
+            gr_str_putc(out, text[i]);
+    }
+    if (out->failed) return false;
+    int64_t start = 0;
+    for (int64_t i = 1; t->meta_split && i + 2 < out->len; i++) {
+        if (memcmp(out->data + i, GR_META_SPACE, 3) != 0) continue;
+        if (!encode_model(j, out->data + start, i - start)) return false;
+        start = i;
+    }
+    return start == out->len || encode_model(j, out->data + start, out->len - start);
+}
+
+static bool encode_section(job *j, const char *text, int64_t len, bool first) {
+    const gr_tokenizer *t = j->t;
+    if (len == 0) return true;
+    if (t->split_digits) return encode_digits(j, text, len);
+    if (t->byte_level) return encode_words(j, text, len);
+    if (!t->meta_spaces) return encode_model(j, text, len);
+    if (!t->split_whitespace) return encode_meta(j, text, len, first);
+    for (int64_t i = 0; i < len;) { /* words between white space, which is dropped */
+        i += space_prefix(t, text + i, len - i);
+        int64_t start = i;
+        for (int size; i < len; i += size)
+            if (gr_char_class(t, (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL)) & GR_CLASS_SPACE) break;
+        if (i > start && !encode_meta(j, text + start, i - start, first && start == 0)) return false;
+    }
+    return true;
+}
+
+/* Text between added tokens of the raw text. */
+static bool encode_stretch(job *j, const char *text, int64_t len, bool first) {
+    const gr_tokenizer *t = j->t;
+    if (len == 0) return true;
+    if (!gr_normalize(t, &j->s, text, len, j->continued, &text, &len)) return false;
+    gr_match m;
+    int64_t at = 0;
+    while (gr_added_next(t, &t->added_normalized, text, len, at, j->special, &m)) {
+        if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id)) return false;
+        at = m.end;
+    }
+    return encode_section(j, text + at, len - at, first && at == 0);
+}
+
+static bool encode_text(job *j, const char *text, int64_t len) {
+    const gr_tokenizer *t = j->t;
+    if (!gr_utf8_valid(text, len)) {
+        gr_utf8_repair(text, len, &j->s.repaired);
+        if (j->s.repaired.failed) return false;
+        text = j->s.repaired.data;
+        len = j->s.repaired.len;
+    }
+    gr_match m;
+    int64_t at = 0;
+    while (gr_added_next(t, &t->added_raw, text, len, at, j->special, &m)) {
+        if (!encode_stretch(j, text + at, m.start - at, at == 0) || !gr_ids_push(j->ids, m.id)) return false;
+        at = m.end;
+        j->continued = false;
+    }
+    return encode_stretch(j, text + at, len - at, at == 0);
+}
+
+graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, bool continued,
+                                      gr_ids *ids, graft_error *err) {
+    if (len >= INT32_MAX) return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
+    job j = {.t = t, .ids = ids, .special = parse_special, .continued = continued};
+    bool ok = encode_text(&j, text, len);
+    gr_str_release(&j.s.repaired);
+    gr_str_release(&j.s.normal[0]);
+    gr_str_release(&j.s.normal[1]);
+    gr_str_release(&j.s.words);
+    free(j.s.symbols);
+    free(j.s.heap);
+    free(j.s.nodes);
+    return ok ? GRAFT_OK : gr_fail_memory(err, "tokenising");
+}
+
+graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, gr_ids *ids,
+                                 graft_error *err) {
+    return gr_tokenizer_encode_part(t, text, len, parse_special, false, ids, err);
+}
+
+/* ---- decoding ---- */
+
+static bool is_hidden(const gr_tokenizer *t, int32_t id, bool skip_special) {
+    return skip_special && (t->pieces[id].type == GR_PIECE_CONTROL || t->pieces[id].type == GR_PIECE_UNKNOWN);
+}
+
+static graft_status check_id(const gr_tokenizer *t, int32_t id, graft_error *err) {
+    if (id >= 0 && id < t->info.n_vocab) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "token id %d is outside the vocabulary (0 to %lld)", id, (long long)t->info.n_vocab - 1);
+}
+
+static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out) {
+    const gr_piece *p = &t->pieces[id];
+    if (t->byte_level) {
+        gr_str_add(out, p->raw, p->raw_len);
+        return;
+    }
+    if (p->type == GR_PIECE_BYTE) {
+        gr_str_putc(out, (char)strtol(p->text + 3, NULL, 16)); /* <0x41> */
+        return;
+    }
+    const char *s = p->text;
+    for (int64_t i = 0; i < p->len;) {
+        if (i + 3 <= p->len && memcmp(s + i, GR_META_SPACE, 3) == 0) {
+            bool drop = first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
+            if (!drop) gr_str_putc(out, ' ');
+            i += 3;
+        } else {
+            gr_str_putc(out, s[i++]);
+        }
+    }
+}
+
+graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, gr_str *out,
+                                 graft_error *err) {
+    bool first = true;
+    for (int64_t i = 0; i < n; i++) {
+        graft_status st = check_id(t, ids[i], err);
+        if (st != GRAFT_OK) return st;
+        if (is_hidden(t, ids[i], skip_special)) continue;
+        put_piece(t, ids[i], first, out);
+        first = false;
+    }
+    gr_str_add(out, "", 0);
+    return out->failed ? gr_fail_memory(err, "decoding") : GRAFT_OK;
+}
+
+/* Move whole characters from pending to out; a bad byte becomes U+FFFD, a cut character stays. */
+static void drain(gr_decode_stream *s, gr_str *out) {
+    while (s->n_pending > 0) {
+        int size;
+        bool cut;
+        int32_t point = gr_utf8_decode(s->pending, s->n_pending, &size, &cut);
+        if (cut) return;
+        if (point < 0)
+            gr_str_add(out, "\xef\xbf\xbd", 3);
+        else
+            gr_str_add(out, s->pending, size);
+        s->n_pending -= size;
+        memmove(s->pending, s->pending + size, (size_t)s->n_pending);
+    }
+}
+
+graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special, gr_str *out,
+                                 graft_error *err) {
+    graft_status st = check_id(t, id, err);
+    if (st != GRAFT_OK || is_hidden(t, id, skip_special)) return st;
+    gr_str bytes = {0};
+    put_piece(t, id, !s->started, &bytes);
+    s->started = true;
+    for (int64_t i = 0; i < bytes.len; i++) {
+        s->pending[s->n_pending++] = bytes.data[i];
+        drain(s, out);
+    }
+    bool failed = bytes.failed || out->failed;
+    gr_str_release(&bytes);
+    return failed ? gr_fail_memory(err, "decoding") : GRAFT_OK;
+}
+
+void gr_decode_stream_flush(gr_decode_stream *s, gr_str *out) {
+    if (s->n_pending > 0) gr_str_add(out, "\xef\xbf\xbd", 3);
+    s->n_pending = 0;
+}

@@ -1,0 +1,153 @@
+/* Pre-tokenizers: where a text is cut into words before BPE. Each rule is a known regular expression, matched by hand:
+ * its alternatives are tried in order at each place, and together they cover every character. */
+#include <string.h>
+
+#include "core/text/impl.h"
+
+static const struct {
+    gr_word_rule rule;
+    const char *regex;
+} REGEXES[] = {
+    {GR_WORDS_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_LLAMA3, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_QWEN2, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+};
+
+gr_word_rule gr_word_rule_from_regex(const char *regex) {
+    for (int i = 0; i < GR_LEN(REGEXES); i++)
+        if (strcmp(regex, REGEXES[i].regex) == 0) return REGEXES[i].rule;
+    return GR_WORDS_NONE;
+}
+
+const char *gr_word_rule_regex(gr_word_rule rule) {
+    for (int i = 0; i < GR_LEN(REGEXES); i++)
+        if (REGEXES[i].rule == rule) return REGEXES[i].regex;
+    return NULL;
+}
+
+/* Names in GGUF files; the first row of a kind is the one that graft writes. */
+static const struct {
+    const char *name;
+    gr_word_rule words;
+    bool digits, nfc;
+} NAMES[] = {
+    {"smollm", GR_WORDS_GPT2, true, false},       {"starcoder", GR_WORDS_GPT2, true, false},
+    {"refact", GR_WORDS_GPT2, true, false},       {"command-r", GR_WORDS_GPT2, true, false},
+    {"codeshell", GR_WORDS_GPT2, true, false},    {"gpt-2", GR_WORDS_GPT2, false, false},
+    {"phi-2", GR_WORDS_GPT2, false, false},       {"default", GR_WORDS_GPT2, false, false},
+    {"llama-bpe", GR_WORDS_LLAMA3, false, false}, {"llama3", GR_WORDS_LLAMA3, false, false},
+    {"llama-v3", GR_WORDS_LLAMA3, false, false},  {"falcon3", GR_WORDS_LLAMA3, false, false},
+    {"qwen2", GR_WORDS_QWEN2, false, true},       {"deepseek-r1-qwen", GR_WORDS_QWEN2, false, false},
+};
+
+bool gr_pretok_from_name(gr_tokenizer *t, const char *name) {
+    for (int i = 0; i < GR_LEN(NAMES); i++) {
+        if (strcmp(name, NAMES[i].name) != 0) continue;
+        t->words = NAMES[i].words;
+        t->split_digits = NAMES[i].digits;
+        if (NAMES[i].nfc) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_NFC};
+        return true;
+    }
+    return false;
+}
+
+const char *gr_pretok_name(const gr_tokenizer *t) {
+    for (int i = 0; i < GR_LEN(NAMES); i++)
+        if (t->words == NAMES[i].words && t->split_digits == NAMES[i].digits) return NAMES[i].name;
+    return "";
+}
+
+typedef struct span {
+    const gr_tokenizer *t;
+    const char *s;
+    int64_t n;
+} span;
+
+/* Class of the character at i and its size; at the end of the text class 0 and size 0. */
+static uint8_t class_at(const span *x, int64_t i, int *size) {
+    *size = 0;
+    if (i >= x->n) return 0;
+    *size = 1;
+    uint8_t b = (uint8_t)x->s[i];
+    if (b < 0x80) return x->t->classes[b];
+    return gr_char_class(x->t, (uint32_t)gr_utf8_decode(x->s + i, x->n - i, size, NULL));
+}
+
+enum { KINDS = GR_CLASS_LETTER | GR_CLASS_NUMBER | GR_CLASS_SPACE };
+
+/* End of the run from i of characters whose letter/number/space bits equal want (0: none of them). */
+static int64_t run(const span *x, int64_t i, uint8_t want) {
+    int size;
+    while (i < x->n && (class_at(x, i, &size) & KINDS) == want) i += size;
+    return i;
+}
+
+/* 's 't 'm 'd 're 've 'll after the apostrophe at 0; folded: in any case, long s (U+017F) included. 0 when none is there. */
+static int64_t contraction(const span *x, bool folded) {
+    if (x->n < 2 || x->s[0] != '\'') return 0;
+    char a = x->s[1], b = x->n > 2 ? x->s[2] : '\0';
+    if (folded && a == '\xc5' && b == '\xbf') return 3;
+    if (folded && a >= 'A' && a <= 'Z') a = (char)(a + 32);
+    if (folded && b >= 'A' && b <= 'Z') b = (char)(b + 32);
+    if (a == 's' || a == 't' || a == 'm' || a == 'd') return 2;
+    if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')) return 3;
+    return 0;
+}
+
+/* \s+(?!\S)|\s+ : a run of spaces leaves its last one to the word that follows. */
+static int64_t spaces(const span *x) {
+    int64_t i = 0, last = 0;
+    int size;
+    while (class_at(x, i, &size) & GR_CLASS_SPACE) {
+        last = i;
+        i += size;
+    }
+    return i == x->n || last == 0 ? i : last;
+}
+
+static int64_t gpt2_word(const span *x) {
+    int64_t n = contraction(x, false);
+    if (n) return n;
+    int64_t i = x->s[0] == ' ' && x->n > 1;
+    int size;
+    uint8_t kind = class_at(x, i, &size) & KINDS;
+    if (!(kind & GR_CLASS_SPACE)) return run(x, i + size, kind);
+    return spaces(x);
+}
+
+static int64_t llama3_word(const span *x, int max_digits) {
+    int64_t n = contraction(x, true);
+    if (n) return n;
+    int size, next_size;
+    uint8_t kind = class_at(x, 0, &size) & KINDS;
+    if (kind & GR_CLASS_LETTER) return run(x, size, GR_CLASS_LETTER);
+    if (kind & GR_CLASS_NUMBER) {
+        int64_t i = size;
+        for (int k = 1; k < max_digits && class_at(x, i, &next_size) & GR_CLASS_NUMBER; k++) i += next_size;
+        return i;
+    }
+    uint8_t next = class_at(x, size, &next_size) & KINDS;
+    if (x->s[0] != '\r' && x->s[0] != '\n' && next & GR_CLASS_LETTER) return run(x, size, GR_CLASS_LETTER);
+    if (!kind || (x->s[0] == ' ' && next_size > 0 && !next)) {
+        int64_t i = run(x, size, 0);
+        while (i < x->n && (x->s[i] == '\r' || x->s[i] == '\n')) i++;
+        return i;
+    }
+    int64_t end = run(x, 0, GR_CLASS_SPACE);
+    for (int64_t i = end; i > 0; i--)
+        if (x->s[i - 1] == '\r' || x->s[i - 1] == '\n') return i;
+    return spaces(x);
+}
+
+int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len) {
+    span x = {t, text, len};
+    switch (t->words) {
+    case GR_WORDS_GPT2: return gpt2_word(&x);
+    case GR_WORDS_LLAMA3: return llama3_word(&x, 3);
+    case GR_WORDS_QWEN2: return llama3_word(&x, 1);
+    default: return len;
+    }
+}

@@ -1,0 +1,278 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+#include "core/base/file.h"
+#include "core/text/impl.h"
+
+void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size) {
+    int64_t bytes;
+    return gr_mul_ok(&bytes, n, size) ? gr_arena_alloc(&t->arena, bytes) : NULL;
+}
+
+gr_tokenizer *gr_tokenizer_new(int64_t n_vocab) {
+    gr_tokenizer *t = gr_calloc(1, sizeof *t);
+    if (!t) return NULL;
+    t->info = (gr_tokenizer_info){.pre = "", .n_vocab = n_vocab, .bos = -1, .eos = -1, .pad = -1, .unk = -1};
+    t->pieces = gr_text_alloc(t, n_vocab, sizeof *t->pieces);
+    if (!t->pieces) {
+        gr_tokenizer_free(t);
+        return NULL;
+    }
+    t->model_unk = -1;
+    for (uint32_t point = 0; point < 65536; point++) t->classes[point] = gr_char_class_compute(point);
+    for (int b = 0; b < 256; b++) t->byte_ids[b] = -1;
+    return t;
+}
+
+void gr_tokenizer_free(gr_tokenizer *t) {
+    if (!t) return;
+    gr_arena_release(&t->arena);
+    free(t->by_text.slots);
+    free(t->by_raw.slots);
+    free(t->pairs.slots);
+    free(t);
+}
+
+void gr_byte_alphabet(uint16_t to_point[256]) {
+    uint16_t next = 256;
+    for (int b = 0; b < 256; b++) {
+        bool printable = (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
+        to_point[b] = printable ? (uint16_t)b : next++;
+    }
+}
+
+bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type) {
+    char *copy = gr_text_alloc(t, len + 1, 1);
+    if (!copy) return false;
+    if (len > 0) memcpy(copy, text, (size_t)len);
+    t->pieces[id] = (gr_piece){.text = copy, .raw = copy, .len = (int32_t)len, .raw_len = (int32_t)len, .score = score, .type = type};
+    return true;
+}
+
+/* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for itself. */
+static bool undo_alphabet(gr_tokenizer *t, gr_piece *p, const int16_t *to_byte, int n_points) {
+    char *raw = gr_text_alloc(t, p->len + 1, 1);
+    if (!raw) return false;
+    int32_t n = 0;
+    for (int32_t i = 0, size; i < p->len; i += size) {
+        int32_t point = gr_utf8_decode(p->text + i, p->len - i, &size, NULL);
+        if (point < 0 || point >= n_points || to_byte[point] < 0) return true;
+        raw[n++] = (char)to_byte[point];
+    }
+    p->raw = raw;
+    p->raw_len = n;
+    return true;
+}
+
+static bool build_raw_bytes(gr_tokenizer *t) {
+    uint16_t to_point[256];
+    int16_t to_byte[512];
+    gr_byte_alphabet(to_point);
+    memset(to_byte, -1, sizeof to_byte);
+    for (int b = 0; b < 256; b++) to_byte[to_point[b]] = (int16_t)b;
+    for (int64_t i = 0; i < t->info.n_vocab; i++)
+        if (!undo_alphabet(t, &t->pieces[i], to_byte, GR_LEN(to_byte))) return false;
+    return true;
+}
+
+static bool is_plain(const gr_piece *p) { return p->type == GR_PIECE_NORMAL || p->type == GR_PIECE_USER; }
+
+static bool build_tables(gr_tokenizer *t) {
+    int64_t n = t->info.n_vocab;
+    if (!gr_table_init(&t->by_text, n) || !gr_table_init(&t->by_raw, n)) return false;
+    for (int64_t i = 0; i < n; i++) {
+        const gr_piece *p = &t->pieces[i];
+        if (!p->text) continue;
+        gr_table_add(&t->by_text, p->text, p->len, (int32_t)i);
+        if (is_plain(p) && p->raw_len > 0) gr_table_add(&t->by_raw, p->raw, p->raw_len, (int32_t)i);
+    }
+    for (int b = 0; b < 256; b++) {
+        char c = (char)b, name[8];
+        snprintf(name, sizeof name, "<0x%02X>", (unsigned)b);
+        t->byte_ids[b] = t->byte_level ? gr_table_find(&t->by_raw, &c, 1) : gr_table_find(&t->by_text, name, 6);
+        if (!t->byte_level && t->byte_ids[b] >= 0 && t->pieces[t->byte_ids[b]].type != GR_PIECE_BYTE) t->byte_ids[b] = -1;
+    }
+    return true;
+}
+
+/* Ids of the merges' texts. */
+static graft_status build_pairs(gr_tokenizer *t, const char *path, graft_error *err) {
+    if (!gr_pairs_init(&t->pairs, t->n_merges)) return gr_fail_memory(err, "merges");
+    gr_str both = {0};
+    graft_status st = GRAFT_OK;
+    for (int64_t i = 0; i < t->n_merges && st == GRAFT_OK; i++) {
+        const gr_merge *m = &t->merges[i];
+        const char *right = m->text + m->left_len + 1;
+        int64_t right_len = m->len - m->left_len - 1;
+        gr_str_clear(&both);
+        gr_str_add(&both, m->text, m->left_len);
+        gr_str_add(&both, right, right_len);
+        if (both.failed) {
+            st = gr_fail_memory(err, "merges");
+            break;
+        }
+        int32_t a = gr_table_find(&t->by_text, m->text, m->left_len), b = gr_table_find(&t->by_text, right, right_len);
+        int32_t ab = gr_table_find(&t->by_text, both.data, both.len);
+        if (a < 0 || b < 0 || ab < 0)
+            st = gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
+                         (long long)i, m->text);
+        else
+            gr_pairs_add(&t->pairs, a, b, (int32_t)i, ab);
+    }
+    gr_str_release(&both);
+    return st;
+}
+
+static int compare_scores(const void *a, const void *b) {
+    double x = (*(const gr_piece *const *)a)->score, y = (*(const gr_piece *const *)b)->score;
+    return (x < y) - (x > y);
+}
+
+/* Rank of each piece by descending score; equal scores share a rank, so that the leftmost pair goes first. */
+static bool build_ranks(gr_tokenizer *t) {
+    int64_t n = t->info.n_vocab;
+    t->ranks = gr_text_alloc(t, n, sizeof *t->ranks);
+    gr_piece **order = gr_calloc(n, sizeof *order);
+    if (!t->ranks || !order) {
+        free(order);
+        return false;
+    }
+    for (int64_t i = 0; i < n; i++) order[i] = &t->pieces[i];
+    qsort(order, (size_t)n, sizeof *order, compare_scores);
+    int32_t rank = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (i > 0 && order[i]->score < order[i - 1]->score) rank++;
+        t->ranks[order[i] - t->pieces] = rank;
+    }
+    free(order);
+    return true;
+}
+
+static bool build_prefixes(gr_tokenizer *t) {
+    t->prefixes.keys = gr_text_alloc(t, t->info.n_vocab, sizeof *t->prefixes.keys);
+    if (!t->prefixes.keys) return false;
+    t->min_score = 0;
+    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+        const gr_piece *p = &t->pieces[i];
+        if (p->text && p->type == GR_PIECE_NORMAL) t->min_score = GR_MIN(t->min_score, p->score);
+        if (p->text && is_plain(p) && p->len > 0)
+            t->prefixes.keys[t->prefixes.n++] = (gr_prefix_key){p->text, p->len, (int32_t)i};
+    }
+    gr_prefix_sort(&t->prefixes);
+    return true;
+}
+
+static bool build_added(gr_tokenizer *t) {
+    gr_prefix_set *raw = &t->added_raw, *normalized = &t->added_normalized;
+    raw->keys = gr_text_alloc(t, t->n_added, sizeof *raw->keys);
+    normalized->keys = gr_text_alloc(t, t->n_added, sizeof *raw->keys);
+    if (!raw->keys || !normalized->keys) return false;
+    for (int32_t i = 0; i < t->n_added; i++) {
+        const gr_added *a = &t->added[i];
+        gr_prefix_set *set = a->normalized ? normalized : raw;
+        if (a->len > 0) set->keys[set->n++] = (gr_prefix_key){a->text, a->len, i};
+    }
+    gr_prefix_sort(raw);
+    gr_prefix_sort(normalized);
+    return true;
+}
+
+static uint64_t hash_everything(const gr_tokenizer *t) {
+    XXH3_state_t *state = XXH3_createState();
+    if (!state) return 0;
+    XXH3_64bits_reset(state);
+    int32_t settings[] = {(int32_t)t->info.kind, (int32_t)t->words, t->split_digits, t->prefix_space, t->split_whitespace,
+                          t->meta_spaces, t->meta_split, (int32_t)t->meta_prepend, t->byte_level, t->byte_fallback, t->fuse_unk,
+                          t->info.ignore_merges, t->info.bos, t->info.eos, t->model_unk, t->info.add_bos, t->info.add_eos,
+                          (int32_t)t->info.n_vocab};
+    XXH3_64bits_update(state, settings, sizeof settings);
+    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+        const gr_piece *p = &t->pieces[i];
+        int32_t head[2] = {p->len, (int32_t)p->type};
+        XXH3_64bits_update(state, head, sizeof head);
+        if (p->text) XXH3_64bits_update(state, p->text, (size_t)p->len);
+        if (t->info.kind != GR_TOKENIZER_BPE) XXH3_64bits_update(state, &p->score, sizeof p->score);
+    }
+    for (int64_t i = 0; i < t->n_merges; i++) XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
+    for (int i = 0; i < t->n_norm; i++) {
+        const gr_norm_step *s = &t->norm[i];
+        XXH3_64bits_update(state, &s->kind, sizeof s->kind);
+        if (s->from) XXH3_64bits_update(state, s->from, strlen(s->from) + 1);
+        if (s->to) XXH3_64bits_update(state, s->to, strlen(s->to) + 1);
+    }
+    XXH3_64bits_update(state, t->charsmap_blob, (size_t)t->charsmap_blob_len);
+    for (int32_t i = 0; i < t->n_added; i++) {
+        const gr_added *a = &t->added[i];
+        int32_t flags[] = {a->id, a->special, a->normalized, a->lstrip, a->rstrip, a->single_word};
+        XXH3_64bits_update(state, flags, sizeof flags);
+    }
+    uint64_t hash = XXH3_64bits_digest(state);
+    XXH3_freeState(state);
+    return hash;
+}
+
+graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error *err) {
+    gr_tokenizer_info *info = &t->info;
+    int32_t *ids[] = {&info->bos, &info->eos, &info->pad, &info->unk};
+    static const char *const names[] = {"bos", "eos", "pad", "unk"};
+    for (int i = 0; i < GR_LEN(ids); i++)
+        if (*ids[i] < -1 || *ids[i] >= info->n_vocab)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: the %s token's id %d is outside the vocabulary (%lld pieces)", path, names[i],
+                           *ids[i], (long long)info->n_vocab);
+    if (t->byte_level) {
+        t->whole = gr_text_alloc(t, info->n_vocab, sizeof *t->whole);
+        if (!t->whole || !build_raw_bytes(t)) return gr_fail_memory(err, "vocabulary");
+    }
+    if (!build_tables(t) || !build_added(t)) return gr_fail_memory(err, "vocabulary");
+    if (info->kind == GR_TOKENIZER_SPM_UNIGRAM) {
+        if (!build_prefixes(t)) return gr_fail_memory(err, "vocabulary");
+    } else if (t->byte_level || t->n_merges > 0) {
+        graft_status st = build_pairs(t, path, err);
+        if (st != GRAFT_OK) return st;
+    } else if (!build_ranks(t)) {
+        return gr_fail_memory(err, "vocabulary");
+    }
+    info->pre = t->byte_level ? gr_pretok_name(t) : "";
+    t->hash = hash_everything(t);
+    return GRAFT_OK;
+}
+
+const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t) { return &t->info; }
+
+const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score, gr_piece_type *type) {
+    if (id < 0 || id >= t->info.n_vocab) return NULL;
+    const gr_piece *p = &t->pieces[id];
+    if (len) *len = p->len;
+    if (score) *score = (float)p->score;
+    if (type) *type = p->type;
+    return p->text;
+}
+
+int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece) {
+    return gr_table_find(&t->by_text, piece, (int64_t)strlen(piece));
+}
+
+int64_t gr_tokenizer_n_merges(const gr_tokenizer *t) { return t->n_merges; }
+
+const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len) {
+    GR_ASSERT(i >= 0 && i < t->n_merges);
+    if (len) *len = t->merges[i].len;
+    return t->merges[i].text;
+}
+
+uint64_t gr_tokenizer_hash(const gr_tokenizer *t) { return t->hash; }
+
+static graft_status open_gguf(gr_tokenizer **out, const char *path, graft_error *err) {
+    gr_gguf *g = NULL;
+    graft_status st = gr_gguf_open(&g, path, err);
+    if (st == GRAFT_OK) st = gr_tokenizer_from_gguf(out, g, err);
+    gr_gguf_close(g);
+    return st;
+}
+
+graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error *err) {
+    if (!gr_is_dir(path)) return open_gguf(out, path, err);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: give a .gguf file", path);
+}
