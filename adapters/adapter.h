@@ -15,7 +15,8 @@ typedef struct gr_adapter_config {
     double alpha;
     double dropout;
     bool use_rslora;
-    const char *const *target_modules; /* {"all-linear"} or names/suffixes; lm_head and embed_tokens may be named */
+    const char *const *target_modules; /* {"all-linear"}, names, suffixes or regular expressions; lm_head and embed_tokens may be named.
+                                          In a gr_adapter: what the files record, suffixes where all of their modules are targeted */
     int n_target_modules;
     const gr_pattern *rank_pattern, *alpha_pattern;
     int n_rank_pattern, n_alpha_pattern;
@@ -37,6 +38,7 @@ typedef struct gr_adapter {
     int64_t n_modules;
     gr_params params;
     uint64_t tokenizer_hash;  /* of the tokenizer it was trained with, 0 unknown */
+    int64_t vocab;            /* embedding rows of the base it was planned for */
     gr_arena arena;
 } gr_adapter;
 
