@@ -2,12 +2,14 @@
 #ifndef GR_TRAINER_H
 #define GR_TRAINER_H
 
+#include "peft/evaluate.h"
 #include "peft/recipe.h"
 
 typedef struct gr_train_options {
     bool resume;    /* continue the run in output_dir from its last checkpoint */
     bool overwrite; /* replace an existing run */
     bool dry_run;   /* say what would happen: parameters, memory, steps; no weights needed */
+    gr_str *report; /* dry_run: the plan as text for people (may be NULL) */
 } gr_train_options;
 
 typedef struct gr_train_result {
@@ -21,6 +23,10 @@ typedef struct gr_train_result {
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err);
 /* Async-signal-safe: the run saves a checkpoint after the current step and leaves. */
 void gr_trainer_interrupt(void);
+
+/* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_dtype) on a device: auto is bf16 where the machine
+ * multiplies it faster than float32. */
+gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
 
 /* Everything a command needs to use a model: opened once, closed once. */
 typedef struct gr_session {
@@ -46,9 +52,5 @@ typedef struct gr_session_options {
 
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
 void gr_session_close(gr_session *s);
-
-/* Evaluation over a data set: mean nll per target token; nll[] per sample sums optional (NULL), tokens[] likewise. */
-graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, double *mean_nll, double *sample_nll,
-                         int64_t *sample_targets, graft_error *err);
 
 #endif

@@ -1,0 +1,119 @@
+#include "peft/evaluate.h"
+
+#include <stdlib.h>
+
+#include "core/base/log.h"
+#include "core/data/maker.h"
+
+enum { BATCH_TOKENS = 1024 };
+
+static int64_t sample_length(const gr_dataset *d, int64_t i) { return d->offset[i + 1] - d->offset[i]; }
+
+/* Samples first..end of one batch: as many whole ones as fit into tokens, at least one. */
+static int64_t batch_end(const gr_dataset *d, int64_t first, int64_t tokens) {
+    int64_t end = first + 1, sum = sample_length(d, first);
+    while (end < d->n_samples && sum + sample_length(d, end) <= tokens) sum += sample_length(d, end++);
+    return end;
+}
+
+static int64_t longest_sample(const gr_dataset *d) {
+    int64_t longest = 1;
+    for (int64_t i = 0; i < d->n_samples; i++) longest = GR_MAX(longest, sample_length(d, i));
+    return longest;
+}
+
+graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
+                         int64_t *targets, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_decoder *decoder = NULL;
+    gr_batch batch = {0};
+    gr_progress progress;
+    double total = 0;
+    int64_t n_targets = 0;
+    gr_decoder_options o = {.max_tokens = GR_MAX(batch_tokens > 0 ? batch_tokens : BATCH_TOKENS, longest_sample(d))};
+    int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
+    float *row_nll = gr_calloc(o.max_tokens, sizeof *row_nll);
+    if (!idx || !row_nll) GR_TRY(gr_fail_memory(err, "evaluation"));
+    for (int64_t i = 0; i < d->n_samples; i++) idx[i] = i;
+    GR_TRY(gr_decoder_new(&decoder, m, &o, err));
+    if (label) gr_progress_start(&progress, label, d->n_samples);
+    for (int64_t first = 0, end; first < d->n_samples; first = end) {
+        end = batch_end(d, first, o.max_tokens);
+        GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
+        GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
+        for (int64_t s = first; s < end; s++) {
+            double sum = 0;
+            int64_t count = 0;
+            for (int64_t r = batch.offset[s - first]; r < batch.offset[s - first + 1]; r++)
+                if (batch.weight[r] != 0) sum += row_nll[r], count++;
+            if (nll) nll[s] = sum;
+            if (targets) targets[s] = count;
+            total += sum, n_targets += count;
+        }
+        if (label) gr_progress_update(&progress, end, "loss %.4f", total / (double)GR_MAX(n_targets, 1));
+    }
+    if (label) gr_progress_end(&progress);
+    *mean_nll = total / (double)GR_MAX(n_targets, 1);
+done:
+    free(idx);
+    free(row_nll);
+    gr_batch_release(&batch);
+    gr_decoder_free(decoder);
+    return st;
+}
+
+/* The last run of targets of sample i: ids [*start, *end) are the reference answer, what is before is the prompt. */
+static void last_answer(const gr_dataset *d, int64_t i, int64_t *start, int64_t *end) {
+    *end = d->offset[i + 1];
+    while (*end > d->offset[i] && !d->target[*end - 1]) --*end;
+    *start = *end;
+    while (*start > d->offset[i] && d->target[*start - 1]) --*start;
+}
+
+typedef struct match_progress {
+    gr_progress bar;
+    int64_t done;
+} match_progress;
+
+static int count_done(void *payload, int64_t prompt, const char *text, int64_t len, bool done) {
+    match_progress *p = payload;
+    (void)prompt, (void)text, (void)len;
+    if (done) gr_progress_update(&p->bar, ++p->done, "answers");
+    return 0;
+}
+
+graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
+                                     const char *label, double *score, gr_completion *completions, uint8_t *matches, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_str reference = {0};
+    match_progress progress = {0};
+    int64_t right = 0, start, end;
+    gr_ids *prompts = gr_calloc(d->n_samples, sizeof *prompts);
+    gr_completion *out = completions ? completions : gr_calloc(d->n_samples, sizeof *out);
+    if (!prompts || !out) GR_TRY(gr_fail_memory(err, "evaluation"));
+    for (int64_t i = 0; i < d->n_samples; i++) { /* prompts borrow the data set's ids */
+        last_answer(d, i, &start, &end);
+        prompts[i] = (gr_ids){.data = d->ids + d->offset[i], .n = start - d->offset[i]};
+    }
+    gr_generate_options o = {.max_tokens = max_tokens, .top_p = 1, .repetition_penalty = 1};
+    if (label) gr_progress_start(&progress.bar, label, d->n_samples);
+    GR_TRY(gr_generate(m, t, prompts, d->n_samples, end_id, &o, out, label ? count_done : NULL, &progress, err));
+    if (label) gr_progress_end(&progress.bar);
+    for (int64_t i = 0; i < d->n_samples; i++) {
+        last_answer(d, i, &start, &end);
+        gr_str_clear(&reference);
+        GR_TRY(gr_tokenizer_decode(t, d->ids + start, end - start, true, &reference, err));
+        bool match = gr_exact_match(out[i].text, reference.data ? reference.data : "");
+        if (matches) matches[i] = match;
+        right += match;
+    }
+    *score = (double)right / (double)GR_MAX(d->n_samples, 1);
+done:
+    free(prompts);
+    gr_str_release(&reference);
+    if (!completions && out) {
+        gr_completions_release(out, d->n_samples);
+        free(out);
+    }
+    return st;
+}

@@ -1,0 +1,18 @@
+/* evaluate.h - what a model is worth on a data set: loss, and exact match of generated answers. */
+#ifndef GR_EVALUATE_H
+#define GR_EVALUATE_H
+
+#include "core/data/dataset.h"
+#include "core/model/generate.h"
+
+/* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
+ * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
+graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
+                         int64_t *targets, graft_error *err);
+
+/* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match).
+ * completions[n_samples] (may be NULL; gr_completions_release frees) receives the texts, matches[n_samples] (may be NULL) 1 or 0. */
+graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
+                                     const char *label, double *score, gr_completion *completions, uint8_t *matches, graft_error *err);
+
+#endif
