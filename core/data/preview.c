@@ -1,0 +1,34 @@
+#include "core/data/dataset.h"
+
+graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n,
+                                bool colour, FILE *out, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_str text = {0};
+    const char *open = colour ? "\033[32m" : "[[", *close = colour ? "\033[0m" : "]]";
+    for (int64_t i = GR_MAX(0, first); i < d->n_samples && n > 0; i++, n--) {
+        int64_t start = d->offset[i], end = d->offset[i + 1], n_targets = 0;
+        gr_decode_stream stream = {0};
+        bool marked = false;
+        gr_str_clear(&text);
+        for (int64_t k = start; k < end; k++) {
+            bool target = d->target[k];
+            n_targets += target;
+            if (target !=
+                marked) { /* a character cut by the border of the mask shows as U+FFFD on both sides */
+                gr_decode_stream_flush(&stream, &text);
+                gr_str_puts(&text, target ? open : close);
+            }
+            marked = target;
+            GR_TRY(gr_tokenizer_stream(t, &stream, d->ids[k], false, &text, err));
+        }
+        gr_decode_stream_flush(&stream, &text);
+        if (marked) gr_str_puts(&text, close);
+        if (text.failed) GR_TRY(gr_fail_memory(err, "preview"));
+        fprintf(out, "--- sample %lld: %lld tokens, %lld targets ---\n%s\n", (long long)i,
+                (long long)(end - start), (long long)n_targets, text.data);
+        if (ferror(out)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "preview: cannot write"));
+    }
+done:
+    gr_str_release(&text);
+    return st;
+}
