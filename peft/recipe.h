@@ -58,11 +58,13 @@ typedef struct gr_recipe {
 
 /* Read path (with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
  * recipe's folder), apply overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected
- * and the nearest known key (peers' names such as lora_r are known). *warnings (may be NULL): owned text, one line each. */
+ * and the nearest known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
 graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
 /* A recipe of defaults with overrides only. */
 graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, int n_overrides, graft_error *err);
 void gr_recipe_free(gr_recipe *r);
+/* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run: model.base). */
+graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);
 /* The resolved recipe as YAML with every key; reading it back gives the same recipe. */
 graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err);
 /* Documentation from the table: for people (graft help recipe), and a JSON Schema for editors. */

@@ -1,0 +1,95 @@
+/* graft train, graft validate */
+#include <jansson.h>
+#include <math.h>
+#include <signal.h>
+#include <string.h>
+
+#include "peft/cli/commands.h"
+
+static void on_signal(int signal_number) {
+    (void)signal_number;
+    gr_trainer_interrupt();
+}
+
+/* The first signal saves and leaves, a second one ends the program at once. */
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+static void set_number(json_t *object, const char *key, double v) {
+    json_object_set_new(object, key, isfinite(v) ? json_real(v) : json_null());
+}
+
+static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
+    json_t *out = json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
+                            "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
+    if (!o->dry_run) {
+        set_number(out, "loss", result->final_loss);
+        set_number(out, "eval_loss", result->final_eval_loss);
+        set_number(out, "best_eval_loss", result->best_eval_loss);
+        set_number(out, "seconds", result->seconds);
+        set_number(out, "tokens_per_second", result->tokens_per_second);
+    }
+    json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(out);
+}
+
+static void print_result(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
+    char text[32];
+    printf("trainable parameters  %s\n", gr_thousands(result->n_trainable, text));
+    if (result->steps > 0 || !o->dry_run) printf("steps                 %s\n", gr_thousands(result->steps, text));
+    if (o->dry_run) return;
+    printf("final loss            %.4f\n", result->final_loss);
+    if (isfinite(result->final_eval_loss))
+        printf("eval loss             %.4f (best %.4f)\n", result->final_eval_loss, result->best_eval_loss);
+    printf("time                  %.1f s, %.0f tokens/s\n", result->seconds, result->tokens_per_second);
+    printf("output                %s\n", r->_output_dir);
+}
+
+graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_recipe *r = NULL;
+    gr_train_options o = {.resume = gr_args_has(a, "resume"),
+                          .overwrite = gr_args_has(a, "overwrite"),
+                          .dry_run = gr_args_has(a, "dry-run")};
+    gr_train_result result = {.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
+    if (o.resume && o.overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
+    GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
+    GR_TRY(gr_recipe_require(r, o.dry_run, err));
+    catch_signals();
+    GR_TRY(gr_train(r, &o, &result, err));
+    if (gr_args_has(a, "json"))
+        print_json(r, &o, &result);
+    else
+        print_result(r, &o, &result);
+done:
+    gr_recipe_free(r);
+    return st;
+}
+
+graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_recipe *r = NULL;
+    gr_str text = {0};
+    GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
+    GR_TRY(gr_recipe_require(r, false, err));
+    if (gr_args_has(a, "print")) {
+        GR_TRY(gr_recipe_print(r, &text, err));
+        fputs(text.data, stdout);
+    } else if (gr_args_has(a, "json")) {
+        json_t *out = json_pack("{s:b,s:s,s:s,s:s}", "valid", 1, "recipe", r->path, "base", r->model_base, "output_dir", r->_output_dir);
+        json_dumpf(out, stdout, 0);
+        putchar('\n');
+        json_decref(out);
+    } else {
+        printf("%s: valid\n", r->path);
+    }
+done:
+    gr_str_release(&text);
+    gr_recipe_free(r);
+    return st;
+}

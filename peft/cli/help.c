@@ -1,0 +1,164 @@
+/* What the table of commands says about itself: --help, the overview, a man page, bash completion; and `graft help`. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "peft/cli/commands.h"
+
+const char *gr_thousands(int64_t n, char out[32]) {
+    char digits[24];
+    int len = snprintf(digits, sizeof digits, "%lld", (long long)n), k = 0;
+    for (int i = 0; i < len; i++) {
+        out[k++] = digits[i];
+        if ((len - i) % 3 == 1 && i + 1 < len && digits[i] != '-') out[k++] = ',';
+    }
+    out[k] = '\0';
+    return out;
+}
+
+static void print_overview(void) {
+    printf("graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n", GRAFT_VERSION);
+    for (int i = 0; i < gr_n_commands(); i++) printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
+    printf("\n`graft COMMAND --help` explains a command, `graft help recipe` every key of a recipe.\n"
+           "exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is missing or wrong,\n"
+           "130 interrupted after a checkpoint was saved\n");
+}
+
+void gr_print_help(const gr_command *c) {
+    if (!c) {
+        print_overview();
+        return;
+    }
+    printf("graft %s - %s\n\nusage: graft %s %s\n\noptions:\n", c->name, c->summary, c->name, c->arguments);
+    const gr_option *o;
+    for (int i = 0; (o = gr_command_option(c, i)); i++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s %s", o->name, o->value ? o->value : "");
+        printf("  %-26s %s%s%s%s\n", left, gr_option_help(o), *gr_option_choices(o) ? " (" : "", gr_option_choices(o),
+               *gr_option_choices(o) ? ")" : "");
+    }
+    printf("\nexample:\n  %s\n", c->example);
+}
+
+/* Text for roff: a dash is a minus sign there, a backslash starts a command. */
+static void put_roff(const char *s) {
+    for (; *s; s++) {
+        if (*s == '-' || *s == '\\') putchar('\\');
+        putchar(*s == '\\' ? 'e' : *s);
+    }
+}
+
+static void print_man(void) {
+    printf(".TH GRAFT 1 \"\" \"graft %s\"\n.SH NAME\ngraft \\- parameter\\-efficient finetuning of language models\n"
+           ".SH SYNOPSIS\n.B graft\n.I COMMAND\n[options]\n.SH COMMANDS\n",
+           GRAFT_VERSION);
+    for (int i = 0; i < gr_n_commands(); i++) {
+        const gr_command *c = &gr_commands[i];
+        const gr_option *o;
+        printf(".SS ");
+        put_roff(c->name);
+        putchar('\n');
+        put_roff(c->summary);
+        printf(".\n.PP\n.B graft ");
+        put_roff(c->name);
+        putchar(' ');
+        put_roff(c->arguments);
+        putchar('\n');
+        for (int k = 0; (o = gr_command_option(c, k)); k++) {
+            printf(".TP\n.B \\-\\-");
+            put_roff(o->name);
+            if (o->value) printf(" \\fI%s\\fR", o->value);
+            putchar('\n');
+            put_roff(gr_option_help(o));
+            putchar('\n');
+        }
+        printf(".PP\nExample:\n.PP\n.nf\n");
+        put_roff(c->example);
+        printf("\n.fi\n");
+    }
+    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is missing or wrong, "
+           "130 interrupted after a checkpoint was saved.\n.SH RECIPES\n.nf\n");
+    gr_str help = {0};
+    gr_recipe_help(&help);
+    if (!help.failed) put_roff(help.data);
+    gr_str_release(&help);
+    printf(".fi\n");
+}
+
+static void print_bash_completion(void) {
+    printf("# bash completion of graft, made by `graft help --completion bash`\n_graft() {\n"
+           "    local cur=${COMP_WORDS[COMP_CWORD]} words=\n    COMPREPLY=()\n    case \"${COMP_WORDS[1]} ${COMP_WORDS[2]}\" in\n");
+    for (int pass = 0; pass < 2; pass++) /* two-word commands first: "data make" before the rest of "data" */
+        for (int i = 0; i < gr_n_commands(); i++) {
+            const gr_command *c = &gr_commands[i];
+            const gr_option *o;
+            bool two = strchr(c->name, ' ') != NULL;
+            if (two != (pass == 0)) continue;
+            printf("    \"%s%s) words=\"", c->name, two ? "\"" : " \"*");
+            for (int k = 0; (o = gr_command_option(c, k)); k++) printf("%s--%s", k ? " " : "", o->name);
+            printf("\" ;;\n");
+        }
+    printf("    esac\n    if [[ $COMP_CWORD -eq 1 ]]; then words=\"");
+    for (int i = 0; i < gr_n_commands(); i++) {
+        int n = (int)strcspn(gr_commands[i].name, " ");
+        bool repeated = i > 0 && strncmp(gr_commands[i - 1].name, gr_commands[i].name, (size_t)n + 1) == 0;
+        if (!repeated) printf("%s%.*s", i ? " " : "", n, gr_commands[i].name);
+    }
+    printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == data ]]; then words=\"");
+    for (int i = 0; i < gr_n_commands(); i++)
+        if (gr_starts_with(gr_commands[i].name, "data ")) printf("%s ", gr_commands[i].name + 5);
+    printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"recipe");
+    for (int i = 0; i < gr_n_commands(); i++) printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
+    printf("\"\n    fi\n    if [[ $cur == -* || -n $words && ( $COMP_CWORD -eq 1 || $COMP_CWORD -eq 2 && "
+           "( ${COMP_WORDS[1]} == data || ${COMP_WORDS[1]} == help ) ) ]]; then\n"
+           "        mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
+           "    else\n        mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")\n    fi\n}\n"
+           "complete -o filenames -F _graft graft\n");
+}
+
+static graft_status help_recipe(const gr_args *a, graft_error *err) {
+    if (gr_args_has(a, "json")) {
+        char *json = NULL;
+        graft_status st = gr_recipe_json_schema(&json, err);
+        if (st == GRAFT_OK) printf("%s\n", json);
+        free(json);
+        return st;
+    }
+    gr_str text = {0};
+    gr_recipe_help(&text);
+    if (text.failed) return gr_fail_memory(err, "help");
+    fputs(text.data, stdout);
+    gr_str_release(&text);
+    return GRAFT_OK;
+}
+
+graft_status gr_cmd_help(const gr_args *a, graft_error *err) {
+    const char *shell = gr_args_text(a, "completion", NULL);
+    char name[96];
+    if (gr_args_has(a, "man")) {
+        print_man();
+        return GRAFT_OK;
+    }
+    if (shell && strcmp(shell, "bash") != 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--completion: expected bash, found \"%s\"", shell);
+    if (shell) {
+        print_bash_completion();
+        return GRAFT_OK;
+    }
+    if (a->n_arguments == 0) {
+        print_overview();
+        return GRAFT_OK;
+    }
+    if (strcmp(a->arguments[0], "recipe") == 0) return help_recipe(a, err);
+    snprintf(name, sizeof name, "%s%s%s", a->arguments[0], a->n_arguments > 1 ? " " : "", a->n_arguments > 1 ? a->arguments[1] : "");
+    const gr_command *c = gr_command_find(name);
+    if (!c) return gr_fail(err, GRAFT_BAD_USAGE, "no help on \"%s\": expected recipe or a command; `graft help` lists them", name);
+    gr_print_help(c);
+    return GRAFT_OK;
+}
+
+graft_status gr_cmd_version(const gr_args *a, graft_error *err) {
+    (void)a;
+    (void)err;
+    printf("graft %s\n", GRAFT_VERSION);
+    return GRAFT_OK;
+}

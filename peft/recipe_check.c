@@ -1,0 +1,161 @@
+#include "peft/recipe_check.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "peft/recipe_schema.h"
+
+/* Keys of axolotl, LLaMA-Factory, torchtune, transformers, TRL and MLX, and what to write instead. */
+static const struct peer {
+    const char *key, *hint;
+} peers[] = {
+    {"lora_r", "use adapter.rank"},
+    {"lora_rank", "use adapter.rank"},
+    {"r", "use adapter.rank"},
+    {"lora_alpha", "use adapter.alpha"},
+    {"lora_dropout", "use adapter.dropout"},
+    {"lora_target_modules", "use adapter.target_modules"},
+    {"lora_target", "use adapter.target_modules"},
+    {"lora_modules", "use adapter.target_modules"},
+    {"lora_target_linear", "use adapter.target_modules: all-linear"},
+    {"finetuning_type", "use adapter.method"},
+    {"stage", "use train.objective"},
+    {"per_device_train_batch_size", "use train.batch_size: samples per optimizer step"},
+    {"micro_batch_size", "use train.batch_size: samples per optimizer step; memory is train.micro_batch_tokens"},
+    {"gradient_accumulation_steps", "leave it out: train.batch_size is per optimizer step, memory is train.micro_batch_tokens"},
+    {"per_device_eval_batch_size", "use eval.batch_tokens"},
+    {"eval_batch_size", "use eval.batch_tokens"},
+    {"cutoff_len", "use data.max_length"},
+    {"sequence_len", "use data.max_length"},
+    {"max_seq_length", "use data.max_length"},
+    {"max_seq_len", "use data.max_length"},
+    {"model_max_length", "use data.max_length"},
+    {"lr", "use train.learning_rate"},
+    {"lr_scheduler_type", "use train.lr_scheduler"},
+    {"base_model", "use model.base"},
+    {"model_name_or_path", "use model.base"},
+    {"datasets", "use data.train"},
+    {"dataset", "use data.train"},
+    {"train_file", "use data.train"},
+    {"val_set_size", "use data.eval: a share such as 0.02"},
+    {"val_size", "use data.eval: a share such as 0.02"},
+    {"eval_dataset", "use data.eval"},
+    {"chat_template", "use data.template"},
+    {"train_on_inputs", "use data.loss_on: all"},
+    {"train_on_prompt", "use data.loss_on: all"},
+    {"assistant_only_loss", "use data.loss_on: completion"},
+    {"completion_only_loss", "use data.loss_on: completion"},
+    {"num_epochs", "use train.num_train_epochs"},
+    {"epochs", "use train.num_train_epochs"},
+    {"iters", "use train.max_steps"},
+    {"logging_steps", "use log.every"},
+    {"log_every_n_steps", "use log.every"},
+    {"save_steps", "use save.every"},
+    {"saves_per_epoch", "use save.every (steps)"},
+    {"eval_steps", "use eval.every"},
+    {"evals_per_epoch", "use eval.every (steps)"},
+    {"clip_grad_norm", "use train.max_grad_norm"},
+    {"beta1", "use train.adam_beta1"},
+    {"beta2", "use train.adam_beta2"},
+    {"adam_eps", "use train.adam_epsilon"},
+    {"bf16", "use model.dtype: bf16"},
+    {"fp16", "use model.dtype: fp16"},
+    {"load_in_8bit", "use model.quantize"},
+    {"load_in_4bit", "use model.quantize"},
+    {"quantization_bit", "use model.quantize"},
+    {"enable_activation_checkpointing", "use train.gradient_checkpointing"},
+    {"resume_from_checkpoint", "leave it out: `graft train RECIPE --resume`"},
+    {"overwrite_output_dir", "leave it out: `graft train RECIPE --overwrite`"},
+    {"report_to", "use log.tensorboard"},
+    {"plot_loss", "use log.plot"},
+    {"sample_packing", "leave it out: batches are never padded here"},
+    {"packing", "leave it out: batches are never padded here"},
+    {"group_by_length", "leave it out: batches are never padded here"},
+};
+
+const char *gr_recipe_peer_hint(const char *key) {
+    for (int i = 0; i < GR_LEN(peers); i++)
+        if (strcmp(peers[i].key, key) == 0) return peers[i].hint;
+    return NULL;
+}
+
+/* BAD_USAGE at the place where the key stands. */
+static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section, const char *name,
+                           const char *why, graft_error *err) {
+    for (int i = 0; i < gr_recipe_n_keys(); i++) {
+        const gr_key *k = &gr_recipe_keys[i];
+        if (nodes[i] && strcmp(k->section, section) == 0 && strcmp(k->name, name) == 0)
+            return gr_yaml_fail(nodes[i], false, err, "%s%s%s: %s", section, *section ? "." : "", name, why);
+    }
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why);
+}
+
+static bool has_metric(const gr_recipe *r, const char *name) {
+    for (int i = 0; i < r->eval_metrics.n; i++)
+        if (strcmp(r->eval_metrics.items[i], name) == 0) return true;
+    return false;
+}
+
+static bool known_metrics(const gr_recipe *r) {
+    for (int i = 0; i < r->eval_metrics.n; i++)
+        if (strcmp(r->eval_metrics.items[i], "loss") != 0 && strcmp(r->eval_metrics.items[i], "exact_match") != 0) return false;
+    return true;
+}
+
+static bool whole_ranks(const gr_recipe *r) {
+    for (int i = 0; i < r->adapter_rank_pattern.n; i++)
+        if (r->adapter_rank_pattern.items[i].value != floor(r->adapter_rank_pattern.items[i].value)) return false;
+    return true;
+}
+
+graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, graft_error *err) {
+    bool has_eval = r->data_eval.n > 0 || r->data_eval.share > 0, lora = r->adapter_method == GR_METHOD_LORA;
+    const struct rule {
+        bool bad;
+        const char *section, *name, *why;
+    } rules[] = {
+        {r->train_objective == GR_OBJECTIVE_DPO, "train", "objective", "dpo is not in this version; sft and pretrain are"},
+        {r->adapter_method == GR_METHOD_EMBEDDINGS, "adapter", "method", "embeddings is not in this version; lora and full are"},
+        {r->model_quantize != GR_QUANTIZE_NONE, "model", "quantize",
+         "quantising the base is not in this version; give a quantised GGUF as model.base instead"},
+        {r->model_compute == GR_COMPUTE_INT8, "model", "compute", "int8 is not in this version; use exact"},
+        {r->_device == GR_DEVICE_CUDA, "", "device", "cuda is not in this version; use cpu"},
+        {lora && r->adapter_target_modules.n == 0, "adapter", "target_modules", "it names no module; use all-linear or a list of names"},
+        {!whole_ranks(r), "adapter", "rank_pattern", "a rank is a whole number"},
+        {!lora && r->adapter_init_from, "adapter", "init_from", "only method lora starts from an adapter"},
+        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, "adapter", "dropout", "method full has no adapter to drop inputs of"},
+        {r->train_objective == GR_OBJECTIVE_PRETRAIN && has_metric(r, "exact_match"), "eval", "metrics",
+         "exact_match needs answers, which pretrain does not have"},
+        {!known_metrics(r), "eval", "metrics", "expected loss and exact_match, found another name"},
+        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience", "needs data.eval"},
+        {has_metric(r, "exact_match") && !has_eval, "eval", "metrics", "exact_match needs data.eval"},
+        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs", "0 epochs train nothing"},
+        {r->train_adam_beta1 >= 1, "train", "adam_beta1", "must be below 1"},
+        {r->train_adam_beta2 >= 1, "train", "adam_beta2", "must be below 1"},
+        {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, "train", "warmup_ratio", "give warmup_steps or warmup_ratio, not both"},
+        {r->_output_dir && !*r->_output_dir, "", "output_dir", "expected the path of a folder, found nothing"},
+    };
+    for (int i = 0; i < GR_LEN(rules); i++)
+        if (rules[i].bad) return refuse(r, nodes, rules[i].section, rules[i].name, rules[i].why, err);
+    return GRAFT_OK;
+}
+
+graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err) {
+    const struct need {
+        bool missing;
+        const char *name;
+    } needs[] = {
+        {!r->model_base, "model.base"},
+        {!dry_run && r->data_train.n == 0, "data.train"},
+        {!dry_run && !r->_output_dir, "output_dir"},
+    };
+    char names[80] = "";
+    int n = 0;
+    for (int i = 0; i < GR_LEN(needs); i++) {
+        if (!needs[i].missing) continue;
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", n++ ? ", " : "", needs[i].name);
+    }
+    if (n == 0) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s %s missing; set %s in the recipe or as section.key=value",
+                   *r->path ? r->path : "recipe", names, n > 1 ? "are" : "is", n > 1 ? "them" : "it");
+}

@@ -1,0 +1,26 @@
+/* recipe_schema.h - schema.def as a table of rows. Internal to peft/recipe*.c. */
+#ifndef GR_RECIPE_SCHEMA_H
+#define GR_RECIPE_SCHEMA_H
+
+#include "peft/recipe.h"
+
+typedef enum gr_key_type {
+    GR_KEY_STRING, GR_KEY_INT, GR_KEY_FLOAT, GR_KEY_BOOL, GR_KEY_ENUM, GR_KEY_INT_AUTO, GR_KEY_SIZE_AUTO, GR_KEY_INT_NULL,
+    GR_KEY_LIST, GR_KEY_MAP, GR_KEY_SOURCES, GR_KEY_EVAL_SOURCES
+} gr_key_type;
+
+typedef struct gr_key {
+    const char *section, *name, *fallback, *constraint, *help;
+    gr_key_type type;
+    size_t offset; /* of its field in gr_recipe */
+} gr_key;
+
+extern const gr_key gr_recipe_keys[];
+int gr_recipe_n_keys(void);
+
+/* Bounds of a numeric constraint "min..max"; an open end is infinite. */
+void gr_key_range(const gr_key *k, double *min, double *max);
+/* Choice i of an ENUM into out[32]; false past the last. */
+bool gr_key_choice(const gr_key *k, int i, char out[32]);
+
+#endif
