@@ -98,13 +98,13 @@ def train_sentencepiece(corpus, vocab, model_type, **options):
 
 
 def merges_of(pieces):
-    """The BPE merge list that a SentencePiece BPE vocabulary implies, in the order HF's converter gives it."""
+    """The BPE merge list that a SentencePiece BPE vocabulary implies, in the order of transformers' converter."""
     rank = {p: i for i, (p, _, _) in enumerate(pieces)}
     merges = []
     for piece, score, _ in pieces:
         pairs = [(piece[:i], piece[i:]) for i in range(1, len(piece)) if piece[:i] in rank and piece[i:] in rank]
         merges += [(score, pair) for pair in sorted(pairs, key=lambda p: (rank[p[0]], rank[p[1]]))]
-    return [pair for _, pair in sorted(merges, key=lambda m: m[0], reverse=True)]
+    return [pair for _, pair in sorted(merges, key=lambda m: (m[0], len(m[1][0]), len(m[1][1])), reverse=True)]
 
 
 def convert_sentencepiece(blob, dummy_prefix):
