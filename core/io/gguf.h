@@ -48,6 +48,7 @@ void gr_gguf_put_string(gr_gguf_builder *b, const char *key, const char *value);
 void gr_gguf_put_u32(gr_gguf_builder *b, const char *key, uint32_t value);
 void gr_gguf_put_f32(gr_gguf_builder *b, const char *key, float value);
 void gr_gguf_put_bool(gr_gguf_builder *b, const char *key, bool value);
+/* lens may be NULL: the values are NUL-terminated. */
 void gr_gguf_put_strings(gr_gguf_builder *b, const char *key, const char *const *values, const int64_t *lens, int64_t n);
 void gr_gguf_put_f32s(gr_gguf_builder *b, const char *key, const float *values, int64_t n);
 void gr_gguf_put_i32s(gr_gguf_builder *b, const char *key, const int32_t *values, int64_t n);

@@ -19,7 +19,8 @@ typedef struct gr_tensor {
     const char *file; /* the path it came from, for messages */
 } gr_tensor;
 
-/* Tensors of one or several safetensors files, sorted by name. */
+/* Tensors of one or several safetensors files, sorted by name. Tensors of types that graft does not compute with (I64,
+ * U8, F8 ...: buffers such as position ids) are left out of the list; gr_safetensors_skipped tells. */
 typedef struct gr_safetensors gr_safetensors;
 
 /* path: a .safetensors file, a *.safetensors.index.json, or a folder holding model.safetensors (or its index) or
@@ -29,6 +30,8 @@ void gr_safetensors_close(gr_safetensors *st);
 int64_t gr_safetensors_count(const gr_safetensors *st);
 const gr_tensor *gr_safetensors_get(const gr_safetensors *st, int64_t i);
 const gr_tensor *gr_safetensors_find(const gr_safetensors *st, const char *name); /* NULL when absent */
+/* The type ("I64") of a tensor left out because of it, for the message of a caller that needs it; else NULL. */
+const char *gr_safetensors_skipped(const gr_safetensors *st, const char *name);
 /* Value of a key of "__metadata__" of the first file, NULL when absent. */
 const char *gr_safetensors_metadata(const gr_safetensors *st, const char *key);
 
