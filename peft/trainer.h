@@ -40,11 +40,11 @@ typedef struct gr_session {
 } gr_session;
 
 typedef struct gr_session_options {
-    const char *model;            /* path; NULL: the base that the first adapter remembers */
+    const char *model;            /* a model, or a run or adapter (which is attached first); NULL: the base of the first adapter */
     const char *const *adapters;  /* "path" or "path:scale" */
     int n_adapters;
-    const char *template_name;    /* as gr_chat_open; NULL = "auto" */
-    const char *system;
+    const char *template_name;    /* as gr_chat_open; NULL: that of the run's recipe, else "auto"; "": no chat is opened */
+    const char *system;           /* NULL: that of the run's recipe, else the template's own */
     int dtype;                    /* enum gr_recipe_dtype */
     int threads;                  /* <= 0: all */
     int64_t max_positions;        /* 0: the model's context */
@@ -52,5 +52,7 @@ typedef struct gr_session_options {
 
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
 void gr_session_close(gr_session *s);
+/* The files of the base model (owned path) behind a model, a run or an adapter. */
+graft_status gr_session_base(char **base, const char *path, graft_error *err);
 
 #endif

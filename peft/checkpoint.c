@@ -1,0 +1,241 @@
+#include "peft/checkpoint.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/io/h5.h"
+
+enum { CHECKPOINT_VERSION = 1 };
+
+/* The fields of gr_train_state, once: attributes of the file by name. */
+typedef struct field {
+    const char *name;
+    size_t offset;
+    bool is_double;
+} field;
+
+#define FIELD(name, is_double) {#name, offsetof(gr_train_state, name), is_double}
+static const field state_fields[] = {
+    FIELD(step, false),           FIELD(epoch, false),           FIELD(cursor, false),
+    FIELD(optimizer_step, false), FIELD(num_tokens, false),      FIELD(num_target_tokens, false),
+    FIELD(best_step, false),      FIELD(evals_since_best, false), FIELD(skipped_in_a_row, false),
+    FIELD(window_targets, false), FIELD(window_tokens, false),   FIELD(best_eval_loss, true),
+    FIELD(final_loss, true),      FIELD(window_loss, true),      FIELD(window_grad_norm, true),
+};
+#undef FIELD
+
+#define FIELD(name) {#name, offsetof(gr_train_identity, name), false}
+static const field identity_fields[] = {FIELD(data_key), FIELD(total_steps), FIELD(batch_size), FIELD(seed)};
+#undef FIELD
+
+static const char *const identity_meaning[] = {"other training data, template or tokenizer", "another number of steps",
+                                               "another train.batch_size", "another train.seed"};
+
+char *gr_checkpoint_folder(const char *output_dir, int64_t step) {
+    return gr_format("%s/checkpoint-%lld", output_dir, (long long)step);
+}
+
+static graft_status put_fields(gr_h5 *h, const field *fields, int n, const void *from, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    for (int i = 0; i < n; i++) {
+        const char *at = (const char *)from + fields[i].offset;
+        if (fields[i].is_double) GR_TRY(gr_h5_put_double(h, fields[i].name, *(const double *)(const void *)at, err));
+        else GR_TRY(gr_h5_put_int(h, fields[i].name, *(const int64_t *)(const void *)at, err));
+    }
+done:
+    return st;
+}
+
+static graft_status get_fields(gr_h5 *h, const field *fields, int n, void *to, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    for (int i = 0; i < n; i++) {
+        char *at = (char *)to + fields[i].offset;
+        if (fields[i].is_double) GR_TRY(gr_h5_get_double(h, fields[i].name, (double *)(void *)at, err));
+        else GR_TRY(gr_h5_get_int(h, fields[i].name, (int64_t *)(void *)at, err));
+    }
+done:
+    return st;
+}
+
+/* The three sets of tensors of a checkpoint: group and buffer. */
+typedef struct tensor_group {
+    const char *group;
+    float *data;
+} tensor_group;
+
+enum { N_GROUPS = 3 };
+
+static void groups_of(tensor_group groups[N_GROUPS], const gr_params *p) {
+    groups[0] = (tensor_group){"parameters", p->value};
+    groups[1] = (tensor_group){"adam_exp_avg", p->m};
+    groups[2] = (tensor_group){"adam_exp_avg_sq", p->v};
+}
+
+static graft_status put_tensors(gr_h5 *h, const gr_params *p, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char name[256];
+    tensor_group groups[N_GROUPS];
+    groups_of(groups, p);
+    for (int g = 0; g < N_GROUPS; g++)
+        for (int64_t i = 0; i < p->n_items; i++) {
+            const gr_param *item = &p->items[i];
+            int64_t shape[2] = {item->rows, item->cols};
+            snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
+            GR_TRY(gr_h5_put(h, name, GR_H5_F32, 2, shape, groups[g].data + item->offset, err));
+        }
+done:
+    return st;
+}
+
+static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, const char *path, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char name[256];
+    tensor_group groups[N_GROUPS];
+    groups_of(groups, p);
+    for (int g = 0; g < n_groups; g++)
+        for (int64_t i = 0; i < p->n_items; i++) {
+            const gr_param *item = &p->items[i];
+            int64_t shape[2];
+            snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
+            GR_TRY(gr_h5_shape(h, name, GR_H5_F32, 2, shape, err));
+            if (shape[0] != item->rows || shape[1] != item->cols)
+                GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path,
+                               name, (long long)shape[0], (long long)shape[1], (long long)item->rows, (long long)item->cols));
+            GR_TRY(gr_h5_get(h, name, GR_H5_F32, groups[g].data + item->offset, item->n, err));
+        }
+done:
+    return st;
+}
+
+graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
+                                const char *recipe, graft_error *err) {
+    graft_status st;
+    gr_h5 *h = NULL;
+    char *folder = gr_checkpoint_folder(output_dir, s->step), *tmp = NULL, *path = NULL;
+    if (!folder) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    GR_TRY(gr_dir_begin(&tmp, folder, true, err));
+    if (!(path = gr_path_join(tmp, "state.h5"))) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    GR_TRY(gr_h5_create(&h, path, err));
+    GR_TRY(gr_h5_put_int(h, "graft_checkpoint_version", CHECKPOINT_VERSION, err));
+    GR_TRY(gr_h5_put_text(h, "recipe", recipe, err));
+    GR_TRY(gr_h5_put_int(h, "n_tensors", p->n_items, err));
+    GR_TRY(put_fields(h, state_fields, GR_LEN(state_fields), s, err));
+    GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
+    GR_TRY(put_tensors(h, p, err));
+    gr_h5 *sealed = h;
+    h = NULL; /* commit frees it, whatever happens */
+    GR_TRY(gr_h5_commit(sealed, err));
+    GR_TRY(gr_dir_commit(tmp, folder, true, err));
+done:
+    gr_h5_close(h);
+    if (st != GRAFT_OK && tmp) gr_remove_all(tmp);
+    free(folder);
+    free(tmp);
+    free(path);
+    return st;
+}
+
+static graft_status check_identity(gr_h5 *h, const gr_train_identity *id, const char *path, graft_error *err) {
+    gr_train_identity saved;
+    graft_status st;
+    GR_TRY(get_fields(h, identity_fields, GR_LEN(identity_fields), &saved, err));
+    for (int i = 0; i < GR_LEN(identity_fields); i++) {
+        size_t at = identity_fields[i].offset;
+        if (memcmp((const char *)&saved + at, (const char *)id + at, sizeof(int64_t)) != 0)
+            return gr_fail(err, GRAFT_BAD_USAGE, "%s was made with %s than this recipe says: resume with the same recipe, or start anew "
+                           "with --overwrite", path, identity_meaning[i]);
+    }
+done:
+    return st;
+}
+
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, const gr_train_identity *id, graft_error *err) {
+    graft_status st;
+    gr_h5 *h = NULL;
+    int64_t version, n_tensors;
+    char *path = gr_path_join(folder, "state.h5");
+    if (!path) return gr_fail_memory(err, "checkpoint");
+    GR_TRY(gr_h5_open(&h, path, err));
+    GR_TRY(gr_h5_get_int(h, "graft_checkpoint_version", &version, err));
+    if (version != CHECKPOINT_VERSION)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", path, (long long)version, CHECKPOINT_VERSION));
+    GR_TRY(gr_h5_get_int(h, "n_tensors", &n_tensors, err));
+    if (n_tensors != p->n_items)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
+                       (long long)n_tensors, (long long)p->n_items));
+    if (id) GR_TRY(check_identity(h, id, path, err));
+    if (s) GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), s, err));
+    GR_TRY(get_tensors(h, p, s ? N_GROUPS : 1, path, err));
+done:
+    gr_h5_close(h);
+    free(path);
+    return st;
+}
+
+/* Steps of the checkpoints in output_dir, newest first; *steps is the caller's. -1 when out of memory. */
+static int64_t list_checkpoints(int64_t **steps, const char *output_dir) {
+    int64_t n = 0, capacity = 0;
+    struct dirent *e;
+    *steps = NULL;
+    DIR *dir = opendir(output_dir);
+    if (!dir) return 0;
+    while ((e = readdir(dir))) {
+        char *end;
+        if (!gr_starts_with(e->d_name, "checkpoint-")) continue;
+        long long step = strtoll(e->d_name + strlen("checkpoint-"), &end, 10);
+        if (*end || step < 0) continue;
+        if (!gr_grow(steps, &capacity, n + 1, sizeof **steps)) {
+            n = -1;
+            break;
+        }
+        int64_t at = n++;
+        for (; at > 0 && (*steps)[at - 1] < step; at--) (*steps)[at] = (*steps)[at - 1];
+        (*steps)[at] = step;
+    }
+    closedir(dir);
+    return n;
+}
+
+graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err) {
+    int64_t *steps;
+    int64_t n = list_checkpoints(&steps, output_dir);
+    graft_status st = n < 0 ? gr_fail_memory(err, "list of checkpoints") : GRAFT_OK;
+    *folder = NULL;
+    for (int64_t i = 0; i < n && !*folder; i++) {
+        gr_h5 *h = NULL;
+        char *candidate = gr_checkpoint_folder(output_dir, steps[i]), *path = candidate ? gr_path_join(candidate, "state.h5") : NULL;
+        graft_error why = {0};
+        st = path ? gr_h5_open(&h, path, &why) : gr_fail_memory(&why, "checkpoint");
+        if (st == GRAFT_OK) {
+            *folder = candidate;
+            candidate = NULL;
+        } else {
+            gr_warn("%s: passed over", why.msg);
+            if (err) *err = why;
+        }
+        gr_h5_close(h);
+        free(candidate);
+        free(path);
+    }
+    free(steps);
+    return st;
+}
+
+void gr_checkpoint_prune(const char *output_dir, int64_t keep, int64_t best_step) {
+    int64_t *steps;
+    int64_t n = list_checkpoints(&steps, output_dir), kept = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (steps[i] == best_step || kept < keep) {
+            kept += steps[i] != best_step;
+            continue;
+        }
+        char *folder = gr_checkpoint_folder(output_dir, steps[i]);
+        if (folder) gr_remove_all(folder);
+        free(folder);
+    }
+    free(steps);
+}

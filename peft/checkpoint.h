@@ -1,0 +1,41 @@
+/* checkpoint.h - what a run needs to go on exactly where it was: output_dir/checkpoint-<step>/state.h5 (HDF5, sealed by a
+ * checksum). Randomness and data order are functions of seed and position, so that the state is short. */
+#ifndef GR_CHECKPOINT_H
+#define GR_CHECKPOINT_H
+
+#include "core/model/params.h"
+
+/* Where a run is. Everything here is saved. */
+typedef struct gr_train_state {
+    int64_t step;          /* optimizer steps done */
+    int64_t epoch, cursor; /* epoch from 0; samples of it that are done */
+    int64_t optimizer_step; /* updates made (skipped steps make none) */
+    int64_t num_tokens, num_target_tokens;
+    int64_t skipped_in_a_row;
+    double best_eval_loss; /* NaN: not evaluated yet */
+    int64_t best_step, evals_since_best;
+    double final_loss;     /* of the last step */
+    double window_loss;    /* sum of nll, targets and seconds of the logged window so far */
+    int64_t window_targets, window_tokens;
+    double window_grad_norm;
+} gr_train_state;
+
+/* What a checkpoint must agree with to be continued. */
+typedef struct gr_train_identity {
+    int64_t data_key, total_steps, batch_size, seed;
+} gr_train_identity;
+
+/* Write checkpoint-<step> atomically; an existing one of the same step is replaced. */
+graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
+                                const char *recipe, graft_error *err);
+/* Read a checkpoint into allocated parameters of the same names and shapes. s and id may be NULL (values only; then the optimizer's
+ * moments are left alone). BAD_USAGE when it belongs to other data, steps, batch size or seed. */
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, const gr_train_identity *id, graft_error *err);
+/* The folder of the newest intact checkpoint (owned; NULL when there is none at all). Damaged ones are passed over with a warning;
+ * BAD_INPUT when all are damaged. */
+graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err);
+char *gr_checkpoint_folder(const char *output_dir, int64_t step);
+/* Remove all but the newest `keep` checkpoints; that of best_step (-1: none) stays. */
+void gr_checkpoint_prune(const char *output_dir, int64_t keep, int64_t best_step);
+
+#endif

@@ -1,0 +1,268 @@
+/* The steps of a run: batch -> micro-batches -> clip -> AdamW -> log, evaluate, save. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "peft/evaluate.h"
+#include "peft/run.h"
+#include "peft/schedule.h"
+
+enum { MAX_SKIPS_IN_A_ROW = 10, EXACT_MATCH_TOKENS = 256 };
+
+typedef struct loop {
+    gr_run *run;
+    int64_t *order; /* samples of the current epoch */
+    int64_t n_order, order_epoch;
+    gr_batch batch;
+    float *nll; /* [micro-batch rows] */
+    gr_progress progress;
+    double window_started; /* seconds; evaluation and saving do not count */
+    double speed;          /* tokens/s of the last logged window */
+    bool stop;             /* early stopping */
+} loop;
+
+/* ---- one step ---- */
+
+/* Samples [*first, end) of the epoch that make the next step; a new epoch begins when the last is used up. */
+static graft_status next_samples(loop *l, int64_t *end, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    graft_status st = GRAFT_OK;
+    while (true) {
+        if (l->order_epoch != s->epoch || !l->order) {
+            free(l->order);
+            l->order = NULL;
+            GR_TRY(gr_dataset_order(run->train, (uint64_t)run->r->train_seed, s->epoch, run->r->data_shuffle, &l->order, &l->n_order, err));
+            l->order_epoch = s->epoch;
+        }
+        if (s->cursor < l->n_order) break;
+        if (l->n_order == 0 && s->epoch > 1000000) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "data.train: the weights leave no sample"));
+        s->epoch++;
+        s->cursor = 0;
+    }
+    *end = GR_MIN(s->cursor + run->r->train_batch_size, l->n_order);
+done:
+    return st;
+}
+
+static int64_t sample_length(const gr_dataset *d, int64_t i) { return d->offset[i + 1] - d->offset[i]; }
+
+static int64_t count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
+    int64_t count = 0; /* a sequence's first id is never predicted */
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t i = d->offset[idx[s]] + 1; i < d->offset[idx[s] + 1]; i++) count += d->target[i] != 0;
+    return count;
+}
+
+typedef struct step_sums {
+    double nll;
+    int64_t tokens, targets;
+    int64_t bad_sample; /* -1, or the first sample whose loss is not finite */
+} step_sums;
+
+/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the mean
+ * over all targets of the step, whatever the split. */
+static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums *sums, graft_error *err) {
+    gr_run *run = l->run;
+    const gr_dataset *d = run->train;
+    graft_status st = GRAFT_OK;
+    *sums = (step_sums){.targets = count_targets(d, idx, n), .bad_sample = -1};
+    memset(run->params->grad, 0, (size_t)run->params->n_floats * sizeof(float));
+    for (int64_t first = 0, end; first < n; first = end) {
+        int64_t rows = 0;
+        for (end = first; end < n && (end == first || rows + sample_length(d, idx[end]) <= run->plan.max_tokens); end++)
+            rows += sample_length(d, idx[end]);
+        GR_TRY(gr_batch_fill(&l->batch, d, idx + first, end - first, run->state.epoch, err));
+        GR_TRY(gr_decoder_train(run->decoder, &l->batch, 1.0f / (float)GR_MAX(sums->targets, 1), l->nll, err));
+        for (int64_t seq = 0; seq < l->batch.n_seqs; seq++)
+            for (int64_t row = l->batch.offset[seq]; row < l->batch.offset[seq + 1]; row++) {
+                sums->nll += (double)l->nll[row] * l->batch.weight[row];
+                if (!isfinite(l->nll[row]) && sums->bad_sample < 0) sums->bad_sample = idx[first + seq];
+            }
+        sums->tokens += l->batch.n;
+    }
+done:
+    return st;
+}
+
+static const char *nonfinite_gradient(const gr_params *p) {
+    for (int64_t i = 0; i < p->n_items; i++)
+        for (int64_t k = 0; k < p->items[i].n; k++)
+            if (!isfinite(gr_params_grad(p, i)[k])) return p->items[i].name;
+    return "(their norm overflows)";
+}
+
+/* A NaN or infinity in this step: stop with what and where, or skip the update and count. */
+static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) {
+    gr_train_state *s = &l->run->state;
+    char what[256];
+    if (sums->bad_sample >= 0) snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sums->bad_sample + 1);
+    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(l->run->params));
+    s->skipped_in_a_row++;
+    if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
+        gr_warn("step %lld skipped: %s is not finite", (long long)s->step + 1, what);
+        return GRAFT_OK;
+    }
+    return gr_fail(err, GRAFT_FAILED, "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
+                   "continue from the last checkpoint with --resume", (long long)s->step + 1, what, l->run->r->train_learning_rate);
+}
+
+static void update(loop *l, double learning_rate, double clip) {
+    const gr_recipe *r = l->run->r;
+    gr_params *p = l->run->params;
+    gr_device *dev = l->run->device;
+    gr_adamw a = {.lr = (float)learning_rate, .beta1 = (float)r->train_adam_beta1, .beta2 = (float)r->train_adam_beta2,
+                  .epsilon = (float)r->train_adam_epsilon, .grad_scale = (float)clip, .step = ++l->run->state.optimizer_step};
+    for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that share the decay */
+        for (end = i + 1; end < p->n_items && p->items[end].decay == p->items[i].decay;) end++;
+        int64_t from = p->items[i].offset, to = end < p->n_items ? p->items[end].offset : p->n_floats;
+        a.weight_decay = p->items[i].decay ? (float)r->train_weight_decay : 0.0f;
+        dev->ops->adamw(dev, p->value + from, p->m + from, p->v + from, p->grad + from, to - from, &a);
+    }
+}
+
+static graft_status train_step(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    graft_status st;
+    int64_t end;
+    double squares = 0;
+    step_sums sums;
+    GR_TRY(next_samples(l, &end, err));
+    GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &sums, err));
+    run->device->ops->sum_squares(run->device, &squares, run->params->grad, run->params->n_floats);
+    double norm = sqrt(squares), max_norm = run->r->train_max_grad_norm;
+    if (!isfinite(sums.nll) || !isfinite(norm)) {
+        GR_TRY(nonfinite(l, &sums, err));
+    } else {
+        double clip = max_norm > 0 ? GR_MIN(1.0, max_norm / (norm + 1e-6)) : 1.0; /* torch's clip_grad_norm_ */
+        update(l, gr_learning_rate(run->r, s->step + 1, run->total_steps), clip);
+        s->skipped_in_a_row = 0;
+        s->window_loss += sums.nll;
+        s->window_targets += sums.targets;
+        s->window_grad_norm = norm;
+        s->final_loss = sums.nll / (double)GR_MAX(sums.targets, 1);
+    }
+    s->step++;
+    s->cursor = end;
+    s->window_tokens += sums.tokens;
+    s->num_tokens += sums.tokens;
+    s->num_target_tokens += sums.targets;
+done:
+    return st;
+}
+
+/* ---- what happens between steps ---- */
+
+static double epoch_of(const loop *l) {
+    return (double)l->run->state.epoch + (double)l->run->state.cursor / (double)GR_MAX(l->n_order, 1);
+}
+
+static graft_status log_window(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    double seconds = gr_now() - l->window_started;
+    l->speed = (double)s->window_tokens / GR_MAX(seconds, 1e-9);
+    gr_train_row row = {.step = s->step, .epoch = epoch_of(l), .loss = s->window_loss / (double)GR_MAX(s->window_targets, 1),
+                        .grad_norm = s->window_grad_norm, .learning_rate = gr_learning_rate(run->r, s->step, run->total_steps),
+                        .tokens_per_second = l->speed, .num_tokens = s->num_tokens, .num_target_tokens = s->num_target_tokens};
+    graft_status st = gr_metrics_train(run->metrics, &row, err);
+    s->window_loss = 0;
+    s->window_targets = s->window_tokens = 0;
+    l->window_started = gr_now();
+    return st;
+}
+
+static bool wants_metric(const gr_recipe *r, const char *name) {
+    for (int i = 0; i < r->eval_metrics.n; i++)
+        if (strcmp(r->eval_metrics.items[i], name) == 0) return true;
+    return false;
+}
+
+static graft_status evaluate(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    graft_status st;
+    double started = gr_now();
+    gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
+    GR_TRY(gr_evaluate(run->model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
+    row.eval_runtime = gr_now() - started;
+    row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
+    if (wants_metric(run->r, "exact_match"))
+        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, EXACT_MATCH_TOKENS, NULL,
+                                       &row.exact_match, NULL, NULL, err));
+    GR_TRY(gr_metrics_eval(run->metrics, &row, err));
+    if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
+    else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
+    bool better = isnan(s->best_eval_loss) || row.eval_loss < s->best_eval_loss;
+    if (better) {
+        s->best_eval_loss = row.eval_loss;
+        s->best_step = s->step;
+    }
+    s->evals_since_best = better ? 0 : s->evals_since_best + 1;
+    int64_t patience = run->r->eval_early_stopping_patience;
+    if (patience > 0 && s->evals_since_best >= patience) {
+        gr_note("no improvement in %lld evaluations: stopping early", (long long)patience);
+        l->stop = true;
+    }
+    if (better && run->r->save_best && run->adapter) GR_TRY(gr_run_export(run, err));
+done:
+    return st;
+}
+
+static graft_status save(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    graft_status st;
+    int64_t best = run->r->save_best ? run->state.best_step : -1;
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->params, &run->state, &run->identity, run->recipe_text, err));
+    GR_TRY(gr_run_facts_save(run, err));
+    gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
+done:
+    return st;
+}
+
+static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
+
+static graft_status after_step(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    graft_status st = GRAFT_OK;
+    bool last = s->step == run->total_steps, interrupted = gr_run_interrupted();
+    gr_progress_update(&l->progress, s->step, "loss %.4f  lr %.2e  %.0f tok/s", s->final_loss,
+                       gr_learning_rate(run->r, s->step, run->total_steps),
+                       l->speed > 0 ? l->speed : (double)s->window_tokens / GR_MAX(gr_now() - l->window_started, 1e-9));
+    if (due(s->step, run->log_every) || last) GR_TRY(log_window(l, err));
+    double paused = gr_now();
+    bool evaluated = run->eval && !interrupted && (last || due(s->step, run->eval_every));
+    if (evaluated) GR_TRY(evaluate(l, err));
+    bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
+    if (last || l->stop || interrupted || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
+    l->window_started += gr_now() - paused;
+done:
+    return st;
+}
+
+graft_status gr_run_steps(gr_run *run, graft_error *err) {
+    loop l = {.run = run};
+    graft_status st = GRAFT_OK;
+    l.nll = gr_calloc(run->plan.max_tokens, sizeof *l.nll);
+    if (!l.nll) return gr_fail_memory(err, "training");
+    gr_progress_start(&l.progress, "train", run->total_steps);
+    gr_progress_update(&l.progress, run->state.step, "first step");
+    l.window_started = gr_now();
+    while (run->state.step < run->total_steps && !l.stop) {
+        GR_TRY(train_step(&l, err));
+        GR_TRY(after_step(&l, err));
+        if (gr_run_interrupted() && run->state.step < run->total_steps) {
+            GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "interrupted at step %lld; a checkpoint was saved: continue with --resume",
+                           (long long)run->state.step));
+        }
+    }
+done:
+    gr_progress_end(&l.progress);
+    free(l.order);
+    free(l.nll);
+    gr_batch_release(&l.batch);
+    return st;
+}

@@ -1,0 +1,40 @@
+/* run.h - one training run, shared by trainer.c (set-up, folder, end) and loop.c (the steps). Private to peft/. */
+#ifndef GR_RUN_H
+#define GR_RUN_H
+
+#include "adapters/adapter.h"
+#include "core/data/batch.h"
+#include "core/model/decoder.h"
+#include "peft/checkpoint.h"
+#include "peft/metrics.h"
+#include "peft/recipe.h"
+
+typedef struct gr_run {
+    const gr_recipe *r;
+    gr_device *device;
+    gr_tokenizer *tokenizer;
+    gr_chat *chat;
+    gr_model *model;
+    gr_adapter *adapter;     /* method lora, else NULL */
+    gr_params *params;       /* what is trained: the adapter's, or `full` */
+    gr_params full;
+    gr_dataset *train, *eval; /* eval: NULL when there is none */
+    gr_decoder *decoder;
+    gr_decoder_options plan; /* micro-batch tokens and recompute policy */
+    int64_t total_steps, steps_per_epoch, eval_every, save_every, log_every; /* 0: at the end only */
+    gr_train_identity identity;
+    gr_train_state state;
+    gr_metrics *metrics;
+    char *recipe_text; /* resolved */
+    FILE *log;
+} gr_run;
+
+/* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
+graft_status gr_run_steps(gr_run *run, graft_error *err);
+/* True once gr_trainer_interrupt was called. */
+bool gr_run_interrupted(void);
+/* Write what the run has learned: adapter/ or model/. */
+graft_status gr_run_export(gr_run *run, graft_error *err);
+graft_status gr_run_facts_save(gr_run *run, graft_error *err);
+
+#endif

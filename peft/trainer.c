@@ -1,0 +1,433 @@
+/* Set-up and end of a run: what the recipe names is opened, the memory is planned, the folder is made, the result is written. */
+#include "peft/trainer.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "adapters/export.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "peft/run.h"
+#include "peft/schedule.h"
+
+enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
+
+/* The one mutable global: a signal handler can reach nothing else. */
+static volatile sig_atomic_t interrupted;
+
+void gr_trainer_interrupt(void) { interrupted = 1; }
+bool gr_run_interrupted(void) { return interrupted != 0; }
+
+gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
+    (void)device; /* no CPU level here multiplies bf16 faster than float32: auto is fp32 */
+    switch ((enum gr_recipe_dtype)recipe_dtype) {
+    case GR_DT_BF16: return GR_DTYPE_BF16;
+    case GR_DT_FP16: return GR_DTYPE_F16;
+    case GR_DT_AUTO:
+    case GR_DT_FP32: break;
+    }
+    return GR_DTYPE_F32;
+}
+
+/* ---- opening what the recipe names ---- */
+
+static graft_status open_model(gr_run *run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    graft_status st;
+    const char *why = NULL;
+    run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
+    if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
+    GR_TRY(gr_model_open(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device), r->data_max_length, err));
+    if (r->data_max_length > run->model->config.max_positions)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "data.max_length is %lld: the context of %s is %lld", (long long)r->data_max_length,
+                       r->model_base, (long long)run->model->config.max_positions));
+done:
+    return st;
+}
+
+static graft_status open_text(gr_run *run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    graft_status st;
+    GR_TRY(gr_tokenizer_open(&run->tokenizer, r->model_base, err));
+    int64_t n_vocab = gr_tokenizer_get_info(run->tokenizer)->n_vocab;
+    if (n_vocab > run->model->config.vocab)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the tokenizer has %lld ids, the model's embedding %lld rows: they do not belong together",
+                       r->model_base, (long long)n_vocab, (long long)run->model->config.vocab));
+    GR_TRY(gr_chat_open(&run->chat, r->data_template, r->data_system, run->tokenizer, err));
+done:
+    return st;
+}
+
+/* The cache folder: the recipe's, or the user's cache; NULL when off. Owned. */
+static graft_status cache_folder(char **folder, const gr_recipe *r, graft_error *err) {
+    const char *setting = r->data_cache, *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    *folder = NULL;
+    if (!setting || strcmp(setting, "none") == 0) return GRAFT_OK;
+    if (strcmp(setting, "auto") != 0) *folder = gr_strdup(setting);
+    else if (base && *base) *folder = gr_format("%s/graft", base);
+    else if (home && *home) *folder = gr_format("%s/.cache/graft", home);
+    else return GRAFT_OK;
+    return *folder ? GRAFT_OK : gr_fail_memory(err, "cache folder");
+}
+
+static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list *sources, const char *cache, graft_error *err) {
+    const gr_recipe *r = run->r;
+    gr_data_options o = {.sources = sources->items, .n_sources = sources->n, .template_name = r->data_template,
+                         .loss_on = (gr_loss_on)r->data_loss_on, .max_length = r->data_max_length,
+                         .truncation = (gr_truncation)r->data_truncation,
+                         .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN, .cache_dir = cache};
+    return gr_dataset_load(out, &o, run->tokenizer, run->chat, run->device->threads, err);
+}
+
+static void tell_set(const char *name, const gr_dataset *d) {
+    gr_note("%s: %lld samples, %lld tokens, %lld of them trained%s", name, (long long)d->n_samples, (long long)d->offset[d->n_samples],
+            (long long)d->n_targets, d->from_cache ? " (from the cache)" : "");
+    if (d->n_truncated) gr_warn("%s: %lld samples were truncated to data.max_length", name, (long long)d->n_truncated);
+    if (d->n_dropped) gr_warn("%s: %lld samples longer than data.max_length were dropped", name, (long long)d->n_dropped);
+    if (d->n_empty) gr_warn("%s: %lld samples without anything to learn were dropped", name, (long long)d->n_empty);
+}
+
+static graft_status open_data(gr_run *run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    char *cache = NULL;
+    graft_status st;
+    GR_TRY(cache_folder(&cache, r, err));
+    GR_TRY(load_set(&run->train, run, &r->data_train, cache, err));
+    if (r->data_eval.n) GR_TRY(load_set(&run->eval, run, &r->data_eval, cache, err));
+    else if (r->data_eval.share > 0) GR_TRY(gr_dataset_split(run->train, r->data_eval.share, (uint64_t)r->train_seed, &run->eval, err));
+    tell_set("train", run->train);
+    if (run->eval) tell_set("eval", run->eval);
+done:
+    free(cache);
+    return st;
+}
+
+/* Decide what is trained; allocate only for a real run. */
+static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    gr_adapter *from = NULL;
+    graft_status st;
+    if (r->adapter_method == GR_METHOD_FULL) {
+        run->params = &run->full;
+        GR_TRY(gr_model_add_params(run->model, &run->full, err));
+        if (dry_run) goto done;
+        GR_TRY(gr_params_allocate(&run->full, run->device, true, err));
+        GR_TRY(gr_model_attach_params(run->model, &run->full, true, err));
+        goto done;
+    }
+    gr_adapter_config c = {.rank = r->adapter_rank, .alpha = r->adapter_alpha, .dropout = r->adapter_dropout,
+                           .use_rslora = r->adapter_use_rslora, .target_modules = r->adapter_target_modules.items,
+                           .n_target_modules = r->adapter_target_modules.n, .rank_pattern = r->adapter_rank_pattern.items,
+                           .n_rank_pattern = r->adapter_rank_pattern.n, .alpha_pattern = r->adapter_alpha_pattern.items,
+                           .n_alpha_pattern = r->adapter_alpha_pattern.n, .base = r->model_base};
+    GR_TRY(gr_adapter_plan(&run->adapter, &c, run->model, err));
+    run->params = &run->adapter->params;
+    if (dry_run) goto done;
+    run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
+    GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
+    if (r->adapter_init_from) {
+        GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->model, false, err));
+        GR_TRY(gr_adapter_copy(run->adapter, from, err));
+    }
+    GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
+done:
+    gr_adapter_free(from);
+    return st;
+}
+
+/* ---- the plan: steps and memory ---- */
+
+static int64_t longest_sample(const gr_dataset *d) {
+    int64_t longest = 1;
+    for (int64_t i = 0; i < d->n_samples; i++) longest = GR_MAX(longest, d->offset[i + 1] - d->offset[i]);
+    return longest;
+}
+
+static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
+
+static graft_status plan_steps(gr_run *run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    int64_t total = 0, whole = (int64_t)floor(r->train_num_train_epochs);
+    for (int64_t epoch = 0; epoch <= whole; epoch++) { /* data set weights may give each epoch its own number of samples */
+        int64_t *order, n;
+        graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
+        if (st != GRAFT_OK) return st;
+        free(order);
+        double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
+        int64_t steps = batches_of(n, r->train_batch_size);
+        if (epoch == 0) run->steps_per_epoch = steps;
+        total += (int64_t)ceil(share * (double)steps);
+        if (r->train_max_steps > 0) break;
+    }
+    run->total_steps = r->train_max_steps > 0 ? r->train_max_steps : total;
+    if (run->total_steps < 1) return gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step", r->train_num_train_epochs);
+    run->eval_every = r->eval_every >= 0 ? r->eval_every : GR_MAX(1, run->total_steps / EVALUATIONS);
+    run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
+    run->log_every = r->log_every > 0 ? r->log_every : GR_MAX(1, run->total_steps / LOGGED_WINDOWS);
+    run->identity = (gr_train_identity){.data_key = (int64_t)run->train->key, .total_steps = run->total_steps,
+                                        .batch_size = r->train_batch_size, .seed = r->train_seed};
+    return GRAFT_OK;
+}
+
+/* Bytes the system can still give: MemAvailable. */
+static int64_t available_memory(void) {
+    long long kib = 0;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib > 0 ? (int64_t)kib * 1024 : (int64_t)8 << 30;
+}
+
+static int64_t params_bytes(const gr_run *run) { return run->params->n_floats * 4 * (int64_t)sizeof(float); }
+
+/* Rows of a micro-batch and what backward computes again: the fastest that memory_limit allows. */
+static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) {
+    const gr_recipe *r = run->r;
+    int64_t limit = r->train_memory_limit > 0 ? r->train_memory_limit : available_memory() / 4 * 3;
+    int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
+    int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
+    int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
+    gr_decoder_options *o = &run->plan;
+    *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
+    for (int64_t rows = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));; rows = GR_MAX(longest, rows / 2)) {
+        o->max_tokens = rows;
+        for (int policy = first; policy <= last; policy++) {
+            o->recompute = (gr_recompute)policy;
+            if (gr_decoder_plan_bytes(run->model, o) + params_bytes(run) <= limit) return GRAFT_OK;
+        }
+        if (rows == longest || r->train_micro_batch_tokens > 0) break;
+    }
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "training needs %.2f GiB for micro-batches of %lld tokens, train.memory_limit allows %.2f GiB: shorten data.max_length or "
+                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + params_bytes(run)) / (1 << 30),
+                   (long long)o->max_tokens, (double)limit / (1 << 30));
+}
+
+static void put_thousands(gr_str *out, int64_t n) {
+    char digits[32];
+    int len = snprintf(digits, sizeof digits, "%lld", (long long)n);
+    for (int i = 0; i < len; i++) {
+        if (i && (len - i) % 3 == 0) gr_str_putc(out, ',');
+        gr_str_putc(out, digits[i]);
+    }
+}
+
+static int64_t model_parameters(const gr_model *m) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+        const gr_weight *w = &gr_weights_get(m->weights, i)->view;
+        n += w->rows * w->cols;
+    }
+    return n;
+}
+
+static void report_plan(const gr_run *run, gr_str *out) {
+    static const char *const policies[] = {"none", "selective", "full"};
+    const gr_recipe *r = run->r;
+    int64_t base = model_parameters(run->model), trained = run->params->n_parameters, scratch = gr_decoder_plan_bytes(run->model, &run->plan);
+    gr_str_printf(out, "base                  %s (%s, ", r->model_base, run->model->config.arch);
+    put_thousands(out, base);
+    gr_str_puts(out, " parameters)\ntrainable parameters  ");
+    put_thousands(out, trained);
+    gr_str_printf(out, " (%.3f %% of the base)\n", 100.0 * (double)trained / (double)base);
+    if (run->train) {
+        gr_str_puts(out, "training samples      ");
+        put_thousands(out, run->train->n_samples);
+        gr_str_puts(out, "\nsteps                 ");
+        put_thousands(out, run->total_steps);
+        gr_str_printf(out, " (%lld an epoch, warmup %lld)\n", (long long)run->steps_per_epoch,
+                      (long long)gr_warmup_steps(r, run->total_steps));
+    }
+    gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, recompute %s\n",
+                  (long long)r->train_batch_size, (long long)run->plan.max_tokens, policies[run->plan.recompute]);
+    gr_str_printf(out, "memory                %.2f GiB trained state, %.2f GiB step scratch (base weights are mapped from disk)\n",
+                  (double)params_bytes(run) / (1 << 30), (double)scratch / (1 << 30));
+}
+
+/* ---- the run's folder ---- */
+
+/* What graft itself puts into a run's folder; --overwrite removes these and nothing else. */
+static const char *const run_files[] = {"recipe.yaml", "adapter", "model", "metrics.jsonl", "trainer_state.json", "loss.svg", "run.log"};
+
+static bool is_run(const char *dir) {
+    char *path = gr_path_join(dir, "recipe.yaml");
+    bool exists = path && gr_exists(path);
+    free(path);
+    return exists;
+}
+
+static void remove_run(const char *dir) {
+    for (int i = 0; i < GR_LEN(run_files); i++) {
+        char *path = gr_path_join(dir, run_files[i]);
+        if (path) gr_remove_all(path);
+        free(path);
+    }
+    gr_checkpoint_prune(dir, 0, -1);
+}
+
+static graft_status write_recipe(gr_run *run, graft_error *err) {
+    char *path = gr_path_join(run->r->_output_dir, "recipe.yaml");
+    graft_status st = path ? gr_file_write(path, run->recipe_text, (int64_t)strlen(run->recipe_text), err) : gr_fail_memory(err, "recipe");
+    free(path);
+    return st;
+}
+
+static graft_status check_folder(const gr_recipe *r, const gr_train_options *o, graft_error *err) {
+    if (!is_run(r->_output_dir) || o->resume || o->overwrite) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s already holds a run: continue it with --resume, replace it with --overwrite, or name "
+                   "another output_dir", r->_output_dir);
+}
+
+/* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
+static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_error *err) {
+    const char *dir = run->r->_output_dir;
+    char *last = NULL, *log_path = NULL;
+    gr_str text = {0};
+    graft_status st;
+    GR_TRY(gr_recipe_print(run->r, &text, err));
+    if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
+    GR_TRY(gr_make_dirs(dir, err));
+    if (o->overwrite && is_run(dir)) remove_run(dir);
+    run->state.best_eval_loss = run->state.final_loss = NAN;
+    run->state.best_step = -1;
+    if (o->resume) GR_TRY(gr_checkpoint_last(&last, dir, err));
+    if (last) {
+        GR_TRY(gr_checkpoint_load(last, run->params, &run->state, &run->identity, err));
+        gr_note("resuming from %s", last);
+    } else if (o->resume) {
+        gr_note("%s holds no checkpoint: starting from the beginning", dir);
+    }
+    GR_TRY(write_recipe(run, err));
+    if (!(log_path = gr_path_join(dir, "run.log"))) GR_TRY(gr_fail_memory(err, "run.log"));
+    run->log = fopen(log_path, last ? "a" : "w");
+    if (!run->log) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", log_path));
+    gr_log_tee(run->log);
+    GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last ? run->state.step : -1, err));
+done:
+    free(last);
+    free(log_path);
+    gr_str_release(&text);
+    return st;
+}
+
+/* ---- the end ---- */
+
+graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
+    gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
+                          .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
+                          .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
+                          .best_step = run->state.best_step};
+    return gr_metrics_save(run->metrics, &facts, err);
+}
+
+graft_status gr_run_export(gr_run *run, graft_error *err) {
+    graft_status st;
+    char *path = gr_path_join(run->r->_output_dir, run->adapter ? "adapter" : "model");
+    if (!path) return gr_fail_memory(err, "output");
+    if (run->adapter) {
+        GR_TRY(gr_adapter_save(run->adapter, path, true, err));
+    } else {
+        gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
+        gr_merge_report report;
+        GR_TRY(gr_merge(run->model, run->tokenizer, NULL, NULL, 0, &run->full, &o, path, &report, err));
+        gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
+    }
+done:
+    free(path);
+    return st;
+}
+
+/* The best weights if they were evaluated, else the last. An adapter was exported when it was best. */
+static graft_status export_result(gr_run *run, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    bool best_is_older = run->r->save_best && run->state.best_step >= 0 && run->state.best_step != run->state.step;
+    if (best_is_older && run->adapter) return GRAFT_OK;
+    if (best_is_older) {
+        char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
+        st = folder ? gr_checkpoint_load(folder, run->params, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
+        free(folder);
+    }
+    return st == GRAFT_OK ? gr_run_export(run, err) : st;
+}
+
+static void close_run(gr_run *run) {
+    gr_metrics_close(run->metrics);
+    gr_decoder_free(run->decoder);
+    gr_dataset_free(run->train);
+    gr_dataset_free(run->eval);
+    if (run->adapter && run->model) gr_adapter_detach_all(run->model);
+    gr_adapter_free(run->adapter);
+    gr_params_release(&run->full);
+    gr_chat_free(run->chat);
+    gr_tokenizer_free(run->tokenizer);
+    gr_model_free(run->model);
+    gr_device_free(run->device);
+    free(run->recipe_text);
+    if (run->log) {
+        gr_log_tee(NULL);
+        fclose(run->log);
+    }
+}
+
+static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_result *result, graft_error *err) {
+    const gr_recipe *r = run->r;
+    graft_status st;
+    bool has_data = r->data_train.n > 0 && !gr_weights_shape_only(run->model->weights);
+    for (int i = 0; has_data && i < r->data_train.n; i++) has_data = gr_exists(r->data_train.items[i].path);
+    GR_TRY(open_params(run, true, err));
+    if (has_data) {
+        GR_TRY(open_text(run, err));
+        GR_TRY(open_data(run, err));
+        GR_TRY(plan_steps(run, err));
+        GR_TRY(plan_memory(run, longest_sample(run->train), err));
+    } else {
+        run->plan = (gr_decoder_options){.max_tokens = r->data_max_length, .training = true, .recompute = GR_RECOMPUTE_SELECTIVE};
+    }
+    if (result) result->n_trainable = run->params->n_parameters;
+    if (o->report) report_plan(run, o->report);
+done:
+    return st;
+}
+
+graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err) {
+    gr_run run = {.r = r};
+    gr_train_result ignored;
+    graft_status st;
+    double started = gr_now();
+    if (!result) result = &ignored;
+    *result = (gr_train_result){.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
+    interrupted = 0;
+    GR_TRY(gr_recipe_require(r, o->dry_run, err));
+    if (!o->dry_run) GR_TRY(check_folder(r, o, err));
+    GR_TRY(open_model(&run, err));
+    if (o->dry_run) {
+        GR_TRY(dry_run(&run, o, result, err));
+        goto done;
+    }
+    GR_TRY(open_text(&run, err));
+    GR_TRY(open_data(&run, err));
+    GR_TRY(open_params(&run, false, err));
+    GR_TRY(plan_steps(&run, err));
+    GR_TRY(plan_memory(&run, longest_sample(run.train), err));
+    GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
+    GR_TRY(open_folder(&run, o, err));
+    result->n_trainable = run.params->n_parameters;
+    int64_t tokens_before = run.state.num_tokens;
+    double steps_started = gr_now();
+    st = gr_run_steps(&run, err);
+    result->steps = run.state.step;
+    result->final_loss = run.state.final_loss;
+    result->best_eval_loss = run.state.best_eval_loss;
+    result->tokens_per_second = (double)(run.state.num_tokens - tokens_before) / GR_MAX(gr_now() - steps_started, 1e-9);
+    if (st != GRAFT_OK) goto done;
+    GR_TRY(export_result(&run, err));
+    result->seconds = gr_now() - started;
+done:
+    close_run(&run);
+    return st;
+}
