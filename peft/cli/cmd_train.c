@@ -38,11 +38,10 @@ static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_t
     json_decref(out);
 }
 
-static void print_result(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
+static void print_result(const gr_recipe *r, const gr_train_result *result) {
     char text[32];
     printf("trainable parameters  %s\n", gr_thousands(result->n_trainable, text));
-    if (result->steps > 0 || !o->dry_run) printf("steps                 %s\n", gr_thousands(result->steps, text));
-    if (o->dry_run) return;
+    printf("steps                 %s\n", gr_thousands(result->steps, text));
     printf("final loss            %.4f\n", result->final_loss);
     if (isfinite(result->final_eval_loss))
         printf("eval loss             %.4f (best %.4f)\n", result->final_eval_loss, result->best_eval_loss);
@@ -53,9 +52,11 @@ static void print_result(const gr_recipe *r, const gr_train_options *o, const gr
 graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
+    gr_str report = {0}; /* the plan of a dry run */
     gr_train_options o = {.resume = gr_args_has(a, "resume"),
                           .overwrite = gr_args_has(a, "overwrite"),
-                          .dry_run = gr_args_has(a, "dry-run")};
+                          .dry_run = gr_args_has(a, "dry-run"),
+                          .report = &report};
     gr_train_result result = {.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
     if (o.resume && o.overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
     GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
@@ -64,9 +65,12 @@ graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
     GR_TRY(gr_train(r, &o, &result, err));
     if (gr_args_has(a, "json"))
         print_json(r, &o, &result);
-    else
-        print_result(r, &o, &result);
+    else if (o.dry_run && report.data)
+        fputs(report.data, stdout);
+    else if (!o.dry_run)
+        print_result(r, &result);
 done:
+    gr_str_release(&report);
     gr_recipe_free(r);
     return st;
 }

@@ -1,0 +1,144 @@
+/* A model ready for use: the base, the adapters on it, its tokenizer and chat template, from paths as people give them. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "peft/trainer.h"
+
+static bool has_file(const char *folder, const char *name) {
+    char *path = gr_path_join(folder, name);
+    bool found = path && gr_exists(path);
+    free(path);
+    return found;
+}
+
+/* A run of method lora, or a PEFT folder: no model by itself. */
+static bool is_adapter(const char *path) {
+    return gr_is_dir(path) && !has_file(path, "config.json") && (has_file(path, "adapter_config.json") || has_file(path, "adapter"));
+}
+
+graft_status gr_session_base(char **out, const char *path, graft_error *err) {
+    *out = NULL;
+    if (is_adapter(path)) return gr_adapter_base(out, path, err);
+    if (gr_is_dir(path) && !has_file(path, "config.json") && has_file(path, "model"))
+        *out = gr_path_join(path, "model");
+    else
+        *out = gr_strdup(path);
+    return *out ? GRAFT_OK : gr_fail_memory(err, path);
+}
+
+/* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is none. */
+static gr_recipe *run_recipe(const char *path) {
+    static const char *const places[] = {"recipe.yaml", "../recipe.yaml"};
+    gr_recipe *r = NULL;
+    bool inner = gr_ends_with(path, "/adapter") || gr_ends_with(path, "/model") || gr_ends_with(path, "/adapter/");
+    for (int i = 0; !r && i < (inner ? 2 : 1); i++) {
+        char *file = gr_path_join(path, places[i]);
+        if (file && gr_exists(file) && gr_recipe_load(&r, file, NULL, 0, NULL) != GRAFT_OK) r = NULL;
+        free(file);
+    }
+    return r;
+}
+
+/* "path:scale": *path owned. A path that exists is never cut. */
+static graft_status split_scale(const char *given, char **path, double *scale, graft_error *err) {
+    const char *colon = gr_exists(given) ? NULL : strrchr(given, ':');
+    char *end = NULL;
+    *scale = 1;
+    if (colon) {
+        *scale = strtod(colon + 1, &end);
+        if (end == colon + 1 || *end || !isfinite(*scale))
+            return gr_fail(err, GRAFT_BAD_USAGE, "adapter %s: expected PATH or PATH:SCALE with a number as scale", given);
+    }
+    *path = gr_strndup(given, colon ? colon - given : (int64_t)strlen(given));
+    return *path ? GRAFT_OK : gr_fail_memory(err, given);
+}
+
+static graft_status add_adapter(gr_session *s, const char *given, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *path = NULL;
+    gr_adapter *a = NULL;
+    double scale;
+    GR_TRY(split_scale(given, &path, &scale, err));
+    GR_TRY(gr_adapter_load(&a, path, s->model, false, err));
+    if (a->tokenizer_hash && s->tokenizer && a->tokenizer_hash != gr_tokenizer_hash(s->tokenizer))
+        gr_warn("%s was trained with another tokenizer than that of %s", path, gr_weights_path(s->model->weights));
+    s->scales[s->n_adapters] = scale;
+    s->adapters[s->n_adapters++] = a;
+    GR_TRY(gr_adapter_attach(a, s->model, scale, err));
+done:
+    free(path);
+    return st;
+}
+
+static graft_status open_device(gr_session *s, int threads, graft_error *err) {
+    const char *why = "";
+    s->device = gr_cpu_device_new(threads, &why);
+    return s->device ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
+}
+
+static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), o->max_positions, err));
+    if (gr_weights_shape_only(s->model->weights))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it", base));
+    GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));
+    int64_t n_vocab = gr_tokenizer_get_info(s->tokenizer)->n_vocab;
+    if (n_vocab > s->model->config.vocab)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the tokenizer has %lld tokens, the embedding only %lld rows", base,
+                       (long long)n_vocab, (long long)s->model->config.vocab));
+done:
+    return st;
+}
+
+static graft_status open_chat(gr_session *s, const gr_session_options *o, const char *run, graft_error *err) {
+    if (o->template_name && !*o->template_name) return GRAFT_OK;
+    gr_recipe *r = o->template_name ? NULL : run_recipe(run);
+    const char *name = o->template_name ? o->template_name : r ? r->data_template : "auto";
+    const char *text = o->system ? o->system : r ? r->data_system : NULL;
+    graft_status st = gr_chat_open(&s->chat, name, text, s->tokenizer, err);
+    gr_recipe_free(r);
+    return st;
+}
+
+graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *base = NULL, *first = NULL;
+    double scale;
+    bool model_is_adapter = o->model && is_adapter(o->model);
+    *s = (gr_session){0};
+    if (!o->model && o->n_adapters == 0) return gr_fail(err, GRAFT_BAD_USAGE, "no model: give --model, or --adapter with a run or an adapter");
+    if (o->n_adapters > 0) GR_TRY(split_scale(o->adapters[0], &first, &scale, err));
+    const char *run = o->model ? o->model : first;
+    GR_TRY(gr_session_base(&base, run, err));
+    s->adapters = gr_calloc(o->n_adapters + 1, sizeof(gr_adapter *));
+    s->scales = gr_calloc(o->n_adapters + 1, sizeof *s->scales);
+    if (!s->adapters || !s->scales) GR_TRY(gr_fail_memory(err, "session"));
+    GR_TRY(open_device(s, o->threads, err));
+    st = open_model(s, o, base, err);
+    if (st != GRAFT_OK && strcmp(base, run) != 0)
+        st = gr_fail_context(err, st, "%s is trained on %s (another place: --model)", run, base);
+    if (st != GRAFT_OK) goto done;
+    if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
+    for (int i = 0; i < o->n_adapters; i++) GR_TRY(add_adapter(s, o->adapters[i], err));
+    GR_TRY(open_chat(s, o, first ? first : run, err));
+done:
+    free(base);
+    free(first);
+    if (st != GRAFT_OK) gr_session_close(s);
+    return st;
+}
+
+void gr_session_close(gr_session *s) {
+    if (s->model) gr_adapter_detach_all(s->model);
+    for (int i = 0; i < s->n_adapters; i++) gr_adapter_free(s->adapters[i]);
+    free(s->adapters);
+    free(s->scales);
+    gr_chat_free(s->chat);
+    gr_tokenizer_free(s->tokenizer);
+    gr_model_free(s->model);
+    gr_device_free(s->device);
+    *s = (gr_session){0};
+}
