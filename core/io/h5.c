@@ -88,8 +88,10 @@ static graft_status h5_fail(const gr_h5 *h, const char *name, graft_error *err) 
     return gr_fail(err, status, "%s %s%s%s: libhdf5 reports an error", verb, h->path, gap, name ? name : "");
 }
 
-/* Before each group of libhdf5 calls: its error printing off, no stale errno. */
+/* Before each group of libhdf5 calls: its error printing off, no stale errno; and, before its first call, no work at
+ * exit, where it crashes over a file that a full disk kept it from closing. Every file is closed here anyway. */
 static void h5_begin(void) {
+    H5dont_atexit();
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     errno = 0;
 }
