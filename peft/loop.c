@@ -195,6 +195,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
+    run->last_eval_loss = row.eval_loss;
     bool better = isnan(s->best_eval_loss) || row.eval_loss < s->best_eval_loss;
     if (better) {
         s->best_eval_loss = row.eval_loss;

@@ -24,6 +24,7 @@ typedef struct gr_run {
     int64_t total_steps, steps_per_epoch, eval_every, save_every, log_every; /* 0: at the end only */
     gr_train_identity identity;
     gr_train_state state;
+    double last_eval_loss; /* NaN: none in this process */
     gr_metrics *metrics;
     char *recipe_text; /* resolved */
     FILE *log;

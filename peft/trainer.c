@@ -1,11 +1,11 @@
 /* Set-up and end of a run: what the recipe names is opened, the memory is planned, the folder is made, the result is written. */
 #include "peft/trainer.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "adapters/export.h"
 #include "core/base/file.h"
@@ -262,6 +262,14 @@ static bool is_run(const char *dir) {
 }
 
 static void remove_run(const char *dir) {
+    struct dirent *e;
+    DIR *entries = opendir(dir);
+    while (entries && (e = readdir(entries))) {
+        char *path = gr_starts_with(e->d_name, "events.out.tfevents.") ? gr_path_join(dir, e->d_name) : NULL;
+        if (path) gr_remove_all(path);
+        free(path);
+    }
+    if (entries) closedir(entries);
     for (int i = 0; i < GR_LEN(run_files); i++) {
         char *path = gr_path_join(dir, run_files[i]);
         if (path) gr_remove_all(path);
@@ -293,7 +301,7 @@ static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_er
     if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
     GR_TRY(gr_make_dirs(dir, err));
     if (o->overwrite && is_run(dir)) remove_run(dir);
-    run->state.best_eval_loss = run->state.final_loss = NAN;
+    run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;
     run->state.best_step = -1;
     if (o->resume) GR_TRY(gr_checkpoint_last(&last, dir, err));
     if (last) {
@@ -423,6 +431,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->steps = run.state.step;
     result->final_loss = run.state.final_loss;
     result->best_eval_loss = run.state.best_eval_loss;
+    result->final_eval_loss = run.last_eval_loss;
     result->tokens_per_second = (double)(run.state.num_tokens - tokens_before) / GR_MAX(gr_now() - steps_started, 1e-9);
     if (st != GRAFT_OK) goto done;
     GR_TRY(export_result(&run, err));
