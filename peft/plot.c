@@ -85,10 +85,10 @@ static void put_line(gr_str *s, const axis *x, const axis *y, const gr_point *p,
     gr_str_printf(s, "' fill='none' stroke-linejoin='round' %s/>\n", style);
 }
 
-/* Exponential moving average over about a twelfth of the run, without the bias of its start. */
+/* Exponential moving average over about a twentieth of the run, without the bias of its start. */
 static void put_smoothed(gr_str *s, const axis *x, const axis *y, const gr_point *p, int64_t n,
                          const char *style) {
-    double keep = 1 - 1 / GR_MAX(2.0, (double)n / 12), sum = 0, weight = 0;
+    double keep = 1 - 1 / GR_MAX(2.0, (double)n / 20), sum = 0, weight = 0;
     char command = 'M';
     gr_str_puts(s, "<path d='");
     for (int64_t i = 0; i < n; i++) {

@@ -6,6 +6,13 @@
 #ifndef GRAFT_STATUS_H
 #define GRAFT_STATUS_H
 
+/* Marks what the shared library exports; everything else in it is hidden. */
+#if defined(__GNUC__)
+#define GRAFT_API __attribute__((visibility("default")))
+#else
+#define GRAFT_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -25,10 +32,10 @@ typedef struct graft_error {
 } graft_error;
 
 /* The name of a status ("bad input"), never NULL. */
-const char *graft_status_name(graft_status status);
+GRAFT_API const char *graft_status_name(graft_status status);
 
 /* The process exit code that the command line uses for a status: 0, 1, 2, 3 or 130. */
-int graft_status_exit_code(graft_status status);
+GRAFT_API int graft_status_exit_code(graft_status status);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,33 @@
+# lib.sh - what shell tests share. Sourced by tests/{unit,e2e,fault}/*.sh.
+#
+# BUILD is the build folder (default: build), SOURCE the repository. Each case ends in one line on stdout:
+#   ok NAME | not ok NAME (and why, indented) | skip NAME (why)
+# and the script's last call is `finish`.
+set -u
+SOURCE=${SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
+BUILD=$(cd "${BUILD:-$SOURCE/build}" && pwd)
+GRAFT=$BUILD/graft
+TINY=$SOURCE/tests/golden/tiny
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/graft-test-XXXXXX")
+trap 'rm -rf "$WORK"' EXIT
+n_failed=0
+export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:detect_leaks=1}
+export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
+
+ok() { echo "ok $1"; }
+skip() { echo "skip $1 ($2)"; }
+# not_ok NAME WHY [FILE ...]: the files' contents are shown.
+not_ok() {
+    echo "not ok $1"
+    echo "    $2"
+    shift 2
+    for file; do [ -s "$file" ] && sed 's/^/    | /' "$file" | head -40; done
+    n_failed=$((n_failed + 1))
+}
+# check NAME COMMAND ...: the command must succeed.
+check() {
+    local name=$1
+    shift
+    if "$@" >"$WORK/check.log" 2>&1; then ok "$name"; else not_ok "$name" "$* gave $?" "$WORK/check.log"; fi
+}
+finish() { exit $((n_failed > 0)); }

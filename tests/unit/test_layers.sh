@@ -1,0 +1,33 @@
+#!/bin/bash
+# Includes only go downwards: kernels < core (base < io < text < data < model) < adapters < peft < peft/cli.
+. "$(dirname "$0")/../lib.sh"
+cd "$SOURCE" || exit 1
+height() {
+    case $1 in
+    kernels/*) echo 20 ;; # core/base knows nothing of kernels; core/io may use them
+    core/base/*) echo 10 ;;
+    core/io/*) echo 30 ;;
+    core/text/*) echo 40 ;;
+    core/data/*) echo 50 ;;
+    core/model/*) echo 60 ;;
+    adapters/*) echo 70 ;;
+    peft/cli/*) echo 90 ;;
+    peft/*) echo 80 ;;
+    *) echo 0 ;;
+    esac
+}
+grep -rnoE '^#include "[^"]+"' --include='*.[ch]' --include='*.def' kernels core adapters peft |
+    sed -E 's/^([^:]+):([0-9]+):#include "([^"]+)"/\1 \2 \3/' >"$WORK/includes"
+while read -r file line included; do
+    from=$(height "$file") to=$(height "$included")
+    if [ "$to" = 0 ]; then echo "$file:$line includes \"$included\": write its path from the root of the repository"
+    elif [ "$to" -gt "$from" ]; then echo "$file:$line includes $included of a higher layer"
+    elif [ "$from" = 20 ] && [ "$to" != 20 ]; then echo "$file:$line: kernels/ may include kernels/ alone"
+    fi
+done <"$WORK/includes" >"$WORK/wrong"
+if [ -s "$WORK/wrong" ]; then not_ok "includes only go downwards" "see" "$WORK/wrong"; else ok "includes only go downwards"; fi
+
+grep -rnE '\b(exit|_exit|abort|printf|puts|putchar)\(' --include='*.c' kernels core adapters peft |
+    grep -vE '^peft/cli/|^core/base/base\.c:[0-9]+:.*abort\(' >"$WORK/wrong"
+if [ -s "$WORK/wrong" ]; then not_ok "the library neither exits nor prints" "see" "$WORK/wrong"; else ok "the library neither exits nor prints"; fi
+finish
