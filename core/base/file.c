@@ -51,8 +51,8 @@ graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t m
         size_t got = fread(data + n, 1, (size_t)(capacity - n - 1), f);
         n += (int64_t)got;
         if (n > max_bytes)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: longer than %lld bytes, not the file expected here", path,
-                           (long long)max_bytes));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: longer than %lld bytes, not the file expected here",
+                           path, (long long)max_bytes));
         if (got == 0) break;
     }
     if (ferror(f)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
@@ -200,8 +200,9 @@ static bool is_empty_dir(const char *path) {
 static graft_status check_free(const char *path, bool replace, graft_error *err) {
     struct stat info;
     if (replace || lstat(path, &info) != 0 || is_empty_dir(path)) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_USAGE,
-                   "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
+    return gr_fail(
+        err, GRAFT_BAD_USAGE,
+        "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
 }
 
 graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_error *err) {
@@ -276,7 +277,9 @@ static int remove_entry(const char *path, const struct stat *info, int flag, str
     return 0; /* go on: what can be removed, is */
 }
 
-void gr_remove_all(const char *path) { nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS); }
+void gr_remove_all(const char *path) {
+    nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS);
+}
 
 graft_status gr_make_dirs(const char *path, graft_error *err) {
     char *p = gr_strdup(path);
@@ -293,7 +296,9 @@ graft_status gr_make_dirs(const char *path, graft_error *err) {
     return st;
 }
 
-bool gr_exists(const char *path) { return access(path, F_OK) == 0; }
+bool gr_exists(const char *path) {
+    return access(path, F_OK) == 0;
+}
 
 bool gr_is_dir(const char *path) {
     struct stat info;

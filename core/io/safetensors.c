@@ -35,17 +35,18 @@ static graft_status bad_tensor(graft_error *err, const shard *f, const char *nam
 }
 
 /* The tensor's bytes as [begin, begin + bytes) of the shard's data section, checked to lie inside. */
-static graft_status read_offsets(int64_t *begin, int64_t *bytes, const shard *f, int64_t data_bytes, const char *name,
-                                 const json_t *entry, graft_error *err) {
+static graft_status read_offsets(int64_t *begin, int64_t *bytes, const shard *f, int64_t data_bytes,
+                                 const char *name, const json_t *entry, graft_error *err) {
     const json_t *pair = json_object_get(entry, "data_offsets");
     const json_t *first = json_array_get(pair, 0), *second = json_array_get(pair, 1);
     if (json_array_size(pair) != 2 || !json_is_integer(first) || !json_is_integer(second))
         return bad_tensor(err, f, name, "\"data_offsets\" is not a pair of integers");
     int64_t b = json_integer_value(first), e = json_integer_value(second);
     if (b < 0 || b > e || e > data_bytes)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: offsets %lld to %lld do not lie in the %lld data bytes; "
-                       "the file is truncated or damaged", f->path, name, (long long)b, (long long)e,
-                       (long long)data_bytes);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: tensor %s: offsets %lld to %lld do not lie in the %lld data bytes; "
+                       "the file is truncated or damaged",
+                       f->path, name, (long long)b, (long long)e, (long long)data_bytes);
     *begin = b;
     *bytes = e - b;
     return GRAFT_OK;
@@ -55,8 +56,8 @@ static graft_status read_shape(gr_tensor *t, const shard *f, const json_t *entry
     const json_t *shape = json_object_get(entry, "shape");
     if (!json_is_array(shape)) return bad_tensor(err, f, t->name, "\"shape\" is not a list of integers");
     if (json_array_size(shape) > GR_MAX_DIMS)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %zu dimensions, graft reads up to %d", f->path, t->name,
-                       json_array_size(shape), GR_MAX_DIMS);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %zu dimensions, graft reads up to %d", f->path,
+                       t->name, json_array_size(shape), GR_MAX_DIMS);
     t->n_dims = (int)json_array_size(shape);
     for (int d = 0; d < t->n_dims; d++) {
         const json_t *size = json_array_get(shape, (size_t)d);
@@ -89,7 +90,8 @@ static graft_status skip_tensor(gr_safetensors *s, const char *name, const char 
     return GRAFT_OK;
 }
 
-/* data: the shard's data section. *left: bytes of it that no tensor has claimed yet; overlaps run it below zero. */
+/* data: the shard's data section. *left: bytes of it that no tensor has claimed yet; overlaps run it below
+ * zero. */
 static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t *data, int64_t data_bytes,
                                int64_t *left, const char *key, const json_t *entry, graft_error *err) {
     int64_t begin = 0, bytes = 0;
@@ -107,8 +109,9 @@ static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t 
     gr_tensor t = {.name = name, .dtype = (gr_dtype)dtype, .file = f->path};
     if ((st = read_shape(&t, f, entry, err)) != GRAFT_OK) return st;
     if (t.n_bytes != bytes)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %lld bytes of data, its shape and type need %lld", f->path,
-                       key, (long long)bytes, (long long)t.n_bytes);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: tensor %s: %lld bytes of data, its shape and type need %lld", f->path, key,
+                       (long long)bytes, (long long)t.n_bytes);
     if ((st = place_data(s, &t, data + begin, err)) != GRAFT_OK) return st;
     if (!gr_grow(&s->tensors, &s->cap, s->n + 1, sizeof *s->tensors)) return gr_fail_memory(err, key);
     s->tensors[s->n++] = t;
@@ -124,8 +127,10 @@ static graft_status read_shard(gr_safetensors *s, const shard *f, graft_error *e
     const char *key;
     if (f->map.size >= PREFIX) memcpy(&header_len, f->map.data, PREFIX);
     if (f->map.size < PREFIX || header_len > (uint64_t)(f->map.size - PREFIX) || header_len > HEADER_MAX)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: not a safetensors file, or truncated: a header of %llu bytes in a "
-                       "file of %lld", f->path, (unsigned long long)header_len, (long long)f->map.size);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: not a safetensors file, or truncated: a header of %llu bytes in a "
+                       "file of %lld",
+                       f->path, (unsigned long long)header_len, (long long)f->map.size);
     header = json_loadb((const char *)f->map.data + PREFIX, (size_t)header_len, JSON_REJECT_DUPLICATES, &why);
     if (!json_is_object(header))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the safetensors header is not a JSON object: %s", f->path,
@@ -162,7 +167,8 @@ static char *beside(const char *path, const char *name) {
     return gr_format("%.*s%s", slash ? (int)(slash - path + 1) : 0, path, name);
 }
 
-/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says so. */
+/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says so.
+ */
 static bool is_plain_name(const char *name) {
     return name && *name && !strchr(name, '/') && !strchr(name, '\\') && strcmp(name, ".") != 0 &&
            strcmp(name, "..") != 0;
@@ -186,14 +192,17 @@ static graft_status open_index(gr_safetensors *s, const char *path, json_t **ind
     GR_TRY(gr_file_read(&text, &len, path, HEADER_MAX, err));
     *index = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     json_t *map = json_object_get(*index, "weight_map");
-    if (!*index) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not valid JSON: %s (line %d)", path, why.text, why.line));
+    if (!*index)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not valid JSON: %s (line %d)", path, why.text, why.line));
     if (json_object_size(map) == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no \"weight_map\" of tensor names to file names", path));
     json_object_foreach(map, key, value) {
         const char *file = json_string_value(value);
         if (!is_plain_name(file))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: weight_map: tensor %s: the value must be a file name in the same "
-                           "folder", path, key));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: weight_map: tensor %s: the value must be a file name in the same "
+                           "folder",
+                           path, key));
         if (!has_shard(s, file)) GR_TRY(open_shard(s, beside(path, file), err));
     }
 done:
@@ -216,7 +225,8 @@ static graft_status sort_tensors(gr_safetensors *s, graft_error *err) {
 }
 
 /* Every tensor of the index is in the file it is mapped to. */
-static graft_status check_index(const gr_safetensors *s, const char *path, const json_t *index, graft_error *err) {
+static graft_status check_index(const gr_safetensors *s, const char *path, const json_t *index,
+                                graft_error *err) {
     const char *name;
     json_t *value;
     json_object_foreach(json_object_get(index, "weight_map"), name, value) {
@@ -246,7 +256,8 @@ static graft_status resolve(char **out, const char *path, graft_error *err) {
         }
         free(file);
     }
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the folder holds no %s, %s or %s", path, names[0], names[1], names[2]);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the folder holds no %s, %s or %s", path, names[0], names[1],
+                   names[2]);
 }
 
 graft_status gr_safetensors_open(gr_safetensors **out, const char *path, graft_error *err) {
@@ -287,7 +298,9 @@ void gr_safetensors_close(gr_safetensors *s) {
     free(s);
 }
 
-int64_t gr_safetensors_count(const gr_safetensors *s) { return s->n; }
+int64_t gr_safetensors_count(const gr_safetensors *s) {
+    return s->n;
+}
 
 const gr_tensor *gr_safetensors_get(const gr_safetensors *s, int64_t i) {
     GR_ASSERT(i >= 0 && i < s->n);
@@ -321,17 +334,19 @@ static graft_status make_header(gr_str *out, const gr_tensor *tensors, int64_t n
         const gr_tensor *t = &tensors[i];
         const char *dtype = gr_dtype_get(t->dtype)->safetensors_name;
         if (!dtype)
-            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: tensor %s: safetensors has no type %s", t->file, t->name,
-                           gr_dtype_get(t->dtype)->name));
+            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: tensor %s: safetensors has no type %s", t->file,
+                           t->name, gr_dtype_get(t->dtype)->name));
         if (json_object_get(header, t->name) || !gr_add_ok(&end, offset, t->n_bytes))
-            GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s comes twice or is too large", t->file, t->name));
+            GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s comes twice or is too large", t->file,
+                           t->name));
         json_t *shape = json_array();
         for (int d = 0; d < t->n_dims; d++) json_array_append_new(shape, json_integer(t->shape[d]));
         json_t *entry = json_pack("{s:s,s:o,s:[I,I]}", "dtype", dtype, "shape", shape, "data_offsets",
                                   (json_int_t)offset, (json_int_t)end);
         if (json_object_set_new(header, t->name, entry) != 0)
-            GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s: out of memory, or a name that is not UTF-8",
-                           t->file, t->name));
+            GR_TRY(gr_fail(err, GRAFT_FAILED,
+                           "writing %s: tensor %s: out of memory, or a name that is not UTF-8", t->file,
+                           t->name));
         offset = end;
     }
     text = json_dumps(header, JSON_COMPACT);
@@ -358,8 +373,8 @@ static graft_status read_back(const char *file, const gr_tensor *tensors, const 
     return st;
 }
 
-graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n, gr_tensor_producer *produce,
-                                  void *context, graft_error *err) {
+graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n,
+                                  gr_tensor_producer *produce, void *context, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_tensor *list = NULL;
     gr_str header = {0};

@@ -1,4 +1,5 @@
-/* fuzz_file.h - what fuzz targets of file formats share: the input as a file in memory, and reading what came out. */
+/* fuzz_file.h - what fuzz targets of file formats share: the input as a file in memory, and reading what came
+ * out. */
 #ifndef GR_FUZZ_FILE_H
 #define GR_FUZZ_FILE_H
 

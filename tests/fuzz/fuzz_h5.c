@@ -1,5 +1,5 @@
-/* Any bytes as a sealed HDF5 file. Inputs that break the seal must be refused; libhdf5 itself, which is not made for
- * hostile files, is reached only by inputs whose checksum is right: the corpus of whole files. */
+/* Any bytes as a sealed HDF5 file. Inputs that break the seal must be refused; libhdf5 itself, which is not
+ * made for hostile files, is reached only by inputs whose checksum is right: the corpus of whole files. */
 #include "core/io/h5.h"
 
 #include <stdlib.h>
