@@ -13,20 +13,24 @@ static const char EMBEDDING[] = "model.embed_tokens";
 
 /* ---- which modules: names, suffixes, regular expressions ---- */
 
-static graft_status regex_compile(pcre2_code **out, const char *prefix, const char *pattern, const char *suffix, graft_error *err) {
+static graft_status regex_compile(pcre2_code **out, const char *prefix, const char *pattern,
+                                  const char *suffix, graft_error *err) {
     int code = 0;
     PCRE2_SIZE at = 0;
     char *whole = gr_format("%s%s%s", prefix, pattern, suffix);
     if (!whole) return gr_fail_memory(err, "a pattern");
-    *out = pcre2_compile((PCRE2_SPTR)whole, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
+    *out =
+        pcre2_compile((PCRE2_SPTR)whole, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
     free(whole);
     if (*out) return GRAFT_OK;
     PCRE2_UCHAR why[120];
     pcre2_get_error_message(code, why, sizeof why);
-    return gr_fail(err, GRAFT_BAD_USAGE, "\"%s\" is not a regular expression: %s", pattern, (const char *)why);
+    return gr_fail(err, GRAFT_BAD_USAGE, "\"%s\" is not a regular expression: %s", pattern,
+                   (const char *)why);
 }
 
-static graft_status regex_match(bool *yes, const pcre2_code *regex, const char *pattern, const char *name, graft_error *err) {
+static graft_status regex_match(bool *yes, const pcre2_code *regex, const char *pattern, const char *name,
+                                graft_error *err) {
     pcre2_match_data *data = pcre2_match_data_create(1, NULL);
     if (!data) return gr_fail_memory(err, "a pattern");
     int rc = pcre2_match(regex, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL);
@@ -48,8 +52,7 @@ static bool has_suffix(const char *name, const char *suffix) {
     return n >= k && strcmp(name + n - k, suffix) == 0 && (n == k || name[n - k - 1] == '.');
 }
 
-/* Module i (0: the embedding, 1 + j: linear j): its name and shape, out x in. */
-static void module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in) {
+void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in) {
     if (i == 0) {
         snprintf(name, 96, "%s", EMBEDDING);
         *out = m->embed.cols, *in = m->embed.rows;
@@ -69,7 +72,7 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
     snprintf(kept[n++], sizeof kept[0], "all-linear");
     for (int64_t i = 0; i <= gr_model_n_linears(m) && n < MAX_NAMES; i++) {
         bool seen = false;
-        module_at(m, i, name, &out, &in);
+        gr_adapter_module_at(m, i, name, &out, &in);
         for (int j = 0; j < n; j++) seen |= strcmp(kept[j], last_component(name)) == 0;
         if (!seen) snprintf(kept[n++], sizeof kept[0], "%s", last_component(name));
     }
@@ -78,13 +81,15 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
         gr_str_printf(&list, "%s%s", i ? ", " : "", kept[i]);
     }
     const char *nearest = gr_nearest(target, names, n);
-    graft_status st = gr_fail(err, GRAFT_BAD_USAGE, "target_modules: \"%s\" names no module of the model%s%s%s; there are %s", target,
-                              nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "", list.data);
+    graft_status st = gr_fail(
+        err, GRAFT_BAD_USAGE, "target_modules: \"%s\" names no module of the model%s%s%s; there are %s",
+        target, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "", list.data);
     gr_str_release(&list);
     return st;
 }
 
-/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as a full match. */
+/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as
+ * a full match. */
 static graft_status mark_target(bool *wanted, const char *target, gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     pcre2_code *regex = NULL;
@@ -94,10 +99,13 @@ static graft_status mark_target(bool *wanted, const char *target, gr_model *m, g
     if (strpbrk(target, "*+?[](){}^$|\\")) GR_TRY(regex_compile(&regex, "(?:", target, ")$", err));
     for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
         bool yes;
-        module_at(m, i, name, &out, &in);
-        if (all) yes = i > 0 && strcmp(name, "lm_head") != 0;
-        else if (!regex) yes = *target && has_suffix(name, target);
-        else GR_TRY(regex_match(&yes, regex, target, name, err));
+        gr_adapter_module_at(m, i, name, &out, &in);
+        if (all)
+            yes = i > 0 && strcmp(name, "lm_head") != 0;
+        else if (!regex)
+            yes = *target && has_suffix(name, target);
+        else
+            GR_TRY(regex_match(&yes, regex, target, name, err));
         wanted[i] |= yes;
         found |= yes;
     }
@@ -108,8 +116,8 @@ done:
 }
 
 /* *value = that of the first pattern matching name as PEFT does it, else unchanged. */
-static graft_status pattern_value(double *value, const gr_pattern *patterns, pcre2_code *const *regex, int n, const char *name,
-                                  graft_error *err) {
+static graft_status pattern_value(double *value, const gr_pattern *patterns, pcre2_code *const *regex, int n,
+                                  const char *name, graft_error *err) {
     for (int i = 0; i < n; i++) {
         bool yes;
         graft_status st = regex_match(&yes, regex[i], patterns[i].pattern, name, err);
@@ -123,7 +131,8 @@ static graft_status pattern_value(double *value, const gr_pattern *patterns, pcr
 
 /* ---- building ---- */
 
-static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const gr_pattern *from, int n, graft_error *err) {
+static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const gr_pattern *from, int n,
+                                  graft_error *err) {
     gr_pattern *copy = gr_arena_alloc(arena, (int64_t)sizeof *copy * GR_MAX(n, 1));
     if (!copy) return gr_fail_memory(err, "adapter");
     for (int i = 0; i < n; i++) {
@@ -138,16 +147,19 @@ static graft_status check_values(const gr_adapter_config *c, graft_error *err) {
     if (c->rank < 1 || c->rank > INT16_MAX)
         return gr_fail(err, GRAFT_BAD_USAGE, "rank is %lld, expected 1 to %d", (long long)c->rank, INT16_MAX);
     if (!isfinite(c->alpha)) return gr_fail(err, GRAFT_BAD_USAGE, "alpha is not a finite number");
-    if (!(c->dropout >= 0 && c->dropout < 1)) return gr_fail(err, GRAFT_BAD_USAGE, "dropout is %g, expected 0 to below 1", c->dropout);
+    if (!(c->dropout >= 0 && c->dropout < 1))
+        return gr_fail(err, GRAFT_BAD_USAGE, "dropout is %g, expected 0 to below 1", c->dropout);
     for (int i = 0; i < c->n_rank_pattern; i++) {
         double r = c->rank_pattern[i].value;
         if (!(r >= 1 && r <= INT16_MAX) || r != floor(r))
-            return gr_fail(err, GRAFT_BAD_USAGE, "rank_pattern: \"%s\" has rank %g, expected a whole number from 1 to %d",
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "rank_pattern: \"%s\" has rank %g, expected a whole number from 1 to %d",
                            c->rank_pattern[i].pattern, r, INT16_MAX);
     }
     for (int i = 0; i < c->n_alpha_pattern; i++)
         if (!isfinite(c->alpha_pattern[i].value))
-            return gr_fail(err, GRAFT_BAD_USAGE, "alpha_pattern: \"%s\" is not a finite number", c->alpha_pattern[i].pattern);
+            return gr_fail(err, GRAFT_BAD_USAGE, "alpha_pattern: \"%s\" is not a finite number",
+                           c->alpha_pattern[i].pattern);
     return GRAFT_OK;
 }
 
@@ -155,7 +167,8 @@ static graft_status compile_patterns(pcre2_code ***out, const gr_pattern *patter
     graft_status st = GRAFT_OK;
     *out = gr_calloc(GR_MAX(n, 1), sizeof **out);
     if (!*out) return gr_fail_memory(err, "patterns");
-    for (int i = 0; i < n; i++) GR_TRY(regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
+    for (int i = 0; i < n; i++)
+        GR_TRY(regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
 done:
     return st;
 }
@@ -172,7 +185,8 @@ static graft_status add_module(gr_adapter *a, const gr_adapter_module *module, g
     gr_adapter_module *copy = &a->modules[a->n_modules];
     *copy = *module;
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_A" : ".lora_A.weight");
-    GR_TRY(gr_params_add(&a->params, name, embedding ? module->in : module->rank, embedding ? module->rank : module->in, true, &copy->a, err));
+    GR_TRY(gr_params_add(&a->params, name, embedding ? module->in : module->rank,
+                         embedding ? module->rank : module->in, true, &copy->a, err));
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_B" : ".lora_B.weight");
     GR_TRY(gr_params_add(&a->params, name, module->out, module->rank, true, &copy->b, err));
     a->n_modules++;
@@ -193,7 +207,7 @@ static graft_status add_modules(gr_adapter *a, gr_model *m, const bool *wanted, 
         if (!wanted[i]) continue;
         gr_adapter_module module = {.linear = i - 1, .alpha = c->alpha};
         double rank = (double)c->rank;
-        module_at(m, i, module.name, &module.out, &module.in);
+        gr_adapter_module_at(m, i, module.name, &module.out, &module.in);
         GR_TRY(pattern_value(&rank, c->rank_pattern, ranks, c->n_rank_pattern, module.name, err));
         GR_TRY(pattern_value(&module.alpha, c->alpha_pattern, alphas, c->n_alpha_pattern, module.name, err));
         module.rank = (int64_t)rank;
@@ -205,8 +219,9 @@ done:
     return st;
 }
 
-/* What the files record as target_modules: the last component where every module of the model that ends in it is adapted, else the
- * module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these modules. */
+/* What the files record as target_modules: the last component where every module of the model that ends in it
+ * is adapted, else the module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these
+ * modules. */
 static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wanted, graft_error *err) {
     const char **targets = gr_arena_alloc(&a->arena, (int64_t)sizeof *targets * GR_MAX(a->n_modules, 1));
     int n = 0;
@@ -217,7 +232,7 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
         for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
             char name[96];
             int64_t out, in;
-            module_at(m, i, name, &out, &in);
+            gr_adapter_module_at(m, i, name, &out, &in);
             if (has_suffix(name, target)) all &= wanted[i];
         }
         if (!all) target = a->modules[j].name;
@@ -229,7 +244,8 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     return GRAFT_OK;
 }
 
-graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, graft_error *err) {
+graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m,
+                              const bool *wanted, graft_error *err) {
     graft_status st;
     gr_adapter *a = NULL;
     GR_TRY(check_values(config, err));
@@ -239,8 +255,10 @@ graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config,
     a->vocab = m->config.vocab;
     a->config.base = gr_arena_strdup(&a->arena, config->base ? config->base : "");
     if (!a->config.base) GR_TRY(gr_fail_memory(err, "adapter"));
-    GR_TRY(copy_patterns(&a->config.rank_pattern, &a->arena, config->rank_pattern, config->n_rank_pattern, err));
-    GR_TRY(copy_patterns(&a->config.alpha_pattern, &a->arena, config->alpha_pattern, config->n_alpha_pattern, err));
+    GR_TRY(
+        copy_patterns(&a->config.rank_pattern, &a->arena, config->rank_pattern, config->n_rank_pattern, err));
+    GR_TRY(copy_patterns(&a->config.alpha_pattern, &a->arena, config->alpha_pattern, config->n_alpha_pattern,
+                         err));
     GR_TRY(add_modules(a, m, wanted, err));
     GR_TRY(record_targets(a, m, wanted, err));
     *out = a;
@@ -250,14 +268,17 @@ done:
     return st;
 }
 
-graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err) {
+graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m,
+                             graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = NULL;
     bool *wanted = gr_calloc(1 + gr_model_n_linears(m), sizeof *wanted);
     if (!wanted) GR_TRY(gr_fail_memory(err, "adapter"));
     if (config->n_target_modules < 1)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "target_modules is empty: name modules such as q_proj, or all-linear"));
-    for (int i = 0; i < config->n_target_modules; i++) GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                       "target_modules is empty: name modules such as q_proj, or all-linear"));
+    for (int i = 0; i < config->n_target_modules; i++)
+        GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
     GR_TRY(gr_adapter_build(out, config, m, wanted, err));
 done:
     free(wanted);
@@ -277,11 +298,13 @@ void gr_adapter_free(gr_adapter *a) {
 static float normal(uint64_t seed, uint64_t module, uint64_t element) {
     uint32_t word[4];
     gr_philox(word, seed, GR_PURPOSE_INIT, module, element);
-    double u = ((double)word[0] + 1) * 0x1p-32, v = (double)word[1] * 0x1p-32; /* u in (0, 1]: its logarithm is finite */
+    double u = ((double)word[0] + 1) * 0x1p-32,
+           v = (double)word[1] * 0x1p-32; /* u in (0, 1]: its logarithm is finite */
     return (float)(sqrt(-2 * log(u)) * cos(2 * M_PI * v));
 }
 
-graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err) {
+graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed,
+                             graft_error *err) {
     graft_status st = gr_params_allocate(&a->params, device, training, err);
     if (st != GRAFT_OK) return st;
     for (int64_t j = 0; j < a->n_modules; j++) {
@@ -290,8 +313,9 @@ graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, ui
         int64_t i = embedding ? module->b : module->a;
         float *w = gr_params_value(&a->params, i), bound = (float)(1 / sqrt((double)module->in));
         for (int64_t k = 0; k < a->params.items[i].n; k++)
-            w[k] = embedding ? normal(seed, (uint64_t)j, (uint64_t)k)
-                             : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
+            w[k] = embedding
+                       ? normal(seed, (uint64_t)j, (uint64_t)k)
+                       : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
     }
     return GRAFT_OK;
 }
@@ -302,15 +326,20 @@ graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error 
         const gr_adapter_module *to = j < a->n_modules ? &a->modules[j] : NULL;
         const gr_adapter_module *src = j < from->n_modules ? &from->modules[j] : NULL;
         if (!to || !src || strcmp(to->name, src->name) != 0)
-            return gr_fail(err, GRAFT_BAD_INPUT, "the adapter to start from has %s where %s is trained: use the same target_modules",
-                           src ? src->name : "no further module", to ? to->name : "no further module");
+            return gr_fail(
+                err, GRAFT_BAD_INPUT,
+                "the adapter to start from has %s where %s is trained: use the same target_modules",
+                src ? src->name : "no further module", to ? to->name : "no further module");
         if (to->rank != src->rank || to->in != src->in || to->out != src->out)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: the adapter to start from has rank %lld (%lld -> %lld), expected %lld (%lld -> %lld)",
-                           to->name, (long long)src->rank, (long long)src->in, (long long)src->out, (long long)to->rank,
-                           (long long)to->in, (long long)to->out);
+            return gr_fail(
+                err, GRAFT_BAD_INPUT,
+                "%s: the adapter to start from has rank %lld (%lld -> %lld), expected %lld (%lld -> %lld)",
+                to->name, (long long)src->rank, (long long)src->in, (long long)src->out, (long long)to->rank,
+                (long long)to->in, (long long)to->out);
         rescaled |= fabs(gr_adapter_scale(a, to) - gr_adapter_scale(from, src)) > 1e-6;
     }
-    if (rescaled) gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
+    if (rescaled)
+        gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
     memcpy(a->params.value, from->params.value, (size_t)a->params.n_floats * sizeof(float));
     return GRAFT_OK;
 }
@@ -326,11 +355,14 @@ static graft_status check_fits(const gr_adapter_module *module, gr_model *m, gra
     char name[96];
     int64_t out, in;
     if (module->linear >= gr_model_n_linears(m))
-        return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets", module->name);
-    module_at(m, module->linear + 1, name, &out, &in);
+        return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets",
+                       module->name);
+    gr_adapter_module_at(m, module->linear + 1, name, &out, &in);
     if (strcmp(name, module->name) != 0 || out != module->out || in != module->in)
-        return gr_fail(err, GRAFT_BAD_INPUT, "the adapter's %s (%lld -> %lld) does not fit the model's %s (%lld -> %lld)", module->name,
-                       (long long)module->in, (long long)module->out, name, (long long)in, (long long)out);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "the adapter's %s (%lld -> %lld) does not fit the model's %s (%lld -> %lld)",
+                       module->name, (long long)module->in, (long long)module->out, name, (long long)in,
+                       (long long)out);
     return GRAFT_OK;
 }
 
