@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/io/gguf.h"
 #include "core/io/h5.h"
 #include "core/io/safetensors.h"
@@ -159,6 +160,27 @@ static void test_full_disk(void **state) {
     assert_error(st, GRAFT_FAILED, &err, "full/b: File too large");
     assert_error(h5_st, GRAFT_FAILED, &h5_err, "full/c.h5: /big: File too large");
     assert_int_equal(count_entries(at("full")), 0);
+}
+
+/* What run.log gets: each note, and of a quick progress its last line alone. */
+static void test_log(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t len = 0;
+    gr_progress p;
+    FILE *f = open_memstream(&text, &len);
+    gr_log_tee(f);
+    gr_log_quiet(true);
+    gr_note("base %s", "x");
+    gr_progress_start(&p, "train", 3);
+    for (int i = 1; i <= 3; i++) gr_progress_update(&p, i, "loss %.1f", 4.0 - i);
+    gr_progress_end(&p);
+    gr_log_quiet(false);
+    gr_log_tee(NULL);
+    gr_note("not in run.log");
+    fclose(f);
+    assert_string_equal(text, "base x\ntrain  3/3  loss 1.0\n");
+    free(text);
 }
 
 /* ---- safetensors ---- */
@@ -646,12 +668,19 @@ static void test_h5_hostile(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_files),         cmocka_unit_test(test_folders),
-        cmocka_unit_test(test_full_disk),     cmocka_unit_test(test_safetensors),
-        cmocka_unit_test(test_sharded),       cmocka_unit_test(test_safetensors_hostile),
-        cmocka_unit_test(test_gguf),          cmocka_unit_test(test_gguf_hostile),
-        cmocka_unit_test(test_gguf_metadata), cmocka_unit_test(test_h5),
-        cmocka_unit_test(test_h5_same_bytes), cmocka_unit_test(test_h5_hostile),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_folders),
+        cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_log),
+        cmocka_unit_test(test_safetensors),
+        cmocka_unit_test(test_sharded),
+        cmocka_unit_test(test_safetensors_hostile),
+        cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_gguf_hostile),
+        cmocka_unit_test(test_gguf_metadata),
+        cmocka_unit_test(test_h5),
+        cmocka_unit_test(test_h5_same_bytes),
+        cmocka_unit_test(test_h5_hostile),
     };
     return cmocka_run_group_tests_name("io", tests, make_dir, drop_dir);
 }
