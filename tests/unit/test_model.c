@@ -1,0 +1,345 @@
+/* The model against PyTorch + PEFT (tests/golden/tiny*: made by make_tiny.py), and against itself: invariance to batch, split, threads and
+ * recomputation. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "adapters/adapter.h"
+#include "core/model/generate.h"
+
+#define MUST(call)                                                                                                               \
+    do {                                                                                                                         \
+        graft_error must_err = {0};                                                                                              \
+        graft_error *err = &must_err;                                                                                            \
+        if ((call) != GRAFT_OK) fail_msg("%s: %s", #call, must_err.msg);                                                         \
+    } while (0)
+
+static const char *const golden_models[] = {TESTS_DIR "/golden/tiny", TESTS_DIR "/golden/tiny-qwen2"};
+
+typedef struct world {
+    gr_device *device;
+    gr_model *m;
+    gr_adapter *a;
+    gr_params full;
+    gr_params *params;
+    json_t *golden;
+    gr_safetensors *tensors;
+    gr_batch batch;
+    int64_t n_targets;
+} world;
+
+static void append_sequence(gr_batch *b, json_t *seq, uint64_t key) {
+    json_t *tokens = json_object_get(seq, "tokens"), *targets = json_object_get(seq, "targets");
+    int32_t ids[1024];
+    uint8_t mask[1024];
+    size_t n = json_array_size(tokens);
+    assert_true(n <= GR_LEN(ids));
+    for (size_t i = 0; i < n; i++) {
+        ids[i] = (int32_t)json_integer_value(json_array_get(tokens, i));
+        mask[i] = json_integer_value(json_array_get(targets, i)) != 0;
+    }
+    MUST(gr_batch_append(b, ids, mask, (int64_t)n, key, err));
+}
+
+enum { FULL = 1, NO_ADAPTER = 2 };
+
+static world open_world(const char *folder, int flags, int threads) {
+    world w = {0};
+    const char *why = NULL;
+    char path[512];
+    size_t i;
+    json_t *seq;
+    w.device = gr_cpu_device_new(threads, &why);
+    assert_non_null(w.device);
+    MUST(gr_model_open(&w.m, folder, w.device, GR_DTYPE_F32, 0, err));
+    if (flags & FULL) {
+        w.params = &w.full;
+        MUST(gr_model_add_params(w.m, w.params, err));
+        MUST(gr_params_allocate(w.params, w.device, true, err));
+        MUST(gr_model_attach_params(w.m, w.params, true, err));
+    } else if (!(flags & NO_ADAPTER)) {
+        snprintf(path, sizeof path, "%s/adapter", folder);
+        MUST(gr_adapter_load(&w.a, path, w.m, true, err));
+        MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
+        w.params = &w.a->params;
+    }
+    snprintf(path, sizeof path, "%s/golden.json", folder);
+    w.golden = json_load_file(path, 0, NULL);
+    assert_non_null(w.golden);
+    snprintf(path, sizeof path, "%s/golden.safetensors", folder);
+    MUST(gr_safetensors_open(&w.tensors, path, err));
+    json_array_foreach(json_object_get(json_object_get(w.golden, "batch"), "sequences"), i, seq) append_sequence(&w.batch, seq, i);
+    w.n_targets = w.batch.n_targets;
+    return w;
+}
+
+static void close_world(world *w) {
+    gr_batch_release(&w->batch);
+    gr_safetensors_close(w->tensors);
+    json_decref(w->golden);
+    if (w->m) gr_adapter_detach_all(w->m);
+    gr_adapter_free(w->a);
+    gr_params_release(&w->full);
+    gr_model_free(w->m);
+    gr_device_free(w->device);
+}
+
+/* Forward and backward of a whole batch; the mean loss. */
+static double train_pass(world *w, gr_batch *b, gr_recompute recompute) {
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = b->n, .training = true, .recompute = recompute};
+    float *nll = calloc((size_t)b->n, sizeof *nll);
+    double sum = 0;
+    MUST(gr_decoder_new(&d, w->m, &o, err));
+    MUST(gr_decoder_train(d, b, 1.0f / (float)w->n_targets, nll, err));
+    for (int64_t r = 0; r < b->n; r++) sum += nll[r];
+    free(nll);
+    gr_decoder_free(d);
+    return sum / (double)w->n_targets;
+}
+
+static double relative_difference(const float *a, const float *b, int64_t n) {
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+        norm += (double)b[i] * b[i];
+    }
+    return sqrt(difference / (norm > 0 ? norm : 1));
+}
+
+static void check_logits(world *w, const char *name) {
+    json_t *list = json_object_get(w->golden, "logit_rows");
+    int64_t n = (int64_t)json_array_size(list), V = w->m->config.vocab;
+    int32_t rows[64];
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = w->batch.n};
+    float *logits = calloc((size_t)(n * V), sizeof *logits), low = INFINITY, high = -INFINITY, worst = 0;
+    for (int64_t i = 0; i < n; i++) rows[i] = (int32_t)json_integer_value(json_array_get(list, (size_t)i));
+    MUST(gr_decoder_new(&d, w->m, &o, err));
+    MUST(gr_decoder_logits(d, &w->batch, rows, n, logits, err));
+    const float *golden = gr_safetensors_find(w->tensors, name)->data;
+    for (int64_t i = 0; i < n * V; i++) {
+        low = fminf(low, golden[i]), high = fmaxf(high, golden[i]);
+        worst = fmaxf(worst, fabsf(logits[i] - golden[i]));
+    }
+    if (worst > 1e-5f * (high - low)) fail_msg("%s differ by %g of their range", name, (double)(worst / (high - low)));
+    free(logits);
+    gr_decoder_free(d);
+}
+
+static void logits_are_pytorchs(void **state) {
+    (void)state;
+    for (int i = 0; i < GR_LEN(golden_models); i++) {
+        world base = open_world(golden_models[i], NO_ADAPTER, 2), adapted = open_world(golden_models[i], 0, 2);
+        check_logits(&base, "base_logits");
+        check_logits(&adapted, "logits");
+        close_world(&base);
+        close_world(&adapted);
+    }
+}
+
+static void lora_gradients_are_pefts(void **state) {
+    (void)state;
+    for (int i = 0; i < GR_LEN(golden_models); i++)
+        for (int recompute = GR_RECOMPUTE_NONE; recompute <= GR_RECOMPUTE_FULL; recompute++) {
+            world w = open_world(golden_models[i], 0, 2);
+            double loss = train_pass(&w, &w.batch, (gr_recompute)recompute);
+            double golden_loss = json_number_value(json_object_get(w.golden, "loss"));
+            if (fabs(loss - golden_loss) > 1e-5 * golden_loss) fail_msg("loss %.8f, expected %.8f", loss, golden_loss);
+            for (int64_t p = 0; p < w.params->n_items; p++) {
+                char name[256];
+                snprintf(name, sizeof name, "grad.%s", w.params->items[p].name);
+                const gr_tensor *t = gr_safetensors_find(w.tensors, name);
+                assert_non_null(t);
+                double difference = relative_difference(gr_params_grad(w.params, p), t->data, t->n_elements);
+                if (difference > 1e-4) fail_msg("%s: gradient off by %g", name, difference);
+            }
+            close_world(&w);
+        }
+}
+
+static void full_gradients_are_pytorchs(void **state) {
+    (void)state;
+    for (int i = 0; i < GR_LEN(golden_models); i++) {
+        world w = open_world(golden_models[i], FULL, 2);
+        const char *key;
+        json_t *facts;
+        train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
+        json_object_foreach(json_object_get(w.golden, "full_grads"), key, facts) {
+            char name[256];
+            float sample[4096];
+            int64_t p = gr_params_find(w.params, key), stride = json_integer_value(json_object_get(facts, "stride"));
+            double norm = 0, golden_norm = json_number_value(json_object_get(facts, "norm"));
+            assert_true(p >= 0);
+            const float *grad = gr_params_grad(w.params, p);
+            for (int64_t k = 0; k < w.params->items[p].n; k++) norm += (double)grad[k] * grad[k];
+            if (fabs(sqrt(norm) - golden_norm) > 1e-4 * golden_norm) fail_msg("%s: norm %g, expected %g", key, sqrt(norm), golden_norm);
+            snprintf(name, sizeof name, "full.%s", key);
+            const gr_tensor *t = gr_safetensors_find(w.tensors, name);
+            assert_true(t && t->n_elements <= GR_LEN(sample));
+            for (int64_t k = 0; k < t->n_elements; k++) sample[k] = grad[k * stride];
+            double difference = relative_difference(sample, t->data, t->n_elements);
+            if (difference > 1e-4) fail_msg("%s: gradient off by %g", key, difference);
+        }
+        close_world(&w);
+    }
+}
+
+/* Every row's nll, and the gradients, of the batch taken whole, sequence by sequence, and with one thread. */
+static void batch_and_threads_change_nothing(void **state) {
+    (void)state;
+    size_t i;
+    json_t *seq;
+    world whole = open_world(golden_models[0], 0, 2), split = open_world(golden_models[0], 0, 1);
+    gr_decoder *d, *e;
+    gr_decoder_options o = {.max_tokens = whole.batch.n, .training = true};
+    float *nll = calloc((size_t)whole.batch.n, sizeof *nll), *alone = calloc((size_t)whole.batch.n, sizeof *alone);
+    int64_t row = 0;
+    MUST(gr_decoder_new(&d, whole.m, &o, err));
+    MUST(gr_decoder_train(d, &whole.batch, 1.0f / (float)whole.n_targets, nll, err));
+    MUST(gr_decoder_new(&e, split.m, &o, err));
+    json_array_foreach(json_object_get(json_object_get(split.golden, "batch"), "sequences"), i, seq) {
+        gr_batch one = {0};
+        append_sequence(&one, seq, i);
+        MUST(gr_decoder_train(e, &one, 1.0f / (float)whole.n_targets, alone, err));
+        assert_memory_equal(alone, nll + row, (size_t)one.n * sizeof *nll); /* bit for bit */
+        row += one.n;
+        gr_batch_release(&one);
+    }
+    double difference = relative_difference(split.params->grad, whole.params->grad, whole.params->n_floats);
+    if (difference > 1e-5) fail_msg("gradients of the split differ by %g", difference);
+    world single = open_world(golden_models[0], 0, 1);
+    train_pass(&single, &single.batch, GR_RECOMPUTE_NONE);
+    assert_memory_equal(single.params->grad, whole.params->grad, (size_t)whole.params->n_floats * sizeof(float));
+    gr_decoder_free(d);
+    gr_decoder_free(e);
+    free(nll);
+    free(alone);
+    close_world(&whole);
+    close_world(&split);
+    close_world(&single);
+}
+
+static void recomputation_gives_the_same_bits(void **state) {
+    (void)state;
+    world keep = open_world(golden_models[1], 0, 2);
+    train_pass(&keep, &keep.batch, GR_RECOMPUTE_NONE);
+    for (int policy = GR_RECOMPUTE_SELECTIVE; policy <= GR_RECOMPUTE_FULL; policy++) {
+        world again = open_world(golden_models[1], 0, 2);
+        train_pass(&again, &again.batch, (gr_recompute)policy);
+        assert_memory_equal(again.params->grad, keep.params->grad, (size_t)keep.params->n_floats * sizeof(float));
+        close_world(&again);
+    }
+    close_world(&keep);
+}
+
+static void zero_b_changes_no_logit(void **state) {
+    (void)state;
+    world w = open_world(golden_models[0], 0, 2);
+    for (int64_t p = 0; p < w.params->n_items; p++)
+        if (gr_ends_with(w.params->items[p].name, "lora_B.weight"))
+            memset(gr_params_value(w.params, p), 0, (size_t)w.params->items[p].n * sizeof(float));
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = w.batch.n};
+    float *with = calloc((size_t)w.batch.n, sizeof *with), *without = calloc((size_t)w.batch.n, sizeof *without);
+    MUST(gr_decoder_new(&d, w.m, &o, err));
+    MUST(gr_decoder_eval(d, &w.batch, with, err));
+    gr_adapter_detach_all(w.m);
+    MUST(gr_decoder_eval(d, &w.batch, without, err));
+    for (int64_t r = 0; r < w.batch.n; r++) assert_true(with[r] == without[r]);
+    gr_decoder_free(d);
+    free(with);
+    free(without);
+    close_world(&w);
+}
+
+static void frozen_weights_stay(void **state) {
+    (void)state;
+    world w = open_world(golden_models[0], 0, 2);
+    uint64_t before = gr_weights_hash(w.m->weights);
+    train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
+    assert_true(before == gr_weights_hash(w.m->weights));
+    close_world(&w);
+}
+
+/* The logits of the cache path are those of the training path, bit for bit, however the prompt is cut. */
+static void cache_gives_the_same_logits(void **state) {
+    (void)state;
+    world w = open_world(golden_models[0], 0, 2);
+    int64_t V = w.m->config.vocab, len = w.batch.offset[1];
+    float *whole = calloc((size_t)V, sizeof *whole), *stepped = calloc((size_t)V, sizeof *stepped);
+    int32_t last = (int32_t)(len - 1), slot = 1;
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = w.batch.n};
+    MUST(gr_decoder_new(&d, w.m, &o, err));
+    MUST(gr_decoder_logits(d, &w.batch, &last, 1, whole, err));
+    const int64_t cuts[] = {1, 7, len};
+    for (int c = 0; c < GR_LEN(cuts); c++) {
+        gr_kv_cache cache;
+        MUST(gr_kv_cache_init(&cache, w.m, 2, len, err));
+        for (int64_t at = 0, n; at < len; at += n) {
+            gr_batch b = {0};
+            n = GR_MIN(cuts[c], len - at);
+            MUST(gr_batch_append(&b, w.batch.tokens + at, NULL, n, 0, err));
+            for (int64_t i = 0; i < n; i++) b.positions[i] = (int32_t)(at + i);
+            MUST(gr_decoder_step(d, &b, &cache, &slot, stepped, err));
+            gr_batch_release(&b);
+        }
+        assert_memory_equal(stepped, whole, (size_t)V * sizeof *whole);
+        gr_kv_cache_release(&cache);
+    }
+    free(whole);
+    free(stepped);
+    gr_decoder_free(d);
+    close_world(&w);
+}
+
+static void greedy_text_is_transformers(void **state) {
+    (void)state;
+    size_t i, k;
+    json_t *item, *id;
+    world w = open_world(golden_models[0], 0, 2);
+    gr_tokenizer *t;
+    MUST(gr_tokenizer_open(&t, golden_models[0], err));
+    gr_ids prompts[16] = {0}, expected[16] = {0};
+    gr_completion results[16];
+    json_t *list = json_object_get(w.golden, "generate");
+    int64_t n = (int64_t)json_array_size(list), longest = 1;
+    assert_true(n <= GR_LEN(prompts));
+    json_array_foreach(list, i, item) {
+        json_array_foreach(json_object_get(item, "prompt_ids"), k, id) gr_ids_push(&prompts[i], (int32_t)json_integer_value(id));
+        json_array_foreach(json_object_get(item, "ids"), k, id) gr_ids_push(&expected[i], (int32_t)json_integer_value(id));
+        longest = GR_MAX(longest, expected[i].n);
+    }
+    gr_generate_options o = {.max_tokens = longest, .top_p = 1, .repetition_penalty = 1};
+    MUST(gr_generate(w.m, t, prompts, n, -1, &o, results, NULL, NULL, err));
+    for (int64_t p = 0; p < n; p++) {
+        gr_str text = {0};
+        int64_t count = expected[p].n;
+        MUST(gr_tokenizer_decode(t, expected[p].data, count, true, &text, err));
+        assert_int_equal(results[p].n_tokens, count);
+        assert_string_equal(results[p].text, text.data ? text.data : "");
+        gr_str_release(&text);
+        gr_ids_release(&prompts[p]);
+        gr_ids_release(&expected[p]);
+    }
+    gr_completions_release(results, n);
+    gr_tokenizer_free(t);
+    close_world(&w);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(logits_are_pytorchs),          cmocka_unit_test(lora_gradients_are_pefts),
+        cmocka_unit_test(full_gradients_are_pytorchs),  cmocka_unit_test(batch_and_threads_change_nothing),
+        cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
+        cmocka_unit_test(frozen_weights_stay),          cmocka_unit_test(cache_gives_the_same_logits),
+        cmocka_unit_test(greedy_text_is_transformers),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
