@@ -86,7 +86,12 @@ static const char *type_name(const json_t *value) {
     }
 }
 
-/* "id, question, answer": the keys of an object, shortened, control characters out. */
+static void make_printable(char *text) { /* what comes from a file must not break a message's one line */
+    for (; *text; text++)
+        if ((uint8_t)*text < 0x20 || *text == 0x7F) *text = '?';
+}
+
+/* "id, question, answer": the keys of an object, shortened. */
 static void list_keys(const json_t *object, char *out, size_t size) {
     enum { MAX_KEYS = 12, MAX_KEY = 40 };
     const char *key;
@@ -101,8 +106,7 @@ static void list_keys(const json_t *object, char *out, size_t size) {
             (size_t)snprintf(out + n, size - n, "%s%.*s", count > 1 ? ", " : "", MAX_KEY, more ? "..." : key);
         if (more) break;
     }
-    for (char *c = out; *c; c++)
-        if ((uint8_t)*c < 0x20 || *c == 0x7F) *c = '?';
+    make_printable(out);
     if (!count) snprintf(out, size, "none");
 }
 
@@ -114,6 +118,7 @@ static graft_status fail_at(const conversion *c, const char *format, ...) {
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
+    make_printable(what);
     return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: %s", where, what);
 }
 
@@ -183,28 +188,35 @@ static const char *role_of(const char *name) {
     return NULL;
 }
 
+/* "weight": 1 (or none) is learned, 0 is not. */
+static bool read_weight(const json_t *turn, bool *no_loss) {
+    const json_t *weight = json_object_get(turn, "weight");
+    double value = json_is_number(weight) ? json_number_value(weight) : 1;
+    *no_loss = value == 0;
+    return (!weight || json_is_null(weight) || json_is_number(weight)) && (value == 0 || value == 1);
+}
+
 static graft_status push_turn(conversion *c, const json_t *turn) {
     const char *name, *content, *role;
-    bool openai = json_object_get(turn, "role") != NULL;
+    bool no_loss;
     graft_status st = GRAFT_OK;
     if (!json_is_object(turn)) return fail_at(c, "a message is %s, expected an object", type_name(turn));
-    const char *role_key = openai ? "role" : "from", *content_key = openai ? "content" : "value";
+    bool sharegpt =
+        !json_object_get(turn, "role") && (json_object_get(turn, "from") || json_object_get(turn, "value"));
+    const char *role_key = sharegpt ? "from" : "role", *content_key = sharegpt ? "value" : "content";
     const json_t *who = json_object_get(turn, role_key), *what = json_object_get(turn, content_key);
-    const json_t *weight = json_object_get(turn, "weight");
-    if (!who || !what)
-        return fail_missing(c, who ? content_key : c->r->format->name[0] == 's' ? "from" : "role", turn);
+    if (!who || !what) return fail_missing(c, who ? content_key : role_key, turn);
     GR_TRY(string_value(c, who, role_key, &name));
     GR_TRY(string_value(c, what, content_key, &content));
     role = role_of(name);
     if (!role)
-        GR_TRY(fail_at(c,
-                       "unknown role \"%.40s\", expected user, assistant, system or tool (human, gpt, bot, "
-                       "observation, function_call)",
-                       name));
-    double loss =
-        weight && !json_is_null(weight) ? (json_is_number(weight) ? json_number_value(weight) : -1) : 1;
-    if (loss != 0 && loss != 1) GR_TRY(fail_at(c, "\"weight\" of a message must be 0 or 1"));
-    GR_TRY(push(c, role, content, loss == 0));
+        GR_TRY(fail_at(
+            c,
+            "unknown role \"%.40s\", expected user, assistant, system or tool (human, gpt, bot, observation, "
+            "function_call)",
+            name));
+    if (!read_weight(turn, &no_loss)) GR_TRY(fail_at(c, "\"weight\" of a message must be 0 or 1"));
+    GR_TRY(push(c, role, content, no_loss));
 done:
     return st;
 }

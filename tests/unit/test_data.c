@@ -177,7 +177,7 @@ static void test_hostile_files(void **state) {
         {"{\"messages\":[5]}", "a message is a number"},
         {"{\"messages\":[{\"content\":\"a\"}]}", "no \"role\""},
         {"{\"messages\":[{\"role\":\"user\"}]}", "no \"content\""},
-        {"{\"messages\":[{\"role\":\"robot\",\"content\":\"a\"}]}", "unknown role \"robot\""},
+        {"{\"messages\":[{\"role\":\"ro\\nbot\",\"content\":\"a\"}]}", "unknown role \"ro?bot\""},
         {"{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "\"content\" is a list"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"weight\":0.5}]}", "must be 0 or 1"},
         {"{\"conversations\":[{\"value\":\"a\"}]}", "no \"from\""},
