@@ -25,8 +25,8 @@ typedef struct world {
     gr_device *device;
     gr_model *m;
     gr_adapter *a;
-    gr_params full;
-    gr_params *params;
+    gr_params *params; /* of the adapter, or owned: all weights */
+    bool owns_params;
     json_t *golden;
     gr_safetensors *tensors;
     gr_batch batch;
@@ -58,7 +58,8 @@ static world open_world(const char *folder, int flags, int threads) {
     assert_non_null(w.device);
     MUST(gr_model_open(&w.m, folder, w.device, GR_DTYPE_F32, 0, err));
     if (flags & FULL) {
-        w.params = &w.full;
+        w.params = calloc(1, sizeof *w.params);
+        w.owns_params = true;
         MUST(gr_model_add_params(w.m, w.params, err));
         MUST(gr_params_allocate(w.params, w.device, true, err));
         MUST(gr_model_attach_params(w.m, w.params, true, err));
@@ -84,8 +85,11 @@ static void close_world(world *w) {
     json_decref(w->golden);
     if (w->m) gr_adapter_detach_all(w->m);
     gr_adapter_free(w->a);
-    gr_params_release(&w->full);
     gr_model_free(w->m);
+    if (w->owns_params) {
+        gr_params_release(w->params);
+        free(w->params);
+    }
     gr_device_free(w->device);
 }
 
