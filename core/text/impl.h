@@ -123,6 +123,7 @@ struct gr_tokenizer {
     atomic_uchar *whole;  /* byte-level: does a piece's own text encode as that piece? 0 not known yet, 1 yes, 2 no */
     gr_prefix_set prefixes; /* unigram: every piece of by_raw */
     double min_score;
+    bool bytes_match; /* HF's unigram: the text "<0x41>" is the byte piece of that name */
     bool byte_level, byte_fallback, fuse_unk;
     int32_t model_unk; /* what the model gives for characters that it lacks; -1: nothing */
 
@@ -144,7 +145,6 @@ struct gr_tokenizer {
     gr_word_rule words;
     gr_lead lead;
     uint8_t classes[65536]; /* of the basic plane */
-    uint64_t hash;
 };
 
 static inline uint8_t gr_char_class(const gr_tokenizer *t, uint32_t point) {

@@ -83,8 +83,9 @@ static bool build_tables(gr_tokenizer *t) {
     int64_t n = t->info.n_vocab;
     if (!gr_table_init(&t->by_text, n) || !gr_table_init(&t->by_raw, n)) return false;
     for (int64_t i = 0; i < n; i++) {
-        const gr_piece *p = &t->pieces[i];
-        if (!p->text) continue;
+        gr_piece *p = &t->pieces[i];
+        if (!p->text) *p = (gr_piece){.text = "", .raw = "", .type = GR_PIECE_UNUSED}; /* a gap between ids */
+        if (p->len == 0) continue;
         gr_table_add(&t->by_text, p->text, p->len, (int32_t)i);
         if (is_plain(p) && p->raw_len > 0) gr_table_add(&t->by_raw, p->raw, p->raw_len, (int32_t)i);
     }
@@ -156,8 +157,8 @@ static bool build_prefixes(gr_tokenizer *t) {
     t->min_score = 0;
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
-        if (p->text && p->type == GR_PIECE_NORMAL) t->min_score = GR_MIN(t->min_score, p->score);
-        if (p->text && is_plain(p) && p->len > 0)
+        if (p->type == GR_PIECE_NORMAL) t->min_score = GR_MIN(t->min_score, p->score);
+        if ((is_plain(p) || (t->bytes_match && p->type == GR_PIECE_BYTE)) && p->len > 0)
             t->prefixes.keys[t->prefixes.n++] = (gr_prefix_key){p->text, p->len, (int32_t)i};
     }
     gr_prefix_sort(&t->prefixes);
@@ -179,7 +180,7 @@ static bool build_added(gr_tokenizer *t) {
     return true;
 }
 
-static uint64_t hash_everything(const gr_tokenizer *t) {
+uint64_t gr_tokenizer_hash(const gr_tokenizer *t) {
     XXH3_state_t *state = XXH3_createState();
     if (!state) return 0;
     XXH3_64bits_reset(state);
@@ -192,7 +193,7 @@ static uint64_t hash_everything(const gr_tokenizer *t) {
         const gr_piece *p = &t->pieces[i];
         int32_t head[2] = {p->len, (int32_t)p->type};
         XXH3_64bits_update(state, head, sizeof head);
-        if (p->text) XXH3_64bits_update(state, p->text, (size_t)p->len);
+        XXH3_64bits_update(state, p->text, (size_t)p->len);
         if (t->info.kind != GR_TOKENIZER_BPE) XXH3_64bits_update(state, &p->score, sizeof p->score);
     }
     for (int64_t i = 0; i < t->n_merges; i++) XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
@@ -235,7 +236,6 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
         return gr_fail_memory(err, "vocabulary");
     }
     info->pre = t->byte_level ? gr_pretok_name(t) : "";
-    t->hash = hash_everything(t);
     return GRAFT_OK;
 }
 
@@ -262,8 +262,6 @@ const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len) {
     return t->merges[i].text;
 }
 
-uint64_t gr_tokenizer_hash(const gr_tokenizer *t) { return t->hash; }
-
 static graft_status open_gguf(gr_tokenizer **out, const char *path, graft_error *err) {
     gr_gguf *g = NULL;
     graft_status st = gr_gguf_open(&g, path, err);
@@ -274,5 +272,17 @@ static graft_status open_gguf(gr_tokenizer **out, const char *path, graft_error 
 
 graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error *err) {
     if (!gr_is_dir(path)) return open_gguf(out, path, err);
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: give a .gguf file", path);
+    char *json = gr_path_join(path, "tokenizer.json"), *model = gr_path_join(path, "tokenizer.model");
+    graft_status st;
+    if (!json || !model)
+        st = gr_fail_memory(err, "path");
+    else if (gr_exists(json))
+        st = gr_tokenizer_from_json(out, path, err);
+    else if (gr_exists(model))
+        st = gr_tokenizer_from_spm(out, path, err);
+    else
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no tokenizer.json and no tokenizer.model in this folder", path);
+    free(json);
+    free(model);
+    return st;
 }

@@ -1,0 +1,300 @@
+/* A tokenizer from an HF folder: tokenizer.json, and what tokenizer_config.json and its neighbours add. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/text/json_pipeline.h"
+
+enum { JSON_MAX = 256 << 20 };
+
+static graft_status load_json(json_t **out, const char *text, int64_t n, const char *path, graft_error *err) {
+    json_error_t problem;
+    *out = json_loadb(text, (size_t)n, JSON_ALLOW_NUL, &problem);
+    if (*out) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%d: no JSON: %s", path, problem.line, problem.text);
+}
+
+/* folder/name as JSON; *out is NULL when the file is not there. */
+static graft_status load_file(json_t **out, const char *folder, const char *name, graft_error *err) {
+    char *path = gr_path_join(folder, name), *text = NULL;
+    int64_t n;
+    graft_status st = GRAFT_OK;
+    *out = NULL;
+    if (!path) return gr_fail_memory(err, "path");
+    if (gr_exists(path)) {
+        st = gr_file_read(&text, &n, path, JSON_MAX, err);
+        if (st == GRAFT_OK) st = load_json(out, text, n, path, err);
+    }
+    free(text);
+    free(path);
+    return st;
+}
+
+/* ---- vocabulary ---- */
+
+/* Ids may leave gaps, but not so many that a small file asks for a huge table. */
+static graft_status check_id(json_int_t id, int64_t n_known, const char *path, graft_error *err) {
+    if (id >= 0 && id < 4 * n_known + 65536) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: token id %lld in a vocabulary of %lld pieces", path, (long long)id, (long long)n_known);
+}
+
+static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_t *added, const char *path, graft_error *err) {
+    int64_t n_known = (int64_t)(json_object_size(vocab) + json_array_size(vocab) + json_array_size(added));
+    graft_status st = GRAFT_OK;
+    const char *key;
+    const json_t *value;
+    size_t i;
+    *n_vocab = (int64_t)json_array_size(vocab);
+    json_object_foreach((json_t *)vocab, key, value) {
+        if (!json_is_integer(value)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the id of piece \"%.60s\" is no integer", path, key));
+        GR_TRY(check_id(json_integer_value(value), n_known, path, err));
+        *n_vocab = GR_MAX(*n_vocab, json_integer_value(value) + 1);
+    }
+    json_array_foreach(added, i, value) {
+        const json_t *id = json_object_get(value, "id");
+        if (!json_is_integer(id) || !gr_json_str(value, "content"))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: added token %zu needs an id and a content", path, i));
+        GR_TRY(check_id(json_integer_value(id), n_known, path, err));
+        *n_vocab = GR_MAX(*n_vocab, json_integer_value(id) + 1);
+    }
+    if (*n_vocab == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: the vocabulary is empty", path);
+done:
+    return st;
+}
+
+static bool is_byte_name(const char *s, size_t n) {
+    return n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>' && strspn(s + 3, "0123456789ABCDEF") == 2;
+}
+
+static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score, graft_error *err) {
+    gr_piece_type type = t->byte_fallback && is_byte_name(s, n) ? GR_PIECE_BYTE : GR_PIECE_NORMAL;
+    return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type) ? GRAFT_OK : gr_fail_memory(err, "vocabulary");
+}
+
+static graft_status read_vocab(gr_tokenizer *t, const json_t *vocab, const char *path, graft_error *err) {
+    const char *key;
+    size_t i, n;
+    json_t *value;
+    graft_status st = GRAFT_OK;
+    json_object_keylen_foreach((json_t *)vocab, key, n, value) GR_TRY(set_piece(t, json_integer_value(value), key, n, 0, err));
+    json_array_foreach(vocab, i, value) { /* unigram: [piece, score] */
+        const json_t *piece = json_array_get(value, 0), *score = json_array_get(value, 1);
+        if (!json_is_string(piece) || !json_is_number(score))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: vocabulary entry %zu is not [piece, score]", path, i));
+        GR_TRY(set_piece(t, (int64_t)i, json_string_value(piece), json_string_length(piece), json_number_value(score), err));
+    }
+done:
+    return st;
+}
+
+static graft_status read_merges(gr_tokenizer *t, const json_t *merges, const char *path, graft_error *err) {
+    size_t i;
+    const json_t *value;
+    t->merges = gr_text_alloc(t, (int64_t)json_array_size(merges), sizeof *t->merges);
+    if (!t->merges || json_array_size(merges) > INT32_MAX) return gr_fail_memory(err, "merges");
+    json_array_foreach(merges, i, value) {
+        const json_t *left = json_array_get(value, 0), *right = json_array_get(value, 1);
+        const char *text = json_string_value(value), *space = text && *text ? strchr(text + 1, ' ') : NULL;
+        size_t n, left_len;
+        if (json_is_string(left) && json_is_string(right)) {
+            left_len = json_string_length(left);
+            n = left_len + 1 + json_string_length(right);
+        } else if (space) {
+            left_len = (size_t)(space - text);
+            n = json_string_length(value);
+        } else {
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %zu is neither \"left right\" nor [left, right]", path, i);
+        }
+        char *copy = n < INT32_MAX ? gr_text_alloc(t, (int64_t)n + 1, 1) : NULL;
+        if (!copy) return gr_fail_memory(err, "merges");
+        if (space) {
+            memcpy(copy, text, n);
+        } else {
+            memcpy(copy, json_string_value(left), left_len);
+            copy[left_len] = ' ';
+            memcpy(copy + left_len + 1, json_string_value(right), n - left_len - 1);
+        }
+        t->merges[t->n_merges++] = (gr_merge){.text = copy, .len = (int32_t)n, .left_len = (int32_t)left_len};
+    }
+    return GRAFT_OK;
+}
+
+static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error *err) {
+    size_t i;
+    const json_t *value;
+    t->added = gr_text_alloc(t, (int64_t)json_array_size(added), sizeof *t->added);
+    if (!t->added) return gr_fail_memory(err, "added tokens");
+    json_array_foreach(added, i, value) {
+        const json_t *content = json_object_get(value, "content");
+        int64_t id = json_integer_value(json_object_get(value, "id"));
+        bool special = gr_json_flag(value, "special", false);
+        if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content), t->pieces[id].score,
+                          special ? GR_PIECE_CONTROL : GR_PIECE_USER))
+            return gr_fail_memory(err, "added tokens");
+        t->added[t->n_added++] = (gr_added){.text = t->pieces[id].text,
+                                            .len = t->pieces[id].len,
+                                            .id = (int32_t)id,
+                                            .special = special,
+                                            .normalized = gr_json_flag(value, "normalized", !special),
+                                            .lstrip = gr_json_flag(value, "lstrip", false),
+                                            .rstrip = gr_json_flag(value, "rstrip", false),
+                                            .single_word = gr_json_flag(value, "single_word", false)};
+    }
+    return GRAFT_OK;
+}
+
+/* ---- model ---- */
+
+static bool has_text(const json_t *object, const char *key) {
+    const char *s = gr_json_str(object, key);
+    return s && *s;
+}
+
+static graft_status read_model(gr_tokenizer *t, const json_t *model, const char *path, graft_error *err) {
+    bool unigram = json_is_array(json_object_get(model, "vocab"));
+    graft_status st = GRAFT_OK;
+    t->bytes_match = unigram;
+    t->fuse_unk = unigram || gr_json_flag(model, "fuse_unk", false);
+    t->info.ignore_merges = gr_json_flag(model, "ignore_merges", false);
+    if (has_text(model, "continuing_subword_prefix") || has_text(model, "end_of_word_suffix"))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
+    if (!unigram) GR_TRY(read_merges(t, json_object_get(model, "merges"), path, err));
+    if (unigram)
+        t->info.kind = GR_TOKENIZER_SPM_UNIGRAM;
+    else if (t->byte_level)
+        t->info.kind = GR_TOKENIZER_BPE;
+    else
+        t->info.kind = GR_TOKENIZER_SPM_BPE;
+    if (!unigram && !t->byte_level && !t->byte_fallback && !t->meta_spaces)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a BPE that is neither byte-level nor SentencePiece's is not known", path));
+    if (unigram && t->byte_level)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
+done:
+    return st;
+}
+
+/* unk: a name (BPE) or an id (unigram); needs the tables. */
+static graft_status read_unknown(gr_tokenizer *t, const json_t *model, const char *path, graft_error *err) {
+    const char *name = gr_json_str(model, "unk_token");
+    const json_t *id = json_object_get(model, "unk_id");
+    if (name) t->model_unk = gr_tokenizer_find(t, name);
+    if (json_is_integer(id) && json_integer_value(id) >= 0 && json_integer_value(id) < t->info.n_vocab)
+        t->model_unk = (int32_t)json_integer_value(id);
+    if ((name || json_is_integer(id)) && t->model_unk < 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path);
+    t->info.unk = t->model_unk;
+    if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL) t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
+    return GRAFT_OK;
+}
+
+static graft_status build(gr_tokenizer **out, const json_t *root, const char *path, graft_error *err) {
+    const json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
+    const json_t *added = json_object_get(root, "added_tokens");
+    const char *type = gr_json_str(model, "type");
+    gr_tokenizer *t = NULL;
+    int64_t n_vocab;
+    graft_status st;
+    if ((type && strcmp(type, "BPE") != 0 && strcmp(type, "Unigram") != 0) || (!json_is_object(vocab) && !json_is_array(vocab)))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the model is %.40s; graft knows BPE and Unigram", path, type ? type : "missing"));
+    GR_TRY(count_ids(&n_vocab, vocab, added, path, err));
+    t = gr_tokenizer_new(n_vocab);
+    if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
+    t->byte_fallback = gr_json_flag(model, "byte_fallback", false);
+    GR_TRY(gr_json_normalizer(t, json_object_get(root, "normalizer"), path, err));
+    GR_TRY(gr_json_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), path, err));
+    GR_TRY(gr_json_decoder(t, json_object_get(root, "decoder"), path, err));
+    GR_TRY(gr_json_post_processor(t, json_object_get(root, "post_processor"), path, err));
+    GR_TRY(read_vocab(t, vocab, path, err));
+    GR_TRY(read_added(t, added, err));
+    GR_TRY(read_model(t, model, path, err));
+    GR_TRY(gr_tokenizer_finish(t, path, err));
+    GR_TRY(read_unknown(t, model, path, err));
+    *out = t;
+    t = NULL;
+done:
+    gr_tokenizer_free(t);
+    return st;
+}
+
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err) {
+    json_t *root = NULL;
+    graft_status st = load_json(&root, text, n, path, err);
+    if (st == GRAFT_OK) st = build(out, root, path, err);
+    json_decref(root);
+    return st;
+}
+
+/* ---- the files around it ---- */
+
+/* A special token is a string or {"content": ...}. */
+static void read_special(gr_tokenizer *t, const json_t *config, const char *key, int32_t *id) {
+    const json_t *value = json_object_get(config, key);
+    const char *text = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
+    int32_t found = text ? gr_tokenizer_find(t, text) : -1;
+    if (found >= 0) *id = found;
+}
+
+static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
+    const json_t *value = json_object_get(config, "chat_template"), *entry;
+    const char *text = json_string_value(value);
+    char *path = gr_path_join(folder, "chat_template.jinja"), *file = NULL;
+    int64_t n;
+    size_t i;
+    graft_status st = path ? GRAFT_OK : gr_fail_memory(err, "path");
+    json_array_foreach(value, i, entry) { /* several named templates */
+        const char *name = gr_json_str(entry, "name");
+        if (name && strcmp(name, "default") == 0) text = gr_json_str(entry, "template");
+    }
+    if (st == GRAFT_OK && gr_exists(path)) {
+        st = gr_file_read(&file, &n, path, JSON_MAX, err);
+        text = file;
+    }
+    if (st == GRAFT_OK && text) {
+        t->info.chat_template = gr_arena_strdup(&t->arena, text);
+        if (!t->info.chat_template) st = gr_fail_memory(err, "chat template");
+    }
+    free(file);
+    free(path);
+    return st;
+}
+
+graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
+    json_t *config = NULL, *map = NULL;
+    graft_status st;
+    GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
+    GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
+    const json_t *sources[] = {map, config};
+    for (int i = 0; i < GR_LEN(sources); i++) {
+        read_special(t, sources[i], "bos_token", &t->info.bos);
+        read_special(t, sources[i], "eos_token", &t->info.eos);
+        read_special(t, sources[i], "pad_token", &t->info.pad);
+        read_special(t, sources[i], "unk_token", &t->info.unk);
+    }
+    t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
+    t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
+    GR_TRY(read_template(t, folder, config, err));
+    t->info.folder = gr_arena_strdup(&t->arena, folder);
+    if (!t->info.folder) GR_TRY(gr_fail_memory(err, "tokenizer"));
+done:
+    json_decref(config);
+    json_decref(map);
+    return st;
+}
+
+graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graft_error *err) {
+    char *path = gr_path_join(folder, "tokenizer.json"), *text = NULL;
+    int64_t n;
+    gr_tokenizer *t = NULL;
+    graft_status st;
+    if (!path) GR_TRY(gr_fail_memory(err, "path"));
+    GR_TRY(gr_file_read(&text, &n, path, JSON_MAX, err));
+    GR_TRY(gr_tokenizer_parse_json(&t, text, n, path, err));
+    GR_TRY(gr_tokenizer_read_config(t, folder, err));
+    *out = t;
+    t = NULL;
+done:
+    gr_tokenizer_free(t);
+    free(text);
+    free(path);
+    return st;
+}
