@@ -241,6 +241,16 @@ static const char *arch_key(char buffer[96], const gr_model_config *c, const cha
     return buffer;
 }
 
+double gr_config_rope_divisor(const gr_model_config *c, int64_t i) {
+    if (c->rope_scaling != GR_ROPE_LLAMA3) return 1;
+    double freq = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim), wavelength = 2 * M_PI / freq;
+    double original = (double)c->rope_original;
+    if (wavelength > original / c->rope_low_freq) return c->rope_factor;
+    if (wavelength < original / c->rope_high_freq) return 1;
+    double smooth = (original / wavelength - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
+    return 1 / ((1 - smooth) / c->rope_factor + smooth);
+}
+
 /* Llama-3 scaling is stored as one divisor per frequency: rope_freqs.weight. Find the parameters that give them. */
 static graft_status gguf_rope_factors(gr_model_config *c, const gr_gguf *g, graft_error *err) {
     const gr_tensor *t = gr_gguf_find(g, "rope_freqs.weight");
@@ -255,11 +265,7 @@ static graft_status gguf_rope_factors(gr_model_config *c, const gr_gguf *g, graf
     c->rope_scaling = GR_ROPE_LLAMA3;
     c->rope_factor = largest, c->rope_low_freq = 1, c->rope_high_freq = 4, c->rope_original = 8192;
     for (int64_t i = 0; i < t->n_elements; i++) {
-        double freq = pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim), wavelength = 2 * M_PI / freq, expected = 1;
-        double smooth = ((double)c->rope_original / wavelength - c->rope_low_freq) / (c->rope_high_freq - c->rope_low_freq);
-        if (wavelength > (double)c->rope_original / c->rope_low_freq) expected = c->rope_factor;
-        else if (wavelength > (double)c->rope_original / c->rope_high_freq)
-            expected = 1 / ((1 - smooth) / c->rope_factor + smooth);
+        double expected = gr_config_rope_divisor(c, i);
         if (fabs(expected - factors[i]) > 1e-3 * expected)
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight[%lld] = %g does not fit Llama-3 scaling by %g", gr_gguf_path(g),
                            (long long)i, factors[i], c->rope_factor);

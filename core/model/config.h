@@ -34,6 +34,8 @@ graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_err
 graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err);
 /* An HF config.json (both the transformers 4 and 5 spellings of rope and dtype) and generation_config.json into folder. */
 graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *folder, graft_error *err);
+/* What Llama-3 scaling divides frequency i of D/2 by (1 without it): the values of a GGUF's rope_freqs.weight. */
+double gr_config_rope_divisor(const gr_model_config *c, int64_t i);
 /* general.architecture and all <arch>.* keys. */
 void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b);
 /* Rotary table [n_positions, D] as gr_ops.rope wants it, with HF's float32 arithmetic. */
