@@ -128,7 +128,6 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
          "exact_match needs answers, which pretrain does not have"},
         {!known_metrics(r), "eval", "metrics", "expected loss and exact_match, found another name"},
         {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience", "needs data.eval"},
-        {has_metric(r, "exact_match") && !has_eval, "eval", "metrics", "exact_match needs data.eval"},
         {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs", "0 epochs train nothing"},
         {r->train_adam_beta1 >= 1, "train", "adam_beta1", "must be below 1"},
         {r->train_adam_beta2 >= 1, "train", "adam_beta2", "must be below 1"},
@@ -155,6 +154,8 @@ graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *er
         if (!needs[i].missing) continue;
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", n++ ? ", " : "", needs[i].name);
     }
+    if (n == 0 && has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval", *r->path ? r->path : "recipe");
     if (n == 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s %s missing; set %s in the recipe or as section.key=value",
                    *r->path ? r->path : "recipe", names, n > 1 ? "are" : "is", n > 1 ? "them" : "it");

@@ -192,13 +192,14 @@ graft_status gr_args_float(const gr_args *a, const char *name, double min, doubl
     return GRAFT_OK;
 }
 
-/* key=value; a text key's value is quoted, so that any text is taken as it is. */
+/* key=value; a text or a path is quoted, so that it is taken as it is; a list is given with commas. */
 static char *option_override(const gr_option *o, const char *value) {
     gr_str s = {0};
     const gr_key *k = option_key(o);
     gr_str_printf(&s, "%s=", o->key);
-    if (!k || k->type != GR_KEY_STRING) {
-        gr_str_puts(&s, value);
+    if (!k || (k->type != GR_KEY_STRING && k->type != GR_KEY_SOURCES)) {
+        bool list = k && k->type == GR_KEY_LIST;
+        gr_str_printf(&s, "%s%s%s", list ? "[" : "", value, list ? "]" : "");
         return gr_str_take(&s);
     }
     gr_str_putc(&s, '"');

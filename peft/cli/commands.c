@@ -2,15 +2,7 @@
 
 #define END {NULL, NULL, NULL, NULL} /* of a group of options */
 
-static const gr_option train_options[] = {
-    {"resume", NULL, "continue the run in output_dir from its last checkpoint", NULL},
-    {"overwrite", NULL, "replace an existing run", NULL},
-    {"dry-run", NULL, "say what would happen: parameters, memory, steps; needs no weights", NULL},
-    {"output-dir", "PATH", NULL, "output_dir"},
-    {"max-steps", "N", NULL, "train.max_steps"},
-    {"seed", "N", NULL, "train.seed"},
-    END,
-};
+/* ---- groups that several commands share ---- */
 
 static const gr_option json_option[] = {{"json", NULL, "the result as JSON", NULL}, END};
 
@@ -21,7 +13,117 @@ static const gr_option machine_options[] = {
     END,
 };
 
+static const gr_option model_options[] = {
+    {"model", "PATH", "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
+    {"adapter", "PATH[:SCALE]", "a run or a PEFT folder, on the model; may be repeated", NULL},
+    END,
+};
+
+static const gr_option text_options[] = { /* a model that reads and writes text */
+    {"template", "NAME", NULL, "data.template"},
+    {"system", "TEXT", NULL, "data.system"},
+    {"compute", "HOW", NULL, "model.compute"},
+    {"dtype", "TYPE", NULL, "model.dtype"},
+    {"threads", "N", NULL, "threads"},
+    {"device", "NAME", NULL, "device"},
+    END,
+};
+
+static const gr_option sampling[] = {
+    {"max-tokens", "N", "new tokens at most", NULL},
+    {"temperature", "T", "0 (the default): the best token each time", NULL},
+    {"top-k", "K", "sample among the K best tokens; 0: all", NULL},
+    {"top-p", "P", "sample among the best tokens that sum to P", NULL},
+    {"repetition-penalty", "X", "above 1: tokens already there become less likely", NULL},
+    {"stop", "TEXT", "end before this text; may be repeated", NULL},
+    {"seed", "N", "seed of the sampling", NULL},
+    {"batch", "N", "prompts in flight at once", NULL},
+    END,
+};
+
+static const gr_option data_options[] = { /* how samples become tokens */
+    {"data", "FILE", "samples: .json or .jsonl in any of the known forms", "data.train"},
+    {"loss-on", "WHAT", NULL, "data.loss_on"},
+    {"max-length", "N", NULL, "data.max_length"},
+    {"truncation", "HOW", NULL, "data.truncation"},
+    END,
+};
+
+/* ---- each command's own ---- */
+
+static const gr_option train_options[] = {
+    {"resume", NULL, "continue the run in output_dir from its last checkpoint", NULL},
+    {"overwrite", NULL, "replace an existing run", NULL},
+    {"dry-run", NULL, "say what would happen: parameters, memory, steps; needs no weights", NULL},
+    {"output-dir", "PATH", NULL, "output_dir"},
+    {"max-steps", "N", NULL, "train.max_steps"},
+    {"seed", "N", NULL, "train.seed"},
+    END,
+};
+
 static const gr_option validate_options[] = {{"print", NULL, "the resolved recipe, with every key", NULL}, END};
+
+static const gr_option generate_options[] = {
+    {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
+    {"prompts", "FILE", "lines {\"prompt\"} or {\"messages\"}; gives {\"prompt\", \"completion\", \"tokens\"} lines in order", NULL},
+    {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
+    {"json", NULL, "the completion of --prompt as such a line", NULL},
+    END,
+};
+
+static const gr_option eval_options[] = {
+    {"metrics", "LIST", "loss, exact_match, or both with a comma", "eval.metrics"},
+    {"out", "FILE", "one line a sample, with \"tokens\" (targets) and \"nll\" (their sum, nats)", NULL},
+    {"limit", "N", "the first N samples only", NULL},
+    {"max-tokens", "N", "new tokens of an answer at most (256)", NULL},
+    {"batch-tokens", "N", NULL, "eval.batch_tokens"},
+    {"json", NULL, "the result as JSON", NULL},
+    END,
+};
+
+static const gr_option merge_options[] = {
+    {"out", "PATH", "HF folder or .gguf file to write", NULL},
+    {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
+    {"dtype", "TYPE", "fp32, fp16, bf16, or q8_0 in a GGUF (the base's own; bf16 for a quantised base)", NULL},
+    {"overwrite", NULL, "replace what is there", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
+static const gr_option export_options[] = {
+    {"out", "PATH", "folder or .gguf file to write", NULL},
+    {"format", "NAME", "peft (a folder) or gguf (llama.cpp's LoRA)", NULL},
+    {"overwrite", NULL, "replace what is there", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
+static const gr_option tokenize_options[] = {
+    {"model", "PATH", "HF folder, .gguf file, run or adapter whose tokenizer is used", NULL},
+    {"plain", NULL, "lines are the text itself instead of {\"text\": ...}", NULL},
+    {"decode", NULL, "the way back: lists of ids to text", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
+static const gr_option preview_options[] = {
+    {"n", "N", "samples to show (3)", NULL},
+    {"first", "I", "the first of them, from 0", NULL},
+    {"model", "PATH", "HF folder, .gguf file or run whose tokenizer and template are used", "model.base"},
+    {"template", "NAME", NULL, "data.template"},
+    {"system", "TEXT", NULL, "data.system"},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
+static const gr_option make_options[] = {
+    {"n", "N", "problems to make (1000)", NULL},
+    {"seed", "N", "the same seed makes the same problems", NULL},
+    {"language", "NAME", "en, zh or both", NULL},
+    {"steps", "RANGE", "steps of a solution, such as 1-3", NULL},
+    {"out", "FILE", "where the lines go (standard output)", NULL},
+    END,
+};
 
 static const gr_option help_options[] = {
     {"man", NULL, "the manual page", NULL},
@@ -36,6 +138,26 @@ const gr_command gr_commands[] = {
      {train_options, machine_options, json_option}},
     {"validate", "check a recipe without running it", "RECIPE [section.key=value ...] [options]",
      "graft validate recipes/quickstart.yaml", 1, GR_ANY_NUMBER, gr_cmd_validate, {validate_options, json_option}},
+    {"generate", "complete one prompt, or many in batches", "[RUN] (--prompt TEXT | --prompts FILE) [options]",
+     "graft generate --model model.gguf --adapter runs/quickstart --prompt \"What is 12 + 30?\"", 0, 1, gr_cmd_generate,
+     {generate_options, model_options, text_options, sampling}},
+    {"chat", "talk to a model", "[RUN] [options]", "graft chat runs/quickstart", 0, 1, gr_cmd_chat, {model_options, text_options, sampling}},
+    {"eval", "loss and exact match on a data set", "[RUN] --data FILE [options]",
+     "graft eval runs/quickstart --data test.jsonl --metrics loss,exact_match", 0, 1, gr_cmd_eval,
+     {eval_options, data_options, model_options, text_options}},
+    {"merge", "merge adapters into a model's weights; without an adapter: convert", "[RUN] --out PATH [options]",
+     "graft merge runs/quickstart --out merged.gguf --dtype q8_0", 0, 1, gr_cmd_merge, {merge_options, model_options, json_option}},
+    {"export", "write an adapter for other programs", "[RUN] --out PATH [options]",
+     "graft export runs/quickstart --format gguf --out lora.gguf", 0, 1, gr_cmd_export, {export_options, model_options, json_option}},
+    {"inspect", "say what a file or folder is and what is in it", "PATH [options]", "graft inspect runs/quickstart/adapter", 1, 1,
+     gr_cmd_inspect, {json_option}},
+    {"tokenize", "lines of text to lists of ids, and back", "--model PATH [FILE] [options]",
+     "echo 'Hello world' | graft tokenize --model model.gguf --plain", 0, 1, gr_cmd_tokenize, {tokenize_options}},
+    {"data preview", "show samples as the model will see them, with what is learned marked", "[RECIPE [section.key=value ...]] [options]",
+     "graft data preview recipes/quickstart.yaml --n 2", 0, GR_ANY_NUMBER, gr_cmd_data_preview, {preview_options, data_options}},
+    {"data make", "make a small task: school-math word problems", "school-math [options]",
+     "graft data make school-math --n 2000 --seed 1 --steps 1-2 --out train.jsonl", 1, 1, gr_cmd_data_make, {make_options}},
+    {"doctor", "what graft finds on this machine", "[options]", "graft doctor", 0, 0, gr_cmd_doctor, {json_option}},
     {"help", "explain a command, or every key of a recipe", "[recipe | COMMAND] [options]", "graft help recipe", 0, 2, gr_cmd_help,
      {help_options}},
     {"version", "print the version", "", "graft version", 0, 0, gr_cmd_version, {NULL}},

@@ -1,0 +1,63 @@
+/* graft doctor: what graft finds on this machine. */
+#include <hdf5.h>
+#include <jansson.h>
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <sys/sysinfo.h>
+#include <utf8proc.h>
+#include <xxhash.h>
+#include <yaml.h>
+
+#include "kernels/kernels.h"
+#include "kernels/threads.h"
+#include "peft/cli/commands.h"
+
+static void set_version(json_t *libraries, const char *name, int major, int minor, int patch) {
+    char text[48];
+    snprintf(text, sizeof text, "%d.%d.%d", major, minor, patch);
+    json_object_set_new(libraries, name, json_string(text));
+}
+
+static json_t *library_versions(void) {
+    json_t *libraries = json_object();
+    int major, minor, patch;
+    unsigned h5[3] = {0};
+    char pcre[64] = "";
+    unsigned xx = XXH_versionNumber();
+    yaml_get_version(&major, &minor, &patch);
+    set_version(libraries, "libyaml", major, minor, patch);
+    json_object_set_new(libraries, "jansson", json_string(JANSSON_VERSION));
+    H5get_libversion(&h5[0], &h5[1], &h5[2]);
+    set_version(libraries, "hdf5", (int)h5[0], (int)h5[1], (int)h5[2]);
+    pcre2_config(PCRE2_CONFIG_VERSION, pcre);
+    json_object_set_new(libraries, "pcre2", json_string(pcre));
+    json_object_set_new(libraries, "utf8proc", json_string(utf8proc_version()));
+    set_version(libraries, "xxhash", (int)(xx / 10000), (int)(xx / 100 % 100), (int)(xx % 100));
+    return libraries;
+}
+
+graft_status gr_cmd_doctor(const gr_args *a, graft_error *err) {
+    const char *why = "", *name;
+    struct sysinfo memory = {0};
+    json_t *version;
+    gr_device *device = gr_cpu_device_new(0, &why);
+    if (!device) return gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
+    sysinfo(&memory);
+    double total = (double)memory.totalram * memory.mem_unit, available = (double)(memory.freeram + memory.bufferram) * memory.mem_unit;
+    json_t *libraries = library_versions();
+    if (gr_args_has(a, "json")) {
+        json_t *out = json_pack("{s:s,s:s,s:i,s:f,s:f,s:O}", "graft", GRAFT_VERSION, "device", device->level, "threads",
+                                gr_threads_count(device->threads), "memory_bytes", total, "free_bytes", available, "libraries", libraries);
+        json_dumpf(out, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(out);
+    } else {
+        printf("graft      %s\ndevice     %s\nthreads    %d\nmemory     %.1f GiB, %.1f GiB free\nlibraries ", GRAFT_VERSION, device->level,
+               gr_threads_count(device->threads), total / 1073741824.0, available / 1073741824.0);
+        json_object_foreach(libraries, name, version) printf(" %s %s", name, json_string_value(version));
+        putchar('\n');
+    }
+    json_decref(libraries);
+    gr_device_free(device);
+    return GRAFT_OK;
+}
