@@ -1,0 +1,358 @@
+/* Recipes: good ones give the struct, bad ones give one line with file, line, column, key and what to do. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "peft/recipe.h"
+
+static char folder[] = "/tmp/graft-recipe-XXXXXX";
+
+static int make_folder(void **state) {
+    (void)state;
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state) {
+    (void)state;
+    gr_remove_all(folder);
+    return 0;
+}
+
+/* Writes folder/name; the path in a static ring of buffers. */
+static const char *put(const char *name, const char *text, int64_t len) {
+    static char paths[4][256];
+    static int next;
+    char *path = paths[next++ % 4];
+    graft_error err = {0};
+    snprintf(path, 256, "%s/%s", folder, name);
+    if (gr_file_write(path, text, len < 0 ? (int64_t)strlen(text) : len, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    return path;
+}
+
+static graft_status load(gr_recipe **r, const char *yaml, graft_error *err) {
+    return gr_recipe_load(r, put("r.yaml", yaml, -1), NULL, 0, err);
+}
+
+static gr_recipe *good(const char *yaml) {
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    if (load(&r, yaml, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    return r;
+}
+
+static void bad_cases(void **state) {
+    static const struct {
+        const char *yaml, *message; /* message: part of the error; "@3:5" stands for the file and the place */
+    } cases[] = {
+        {"adapter:\n  lora_r: 8\n", "@2:3: unknown key \"lora_r\" in section adapter; use adapter.rank"},
+        {"lora_alpha: 8\n", "@1:1: unknown key \"lora_alpha\"; use adapter.alpha"},
+        {"adapter: {lora_target_linear: true}", "use adapter.target_modules: all-linear"},
+        {"train:\n  per_device_train_batch_size: 4\n", "@2:3: unknown key"},
+        {"train:\n  gradient_accumulation_steps: 4\n", "train.batch_size is per optimizer step"},
+        {"train:\n  micro_batch_size: 4\n", "use train.batch_size"},
+        {"cutoff_len: 512\n", "use data.max_length"},
+        {"sequence_len: 512\n", "use data.max_length"},
+        {"train: {lr_scheduler_type: cosine}", "use train.lr_scheduler"},
+        {"base_model: x\n", "use model.base"},
+        {"model:\n  model_name_or_path: x\n", "use model.base"},
+        {"datasets: [a]\n", "use data.train"},
+        {"num_epochs: 3\n", "use train.num_train_epochs"},
+        {"logging_steps: 3\n", "use log.every"},
+        {"save_steps: 3\n", "use save.every"},
+        {"eval_steps: 3\n", "use eval.every"},
+        {"warmup_ratio: 0.1\n", "it is written train.warmup_ratio"},
+        {"learning_rate: 1e-4\n", "it is written train.learning_rate"},
+        {"adapter:\n  rnak: 8\n", "did you mean adapter.rank?"},
+        {"modle:\n  base: x\n", "@1:1: unknown key \"modle\"; did you mean model?"},
+        {"trian: {}\n", "did you mean train?"},
+        {"zzzzzzzzzz: 1\n", "`graft help recipe` lists all keys"},
+        {"model: x\n", "@1:8: section model: expected keys below it, found \"x\""},
+        {"adapter:\n  rank: eight\n", "@2:9: adapter.rank: expected a whole number, found \"eight\""},
+        {"adapter:\n  rank: \"8\"\n", "found the quoted text \"8\""},
+        {"adapter:\n  rank: 8.5\n", "expected a whole number, found \"8.5\""},
+        {"adapter:\n  rank: 0\n", "expected a number from 1 to 4096, found \"0\""},
+        {"adapter:\n  rank: 5000\n", "expected a number from 1 to 4096"},
+        {"adapter:\n  rank: 99999999999999999999\n", "expected a whole number"},
+        {"adapter:\n  rank:\n", "found nothing (null)"},
+        {"adapter:\n  rank: [8]\n", "found a list"},
+        {"adapter:\n  alpha: {a: 1}\n", "found a mapping"},
+        {"adapter:\n  alpha: -1\n", "expected at least 0"},
+        {"adapter:\n  alpha: .nan\n", "expected a number, found \".nan\""},
+        {"adapter:\n  alpha: 0x10\n", "expected a number"},
+        {"adapter:\n  alpha: 1e999\n", "expected a number"},
+        {"adapter:\n  dropout: 1.0\n", "expected a number from 0 to 0.99"},
+        {"adapter:\n  use_rslora: maybe\n", "expected true or false, found \"maybe\""},
+        {"adapter:\n  method: lorra\n", "one of lora|full|embeddings (did you mean lora?)"},
+        {"adapter:\n  target_modules: {a: b}\n", "expected a list of names"},
+        {"adapter:\n  target_modules: [a, [b]]\n", "@2:23: adapter.target_modules: expected a name, found a list"},
+        {"adapter:\n  target_modules: []\n", "it names no module"},
+        {"adapter:\n  rank_pattern: [a]\n", "expected a mapping of module names to numbers"},
+        {"adapter:\n  rank_pattern: {q_proj: x}\n", "expected a number, found \"x\""},
+        {"adapter:\n  rank_pattern: {q_proj: 0}\n", "expected a number from 1 to 4096"},
+        {"adapter:\n  rank_pattern: {q_proj: 2.5}\n", "a rank is a whole number"},
+        {"adapter:\n  method: full\n  init_from: x\n", "@3:14: adapter.init_from: only method lora"},
+        {"adapter:\n  method: embeddings\n", "@2:11: adapter.method: embeddings is not in this version"},
+        {"train:\n  objective: dpo\n", "dpo is not in this version"},
+        {"model:\n  quantize: nf4\n", "not in this version"},
+        {"model:\n  compute: int8\n", "int8 is not in this version"},
+        {"device: cuda\n", "@1:9: device: cuda is not in this version"},
+        {"data:\n  train: 5\n  trian: x\n", "did you mean data.train?"},
+        {"data:\n  train: [{format: text}]\n", "@2:11: data.train: a source needs a path"},
+        {"data:\n  train: [{path: a, wieght: 2}]\n", "did you mean weight?"},
+        {"data:\n  train: [{path: a, weight: 0}]\n", "weight: a number above 0"},
+        {"data:\n  train: [{path: a, limit: -2}]\n", "limit: a whole number"},
+        {"data:\n  train: [{path: a, columns: [x]}]\n", "columns: {prompt: NAME"},
+        {"data:\n  eval: 1.5\n", "a share between 0 and 1"},
+        {"data:\n  eval: 0\n", "a share between 0 and 1"},
+        {"data:\n  system: [a]\n", "expected a text, found a list"},
+        {"data:\n  max_length: 1\n", "expected at least 2"},
+        {"train:\n  memory_limit: lots\n", "expected a size such as 12GiB, or auto"},
+        {"train:\n  max_steps: auto\n", "expected a whole number or null"},
+        {"train:\n  micro_batch_tokens: many\n", "expected a whole number or auto"},
+        {"train:\n  num_train_epochs: 0\n", "0 epochs train nothing"},
+        {"train:\n  adam_beta2: 1.0\n", "must be below 1"},
+        {"train: {warmup_steps: 5, warmup_ratio: 0.1}\n", "not both"},
+        {"eval:\n  metrics: [loss, bleu]\n", "expected loss and exact_match"},
+        {"eval:\n  early_stopping_patience: 2\n", "needs data.eval"},
+        {"train: {objective: pretrain}\neval: {metrics: exact_match}\n", "which pretrain does not have"},
+        {"model:\n  base: a\nmodel:\n  base: b\n", "@3:1: key \"model\" is given twice (first in line 1)"},
+        {"model:\n  base: a\n  base: b\n", "@3:3: key \"base\" is given twice"},
+        {"model: {base: a\n", "not valid YAML"},
+        {"\tmodel: 1\n", "not valid YAML"},
+        {"model:\n  base: \"\xff\xfe\"\n", "@2:10: not valid YAML"},
+        {"- a\n- b\n", "@1:1: a recipe is a mapping"},
+        {"just text\n", "a recipe is a mapping"},
+        {"a: 1\n---\nb: 2\n", "one YAML document"},
+        {"model: !python/object {}\n", "YAML tags"},
+        {"model: *nothing\n", "@1:8: an alias without an anchor"},
+        {"model: &a {base: *a}\n", "an alias without an anchor"},
+        {"[a]: 1\n", "a key must be a plain word"},
+        {"model:\n  base: \"a\\0b\"\n", "NUL"},
+        {"a: [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]\n", "nested too deep"},
+        {"a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n",
+         "more values than a recipe may have"},
+        {"extends: [a]\n", "extends: expected the path of a recipe"},
+        {"extends: missing.yaml\n", "@1:10: extends: no recipe \"missing.yaml\""},
+        {"output_dir: \"\"\n", "output_dir: expected the path of a folder"},
+    };
+    (void)state;
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        gr_recipe *r = NULL;
+        graft_error err = {0};
+        char expected[512];
+        const char *m = cases[i].message;
+        snprintf(expected, sizeof expected, "%s%s%s", *m == '@' ? folder : "", *m == '@' ? "/r.yaml:" : "", m + (*m == '@'));
+        if (load(&r, cases[i].yaml, &err) != GRAFT_BAD_USAGE) fail_msg("case %d: not refused: %s", i, cases[i].yaml);
+        if (!strstr(err.msg, expected)) fail_msg("case %d: expected \"%s\" in \"%s\"", i, expected, err.msg);
+        if (strchr(err.msg, '\n')) fail_msg("case %d: more than one line", i);
+        assert_null(r);
+    }
+}
+
+static void missing_and_huge_files(void **state) {
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    (void)state;
+    assert_int_equal(gr_recipe_load(&r, "/nonexistent.yaml", NULL, 0, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "/nonexistent.yaml"));
+    char *big = gr_calloc(3 << 20, 1);
+    memset(big, '#', 3 << 20);
+    assert_int_equal(gr_recipe_load(&r, put("big.yaml", big, 3 << 20), NULL, 0, &err), GRAFT_BAD_INPUT);
+    free(big);
+}
+
+static void defaults(void **state) {
+    (void)state;
+    gr_recipe *r = good("");
+    assert_null(r->model_base);
+    assert_int_equal(r->adapter_rank, 8);
+    assert_true(r->adapter_alpha == 16);
+    assert_int_equal(r->adapter_target_modules.n, 1);
+    assert_string_equal(r->adapter_target_modules.items[0], "all-linear");
+    assert_int_equal(r->data_train.n, 0);
+    assert_true(r->train_learning_rate == 2e-4);
+    assert_int_equal(r->train_max_steps, -1);
+    assert_int_equal(r->train_micro_batch_tokens, -1);
+    assert_int_equal(r->train_memory_limit, -1);
+    assert_int_equal(r->data_truncation, GR_TRUNCATE_KEEP_ANSWER);
+    assert_true(r->data_shuffle);
+    gr_recipe_free(r);
+}
+
+static void values(void **state) {
+    (void)state;
+    gr_recipe *r = good("# a comment\n"
+                        "model: {base: m.gguf, dtype: bf16}\n"
+                        "adapter: {rank: 4, alpha: 1.5e1, target_modules: [q_proj, v_proj], rank_pattern: {\"layers.0.*\": 2}}\n"
+                        "data:\n"
+                        "  train:\n"
+                        "    - a.jsonl\n"
+                        "    - {path: b.json, format: alpaca, columns: {prompt: q, completion: a}, weight: 0.5, limit: 10}\n"
+                        "  eval: 0.02\n"
+                        "  system: \"\"\n"
+                        "  loss_on: last\n"
+                        "train: {max_steps: 7, memory_limit: 1.5GiB, micro_batch_tokens: 512, on_nonfinite: skip}\n"
+                        "eval: {metrics: [loss, exact_match]}\n"
+                        "log: {plot: no}\n");
+    assert_string_equal(r->model_base, "m.gguf");
+    assert_int_equal(r->model_dtype, GR_DT_BF16);
+    assert_true(r->adapter_alpha == 15);
+    assert_int_equal(r->adapter_target_modules.n, 2);
+    assert_string_equal(r->adapter_rank_pattern.items[0].pattern, "layers.0.*");
+    assert_int_equal(r->data_train.n, 2);
+    assert_string_equal(r->data_train.items[0].format, "auto");
+    assert_true(r->data_train.items[0].weight == 1);
+    assert_true(r->data_train.items[1].weight == 0.5);
+    assert_int_equal(r->data_train.items[1].limit, 10);
+    assert_string_equal(r->data_train.items[1].columns[1].name, "completion");
+    assert_string_equal(r->data_train.items[1].columns[1].column, "a");
+    assert_true(r->data_eval.share == 0.02);
+    assert_string_equal(r->data_system, "");
+    assert_int_equal(r->data_loss_on, GR_LOSS_LAST);
+    assert_int_equal(r->train_max_steps, 7);
+    assert_int_equal(r->train_memory_limit, 1610612736);
+    assert_false(r->log_plot);
+    gr_recipe_free(r);
+}
+
+static void anchors(void **state) {
+    (void)state;
+    gr_recipe *r = good("data:\n  train: &d [{path: a.jsonl}]\n  eval: *d\n");
+    assert_int_equal(r->data_eval.n, 1);
+    assert_string_equal(r->data_eval.items[0].path, "a.jsonl");
+    gr_recipe_free(r);
+}
+
+static void extending(void **state) {
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    (void)state;
+    put("base.yaml", "model: {base: b}\nadapter: {rank: 4, target_modules: [a, b]}\ntrain: {seed: 1}\n", -1);
+    put("mid.yaml", "extends: base.yaml\nadapter: {alpha: 3}\ndata: {train: x.jsonl}\n", -1);
+    put("x.jsonl", "{}\n", -1);
+    r = good("extends: mid.yaml\nadapter: {target_modules: [c]}\ntrain: {learning_rate: 1}\n");
+    assert_null(r->_extends);
+    assert_string_equal(r->model_base, "b");
+    assert_int_equal(r->adapter_rank, 4);
+    assert_true(r->adapter_alpha == 3);
+    assert_int_equal(r->adapter_target_modules.n, 1); /* lists replace */
+    assert_int_equal(r->train_seed, 1);
+    assert_true(gr_starts_with(r->data_train.items[0].path, folder)); /* found beside the recipe that names it */
+    gr_recipe_free(r);
+    put("base.yaml", "extends: mid.yaml\n", -1);
+    assert_int_equal(load(&r, "extends: mid.yaml\n", &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "a circle"));
+    put("base.yaml", "adapter: {rank: x}\n", -1);
+    assert_int_equal(load(&r, "extends: mid.yaml\n", &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "/base.yaml:1:17: adapter.rank"));
+}
+
+static void overriding(void **state) {
+    static const char *const overrides[] = {"data.train=a.jsonl", "adapter.target_modules=[q_proj,v_proj]", "train.seed=7",
+                                            "data.system=You are: a", "output_dir=o", "adapter.rank_pattern={x: 2}"};
+    static const struct {
+        const char *text, *message;
+    } wrong[] = {
+        {"train.seed", "expected section.key=value"},
+        {"=3", "expected section.key=value"},
+        {"train.sede=3", "train.sede=3: unknown key \"sede\" in section train; did you mean train.seed?"},
+        {"seed=3", "it is written train.seed"},
+        {"train.seed=x", "train.seed=x: train.seed: expected a whole number, found \"x\""},
+        {"train.seed=[", "not valid YAML"},
+        {"extends=a.yaml", "extends belongs into a recipe file"},
+        {"device=cuda", "device=cuda: device: cuda is not in this version"},
+        {"train=3", "section train: expected keys below it"},
+    };
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    (void)state;
+    const char *path = put("r.yaml", "train: {seed: 1, batch_size: 2}\nadapter: {rank_pattern: {y: 3}}\n", -1);
+    if (gr_recipe_load(&r, path, overrides, GR_LEN(overrides), &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    assert_int_equal(r->train_seed, 7);
+    assert_int_equal(r->train_batch_size, 2);
+    assert_string_equal(r->data_train.items[0].path, "a.jsonl");
+    assert_int_equal(r->adapter_target_modules.n, 2);
+    assert_string_equal(r->data_system, "You are: a");
+    assert_int_equal(r->adapter_rank_pattern.n, 2);
+    gr_recipe_free(r);
+    for (int i = 0; i < GR_LEN(wrong); i++) {
+        r = NULL;
+        assert_int_equal(gr_recipe_default(&r, &wrong[i].text, 1, &err), GRAFT_BAD_USAGE);
+        if (!strstr(err.msg, wrong[i].message)) fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
+    }
+}
+
+static void printing_round_trips(void **state) {
+    gr_str once = {0}, twice = {0};
+    graft_error err = {0};
+    (void)state;
+    gr_recipe *r = good("model: {base: 'null', dtype: fp16}\n"
+                        "adapter: {alpha: 0.1, target_modules: ['1', 'true', '- x', \"q: 'a'\"], alpha_pattern: {'a\"b\\c': 3.25}}\n"
+                        "data:\n"
+                        "  train: [{path: 'a b.jsonl', columns: {prompt: '#q', completion: \"\\u2028\\u00e9\\x07\"}, weight: 0.3}]\n"
+                        "  eval: [e.jsonl]\n"
+                        "  system: \"\\tline\\n  two \\U0001F600 \\u0085 end \"\n"
+                        "train: {learning_rate: 1.2345678901234567e-5, memory_limit: 3MB, max_steps: 3}\n"
+                        "output_dir: 'auto'\n");
+    assert_int_equal(gr_recipe_print(r, &once, &err), GRAFT_OK);
+    gr_recipe *again = good(once.data);
+    assert_int_equal(gr_recipe_print(again, &twice, &err), GRAFT_OK);
+    assert_string_equal(once.data, twice.data);
+    assert_string_equal(r->data_system, again->data_system);
+    assert_string_equal(again->model_base, "null");
+    assert_true(r->train_learning_rate == again->train_learning_rate);
+    assert_string_equal(r->data_train.items[0].columns[1].column, again->data_train.items[0].columns[1].column);
+    gr_recipe_free(r);
+    gr_recipe_free(again);
+    gr_str_release(&once);
+    gr_str_release(&twice);
+}
+
+static void requirements(void **state) {
+    graft_error err = {0};
+    (void)state;
+    gr_recipe *r = good("");
+    assert_int_equal(gr_recipe_require(r, false, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "model.base, data.train, output_dir are missing"));
+    gr_recipe_free(r);
+    r = good("model: {base: x}\n");
+    assert_int_equal(gr_recipe_require(r, true, &err), GRAFT_OK);
+    assert_int_equal(gr_recipe_require(r, false, &err), GRAFT_BAD_USAGE);
+    gr_recipe_free(r);
+}
+
+static void documentation(void **state) {
+    graft_error err = {0};
+    gr_str help = {0};
+    char *json = NULL;
+    (void)state;
+    gr_recipe_help(&help);
+    assert_non_null(strstr(help.data, "lr_scheduler: cosine"));
+    gr_str_release(&help);
+    assert_int_equal(gr_recipe_json_schema(&json, &err), GRAFT_OK);
+    json_t *root = json_loads(json, 0, NULL);
+    json_t *rank = json_object_get(json_object_get(json_object_get(json_object_get(json_object_get(root, "properties"), "adapter"),
+                                                                   "properties"), "rank"), "maximum");
+    assert_int_equal(json_integer_value(rank), 4096);
+    json_decref(root);
+    free(json);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bad_cases),  cmocka_unit_test(missing_and_huge_files), cmocka_unit_test(defaults),
+        cmocka_unit_test(values),     cmocka_unit_test(anchors),                cmocka_unit_test(extending),
+        cmocka_unit_test(overriding), cmocka_unit_test(printing_round_trips),   cmocka_unit_test(requirements),
+        cmocka_unit_test(documentation),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
