@@ -94,7 +94,7 @@ static void test_maker_is_portable(void **state) {
     (void)state;
     size_t size; /* the same bytes on any machine: a change of the tables must change this number knowingly */
     char *text = make("both", 1000, 42, 1, 3, &size);
-    assert_int_equal(XXH3_64bits(text, size), 0x43a4b389f1ee8834u);
+    assert_int_equal(XXH3_64bits(text, size), 0x7a94ed9851f469e7u);
     free(text);
 }
 
