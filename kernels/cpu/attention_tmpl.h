@@ -1,0 +1,246 @@
+/* attention_tmpl.h - causal attention of a vectorised level, forward and backward, as products of small blocks (FlashAttention,
+ * arXiv 2205.14135). Key blocks start at position 0 of their sequence and are padded with zeros to KEYS, masked scores
+ * weigh exactly 0: a row's bits depend on nothing but its own keys. */
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels/cpu/impl.h"
+#include "kernels/cpu/tile.h"
+
+enum { KEYS = 64, QUERIES = 64, D_MAX = 256 };
+
+typedef struct attention {
+    float *out, *lse, *dq, *dk, *dv, *delta;
+    const float *q, *k, *v, *dout, *lse_in;
+    int64_t ldo, ldq, ldkv, H, K, D;
+    const gr_seq *seqs;
+    int64_t n_seqs;
+    float scale;
+    gr_device *d;
+} attention;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+/* Panels [KEYS, D] of n rows of x, the rest zero. */
+static void pack_rows(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t rows) {
+    for (int64_t r = 0; r < n; r++) pack_row(panels, x + r * ldx, D, rows, r);
+    for (int64_t j = 0; n < rows && j < D; j += PANEL)
+        memset(panels + j * rows + n * PANEL, 0, (size_t)((rows - n) * PANEL) * sizeof *panels);
+}
+
+/* Panels [D, KEYS] of the transpose of n rows of x, the other columns zero. */
+static void pack_rows_transposed(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D) {
+    if (n < KEYS) memset(panels, 0, (size_t)(KEYS * D) * sizeof *panels);
+    pack_transposed(panels, x, ldx, n, D);
+}
+
+/* One row of scores of a key block becomes exp(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. Returns
+ * the factor by which what was summed before shrinks. */
+static float softmax_step(float *s, int64_t visible, float scale, float *m, float *sum) {
+    const vf none = v_set(-INFINITY);
+    if (visible <= 0) {
+        memset(s, 0, KEYS * sizeof *s);
+        return 1;
+    }
+    vf largest = v_set(*m), total = v_set(0);
+    for (int64_t j = 0; j < KEYS; j += VL) {
+        int64_t count = visible - j < 0 ? 0 : least(visible - j, VL);
+        vf v = v_first(v_mul(v_load(s + j), v_set(scale)), none, count);
+        v_store(s + j, v);
+        largest = v_max(largest, v);
+    }
+    float now = v_largest(largest), shrink = expf(*m - now);
+    for (int64_t j = 0; j < KEYS; j += VL) {
+        vf p = v_exp(v_sub(v_load(s + j), v_set(now)));
+        total = v_add(total, p);
+        v_store(s + j, p);
+    }
+    *sum = *sum * shrink + v_sum(total);
+    *m = now;
+    return shrink;
+}
+
+static void scale_row(float *x, int64_t n, float factor) {
+    for (int64_t j = 0; j < n; j++) x[j] *= factor;
+}
+
+/* Scratch of a forward task. */
+enum {
+    F_KEYS = 0,                         /* K^T panels */
+    F_VALUES = F_KEYS + KEYS * D_MAX,   /* V panels */
+    F_SCORES = F_VALUES + KEYS * D_MAX, /* [QUERIES, KEYS] */
+    F_SUMS = F_SCORES + QUERIES * KEYS, /* m and sum of GROUP x QUERIES rows */
+    GROUP = 8,                          /* query heads that share a packed key block */
+    F_OUT = F_SUMS + 2 * GROUP * QUERIES,
+    F_END = F_OUT + GROUP * QUERIES * D_MAX
+};
+_Static_assert((int)F_END <= (int)GR_CPU_SCRATCH, "scratch");
+
+/* `rows` queries from j0 of sequence s, heads h0..h0+heads of one key/value head. */
+static void forward_block(const attention *t, float *scratch, const gr_seq *s, int64_t j0, int64_t rows, int64_t h0,
+                          int64_t heads) {
+    int64_t D = t->D, ld = padded(D, VL), at = h0 / (t->H / t->K) * D, first = s->kv_len - s->q_len + j0;
+    float *scores = scratch + F_SCORES, *m = scratch + F_SUMS, *sum = m + GROUP * QUERIES, *out = scratch + F_OUT;
+    for (int64_t i = 0; i < heads * rows; i++) m[i] = -INFINITY, sum[i] = 0;
+    memset(out, 0, (size_t)(heads * rows * ld) * sizeof *out);
+    for (int64_t key = 0; key < first + rows; key += KEYS) {
+        int64_t keys = least(KEYS, s->kv_len - key);
+        pack_rows_transposed(scratch + F_KEYS, t->k + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D);
+        pack_rows(scratch + F_VALUES, t->v + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D, KEYS);
+        for (int64_t h = 0; h < heads; h++) {
+            const float *q = t->q + (s->q_start + j0) * t->ldq + (h0 + h) * D;
+            block_product(rows, KEYS, D, q, t->ldq, 1, scratch + F_KEYS, scores, KEYS, 0);
+            for (int64_t i = 0; i < rows; i++) {
+                int64_t r = h * rows + i;
+                float shrink = softmax_step(scores + i * KEYS, least(first + i + 1 - key, KEYS), t->scale, &m[r], &sum[r]);
+                if (shrink != 1) scale_row(out + r * ld, ld, shrink);
+            }
+            block_product(rows, D, KEYS, scores, KEYS, 1, scratch + F_VALUES, out + h * rows * ld, ld, 1);
+        }
+    }
+    for (int64_t h = 0; h < heads; h++)
+        for (int64_t i = 0; i < rows; i++) {
+            int64_t r = h * rows + i, row = s->q_start + j0 + i;
+            float *to = t->out + row * t->ldo + (h0 + h) * D;
+            for (int64_t j = 0; j < D; j++) to[j] = out[r * ld + j] / sum[r] + 0.0f; /* + 0: one sign of zero */
+            if (t->lse) t->lse[row * t->H + h0 + h] = m[r] + logf(sum[r]);
+        }
+}
+
+static int64_t head_groups(const attention *t) { return (t->H / t->K + GROUP - 1) / GROUP; }
+
+/* Tasks are (sequence, block of queries, key/value head, group of its heads), found by walking the sequences. */
+static void forward_task(void *context, int64_t chunk, int worker) {
+    const attention *t = context;
+    int64_t groups = head_groups(t), per_block = t->K * groups, block = chunk / per_block, s = 0;
+    for (; block >= (t->seqs[s].q_len + QUERIES - 1) / QUERIES; s++) block -= (t->seqs[s].q_len + QUERIES - 1) / QUERIES;
+    const gr_seq *seq = &t->seqs[s];
+    int64_t j0 = ((seq->q_len + QUERIES - 1) / QUERIES - 1 - block) * QUERIES; /* the long ones first */
+    int64_t per_head = t->H / t->K, head = chunk % per_block / groups, in_head = chunk % groups * GROUP;
+    forward_block(t, gr_cpu_scratch(t->d, worker), seq, j0, least(QUERIES, seq->q_len - j0), head * per_head + in_head,
+                  least(GROUP, per_head - in_head));
+}
+
+void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq,
+                                 const float *k, const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs,
+                                 int64_t H, int64_t K, int64_t D, float scale) {
+    if (D > D_MAX) {
+        gr_attention_forward_generic(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale);
+        return;
+    }
+    attention t = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K,
+                   .D = D, .seqs = seqs, .n_seqs = n_seqs, .scale = scale, .d = d};
+    int64_t blocks = 0;
+    for (int64_t s = 0; s < n_seqs; s++) blocks += (seqs[s].q_len + QUERIES - 1) / QUERIES;
+    gr_threads_run(d->threads, blocks * K * head_groups(&t), forward_task, &t);
+}
+
+/* Scratch of a backward task. */
+enum {
+    B_KEYS_T = 0,                         /* K^T, V^T, K: panels of the key block */
+    B_VALUES_T = B_KEYS_T + KEYS * D_MAX,
+    B_KEYS = B_VALUES_T + KEYS * D_MAX,
+    B_QUERIES = B_KEYS + KEYS * D_MAX,    /* q, dout: panels of the query block */
+    B_DOUT = B_QUERIES + QUERIES * D_MAX,
+    B_DK = B_DOUT + QUERIES * D_MAX,      /* [KEYS, D] each */
+    B_DV = B_DK + KEYS * D_MAX,
+    B_P = B_DV + KEYS * D_MAX,            /* [QUERIES, KEYS] each */
+    B_DS = B_P + QUERIES * KEYS,
+    B_END = B_DS + QUERIES * KEYS
+};
+_Static_assert((int)B_END <= (int)GR_CPU_SCRATCH, "scratch");
+
+/* p = exp(scale s - lse), ds = scale p (dp - delta) for the visible keys of a row, 0 for the others. */
+static void probabilities(float *p, float *ds, int64_t visible, float scale, float lse, float delta) {
+    for (int64_t j = 0; j < KEYS; j += VL) {
+        int64_t count = visible - j < 0 ? 0 : least(visible - j, VL);
+        vf e = v_exp(v_fma(v_load(p + j), v_set(scale), v_set(-lse)));
+        e = v_first(e, v_set(0), count);
+        vf g = v_mul(v_mul(e, v_set(scale)), v_sub(v_load(ds + j), v_set(delta)));
+        v_store(p + j, e);
+        v_store(ds + j, v_first(g, v_set(0), count));
+    }
+}
+
+/* The gradients that query rows j0..j0+rows of head h and a packed key block give each other. */
+static void backward_block(const attention *t, float *scratch, const gr_seq *s, int64_t key, int64_t keys, int64_t j0,
+                           int64_t rows, int64_t h) {
+    int64_t D = t->D, row = s->q_start + j0;
+    float *p = scratch + B_P, *ds = scratch + B_DS;
+    const float *q = t->q + row * t->ldq + h * D, *dout = t->dout + row * t->ldo + h * D;
+    pack_rows(scratch + B_QUERIES, q, t->ldq, rows, D, rows);
+    pack_rows(scratch + B_DOUT, dout, t->ldo, rows, D, rows);
+    block_product(rows, KEYS, D, q, t->ldq, 1, scratch + B_KEYS_T, p, KEYS, 0);
+    block_product(rows, KEYS, D, dout, t->ldo, 1, scratch + B_VALUES_T, ds, KEYS, 0);
+    for (int64_t i = 0; i < rows; i++)
+        probabilities(p + i * KEYS, ds + i * KEYS, least(j0 + i + 1 - key, KEYS), t->scale,
+                      t->lse_in[(row + i) * t->H + h], t->delta[(row + i) * t->H + h]);
+    block_product(keys, D, rows, p, 1, KEYS, scratch + B_DOUT, scratch + B_DV, D, 1);
+    block_product(keys, D, rows, ds, 1, KEYS, scratch + B_QUERIES, scratch + B_DK, D, 1);
+    block_product(rows, D, KEYS, ds, KEYS, 1, scratch + B_KEYS, t->dq + row * t->ldq + h * D, t->ldq, key > 0);
+}
+
+/* A task is a sequence's key/value head: its keys in order, for each its queries in order, so every sum has one order. */
+static void backward_task(void *context, int64_t chunk, int worker) {
+    const attention *t = context;
+    const gr_seq *s = &t->seqs[chunk / t->K];
+    float *scratch = gr_cpu_scratch(t->d, worker), *dk = scratch + B_DK, *dv = scratch + B_DV;
+    int64_t D = t->D, head = chunk % t->K, per_head = t->H / t->K;
+    for (int64_t key = 0; key < s->kv_len; key += KEYS) {
+        int64_t keys = least(KEYS, s->kv_len - key), at = (s->kv_start + key) * t->ldkv + head * D;
+        pack_rows_transposed(scratch + B_KEYS_T, t->k + at, t->ldkv, keys, D);
+        pack_rows_transposed(scratch + B_VALUES_T, t->v + at, t->ldkv, keys, D);
+        pack_rows(scratch + B_KEYS, t->k + at, t->ldkv, keys, D, KEYS);
+        memset(dk, 0, (size_t)(KEYS * D) * sizeof *dk);
+        memset(dv, 0, (size_t)(KEYS * D) * sizeof *dv);
+        for (int64_t h = head * per_head; h < (head + 1) * per_head; h++)
+            for (int64_t j0 = key / QUERIES * QUERIES; j0 < s->q_len; j0 += QUERIES)
+                backward_block(t, scratch, s, key, keys, j0, least(QUERIES, s->q_len - j0), h);
+        for (int64_t j = 0; j < keys; j++) {
+            memcpy(t->dk + at + j * t->ldkv, dk + j * D, (size_t)D * sizeof *dk);
+            memcpy(t->dv + at + j * t->ldkv, dv + j * D, (size_t)D * sizeof *dv);
+        }
+    }
+}
+
+typedef struct delta_args {
+    float *delta;
+    const float *out, *dout;
+    int64_t ldo, q_start, H, D;
+} delta_args;
+
+/* delta[row,h] = dout . out: the mean of dp under p. */
+static void delta_rows(const void *args, int64_t begin, int64_t end) {
+    const delta_args *a = args;
+    for (int64_t row = a->q_start + begin; row < a->q_start + end; row++)
+        for (int64_t h = 0; h < a->H; h++) {
+            const float *x = a->out + row * a->ldo + h * a->D, *y = a->dout + row * a->ldo + h * a->D;
+            vf sum = v_set(0);
+            for (int64_t j = 0; j < a->D; j += VL) {
+                int64_t count = least(a->D - j, VL);
+                sum = v_fma(v_load_n(x + j, count), v_load_n(y + j, count), sum);
+            }
+            a->delta[row * a->H + h] = v_sum(sum);
+        }
+}
+
+void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout,
+                                  int64_t ldo, const float *q, int64_t ldq, const float *k, const float *v,
+                                  int64_t ldkv, const float *out, const float *lse, const gr_seq *seqs, int64_t n_seqs,
+                                  int64_t H, int64_t K, int64_t D, float scale) {
+    if (D > D_MAX) {
+        gr_attention_backward_generic(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H,
+                                      K, D, scale);
+        return;
+    }
+    attention t = {.dq = dq, .dk = dk, .dv = dv, .delta = delta, .q = q, .k = k, .v = v, .dout = dout, .lse_in = lse,
+                   .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K, .D = D, .seqs = seqs, .n_seqs = n_seqs,
+                   .scale = scale, .d = d};
+    for (int64_t s = 0; s < n_seqs; s++) {
+        delta_args a = {delta, out, dout, ldo, seqs[s].q_start, H, D};
+        gr_cpu_for(d, seqs[s].q_len, gr_cpu_row_grain(H * D), delta_rows, &a);
+    }
+    gr_threads_run(d->threads, n_seqs * K, backward_task, &t);
+}

@@ -1,0 +1,135 @@
+/* device.c - the CPU device: its level, memory, pool and scratch. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/impl.h"
+
+/* The operations that the vectorised levels bring; the others are copies and stay with the reference. */
+#define VECTOR_OPS(level)                                                                                    \
+    .rmsnorm_forward = gr_rmsnorm_forward_##level, .rmsnorm_backward = gr_rmsnorm_backward_##level,          \
+    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,              \
+    .rope = gr_rope_##level, .attention_forward = gr_attention_forward_##level,                              \
+    .attention_backward = gr_attention_backward_##level, .swiglu_forward = gr_swiglu_forward_##level,        \
+    .swiglu_backward = gr_swiglu_backward_##level, .cross_entropy = gr_cross_entropy_##level,                \
+    .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level,             \
+    .adamw = gr_adamw_##level
+
+#define GR_OP(name, params) .name = gr_##name##_generic,
+static const gr_ops generic_ops = {
+#include "kernels/ops.def"
+};
+#if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Woverride-init" /* the reference fills every slot, a level then takes its own */
+static const gr_ops avx2_ops = {
+#include "kernels/ops.def"
+    VECTOR_OPS(avx2)};
+static const gr_ops avx512_ops = {
+#include "kernels/ops.def"
+    VECTOR_OPS(avx512)};
+#pragma GCC diagnostic pop
+#endif
+#undef GR_OP
+
+static const char *const level_names[] = {"cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
+
+const gr_ops *gr_cpu_ops(const char *level) {
+    if (strcmp(level, "generic") == 0) return &generic_ops;
+#if defined(__x86_64__)
+    /* half conversions (F16C) are older than AVX2; clang has no name for them here */
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx2 && strcmp(level, "avx2") == 0) return &avx2_ops;
+    if (avx512 && strcmp(level, "avx512") == 0) return &avx512_ops;
+#endif
+    return NULL;
+}
+
+static void *aligned_zeros(int64_t bytes) {
+    if (bytes < 0 || bytes > INT64_MAX - 64) return NULL;
+    size_t rounded = ((size_t)bytes + 63) / 64 * 64;
+    void *p = aligned_alloc(64, rounded ? rounded : 64);
+    if (p) memset(p, 0, rounded);
+    return p;
+}
+
+static void *cpu_alloc(gr_device *d, int64_t bytes) {
+    (void)d;
+    return aligned_zeros(bytes);
+}
+
+static void cpu_free(gr_device *d, void *p) {
+    (void)d;
+    free(p);
+}
+
+static bool choose_level(gr_device *d, const char **why) {
+    const char *wanted = getenv("GRAFT_CPU");
+    for (int i = 0; i < 3; i++) {
+        const char *name = level_names[i] + strlen("cpu-");
+        if (wanted && strcmp(wanted, name) != 0) continue;
+        d->ops = gr_cpu_ops(name);
+        d->level = level_names[i];
+        if (d->ops) return true;
+        *why = "this CPU lacks the instruction set that GRAFT_CPU names; unset it, or use GRAFT_CPU=generic";
+        if (wanted) return false;
+    }
+    *why = "GRAFT_CPU must be generic, avx2 or avx512";
+    return false;
+}
+
+gr_device *gr_cpu_device_new(int n_threads, const char **why) {
+    gr_device *d = calloc(1, sizeof *d);
+    gr_cpu *cpu = calloc(1, sizeof *cpu);
+    *why = "out of memory for the CPU device";
+    if (!d || !cpu) goto failed;
+    d->impl = cpu;
+    d->alloc = cpu_alloc, d->free = cpu_free;
+    if (!choose_level(d, why)) goto failed;
+    d->threads = gr_threads_new(n_threads);
+    *why = "cannot start the threads; ask for fewer (threads: 1)";
+    if (!d->threads) goto failed;
+    cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
+    *why = "out of memory for the CPU device";
+    if (!cpu->scratch) goto failed;
+    *why = NULL;
+    return d;
+failed:
+    if (d) gr_threads_free(d->threads);
+    free(cpu);
+    free(d);
+    return NULL;
+}
+
+void gr_device_free(gr_device *d) {
+    if (!d) return;
+    gr_cpu *cpu = d->impl;
+    gr_threads_free(d->threads);
+    free(cpu->scratch);
+    free(cpu);
+    free(d);
+}
+
+typedef struct range_job {
+    int64_t n, grain;
+    gr_range_fn *fn;
+    const void *args;
+} range_job;
+
+static void run_range(void *context, int64_t chunk, int worker) {
+    (void)worker;
+    const range_job *job = context;
+    int64_t begin = chunk * job->grain, end = begin + job->grain;
+    job->fn(job->args, begin, end < job->n ? end : job->n);
+}
+
+void gr_cpu_for(gr_device *d, int64_t n, int64_t grain, gr_range_fn *fn, const void *args) {
+    range_job job = {n, grain, fn, args};
+    gr_threads_run(d->threads, (n + grain - 1) / grain, run_range, &job);
+}
+
+int64_t gr_cpu_row_grain(int64_t C) {
+    int64_t rows = 8192 / (C > 0 ? C : 1);
+    return rows > 0 ? rows : 1;
+}

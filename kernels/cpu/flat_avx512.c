@@ -1,0 +1,4 @@
+/* flat_avx512.c - the element-wise operations at this level. */
+#include "kernels/cpu/vec.h"
+
+#include "kernels/cpu/flat_tmpl.h"

@@ -1,0 +1,67 @@
+/* impl.h - what the files of the CPU backend share: scratch, parallel loops, the GEMM every linear is made of, and the
+ * prototypes of all levels. Private to kernels/cpu. */
+#ifndef GR_CPU_IMPL_H
+#define GR_CPU_IMPL_H
+
+#include "kernels/kernels.h"
+#include "kernels/threads.h"
+
+/* Floats of scratch a thread owns for the time of one chunk; the largest user is attention_forward. */
+enum { GR_CPU_SCRATCH = 192 * 1024 };
+
+typedef struct gr_cpu {
+    float *scratch; /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
+} gr_cpu;
+
+static inline float *gr_cpu_scratch(const gr_device *d, int worker) {
+    return ((const gr_cpu *)d->impl)->scratch + (int64_t)worker * GR_CPU_SCRATCH;
+}
+
+/* Run fn over [0,n) in fixed pieces of grain, on the pool. */
+typedef void gr_range_fn(const void *args, int64_t begin, int64_t end);
+void gr_cpu_for(gr_device *d, int64_t n, int64_t grain, gr_range_fn *fn, const void *args);
+/* The grain for rows of C floats: about 32 KiB of work. */
+int64_t gr_cpu_row_grain(int64_t C);
+
+/* C[m,n] (= or +=) A[m,k] B[k,n], then + bias[n]. Each element is one chain over k in ascending order, starting from 0 or
+ * from C, whatever m. B comes in any dtype, by rows of its storage:
+ *   b_transposed: storage row j is column j of B (a weight [n,k] in the forward direction);
+ *   otherwise:    storage row p is row p of B (the same weight in the backward direction, or an activation). */
+typedef struct gr_gemm {
+    int64_t m, n, k;
+    const float *a;
+    int64_t a_row, a_col; /* A[i][p] = a[i * a_row + p * a_col]; one of them is 1 */
+    gr_dtype b_type;
+    const void *b;
+    int64_t b_ld; /* elements between storage rows */
+    bool b_transposed;
+    float alpha; /* B is multiplied by it */
+    float *c;
+    int64_t ldc;
+    bool accumulate;
+    const float *bias; /* or NULL */
+    gr_dtype compute;  /* BF16, F16: A and B are rounded to it */
+} gr_gemm;
+
+typedef void gr_gemm_fn(gr_device *d, const gr_gemm *g);
+
+gr_gemm_fn gr_gemm_generic, gr_gemm_avx2, gr_gemm_avx512;
+
+/* linear_forward and linear_backward over a level's GEMM: parameters of ops.def after it. */
+void gr_linear_forward_by(gr_gemm_fn *gemm, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
+                          const float *xd, const gr_linear *const *group, int n_group, int64_t n);
+void gr_linear_backward_by(gr_gemm_fn *gemm, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
+                           const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
+                           const gr_linear *const *group, int n_group, int64_t n);
+
+#define GR_OP(name, params) void gr_##name##_generic params;
+#include "kernels/ops.def"
+#undef GR_OP
+#define GR_OP(name, params) void gr_##name##_avx2 params;
+#include "kernels/ops.def"
+#undef GR_OP
+#define GR_OP(name, params) void gr_##name##_avx512 params;
+#include "kernels/ops.def"
+#undef GR_OP
+
+#endif

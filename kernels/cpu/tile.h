@@ -1,0 +1,171 @@
+/* tile.h - products of small blocks, shared by GEMM and attention of a vectorised level. B lies in panels: PANEL = 2 VL
+ * columns wide, k rows, one panel after the other, zero-padded. Every element of C is one FMA chain over k. */
+#ifndef GR_CPU_TILE_H
+#define GR_CPU_TILE_H
+
+#include "kernels/cpu/vec.h"
+
+enum {
+    PANEL = 2 * VL,
+    TILE_ROWS = VL == 16 ? 14 : 6, /* 2 x TILE_ROWS accumulators + 2 of B + 1 of A fill the registers */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* C[mr, n] (+)= A[mr,k] panel[k, n], mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
+ * third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
+INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
+                 float *c, int64_t ldc, int64_t n, int accumulate) {
+    vf acc[TILE_ROWS][2];
+    const float *row[(TILE_ROWS + 2) / 3];
+    const int64_t tail = n - (nv - 1) * VL;
+    UNROLL for (int i = 0; i < mr; i++) {
+        if (i % 3 == 0) row[i / 3] = a + i * rs;
+        acc[i][0] = acc[i][1] = v_set(0);
+        if (!accumulate) continue;
+        if (nv == 2) acc[i][0] = v_load(c + i * ldc);
+        acc[i][nv - 1] = v_load_n(c + i * ldc + (nv - 1) * VL, tail);
+    }
+    for (int64_t p = 0; p < k; p++, b += PANEL) {
+        vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
+        UNROLL for (int i = 0; i < mr; i++) {
+            vf ai = v_set(row[i / 3][i % 3 * rs]);
+            acc[i][0] = v_fma(ai, b0, acc[i][0]);
+            if (nv == 2) acc[i][1] = v_fma(ai, b1, acc[i][1]);
+        }
+        UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
+    }
+    UNROLL for (int i = 0; i < mr; i++) {
+        if (nv == 2) v_store(c + i * ldc, acc[i][0]);
+        v_store_n(c + i * ldc + (nv - 1) * VL, acc[i][nv - 1], tail);
+    }
+}
+
+typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c, int64_t ldc,
+                     int64_t n, int accumulate);
+#define TILE(mr, nv)                                                                                         \
+    static void tile_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c,   \
+                                 int64_t ldc, int64_t n, int accumulate) {                                   \
+        tile(mr, nv, k, a, rs, cs, b, c, ldc, n, accumulate);                                                \
+    }
+#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+#if defined(__AVX512F__)
+TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13) TILES(14)
+#endif
+#undef TILE
+#define TILE(mr, nv) tile_##mr##_##nv
+static tile_fn *const tiles[TILE_ROWS + 1][3] = {
+#define ROW(mr) [mr] = {NULL, TILE(mr, 1), TILE(mr, 2)},
+    ROW(1) ROW(2) ROW(3) ROW(4) ROW(5) ROW(6)
+#if defined(__AVX512F__)
+    ROW(7) ROW(8) ROW(9) ROW(10) ROW(11) ROW(12) ROW(13) ROW(14)
+#endif
+};
+#undef ROW
+#undef TILE
+#undef TILES
+
+/* C[m,n] (+)= A[m,k] B[k,n], A[i][p] = a[i rs + p cs], B in panels of k rows. Rows are dealt evenly to tiles. */
+static void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
+                          float *c, int64_t ldc, int accumulate) {
+    int64_t n_tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
+    for (int64_t i = 0, row = 0; i < n_tiles; i++) {
+        int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
+        for (int64_t j = 0; j < n; j += PANEL) {
+            int64_t nr = n - j < PANEL ? n - j : PANEL;
+            tiles[mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
+        }
+        row += mr;
+    }
+}
+
+#if defined(__AVX512F__)
+/* 16 x 16 transposed: pairs, quads, then 128-bit lanes. */
+static inline void v_transpose(vf r[VL]) {
+    __m512 t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) { /* r[i+j]: column 4 lane + j of rows i..i+3 */
+        r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLL for (int j = 0; j < 4; j++) { /* t: lanes 0,2 | 1,3 of two quads */
+        t[j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);
+        t[4 + j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
+        t[8 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
+        t[12 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
+    }
+    UNROLL for (int j = 0; j < 4; j++) {
+        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+        r[4 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0x88);
+        r[12 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0xdd);
+    }
+}
+#else
+static inline void v_transpose(vf r[VL]) {
+    __m256 t[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLL for (int j = 0; j < 4; j++) {
+        t[j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x20);
+        t[4 + j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x31);
+    }
+    UNROLL for (int i = 0; i < 8; i++) r[i] = t[i];
+}
+#endif
+
+/* Columns j0.. (VL of them, one half of a panel whose k rows start at panel) from n <= VL storage rows of k floats. */
+static void pack_columns(float *panel, const float *x, int64_t ldx, int64_t n, int64_t k) {
+    for (int64_t p = 0; p < k; p += VL) {
+        int64_t count = k - p < VL ? k - p : VL;
+        vf r[VL];
+        if (n == VL && count == VL) {
+            UNROLL for (int i = 0; i < VL; i++) r[i] = v_load(x + i * ldx + p);
+        } else {
+            for (int i = 0; i < VL; i++) r[i] = i < n ? v_load_n(x + i * ldx + p, count) : v_set(0);
+        }
+        v_transpose(r);
+        if (count == VL) {
+            UNROLL for (int i = 0; i < VL; i++) v_store(panel + (p + i) * PANEL, r[i]);
+        } else {
+            for (int i = 0; i < count; i++) v_store(panel + (p + i) * PANEL, r[i]);
+        }
+    }
+}
+
+/* Panels of B[k,n] = X^T for X[n,k]. */
+static inline void pack_transposed(float *panels, const float *x, int64_t ldx, int64_t n, int64_t k) {
+    for (int64_t j = 0; j < n; j += VL) {
+        float *panel = panels + j / PANEL * PANEL * k + j % PANEL;
+        pack_columns(panel, x + j * ldx, ldx, n - j < VL ? n - j : VL, k);
+    }
+}
+
+/* Row p of the panels of B[k,n]. */
+static inline void pack_row(float *panels, const float *x, int64_t n, int64_t k, int64_t p) {
+    for (int64_t j = 0; j < n; j += VL) {
+        float *to = panels + j / PANEL * PANEL * k + p * PANEL + j % PANEL;
+        v_store(to, n - j < VL ? v_load_n(x + j, n - j) : v_load(x + j));
+    }
+}
+
+#endif
