@@ -1,0 +1,243 @@
+/* W + sum_j scale_j B_j A_j, one tensor and within it one chunk of rows at a time. */
+#include "adapters/merge.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "adapters/impl.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+
+enum { CHUNK = 256 };
+
+/* ---- one tensor ---- */
+
+/* The adapter's module whose weight e is, NULL when it has none. */
+static const gr_adapter_module *module_of(const gr_adapter *a, const char *name) {
+    for (int64_t j = 0; j < a->n_modules; j++) {
+        size_t n = strlen(a->modules[j].name);
+        if (strncmp(name, a->modules[j].name, n) == 0 && strcmp(name + n, ".weight") == 0)
+            return &a->modules[j];
+    }
+    return NULL;
+}
+
+/* rows[n,K] += the adapter's part of rows first.. of the module's weight (for an embedding the rows are
+ * tokens). */
+static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter_module *module,
+                        double user_scale, int64_t first, int64_t n) {
+    gr_device *d = job->m->device;
+    bool embedding = gr_adapter_is_embedding(module);
+    int64_t R = module->rank;
+    const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
+    const float *left = (embedding ? A : B) + first * R,
+                scale = (float)(user_scale * gr_adapter_scale(a, module));
+    for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
+    if (embedding) { /* A[V,R] B[C,R]^T */
+        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = module->out, .cols = R, .data = B},
+                       .compute = GR_DTYPE_F32};
+        d->ops->linear_forward(d, job->extra, module->out, NULL, job->left, job->left,
+                               &(const gr_linear *){&l}, 1, n);
+        d->ops->add(d, job->rows, job->extra, n * module->out);
+    } else { /* B[N,R] A[R,K]: the input gradient of a linear with weight A */
+        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = R, .cols = module->in, .data = A},
+                       .compute = GR_DTYPE_F32};
+        d->ops->linear_backward(d, job->rows, true, NULL, NULL, job->left, R, NULL, NULL, NULL,
+                                &(const gr_linear *){&l}, 1, n);
+    }
+}
+
+/* Where the values of e come from: the trained parameters, the base, or (an untied head) the base's
+ * embedding. */
+static gr_weight source_of(const gr_merge_job *job, const gr_weight_entry *e) {
+    int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
+    if (i >= 0)
+        return (gr_weight){.dtype = GR_DTYPE_F32,
+                           .rows = e->view.rows,
+                           .cols = e->view.cols,
+                           .data = gr_params_value(job->trained, i)};
+    const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
+    return found ? found->view : job->m->embed;
+}
+
+static bool is_merged(const gr_merge_job *job, const gr_weight_entry *e) {
+    bool yes = job->trained && gr_params_find(job->trained, e->name) >= 0;
+    for (int i = 0; i < job->n_adapters; i++) yes |= module_of(job->adapters[i], e->name) != NULL;
+    return yes;
+}
+
+/* GGUF interleaves the halves of each head: of a bias that concerns its elements. */
+static void permute_vector(gr_merge_job *job, const gr_weight_entry *e) {
+    memcpy(job->extra, job->rows, (size_t)e->view.cols * sizeof(float));
+    for (int64_t k = 0; k < e->view.cols; k++)
+        job->rows[gr_gguf_row(k, e->permute_heads, e->view.cols)] = job->extra[k];
+}
+
+graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst,
+                            graft_error *err) {
+    const gr_weight_entry *e = &job->entries[i];
+    gr_weight w = source_of(job, e);
+    const gr_dtype_info *from = gr_dtype_get(w.dtype), *to = gr_dtype_get(dtype);
+    int64_t K = e->view.cols, from_row = gr_dtype_bytes(w.dtype, K), to_row = gr_dtype_bytes(dtype, K);
+    bool permute = gguf && e->permute_heads > 0;
+    if (w.rows != e->view.rows || w.cols != K || from_row < 0 || to_row < 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld",
+                       e->name, (long long)w.rows, (long long)w.cols, (long long)e->view.rows, (long long)K);
+    for (int64_t first = 0; first < w.rows; first += CHUNK) {
+        int64_t n = GR_MIN(CHUNK, w.rows - first);
+        from->to_f32(job->rows, (const char *)w.data + first * from_row, n * K);
+        for (int j = 0; j < job->n_adapters; j++) {
+            const gr_adapter_module *module = module_of(job->adapters[j], e->name);
+            if (module) add_adapter(job, job->adapters[j], module, job->scales[j], first, n);
+        }
+        for (int64_t k = 0; k < n * K; k++)
+            if (!isfinite(job->rows[k]))
+                return gr_fail(err, GRAFT_FAILED, "%s: row %lld of the merged weight is not finite", e->name,
+                               (long long)(first + k / K));
+        if (permute && e->is_vector) permute_vector(job, e);
+        for (int64_t r = 0; r < n; r++) {
+            int64_t row =
+                permute && !e->is_vector ? gr_gguf_row(first + r, e->permute_heads, w.rows) : first + r;
+            to->from_f32((char *)dst + row * to_row, job->rows + r * K, K);
+        }
+    }
+    return GRAFT_OK;
+}
+
+graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype_rule *dtype_of,
+                              bool gguf_names, graft_error *err) {
+    gr_tensor *list = gr_calloc(job->n_entries + 1, sizeof *list); /* + 1: a format may add one of its own */
+    if (!list) return gr_fail_memory(err, "list of tensors");
+    for (int64_t i = 0; i < job->n_entries; i++) {
+        const gr_weight_entry *e = &job->entries[i];
+        list[i] = (gr_tensor){.name = gguf_names ? e->gguf_name : e->name,
+                              .dtype = dtype_of(job, e),
+                              .n_dims = e->is_vector ? 1 : 2};
+        list[i].shape[0] = e->is_vector ? e->view.cols : e->view.rows;
+        list[i].shape[1] = e->is_vector ? 0 : e->view.cols;
+        list[i].n_elements = e->view.rows * e->view.cols;
+        list[i].n_bytes = gr_dtype_bytes(list[i].dtype, list[i].n_elements);
+    }
+    *out = list;
+    return GRAFT_OK;
+}
+
+/* ---- the whole model ---- */
+
+static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
+    gr_dtype own = job->m->embed.dtype;
+    int dtype = job->options->dtype;
+    if (dtype < 0) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
+    bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16;
+    if (!plain && (dtype != GR_DTYPE_Q8_0 || job->options->format == GR_FORMAT_HF))
+        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
+                       job->options->format == GR_FORMAT_HF
+                           ? "HF folder holds fp32, fp16 or bf16; q8_0 needs --format gguf"
+                           : "GGUF holds fp32, fp16, bf16 or q8_0");
+    if (!plain && job->n_adapters > 0)
+        gr_warn("rounding to q8_0 after merging can hide small changes of an adapter: see the KL below");
+    job->dtype = (gr_dtype)dtype;
+    return GRAFT_OK;
+}
+
+static graft_status check_adapters(gr_merge_job *job, graft_error *err) {
+    for (int i = 0; i < job->n_adapters; i++) {
+        const gr_adapter *a = job->adapters[i];
+        if (a->tokenizer_hash && a->tokenizer_hash != gr_tokenizer_hash(job->tokenizer))
+            gr_warn("the adapter was trained with another tokenizer than the base's: token ids may not mean "
+                    "the same");
+        if (a->vocab && a->vocab != job->m->config.vocab)
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "the adapter was trained on a base with %lld embedding rows, this one has %lld",
+                           (long long)a->vocab, (long long)job->m->config.vocab);
+        if (module_of(a, "lm_head.weight") || module_of(a, "model.embed_tokens.weight"))
+            job->config.tied = false;
+    }
+    return GRAFT_OK;
+}
+
+static graft_status prepare(gr_merge_job *job, graft_error *err) {
+    graft_status st;
+    int64_t cols = 1, rank = 1;
+    if (gr_weights_shape_only(job->m->weights))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge",
+                       gr_weights_path(job->m->weights));
+    job->config = job->m->config;
+    GR_TRY(choose_dtype(job, err));
+    GR_TRY(check_adapters(job, err));
+    GR_TRY(gr_weights_list(&job->entries, &job->n_entries, &job->config, err));
+    for (int64_t i = 0; i < job->n_entries; i++) {
+        cols = GR_MAX(cols, job->entries[i].view.cols);
+        job->n_merged += is_merged(job, &job->entries[i]);
+    }
+    for (int i = 0; i < job->n_adapters; i++)
+        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++)
+            rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
+    job->rows = gr_alloc_aligned(CHUNK * cols * (int64_t)sizeof(float));
+    job->extra = gr_alloc_aligned(CHUNK * cols * (int64_t)sizeof(float));
+    job->left = gr_alloc_aligned(CHUNK * rank * (int64_t)sizeof(float));
+    if (!job->rows || !job->extra || !job->left) GR_TRY(gr_fail_memory(err, "merging"));
+done:
+    return st;
+}
+
+static graft_status merge_to_folder(gr_merge_job *job, const char *out_path, gr_merge_report *report,
+                                    graft_error *err) {
+    graft_status st;
+    char *tmp = NULL;
+    GR_TRY(gr_dir_begin(&tmp, out_path, job->options->overwrite, err));
+    GR_TRY(gr_export_hf(job, tmp, err));
+    GR_TRY(gr_merge_probe(job->m, job->tokenizer, tmp, report, err));
+    GR_TRY(gr_dir_commit(tmp, out_path, job->options->overwrite, err));
+done:
+    if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
+    free(tmp);
+    return st;
+}
+
+/* Under another name until it has been probed. */
+static graft_status merge_to_file(gr_merge_job *job, const char *out_path, gr_merge_report *report,
+                                  graft_error *err) {
+    graft_status st;
+    char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
+    if (!tmp) return gr_fail_memory(err, out_path);
+    if (gr_is_dir(out_path))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
+    if (gr_exists(out_path) && !job->options->overwrite)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s exists already; name another file or ask for it to be replaced", out_path));
+    GR_TRY(gr_export_gguf(job, tmp, err));
+    GR_TRY(gr_merge_probe(job->m, job->tokenizer, tmp, report, err));
+    if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
+done:
+    if (st != GRAFT_OK) gr_remove_all(tmp);
+    free(tmp);
+    return st;
+}
+
+graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales,
+                      int n_adapters, const gr_params *trained, const gr_merge_options *o,
+                      const char *out_path, gr_merge_report *report, graft_error *err) {
+    graft_status st;
+    gr_merge_report done_report = {0};
+    gr_merge_job job = {.m = m,
+                        .tokenizer = t,
+                        .adapters = adapters,
+                        .scales = scales,
+                        .n_adapters = n_adapters,
+                        .trained = trained,
+                        .options = o};
+    GR_TRY(prepare(&job, err));
+    GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&job, out_path, &done_report, err)
+                                     : merge_to_file(&job, out_path, &done_report, err));
+    done_report.n_merged = job.n_merged;
+    if (report) *report = done_report;
+done:
+    free(job.entries);
+    free(job.rows);
+    free(job.extra);
+    free(job.left);
+    return st;
+}
