@@ -52,6 +52,7 @@ void gr_gguf_put_bool(gr_gguf_builder *b, const char *key, bool value);
 void gr_gguf_put_strings(gr_gguf_builder *b, const char *key, const char *const *values, const int64_t *lens, int64_t n);
 void gr_gguf_put_f32s(gr_gguf_builder *b, const char *key, const float *values, int64_t n);
 void gr_gguf_put_i32s(gr_gguf_builder *b, const char *key, const int32_t *values, int64_t n);
+void gr_gguf_put_u8s(gr_gguf_builder *b, const char *key, const uint8_t *values, int64_t n);
 void gr_gguf_builder_release(gr_gguf_builder *b);
 /* Version 3, alignment 32; tensors as for gr_safetensors_write (shape outermost first). Atomic; read back and checked. */
 graft_status gr_gguf_write(const char *path, const gr_gguf_builder *b, const gr_tensor *tensors, int64_t n,

@@ -69,6 +69,11 @@ void gr_gguf_put_i32s(gr_gguf_builder *b, const char *key, const int32_t *values
     gr_str_add(&b->meta, (const char *)values, n * (int64_t)sizeof *values);
 }
 
+void gr_gguf_put_u8s(gr_gguf_builder *b, const char *key, const uint8_t *values, int64_t n) {
+    add_array(b, key, GR_GGUF_U8, n);
+    gr_str_add(&b->meta, (const char *)values, n);
+}
+
 void gr_gguf_builder_release(gr_gguf_builder *b) {
     gr_str_release(&b->meta);
     b->n_keys = 0;
