@@ -42,17 +42,17 @@ done:
 
 typedef struct prompts {
     gr_ids *ids;
-    json_t **source; /* what the line gave: its "prompt", or its "messages" */
-    int64_t n, ids_capacity, source_capacity;
+    json_t **text; /* the line's "prompt", or its "messages" as the template renders them */
+    int64_t n, ids_capacity, text_capacity;
 } prompts;
 
 static void release_prompts(prompts *p) {
     for (int64_t i = 0; i < p->n; i++) {
         gr_ids_release(&p->ids[i]);
-        json_decref(p->source[i]);
+        json_decref(p->text[i]);
     }
     free(p->ids);
-    free(p->source);
+    free(p->text);
     *p = (prompts){0};
 }
 
@@ -67,14 +67,14 @@ static graft_status encode(const gr_session *s, const gr_message *messages, int6
     return st;
 }
 
-/* Room for one more, then its ids; source is taken over. */
-static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n, json_t *source, graft_error *err) {
+/* Room for one more, then its ids; text is taken over. */
+static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n, json_t *text, graft_error *err) {
     if (!gr_grow(&p->ids, &p->ids_capacity, p->n + 1, sizeof *p->ids) ||
-        !gr_grow(&p->source, &p->source_capacity, p->n + 1, sizeof(json_t *))) {
-        json_decref(source);
+        !gr_grow(&p->text, &p->text_capacity, p->n + 1, sizeof(json_t *))) {
+        json_decref(text);
         return gr_fail_memory(err, "prompts");
     }
-    p->source[p->n] = source;
+    p->text[p->n] = text;
     p->ids[p->n] = (gr_ids){0};
     p->n++;
     return encode(s, messages, n, &p->ids[p->n - 1], err);
@@ -82,6 +82,7 @@ static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message
 
 static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, const char *place, graft_error *err) {
     graft_status st = GRAFT_OK;
+    gr_str text = {0};
     int64_t n = (int64_t)json_array_size(list);
     gr_message *messages = gr_calloc(n, sizeof *messages);
     if (!messages) return gr_fail_memory(err, place);
@@ -92,8 +93,10 @@ static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, 
         if (!messages[i].role || !messages[i].content)
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: messages[%lld]: expected {\"role\": text, \"content\": text}", place, (long long)i));
     }
-    GR_TRY(add_prompt(s, p, messages, n, json_incref(list), err));
+    GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
+    GR_TRY(add_prompt(s, p, messages, n, json_stringn(text.data ? text.data : "", (size_t)text.len), err));
 done:
+    gr_str_release(&text);
     free(messages);
     return st == GRAFT_OK ? st : gr_fail_context(err, st, "%s", place);
 }
@@ -152,8 +155,8 @@ static int on_generated(void *payload, int64_t prompt, const char *text, int64_t
 
 static graft_status write_completions(FILE *out, const prompts *p, const gr_completion *results, graft_error *err) {
     for (int64_t i = 0; i < p->n; i++) {
-        json_t *line = json_pack("{s:O,s:s,s:I}", json_is_string(p->source[i]) ? "prompt" : "messages", p->source[i], "completion",
-                                 results[i].text, "tokens", (json_int_t)results[i].n_tokens);
+        json_t *line = json_pack("{s:O?,s:s,s:I}", "prompt", p->text[i], "completion", results[i].text, "tokens",
+                                 (json_int_t)results[i].n_tokens);
         if (!line) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
         json_dumpf(line, out, JSON_COMPACT);
         fputc('\n', out);
@@ -201,7 +204,7 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     prompts p = {0};
     gr_message m = {.role = "user", .content = gr_args_text(a, "prompt", NULL)};
     GR_TRY(add_prompt(s, &p, &m, 1, json_string(m.content), err));
-    if (json && !p.source[0]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
+    if (json && !p.text[0]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
     GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result, json ? NULL : print_text, NULL, err));
     if (json)
         GR_TRY(write_completions(stdout, &p, &result, err));
