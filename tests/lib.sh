@@ -10,6 +10,7 @@ GRAFT=$BUILD/graft
 TINY=$SOURCE/tests/golden/tiny
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/graft-test-XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
+[ -x "$GRAFT" ] || { echo "not ok $(basename "$0"): $GRAFT is not built"; exit 1; }
 n_failed=0
 export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:detect_leaks=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}

@@ -1,0 +1,163 @@
+#!/bin/bash
+# The graft program from recipe to merged model, on a model of 100,000 parameters.
+. "$(dirname "$0")/../lib.sh"
+cd "$WORK" || exit 1
+cat >tiny.yaml <<Y
+model: {base: $TINY, dtype: fp32}
+adapter: {rank: 4, alpha: 8, dropout: 0.1}
+data: {train: $TINY/train.jsonl, eval: 0.2, cache: none}
+train: {max_steps: 12, batch_size: 5, learning_rate: 1.0e-2}
+eval: {every: 4}
+save: {every: 4, save_total_limit: 9}
+log: {every: 1}
+output_dir: runs/a
+Y
+# train NAME [options]: a run in runs/NAME
+train() {
+    local name=$1
+    shift
+    "$GRAFT" train tiny.yaml "output_dir=runs/$name" "$@"
+}
+# What a run's metrics say, but for the clock.
+metrics() { sed -E 's/"(tokens_per_second|eval_runtime|eval_samples_per_second)": [^,}]*,? ?//g; s/, \}/}/' "runs/$1/metrics.jsonl"; }
+same_run() { # same_run A B: bit for bit
+    cmp "runs/$1/adapter/adapter_model.safetensors" "runs/$2/adapter/adapter_model.safetensors" &&
+        diff <(metrics "$1") <(metrics "$2")
+}
+losses() { sed -nE 's/.*"(eval_)?loss": ([^,]*),.*/\2/p' "runs/$1/metrics.jsonl"; }
+# close FILE FILE TOLERANCE: columns of numbers
+close() {
+    paste "$1" "$2" | awk -v t="$3" '{d = $1 - $2; if (d < 0) d = -d; if (NF != 2 || d > t * ($1 < 0 ? -$1 : $1)) {print; bad = 1}}
+        END {exit bad || NR == 0}'
+}
+prompts() { printf '{"prompt": "%s"}\n' 'What is 3 + 4?' 'Name a colour.' '小明有12个苹果，给了弟弟5个，还剩几个？' 'Say hello.' 'x'; }
+before=$(sha256sum "$TINY/model.safetensors")
+
+# ---- training ----
+check "a run ends well" train a
+for f in recipe.yaml adapter/adapter_config.json adapter/adapter_model.safetensors checkpoint-4/state.h5 checkpoint-12/state.h5 \
+    metrics.jsonl trainer_state.json loss.svg run.log; do
+    check "the run has $f" test -s runs/a/$f
+done
+check "the run has TensorBoard events" bash -c 'test -s "$(ls runs/a/events.out.tfevents.* | head -1)"'
+check "training lowers the loss" awk -v a="$(losses a | head -1)" -v b="$(losses a | tail -1)" 'BEGIN {exit !(b < a)}'
+check "one thread" train one threads=1
+check "two threads" train two threads=2
+check "one thread is two threads, bit for bit" same_run one two
+check "the same recipe gives the same run, bit for bit" same_run a two
+check "the run's own recipe.yaml" "$GRAFT" train runs/a/recipe.yaml output_dir=runs/again
+check "repeats the run, bit for bit" same_run a again
+
+cp -r runs/a runs/killed
+rm -rf runs/killed/adapter runs/killed/checkpoint-8 runs/killed/checkpoint-12 runs/killed/trainer_state.json
+check "a run killed after step 4 is resumed" train killed --resume
+check "and is the uninterrupted one, bit for bit" same_run a killed
+
+# In the background the program itself must be the child, not a shell around it.
+"$GRAFT" train tiny.yaml output_dir=runs/slow train.max_steps=4000 save.every=1000 eval.every=1000 >slow.log 2>&1 &
+pid=$!
+for _ in $(seq 200); do # until it has logged its third step
+    [ "$(wc -l 2>/dev/null <runs/slow/metrics.jsonl)" -ge 3 ] 2>/dev/null && break
+    sleep 0.05
+done
+kill -INT $pid
+wait $pid
+code=$?
+if [ $code = 130 ]; then ok "SIGINT: exit code 130"; else not_ok "SIGINT: exit code 130" "found $code" slow.log; fi
+step=$(ls runs/slow | sed -n 's/^checkpoint-//p' | sort -n | tail -1)
+check "SIGINT: a checkpoint was saved" test -s "runs/slow/checkpoint-${step:-none}/state.h5"
+hard=(train.max_steps=60 save.every=3 save.save_total_limit=2)
+"$GRAFT" train tiny.yaml output_dir=runs/hard "${hard[@]}" >hard.log 2>&1 &
+pid=$!
+for _ in $(seq 200); do
+    ls runs/hard 2>/dev/null | grep -q '^checkpoint-[0-9]*$' && break
+    sleep 0.02
+done
+kill -KILL $pid 2>/dev/null
+wait $pid 2>/dev/null
+check "kill -9 in the middle, then --resume" train hard "${hard[@]}" --resume
+check "the same in one go" train soft "${hard[@]}"
+check "killed and resumed is the uninterrupted run, bit for bit" same_run hard soft
+
+check "micro-batches" train split train.micro_batch_tokens=40
+losses a >a.loss
+losses split >split.loss
+check "micro-batches change rounding alone" close a.loss split.loss 2e-5
+check "weights from another run" train from adapter.init_from=runs/a train.max_steps=2
+check "every weight" train full adapter.method=full adapter.dropout=0 train.learning_rate=1e-3 train.max_steps=4
+check "every weight: a HF folder" test -s runs/full/model/config.json
+check "every weight: it generates" "$GRAFT" generate --model runs/full/model --prompt 'Say hello.' --max-tokens 8
+check "dry run" train dry --dry-run
+check "a dry run writes nothing" test ! -e runs/dry
+check "B = 0" train zero train.learning_rate=0 train.max_steps=2
+
+# ---- evaluation and generation ----
+evaluate() { # evaluate OUT [options]
+    local out=$1
+    shift
+    "$GRAFT" eval --data "$TINY/train.jsonl" --out "$out" --dtype fp32 "$@"
+}
+check "evaluate the base" evaluate base.jsonl --model "$TINY"
+check "evaluate B = 0" evaluate zero.jsonl --model "$TINY" --adapter runs/zero
+check "B = 0 changes nothing, bit for bit" cmp base.jsonl zero.jsonl
+check "evaluate in one batch" evaluate large.jsonl --model "$TINY" --adapter runs/a --batch-tokens 100000
+check "evaluate sample by sample" evaluate small.jsonl --model "$TINY" --adapter runs/a --batch-tokens 1
+check "a sample's loss does not depend on its batch, bit for bit" cmp large.jsonl small.jsonl
+check "adapters scaled by 0" evaluate scaled.jsonl --model "$TINY" --adapter runs/a:0
+check "change nothing, bit for bit" cmp base.jsonl scaled.jsonl
+prompts >together.jsonl
+generate() { "$GRAFT" generate --model "$TINY" --adapter runs/a --dtype fp32 --max-tokens 24 "$@"; }
+check "generate in one batch" generate --prompts together.jsonl --out together.out
+while IFS= read -r line; do
+    echo "$line" >one.jsonl
+    generate --prompts one.jsonl
+done <together.jsonl >alone.out 2>alone.log
+check "prompts alone == prompts together" cmp together.out alone.out
+generate --prompts together.jsonl --temperature 0.8 --top-p 0.9 --seed 7 >s1.out 2>s.log
+generate --prompts together.jsonl --temperature 0.8 --top-p 0.9 --seed 7 --batch 1 --threads 1 >s2.out 2>>s.log
+check "sampling depends on the seed alone" cmp s1.out s2.out
+generate --prompt 'What is 3 + 4?' >text.out 2>/dev/null
+check "a pipe sees the completion alone" test "$(wc -l <text.out)" = "$(($(sed -n 1p together.out | grep -o '\\n' | wc -l) + 1))"
+
+# ---- merging, exporting, inspecting ----
+mkdir out
+check "merge to a HF folder" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype fp32 --out out/merged
+check "merge to GGUF F32" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype fp32 --out out/merged.gguf
+check "merge to GGUF Q8_0" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype q8_0 --out out/q8.gguf
+check "convert the base" "$GRAFT" merge --model "$TINY" --dtype bf16 --out out/base.gguf
+for m in merged merged.gguf; do
+    check "evaluate $m" evaluate m.jsonl --model out/$m
+    sed -nE 's/.*"nll": ?([^,}]*).*/\1/p' m.jsonl >m.nll
+    sed -nE 's/.*"nll": ?([^,}]*).*/\1/p' large.jsonl >large.nll
+    check "$m has the loss of base + adapter" close large.nll m.nll 1e-4
+    check "$m generates" "$GRAFT" generate --model out/$m --dtype fp32 --max-tokens 24 --prompts together.jsonl --out m.out
+    check "$m generates the same text" cmp together.out m.out
+done
+check "export a PEFT folder" "$GRAFT" export --adapter runs/a --format peft --out out/peft
+check "it holds the same matrices" cmp runs/a/adapter/adapter_model.safetensors out/peft/adapter_model.safetensors
+check "export a GGUF adapter" "$GRAFT" export --adapter runs/a --model "$TINY" --format gguf --out out/lora.gguf
+for p in out/merged out/merged.gguf out/q8.gguf out/base.gguf out/peft out/lora.gguf runs/a runs/a/checkpoint-12/state.h5 "$TINY" \
+    "$TINY/model.safetensors"; do
+    check "inspect ${p#"$SOURCE"/}" "$GRAFT" inspect "$p"
+    check "inspect --json ${p#"$SOURCE"/}" bash -c '"$0" inspect --json "$1" | grep -q "^{"' "$GRAFT" "$p"
+done
+
+# ---- the rest of the commands ----
+check "validate" "$GRAFT" validate tiny.yaml
+check "data preview" "$GRAFT" data preview tiny.yaml --n 2
+"$GRAFT" data make school-math --n 50 --seed 3 --language both --out m1.jsonl >/dev/null 2>&1
+"$GRAFT" data make school-math --n 50 --seed 3 --language both >m2.jsonl 2>/dev/null
+check "data make is a function of its seed" cmp m1.jsonl m2.jsonl
+check "data make: as many as asked for" test "$(wc -l <m1.jsonl)" = 50
+printf 'Hello  world\n小明 😀\n' >text
+"$GRAFT" tokenize --model "$TINY" --plain text >ids 2>/dev/null
+check "tokenize and back" bash -c '"$0" tokenize --model "$1" --decode ids | grep -q "小明 😀"' "$GRAFT" "$TINY"
+check "doctor" "$GRAFT" doctor
+check "the man page" bash -c '"$0" help --man | grep -q "^.SH"' "$GRAFT"
+check "the completion" bash -c 'eval "$("$0" help --completion bash)"' "$GRAFT"
+for c in train validate generate eval merge export inspect tokenize doctor "data preview" "data make"; do
+    # shellcheck disable=SC2086 # two words
+    check "graft $c --help has an example" bash -c '"$@" --help | grep -q "^  graft "' - "$GRAFT" $c
+done
+check "the base model's file is unchanged" test "$before" = "$(sha256sum "$TINY/model.safetensors")"
+finish
