@@ -13,7 +13,6 @@ typedef struct gr_merge_options {
     int dtype;               /* gr_dtype to write; -1: the base's own (bf16 for a quantised base) */
     bool overwrite;
     int64_t shard_bytes;     /* HF: size of a shard; 0 = 5 GB */
-    const char *params_name; /* for messages */
 } gr_merge_options;
 
 typedef struct gr_merge_report {

@@ -414,3 +414,42 @@ graft_status gr_h5_get_text(gr_h5 *h, const char *name, char **value, graft_erro
     H5free_memory(text);
     return *value ? GRAFT_OK : gr_fail_memory(err, name);
 }
+
+/* ---- listing ---- */
+
+typedef struct visit_call {
+    gr_h5 *h;
+    gr_h5_visitor *visit;
+    void *context;
+    graft_status st;
+    graft_error *err;
+} visit_call;
+
+static herr_t visit_link(hid_t root, const char *name, const H5L_info_t *info, void *data) {
+    visit_call *c = data;
+    (void)info;
+    hid_t object = H5Oopen(root, name, H5P_DEFAULT);
+    bool is_dataset = object >= 0 && H5Iget_type(object) == H5I_DATASET;
+    if (object >= 0) H5Oclose(object);
+    if (!is_dataset) return 0;
+    char *path = gr_format("/%s", name);
+    c->st = path ? c->visit(c->context, c->h, path, false, c->err) : gr_fail_memory(c->err, name);
+    free(path);
+    return c->st == GRAFT_OK ? 0 : -1;
+}
+
+static herr_t visit_attribute(hid_t root, const char *name, const H5A_info_t *info, void *data) {
+    visit_call *c = data;
+    (void)root, (void)info;
+    c->st = c->visit(c->context, c->h, name, true, c->err);
+    return c->st == GRAFT_OK ? 0 : -1;
+}
+
+graft_status gr_h5_visit(gr_h5 *h, gr_h5_visitor *visit, void *context, graft_error *err) {
+    visit_call c = {.h = h, .visit = visit, .context = context, .err = err};
+    h5_begin();
+    bool ok = H5Lvisit(h->file, H5_INDEX_NAME, H5_ITER_INC, visit_link, &c) >= 0 &&
+              H5Aiterate2(h->file, H5_INDEX_NAME, H5_ITER_INC, NULL, visit_attribute, &c) >= 0;
+    if (c.st != GRAFT_OK) return c.st;
+    return ok ? GRAFT_OK : h5_fail(h, NULL, err);
+}

@@ -22,6 +22,10 @@ graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims
 /* Reads the whole dataset into data (n_elements must match). */
 graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, int64_t n_elements, graft_error *err);
 bool gr_h5_has(gr_h5 *h, const char *name);
+/* Calls visit for each dataset ("/group/name") and then each attribute of the root group, in order of their names; stops at the first
+ * status that is not OK and returns it. */
+typedef graft_status gr_h5_visitor(void *context, gr_h5 *h, const char *name, bool is_attribute, graft_error *err);
+graft_status gr_h5_visit(gr_h5 *h, gr_h5_visitor *visit, void *context, graft_error *err);
 /* Attributes of the root group. */
 graft_status gr_h5_put_int(gr_h5 *h, const char *name, int64_t value, graft_error *err);
 graft_status gr_h5_get_int(gr_h5 *h, const char *name, int64_t *value, graft_error *err);

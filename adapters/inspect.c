@@ -1,0 +1,360 @@
+/* What is this path, and what is in it? Every kind of file becomes the same description (a JSON object: path,
+ * kind, facts, tensors), which is printed as it is or as a table. */
+#include "adapters/export.h"
+
+#include <dirent.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/io/h5.h"
+
+enum { JSON_MAX_BYTES = 16 << 20 };
+
+typedef struct description {
+    const char *kind;
+    json_t *facts;   /* object, in the order of reading */
+    json_t *tensors; /* array of {name, dtype, shape, bytes} */
+    int64_t n_elements, n_bytes;
+} description;
+
+static void add_text(description *d, const char *key, const char *text, int64_t len) {
+    json_t *value = json_stringn(text, (size_t)len);
+    json_object_set_new(d->facts, key, value ? value : json_string("(not UTF-8)"));
+}
+
+static void add_int(description *d, const char *key, int64_t value) {
+    json_object_set_new(d->facts, key, json_integer(value));
+}
+
+static void add_tensor(description *d, const char *name, const char *dtype, int n_dims, const int64_t *shape,
+                       int64_t n_elements, int64_t n_bytes) {
+    json_t *dims = json_array();
+    for (int i = 0; i < n_dims; i++) json_array_append_new(dims, json_integer(shape[i]));
+    json_array_append_new(d->tensors, json_pack("{s:s, s:s, s:o, s:I}", "name", name, "dtype", dtype, "shape",
+                                                dims, "bytes", (json_int_t)n_bytes));
+    d->n_elements += n_elements;
+    d->n_bytes += n_bytes;
+}
+
+static void add_file_tensor(description *d, const gr_tensor *t) {
+    add_tensor(d, t->name, gr_dtype_get(t->dtype)->name, t->n_dims, t->shape, t->n_elements, t->n_bytes);
+}
+
+/* ---- the kinds ---- */
+
+static graft_status describe_safetensors(description *d, const char *path, graft_error *err) {
+    gr_safetensors *files;
+    graft_status st = gr_safetensors_open(&files, path, err);
+    if (st != GRAFT_OK) return st;
+    if (!d->kind) d->kind = "safetensors";
+    for (int64_t i = 0; i < gr_safetensors_count(files); i++)
+        add_file_tensor(d, gr_safetensors_get(files, i));
+    gr_safetensors_close(files);
+    return GRAFT_OK;
+}
+
+/* The keys of a JSON file that say something: neither null nor empty. */
+static graft_status add_json_file(description *d, const char *path, graft_error *err) {
+    graft_status st;
+    char *text = NULL;
+    int64_t len;
+    json_t *root = NULL, *value;
+    const char *key;
+    json_error_t why;
+    GR_TRY(gr_file_read(&text, &len, path, JSON_MAX_BYTES, err));
+    root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
+    if (!json_is_object(root))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s", path, root ? "expected a JSON object" : why.text));
+    json_object_foreach(root, key, value) {
+        bool empty = json_is_null(value) || (json_is_object(value) && json_object_size(value) == 0) ||
+                     (json_is_array(value) && json_array_size(value) == 0);
+        if (!empty && strcmp(key, "log_history") != 0) json_object_set(d->facts, key, value);
+    }
+done:
+    json_decref(root);
+    free(text);
+    return st;
+}
+
+static graft_status describe_config(description *d, const char *path, graft_error *err) {
+    gr_model_config c;
+    graft_status st = gr_config_read_json(&c, path, err);
+    if (st != GRAFT_OK) return st;
+    if (!d->kind) d->kind = "model configuration (shapes only)";
+    const struct {
+        const char *key;
+        int64_t value;
+    } sizes[] = {{"layers", c.n_layers},    {"hidden", c.hidden},
+                 {"heads", c.n_heads},      {"key_value_heads", c.n_kv_heads},
+                 {"head_size", c.head_dim}, {"ffn", c.ffn},
+                 {"vocab", c.vocab},        {"context", c.max_positions}};
+    json_object_set_new(d->facts, "architecture", json_string(c.arch));
+    for (int i = 0; i < GR_LEN(sizes); i++) add_int(d, sizes[i].key, sizes[i].value);
+    json_object_set_new(d->facts, "tied_head", json_boolean(c.tied));
+    gr_weight_entry *entries = NULL;
+    int64_t n = 0, parameters = 0;
+    st = gr_weights_list(&entries, &n, &c, err);
+    for (int64_t i = 0; i < n; i++) parameters += entries[i].view.rows * entries[i].view.cols;
+    free(entries);
+    if (st == GRAFT_OK) add_int(d, "parameters", parameters);
+    return st;
+}
+
+static graft_status add_gguf_key(description *d, const gr_gguf *g, const char *key, gr_gguf_type type,
+                                 graft_error *err) {
+    static const char *const type_names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
+                                             "bool", "string", "array", "u64", "i64", "f64"};
+    graft_status st;
+    int64_t integer, len;
+    double real;
+    bool flag;
+    const char *text;
+    char summary[64];
+    gr_gguf_type element;
+    switch (type) {
+    case GR_GGUF_STRING:
+        GR_TRY(gr_gguf_get_string(g, key, &text, &len, err));
+        add_text(d, key, text, len);
+        break;
+    case GR_GGUF_ARRAY:
+        GR_TRY(gr_gguf_get_array(g, key, &element, &len, err));
+        snprintf(summary, sizeof summary, "[%lld %s]", (long long)len,
+                 (int)element < GR_LEN(type_names) ? type_names[element] : "?");
+        add_text(d, key, summary, (int64_t)strlen(summary));
+        break;
+    case GR_GGUF_BOOL:
+        GR_TRY(gr_gguf_get_bool(g, key, &flag, err));
+        json_object_set_new(d->facts, key, json_boolean(flag));
+        break;
+    case GR_GGUF_F32:
+    case GR_GGUF_F64:
+        GR_TRY(gr_gguf_get_float(g, key, &real, err));
+        json_object_set_new(d->facts, key, json_real(real));
+        break;
+    default:
+        GR_TRY(gr_gguf_get_int(g, key, &integer, err));
+        add_int(d, key, integer);
+    }
+done:
+    return st;
+}
+
+static graft_status describe_gguf(description *d, const char *path, graft_error *err) {
+    gr_gguf *g;
+    const char *type = "";
+    graft_status st = gr_gguf_open(&g, path, err);
+    if (st != GRAFT_OK) return st;
+    if (gr_gguf_has(g, "general.type")) GR_TRY(gr_gguf_get_string(g, "general.type", &type, NULL, err));
+    d->kind = strcmp(type, "adapter") == 0 ? "GGUF LoRA" : "GGUF model";
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
+        gr_gguf_type value;
+        const char *key = gr_gguf_key(g, i, &value);
+        GR_TRY(add_gguf_key(d, g, key, value, err));
+    }
+    for (int64_t i = 0; i < gr_gguf_n_tensors(g); i++) add_file_tensor(d, gr_gguf_tensor(g, i));
+done:
+    gr_gguf_close(g);
+    return st;
+}
+
+static graft_status add_h5_item(void *context, gr_h5 *h, const char *name, bool is_attribute,
+                                graft_error *err) {
+    static const struct {
+        gr_h5_type type;
+        const char *name;
+        int64_t bytes;
+    } types[] = {{GR_H5_F32, "f32", 4},
+                 {GR_H5_F64, "f64", 8},
+                 {GR_H5_I32, "i32", 4},
+                 {GR_H5_I64, "i64", 8},
+                 {GR_H5_U8, "u8", 1}};
+    description *d = context;
+    int64_t integer, shape[2] = {1, 1};
+    double real;
+    char *text;
+    if (is_attribute && gr_h5_get_int(h, name, &integer, NULL) == GRAFT_OK) {
+        add_int(d, name, integer);
+    } else if (is_attribute && gr_h5_get_double(h, name, &real, NULL) == GRAFT_OK) {
+        json_t *value = json_real(real); /* NULL for the NaN of "not measured" */
+        json_object_set_new(d->facts, name, value ? value : json_null());
+    } else if (is_attribute && gr_h5_get_text(h, name, &text, NULL) == GRAFT_OK) {
+        add_text(d, name, text, (int64_t)strlen(text));
+        free(text);
+    }
+    for (int i = 0; !is_attribute && i < GR_LEN(types); i++)
+        for (int n_dims = 1; n_dims <= 2; n_dims++)
+            if (gr_h5_shape(h, name, types[i].type, n_dims, shape, NULL) == GRAFT_OK) {
+                int64_t n = n_dims == 1 ? shape[0] : shape[0] * shape[1];
+                add_tensor(d, name, types[i].name, n_dims, shape, n, n * types[i].bytes);
+            }
+    (void)err;
+    return GRAFT_OK;
+}
+
+static graft_status describe_h5(description *d, const char *path, graft_error *err) {
+    gr_h5 *h;
+    graft_status st = gr_h5_open(&h, path, err);
+    if (st != GRAFT_OK) return st;
+    d->kind = gr_h5_has(h, "/ids") ? "token cache" : "checkpoint";
+    st = gr_h5_visit(h, add_h5_item, d, err);
+    gr_h5_close(h);
+    return st;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* What a run's folder holds, and how far it came. */
+static graft_status describe_run(description *d, const char *path, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char **names = NULL, *state = gr_path_join(path, "trainer_state.json");
+    int64_t n = 0, capacity = 0;
+    json_t *contents = json_array();
+    DIR *dir = opendir(path);
+    d->kind = "run";
+    if (!dir) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
+    for (struct dirent *e; (e = readdir(dir));) {
+        if (e->d_name[0] == '.') continue;
+        if (!gr_grow(&names, &capacity, n + 1, sizeof *names) || !(names[n] = gr_strdup(e->d_name)))
+            GR_TRY(gr_fail_memory(err, path));
+        n++;
+    }
+    if (n > 0) qsort(names, (size_t)n, sizeof *names, by_name);
+    for (int64_t i = 0; i < n; i++) json_array_append_new(contents, json_string(names[i]));
+    json_object_set(d->facts, "contents", contents);
+    if (!state) GR_TRY(gr_fail_memory(err, path));
+    if (gr_exists(state)) GR_TRY(add_json_file(d, state, err));
+done:
+    for (int64_t i = 0; i < n; i++) free(names[i]);
+    free(names);
+    free(state);
+    json_decref(contents);
+    if (dir) closedir(dir);
+    return st;
+}
+
+/* The path of name in folder when it is there (owned), else NULL. */
+static char *present(const char *folder, const char *name) {
+    char *path = gr_path_join(folder, name);
+    if (path && gr_exists(path)) return path;
+    free(path);
+    return NULL;
+}
+
+static graft_status describe_folder(description *d, const char *path, graft_error *err) {
+    graft_status st;
+    char *adapter = present(path, "adapter_config.json"), *state = present(path, "state.h5"),
+         *recipe = present(path, "recipe.yaml");
+    char *config = present(path, "config.json"), *weights = present(path, "model.safetensors");
+    if (!weights) weights = present(path, "model.safetensors.index.json");
+    if (adapter) {
+        d->kind = "PEFT adapter";
+        GR_TRY(add_json_file(d, adapter, err));
+        GR_TRY(describe_safetensors(d, path, err));
+    } else if (state) {
+        GR_TRY(describe_h5(d, state, err));
+    } else if (recipe) {
+        GR_TRY(describe_run(d, path, err));
+    } else if (config) {
+        if (weights) d->kind = "Hugging Face model";
+        GR_TRY(describe_config(d, config, err));
+        if (weights) GR_TRY(describe_safetensors(d, path, err));
+    } else {
+        st = gr_fail(err, GRAFT_BAD_INPUT,
+                     "%s: a folder without adapter_config.json, config.json, recipe.yaml or state.h5: "
+                     "nothing graft knows",
+                     path);
+    }
+done:
+    free(adapter);
+    free(state);
+    free(recipe);
+    free(config);
+    free(weights);
+    return st;
+}
+
+static graft_status describe_file(description *d, const char *path, graft_error *err) {
+    char magic[9] = "";
+    FILE *f = fopen(path, "re");
+    if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    size_t n = fread(magic, 1, 8, f);
+    fclose(f);
+    if (n >= 4 && memcmp(magic, "GGUF", 4) == 0) return describe_gguf(d, path, err);
+    if (n == 8 && memcmp(magic, "graft-h5", 8) == 0) return describe_h5(d, path, err);
+    if (gr_ends_with(path, ".safetensors") || gr_ends_with(path, ".safetensors.index.json"))
+        return describe_safetensors(d, path, err);
+    if (gr_ends_with(path, "config.json")) return describe_config(d, path, err);
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: neither GGUF, safetensors, config.json, nor a checkpoint or cache of graft", path);
+}
+
+/* ---- printing ---- */
+
+/* At most width bytes of text in one line, whatever is in it. */
+static void print_text(FILE *out, const char *text, size_t width) {
+    size_t n = strlen(text), shown = n > width ? width : n;
+    while (shown < n && shown > 0 && ((unsigned char)text[shown] & 0xC0) == 0x80)
+        shown--; /* whole characters */
+    for (size_t i = 0; i < shown; i++)
+        fputc((unsigned char)text[i] < 0x20 || text[i] == 0x7F ? ' ' : text[i], out);
+    if (shown < n) fprintf(out, "... (%zu bytes)", n);
+}
+
+static void print_table(const description *d, const char *path, FILE *out) {
+    enum { TEXT_WIDTH = 80, KEY_WIDTH = 28 };
+    const char *key;
+    json_t *value, *item;
+    size_t i, j;
+    fprintf(out, "%s: %s\n", path, d->kind);
+    json_object_foreach(d->facts, key, value) {
+        char *text =
+            json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        fprintf(out, "  %-*s ", KEY_WIDTH, key);
+        print_text(out, text ? text : json_is_string(value) ? json_string_value(value) : "", TEXT_WIDTH);
+        fputc('\n', out);
+        free(text);
+    }
+    json_array_foreach(d->tensors, i, value) {
+        gr_str shape = {0};
+        json_array_foreach(json_object_get(value, "shape"), j, item)
+            gr_str_printf(&shape, "%s%lld", j ? " x " : "", (long long)json_integer_value(item));
+        fprintf(out, "  %-5s %-16s ", json_string_value(json_object_get(value, "dtype")),
+                shape.data ? shape.data : "");
+        print_text(out, json_string_value(json_object_get(value, "name")), 160);
+        fputc('\n', out);
+        gr_str_release(&shape);
+    }
+    if (json_array_size(d->tensors) > 0)
+        fprintf(out, "%zu tensors, %lld elements, %.1f MB\n", json_array_size(d->tensors),
+                (long long)d->n_elements, (double)d->n_bytes / 1e6);
+}
+
+static graft_status print_json(const description *d, const char *path, FILE *out, graft_error *err) {
+    json_t *root = json_pack("{s:s, s:s, s:O, s:O, s:I, s:I}", "path", path, "kind", d->kind, "facts",
+                             d->facts, "tensors", d->tensors, "elements", (json_int_t)d->n_elements, "bytes",
+                             (json_int_t)d->n_bytes);
+    if (!root) return gr_fail(err, GRAFT_BAD_INPUT, "%s: the path is not UTF-8, or out of memory", path);
+    json_dumpf(root, out, JSON_INDENT(2));
+    fputc('\n', out);
+    json_decref(root);
+    return GRAFT_OK;
+}
+
+graft_status gr_inspect(const char *path, bool json, FILE *out, graft_error *err) {
+    graft_status st;
+    description d = {.facts = json_object(), .tensors = json_array()};
+    if (!d.facts || !d.tensors) GR_TRY(gr_fail_memory(err, path));
+    GR_TRY(gr_is_dir(path) ? describe_folder(&d, path, err) : describe_file(&d, path, err));
+    if (json)
+        GR_TRY(print_json(&d, path, out, err));
+    else
+        print_table(&d, path, out);
+done:
+    json_decref(d.facts);
+    json_decref(d.tensors);
+    return st;
+}
