@@ -323,12 +323,8 @@ static void greedy_text_is_transformers(void **state) {
     gr_generate_options o = {.max_tokens = longest, .top_p = 1, .repetition_penalty = 1};
     MUST(gr_generate(w.m, t, prompts, n, -1, &o, results, NULL, NULL, err));
     for (int64_t p = 0; p < n; p++) {
-        gr_str text = {0};
-        int64_t count = expected[p].n;
-        MUST(gr_tokenizer_decode(t, expected[p].data, count, true, &text, err));
-        assert_int_equal(results[p].n_tokens, count);
-        assert_string_equal(results[p].text, text.data ? text.data : "");
-        gr_str_release(&text);
+        assert_int_equal(results[p].n_tokens, expected[p].n);
+        assert_string_equal(results[p].text, json_string_value(json_object_get(json_array_get(list, (size_t)p), "text")));
         gr_ids_release(&prompts[p]);
         gr_ids_release(&expected[p]);
     }
