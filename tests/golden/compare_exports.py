@@ -3,7 +3,8 @@
 
     compare_exports.py --model SmolLM2.gguf [--run RUN_FOLDER] [--keep FOLDER]
 
-Without --run a run of a few steps is trained first, from an adapter with B non-zero. Needs llama-cpp-python, h5py, tensorboard.
+Without --run a run of a few steps is trained first, from an adapter with B non-zero. Needs llama-cpp-
+python, h5py, tensorboard.
 """
 import argparse
 import glob
@@ -27,10 +28,12 @@ F32 = 0  # ggml's number of the type, for the KV cache
 
 def train_run(args, folder):
     """A run of four steps with checkpoints, evaluation and logs."""
-    adapter, data, recipe, run = (os.path.join(folder, n) for n in ("start", "train.jsonl", "recipe.yaml", "run"))
+    adapter, data, recipe, run = (os.path.join(folder, n)
+                                  for n in ("start", "train.jsonl", "recipe.yaml", "run"))
     R.make_adapter(R.load_model(args.model), adapter)
     R.write_jsonl(data, [{"prompt": q, "completion": a} for q, a in make_tiny.QUESTIONS])
-    options = argparse.Namespace(dtype="fp32", method="lora", rank=8, alpha=16, max_length=512, batch_size=2, lr=1e-3, threads=args.threads)
+    options = argparse.Namespace(dtype="fp32", method="lora", rank=8, alpha=16, max_length=512, batch_size=2,
+                                 lr=1e-3, threads=args.threads)
     compare_train.write_recipe(recipe, args.model, data, run, options, adapter, steps=4, evaluation=data)
     R.run([R.program(args.bin, "graft"), "train", recipe, "save.every=2"])
     return run
@@ -45,25 +48,36 @@ def check_adapter(checks, args, adapter, folder, batch):
     """The run's adapter and its PEFT export, read by PEFT, against graft's logits. -> PEFT's model"""
     graft = R.dump(args.bin, args.model, batch, folder, adapter)["logits"]
     exported = os.path.join(folder, "peft")
-    R.run([R.program(args.bin, "graft"), "export", "--adapter", adapter, "--format", "peft", "--out", exported])
+    R.run(
+        [R.program(args.bin, "graft"), "export", "--adapter", adapter, "--format", "peft", "--out", exported])
     for name, path in (("the run's adapter", adapter), ("the PEFT export", exported)):
         model = R.load_adapter(R.load_model(args.model), path, trainable=False)
         logits = flat_logits(model, batch)
-        checks.check(f"PEFT loads {name}: logits, of their range", ((logits - graft).abs().max() / (logits.max() - logits.min())).item(), 1e-5)
+        checks.check(f"PEFT loads {name}: logits, of their range",
+                     ((logits - graft).abs().max() / (logits.max() - logits.min())).item(), 1e-5)
     return model, logits
 
 
 def check_merged_folder(checks, args, adapter, folder, batch, logits, tok):
     out = os.path.join(folder, "merged-hf")
-    R.run([R.program(args.bin, "graft"), "merge", "--model", args.model, "--adapter", adapter, "--out", out, "--format", "hf", "--dtype", "fp32"])
+    R.run([
+        R.program(args.bin, "graft"), "merge", "--model", args.model, "--adapter", adapter, "--out", out,
+        "--format", "hf", "--dtype", "fp32"
+    ])
     merged = flat_logits(R.load_model(out), batch)
-    checks.check("transformers loads the merged folder: logits, of their range", ((merged - logits).abs().max() / (logits.max() - logits.min())).item(), 1e-5)
+    checks.check("transformers loads the merged folder: logits, of their range",
+                 ((merged - logits).abs().max() / (logits.max() - logits.min())).item(), 1e-5)
     other, lines = R.load_tokenizer(out), texts.nasty_lines(2000)
-    differ = sum(other.encode(s, add_special_tokens=False) != tok.encode(s, add_special_tokens=False) for s in lines)
+    differ = sum(
+        other.encode(s, add_special_tokens=False) != tok.encode(s, add_special_tokens=False) for s in lines)
     checks.require("its tokenizer gives the same ids", differ == 0, f"{differ} of {len(lines)} lines differ")
     message = [{"role": "user", "content": "Hi"}]
-    checks.require("its chat template renders the same", other.apply_chat_template(message, tokenize=False) == tok.apply_chat_template(message, tokenize=False))
-    checks.require("its end token is the same", other.eos_token_id == tok.eos_token_id, f"{other.eos_token_id}")
+    checks.require(
+        "its chat template renders the same",
+        other.apply_chat_template(message, tokenize=False) == tok.apply_chat_template(
+            message, tokenize=False))
+    checks.require("its end token is the same", other.eos_token_id == tok.eos_token_id,
+                   f"{other.eos_token_id}")
 
 
 def open_llama(path, **options):
@@ -75,7 +89,8 @@ def llama_greedy(llama, tok, prompts, max_tokens, stop):
     """llama.cpp's greedy text; the ids of the prompts are its own tokenizer's."""
     completions = []
     for prompt in prompts:
-        text = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        text = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                       add_generation_prompt=True)
         ids, out = llama.tokenize(text.encode(), add_bos=False, special=True), []
         llama.reset()
         for token in llama.generate(ids, temp=0.0, repeat_penalty=1.0):
@@ -97,8 +112,10 @@ def llama_nll(llama, ids):
 def graft_nll(args, model, path, folder):
     """-> number of targets, their nll, over the file's samples"""
     out = os.path.join(folder, "nll.jsonl")
-    R.run([R.program(args.bin, "graft"), "eval", "--model", model, "--data", path, "--template", "none", "--loss-on", "all", "--dtype", "fp32",
-           "--threads", args.threads, "--out", out])
+    R.run([
+        R.program(args.bin, "graft"), "eval", "--model", model, "--data", path, "--template", "none",
+        "--loss-on", "all", "--dtype", "fp32", "--threads", args.threads, "--out", out
+    ])
     with open(out, encoding="utf-8") as f:
         rows = [json.loads(line) for line in f]
     return sum(r["tokens"] for r in rows), sum(r["nll"] for r in rows)
@@ -117,20 +134,30 @@ def check_gguf(checks, args, adapter, folder, tok, peft):
     ids = ([tok.bos_token_id] if getattr(tok, "add_bos_token", False) else []) + ids + [tok.eos_token_id]
     for dtype in ("fp32", "fp16", "bf16", "q8_0"):
         out = os.path.join(folder, f"merged-{dtype}.gguf")
-        R.run([graft, "merge", "--model", args.model, "--adapter", adapter, "--out", out, "--format", "gguf", "--dtype", dtype])
+        R.run([
+            graft, "merge", "--model", args.model, "--adapter", adapter, "--out", out, "--format", "gguf",
+            "--dtype", dtype
+        ])
         llama = open_llama(out, logits_all=True)
         if dtype == "fp32":
-            compare_text.compare(checks, "llama.cpp's text of the merged F32 GGUF", tok, PROMPTS, references, llama_greedy(llama, tok, PROMPTS, args.max_tokens, stop), args.tie)
-            checks.require("llama.cpp tokenises it alike", llama.tokenize(text.encode(), add_bos=False) == ids[:-1] or llama.tokenize(text.encode(), add_bos=True) == ids[:-1])
+            compare_text.compare(checks, "llama.cpp's text of the merged F32 GGUF", tok, PROMPTS, references,
+                                 llama_greedy(llama, tok, PROMPTS, args.max_tokens, stop), args.tie)
+            checks.require(
+                "llama.cpp tokenises it alike",
+                llama.tokenize(text.encode(), add_bos=False) == ids[:-1]
+                or llama.tokenize(text.encode(), add_bos=True) == ids[:-1])
         tokens, nll = graft_nll(args, out, path, folder)
-        checks.require(f"{dtype}: targets counted alike", tokens == len(ids) - 1, f"{tokens} and {len(ids) - 1}")
-        checks.check(f"{dtype}: graft's nll {nll:.3f} against llama.cpp's, relative", abs(nll / llama_nll(llama, ids) - 1), 1e-4 if dtype == "fp32" else 0.02)
+        checks.require(f"{dtype}: targets counted alike", tokens == len(ids) - 1,
+                       f"{tokens} and {len(ids) - 1}")
+        checks.check(f"{dtype}: graft's nll {nll:.3f} against llama.cpp's, relative",
+                     abs(nll / llama_nll(llama, ids) - 1), 1e-4 if dtype == "fp32" else 0.02)
         llama.close()
     base, lora = os.path.join(folder, "base.gguf"), os.path.join(folder, "lora.gguf")
     R.run([graft, "merge", "--model", args.model, "--out", base, "--format", "gguf", "--dtype", "fp32"])
     R.run([graft, "export", "--adapter", adapter, "--model", args.model, "--format", "gguf", "--out", lora])
     llama = open_llama(base, lora_path=lora)
-    compare_text.compare(checks, "llama.cpp's text of base + GGUF LoRA", tok, PROMPTS, references, llama_greedy(llama, tok, PROMPTS, args.max_tokens, stop), args.tie)
+    compare_text.compare(checks, "llama.cpp's text of base + GGUF LoRA", tok, PROMPTS, references,
+                         llama_greedy(llama, tok, PROMPTS, args.max_tokens, stop), args.tie)
 
 
 def check_h5(checks, run):
@@ -144,12 +171,15 @@ def check_h5(checks, run):
             if isinstance(item, h5py.Dataset):
                 names.append(f"{name} {item.shape} {item.dtype}")
                 value = item[()]
-                if getattr(value, "dtype", None) is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+                if getattr(value, "dtype",
+                           None) is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
                     bad.append(name)
+
         with h5py.File(path, "r") as f:
             f.visititems(visit)
             print("    attributes", dict(f.attrs), "\n    datasets", len(names), names[:6])
-        checks.require("h5py reads the checkpoint", bool(names) and not bad, f"{len(names)} data sets, not finite: {bad[:3]}")
+        checks.require("h5py reads the checkpoint",
+                       bool(names) and not bad, f"{len(names)} data sets, not finite: {bad[:3]}")
 
 
 def check_events(checks, run):
@@ -160,11 +190,14 @@ def check_events(checks, run):
     events.Reload()
     tags = events.Tags()["scalars"]
     metrics = compare_train.read_metrics(run)
-    for tag, key in (("train/loss", "loss"), ("train/learning_rate", "learning_rate"), ("train/grad_norm", "grad_norm"), ("eval/loss", "eval_loss")):
+    for tag, key in (("train/loss", "loss"), ("train/learning_rate", "learning_rate"),
+                     ("train/grad_norm", "grad_norm"), ("eval/loss", "eval_loss")):
         want = {m["step"]: m[key] for m in metrics if key in m}
         got = {e.step: e.value for e in events.Scalars(tag)} if tag in tags else {}
-        same = set(want) == set(got) and all(abs(got[s] - want[s]) <= 1e-5 * max(1e-3, abs(want[s])) for s in want)
-        checks.require(f"TensorBoard reads {tag} as in metrics.jsonl", bool(want) and same, f"{len(got)} values")
+        same = set(want) == set(got) and all(
+            abs(got[s] - want[s]) <= 1e-5 * max(1e-3, abs(want[s])) for s in want)
+        checks.require(f"TensorBoard reads {tag} as in metrics.jsonl",
+                       bool(want) and same, f"{len(got)} values")
 
 
 def main():

@@ -2,12 +2,13 @@
 """Ids of `graft tokenize` against HF tokenizers, both ways, on real and on nasty lines: 0 differences wanted.
 
     make_tokenizers.py --out /tmp/tok --data DATA/*.json DATA/*.jsonl
-    compare_tokenizer.py --model SmolLM2.gguf --tokenizers /tmp/tok/* [--gemma gemma-3-270m.gguf] --data DATA/*.json DATA/*.jsonl
+    compare_tokenizer.py --model SmolLM2.gguf --tokenizers /tmp/tok/* [--gemma gemma.gguf] --data DATA/*
 
-Lines: every line of every string in the data files (at least 20,000 are wanted), nasty lines with control tokens, odd white space,
-emoji and unassigned code points, and damaged UTF-8, which is read as Python's errors="replace" does. --gemma takes a GGUF with a
-SentencePiece BPE tokenizer; its reference is what transformers reads from the file. A folder with tokenizer.model is also tried
-without its tokenizer.json; there only the lines on which HF tokenizers and SentencePiece agree are compared.
+Lines: every line of every string in the data files (at least 20,000 are wanted), nasty lines with control
+tokens, odd white space, emoji and unassigned code points, and damaged UTF-8, which is read as Python's
+errors="replace" does. --gemma takes a GGUF with a SentencePiece BPE tokenizer; its reference is what
+transformers reads from the file. A folder with tokenizer.model is also tried without its tokenizer.json;
+there only the lines on which HF tokenizers and SentencePiece agree are compared.
 """
 import json
 import os
@@ -42,7 +43,8 @@ def compare(checks, name, wanted, got, shown):
     bad = [i for i, (a, b) in enumerate(zip(wanted, got)) if a != b]
     for i in bad[:5]:
         print(f"    {shown[i]!r:.200}\n      wanted {wanted[i]!r:.300}\n      got    {got[i]!r:.300}")
-    checks.require(name, not bad and len(wanted) == len(got), f"{len(wanted)} lines, {len(got)} answers, {len(bad)} differ")
+    checks.require(name, not bad and len(wanted) == len(got),
+                   f"{len(wanted)} lines, {len(got)} answers, {len(bad)} differ")
 
 
 def compare_model(checks, args, label, model, tok, lines):
@@ -55,11 +57,13 @@ def compare_model(checks, args, label, model, tok, lines):
     compare(checks, f"{label}: ids of damaged UTF-8", encode([b.decode("utf-8", "replace") for b in damaged]),
             tokenize(args.bin, model, payload, "--plain"), damaged)
     rng = random.Random(9)
-    sequences = ids[::10] + [[rng.randrange(tok.get_vocab_size()) for _ in range(rng.randint(1, 20))] for _ in range(500)]
+    sequences = ids[::10] + [[rng.randrange(tok.get_vocab_size()) for _ in range(rng.randint(1, 20))]
+                             for _ in range(500)]
     sequences = [s for s in sequences if s]
     decoded = tokenize(args.bin, model, "".join(json.dumps(s) + "\n" for s in sequences).encode(), "--decode")
     decoded = [d["text"] if isinstance(d, dict) else d for d in decoded]
-    compare(checks, f"{label}: decoding", [tok.decode(s, skip_special_tokens=False) for s in sequences], decoded, sequences)
+    compare(checks, f"{label}: decoding", [tok.decode(s, skip_special_tokens=False) for s in sequences],
+            decoded, sequences)
 
 
 def compare_sentencepiece_file(checks, args, label, folder, tok, lines):
@@ -73,8 +77,11 @@ def compare_sentencepiece_file(checks, args, label, folder, tok, lines):
         for name in ("tokenizer.model", "tokenizer_config.json"):
             shutil.copy(os.path.join(folder, name), bare)
         payload = "".join(json.dumps({"text": s}, ensure_ascii=False) + "\n" for s, _ in agreed).encode()
-        compare(checks, f"{label}: ids by tokenizer.model ({len(lines) - len(agreed)} lines left out: HF and SentencePiece differ)",
-                [ids for _, ids in agreed], tokenize(args.bin, bare, payload), [s for s, _ in agreed])
+        compare(
+            checks,
+            f"{label}: ids by tokenizer.model "
+            f"({len(lines) - len(agreed)} lines left out: HF and SentencePiece differ)",
+            [ids for _, ids in agreed], tokenize(args.bin, bare, payload), [s for s, _ in agreed])
 
 
 def main():
@@ -91,14 +98,17 @@ def main():
     lines += texts.nasty_lines(args.nasty)
     checks = R.Checks()
     if args.model:
-        compare_model(checks, args, os.path.basename(args.model), args.model, R.load_tokenizer(args.model).backend_tokenizer, lines)
+        compare_model(checks, args, os.path.basename(args.model), args.model,
+                      R.load_tokenizer(args.model).backend_tokenizer, lines)
     for folder in args.tokenizers:
-        label, tok = os.path.basename(folder.rstrip("/")), Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+        label, tok = os.path.basename(folder.rstrip("/")), Tokenizer.from_file(
+            os.path.join(folder, "tokenizer.json"))
         compare_model(checks, args, label, folder, tok, lines)
         if os.path.exists(os.path.join(folder, "tokenizer.model")):
             compare_sentencepiece_file(checks, args, label, folder, tok, lines)
     if args.gemma:
-        compare_model(checks, args, os.path.basename(args.gemma), args.gemma, R.load_tokenizer(args.gemma).backend_tokenizer, lines)
+        compare_model(checks, args, os.path.basename(args.gemma), args.gemma,
+                      R.load_tokenizer(args.gemma).backend_tokenizer, lines)
     checks.finish()
 
 

@@ -2,15 +2,17 @@
 """Make a small random model as an HF folder, with the golden answers that C tests compare with.
 
     make_tiny.py --out tests/golden/tiny                       # LLaMA, tied, GQA
-    make_tiny.py --out tests/golden/tiny-qwen2 --variant qwen2 # q/k/v biases, untied head, head size not hidden / heads
+    make_tiny.py --out tests/golden/tiny-qwen2 --variant qwen2  # biases, untied, odd head size
     make_tiny.py --out /tmp/m --variant llama3-rope --model-only
 
-golden.json: `batch` (sequences of tokens and targets), `loss` and `base_loss` (with and without the adapter), `logit_rows` (rows of
-the flat batch), `train` and `train_full` (batches of samples, losses before each AdamW update, gradient norms), `full_grads`
-(stride and norm of each gradient without adapter), `generate` (greedy ids from prompt ids with the adapter, and their text).
-golden.safetensors: "logits" and "base_logits" [logit_rows,V], "grad.NAME" for every adapter tensor, "full.NAME" the gradient of a
-weight of the bare model at flat indices 0, stride, 2 stride ... (at most 64).
-train.jsonl: the training samples as prompt and completion; tokens in golden.json are theirs under the model's chat template.
+golden.json: `batch` (sequences of tokens and targets), `loss` and `base_loss` (with and without the
+adapter), `logit_rows` (rows of the flat batch), `train` and `train_full` (batches of samples, losses before
+each AdamW update, gradient norms), `full_grads` (stride and norm of each gradient without adapter),
+`generate` (greedy ids from prompt ids with the adapter, and their text).
+golden.safetensors: "logits" and "base_logits" [logit_rows,V], "grad.NAME" for every adapter tensor,
+"full.NAME" the gradient of a weight of the bare model at flat indices 0, stride, 2 stride ... (at most 64).
+train.jsonl: the training samples as prompt and completion; tokens in golden.json are theirs under the
+model's chat template.
 """
 import json
 import os
@@ -23,31 +25,42 @@ import reference as R
 import texts
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LLAMA = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=True)
+LLAMA = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=2048, rms_norm_eps=1e-5, tie_word_embeddings=True)
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 64}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor":
+    4.0, "original_max_position_embeddings": 64
+}
 VARIANTS = {
     "llama": (LlamaConfig, {"rope_parameters": ROPE}),
-    "qwen2": (Qwen2Config, dict(rope_parameters={**ROPE, "rope_theta": 1e6}, hidden_size=48, num_attention_heads=3, num_key_value_heads=1,
-                                intermediate_size=80, head_dim=24, tie_word_embeddings=False, rms_norm_eps=1e-6)),
+    "qwen2": (Qwen2Config,
+              dict(rope_parameters={**ROPE, "rope_theta":
+                                    1e6}, hidden_size=48, num_attention_heads=3, num_key_value_heads=1,
+                   intermediate_size=80, head_dim=24, tie_word_embeddings=False, rms_norm_eps=1e-6)),
     "untied": (LlamaConfig, {"rope_parameters": ROPE, "tie_word_embeddings": False}),
     "mha": (LlamaConfig, {"rope_parameters": ROPE, "num_key_value_heads": 4}),
     "head-dim": (LlamaConfig, {"rope_parameters": ROPE, "head_dim": 22}),
     "llama3-rope": (LlamaConfig, {"rope_parameters": LLAMA3_ROPE}),
-    "linear-rope": (LlamaConfig, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "linear-rope":
+    (LlamaConfig, {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "bias": (LlamaConfig, {"rope_parameters": ROPE, "attention_bias": True, "mlp_bias": True}),
 }
-QUESTIONS = [("What is 3 + 4?", "3 + 4 = 7\n#### 7"), ("Tom has 12 pens and buys 5 more. How many pens has he now?", "12 + 5 = 17\n#### 17"),
+QUESTIONS = [("What is 3 + 4?", "3 + 4 = 7\n#### 7"),
+             ("Tom has 12 pens and buys 5 more. How many pens has he now?", "12 + 5 = 17\n#### 17"),
              ("小明有12个苹果，给了弟弟5个，还剩几个？", "12 - 5 = 7\n#### 7"), ("Name a colour.", "Blue."), ("1 + 1 = ?", "2"),
-             ("Write a line of C.", "int main(void) { return 0; }"), ("法国的首都是哪里？", "法国的首都是巴黎。"), ("Say hello.", "Hello! 😀")]
+             ("Write a line of C.", "int main(void) { return 0; }"), ("法国的首都是哪里？", "法国的首都是巴黎。"),
+             ("Say hello.", "Hello! 😀")]
 
 
 def make_model(variant, vocab, tok, seed=11):
-    """A random model with activations of ordinary size: normal weights of variance 1/fan-in, norms near 1, biases not zero."""
+    """A random model with activations of ordinary size: weights of variance 1/fan-in, norms near 1."""
     cls, changes = VARIANTS[variant]
-    config = cls(**{**LLAMA, "vocab_size": vocab, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id, **changes})
+    config = cls(
+        **{
+            **LLAMA, "vocab_size": vocab, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id,
+            **changes
+        })
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -57,7 +70,7 @@ def make_model(variant, vocab, tok, seed=11):
             elif p.dim() == 1:
                 p.normal_(1, 0.1)
             else:
-                p.normal_(0, (0.5 if "embed" in name else 1.0) / p.shape[1] ** 0.5)
+                p.normal_(0, (0.5 if "embed" in name else 1.0) / p.shape[1]**0.5)
     return model
 
 
@@ -102,9 +115,15 @@ def make_golden(folder, steps=10, batch_size=4, lr=1e-3):
     pairs = QUESTIONS + [(f"Continue: {line[:20]}", line[20:]) for line in texts.ENGLISH.splitlines()]
     R.write_jsonl(os.path.join(folder, "train.jsonl"), [{"prompt": p, "completion": c} for p, c in pairs])
     samples = [R.chat_sample(tok, p, c) for p, c in pairs]
-    batch = R.text_batch(tok, [texts.SENTENCES["en"][0], texts.SENTENCES["zh"][1], texts.SENTENCES["code"][1], "A"], 60) + [samples[1]]
+    batch = R.text_batch(
+        tok, [texts.SENTENCES["en"][0], texts.SENTENCES["zh"][1], texts.SENTENCES["code"][1], "A"],
+        60) + [samples[1]]
     starts = [sum(len(s["tokens"]) for s in batch[:n]) for n in range(len(batch) + 1)]
-    rows = sorted({r for n in range(len(batch)) for r in (starts[n], (starts[n] + starts[n + 1]) // 2, starts[n + 1] - 1)})
+    rows = sorted({
+        r
+        for n in range(len(batch))
+        for r in (starts[n], (starts[n] + starts[n + 1]) // 2, starts[n + 1] - 1)
+    })
 
     model = fresh(folder)
     base_loss, logits = R.backward(model, batch)
@@ -123,23 +142,32 @@ def make_golden(folder, steps=10, batch_size=4, lr=1e-3):
 
     generate = []
     for prompt, _ in QUESTIONS[:4]:
-        text = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+        text = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                       add_generation_prompt=True)
         ids = tok.encode(text, add_special_tokens=False)
         out, gaps = R.greedy(peft, ids, 16, R.stop_ids(peft, tok))
-        generate.append({"prompt": prompt, "prompt_ids": ids, "ids": out, "smallest_gap": min(gaps), "text": tok.decode(out, skip_special_tokens=True)})
+        generate.append({
+            "prompt": prompt, "prompt_ids": ids, "ids": out, "smallest_gap": min(gaps), "text": tok.decode(
+                out, skip_special_tokens=True)
+        })
 
     batches = batches_of(samples, batch_size, steps)
     peft.zero_grad()
     losses, norms = R.train(peft, batches, lr)
     full_losses, full_norms = R.train(fresh(folder), batches, lr)
     settings = {"batch_size": batch_size, "learning_rate": lr, "max_grad_norm": 1.0}
-    golden = {"batch": {"sequences": batch}, "loss": loss, "base_loss": base_loss, "logit_rows": rows, "full_grads": full, "generate": generate,
-              "train": {**settings, "losses": losses, "grad_norms": norms, "samples": samples},
-              "train_full": {**settings, "losses": full_losses, "grad_norms": full_norms}}
+    golden = {
+        "batch": {"sequences": batch}, "loss": loss, "base_loss": base_loss, "logit_rows": rows, "full_grads":
+        full, "generate": generate, "train":
+        {**settings, "losses": losses, "grad_norms": norms, "samples":
+         samples}, "train_full": {**settings, "losses": full_losses, "grad_norms": full_norms}
+    }
     with open(os.path.join(folder, "golden.json"), "w", encoding="utf-8") as f:
-        f.write("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in golden.items()) + "\n}\n")
+        f.write("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}"
+                                   for k, v in golden.items()) + "\n}\n")
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "golden.safetensors"))
-    print("loss", loss, "bare", base_loss, "training", losses, "full", full_losses, "gaps", [g["smallest_gap"] for g in generate])
+    print("loss", loss, "bare", base_loss, "training", losses, "full", full_losses, "gaps",
+          [g["smallest_gap"] for g in generate])
 
 
 def main():

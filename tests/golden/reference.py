@@ -1,11 +1,14 @@
-"""What the comparisons share: models and tokenizers by transformers, adapters and training by PEFT and torch, batches, and graft's tools.
+"""What the comparisons share: models and tokenizers by transformers, adapters and training by PEFT and torch,
+batches, and graft's tools.
 
-Also a command: write the dequantised GGUF as an HF folder, or an adapter whose B is not zero as a PEFT folder.
+Also a command: write the dequantised GGUF as an HF folder, or an adapter whose B is not zero as a PEFT
+folder.
 
     reference.py hf --model M.gguf --out FOLDER
     reference.py adapter --model M --out FOLDER [--rank 8 --alpha 16 --seed 1]
 
-Everywhere --model (or GRAFT_MODEL) is a .gguf file or an HF folder, and --bin (or GRAFT_BIN) the folder with graft and graft_dump.
+Everywhere --model (or GRAFT_MODEL) is a .gguf file or an HF folder, and --bin (or GRAFT_BIN) the folder
+with graft and graft_dump.
 """
 import argparse
 import json
@@ -18,15 +21,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
 # ---------------------------------------------------------------- command line
+
 
 def parser(doc, model=True, binary=True):
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if model:
-        p.add_argument("--model", default=os.environ.get("GRAFT_MODEL"), help="a .gguf file or an HF folder (default: $GRAFT_MODEL)")
+        p.add_argument("--model", default=os.environ.get("GRAFT_MODEL"),
+                       help="a .gguf file or an HF folder (default: $GRAFT_MODEL)")
     if binary:
-        p.add_argument("--bin", default=os.environ.get("GRAFT_BIN"), help="folder with graft and graft_dump (default: $GRAFT_BIN, else the PATH)")
+        p.add_argument("--bin", default=os.environ.get("GRAFT_BIN"),
+                       help="folder with graft and graft_dump (default: $GRAFT_BIN, else the PATH)")
     p.add_argument("--threads", type=int, default=2)
     return p
 
@@ -70,17 +75,19 @@ class Checks:
 
 # ---------------------------------------------------------------- models and tokenizers
 
+
 def is_gguf(path):
     return path.endswith(".gguf")
 
 
 def source(path):
     """The arguments of from_pretrained for a .gguf file or an HF folder."""
-    return ((os.path.dirname(path) or ".",), {"gguf_file": os.path.basename(path)}) if is_gguf(path) else ((path,), {})
+    return ((os.path.dirname(path) or ".", ),
+            {"gguf_file": os.path.basename(path)}) if is_gguf(path) else ((path, ), {})
 
 
 def load_tokenizer(path):
-    """transformers' tokenizer; from a GGUF of SmolLM2 with the digit splitting that transformers drops put back."""
+    """transformers' tokenizer; a GGUF of SmolLM2 gets back the digit splitting that transformers drops."""
     args, options = source(path)
     tok = AutoTokenizer.from_pretrained(*args, **options)
     if is_gguf(path):
@@ -88,7 +95,9 @@ def load_tokenizer(path):
         from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
         pre = GGUFReader(path).fields.get("tokenizer.ggml.pre")
         if pre is not None and pre.contents() == "smollm":
-            tok.backend_tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+            tok.backend_tokenizer.pre_tokenizer = Sequence(
+                [Digits(individual_digits=True),
+                 ByteLevel(add_prefix_space=False)])
     return tok
 
 
@@ -113,17 +122,20 @@ def save_hf(model, tok, folder):
 
 
 def make_adapter(model, folder, rank=8, alpha=16, seed=1, targets="all-linear", b_std=0.02):
-    """A PEFT adapter of the usual form but with B normal(0, b_std), so that every gradient is alive. -> the PEFT model"""
+    """A PEFT adapter of the usual form but with B normal(0, b_std): every gradient is alive. -> the model"""
     from peft import LoraConfig, get_peft_model
     torch.manual_seed(seed)
-    peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
+    peft = get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, p in peft.named_parameters():
             if "lora_B" in name:
                 p.normal_(0, b_std)
     peft.save_pretrained(folder)
     os.remove(os.path.join(folder, "README.md"))
-    path = os.path.join(folder, "adapter_config.json")  # the same bytes every time, and no path of this machine
+    path = os.path.join(folder,
+                        "adapter_config.json")  # the same bytes every time, and no path of this machine
     with open(path) as f:
         config = json.load(f)
     config["target_modules"] = sorted(config["target_modules"])
@@ -145,8 +157,9 @@ def plain_name(name):
 
 # ---------------------------------------------------------------- batches, loss, gradients
 
+
 def text_batch(tok, strings, max_tokens=200):
-    """Plain texts as sequences; the first third of each is no target, so that the mask matters. One sequence is all targets."""
+    """Plain texts as sequences; the first third of each but the first is no target: the mask matters."""
     sequences = []
     for n, s in enumerate(strings):
         ids = tok.encode(s, add_special_tokens=False)[:max_tokens]
@@ -157,15 +170,16 @@ def text_batch(tok, strings, max_tokens=200):
 
 
 def chat_sample(tok, prompt, completion):
-    """One user turn and its answer under the model's own template: the answer and its end-of-turn token are the targets."""
-    head = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
+    """One user turn and its answer under the model's own template: answer and end of turn are targets."""
+    head = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
+                                   add_generation_prompt=True)
     head = tok.encode(head, add_special_tokens=False)
     answer = tok.encode(completion, add_special_tokens=False) + [tok.eos_token_id]
     return {"tokens": head + answer, "targets": [0] * len(head) + [1] * len(answer)}
 
 
 def read_pairs(path, limit=None):
-    """(prompt, completion) of a jsonl with prompt/completion, question/answer (GSM8K) or instruction/input/output records."""
+    """(prompt, completion) of a json or jsonl of prompt/completion, question/answer or alpaca records."""
     pairs = []
     with open(path, encoding="utf-8") as f:
         records = json.load(f) if path.endswith(".json") else (json.loads(line) for line in f if line.strip())
@@ -221,7 +235,7 @@ def mean_nll(model, sequences):
 
 
 def train(model, batches, lr, max_grad_norm=1.0, progress=False):
-    """torch AdamW without weight decay at a constant rate over the batches. -> losses before each update, gradient norms"""
+    """torch AdamW, no weight decay, constant rate. -> losses before each update, gradient norms"""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     losses, norms = [], []
@@ -232,7 +246,9 @@ def train(model, batches, lr, max_grad_norm=1.0, progress=False):
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item())
         optimizer.step()
         if progress:
-            print(f"reference step {step + 1}/{len(batches)} loss {losses[-1]:.6f} {time.time() - start:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"reference step {step + 1}/{len(batches)} loss {losses[-1]:.6f} {time.time() - start:.1f} s",
+                file=sys.stderr, flush=True)
     return losses, norms
 
 
@@ -268,8 +284,10 @@ def dump(binary, model, sequences, folder, adapter=None, method="lora", dtype="f
     batch, out = os.path.join(folder, "batch.json"), os.path.join(folder, "dump.safetensors")
     with open(batch, "w") as f:
         json.dump({"sequences": sequences}, f)
-    run([program(binary, "graft_dump"), "--model", model, *(["--adapter", adapter] if adapter else []), "--batch", batch, "--out", out,
-         "--method", method, "--dtype", dtype, "--threads", threads])
+    run([
+        program(binary, "graft_dump"), "--model", model, *(["--adapter", adapter] if adapter else []),
+        "--batch", batch, "--out", out, "--method", method, "--dtype", dtype, "--threads", threads
+    ])
     return load_file(out)
 
 

@@ -1,8 +1,8 @@
 """Texts of our own for the golden files: a small corpus in several languages, and lines that try tokenizers.
 
-The corpus trains the tiny tokenizers that are committed, so it holds nothing from elsewhere. nasty_lines() is
-deterministic by seed and yields strings (never lone surrogates); damaged_bytes() yields lines of bytes that are
-not valid UTF-8, which graft and the references both read as Python's errors="replace" does.
+The corpus trains the tiny tokenizers that are committed, so it holds nothing from elsewhere. nasty_lines()
+is deterministic by seed and yields strings (never lone surrogates); damaged_bytes() yields lines of bytes
+that are not valid UTF-8, which graft and the references both read as Python's errors="replace" does.
 """
 import random
 
@@ -61,29 +61,47 @@ SENTENCES = {
 }
 
 # Pieces that nasty lines are made of: each has tripped a tokenizer somewhere.
-SPACES = [" ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r", "\u00a0", "\u3000", "\u2003", "\u2009", "\u200b",
-          "\u202f", "\u1680", "\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\ufeff", " \n", "\n ", " \t ", "       "]
-WORDS = ["Hello", "world", "the", "don't", "I'm", "WE'LL", "they'Ve", "it'ſ", "x'd", "'s", "'S", "''re", "naïve", "nai\u0308ve", "Å",
-         "A\u030a", "\u212b", "ﬁne", "①②③", "½", "x²", "ª", "Ⅷ", "ＡＢＣ１２３", "ｶﾀｶﾅ", "가", "\u1100\u1161", "\u1112\u1161\u11ab",
-         "중국어", "漢字", "中文", "汉语拼音", "𠀀𠀁", "𝔘𝔫𝔦", "ǅ", "ß", "İstanbul", "ı", "Ω", "\u2126", "e\u0301\u0323",
-         "e\u0323\u0301", "क्षि", "ก็", "ﷺ", "שָׁלוֹם", "\u0344", "\u0958", "Việt", "tiê\u0301ng"]
-NUMBERS = ["0", "7", "12", "123", "1234", "1234567890", "3.14159", "1,000,000", "-42", "1e-5", "0x1F", "١٢٣", "१२३", "５６", "²³", "12abc34",
-           "2024-01-31", "٪", "𝟙𝟚", "Ⅻ", "৪", "1/2", "$5.00", "50%"]
-PUNCTUATION = ["!", "!!!", "...", "……", "，", "。", "？！", "()", "[]{}", "//", "/*", "*/", "->", "=>", "::", "'", '"', "`", "```", "~", "\\",
-               "|", "&&", "<>", "</s", "_", "__init__", "-", "--", "—", "'''", "#", "##", "####", "@x", "\u2581", "\u2581\u2581", "Ġ", "Ċ",
-               "<0x41>", "<0x0A>", "▁the"]
+SPACES = [
+    " ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r", "\u00a0", "\u3000", "\u2003", "\u2009",
+    "\u200b", "\u202f", "\u1680", "\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\ufeff", " \n",
+    "\n ", " \t ", "       "
+]
+WORDS = [
+    "Hello", "world", "the", "don't", "I'm", "WE'LL", "they'Ve", "it'ſ", "x'd", "'s", "'S", "''re", "naïve",
+    "nai\u0308ve", "Å", "A\u030a", "\u212b", "ﬁne", "①②③", "½", "x²", "ª", "Ⅷ", "ＡＢＣ１２３", "ｶﾀｶﾅ", "가",
+    "\u1100\u1161", "\u1112\u1161\u11ab", "중국어", "漢字", "中文", "汉语拼音", "𠀀𠀁", "𝔘𝔫𝔦", "ǅ", "ß", "İstanbul", "ı",
+    "Ω", "\u2126", "e\u0301\u0323", "e\u0323\u0301", "क्षि", "ก็", "ﷺ", "שָׁלוֹם", "\u0344", "\u0958", "Việt",
+    "tiê\u0301ng"
+]
+NUMBERS = [
+    "0", "7", "12", "123", "1234", "1234567890", "3.14159", "1,000,000", "-42", "1e-5", "0x1F", "١٢٣", "१२३",
+    "５６", "²³", "12abc34", "2024-01-31", "٪", "𝟙𝟚", "Ⅻ", "৪", "1/2", "$5.00", "50%"
+]
+PUNCTUATION = [
+    "!", "!!!", "...", "……", "，", "。", "？！", "()", "[]{}", "//", "/*", "*/", "->", "=>", "::", "'", '"', "`",
+    "```", "~", "\\", "|", "&&", "<>", "</s", "_", "__init__", "-", "--", "—", "'''", "#", "##", "####", "@x",
+    "\u2581", "\u2581\u2581", "Ġ", "Ċ", "<0x41>", "<0x0A>", "▁the"
+]
 EMOJI = ["😀", "👍🏽", "👨‍👩‍👧‍👦", "🇨🇳", "❤️", "❤", "✨", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "☺️", "1️⃣", "🤷🏻‍♀️", "\u200d", "\ufe0f"]
-ODD = ["\ufffd", "\u0000", "\u0001", "\u001b[0m", "\u007f", "\u00ad", "\u0378", "\ue000", "\U0010ffff", "\uffff", "\u200e", "\u202e", "\u0301",
-       "\u0300\u0301\u0302", "\u3099", "\u115f", "\u00b7", "\u2011", "\ud7ff", "\U000e0001"]
-SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<|begin_of_text|>", "<|eot_id|>", "<bos>", "<eos>",
-            "<start_of_turn>", "<tool_call>", "</tool_call>", "<|im_start", "|im_end|>", "<extra_id_0>", "<|im_start|>user\n", " <|im_end|> ", "[INST]"]
+ODD = [
+    "\ufffd", "\u0000", "\u0001", "\u001b[0m", "\u007f", "\u00ad", "\u0378", "\ue000", "\U0010ffff", "\uffff",
+    "\u200e", "\u202e", "\u0301", "\u0300\u0301\u0302", "\u3099", "\u115f", "\u00b7", "\u2011", "\ud7ff",
+    "\U000e0001"
+]
+SPECIALS = [
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<|begin_of_text|>", "<|eot_id|>",
+    "<bos>", "<eos>", "<start_of_turn>", "<tool_call>", "</tool_call>", "<|im_start", "|im_end|>",
+    "<extra_id_0>", "<|im_start|>user\n", " <|im_end|> ", "[INST]"
+]
 
 
 def nasty_lines(count, seed=1, specials=True):
     """count deterministic strings: first every piece alone and between letters, then random mixtures."""
     rng = random.Random(seed)
     groups = [SPACES, WORDS, NUMBERS, PUNCTUATION, EMOJI, ODD] + ([SPECIALS] if specials else [])
-    lines = [""] + [form % piece for group in groups for piece in group for form in ("%s", "a%s", "%sb", "a %s b")]
+    lines = [""] + [
+        form % piece for group in groups for piece in group for form in ("%s", "a%s", "%sb", "a %s b")
+    ]
     words = [w for line in (ENGLISH + CHINESE).splitlines() for w in line.split()]
     while len(lines) < count:
         parts = []
@@ -105,11 +123,14 @@ def nasty_lines(count, seed=1, specials=True):
 
 
 def damaged_bytes(count, seed=1):
-    """count lines of bytes without newline, most of them invalid UTF-8: cut, flipped, overlong, surrogates, beyond the last plane."""
+    """Lines of bytes without newline, most invalid UTF-8: cut, flipped, overlong, surrogates, too high."""
     rng = random.Random(seed)
-    fixed = [b"\x80", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80", b"\xff\xfe",
-             b"a\xe4\xbd", b"a\xe4\xbd b", b"\xf0\x9f\x98", b"\xf0\x9f\x98x", b"\xf0\x9f", b"\xc3", b"\xc3(", b"\xe2\x28\xa1", b"\xe2\x82\x28",
-             b"\xf0\x28\x8c\xbc", b"ok \xc1\xbf ok", b"\xe1\x80\xc0", b"\xf1\x80\x80\xc0", b"\xf0\x80\x80\x80", b"\xf5\x80\x80\x80"]
+    fixed = [
+        b"\x80", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xf4\x90\x80\x80",
+        b"\xf8\x88\x80\x80\x80", b"\xff\xfe", b"a\xe4\xbd", b"a\xe4\xbd b", b"\xf0\x9f\x98", b"\xf0\x9f\x98x",
+        b"\xf0\x9f", b"\xc3", b"\xc3(", b"\xe2\x28\xa1", b"\xe2\x82\x28", b"\xf0\x28\x8c\xbc",
+        b"ok \xc1\xbf ok", b"\xe1\x80\xc0", b"\xf1\x80\x80\xc0", b"\xf0\x80\x80\x80", b"\xf5\x80\x80\x80"
+    ]
     lines = list(fixed)
     source = [line.encode() for line in CORPUS.splitlines()]
     while len(lines) < count:
