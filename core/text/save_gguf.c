@@ -1,0 +1,118 @@
+/* A tokenizer as the tokenizer.ggml.* keys that llama.cpp reads. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/text/impl.h"
+
+#define KEY(name) "tokenizer.ggml." name
+
+typedef struct columns { /* one entry a row of the vocabulary */
+    const char **texts;
+    int64_t *lens;
+    float *scores;
+    int32_t *types;
+    char *padding; /* names of the rows without a piece */
+} columns;
+
+enum { PADDING_LEN = 24 };
+
+/* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that the order of merging
+ * stays; what no merge makes comes last. */
+static void scores_from_merges(const gr_tokenizer *t, float *scores) {
+    for (int64_t i = 0; i < t->info.n_vocab; i++) scores[i] = -(float)t->n_merges;
+    for (uint64_t i = 0; t->pairs.slots && i <= t->pairs.mask; i++) {
+        const gr_pair *p = &t->pairs.slots[i];
+        if (p->key != UINT64_MAX) scores[p->id] = GR_MAX(scores[p->id], -(float)p->rank);
+    }
+}
+
+static bool fill_columns(const gr_tokenizer *t, int64_t n, columns *c) {
+    c->texts = gr_calloc(n, sizeof *c->texts);
+    c->lens = gr_calloc(n, sizeof *c->lens);
+    c->scores = gr_calloc(n, sizeof *c->scores);
+    c->types = gr_calloc(n, sizeof *c->types);
+    c->padding = gr_calloc(n, PADDING_LEN);
+    if (!c->texts || !c->lens || !c->scores || !c->types || !c->padding) return false;
+    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+        const gr_piece *p = &t->pieces[i];
+        c->texts[i] = p->text;
+        c->lens[i] = p->len;
+        c->scores[i] = (float)p->score;
+        c->types[i] = (int32_t)p->type;
+    }
+    if (t->info.kind == GR_TOKENIZER_SPM_BPE && t->n_merges > 0) scores_from_merges(t, c->scores);
+    for (int64_t i = 0; i < n; i++) {
+        if (c->lens[i] > 0) continue;
+        /* beyond the vocabulary, or a gap in it: llama.cpp wants every row named, and once */
+        char *name = c->padding + i * PADDING_LEN;
+        c->types[i] = GR_PIECE_UNUSED;
+        c->lens[i] = snprintf(name, PADDING_LEN, "[PAD%lld]", (long long)i);
+        c->texts[i] = name;
+    }
+    return true;
+}
+
+static bool put_merges(const gr_tokenizer *t, gr_gguf_builder *b) {
+    const char **texts = gr_calloc(t->n_merges, sizeof *texts);
+    int64_t *lens = gr_calloc(t->n_merges, sizeof *lens);
+    bool ok = texts && lens;
+    for (int64_t i = 0; ok && i < t->n_merges; i++) {
+        texts[i] = t->merges[i].text;
+        lens[i] = t->merges[i].len;
+    }
+    if (ok) gr_gguf_put_strings(b, KEY("merges"), texts, lens, t->n_merges);
+    free(texts);
+    free(lens);
+    return ok;
+}
+
+static void put_id(gr_gguf_builder *b, const char *key, int32_t id) {
+    if (id >= 0) gr_gguf_put_u32(b, key, (uint32_t)id);
+}
+
+static bool has_step(const gr_tokenizer *t, gr_norm_kind kind) {
+    for (int i = 0; i < t->n_norm; i++)
+        if (t->norm[i].kind == kind) return true;
+    return false;
+}
+
+graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err) {
+    static const char *const models[] = {
+        [GR_TOKENIZER_BPE] = "gpt2", [GR_TOKENIZER_SPM_BPE] = "llama", [GR_TOKENIZER_SPM_UNIGRAM] = "t5"};
+    const gr_tokenizer_info *info = &t->info;
+    columns c = {0};
+    graft_status st = GRAFT_OK;
+    if (n_vocab < info->n_vocab)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer has %lld pieces, the model only %lld rows", (long long)info->n_vocab,
+                       (long long)n_vocab));
+    if (t->byte_level && (!*info->pre || t->prefix_space))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "GGUF has no name for this tokenizer's pre-tokenizer"));
+    if (!fill_columns(t, n_vocab, &c)) GR_TRY(gr_fail_memory(err, "vocabulary"));
+    gr_gguf_put_string(b, KEY("model"), models[info->kind]);
+    gr_gguf_put_string(b, KEY("pre"), t->byte_level ? info->pre : "default");
+    gr_gguf_put_strings(b, KEY("tokens"), c.texts, c.lens, n_vocab);
+    if (!t->byte_level) gr_gguf_put_f32s(b, KEY("scores"), c.scores, n_vocab);
+    gr_gguf_put_i32s(b, KEY("token_type"), c.types, n_vocab);
+    if (t->byte_level && !put_merges(t, b)) GR_TRY(gr_fail_memory(err, "merges"));
+    put_id(b, KEY("bos_token_id"), info->bos);
+    put_id(b, KEY("eos_token_id"), info->eos);
+    put_id(b, KEY("padding_token_id"), info->pad);
+    put_id(b, KEY("unknown_token_id"), info->unk);
+    gr_gguf_put_bool(b, KEY("add_bos_token"), info->add_bos);
+    gr_gguf_put_bool(b, KEY("add_eos_token"), info->add_eos);
+    gr_gguf_put_bool(b, KEY("add_space_prefix"), info->add_space_prefix);
+    if (info->kind == GR_TOKENIZER_SPM_UNIGRAM) {
+        bool squeeze = has_step(t, GR_NORM_SPM_SPACES) || has_step(t, GR_NORM_SPACE_RUNS);
+        gr_gguf_put_bool(b, KEY("remove_extra_whitespaces"), squeeze);
+        if (t->charsmap_blob)
+            gr_gguf_put_u8s(b, KEY("precompiled_charsmap"), (const uint8_t *)t->charsmap_blob, t->charsmap_blob_len);
+    }
+    if (info->chat_template) gr_gguf_put_string(b, "tokenizer.chat_template", info->chat_template);
+done:
+    free(c.texts);
+    free(c.lens);
+    free(c.scores);
+    free(c.types);
+    free(c.padding);
+    return st;
+}
