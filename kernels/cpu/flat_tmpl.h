@@ -6,7 +6,7 @@
 #include "kernels/cpu/impl.h"
 #include "kernels/philox.h"
 
-enum { PIECE = 16384, LANES = 16 }; /* elements of a task; independent partial sums */
+enum { PIECE = 16384, LANES = 16, DRAWS = 48 }; /* elements of a task; partial sums; random draws at a time */
 
 typedef struct flat_args {
     float *x, *m, *v;
@@ -86,23 +86,9 @@ typedef struct dropout_args {
     bool accumulate;
 } dropout_args;
 
-/* gr_philox for LANES consecutive low counters: the four words of lane j at word[i][j]. */
-static void philox_lanes(uint32_t word[4][LANES], uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
-    uint32_t c0[LANES], c1[LANES], c2[LANES], c3[LANES];
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B1u);
-    for (int j = 0; j < LANES; j++) {
-        c0[j] = (uint32_t)lo + (uint32_t)j, c1[j] = (uint32_t)(lo >> 32);
-        c2[j] = (uint32_t)hi, c3[j] = (uint32_t)(hi >> 32);
-    }
-    for (int round = 0; round < 10; round++) {
-        for (int j = 0; j < LANES; j++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0[j], p1 = (uint64_t)0xCD9E8D57u * c2[j];
-            c0[j] = (uint32_t)(p1 >> 32) ^ c1[j] ^ k0, c1[j] = (uint32_t)p1;
-            c2[j] = (uint32_t)(p0 >> 32) ^ c3[j] ^ k1, c3[j] = (uint32_t)p0;
-        }
-        k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-    }
-    for (int j = 0; j < LANES; j++) word[0][j] = c0[j], word[1][j] = c1[j], word[2][j] = c2[j], word[3][j] = c3[j];
+/* DRAWS consecutive counters: a loop that the compiler vectorises over the counters. */
+static void draw(uint32_t word[DRAWS][4], uint64_t seed, uint64_t hi, uint64_t lo) {
+    for (int j = 0; j < DRAWS; j++) gr_philox(word[j], seed, GR_PURPOSE_DROPOUT, hi, lo + (uint64_t)j);
 }
 
 static void dropout_rows(const void *args, int64_t begin, int64_t end) {
@@ -110,12 +96,12 @@ static void dropout_rows(const void *args, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         float *out = a->out + r * a->C;
         const float *x = a->x + r * a->C;
-        for (int64_t j = 0; j < a->C; j += 4 * LANES) {
-            uint32_t word[4][LANES];
-            float mask[4 * LANES];
-            int64_t count = a->C - j < 4 * LANES ? a->C - j : 4 * LANES;
-            philox_lanes(word, a->seed, GR_PURPOSE_DROPOUT, a->row_key[r], (uint64_t)a->site << 32 | (uint64_t)(j / 4));
-            for (int i = 0; i < 4 * LANES; i++) mask[i] = word[i % 4][i / 4] >= a->threshold ? a->scale : 0;
+        for (int64_t j = 0; j < a->C; j += 4 * DRAWS) {
+            uint32_t word[DRAWS][4];
+            float mask[4 * DRAWS];
+            int64_t count = a->C - j < 4 * DRAWS ? a->C - j : 4 * DRAWS;
+            draw(word, a->seed, a->row_key[r], (uint64_t)a->site << 32 | (uint64_t)(j / 4));
+            for (int i = 0; i < 4 * DRAWS; i++) mask[i] = (&word[0][0])[i] >= a->threshold ? a->scale : 0;
             if (a->accumulate)
                 for (int64_t i = 0; i < count; i++) out[j + i] += x[j + i] * mask[i];
             else

@@ -1,0 +1,190 @@
+/* bench_kernels.c - speed of the operations on the shapes of SmolLM2-135M, as GFLOP/s and as a share of the FMA peak
+ * that the same run measures. Usage: bench_kernels [threads]; GRAFT_CPU chooses the level. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/kernels.h"
+#include "kernels/threads.h"
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+#if defined(__x86_64__)
+/* 12 independent chains of FMAs: enough to hide the latency of two units. Returns floating-point operations done. */
+#define CHAINS(suffix, isa, type, set, fma, lanes)                                                           \
+    __attribute__((target(isa))) static double peak_##suffix(int64_t steps) {                                \
+        type a[12], x = set(0.999f), y = set(1e-3f);                                                         \
+        for (int i = 0; i < 12; i++) a[i] = set(1.0f + (float)i);                                            \
+        for (int64_t s = 0; s < steps; s++) {                                                                \
+            _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) {                                          \
+                a[i] = fma(a[i], x, y);                                                                      \
+                __asm__ volatile("" : "+v"(a[i])); /* the compiler may not see through the chain */          \
+            }                                                                                                \
+        }                                                                                                    \
+        return (double)steps * 12 * 2 * lanes;                                                               \
+    }
+#include <immintrin.h>
+CHAINS(avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, 16)
+CHAINS(avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, 8)
+#endif
+
+typedef struct peak_job {
+    double flops[64];
+    bool wide;
+} peak_job;
+
+static void peak_chunk(void *context, int64_t chunk, int worker) {
+    peak_job *job = context;
+    (void)worker;
+#if defined(__x86_64__)
+    job->flops[chunk] = job->wide ? peak_avx512(1000000) : peak_avx2(1000000);
+#else
+    job->flops[chunk] = 0;
+#endif
+}
+
+/* FMA peak of the device's threads in GFLOP/s; the generic level is measured against AVX2. */
+static double peak(gr_device *d) {
+    int threads = gr_threads_count(d->threads) < 64 ? gr_threads_count(d->threads) : 64;
+    double best = 0;
+    for (int i = 0; i < 100; i++) {
+        peak_job job = {.wide = strcmp(d->level, "cpu-avx512") == 0};
+        double start = now(), flops = 0;
+        gr_threads_run(d->threads, threads, peak_chunk, &job);
+        for (int j = 0; j < threads; j++) flops += job.flops[j];
+        if (flops / (now() - start) > best) best = flops / (now() - start);
+    }
+    return best / 1e9;
+}
+
+static float *values(gr_device *d, int64_t n) {
+    float *x = d->alloc(d, n * 4);
+    if (!x) abort();
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(i * 7919 % 1009) / 1009 - 0.5f;
+    return x;
+}
+
+static double fma_peak;
+
+/* Best of repeated runs of the statement for 0.5 s or so. */
+#define TIME(label, flops, statement)                                                                        \
+    do {                                                                                                     \
+        double best = 1e9, until = now() + 0.5;                                                              \
+        for (int run_ = 0; run_ < 3 || now() < until; run_++) {                                              \
+            double start = now();                                                                            \
+            statement;                                                                                       \
+            if (now() - start < best) best = now() - start;                                                  \
+        }                                                                                                    \
+        printf("%-44s %9.3f ms %8.1f GFLOP/s %5.1f %%\n", label, best * 1e3, (flops) / best / 1e9,             \
+               (flops) / best / 1e9 / fma_peak * 100);                                                       \
+    } while (0)
+
+static gr_weight make_weight(gr_device *d, gr_dtype dtype, int64_t N, int64_t K) {
+    int64_t bytes = gr_dtype_bytes(dtype, N * K);
+    unsigned char *data = d->alloc(d, bytes);
+    if (!data) abort();
+    if (dtype == GR_DTYPE_F32) {
+        float *x = values(d, N * K);
+        memcpy(data, x, (size_t)bytes);
+        d->free(d, x);
+    } else {
+        for (int64_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 31 % 48); /* halves stay small */
+    }
+    return (gr_weight){.dtype = dtype, .rows = N, .cols = K, .data = data};
+}
+
+static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype, int64_t rank) {
+    gr_lora lora = {.rank = rank, .scale = 1, .A = values(d, rank * K), .B = values(d, N * rank), .dA = values(d, rank * K),
+                    .dB = values(d, N * rank)};
+    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0};
+    const gr_linear *group = &l;
+    float *x = values(d, n * K), *y = values(d, n * N), *h = values(d, n * rank), *dh = values(d, n * rank);
+    float *dx = values(d, n * K);
+    double flops = 2.0 * (double)n * (double)(N * K + rank * (N + K));
+    char label[96];
+    snprintf(label, sizeof label, "linear fwd n=%d %dx%d %s r=%d", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name, (int)rank);
+    TIME(label, flops, d->ops->linear_forward(d, y, N, h, x, x, &group, 1, n));
+    if (n > 16) {
+        snprintf(label, sizeof label, "linear bwd n=%d %dx%d %s r=%d", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name,
+                 (int)rank);
+        TIME(label, 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
+             d->ops->linear_backward(d, dx, false, NULL, dh, y, N, x, x, h, &group, 1, n));
+    }
+    d->free(d, x), d->free(d, y), d->free(d, h), d->free(d, dh), d->free(d, dx);
+    d->free(d, (void *)l.w.data), d->free(d, (void *)lora.A), d->free(d, (void *)lora.B);
+    d->free(d, lora.dA), d->free(d, lora.dB);
+}
+
+static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs) {
+    enum { H = 9, K = 3, D = 64 };
+    int64_t n = length * n_seqs;
+    float *q = values(d, n * H * D), *k = values(d, n * K * D), *v = values(d, n * K * D), *out = values(d, n * H * D);
+    float *lse = values(d, n * H), *delta = values(d, n * H), *dout = values(d, n * H * D), *dq = values(d, n * H * D);
+    float *dk = values(d, n * K * D), *dv = values(d, n * K * D);
+    gr_seq *seqs = d->alloc(d, n_seqs * (int64_t)sizeof *seqs);
+    if (!seqs) abort();
+    for (int64_t s = 0; s < n_seqs; s++) seqs[s] = (gr_seq){s * length, length, s * length, length};
+    double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
+    char label[96];
+    snprintf(label, sizeof label, "attention fwd %d x %d", (int)n_seqs, (int)length);
+    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f));
+    snprintf(label, sizeof label, "attention bwd %d x %d", (int)n_seqs, (int)length);
+    TIME(label, 2.5 * flops, d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs,
+                                                        n_seqs, H, K, D, 0.125f));
+    float *all[] = {q, k, v, out, lse, delta, dout, dq, dk, dv, (float *)seqs};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
+}
+
+static void bench_rows(gr_device *d) {
+    enum { N = 1024, C = 576, F = 1536, V = 49152, ROWS = 64 };
+    float *x = values(d, (int64_t)N * 2 * F), *y = values(d, (int64_t)N * 2 * F), *w = values(d, F), *rstd = values(d, N);
+    float *logits = values(d, (int64_t)ROWS * V), *m = values(d, N * C), *v = values(d, N * C), *table = values(d, 64 * 64);
+    int32_t *ids = d->alloc(d, N * 4);
+    uint64_t *key = d->alloc(d, N * 8);
+    double sum;
+    gr_adamw p = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.01f, 1, 1};
+    if (!ids || !key) abort();
+    memset(v, 0, (size_t)N * C * 4);
+    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, y, rstd, x, NULL, w, N, C, 1e-5f));
+    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, y, NULL, x, x, rstd, w, N, C));
+    TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, m, C, ids, table, N, 9, 64, false));
+    TIME("swiglu fwd 1024x1536", 20.0 * N * F, d->ops->swiglu_forward(d, y, x, N, F));
+    TIME("swiglu bwd 1024x1536", 25.0 * N * F, d->ops->swiglu_backward(d, y, y, x, N, F));
+    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, logits, ids, rstd, ROWS, V));
+    TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, y, x, N, C, 0.1f, 1, key, 3, false));
+    TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, y, x, N * C));
+    TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &sum, x, N * C));
+    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, m, x, v, y, N * C, &p));
+    float *all[] = {x, y, w, rstd, logits, m, v, table, (float *)ids, (float *)key};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
+}
+
+int main(int argc, char **argv) {
+    const char *why;
+    gr_device *d = gr_cpu_device_new(argc > 1 ? atoi(argv[1]) : 0, &why);
+    if (!d) {
+        fprintf(stderr, "%s\n", why);
+        return 1;
+    }
+    fma_peak = peak(d);
+    printf("%s, %d threads, FMA peak %.1f GFLOP/s\n", d->level, gr_threads_count(d->threads), fma_peak);
+    static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {49152, 576}};
+    static const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_Q4_1};
+    for (int t = 0; t < 2; t++)
+        for (int s = 0; s < 5; s++) {
+            bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], s == 4 ? 0 : 16);
+            bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], 0);
+            bench_linear(d, 1, shapes[s][0], shapes[s][1], dtypes[t], 0);
+        }
+    bench_linear(d, 8, 1536, 576, GR_DTYPE_Q4_1, 0);
+    bench_attention(d, 256, 4);
+    bench_attention(d, 1024, 1);
+    bench_rows(d);
+    gr_device_free(d);
+    return 0;
+}
