@@ -101,7 +101,7 @@ static void print_json(const gr_dataset *d, const scores *x) {
         json_object_set_new(out, "perplexity", json_real(exp(x->loss)));
     }
     if (!isnan(x->exact_match)) json_object_set_new(out, "exact_match", json_real(x->exact_match));
-    json_dumpf(out, stdout, JSON_INDENT(2));
+    json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(12));
     putchar('\n');
     json_decref(out);
 }

@@ -91,7 +91,7 @@ static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, 
         messages[i].role = json_string_value(json_object_get(m, "role"));
         messages[i].content = json_string_value(json_object_get(m, "content"));
         if (!messages[i].role || !messages[i].content)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: messages[%lld]: expected {\"role\": text, \"content\": text}", place, (long long)i));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i));
     }
     GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
     GR_TRY(add_prompt(s, p, messages, n, json_stringn(text.data ? text.data : "", (size_t)text.len), err));
