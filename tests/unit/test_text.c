@@ -1,0 +1,447 @@
+/* core/text against golden files made by HF tokenizers and transformers: ids, decodings, streaming, chat renderings and
+ * masks; then files that are damaged on purpose. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "core/base/file.h"
+#include "core/text/chat_template.h"
+#include "core/text/impl.h"
+
+static graft_error err;
+
+#define assert_ok(e)                                                                                         \
+    do {                                                                                                     \
+        graft_status status = (e);                                                                           \
+        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
+    } while (0)
+
+static const char *const KINDS[] = {"gpt2", "smollm2", "llama3", "qwen2", "sp-bpe", "sp-gemma", "sp-unigram"};
+
+static gr_tokenizer *open_golden(const char *kind) {
+    char path[512];
+    gr_tokenizer *t = NULL;
+    snprintf(path, sizeof path, "%s/golden/tokenizers/%s", TESTS_DIR, kind);
+    assert_ok(gr_tokenizer_open(&t, path, &err));
+    return t;
+}
+
+static json_t *load(const char *name) {
+    char path[512];
+    json_error_t problem;
+    snprintf(path, sizeof path, "%s/golden/%s", TESTS_DIR, name);
+    json_t *j = json_load_file(path, JSON_ALLOW_NUL, &problem);
+    if (!j) fail_msg("%s: %s", path, problem.text);
+    return j;
+}
+
+static json_t *load_cases(const char *kind) {
+    char name[128];
+    snprintf(name, sizeof name, "tokenizers/%s/cases.json", kind);
+    return load(name);
+}
+
+static void check_ids(const char *kind, const gr_ids *got, const json_t *wanted, const char *text) {
+    bool same = got->n == (int64_t)json_array_size(wanted);
+    for (int64_t i = 0; same && i < got->n; i++) same = got->data[i] == json_integer_value(json_array_get(wanted, (size_t)i));
+    if (!same) fail_msg("%s: ids differ for \"%s\"", kind, text);
+}
+
+static void test_encode(void **state) {
+    (void)state;
+    for (int k = 0; k < GR_LEN(KINDS); k++) {
+        gr_tokenizer *t = open_golden(KINDS[k]);
+        json_t *root = load_cases(KINDS[k]), *row, *byte;
+        gr_ids ids = {0};
+        size_t i, b;
+        json_array_foreach(json_object_get(root, "cases"), i, row) {
+            const json_t *text = json_object_get(row, "text");
+            ids.n = 0;
+            assert_ok(gr_tokenizer_encode(t, json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
+            check_ids(KINDS[k], &ids, json_object_get(row, "ids"), json_string_value(text));
+        }
+        json_array_foreach(json_object_get(root, "damaged"), i, row) {
+            gr_str bytes = {0};
+            json_array_foreach(json_object_get(row, "bytes"), b, byte) gr_str_putc(&bytes, (char)json_integer_value(byte));
+            ids.n = 0;
+            assert_ok(gr_tokenizer_encode(t, bytes.data, bytes.len, true, &ids, &err));
+            check_ids(KINDS[k], &ids, json_object_get(row, "ids"), bytes.data);
+            gr_str_release(&bytes);
+        }
+        gr_ids_release(&ids);
+        json_decref(root);
+        gr_tokenizer_free(t);
+    }
+}
+
+/* HF gives U+FFFD for bytes that are no UTF-8, one way or another; graft's decode keeps them: such rows are left out. */
+static void test_decode(void **state) {
+    (void)state;
+    for (int k = 0; k < GR_LEN(KINDS); k++) {
+        gr_tokenizer *t = open_golden(KINDS[k]);
+        json_t *root = load_cases(KINDS[k]), *row;
+        size_t i, j;
+        int compared = 0;
+        json_array_foreach(json_object_get(root, "decode"), i, row) {
+            const json_t *list = json_object_get(row, "ids"), *id;
+            gr_ids ids = {0};
+            json_array_foreach(list, j, id) gr_ids_push(&ids, (int32_t)json_integer_value(id));
+            for (int skip = 0; skip < 2; skip++) {
+                const char *wanted = json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
+                gr_str text = {0}, streamed = {0};
+                gr_decode_stream stream = {0};
+                assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, skip, &text, &err));
+                for (int64_t n = 0; n < ids.n; n++) {
+                    assert_ok(gr_tokenizer_stream(t, &stream, ids.data[n], skip, &streamed, &err));
+                    assert_true(gr_utf8_valid(streamed.data ? streamed.data : "", streamed.len));
+                }
+                gr_decode_stream_flush(&stream, &streamed);
+                if (gr_utf8_valid(text.data, text.len)) {
+                    compared++;
+                    if (!strstr(wanted, "\xef\xbf\xbd")) assert_string_equal(text.data, wanted);
+                    assert_string_equal(streamed.data ? streamed.data : "", text.data);
+                }
+                gr_str_release(&text);
+                gr_str_release(&streamed);
+            }
+            gr_ids_release(&ids);
+        }
+        assert_true(compared > 40);
+        json_decref(root);
+        gr_tokenizer_free(t);
+    }
+}
+
+static void test_control_tokens_are_text(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("smollm2");
+    gr_ids ids = {0};
+    assert_ok(gr_tokenizer_encode(t, "<|im_end|>", 10, false, &ids, &err));
+    assert_true(ids.n > 1);
+    ids.n = 0;
+    assert_ok(gr_tokenizer_encode(t, "<|im_end|>", 10, true, &ids, &err));
+    assert_int_equal(ids.n, 1);
+    assert_int_equal(ids.data[0], gr_tokenizer_find(t, "<|im_end|>"));
+    int32_t beyond = (int32_t)gr_tokenizer_get_info(t)->n_vocab;
+    gr_str text = {0};
+    assert_int_equal(gr_tokenizer_decode(t, &beyond, 1, false, &text, &err), GRAFT_BAD_INPUT);
+    gr_ids_release(&ids);
+    gr_tokenizer_free(t);
+}
+
+/* A long word takes the heap, not the array, and must not take quadratic time. */
+static void test_long_words(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("gpt2");
+    gr_ids ids = {0};
+    gr_str text = {0}, back = {0};
+    for (int i = 0; i < 200000; i++) gr_str_putc(&text, "thequick"[i % 8]);
+    assert_ok(gr_tokenizer_encode(t, text.data, text.len, true, &ids, &err));
+    assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, false, &back, &err));
+    assert_int_equal(text.len, back.len);
+    assert_memory_equal(text.data, back.data, (size_t)text.len);
+    gr_str_release(&text);
+    gr_str_release(&back);
+    gr_ids_release(&ids);
+    gr_tokenizer_free(t);
+}
+
+/* Through GGUF keys and back the ids stay. */
+static void test_gguf_round_trip(void **state) {
+    (void)state;
+    static const char *const kinds[] = {"smollm2", "llama3", "qwen2", "sp-bpe", "sp-gemma"};
+    char dir[] = "/tmp/graft-text-XXXXXX", path[64], folder[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/t.gguf", dir);
+    snprintf(folder, sizeof folder, "%s/hf", dir);
+    for (int k = 0; k < GR_LEN(kinds); k++) {
+        gr_tokenizer *t = open_golden(kinds[k]), *loaded = NULL, *again = NULL;
+        gr_gguf_builder b = {0};
+        gr_remove_all(folder);
+        assert_ok(gr_make_dirs(folder, &err));
+        assert_ok(gr_tokenizer_save_gguf(t, gr_tokenizer_get_info(t)->n_vocab + 3, &b, &err));
+        assert_ok(gr_gguf_write(path, &b, NULL, 0, NULL, NULL, &err));
+        assert_ok(gr_tokenizer_open(&loaded, path, &err));
+        assert_ok(gr_tokenizer_save_hf(loaded, folder, &err));
+        assert_ok(gr_tokenizer_open(&again, folder, &err));
+        json_t *root = load_cases(kinds[k]), *row;
+        size_t i;
+        json_array_foreach(json_object_get(root, "cases"), i, row) {
+            const json_t *text = json_object_get(row, "text");
+            const gr_tokenizer *both[] = {loaded, again};
+            for (int n = 0; n < 2; n++) {
+                gr_ids ids = {0};
+                assert_ok(gr_tokenizer_encode(both[n], json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
+                check_ids(kinds[k], &ids, json_object_get(row, "ids"), json_string_value(text));
+                gr_ids_release(&ids);
+            }
+        }
+        json_decref(root);
+        gr_gguf_builder_release(&b);
+        gr_tokenizer_free(t);
+        gr_tokenizer_free(loaded);
+        gr_tokenizer_free(again);
+    }
+    gr_remove_all(dir);
+}
+
+/* ---- chat ---- */
+
+static const struct {
+    const char *name, *tokenizer;
+} CHATS[] = {{"smollm2", "smollm2"}, {"chatml", "smollm2"}, {"qwen2", "qwen2"}, {"qwen2.5", "qwen2"},
+             {"llama-3", "llama3"},  {"llama-2", "sp-bpe"}, {"alpaca", "sp-bpe"}, {"belle", "sp-bpe"}};
+
+static int64_t read_messages(const json_t *list, gr_message *out) {
+    size_t i;
+    const json_t *m;
+    json_array_foreach(list, i, m) out[i] = (gr_message){.role = json_string_value(json_object_get(m, "role")),
+                                                         .content = json_string_value(json_object_get(m, "content"))};
+    return (int64_t)json_array_size(list);
+}
+
+static void test_chat_golden(void **state) {
+    (void)state;
+    json_t *root = load("chat_cases.json"), *row;
+    int n_cases = 0;
+    for (int k = 0; k < GR_LEN(CHATS); k++) {
+        gr_tokenizer *t = open_golden(CHATS[k].tokenizer);
+        gr_chat *c = NULL;
+        size_t i;
+        assert_ok(gr_chat_open(&c, CHATS[k].name, NULL, t, &err));
+        json_array_foreach(root, i, row) {
+            if (strcmp(json_string_value(json_object_get(row, "template")), CHATS[k].name) != 0) continue;
+            gr_message m[16];
+            int64_t n = read_messages(json_object_get(row, "messages"), m);
+            gr_str text = {0};
+            gr_encoded e = {0};
+            bool prompt = json_is_true(json_object_get(row, "add_generation_prompt"));
+            assert_ok(gr_chat_render(c, m, n, prompt, &text, &err));
+            assert_string_equal(text.data, json_string_value(json_object_get(row, "text")));
+            assert_ok(gr_chat_encode(c, m, n, prompt, GR_LOSS_COMPLETION, &e, &err));
+            gr_str back = {0};
+            assert_ok(gr_tokenizer_decode(t, e.ids.data, e.ids.n, false, &back, &err));
+            if (t->byte_level) assert_string_equal(back.data, text.data);
+            gr_str_release(&back);
+            gr_str_release(&text);
+            gr_encoded_release(&e);
+            n_cases++;
+        }
+        gr_chat_free(c);
+        gr_tokenizer_free(t);
+    }
+    assert_int_equal(n_cases, json_array_size(root));
+    json_decref(root);
+}
+
+static void test_chat_recognition(void **state) {
+    (void)state;
+    for (int k = 0; k < GR_LEN(CHATS); k++) {
+        char path[512], *text;
+        int64_t n;
+        snprintf(path, sizeof path, "%s/golden/chat/%s.jinja", TESTS_DIR, CHATS[k].name);
+        assert_ok(gr_file_read(&text, &n, path, 1 << 20, &err));
+        const gr_chat_template *row = gr_chat_template_recognise(text);
+        assert_non_null(row);
+        assert_string_equal(row->name, CHATS[k].name);
+        free(text);
+    }
+    assert_null(gr_chat_template_recognise("{{ messages }}"));
+    gr_tokenizer *t = open_golden("gpt2");
+    gr_chat *c = NULL;
+    assert_int_equal(gr_chat_open(&c, "auto", NULL, t, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "alpaca"));
+    assert_int_equal(gr_chat_open(&c, "smollm2", NULL, t, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "<|im_start|>"));
+    assert_int_equal(gr_chat_open(&c, "lama-3", NULL, t, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "llama-3"));
+    gr_tokenizer_free(t);
+}
+
+/* The learned ids of a conversation, decoded, with '|' between stretches. */
+static char *learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on) {
+    gr_encoded e = {0};
+    gr_str text = {0};
+    assert_ok(gr_chat_encode(c, m, n, false, on, &e, &err));
+    for (int64_t i = 0; i < e.ids.n; i++) {
+        if (e.target[i]) assert_ok(gr_tokenizer_decode(t, &e.ids.data[i], 1, false, &text, &err));
+        if (e.target[i] && (i + 1 == e.ids.n || !e.target[i + 1])) gr_str_putc(&text, '|');
+    }
+    gr_encoded_release(&e);
+    return gr_str_take(&text);
+}
+
+static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on, const char *wanted) {
+    char *text = learned(t, c, m, n, on);
+    assert_string_equal(text, wanted);
+    free(text);
+}
+
+static void test_chat_masks(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("smollm2");
+    gr_chat *c = NULL;
+    gr_message m[] = {{"user", "Hi", false}, {"assistant", "One", false}, {"user", "<|im_end|>", false}, {"assistant", "Two", false}};
+    assert_ok(gr_chat_open(&c, "smollm2", "", t, &err));
+    assert_int_equal(gr_chat_end_of_turn(c), gr_tokenizer_find(t, "<|im_end|>"));
+    check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|");
+    check_learned(t, c, m, 4, GR_LOSS_LAST, "Two<|im_end|>|");
+    check_learned(t, c, m, 2, GR_LOSS_ALL, "user\nHi<|im_end|>|<|im_start|>assistant\nOne<|im_end|>|");
+    m[1].no_loss = true;
+    check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "Two<|im_end|>|");
+    gr_encoded prompt = {0}, whole = {0};
+    assert_ok(gr_chat_encode(c, m, 3, true, GR_LOSS_COMPLETION, &prompt, &err));
+    assert_ok(gr_chat_encode(c, m, 4, false, GR_LOSS_COMPLETION, &whole, &err));
+    assert_int_equal(whole.answer_start, prompt.ids.n); /* the model is trained on what it sees when it generates */
+    assert_memory_equal(whole.ids.data, prompt.ids.data, (size_t)prompt.ids.n * sizeof(int32_t));
+    gr_message wrong[] = {{"robot", "x", false}};
+    assert_int_equal(gr_chat_encode(c, wrong, 1, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
+    assert_int_equal(gr_chat_encode(c, wrong, 0, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
+    gr_encoded_release(&prompt);
+    gr_encoded_release(&whole);
+    gr_chat_free(c);
+    assert_ok(gr_chat_open(&c, "belle", NULL, t, &err));
+    m[1].no_loss = false;
+    check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|"); /* eos of this tokenizer */
+    gr_chat_free(c);
+    assert_ok(gr_chat_open(&c, "none", NULL, t, &err));
+    check_learned(t, c, m + 2, 2, GR_LOSS_COMPLETION, "Two<|im_end|>|");
+    gr_chat_free(c);
+    gr_tokenizer_free(t);
+}
+
+/* In a SentencePiece model the text after an answer's start goes on: no second dummy prefix, so the ids are those of the whole. */
+static void test_chat_spm_boundary(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("sp-bpe");
+    gr_chat *c = NULL;
+    gr_message m[] = {{"user", "What is it?", false}, {"assistant", "The river.", false}};
+    gr_encoded e = {0};
+    gr_ids whole = {0};
+    const char *text = "<s>[INST] What is it? [/INST] The river. </s>";
+    assert_ok(gr_chat_open(&c, "llama-2", NULL, t, &err));
+    assert_ok(gr_chat_encode(c, m, 2, false, GR_LOSS_COMPLETION, &e, &err));
+    assert_ok(gr_tokenizer_encode(t, text, (int64_t)strlen(text), true, &whole, &err));
+    assert_int_equal(e.ids.n, whole.n);
+    assert_memory_equal(e.ids.data, whole.data, (size_t)whole.n * sizeof(int32_t));
+    gr_encoded_release(&e);
+    gr_ids_release(&whole);
+    gr_chat_free(c);
+    gr_tokenizer_free(t);
+}
+
+static void parse_yaml(const char *yaml, graft_status wanted, const char *hint) {
+    gr_arena arena = {0};
+    gr_chat_template row;
+    err.msg[0] = '\0';
+    assert_int_equal(gr_chat_template_parse(&row, yaml, (int64_t)strlen(yaml), "t.yaml", &arena, &err), wanted);
+    if (hint && !strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
+    gr_arena_release(&arena);
+}
+
+static void test_chat_file(void **state) {
+    (void)state;
+    parse_yaml("{system: 'S {content}', user: 'U {content}', assistant: 'A {content}'}", GRAFT_OK, NULL);
+    parse_yaml("user: '{content}'\n", GRAFT_BAD_INPUT, "assistant");
+    parse_yaml("usr: '{content}'\n", GRAFT_BAD_INPUT, "did you mean user");
+    parse_yaml("user: 'no place'\n", GRAFT_BAD_INPUT, "{content}");
+    parse_yaml("[1, 2]", GRAFT_BAD_INPUT, "mapping");
+    parse_yaml("user: [a]", GRAFT_BAD_INPUT, "string");
+    parse_yaml("user: 'x", GRAFT_BAD_INPUT, "t.yaml");
+    parse_yaml("", GRAFT_BAD_INPUT, "mapping");
+}
+
+/* ---- hostile files ---- */
+
+static void parse_json(const char *json, const char *hint) {
+    gr_tokenizer *t = NULL;
+    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err), GRAFT_BAD_INPUT);
+    assert_null(t);
+    if (!strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
+}
+
+#define BYTES "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"
+
+static void test_hostile_json(void **state) {
+    (void)state;
+    parse_json("{\"model\":", "no JSON");
+    parse_json("{}", "model");
+    parse_json("{\"model\":{\"type\":\"WordPiece\",\"vocab\":{\"a\":0}}}", "WordPiece");
+    parse_json("{\"model\":{\"vocab\":{},\"merges\":[]}," BYTES "}", "empty");
+    parse_json("{\"model\":{\"vocab\":{\"a\":2000000000},\"merges\":[]}," BYTES "}", "2000000000");
+    parse_json("{\"model\":{\"vocab\":{\"a\":-1},\"merges\":[]}," BYTES "}", "-1");
+    parse_json("{\"model\":{\"vocab\":{\"a\":\"x\"},\"merges\":[]}," BYTES "}", "integer");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}," BYTES "}", "merge 0");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"ab\"]}," BYTES "}", "merge 0");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}," BYTES "}", "merge 0");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}", "Whitespace");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES "}", "Lowercase");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}", "unknown token");
+    parse_json("{\"model\":{\"vocab\":[[\"a\"]]}}", "[piece, score]");
+    parse_json("{\"model\":{\"vocab\":[[\"a\",0]]},\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"////\"}}", "damaged");
+    parse_json("{\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}," BYTES "}", "99999999");
+}
+
+/* A trie whose units lead in circles or out of the table must end. */
+static void test_hostile_charsmap(void **state) {
+    (void)state;
+    uint32_t units[3 + 2] = {16, 0xFFFFFFFF, 0x7FFFFFFF, 0x161, 0x561};
+    char blob[24], out[64];
+    memcpy(blob, units, 20);
+    memcpy(blob + 20, "abc", 4);
+    for (uint32_t seed = 1; seed < 100; seed++) {
+        gr_tokenizer *t = gr_tokenizer_new(1);
+        assert_non_null(t);
+        for (int i = 4; i < 20; i++) blob[i] = (char)((seed * 2654435761u) >> (i % 24));
+        assert_ok(gr_charsmap_set(t, blob, sizeof blob, "test", &err));
+        t->norm[0].kind = seed % 2 ? GR_NORM_CHARSMAP : GR_NORM_CHARSMAP_SPM;
+        t->n_norm = 1;
+        gr_scratch s = {0};
+        const char *result;
+        int64_t n;
+        snprintf(out, sizeof out, "text %u a\xcc\x81", seed);
+        assert_true(gr_normalize(t, &s, out, (int64_t)strlen(out), false, &result, &n));
+        gr_str_release(&s.normal[0]);
+        gr_tokenizer_free(t);
+    }
+}
+
+static void test_hostile_spm(void **state) {
+    (void)state;
+    char path[512], *bytes;
+    int64_t n;
+    snprintf(path, sizeof path, "%s/golden/tokenizers/sp-bpe/tokenizer.model", TESTS_DIR);
+    assert_ok(gr_file_read(&bytes, &n, path, 1 << 24, &err));
+    for (int64_t cut = 0; cut < n; cut += 1 + n / 50) { /* every prefix is refused or is a smaller model */
+        gr_tokenizer *t = NULL;
+        char *part = gr_strndup(bytes, cut);
+        graft_status st = gr_tokenizer_parse_spm(&t, part, cut, "cut.model", &err);
+        assert_true(st == GRAFT_OK ? t != NULL : st == GRAFT_BAD_INPUT && t == NULL);
+        gr_tokenizer_free(t);
+        free(part);
+    }
+    gr_tokenizer *t = NULL;
+    static const char huge[] = "\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f"; /* a piece of 2^63-1 bytes */
+    assert_int_equal(gr_tokenizer_parse_spm(&t, huge, sizeof huge - 1, "huge.model", &err), GRAFT_BAD_INPUT);
+    free(bytes);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_encode),          cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_control_tokens_are_text), cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_gguf_round_trip), cmocka_unit_test(test_chat_golden),
+        cmocka_unit_test(test_chat_recognition), cmocka_unit_test(test_chat_masks),
+        cmocka_unit_test(test_chat_spm_boundary), cmocka_unit_test(test_chat_file),
+        cmocka_unit_test(test_hostile_json),    cmocka_unit_test(test_hostile_charsmap),
+        cmocka_unit_test(test_hostile_spm),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
