@@ -33,10 +33,14 @@ static graft_status check_config(const gr_model_config *c, const char *file, gra
         const char *key;
         int64_t value, max;
     } sizes[] = {
-        {"number of layers", c->n_layers, 1024}, {"hidden size", c->hidden, 1 << 17},
-        {"number of heads", c->n_heads, 4096},   {"number of key/value heads", c->n_kv_heads, 4096},
-        {"head size", c->head_dim, 1024},        {"feed-forward size", c->ffn, 1 << 20},
-        {"vocabulary size", c->vocab, 1 << 24},  {"context length", c->max_positions, 1 << 24},
+        {"num_hidden_layers (block_count)", c->n_layers, 1024},
+        {"hidden_size (embedding_length)", c->hidden, 1 << 17},
+        {"num_attention_heads (head_count)", c->n_heads, 4096},
+        {"num_key_value_heads (head_count_kv)", c->n_kv_heads, 4096},
+        {"head_dim (key_length)", c->head_dim, 1024},
+        {"intermediate_size (feed_forward_length)", c->ffn, 1 << 20},
+        {"vocab_size", c->vocab, 1 << 24},
+        {"max_position_embeddings (context_length)", c->max_positions, 1 << 24},
     };
     graft_status st;
     for (int i = 0; i < GR_LEN(sizes); i++)

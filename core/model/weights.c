@@ -145,6 +145,8 @@ static graft_status bind_tensors(gr_weights *w, graft_error *err) {
         gr_weight_entry *e = &w->entries[i];
         const char *name = w->gguf ? e->gguf_name : e->name;
         const gr_tensor *t = w->gguf ? gr_gguf_find(w->gguf, name) : gr_safetensors_find(w->safetensors, name);
+        const char *odd = !t && w->safetensors ? gr_safetensors_skipped(w->safetensors, name) : NULL;
+        if (odd) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has type %s, expected F32, F16 or BF16", w->path, name, odd));
         GR_TRY(check_shape(e, t, name, w->path, err));
         e->view.dtype = t->dtype;
         e->view.data = t->data;

@@ -151,13 +151,13 @@ check "data make is a function of its seed" cmp m1.jsonl m2.jsonl
 check "data make: as many as asked for" test "$(wc -l <m1.jsonl)" = 50
 printf 'Hello  world\n小明 😀\n' >text
 "$GRAFT" tokenize --model "$TINY" --plain text >ids 2>/dev/null
-check "tokenize and back" bash -c '"$0" tokenize --model "$1" --decode ids | grep -q "小明 😀"' "$GRAFT" "$TINY"
+check "tokenize and back" bash -c '"$0" tokenize --model "$1" --plain --decode ids | grep -q "小明 😀"' "$GRAFT" "$TINY"
 check "doctor" "$GRAFT" doctor
 check "the man page" bash -c '"$0" help --man | grep -q "^.SH"' "$GRAFT"
 check "the completion" bash -c 'eval "$("$0" help --completion bash)"' "$GRAFT"
 for c in train validate generate eval merge export inspect tokenize doctor "data preview" "data make"; do
     # shellcheck disable=SC2086 # two words
-    check "graft $c --help has an example" bash -c '"$@" --help | grep -q "^  graft "' - "$GRAFT" $c
+    check "graft $c --help has an example" bash -c '"$@" --help | grep -A1 "^example" | grep -q "graft $2"' - "$GRAFT" $c
 done
 check "the base model's file is unchanged" test "$before" = "$(sha256sum "$TINY/model.safetensors")"
 finish

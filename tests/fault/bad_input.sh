@@ -1,0 +1,295 @@
+#!/bin/bash
+# Bad input: each case ends with its exit code (1 failed, 2 the command line or a recipe is wrong, 3 an input file is
+# missing or wrong), one line "graft: error: ..." that names the file and the key, nothing half-written, and no report of a
+# sanitizer (tests/run runs this with the sanitizers' build as well).
+. "$(dirname "$0")/../lib.sh"
+cd "$WORK" || exit 1
+export LC_ALL=C
+QWEN=$SOURCE/tests/golden/tiny-qwen2
+
+# bad CODE NAME WORDS COMMAND ...: WORDS (separated by spaces) must all occur in the error. Output goes to ./out, which must
+# not be there afterwards, unless it was before (of a run that began: no checkpoint and no adapter).
+bad() {
+    local code=$1 name=$2 words=$3 was=absent found word
+    shift 3
+    [ -e out ] && was=there
+    "$@" >stdout.log 2>stderr.log </dev/null
+    found=$?
+    if grep -qE 'AddressSanitizer|LeakSanitizer|runtime error' stderr.log; then
+        not_ok "$name" "a sanitizer's report" stderr.log
+    elif [ $found != "$code" ]; then
+        not_ok "$name" "exit code $found, expected $code" stderr.log
+    elif [ "$(grep -c '^graft: error: ' stderr.log)" != 1 ]; then
+        not_ok "$name" "expected one line \"graft: error: ...\"" stderr.log
+    else
+        for word in $words; do
+            if ! grep '^graft: error: ' stderr.log | grep -qF -- "$word"; then
+                not_ok "$name" "the error does not name \"$word\"" stderr.log
+                return
+            fi
+        done
+        if [ $was = absent ] && [ -e out ] && ! { [ -e out/run.log ] && [ ! -e out/adapter ] && [ -z "$(ls -d out/checkpoint-* 2>/dev/null)" ]; }; then
+            find out >left.log
+            not_ok "$name" "left output behind" left.log
+            rm -rf out
+        elif find . -name '*.tmp-*' | grep . >left.log; then
+            not_ok "$name" "left a temporary file behind" left.log
+            find . -name '*.tmp-*' -exec rm -rf {} +
+        else
+            ok "$name"
+        fi
+    fi
+    [ $was = there ] || rm -rf out
+}
+# put FILE OFFSET BYTES: overwrite, BYTES as printf writes them
+put() { printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
+# model NAME: a copy of the tiny model to damage
+model() {
+    rm -rf "$1"
+    mkdir "$1"
+    cp "$TINY"/*.json "$TINY/chat_template.jinja" "$TINY/model.safetensors" "$1"
+    rm -f "$1/golden.json"
+    chmod -R u+w "$1"
+}
+data() { printf '%b' "$1" >"$2"; }
+recipe() { printf '%b' "$1" >bad.yaml; }
+good_recipe="model: {base: $TINY, dtype: fp32}\ndata: {train: $TINY/train.jsonl, cache: none}\ntrain: {max_steps: 4, batch_size: 4}\n\
+save: {every: 2}\noutput_dir: out\n"
+recipe "$good_recipe"
+cp bad.yaml good.yaml
+train() { "$GRAFT" train good.yaml "$@"; }
+generate() { "$GRAFT" generate --prompt x --max-tokens 2 "$@"; }
+evaluate() { "$GRAFT" eval --model "$TINY" --data "$@"; }
+
+# ---- the command line ----
+bad 2 "unknown command" "trian train" "$GRAFT" trian
+bad 2 "unknown option" "--promt --prompt" "$GRAFT" generate --promt x
+bad 2 "option without its value" "--model" "$GRAFT" generate --model
+bad 2 "not a number" "--max-tokens many" "$GRAFT" generate --model "$TINY" --prompt x --max-tokens many
+bad 2 "number out of range" "--top-p 2" "$GRAFT" generate --model "$TINY" --prompt x --top-p 2
+bad 2 "neither prompt nor prompts" "--prompt" "$GRAFT" generate --model "$TINY"
+bad 2 "unknown template" "klingon smollm2" generate --model "$TINY" --template klingon
+bad 2 "unknown type" "fp12 bf16" generate --model "$TINY" --dtype fp12
+bad 2 "a folder cannot be q8_0" "q8_0" "$GRAFT" merge --model "$TINY" --dtype q8_0 --format hf --out out
+bad 2 "merge without a place" "--out" "$GRAFT" merge --model "$TINY"
+bad 2 "both ways out of an existing run" "resume overwrite" train --resume --overwrite
+bad 2 "steps of a problem" "--steps" "$GRAFT" data make school-math --steps 0-9 --out out
+bad 2 "unknown task" "school-math" "$GRAFT" data make school-maths --out out
+bad 2 "prompt longer than the context" "2048" "$GRAFT" generate --model "$TINY" --prompt "$(printf 'x %.0s' $(seq 9000))"
+
+# ---- recipes ----
+bad 3 "no such recipe" "nowhere.yaml" "$GRAFT" train nowhere.yaml
+check_recipe() { # check_recipe CODE NAME WORDS LINE: the good recipe with one more line
+    recipe "$good_recipe$4\n"
+    bad "$1" "$2" "bad.yaml $3" "$GRAFT" train bad.yaml
+}
+check_recipe 2 "unknown key" ":6: learning_rat" "learning_rat: 1"
+recipe "adapter: {rnak: 8}\n$good_recipe"
+bad 2 "unknown key, near another" "bad.yaml:1:11 rnak rank" "$GRAFT" validate bad.yaml
+recipe "adapter: {lora_r: 8}\n$good_recipe"
+bad 2 "a peer's name" "bad.yaml:1 lora_r rank" "$GRAFT" validate bad.yaml
+check_recipe 2 "duplicate key" "output_dir" "output_dir: twice"
+check_recipe 2 "wrong kind of value" "rank" "adapter: {rank: many}"
+check_recipe 2 "value out of range" "rank 0" "adapter: {rank: 0}"
+check_recipe 2 "not one of the choices" "method lorra lora" "adapter: {method: lorra}"
+check_recipe 2 "not a number" "alpha" "adapter: {alpha: .nan}"
+check_recipe 2 "a list where a section belongs" "eval" "eval: [1, 2]"
+check_recipe 2 "bad YAML" ":" "adapter: {rank: 8"
+check_recipe 2 "bad UTF-8" "" 'adapter: {init_from: "\0377\0376"}'
+bad 2 "unknown target" "target_modules q_prj q_proj" train adapter.target_modules=q_prj
+check_recipe 2 "extends what is missing" "nobase.yaml" "extends: nobase.yaml"
+recipe "extends: bad.yaml\n"
+bad 2 "extends itself" "bad.yaml extends" "$GRAFT" validate bad.yaml
+recipe "train: {max_steps: 1}\n"
+bad 2 "required keys" "model.base data.train output_dir" "$GRAFT" train bad.yaml
+bad 2 "override of an unknown key" "train.learning_rat learning_rate" train train.learning_rat=1
+bad 2 "override without a value" "train.seed" train train.seed
+bad 2 "max_length beyond the context" "data.max_length 2048 4096" train data.max_length=4096
+bad 2 "eval share" "data.eval" train data.eval=1.5
+
+# ---- models ----
+bad 3 "no such model" "nowhere" generate --model nowhere
+model m && rm m/config.json
+bad 3 "no config.json" "m config.json" generate --model m
+model m && data '{"hidden_size": ' m/config.json
+bad 3 "config.json is cut" "m/config.json" generate --model m
+model m && sed -i '/"hidden_size"/d' m/config.json
+bad 3 "config.json without a size" "m/config.json hidden_size" generate --model m
+model m && sed -i 's/"hidden_size": 64/"hidden_size": "64"/' m/config.json
+bad 3 "config.json: text for a number" "m/config.json hidden_size" generate --model m
+model m && sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": -2/' m/config.json
+bad 3 "config.json: negative size" "m/config.json num_hidden_layers" generate --model m
+model m && sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 9000000000000000/' m/config.json
+bad 3 "config.json: size beyond reason" "m/config.json num_hidden_layers" generate --model m
+model m && sed -i 's/LlamaForCausalLM/MambaForCausalLM/; s/"model_type": "llama"/"model_type": "mamba"/' m/config.json
+bad 3 "unknown architecture" "m/config.json mamba" generate --model m
+model m && sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' m/config.json
+bad 3 "missing tensor" "m model.layers.2." generate --model m
+model m && sed -i 's/"model.norm.weight"/"model.nrom.weight"/' m/model.safetensors
+bad 3 "misnamed tensor" "m model.norm.weight" generate --model m
+model m && sed -i 's/"hidden_size": 64/"hidden_size": 128/; s/"head_dim": 16/"head_dim": 32/' m/config.json
+bad 3 "shape unlike config.json" "m model.embed_tokens.weight" generate --model m
+model m && sed -i '1s/"dtype":"F32","shape":\[640/"dtype":"I32","shape":[640/' m/model.safetensors
+bad 3 "wrong dtype" "m model.embed_tokens.weight I32" generate --model m
+model m && put m/model.safetensors 0 '\377\377\377\377\377\377\377\177'
+bad 3 "safetensors: overflowing header length" "m/model.safetensors" generate --model m
+model m && put m/model.safetensors 8 'x'
+bad 3 "safetensors: header is no JSON" "m/model.safetensors" generate --model m
+model m && sed -i '1s/"data_offsets":\[0,163840\]/"data_offsets":[0,999999]/' m/model.safetensors
+bad 3 "safetensors: offsets beyond the file" "m/model.safetensors model.embed_tokens.weight" generate --model m
+model m && sed -i '1s/"shape":\[640,64\]/"shape":[640,-1]/' m/model.safetensors
+bad 3 "safetensors: negative shape" "m/model.safetensors model.embed_tokens.weight" generate --model m
+model m && truncate -s 300000 m/model.safetensors
+bad 3 "safetensors: truncated" "m/model.safetensors" generate --model m
+model m && : >m/model.safetensors
+bad 3 "safetensors: empty" "m/model.safetensors" generate --model m
+model m && rm m/model.safetensors
+bad 3 "no weights" "m" generate --model m
+model m && rm m/tokenizer.json
+bad 3 "no tokenizer" "m tokenizer" generate --model m
+model m && truncate -s 9000 m/tokenizer.json
+bad 3 "tokenizer.json is cut" "m/tokenizer.json" generate --model m
+model m && sed -i '0,/"id": 0,/s//"id": 700, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
+bad 3 "vocabulary larger than the embedding" "m 640" generate --model m
+model m && printf '{{ messages | unheard_of }}' >m/chat_template.jinja
+bad 2 "a chat template that nobody knows" "smollm2 chatml" generate --model m
+
+# ---- GGUF ----
+if "$GRAFT" merge --model "$TINY" --dtype fp32 --out base.gguf >merge.log 2>&1; then
+    gguf() { # gguf NAME WORDS COMMAND ...: damage g.gguf, then read it
+        local name=$1 words=$2
+        shift 2
+        cp base.gguf g.gguf
+        "$@"
+        bad 3 "GGUF: $name" "g.gguf $words" generate --model g.gguf
+    }
+    gguf "truncated in its header" "" truncate -s 200 g.gguf
+    gguf "truncated in its tensors" "" truncate -s -1000 g.gguf
+    gguf "empty" "" truncate -s 0 g.gguf
+    gguf "not a GGUF" "" put g.gguf 0 'GGML'
+    gguf "a version of the future" "99" put g.gguf 4 '\143'
+    gguf "overflowing number of tensors" "" put g.gguf 8 '\377\377\377\377\377\377\377\377'
+    gguf "overflowing number of keys" "" put g.gguf 16 '\377\377\377\377\377\377\377\177'
+    gguf "overflowing length of a key" "" put g.gguf 24 '\377\377\377\377\377\377\377\177'
+    gguf "unknown type of a value" "" put g.gguf "$((32 + $(od -An -tu8 -j24 -N8 base.gguf)))" '\144'
+    gguf "unknown architecture" "general.architecture" sed -i 's/general.architecture\(............\)llama/general.architecture\1mamba/' g.gguf
+    gguf "missing key" "block_count" sed -i 's/llama.block_count/llama.block_coumt/' g.gguf
+    gguf "missing tensor" "token_embd" sed -i 's/token_embd.weight/token_ebmd.weight/' g.gguf
+else
+    not_ok "GGUF: a file to damage" "merge failed" merge.log
+fi
+
+# ---- data ----
+bad 3 "no such data" "nowhere.jsonl" evaluate nowhere.jsonl
+: >d.jsonl
+bad 3 "empty data" "d.jsonl" evaluate d.jsonl
+data '\n \n' d.jsonl
+bad 3 "blank data" "d.jsonl" evaluate d.jsonl
+data '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion":\n' d.jsonl
+bad 3 "a line that is no JSON" "d.jsonl:2" evaluate d.jsonl
+data '[{"prompt": "a", "completion": "b"},' d.json
+bad 3 "an array without its end" "d.json" evaluate d.json
+data '{"this": "a", "that": "b"}\n' d.jsonl
+bad 3 "an unknown form" "d.jsonl this prompt" evaluate d.jsonl
+data '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 7}\n' d.jsonl
+bad 3 "a number for a text" "d.jsonl:2 completion" evaluate d.jsonl
+data '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n' d.jsonl
+bad 3 "a sample without its answer" "d.jsonl:2 completion" evaluate d.jsonl
+data '{"messages": [{"role": "wizard", "content": "b"}, {"role": "assistant", "content": "c"}]}\n' d.jsonl
+bad 3 "an unknown role" "d.jsonl:1 wizard" evaluate d.jsonl
+data '{"messages": [{"role": "user", "content": "b"}]}\n' d.jsonl
+bad 3 "nothing to learn" "d.jsonl" evaluate d.jsonl
+data '{"prompt": "a", "completion": "b"}\n' d.jsonl
+recipe "$good_recipe"
+bad 2 "an unknown form by name" "alpacca alpaca" train 'data.train=[{path: d.jsonl, format: alpacca}]'
+bad 3 "a column that is not there" "d.jsonl question" train 'data.train=[{path: d.jsonl, columns: {prompt: question}}]'
+printf '{"prompt": "x", "completion": "%s"}\n' "$(printf 'y %.0s' $(seq 3000))" >d.jsonl
+bad 3 "a sample longer than max_length" "d.jsonl:1 64" train data.train=d.jsonl data.max_length=64 data.truncation=error
+data '{"text": 3}\n' p.jsonl
+bad 3 "prompts of no known form" "p.jsonl:1 prompt" "$GRAFT" generate --model "$TINY" --prompts p.jsonl --out out
+data '' p.jsonl
+bad 3 "no prompts" "p.jsonl" "$GRAFT" generate --model "$TINY" --prompts p.jsonl --out out
+data '[1, 99999]\n' ids
+bad 3 "ids beyond the vocabulary" "ids:1" "$GRAFT" tokenize --model "$TINY" --decode ids
+printf '{"prompt": "a\377b", "completion": "c\376"}\n' >d.jsonl
+check "invalid UTF-8 in data reads as U+FFFD" evaluate d.jsonl
+
+# ---- adapters ----
+adapter() {
+    rm -rf a
+    cp -r "$TINY/adapter" a
+    chmod -R u+w a
+}
+with_a() { generate --model "$TINY" --adapter a; }
+bad 3 "no such adapter" "nowhere" generate --model "$TINY" --adapter nowhere
+bad 2 "scale of an adapter" "lots" generate --model "$TINY" --adapter "$TINY/adapter:lots"
+bad 3 "adapter of another model" "adapter_model.safetensors lora" generate --model "$QWEN" --adapter "$TINY/adapter"
+adapter && truncate -s 20 a/adapter_config.json
+bad 3 "adapter_config.json is cut" "a/adapter_config.json" with_a
+adapter && sed -i 's/"use_dora": false/"use_dora": true/' a/adapter_config.json
+bad 3 "DoRA" "a/adapter_config.json use_dora" with_a
+adapter && sed -i 's/"peft_type": "LORA"/"peft_type": "IA3"/' a/adapter_config.json
+bad 3 "another kind of adapter" "a/adapter_config.json IA3" with_a
+adapter && sed -i 's/"r": 4/"r": 8/' a/adapter_config.json
+bad 3 "rank unlike the matrices" "a lora_A" with_a
+adapter && rm a/adapter_model.safetensors
+bad 3 "adapter without its matrices" "a adapter_model.safetensors" with_a
+adapter && truncate -s 30000 a/adapter_model.safetensors
+bad 3 "adapter: truncated" "a/adapter_model.safetensors" with_a
+adapter && put a/adapter_model.safetensors 39000 '\377\377\377\377\377\377\377\377'
+bad 3 "NaN in an adapter" "a/adapter_model.safetensors lora" with_a
+adapter && sed -i '1s/layers.1.mlp.up_proj.lora_B/layers.1.mlp.up_prjo.lora_B/' a/adapter_model.safetensors
+bad 3 "adapter: misnamed tensor" "a/adapter_model.safetensors up_pr" with_a
+head -c 5000 /dev/zero >junk
+bad 3 "inspect what is nothing" "junk" "$GRAFT" inspect junk
+
+# ---- training, runs and checkpoints ----
+model m && put m/model.safetensors 5000 '\000\000\300\177'
+bad 1 "NaN in the weights: the loss is not finite" "step 1 loss" train model.base=m
+train >first.log 2>&1 || not_ok "a run to continue" "see" first.log
+cp -r out kept
+bad 2 "an existing run" "out --resume --overwrite" train
+bad 2 "resume with another batch size" "batch_size" train --resume train.batch_size=5 train.max_steps=4
+head -n 9 "$TINY/train.jsonl" >other.jsonl
+bad 2 "resume with other data" "out data" train --resume data.train=other.jsonl
+for f in out/checkpoint-*/state.h5; do put "$f" 3000 'damaged'; done
+bad 3 "damaged checkpoints" "out checkpoint state.h5" train --resume
+for f in out/checkpoint-*/state.h5; do truncate -s 1000 "$f"; done
+bad 3 "truncated checkpoints" "out checkpoint state.h5" train --resume
+rm -rf out && cp -r kept out
+put out/checkpoint-4/state.h5 3000 'damaged'
+check "one damaged checkpoint: the one before it is taken" train --resume
+rm -rf out
+check "resume where no run is: it starts" train --resume
+rm -rf out
+
+# ---- places to write to ----
+: >file
+bad 1 "output below a file" "file/x" train output_dir=file/x
+bad 1 "merge below a file" "file" "$GRAFT" merge --model "$TINY" --out file/x
+mkdir there && : >there/something
+bad 2 "merge over something" "there" "$GRAFT" merge --model "$TINY" --out there
+check "and it is still there" test -e there/something
+rm -rf there
+to_full() { "$GRAFT" help recipe >/dev/full; }
+bad 1 "standard output is full" "standard output" to_full
+limited() { # no file beyond 50 KB, as a full disk would have it
+    (
+        trap '' XFSZ
+        ulimit -f 50
+        "$GRAFT" "$@"
+    )
+}
+bad 1 "no room for the merged model" "out" limited merge --model "$TINY" --out out
+bad 1 "no room for a GGUF" "out" limited merge --model "$TINY" --format gguf --out out
+bad 1 "no room for a checkpoint" "out" limited train good.yaml adapter.rank=64 train.max_steps=2
+rm -rf out
+mkdir disk
+if [ "$(id -u)" = 0 ] && mount -t tmpfs -o size=64k graft-test disk 2>/dev/null; then
+    bad 1 "full disk: a merged model" "disk/model" "$GRAFT" merge --model "$TINY" --out disk/model
+    bad 1 "full disk: a run" "disk/run" train output_dir=disk/run adapter.rank=64
+    umount disk
+else
+    skip "full disk" "only root may mount one"
+fi
+finish
