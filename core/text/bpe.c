@@ -1,14 +1,15 @@
 /* Byte-pair encoding: symbols merge by rank, the leftmost first among equals, until no pair is known.
- * A pair's rank comes from the list of merges, or (SentencePiece models) from the score of the piece that both make. */
+ * A pair's rank comes from the list of merges, or (SentencePiece models) from the score of the piece that
+ * both make. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/text/impl.h"
 
 typedef struct gr_symbol {
-    int64_t start, end; /* bytes in the word; start == end: merged away */
-    int64_t prev, next; /* -1 at the ends */
-    int32_t id;         /* -1: not in the vocabulary */
+    int64_t start, end;   /* bytes in the word; start == end: merged away */
+    int64_t prev, next;   /* -1 at the ends */
+    int32_t id;           /* -1: not in the vocabulary */
     int32_t rank, merged; /* of the pair with the next symbol (short words) */
 } gr_symbol;
 
@@ -20,7 +21,8 @@ typedef struct gr_heap_item {
 enum { SHORT_WORD = 40, NO_RANK = INT32_MAX };
 
 /* Rank of the pair a b, NO_RANK when it does not merge. */
-static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b, int32_t *merged) {
+static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
+                         int32_t *merged) {
     if (t->ranks) {
         *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
         return *merged < 0 ? NO_RANK : t->ranks[*merged];
@@ -63,9 +65,11 @@ static int64_t merge_short(const gr_tokenizer *t, const char *word, gr_symbol *s
         n--;
         memmove(&symbols[best + 1], &symbols[best + 2], (size_t)(n - best - 1) * sizeof *symbols);
         if (best + 1 < n)
-            symbols[best].rank = pair_rank(t, word, &symbols[best], &symbols[best + 1], &symbols[best].merged);
+            symbols[best].rank =
+                pair_rank(t, word, &symbols[best], &symbols[best + 1], &symbols[best].merged);
         if (best > 0)
-            symbols[best - 1].rank = pair_rank(t, word, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
+            symbols[best - 1].rank =
+                pair_rank(t, word, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
     }
     return n;
 }
@@ -92,8 +96,10 @@ static gr_heap_item heap_pop(gr_heap_item *heap, int64_t n) { /* n: size after *
     return top;
 }
 
-/* Long words: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make now. */
-static int64_t merge_long(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n, gr_heap_item *heap) {
+/* Long words: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make now.
+ */
+static int64_t merge_long(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n,
+                          gr_heap_item *heap) {
     int64_t in_heap = 0;
     int32_t merged, rank;
     for (int64_t i = 0; i + 1 < n; i++)
@@ -135,7 +141,8 @@ static bool encode_word(const gr_tokenizer *t, gr_scratch *s, const char *word, 
     bool unknown = false;
     for (int64_t i = 0; i < n; i++) {
         const gr_symbol *x = &s->symbols[i];
-        bool ok = x->id >= 0 ? gr_ids_push(ids, x->id) : gr_push_unknown(t, word + x->start, x->end - x->start, unknown, ids);
+        bool ok = x->id >= 0 ? gr_ids_push(ids, x->id)
+                             : gr_push_unknown(t, word + x->start, x->end - x->start, unknown, ids);
         if (!ok) return false;
         unknown = x->id < 0;
     }
@@ -152,6 +159,7 @@ bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64
     int64_t n_before = ids->n;
     if (!encode_word(t, s, word, len, ids)) return false;
     if (whole == 0)
-        atomic_store_explicit(&t->whole[id], ids->n == n_before + 1 && ids->data[n_before] == id ? 1 : 2, memory_order_relaxed);
+        atomic_store_explicit(&t->whole[id], ids->n == n_before + 1 && ids->data[n_before] == id ? 1 : 2,
+                              memory_order_relaxed);
     return true;
 }

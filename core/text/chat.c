@@ -18,8 +18,9 @@ enum { OPS_MAX = 32 };
 
 typedef struct chat_pattern {
     chat_op ops[OPS_MAX];
-    int n, content, end; /* index of {content} and of the control token that ends the turn; -1 when there is none */
-    int answer;          /* the assistant's: where the answer starts */
+    int n, content,
+        end;    /* index of {content} and of the control token that ends the turn; -1 when there is none */
+    int answer; /* the assistant's: where the answer starts */
 } chat_pattern;
 
 struct gr_chat {
@@ -72,10 +73,13 @@ static graft_status compile(chat_pattern *p, const gr_chat *c, const char *text,
             for (int i = 0; i < GR_LEN(marks); i++)
                 if (gr_starts_with(next, marks[i].mark)) found = i;
         ok = add_literal(p, c->t, start, next - start);
-        if (found >= 0 && (marks[found].op.kind == OP_CONTENT || marks[found].op.id >= 0)) ok = ok && add_op(p, marks[found].op);
+        if (found >= 0 && (marks[found].op.kind == OP_CONTENT || marks[found].op.id >= 0))
+            ok = ok && add_op(p, marks[found].op);
         s = start = found < 0 ? NULL : next + strlen(marks[found].mark);
     }
-    return ok ? GRAFT_OK : gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the pattern \"%.60s\" has too many parts", c->row.name, text);
+    return ok ? GRAFT_OK
+              : gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the pattern \"%.60s\" has too many parts",
+                        c->row.name, text);
 }
 
 static graft_status compile_all(gr_chat *c, graft_error *err) {
@@ -90,9 +94,12 @@ static graft_status compile_all(gr_chat *c, graft_error *err) {
     if (answer->content == 1 && answer->ops[0].kind == OP_TEXT && answer->ops[0].len == 1) answer->answer = 0;
     if (answer->end >= 0 || c->t->info.eos < 0) goto done;
     /* An answer ends with eos where the pattern has no control token of its own. */
-    if (answer->n == OPS_MAX) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the assistant pattern is too long", c->row.name));
+    if (answer->n == OPS_MAX)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the assistant pattern is too long",
+                       c->row.name));
     answer->end = answer->content + 1;
-    memmove(&answer->ops[answer->end + 1], &answer->ops[answer->end], (size_t)(answer->n - answer->end) * sizeof(chat_op));
+    memmove(&answer->ops[answer->end + 1], &answer->ops[answer->end],
+            (size_t)(answer->n - answer->end) * sizeof(chat_op));
     answer->ops[answer->end] = (chat_op){.kind = OP_CONTROL, .id = c->t->info.eos};
     answer->n++;
 done:
@@ -106,27 +113,33 @@ static graft_status unknown_template(const gr_tokenizer *t, const char *name, gr
     const char *choices = list.data ? list.data : "", *nearest = gr_nearest(name, gr_chat_names(), n);
     graft_status st;
     if (strcmp(name, "auto") == 0)
-        st = gr_fail(err, GRAFT_BAD_USAGE, "%s; name one: template: %s, or a FILE.yaml with {system, user, assistant}",
-                     t->info.chat_template ? "the model's own chat template is none that graft recognises" : "the model has no chat template",
+        st = gr_fail(err, GRAFT_BAD_USAGE,
+                     "%s; name one: template: %s, or a FILE.yaml with {system, user, assistant}",
+                     t->info.chat_template ? "the model's own chat template is none that graft recognises"
+                                           : "the model has no chat template",
                      choices);
     else
-        st = gr_fail(err, GRAFT_BAD_USAGE, "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.yaml", name,
+        st = gr_fail(err, GRAFT_BAD_USAGE,
+                     "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.yaml", name,
                      nearest ? ", did you mean " : "", nearest ? nearest : "", choices);
     gr_str_release(&list);
     return st;
 }
 
 static graft_status choose(gr_chat *c, const char *name, graft_error *err) {
-    if (gr_ends_with(name, ".yaml") || gr_ends_with(name, ".yml")) return gr_chat_template_read(&c->row, name, &c->arena, err);
+    if (gr_ends_with(name, ".yaml") || gr_ends_with(name, ".yml"))
+        return gr_chat_template_read(&c->row, name, &c->arena, err);
     const gr_chat_template *row = gr_chat_template_find(name);
-    if (strcmp(name, "auto") == 0 && c->t->info.chat_template) row = gr_chat_template_recognise(c->t->info.chat_template);
+    if (strcmp(name, "auto") == 0 && c->t->info.chat_template)
+        row = gr_chat_template_recognise(c->t->info.chat_template);
     if (!row) return unknown_template(c->t, name, err);
     c->row = *row;
     for (int i = 0; i < GR_LEN(row->needs) && row->needs[i]; i++) {
         int32_t id = gr_tokenizer_find(c->t, row->needs[i]);
         if (id < 0 || c->t->pieces[id].type != GR_PIECE_CONTROL)
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "chat template %s needs the control token %s, which the tokenizer lacks; alpaca, belle and none need no "
+                           "chat template %s needs the control token %s, which the tokenizer lacks; alpaca, "
+                           "belle and none need no "
                            "such token",
                            row->name, row->needs[i]);
     }
@@ -135,13 +148,17 @@ static graft_status choose(gr_chat *c, const char *name, graft_error *err) {
 
 static uint64_t hash_chat(const gr_chat *c) {
     const gr_chat_template *r = &c->row;
-    const char *texts[] = {r->begin, r->gap, c->system, r->pattern[0], r->pattern[1], r->pattern[2], r->pattern[3]};
-    uint64_t h = (uint64_t)(r->trim | r->fold_system << 1 | r->skip_empty_system << 2 | r->parse_special << 3);
-    for (int i = 0; i < GR_LEN(texts); i++) h = XXH3_64bits_withSeed(texts[i] ? texts[i] : "\1", strlen(texts[i] ? texts[i] : "\1"), h);
+    const char *texts[] = {r->begin,      r->gap,        c->system,    r->pattern[0],
+                           r->pattern[1], r->pattern[2], r->pattern[3]};
+    uint64_t h =
+        (uint64_t)(r->trim | r->fold_system << 1 | r->skip_empty_system << 2 | r->parse_special << 3);
+    for (int i = 0; i < GR_LEN(texts); i++)
+        h = XXH3_64bits_withSeed(texts[i] ? texts[i] : "\1", strlen(texts[i] ? texts[i] : "\1"), h);
     return h;
 }
 
-graft_status gr_chat_open(gr_chat **out, const char *name, const char *system, const gr_tokenizer *t, graft_error *err) {
+graft_status gr_chat_open(gr_chat **out, const char *name, const char *system, const gr_tokenizer *t,
+                          graft_error *err) {
     gr_chat *c = gr_calloc(1, sizeof *c);
     if (!c) return gr_fail_memory(err, "chat template");
     c->t = t;
@@ -151,7 +168,8 @@ graft_status gr_chat_open(gr_chat **out, const char *name, const char *system, c
     if (system && !c->system) GR_TRY(gr_fail_memory(err, "chat template"));
     if (c->system && !*c->system) c->system = NULL;
     if (c->system && !c->row.pattern[GR_ROLE_SYSTEM])
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "chat template %s has no system pattern, but a system text is given", c->row.name));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                       "chat template %s has no system pattern, but a system text is given", c->row.name));
     GR_TRY(compile_all(c, err));
     c->hash = hash_chat(c);
     *out = c;
@@ -167,14 +185,18 @@ void gr_chat_free(gr_chat *c) {
     free(c);
 }
 
-const char *gr_chat_name(const gr_chat *c) { return c->row.name; }
+const char *gr_chat_name(const gr_chat *c) {
+    return c->row.name;
+}
 
 int32_t gr_chat_end_of_turn(const gr_chat *c) {
     const chat_pattern *answer = &c->role[GR_ROLE_ASSISTANT];
     return c->row.parse_special || answer->end < 0 ? -1 : answer->ops[answer->end].id;
 }
 
-uint64_t gr_chat_hash(const gr_chat *c) { return c->hash; }
+uint64_t gr_chat_hash(const gr_chat *c) {
+    return c->hash;
+}
 
 void gr_encoded_release(gr_encoded *e) {
     gr_ids_release(&e->ids);
@@ -197,23 +219,27 @@ typedef struct writer {
 /* Give the ids from `first` on their mask. */
 static graft_status mark(writer *w, int64_t first) {
     gr_encoded *e = w->out;
-    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n, 1)) return gr_fail_memory(w->err, "encoding a conversation");
+    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n, 1))
+        return gr_fail_memory(w->err, "encoding a conversation");
     if (e->ids.n > first) memset(e->target + first, w->target, (size_t)(e->ids.n - first));
     return GRAFT_OK;
 }
 
 /* Encode the pending text. */
 static graft_status flush(writer *w) {
-    if (w->rendered || w->run.len == 0) return w->run.failed ? gr_fail_memory(w->err, "encoding a conversation") : GRAFT_OK;
+    if (w->rendered || w->run.len == 0)
+        return w->run.failed ? gr_fail_memory(w->err, "encoding a conversation") : GRAFT_OK;
     int64_t before = w->out->ids.n;
-    graft_status st = gr_tokenizer_encode_part(w->c->t, w->run.data, w->run.len, w->c->row.parse_special, w->after_text, &w->out->ids,
-                                               w->err);
+    graft_status st = gr_tokenizer_encode_part(w->c->t, w->run.data, w->run.len, w->c->row.parse_special,
+                                               w->after_text, &w->out->ids, w->err);
     gr_str_clear(&w->run);
     w->after_text = true;
     return st == GRAFT_OK ? mark(w, before) : st;
 }
 
-static void put_text(writer *w, const char *text, int64_t len) { gr_str_add(w->rendered ? w->rendered : &w->run, text, len); }
+static void put_text(writer *w, const char *text, int64_t len) {
+    gr_str_add(w->rendered ? w->rendered : &w->run, text, len);
+}
 
 static graft_status put_control(writer *w, int32_t id) {
     if (w->rendered) {
@@ -234,7 +260,8 @@ static graft_status set_target(writer *w, bool target) {
 }
 
 /* ops[first..last) of a pattern. */
-static graft_status put_ops(writer *w, const chat_pattern *p, int first, int last, const char *content, int64_t len) {
+static graft_status put_ops(writer *w, const chat_pattern *p, int first, int last, const char *content,
+                            int64_t len) {
     graft_status st = GRAFT_OK;
     for (int i = first; i < last && st == GRAFT_OK; i++) {
         const chat_op *op = &p->ops[i];
@@ -254,7 +281,9 @@ static void trim(const gr_tokenizer *t, const char **s, int64_t *n) {
     int size;
     for (int64_t i = 0; i < *n; i += size) {
         int32_t point = gr_utf8_decode(*s + i, *n - i, &size, NULL);
-        if (point >= 0 && ((gr_char_class(t, (uint32_t)point) & GR_CLASS_SPACE) || (point >= 0x1C && point <= 0x1F))) continue;
+        if (point >= 0 &&
+            ((gr_char_class(t, (uint32_t)point) & GR_CLASS_SPACE) || (point >= 0x1C && point <= 0x1F)))
+            continue;
         if (first < 0) first = i;
         last = i + size;
     }
@@ -300,25 +329,30 @@ static graft_status check_roles(const gr_chat *c, const gr_message *m, int64_t n
     for (int64_t i = 0, turn_number = 0; i < n; i++) {
         int role = role_of(&m[i]);
         if (role < 0)
-            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld has the role \"%.40s\"; expected system, user, assistant or tool",
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "message %lld has the role \"%.40s\"; expected system, user, assistant or tool",
                            (long long)i + 1, m[i].role ? m[i].role : "");
         if (!c->row.pattern[role])
-            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s has no form for the role %s", (long long)i + 1,
-                           c->row.name, ROLES[role]);
+            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s has no form for the role %s",
+                           (long long)i + 1, c->row.name, ROLES[role]);
         if (role == GR_ROLE_SYSTEM && i > 0 && (c->row.fold_system || c->row.skip_empty_system))
-            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: in chat template %s a system message must come first",
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "message %lld: in chat template %s a system message must come first",
                            (long long)i + 1, c->row.name);
         if (role == GR_ROLE_SYSTEM) continue;
         if (c->row.fold_system && (role == GR_ROLE_USER) != (turn_number % 2 == 0))
-            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: in chat template %s user and assistant must take turns, user first",
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "message %lld: in chat template %s user and assistant must take turns, user first",
                            (long long)i + 1, c->row.name);
         turn_number++;
     }
     return GRAFT_OK;
 }
 
-/* The content of a message as it is put into its pattern; folded holds it when the system text is put before it. */
-static graft_status prepare(const gr_chat *c, const char *system, const char **content, int64_t *len, gr_str *folded, graft_error *err) {
+/* The content of a message as it is put into its pattern; folded holds it when the system text is put before
+ * it. */
+static graft_status prepare(const gr_chat *c, const char *system, const char **content, int64_t *len,
+                            gr_str *folded, graft_error *err) {
     if (system) {
         const chat_pattern *p = &c->role[GR_ROLE_SYSTEM];
         for (int i = 0; i < p->n; i++) {
@@ -336,7 +370,8 @@ static graft_status prepare(const gr_chat *c, const char *system, const char **c
     return GRAFT_OK;
 }
 
-static graft_status put_messages(writer *w, const gr_message *m, int64_t n, bool generation, gr_loss_on loss_on) {
+static graft_status put_messages(writer *w, const gr_message *m, int64_t n, bool generation,
+                                 gr_loss_on loss_on) {
     const gr_chat *c = w->c;
     gr_str folded = {0};
     int64_t last_answer = -1;
@@ -351,7 +386,8 @@ static graft_status put_messages(writer *w, const gr_message *m, int64_t n, bool
         const char *content = system;
         int64_t len = (int64_t)strlen(content);
         GR_TRY(prepare(c, NULL, &content, &len, &folded, w->err));
-        GR_TRY(put_turn(w, (turn){.role = GR_ROLE_SYSTEM, .all = all && !(given && m[0].no_loss)}, content, len));
+        GR_TRY(put_turn(w, (turn){.role = GR_ROLE_SYSTEM, .all = all && !(given && m[0].no_loss)}, content,
+                        len));
     }
     for (int64_t i = given; i < n; i++) {
         const char *content = m[i].content;
@@ -375,8 +411,9 @@ done:
     return st;
 }
 
-graft_status gr_chat_encode(const gr_chat *c, const gr_message *messages, int64_t n, bool add_generation_prompt, gr_loss_on loss_on,
-                            gr_encoded *out, graft_error *err) {
+graft_status gr_chat_encode(const gr_chat *c, const gr_message *messages, int64_t n,
+                            bool add_generation_prompt, gr_loss_on loss_on, gr_encoded *out,
+                            graft_error *err) {
     writer w = {.c = c, .out = out, .err = err};
     const gr_tokenizer_info *info = &c->t->info;
     graft_status st;
@@ -399,8 +436,8 @@ done:
     return st;
 }
 
-graft_status gr_chat_render(const gr_chat *c, const gr_message *messages, int64_t n, bool add_generation_prompt, gr_str *out,
-                            graft_error *err) {
+graft_status gr_chat_render(const gr_chat *c, const gr_message *messages, int64_t n,
+                            bool add_generation_prompt, gr_str *out, graft_error *err) {
     writer w = {.c = c, .rendered = out, .err = err};
     graft_status st = check_roles(c, messages, n, err);
     if (st == GRAFT_OK) st = put_messages(&w, messages, n, add_generation_prompt, GR_LOSS_COMPLETION);

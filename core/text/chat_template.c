@@ -4,7 +4,8 @@
 #include "core/text/chat_template.h"
 
 #define CHATML(role) "<|im_start|>" role "\n{content}<|im_end|>\n"
-#define CHATML_PATTERNS {CHATML("system"), CHATML("user"), CHATML("assistant"), CHATML("tool")}
+#define CHATML_PATTERNS                                                                                      \
+    { CHATML("system"), CHATML("user"), CHATML("assistant"), CHATML("tool") }
 #define LLAMA3(role) "<|start_header_id|>" role "<|end_header_id|>\n\n{content}<|eot_id|>"
 
 static const gr_chat_template TEMPLATES[] = {
@@ -14,14 +15,16 @@ static const gr_chat_template TEMPLATES[] = {
      .gap = "",
      .default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
      .needs = {"<|im_start|>", "<|im_end|>"},
-     .has = {"<|im_start|>", "<|im_end|>", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}},
+     .has = {"<|im_start|>", "<|im_end|>",
+             "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}},
     {.name = "qwen2.5",
      .begin = "",
      .pattern = CHATML_PATTERNS,
      .gap = "",
      .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
      .needs = {"<|im_start|>", "<|im_end|>"},
-     .has = {"<|im_start|>", "<|im_end|>", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
+     .has = {"<|im_start|>", "<|im_end|>",
+             "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
      .has_not = {"<think>"}},
     {.name = "qwen2",
      .begin = "",
@@ -57,8 +60,10 @@ static const gr_chat_template TEMPLATES[] = {
      .begin = "",
      .pattern = {"{content}\n\n", "### Instruction:\n{content}\n\n", "### Response:\n{content}{eos}"},
      .gap = "\n\n",
-     .default_system = "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
-     .has = {"### Instruction:", "### Response:", "Below is an instruction that describes a task. Write a response"},
+     .default_system = "Below is an instruction that describes a task. Write a response that appropriately "
+                       "completes the request.",
+     .has = {"### Instruction:", "### Response:",
+             "Below is an instruction that describes a task. Write a response"},
      .skip_empty_system = true},
     {.name = "belle",
      .begin = "",
@@ -75,9 +80,12 @@ static const gr_chat_template TEMPLATES[] = {
      .parse_special = true},
 };
 
-static const char *const NAMES[] = {"smollm2", "chatml", "llama-2", "llama-3", "qwen2", "qwen2.5", "alpaca", "belle", "none", NULL};
+static const char *const NAMES[] = {"smollm2", "chatml", "llama-2", "llama-3", "qwen2",
+                                    "qwen2.5", "alpaca", "belle",   "none",    NULL};
 
-const char *const *gr_chat_names(void) { return NAMES; }
+const char *const *gr_chat_names(void) {
+    return NAMES;
+}
 
 const gr_chat_template *gr_chat_template_find(const char *name) {
     for (int i = 0; i < GR_LEN(TEMPLATES); i++)

@@ -10,7 +10,8 @@ void gr_ids_release(gr_ids *ids) {
 }
 
 bool gr_ids_push(gr_ids *ids, int32_t id) {
-    if (ids->n == ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + 1, sizeof *ids->data)) return false;
+    if (ids->n == ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + 1, sizeof *ids->data))
+        return false;
     ids->data[ids->n++] = id;
     return true;
 }
@@ -49,11 +50,12 @@ static bool stands_alone(const gr_tokenizer *t, const char *text, int64_t len, i
     int64_t at;
     int size;
     if (start > 0 && last_class(t, text, start, &at) & word) return false;
-    return end == len || !(gr_char_class(t, (uint32_t)gr_utf8_decode(text + end, len - end, &size, NULL)) & word);
+    return end == len ||
+           !(gr_char_class(t, (uint32_t)gr_utf8_decode(text + end, len - end, &size, NULL)) & word);
 }
 
-bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len, int64_t from, bool special,
-                   gr_match *m) {
+bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
+                   int64_t from, bool special, gr_match *m) {
     if (set->n == 0) return false;
     for (int64_t i = from; i < len; i++) {
         uint8_t b = (uint8_t)text[i];
@@ -158,7 +160,8 @@ static bool encode_section(job *j, const char *text, int64_t len, bool first) {
         i += space_prefix(t, text + i, len - i);
         int64_t start = i;
         for (int size; i < len; i += size)
-            if (gr_char_class(t, (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL)) & GR_CLASS_SPACE) break;
+            if (gr_char_class(t, (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL)) & GR_CLASS_SPACE)
+                break;
         if (i > start && !encode_meta(j, text + start, i - start, first && start == 0)) return false;
     }
     return true;
@@ -172,7 +175,8 @@ static bool encode_stretch(job *j, const char *text, int64_t len, bool first) {
     gr_match m;
     int64_t at = 0;
     while (gr_added_next(t, &t->added_normalized, text, len, at, j->special, &m)) {
-        if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id)) return false;
+        if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id))
+            return false;
         at = m.end;
     }
     return encode_section(j, text + at, len - at, first && at == 0);
@@ -196,9 +200,10 @@ static bool encode_text(job *j, const char *text, int64_t len) {
     return encode_stretch(j, text + at, len - at, at == 0);
 }
 
-graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, bool continued,
-                                      gr_ids *ids, graft_error *err) {
-    if (len >= INT32_MAX) return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
+graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len,
+                                      bool parse_special, bool continued, gr_ids *ids, graft_error *err) {
+    if (len >= INT32_MAX)
+        return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
     job j = {.t = t, .ids = ids, .special = parse_special, .continued = continued};
     bool ok = encode_text(&j, text, len);
     gr_str_release(&j.s.repaired);
@@ -211,8 +216,8 @@ graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, i
     return ok ? GRAFT_OK : gr_fail_memory(err, "tokenising");
 }
 
-graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, gr_ids *ids,
-                                 graft_error *err) {
+graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special,
+                                 gr_ids *ids, graft_error *err) {
     return gr_tokenizer_encode_part(t, text, len, parse_special, false, ids, err);
 }
 
@@ -224,7 +229,8 @@ static bool is_hidden(const gr_tokenizer *t, int32_t id, bool skip_special) {
 
 static graft_status check_id(const gr_tokenizer *t, int32_t id, graft_error *err) {
     if (id >= 0 && id < t->info.n_vocab) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "token id %d is outside the vocabulary (0 to %lld)", id, (long long)t->info.n_vocab - 1);
+    return gr_fail(err, GRAFT_BAD_INPUT, "token id %d is outside the vocabulary (0 to %lld)", id,
+                   (long long)t->info.n_vocab - 1);
 }
 
 static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out) {
@@ -240,7 +246,8 @@ static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out
     const char *s = p->text;
     for (int64_t i = 0; i < p->len;) {
         if (i + 3 <= p->len && memcmp(s + i, GR_META_SPACE, 3) == 0) {
-            bool drop = first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
+            bool drop =
+                first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
             if (!drop) gr_str_putc(out, ' ');
             i += 3;
         } else {
@@ -249,8 +256,8 @@ static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out
     }
 }
 
-graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, gr_str *out,
-                                 graft_error *err) {
+graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
+                                 gr_str *out, graft_error *err) {
     bool first = true;
     for (int64_t i = 0; i < n; i++) {
         graft_status st = check_id(t, ids[i], err);
@@ -279,8 +286,8 @@ static void drain(gr_decode_stream *s, gr_str *out) {
     }
 }
 
-graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special, gr_str *out,
-                                 graft_error *err) {
+graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special,
+                                 gr_str *out, graft_error *err) {
     graft_status st = check_id(t, id, err);
     if (st != GRAFT_OK || is_hidden(t, id, skip_special)) return st;
     gr_str bytes = {0};

@@ -1,9 +1,11 @@
 /* impl.h - inside of core/text: the tokenizer's data and the stages of encoding.
  *
- * text -> repair UTF-8 -> split at added tokens -> normalise -> split at normalised added tokens -> pre-tokenise -> model -> ids
+ * text -> repair UTF-8 -> split at added tokens -> normalise -> split at normalised added tokens ->
+ * pre-tokenise -> model -> ids
  *
- * A piece has two forms: text (as stored in the vocabulary) and raw (the bytes that it stands for in the model: byte-level BPE
- * undoes GPT-2's printable alphabet, the others keep the text). Encoding looks raw forms up, decoding writes them. */
+ * A piece has two forms: text (as stored in the vocabulary) and raw (the bytes that it stands for in the
+ * model: byte-level BPE undoes GPT-2's printable alphabet, the others keep the text). Encoding looks raw
+ * forms up, decoding writes them. */
 #ifndef GR_TEXT_IMPL_H
 #define GR_TEXT_IMPL_H
 
@@ -13,19 +15,29 @@
 
 #define GR_META_SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's visible space */
 
-/* ---- utf8.c ------------------------------------------------------------------------------------------------------------- */
+/* ---- utf8.c
+ * -------------------------------------------------------------------------------------------------------------
+ */
 
-/* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one U+FFFD replaces;
- * *cut (may be NULL) is set when it is only cut off by the end of the text. */
+/* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one
+ * U+FFFD replaces; *cut (may be NULL) is set when it is only cut off by the end of the text. */
 int32_t gr_utf8_decode(const char *s, int64_t n, int *size, bool *cut);
 int gr_utf8_encode(uint32_t point, char *out); /* bytes written, at most 4 */
 bool gr_utf8_valid(const char *s, int64_t n);
 void gr_utf8_repair(const char *s, int64_t n, gr_str *out);
 
-enum { GR_CLASS_LETTER = 1, GR_CLASS_NUMBER = 2, GR_CLASS_SPACE = 4, GR_CLASS_MARK = 8, GR_CLASS_WORD_EXTRA = 16 };
+enum {
+    GR_CLASS_LETTER = 1,
+    GR_CLASS_NUMBER = 2,
+    GR_CLASS_SPACE = 4,
+    GR_CLASS_MARK = 8,
+    GR_CLASS_WORD_EXTRA = 16
+};
 uint8_t gr_char_class_compute(uint32_t point); /* slow; gr_char_class looks up */
 
-/* ---- vocab.c ------------------------------------------------------------------------------------------------------------ */
+/* ---- vocab.c
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 /* Bytes to id; keys are borrowed. */
 typedef struct gr_table {
@@ -53,7 +65,8 @@ typedef struct gr_prefix_walk {
     int32_t low, high, depth;
 } gr_prefix_walk;
 void gr_prefix_sort(gr_prefix_set *s); /* after keys and n were filled; no empty keys */
-/* Start with a zeroed walk. False when no key goes on with byte; *value is that of the key ending here, -1 when none does. */
+/* Start with a zeroed walk. False when no key goes on with byte; *value is that of the key ending here, -1
+ * when none does. */
 bool gr_prefix_step(const gr_prefix_set *s, gr_prefix_walk *w, uint8_t byte, int32_t *value);
 
 /* Pair of adjacent ids to the rank of its merge and the merged id. */
@@ -66,10 +79,12 @@ typedef struct gr_pair_table {
     uint64_t mask;
 } gr_pair_table;
 bool gr_pairs_init(gr_pair_table *t, int64_t n_pairs);
-void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank, int32_t id); /* the later of equal pairs wins */
+void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank,
+                  int32_t id); /* the later of equal pairs wins */
 const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right);
 
-/* ---- the tokenizer -------------------------------------------------------------------------------------------------------- */
+/* ---- the tokenizer
+ * -------------------------------------------------------------------------------------------------------- */
 
 typedef struct gr_piece {
     const char *text, *raw;
@@ -90,11 +105,15 @@ typedef struct gr_added {
 } gr_added;
 
 typedef enum gr_norm_kind {
-    GR_NORM_NFC, GR_NORM_NFD, GR_NORM_NFKC, GR_NORM_NFKD,
-    GR_NORM_PREPEND,      /* to, when the text is not empty */
-    GR_NORM_REPLACE,      /* from -> to */
-    GR_NORM_SPACE_RUNS,   /* two or more spaces -> to */
-    GR_NORM_STRIP_LEFT, GR_NORM_STRIP_RIGHT,
+    GR_NORM_NFC,
+    GR_NORM_NFD,
+    GR_NORM_NFKC,
+    GR_NORM_NFKD,
+    GR_NORM_PREPEND,    /* to, when the text is not empty */
+    GR_NORM_REPLACE,    /* from -> to */
+    GR_NORM_SPACE_RUNS, /* two or more spaces -> to */
+    GR_NORM_STRIP_LEFT,
+    GR_NORM_STRIP_RIGHT,
     GR_NORM_CHARSMAP,     /* HF Precompiled: by grapheme, shortest match */
     GR_NORM_CHARSMAP_SPM, /* SentencePiece: longest match */
     GR_NORM_SPM_SPACES    /* drop spaces at both ends, runs become one */
@@ -107,20 +126,25 @@ typedef struct gr_norm_step {
 
 typedef enum gr_word_rule { GR_WORDS_NONE, GR_WORDS_GPT2, GR_WORDS_LLAMA3, GR_WORDS_QWEN2 } gr_word_rule;
 typedef enum gr_prepend { GR_PREPEND_NEVER, GR_PREPEND_FIRST, GR_PREPEND_ALWAYS } gr_prepend;
-typedef enum gr_lead { GR_LEAD_KEEP, GR_LEAD_DROP_ONE, GR_LEAD_DROP_FIRST_PIECE } gr_lead; /* leading space when decoding */
+typedef enum gr_lead {
+    GR_LEAD_KEEP,
+    GR_LEAD_DROP_ONE,
+    GR_LEAD_DROP_FIRST_PIECE
+} gr_lead; /* leading space when decoding */
 
 struct gr_tokenizer {
     gr_tokenizer_info info;
     gr_arena arena; /* every string and array below, unless said otherwise */
 
-    gr_piece *pieces; /* [info.n_vocab] */
+    gr_piece *pieces;         /* [info.n_vocab] */
     gr_table by_text, by_raw; /* by_raw: pieces that plain text may become */
     gr_merge *merges;
     int64_t n_merges;
     gr_pair_table pairs;
-    int32_t *ranks;       /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
+    int32_t *ranks; /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
     int32_t byte_ids[256]; /* byte-level: a byte's piece; else the byte-fallback pieces; -1 when absent */
-    atomic_uchar *whole;  /* byte-level: does a piece's own text encode as that piece? 0 not known yet, 1 yes, 2 no */
+    atomic_uchar
+        *whole; /* byte-level: does a piece's own text encode as that piece? 0 not known yet, 1 yes, 2 no */
     gr_prefix_set prefixes; /* unigram: every piece of by_raw */
     double min_score;
     bool bytes_match; /* HF's unigram: the text "<0x41>" is the byte piece of that name */
@@ -162,30 +186,41 @@ typedef struct gr_scratch {
     int64_t nodes_capacity;
 } gr_scratch;
 
-/* ---- building (tokenizer.c) ----------------------------------------------------------------------------------------------- */
+/* ---- building (tokenizer.c)
+ * ----------------------------------------------------------------------------------------------- */
 
 gr_tokenizer *gr_tokenizer_new(int64_t n_vocab); /* NULL when out of memory */
 void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size);
 /* Copies text; a later call with the same id replaces the piece. */
-bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type);
-/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for messages. */
+bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
+                  gr_piece_type type);
+/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for messages.
+ */
 graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error *err);
 
-graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graft_error *err);      /* tokenizer.json */
-graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft_error *err);       /* tokenizer.model */
+graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder,
+                                    graft_error *err); /* tokenizer.json */
+graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder,
+                                   graft_error *err); /* tokenizer.model */
 /* bytes of a ModelProto; path is for messages. */
-graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path, graft_error *err);
+graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path,
+                                    graft_error *err);
 /* text of a tokenizer.json. */
-graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err);
-/* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja, where they are. */
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path,
+                                     graft_error *err);
+/* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja,
+ * where they are. */
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err);
 
-/* ---- stages ----------------------------------------------------------------------------------------------------------------- */
+/* ---- stages
+ * -----------------------------------------------------------------------------------------------------------------
+ */
 
 /* normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued, const char **out,
-                  int64_t *out_len);
-graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err);
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued,
+                  const char **out, int64_t *out_len);
+graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path,
+                             graft_error *err);
 
 /* pretok.c: bytes of the word that text[0..len) starts with, len > 0. */
 int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len);
@@ -197,8 +232,10 @@ bool gr_pretok_from_name(gr_tokenizer *t, const char *name);
 const char *gr_pretok_name(const gr_tokenizer *t);
 
 /* The models: append the ids of a word (valid UTF-8, not empty). False when out of memory. */
-bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids);     /* bpe.c */
-bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids); /* unigram.c */
+bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
+                   gr_ids *ids); /* bpe.c */
+bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
+                       gr_ids *ids); /* unigram.c */
 bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool after_unknown, gr_ids *ids);
 
 /* encode.c */
@@ -207,11 +244,12 @@ typedef struct gr_match {
     int32_t id;
 } gr_match;
 /* The next added token in text[from..len), leftmost and longest; false when there is none. */
-bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len, int64_t from, bool special,
-                   gr_match *m);
-/* gr_tokenizer_encode; continued: text goes on after other text, so SentencePiece's dummy prefix is left out. */
-graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, bool continued,
-                                      gr_ids *ids, graft_error *err);
+bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
+                   int64_t from, bool special, gr_match *m);
+/* gr_tokenizer_encode; continued: text goes on after other text, so SentencePiece's dummy prefix is left out.
+ */
+graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len,
+                                      bool parse_special, bool continued, gr_ids *ids, graft_error *err);
 
 /* GPT-2's printable alphabet for bytes. */
 void gr_byte_alphabet(uint16_t to_point[256]);

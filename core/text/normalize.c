@@ -6,9 +6,11 @@
 
 #include "core/text/impl.h"
 
-/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements ---- */
+/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements
+ * ---- */
 
-graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err) {
+graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path,
+                             graft_error *err) {
     if (len == 0) return GRAFT_OK;
     uint32_t bytes = 0;
     if (len >= 4) memcpy(&bytes, blob, 4);
@@ -29,7 +31,8 @@ graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, con
 }
 
 /* The replacement of a prefix of s, NULL when none is known; *used = its bytes. Shortest match or longest. */
-static const char *charsmap_find(const gr_tokenizer *t, const char *s, int64_t n, bool longest, int64_t *used) {
+static const char *charsmap_find(const gr_tokenizer *t, const char *s, int64_t n, bool longest,
+                                 int64_t *used) {
     const char *found = NULL;
     uint64_t at = 0, size = (uint64_t)t->charsmap_n;
     uint32_t unit = t->charsmap_trie[0];
@@ -67,7 +70,8 @@ static void map_longest(const gr_tokenizer *t, const char *s, int64_t n, gr_str 
     }
 }
 
-/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each character is. */
+/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each
+ * character is. */
 static void map_graphemes(const gr_tokenizer *t, const char *s, int64_t n, gr_str *out) {
     for (int64_t i = 0, end; i < n; i = end) {
         int size;
@@ -164,7 +168,8 @@ static bool is_ascii(const char *s, int64_t n) {
     return true;
 }
 
-static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s, int64_t n, bool continued, gr_str *out) {
+static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s, int64_t n, bool continued,
+                  gr_str *out) {
     switch (step->kind) {
     case GR_NORM_NFC:
     case GR_NORM_NFD:
@@ -177,19 +182,33 @@ static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s
         if (n > 0 && !continued) gr_str_puts(out, step->to);
         gr_str_add(out, s, n);
         break;
-    case GR_NORM_REPLACE: replace_all(s, n, step->from, step->to, out); break;
-    case GR_NORM_SPACE_RUNS: replace_runs(s, n, 2, step->to, out); break;
-    case GR_NORM_STRIP_LEFT: strip(t, s, n, true, out); break;
-    case GR_NORM_STRIP_RIGHT: strip(t, s, n, false, out); break;
-    case GR_NORM_CHARSMAP: map_graphemes(t, s, n, out); break;
-    case GR_NORM_CHARSMAP_SPM: map_longest(t, s, n, out); break;
-    case GR_NORM_SPM_SPACES: spm_spaces(s, n, out); break;
+    case GR_NORM_REPLACE:
+        replace_all(s, n, step->from, step->to, out);
+        break;
+    case GR_NORM_SPACE_RUNS:
+        replace_runs(s, n, 2, step->to, out);
+        break;
+    case GR_NORM_STRIP_LEFT:
+        strip(t, s, n, true, out);
+        break;
+    case GR_NORM_STRIP_RIGHT:
+        strip(t, s, n, false, out);
+        break;
+    case GR_NORM_CHARSMAP:
+        map_graphemes(t, s, n, out);
+        break;
+    case GR_NORM_CHARSMAP_SPM:
+        map_longest(t, s, n, out);
+        break;
+    case GR_NORM_SPM_SPACES:
+        spm_spaces(s, n, out);
+        break;
     }
     return !out->failed;
 }
 
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued, const char **out,
-                  int64_t *out_len) {
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued,
+                  const char **out, int64_t *out_len) {
     for (int i = 0; i < t->n_norm; i++) {
         gr_str *to = &s->normal[i % 2];
         gr_str_clear(to);

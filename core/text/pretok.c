@@ -1,5 +1,5 @@
-/* Pre-tokenizers: where a text is cut into words before BPE. Each rule is a known regular expression, matched by hand:
- * its alternatives are tried in order at each place, and together they cover every character. */
+/* Pre-tokenizers: where a text is cut into words before BPE. Each rule is a known regular expression, matched
+ * by hand: its alternatives are tried in order at each place, and together they cover every character. */
 #include <string.h>
 
 #include "core/text/impl.h"
@@ -10,10 +10,12 @@ static const struct {
 } REGEXES[] = {
     {GR_WORDS_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
     {GR_WORDS_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-    {GR_WORDS_LLAMA3, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-                      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-    {GR_WORDS_QWEN2, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-                     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_LLAMA3,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_QWEN2,
+     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
 };
 
 gr_word_rule gr_word_rule_from_regex(const char *regex) {
@@ -85,7 +87,8 @@ static int64_t run(const span *x, int64_t i, uint8_t want) {
     return i;
 }
 
-/* 's 't 'm 'd 're 've 'll after the apostrophe at 0; folded: in any case, long s (U+017F) included. 0 when none is there. */
+/* 's 't 'm 'd 're 've 'll after the apostrophe at 0; folded: in any case, long s (U+017F) included. 0 when
+ * none is there. */
 static int64_t contraction(const span *x, bool folded) {
     if (x->n < 2 || x->s[0] != '\'') return 0;
     char a = x->s[1], b = x->n > 2 ? x->s[2] : '\0';
@@ -145,9 +148,13 @@ static int64_t llama3_word(const span *x, int max_digits) {
 int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len) {
     span x = {t, text, len};
     switch (t->words) {
-    case GR_WORDS_GPT2: return gpt2_word(&x);
-    case GR_WORDS_LLAMA3: return llama3_word(&x, 3);
-    case GR_WORDS_QWEN2: return llama3_word(&x, 1);
-    default: return len;
+    case GR_WORDS_GPT2:
+        return gpt2_word(&x);
+    case GR_WORDS_LLAMA3:
+        return llama3_word(&x, 3);
+    case GR_WORDS_QWEN2:
+        return llama3_word(&x, 1);
+    default:
+        return len;
     }
 }

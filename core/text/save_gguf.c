@@ -16,8 +16,8 @@ typedef struct columns { /* one entry a row of the vocabulary */
 
 enum { PADDING_LEN = 24 };
 
-/* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that the order of merging
- * stays; what no merge makes comes last. */
+/* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that
+ * the order of merging stays; what no merge makes comes last. */
 static void scores_from_merges(const gr_tokenizer *t, float *scores) {
     for (int64_t i = 0; i < t->info.n_vocab; i++) scores[i] = -(float)t->n_merges;
     for (uint64_t i = 0; t->pairs.slots && i <= t->pairs.mask; i++) {
@@ -76,15 +76,16 @@ static bool has_step(const gr_tokenizer *t, gr_norm_kind kind) {
     return false;
 }
 
-graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err) {
+graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b,
+                                    graft_error *err) {
     static const char *const models[] = {
         [GR_TOKENIZER_BPE] = "gpt2", [GR_TOKENIZER_SPM_BPE] = "llama", [GR_TOKENIZER_SPM_UNIGRAM] = "t5"};
     const gr_tokenizer_info *info = &t->info;
     columns c = {0};
     graft_status st = GRAFT_OK;
     if (n_vocab < info->n_vocab)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer has %lld pieces, the model only %lld rows", (long long)info->n_vocab,
-                       (long long)n_vocab));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer has %lld pieces, the model only %lld rows",
+                       (long long)info->n_vocab, (long long)n_vocab));
     if (t->byte_level && (!*info->pre || t->prefix_space))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "GGUF has no name for this tokenizer's pre-tokenizer"));
     if (!fill_columns(t, n_vocab, &c)) GR_TRY(gr_fail_memory(err, "vocabulary"));
@@ -105,7 +106,8 @@ graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_g
         bool squeeze = has_step(t, GR_NORM_SPM_SPACES) || has_step(t, GR_NORM_SPACE_RUNS);
         gr_gguf_put_bool(b, KEY("remove_extra_whitespaces"), squeeze);
         if (t->charsmap_blob)
-            gr_gguf_put_u8s(b, KEY("precompiled_charsmap"), (const uint8_t *)t->charsmap_blob, t->charsmap_blob_len);
+            gr_gguf_put_u8s(b, KEY("precompiled_charsmap"), (const uint8_t *)t->charsmap_blob,
+                            t->charsmap_blob_len);
     }
     if (info->chat_template) gr_gguf_put_string(b, "tokenizer.chat_template", info->chat_template);
 done:

@@ -43,15 +43,22 @@ void gr_byte_alphabet(uint16_t to_point[256]) {
     }
 }
 
-bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type) {
+bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
+                  gr_piece_type type) {
     char *copy = gr_text_alloc(t, len + 1, 1);
     if (!copy) return false;
     if (len > 0) memcpy(copy, text, (size_t)len);
-    t->pieces[id] = (gr_piece){.text = copy, .raw = copy, .len = (int32_t)len, .raw_len = (int32_t)len, .score = score, .type = type};
+    t->pieces[id] = (gr_piece){.text = copy,
+                               .raw = copy,
+                               .len = (int32_t)len,
+                               .raw_len = (int32_t)len,
+                               .score = score,
+                               .type = type};
     return true;
 }
 
-/* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for itself. */
+/* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for
+ * itself. */
 static bool undo_alphabet(gr_tokenizer *t, gr_piece *p, const int16_t *to_byte, int n_points) {
     char *raw = gr_text_alloc(t, p->len + 1, 1);
     if (!raw) return false;
@@ -77,7 +84,9 @@ static bool build_raw_bytes(gr_tokenizer *t) {
     return true;
 }
 
-static bool is_plain(const gr_piece *p) { return p->type == GR_PIECE_NORMAL || p->type == GR_PIECE_USER; }
+static bool is_plain(const gr_piece *p) {
+    return p->type == GR_PIECE_NORMAL || p->type == GR_PIECE_USER;
+}
 
 static bool build_tables(gr_tokenizer *t) {
     int64_t n = t->info.n_vocab;
@@ -92,8 +101,10 @@ static bool build_tables(gr_tokenizer *t) {
     for (int b = 0; b < 256; b++) {
         char c = (char)b, name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)b);
-        t->byte_ids[b] = t->byte_level ? gr_table_find(&t->by_raw, &c, 1) : gr_table_find(&t->by_text, name, 6);
-        if (!t->byte_level && t->byte_ids[b] >= 0 && t->pieces[t->byte_ids[b]].type != GR_PIECE_BYTE) t->byte_ids[b] = -1;
+        t->byte_ids[b] =
+            t->byte_level ? gr_table_find(&t->by_raw, &c, 1) : gr_table_find(&t->by_text, name, 6);
+        if (!t->byte_level && t->byte_ids[b] >= 0 && t->pieces[t->byte_ids[b]].type != GR_PIECE_BYTE)
+            t->byte_ids[b] = -1;
     }
     return true;
 }
@@ -114,10 +125,12 @@ static graft_status build_pairs(gr_tokenizer *t, const char *path, graft_error *
             st = gr_fail_memory(err, "merges");
             break;
         }
-        int32_t a = gr_table_find(&t->by_text, m->text, m->left_len), b = gr_table_find(&t->by_text, right, right_len);
+        int32_t a = gr_table_find(&t->by_text, m->text, m->left_len),
+                b = gr_table_find(&t->by_text, right, right_len);
         int32_t ab = gr_table_find(&t->by_text, both.data, both.len);
         if (a < 0 || b < 0 || ab < 0)
-            st = gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
+            st = gr_fail(err, GRAFT_BAD_INPUT,
+                         "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
                          (long long)i, m->text);
         else
             gr_pairs_add(&t->pairs, a, b, (int32_t)i, ab);
@@ -184,10 +197,15 @@ uint64_t gr_tokenizer_hash(const gr_tokenizer *t) {
     XXH3_state_t *state = XXH3_createState();
     if (!state) return 0;
     XXH3_64bits_reset(state);
-    int32_t settings[] = {(int32_t)t->info.kind, (int32_t)t->words, t->split_digits, t->prefix_space, t->split_whitespace,
-                          t->meta_spaces, t->meta_split, (int32_t)t->meta_prepend, t->byte_level, t->byte_fallback, t->fuse_unk,
-                          t->info.ignore_merges, t->info.bos, t->info.eos, t->model_unk, t->info.add_bos, t->info.add_eos,
-                          (int32_t)t->info.n_vocab};
+    int32_t settings[] = {(int32_t)t->info.kind, (int32_t)t->words,
+                          t->split_digits,       t->prefix_space,
+                          t->split_whitespace,   t->meta_spaces,
+                          t->meta_split,         (int32_t)t->meta_prepend,
+                          t->byte_level,         t->byte_fallback,
+                          t->fuse_unk,           t->info.ignore_merges,
+                          t->info.bos,           t->info.eos,
+                          t->model_unk,          t->info.add_bos,
+                          t->info.add_eos,       (int32_t)t->info.n_vocab};
     XXH3_64bits_update(state, settings, sizeof settings);
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
@@ -196,7 +214,8 @@ uint64_t gr_tokenizer_hash(const gr_tokenizer *t) {
         XXH3_64bits_update(state, p->text, (size_t)p->len);
         if (t->info.kind != GR_TOKENIZER_BPE) XXH3_64bits_update(state, &p->score, sizeof p->score);
     }
-    for (int64_t i = 0; i < t->n_merges; i++) XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
+    for (int64_t i = 0; i < t->n_merges; i++)
+        XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
     for (int i = 0; i < t->n_norm; i++) {
         const gr_norm_step *s = &t->norm[i];
         XXH3_64bits_update(state, &s->kind, sizeof s->kind);
@@ -220,7 +239,8 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     static const char *const names[] = {"bos", "eos", "pad", "unk"};
     for (int i = 0; i < GR_LEN(ids); i++)
         if (*ids[i] < -1 || *ids[i] >= info->n_vocab)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: the %s token's id %d is outside the vocabulary (%lld pieces)", path, names[i],
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: the %s token's id %d is outside the vocabulary (%lld pieces)", path, names[i],
                            *ids[i], (long long)info->n_vocab);
     if (t->byte_level) {
         t->whole = gr_text_alloc(t, info->n_vocab, sizeof *t->whole);
@@ -239,9 +259,12 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     return GRAFT_OK;
 }
 
-const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t) { return &t->info; }
+const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t) {
+    return &t->info;
+}
 
-const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score, gr_piece_type *type) {
+const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score,
+                               gr_piece_type *type) {
     if (id < 0 || id >= t->info.n_vocab) return NULL;
     const gr_piece *p = &t->pieces[id];
     if (len) *len = p->len;
@@ -254,7 +277,9 @@ int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece) {
     return gr_table_find(&t->by_text, piece, (int64_t)strlen(piece));
 }
 
-int64_t gr_tokenizer_n_merges(const gr_tokenizer *t) { return t->n_merges; }
+int64_t gr_tokenizer_n_merges(const gr_tokenizer *t) {
+    return t->n_merges;
+}
 
 const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len) {
     GR_ASSERT(i >= 0 && i < t->n_merges);
@@ -281,7 +306,8 @@ graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error
     else if (gr_exists(model))
         st = gr_tokenizer_from_spm(out, path, err);
     else
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no tokenizer.json and no tokenizer.model in this folder", path);
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no tokenizer.json and no tokenizer.model in this folder",
+                     path);
     free(json);
     free(model);
     return st;

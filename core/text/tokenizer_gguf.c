@@ -1,4 +1,5 @@
-/* A tokenizer from the tokenizer.ggml.* keys of a GGUF (keys: ggml docs/gguf.md; meaning: llama.cpp's llama-vocab.cpp). */
+/* A tokenizer from the tokenizer.ggml.* keys of a GGUF (keys: ggml docs/gguf.md; meaning: llama.cpp's
+ * llama-vocab.cpp). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,8 +19,8 @@ static graft_status check_length(const gr_gguf *g, const char *key, int64_t n_vo
     int64_t n;
     graft_status st = gr_gguf_get_array(g, key, NULL, &n, err);
     if (st == GRAFT_OK && n != n_vocab)
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has %lld entries for %lld tokens", gr_gguf_path(g), key, (long long)n,
-                     (long long)n_vocab);
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has %lld entries for %lld tokens", gr_gguf_path(g), key,
+                     (long long)n, (long long)n_vocab);
     return st;
 }
 
@@ -36,9 +37,10 @@ static graft_status read_pieces(gr_tokenizer *t, const gr_gguf *g, graft_error *
         if (types) GR_TRY(gr_gguf_array_int(g, KEY("token_type"), i, &type, err));
         if (scores) GR_TRY(gr_gguf_array_float(g, KEY("scores"), i, &score, err));
         if (len > INT32_MAX / 2 || type < GR_PIECE_NORMAL || type > GR_PIECE_BYTE || score != score)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: token %lld has type %lld and score %g", gr_gguf_path(g), (long long)i,
-                           (long long)type, score));
-        if (!gr_piece_set(t, i, s, len, score, (gr_piece_type)type)) GR_TRY(gr_fail_memory(err, "vocabulary"));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: token %lld has type %lld and score %g", gr_gguf_path(g),
+                           (long long)i, (long long)type, score));
+        if (!gr_piece_set(t, i, s, len, score, (gr_piece_type)type))
+            GR_TRY(gr_fail_memory(err, "vocabulary"));
     }
 done:
     return st;
@@ -57,7 +59,8 @@ static graft_status read_merges(gr_tokenizer *t, const gr_gguf *g, graft_error *
         char *copy = gr_text_alloc(t, len + 1, 1);
         if (!copy) GR_TRY(gr_fail_memory(err, "merges"));
         if (!space || len > INT32_MAX / 2)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld is not two pieces", gr_gguf_path(g), (long long)i));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld is not two pieces", gr_gguf_path(g),
+                           (long long)i));
         memcpy(copy, s, (size_t)len);
         t->merges[i] = (gr_merge){.text = copy, .len = (int32_t)len, .left_len = (int32_t)(space - s)};
         t->n_merges = i + 1;
@@ -91,9 +94,10 @@ static graft_status setup_bpe(gr_tokenizer *t, const gr_gguf *g, graft_error *er
     t->info.kind = GR_TOKENIZER_BPE;
     t->byte_level = true;
     if (!gr_pretok_from_name(t, pre))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tokenizer.ggml.pre is \"%s\"; graft knows smollm, gpt-2, llama-bpe, qwen2 and default", gr_gguf_path(g),
-                       pre));
+        GR_TRY(gr_fail(
+            err, GRAFT_BAD_INPUT,
+            "%s: tokenizer.ggml.pre is \"%s\"; graft knows smollm, gpt-2, llama-bpe, qwen2 and default",
+            gr_gguf_path(g), pre));
     t->info.ignore_merges = t->words == GR_WORDS_LLAMA3;
     GR_TRY(read_merges(t, g, err));
 done:
@@ -139,13 +143,15 @@ graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_
     GR_TRY(gr_gguf_get_string(g, KEY("model"), &model, NULL, err));
     GR_TRY(gr_gguf_get_array(g, KEY("tokens"), NULL, &n, err));
     if (n < 1 || n > INT32_MAX / 2)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.tokens has %lld entries", gr_gguf_path(g), (long long)n));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.tokens has %lld entries", gr_gguf_path(g),
+                       (long long)n));
     t = gr_tokenizer_new(n);
     if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
     GR_TRY(read_pieces(t, g, err));
     bool gpt2 = strcmp(model, "gpt2") == 0, unigram = strcmp(model, "t5") == 0;
     if (!gpt2 && !unigram && strcmp(model, "llama") != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.model is \"%s\"; graft knows gpt2, llama and t5", gr_gguf_path(g),
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: tokenizer.ggml.model is \"%s\"; graft knows gpt2, llama and t5", gr_gguf_path(g),
                        model));
     GR_TRY(gpt2 ? setup_bpe(t, g, err) : setup_sentencepiece(t, g, unigram, err));
     GR_TRY(read_id(g, KEY("bos_token_id"), &t->info.bos, err));

@@ -35,10 +35,12 @@ static graft_status load_file(json_t **out, const char *folder, const char *name
 /* Ids may leave gaps, but not so many that a small file asks for a huge table. */
 static graft_status check_id(json_int_t id, int64_t n_known, const char *path, graft_error *err) {
     if (id >= 0 && id < 4 * n_known + 65536) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: token id %lld in a vocabulary of %lld pieces", path, (long long)id, (long long)n_known);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: token id %lld in a vocabulary of %lld pieces", path,
+                   (long long)id, (long long)n_known);
 }
 
-static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_t *added, const char *path, graft_error *err) {
+static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_t *added, const char *path,
+                              graft_error *err) {
     int64_t n_known = (int64_t)(json_object_size(vocab) + json_array_size(vocab) + json_array_size(added));
     graft_status st = GRAFT_OK;
     const char *key;
@@ -46,7 +48,8 @@ static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_
     size_t i;
     *n_vocab = (int64_t)json_array_size(vocab);
     json_object_foreach((json_t *)vocab, key, value) {
-        if (!json_is_integer(value)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the id of piece \"%.60s\" is no integer", path, key));
+        if (!json_is_integer(value))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the id of piece \"%.60s\" is no integer", path, key));
         GR_TRY(check_id(json_integer_value(value), n_known, path, err));
         *n_vocab = GR_MAX(*n_vocab, json_integer_value(value) + 1);
     }
@@ -66,9 +69,12 @@ static bool is_byte_name(const char *s, size_t n) {
     return n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>' && strspn(s + 3, "0123456789ABCDEF") == 2;
 }
 
-static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score, graft_error *err) {
+static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score,
+                              graft_error *err) {
     gr_piece_type type = t->byte_fallback && is_byte_name(s, n) ? GR_PIECE_BYTE : GR_PIECE_NORMAL;
-    return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type) ? GRAFT_OK : gr_fail_memory(err, "vocabulary");
+    return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type)
+               ? GRAFT_OK
+               : gr_fail_memory(err, "vocabulary");
 }
 
 static graft_status read_vocab(gr_tokenizer *t, const json_t *vocab, const char *path, graft_error *err) {
@@ -76,12 +82,14 @@ static graft_status read_vocab(gr_tokenizer *t, const json_t *vocab, const char 
     size_t i, n;
     json_t *value;
     graft_status st = GRAFT_OK;
-    json_object_keylen_foreach((json_t *)vocab, key, n, value) GR_TRY(set_piece(t, json_integer_value(value), key, n, 0, err));
+    json_object_keylen_foreach((json_t *)vocab, key, n, value)
+        GR_TRY(set_piece(t, json_integer_value(value), key, n, 0, err));
     json_array_foreach(vocab, i, value) { /* unigram: [piece, score] */
         const json_t *piece = json_array_get(value, 0), *score = json_array_get(value, 1);
         if (!json_is_string(piece) || !json_is_number(score))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: vocabulary entry %zu is not [piece, score]", path, i));
-        GR_TRY(set_piece(t, (int64_t)i, json_string_value(piece), json_string_length(piece), json_number_value(score), err));
+        GR_TRY(set_piece(t, (int64_t)i, json_string_value(piece), json_string_length(piece),
+                         json_number_value(score), err));
     }
 done:
     return st;
@@ -103,7 +111,8 @@ static graft_status read_merges(gr_tokenizer *t, const json_t *merges, const cha
             left_len = (size_t)(space - text);
             n = json_string_length(value);
         } else {
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %zu is neither \"left right\" nor [left, right]", path, i);
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %zu is neither \"left right\" nor [left, right]",
+                           path, i);
         }
         char *copy = n < INT32_MAX ? gr_text_alloc(t, (int64_t)n + 1, 1) : NULL;
         if (!copy) return gr_fail_memory(err, "merges");
@@ -128,8 +137,8 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error
         const json_t *content = json_object_get(value, "content");
         int64_t id = json_integer_value(json_object_get(value, "id"));
         bool special = gr_json_flag(value, "special", false);
-        if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content), t->pieces[id].score,
-                          special ? GR_PIECE_CONTROL : GR_PIECE_USER))
+        if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content),
+                          t->pieces[id].score, special ? GR_PIECE_CONTROL : GR_PIECE_USER))
             return gr_fail_memory(err, "added tokens");
         t->added[t->n_added++] = (gr_added){.text = t->pieces[id].text,
                                             .len = t->pieces[id].len,
@@ -157,7 +166,8 @@ static graft_status read_model(gr_tokenizer *t, const json_t *model, const char 
     t->fuse_unk = unigram || gr_json_flag(model, "fuse_unk", false);
     t->info.ignore_merges = gr_json_flag(model, "ignore_merges", false);
     if (has_text(model, "continuing_subword_prefix") || has_text(model, "end_of_word_suffix"))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
     if (!unigram) GR_TRY(read_merges(t, json_object_get(model, "merges"), path, err));
     if (unigram)
         t->info.kind = GR_TOKENIZER_SPM_UNIGRAM;
@@ -166,9 +176,11 @@ static graft_status read_model(gr_tokenizer *t, const json_t *model, const char 
     else
         t->info.kind = GR_TOKENIZER_SPM_BPE;
     if (!unigram && !t->byte_level && !t->byte_fallback && !t->meta_spaces)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a BPE that is neither byte-level nor SentencePiece's is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: a BPE that is neither byte-level nor SentencePiece's is not known", path));
     if (unigram && t->byte_level)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
 done:
     return st;
 }
@@ -183,7 +195,8 @@ static graft_status read_unknown(gr_tokenizer *t, const json_t *model, const cha
     if ((name || json_is_integer(id)) && t->model_unk < 0)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path);
     t->info.unk = t->model_unk;
-    if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL) t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
+    if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL)
+        t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
     return GRAFT_OK;
 }
 
@@ -194,8 +207,10 @@ static graft_status build(gr_tokenizer **out, const json_t *root, const char *pa
     gr_tokenizer *t = NULL;
     int64_t n_vocab;
     graft_status st;
-    if ((type && strcmp(type, "BPE") != 0 && strcmp(type, "Unigram") != 0) || (!json_is_object(vocab) && !json_is_array(vocab)))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the model is %.40s; graft knows BPE and Unigram", path, type ? type : "missing"));
+    if ((type && strcmp(type, "BPE") != 0 && strcmp(type, "Unigram") != 0) ||
+        (!json_is_object(vocab) && !json_is_array(vocab)))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the model is %.40s; graft knows BPE and Unigram", path,
+                       type ? type : "missing"));
     GR_TRY(count_ids(&n_vocab, vocab, added, path, err));
     t = gr_tokenizer_new(n_vocab);
     if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
@@ -216,7 +231,8 @@ done:
     return st;
 }
 
-graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err) {
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path,
+                                     graft_error *err) {
     json_t *root = NULL;
     graft_status st = load_json(&root, text, n, path, err);
     if (st == GRAFT_OK) st = build(out, root, path, err);
@@ -234,7 +250,8 @@ static void read_special(gr_tokenizer *t, const json_t *config, const char *key,
     if (found >= 0) *id = found;
 }
 
-static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
+static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config,
+                                  graft_error *err) {
     const json_t *value = json_object_get(config, "chat_template"), *entry;
     const char *text = json_string_value(value);
     char *path = gr_path_join(folder, "chat_template.jinja"), *file = NULL;

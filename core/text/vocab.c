@@ -97,7 +97,9 @@ static gr_pair *pair_slot(const gr_pair_table *t, uint64_t key) {
     return &t->slots[i];
 }
 
-static uint64_t pair_key(int32_t left, int32_t right) { return (uint64_t)(uint32_t)left << 32 | (uint32_t)right; }
+static uint64_t pair_key(int32_t left, int32_t right) {
+    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+}
 
 void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank, int32_t id) {
     uint64_t key = pair_key(left, right);

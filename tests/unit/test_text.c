@@ -1,5 +1,5 @@
-/* core/text against golden files made by HF tokenizers and transformers: ids, decodings, streaming, chat renderings and
- * masks; then files that are damaged on purpose. */
+/* core/text against golden files made by HF tokenizers and transformers: ids, decodings, streaming, chat
+ * renderings and masks; then files that are damaged on purpose. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -50,7 +50,8 @@ static json_t *load_cases(const char *kind) {
 
 static void check_ids(const char *kind, const gr_ids *got, const json_t *wanted, const char *text) {
     bool same = got->n == (int64_t)json_array_size(wanted);
-    for (int64_t i = 0; same && i < got->n; i++) same = got->data[i] == json_integer_value(json_array_get(wanted, (size_t)i));
+    for (int64_t i = 0; same && i < got->n; i++)
+        same = got->data[i] == json_integer_value(json_array_get(wanted, (size_t)i));
     if (!same) fail_msg("%s: ids differ for \"%s\"", kind, text);
 }
 
@@ -64,12 +65,14 @@ static void test_encode(void **state) {
         json_array_foreach(json_object_get(root, "cases"), i, row) {
             const json_t *text = json_object_get(row, "text");
             ids.n = 0;
-            assert_ok(gr_tokenizer_encode(t, json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
+            assert_ok(gr_tokenizer_encode(t, json_string_value(text), (int64_t)json_string_length(text), true,
+                                          &ids, &err));
             check_ids(KINDS[k], &ids, json_object_get(row, "ids"), json_string_value(text));
         }
         json_array_foreach(json_object_get(root, "damaged"), i, row) {
             gr_str bytes = {0};
-            json_array_foreach(json_object_get(row, "bytes"), b, byte) gr_str_putc(&bytes, (char)json_integer_value(byte));
+            json_array_foreach(json_object_get(row, "bytes"), b, byte)
+                gr_str_putc(&bytes, (char)json_integer_value(byte));
             ids.n = 0;
             assert_ok(gr_tokenizer_encode(t, bytes.data, bytes.len, true, &ids, &err));
             check_ids(KINDS[k], &ids, json_object_get(row, "ids"), bytes.data);
@@ -81,7 +84,8 @@ static void test_encode(void **state) {
     }
 }
 
-/* HF gives U+FFFD for bytes that are no UTF-8, one way or another; graft's decode keeps them: such rows are left out. */
+/* HF gives U+FFFD for bytes that are no UTF-8, one way or another; graft's decode keeps them: such rows are
+ * left out. */
 static void test_decode(void **state) {
     (void)state;
     for (int k = 0; k < GR_LEN(KINDS); k++) {
@@ -94,7 +98,8 @@ static void test_decode(void **state) {
             gr_ids ids = {0};
             json_array_foreach(list, j, id) gr_ids_push(&ids, (int32_t)json_integer_value(id));
             for (int skip = 0; skip < 2; skip++) {
-                const char *wanted = json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
+                const char *wanted =
+                    json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
                 gr_str text = {0}, streamed = {0};
                 gr_decode_stream stream = {0};
                 assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, skip, &text, &err));
@@ -178,7 +183,8 @@ static void test_gguf_round_trip(void **state) {
             const gr_tokenizer *both[] = {loaded, again};
             for (int n = 0; n < 2; n++) {
                 gr_ids ids = {0};
-                assert_ok(gr_tokenizer_encode(both[n], json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
+                assert_ok(gr_tokenizer_encode(both[n], json_string_value(text),
+                                              (int64_t)json_string_length(text), true, &ids, &err));
                 check_ids(kinds[k], &ids, json_object_get(row, "ids"), json_string_value(text));
                 gr_ids_release(&ids);
             }
@@ -196,14 +202,15 @@ static void test_gguf_round_trip(void **state) {
 
 static const struct {
     const char *name, *tokenizer;
-} CHATS[] = {{"smollm2", "smollm2"}, {"chatml", "smollm2"}, {"qwen2", "qwen2"}, {"qwen2.5", "qwen2"},
+} CHATS[] = {{"smollm2", "smollm2"}, {"chatml", "smollm2"}, {"qwen2", "qwen2"},   {"qwen2.5", "qwen2"},
              {"llama-3", "llama3"},  {"llama-2", "sp-bpe"}, {"alpaca", "sp-bpe"}, {"belle", "sp-bpe"}};
 
 static int64_t read_messages(const json_t *list, gr_message *out) {
     size_t i;
     const json_t *m;
-    json_array_foreach(list, i, m) out[i] = (gr_message){.role = json_string_value(json_object_get(m, "role")),
-                                                         .content = json_string_value(json_object_get(m, "content"))};
+    json_array_foreach(list, i, m) out[i] =
+        (gr_message){.role = json_string_value(json_object_get(m, "role")),
+                     .content = json_string_value(json_object_get(m, "content"))};
     return (int64_t)json_array_size(list);
 }
 
@@ -278,7 +285,8 @@ static char *learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *
     return gr_str_take(&text);
 }
 
-static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on, const char *wanted) {
+static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n,
+                          gr_loss_on on, const char *wanted) {
     char *text = learned(t, c, m, n, on);
     assert_string_equal(text, wanted);
     free(text);
@@ -288,7 +296,10 @@ static void test_chat_masks(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("smollm2");
     gr_chat *c = NULL;
-    gr_message m[] = {{"user", "Hi", false}, {"assistant", "One", false}, {"user", "<|im_end|>", false}, {"assistant", "Two", false}};
+    gr_message m[] = {{"user", "Hi", false},
+                      {"assistant", "One", false},
+                      {"user", "<|im_end|>", false},
+                      {"assistant", "Two", false}};
     assert_ok(gr_chat_open(&c, "smollm2", "", t, &err));
     assert_int_equal(gr_chat_end_of_turn(c), gr_tokenizer_find(t, "<|im_end|>"));
     check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|");
@@ -299,7 +310,8 @@ static void test_chat_masks(void **state) {
     gr_encoded prompt = {0}, whole = {0};
     assert_ok(gr_chat_encode(c, m, 3, true, GR_LOSS_COMPLETION, &prompt, &err));
     assert_ok(gr_chat_encode(c, m, 4, false, GR_LOSS_COMPLETION, &whole, &err));
-    assert_int_equal(whole.answer_start, prompt.ids.n); /* the model is trained on what it sees when it generates */
+    assert_int_equal(whole.answer_start,
+                     prompt.ids.n); /* the model is trained on what it sees when it generates */
     assert_memory_equal(whole.ids.data, prompt.ids.data, (size_t)prompt.ids.n * sizeof(int32_t));
     gr_message wrong[] = {{"robot", "x", false}};
     assert_int_equal(gr_chat_encode(c, wrong, 1, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
@@ -317,7 +329,8 @@ static void test_chat_masks(void **state) {
     gr_tokenizer_free(t);
 }
 
-/* In a SentencePiece model the text after an answer's start goes on: no second dummy prefix, so the ids are those of the whole. */
+/* In a SentencePiece model the text after an answer's start goes on: no second dummy prefix, so the ids are
+ * those of the whole. */
 static void test_chat_spm_boundary(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("sp-bpe");
@@ -341,7 +354,8 @@ static void parse_yaml(const char *yaml, graft_status wanted, const char *hint) 
     gr_arena arena = {0};
     gr_chat_template row;
     err.msg[0] = '\0';
-    assert_int_equal(gr_chat_template_parse(&row, yaml, (int64_t)strlen(yaml), "t.yaml", &arena, &err), wanted);
+    assert_int_equal(gr_chat_template_parse(&row, yaml, (int64_t)strlen(yaml), "t.yaml", &arena, &err),
+                     wanted);
     if (hint && !strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
     gr_arena_release(&arena);
 }
@@ -362,7 +376,8 @@ static void test_chat_file(void **state) {
 
 static void parse_json(const char *json, const char *hint) {
     gr_tokenizer *t = NULL;
-    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err), GRAFT_BAD_INPUT);
+    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err),
+                     GRAFT_BAD_INPUT);
     assert_null(t);
     if (!strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
 }
@@ -381,12 +396,20 @@ static void test_hostile_json(void **state) {
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}," BYTES "}", "merge 0");
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"ab\"]}," BYTES "}", "merge 0");
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}," BYTES "}", "merge 0");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}", "Whitespace");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES "}", "Lowercase");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}", "unknown token");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}",
+               "Whitespace");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES
+               "}",
+               "Lowercase");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}",
+               "unknown token");
     parse_json("{\"model\":{\"vocab\":[[\"a\"]]}}", "[piece, score]");
-    parse_json("{\"model\":{\"vocab\":[[\"a\",0]]},\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"////\"}}", "damaged");
-    parse_json("{\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}],\"model\":{\"vocab\":{\"a\":0},\"merges\":[]}," BYTES "}", "99999999");
+    parse_json("{\"model\":{\"vocab\":[[\"a\",0]]},\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_"
+               "charsmap\":\"////\"}}",
+               "damaged");
+    parse_json("{\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}],\"model\":{\"vocab\":{\"a\":0},"
+               "\"merges\":[]}," BYTES "}",
+               "99999999");
 }
 
 /* A trie whose units lead in circles or out of the table must end. */
@@ -435,12 +458,18 @@ static void test_hostile_spm(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_encode),          cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_control_tokens_are_text), cmocka_unit_test(test_long_words),
-        cmocka_unit_test(test_gguf_round_trip), cmocka_unit_test(test_chat_golden),
-        cmocka_unit_test(test_chat_recognition), cmocka_unit_test(test_chat_masks),
-        cmocka_unit_test(test_chat_spm_boundary), cmocka_unit_test(test_chat_file),
-        cmocka_unit_test(test_hostile_json),    cmocka_unit_test(test_hostile_charsmap),
+        cmocka_unit_test(test_encode),
+        cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_control_tokens_are_text),
+        cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_gguf_round_trip),
+        cmocka_unit_test(test_chat_golden),
+        cmocka_unit_test(test_chat_recognition),
+        cmocka_unit_test(test_chat_masks),
+        cmocka_unit_test(test_chat_spm_boundary),
+        cmocka_unit_test(test_chat_file),
+        cmocka_unit_test(test_hostile_json),
+        cmocka_unit_test(test_hostile_charsmap),
         cmocka_unit_test(test_hostile_spm),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
