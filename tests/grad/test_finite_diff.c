@@ -1,0 +1,228 @@
+/* test_finite_diff.c - every backward operation against central differences of its forward, for every level this CPU
+ * has. The scalar is L = sum of y * dy in double; a derivative along a random direction compares a whole gradient. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+#include "kernels/philox.h"
+
+enum { N = 13 };
+static const char *const levels[] = {"generic", "avx2", "avx512"};
+
+static void fill(float *x, int64_t n, int tag) {
+    for (int64_t i = 0; i < n; i++) x[i] = 2 * gr_random_uniform(5, (uint32_t)tag, 0, (uint64_t)i) - 1;
+}
+
+static double dot(const float *a, const float *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)a[i] * b[i];
+    return sum;
+}
+
+typedef double loss_fn(gr_device *d, void *context);
+
+/* grad[n] is dL/dx: its product with three random directions against (L(x + h u) - L(x - h u)) / 2h. */
+static void check(gr_device *d, loss_fn *loss, void *context, float *x, const float *grad, int64_t n, const char *what) {
+    const float h = 1.0f / 256;
+    float *at = malloc((size_t)n * 4), *u = malloc((size_t)n * 4);
+    assert_true(at && u);
+    memcpy(at, x, (size_t)n * 4);
+    for (int direction = 0; direction < 3; direction++) {
+        fill(u, n, 90 + direction);
+        double scale = sqrt(dot(grad, grad, n)) * sqrt(dot(u, u, n)) / sqrt((double)n) + 1e-6;
+        for (int64_t i = 0; i < n; i++) x[i] = at[i] + h * u[i];
+        double plus = loss(d, context);
+        for (int64_t i = 0; i < n; i++) x[i] = at[i] - h * u[i];
+        double numeric = (plus - loss(d, context)) / (2 * (double)h), analytic = dot(grad, u, n);
+        memcpy(x, at, (size_t)n * 4);
+        if (!(fabs(numeric - analytic) < 3e-3 * scale))
+            fail_msg("%s %s: difference quotient %g, gradient %g", d->level, what, numeric, analytic);
+    }
+    free(at);
+    free(u);
+}
+
+typedef struct norm {
+    float x[N * 37], w[37], dy[N * 37], rstd[N], y[N * 37];
+} norm;
+
+static double norm_loss(gr_device *d, void *context) {
+    norm *t = context;
+    d->ops->rmsnorm_forward(d, t->y, t->rstd, t->x, NULL, t->w, N, 37, 1e-5f);
+    return dot(t->y, t->dy, N * 37);
+}
+
+static void check_rmsnorm(gr_device *d) {
+    static norm t;
+    static float dx[N * 37], dw[37];
+    fill(t.x, N * 37, 1), fill(t.w, 37, 2), fill(t.dy, N * 37, 3);
+    memset(dx, 0, sizeof dx), memset(dw, 0, sizeof dw);
+    norm_loss(d, &t);
+    d->ops->rmsnorm_backward(d, dx, dw, t.dy, t.x, t.rstd, t.w, N, 37);
+    check(d, norm_loss, &t, t.x, dx, N * 37, "rmsnorm dx");
+    check(d, norm_loss, &t, t.w, dw, 37, "rmsnorm dw");
+}
+
+enum { K = 37, O = 21, R = 5 };
+
+typedef struct linear {
+    float x[N * K], xd[N * K], w[O * K], bias[O], A[R * K], B[O * R], y[N * O], h[N * R], dy[N * O];
+    bool tied; /* xd is x */
+    gr_lora lora;
+    gr_linear l;
+} linear;
+
+static double linear_loss(gr_device *d, void *context) {
+    linear *t = context;
+    const gr_linear *group = &t->l;
+    d->ops->linear_forward(d, t->y, O, t->h, t->x, t->tied ? t->x : t->xd, &group, 1, N);
+    return dot(t->y, t->dy, N * O);
+}
+
+static void check_linear(gr_device *d) {
+    static linear t;
+    static float dx[N * K], dxd[N * K], dh[N * R], dw[O * K], dbias[O], dA[R * K], dB[O * R];
+    float *inputs[] = {t.x, t.xd, t.w, t.bias, t.A, t.B, t.dy};
+    const int64_t sizes[] = {N * K, N * K, O * K, O, R * K, O * R, N * O};
+    for (int i = 0; i < 7; i++) fill(inputs[i], sizes[i], 10 + i);
+    t.lora = (gr_lora){.rank = R, .scale = 0.7f, .A = t.A, .B = t.B, .dA = dA, .dB = dB};
+    t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w, 0}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = dw, .dbias = dbias};
+    const gr_linear *group = &t.l;
+    for (int tied = 0; tied < 2; tied++) {
+        t.tied = tied;
+        memset(dw, 0, sizeof dw), memset(dbias, 0, sizeof dbias), memset(dA, 0, sizeof dA), memset(dB, 0, sizeof dB);
+        linear_loss(d, &t);
+        d->ops->linear_backward(d, dx, false, tied ? NULL : dxd, dh, t.dy, O, t.x, tied ? t.x : t.xd, t.h, &group, 1, N);
+        check(d, linear_loss, &t, t.x, dx, N * K, "linear dx");
+        if (!tied) check(d, linear_loss, &t, t.xd, dxd, N * K, "linear dxd");
+        check(d, linear_loss, &t, t.w, dw, O * K, "linear dw");
+        check(d, linear_loss, &t, t.bias, dbias, O, "linear dbias");
+        check(d, linear_loss, &t, t.A, dA, R * K, "linear dA");
+        check(d, linear_loss, &t, t.B, dB, O * R, "linear dB");
+    }
+}
+
+enum { H = 4, KV = 2, D = 10, T = 75 };
+
+typedef struct attention {
+    float q[T * H * D], k[T * KV * D], v[T * KV * D], out[T * H * D], lse[T * H], dout[T * H * D];
+} attention;
+
+static const gr_seq two[] = {{0, 70, 0, 70}, {70, 5, 70, 5}};
+
+static double attention_loss(gr_device *d, void *context) {
+    attention *t = context;
+    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f);
+    return dot(t->out, t->dout, T * H * D);
+}
+
+static void check_attention(gr_device *d) {
+    static attention t;
+    static float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
+    fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
+    attention_loss(d, &t);
+    d->ops->attention_backward(d, dq, dk, dv, delta, t.dout, H * D, t.q, H * D, t.k, t.v, KV * D, t.out, t.lse, two, 2, H,
+                               KV, D, 0.4f);
+    check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
+    check(d, attention_loss, &t, t.k, dk, T * KV * D, "attention dk");
+    check(d, attention_loss, &t, t.v, dv, T * KV * D, "attention dv");
+}
+
+enum { F = 29, V = 101 };
+
+typedef struct rows {
+    float x[N * V], y[N * V], dy[N * V], nll[N];
+    int32_t ids[N];
+    uint64_t key[N];
+} rows;
+
+static double swiglu_loss(gr_device *d, void *context) {
+    rows *t = context;
+    d->ops->swiglu_forward(d, t->y, t->x, N, F);
+    return dot(t->y, t->dy, N * F);
+}
+
+static double cross_entropy_loss(gr_device *d, void *context) {
+    rows *t = context;
+    d->ops->cross_entropy(d, t->nll, t->x, t->ids, NULL, N, V);
+    return dot(t->nll, t->dy, N);
+}
+
+static double dropout_loss(gr_device *d, void *context) {
+    rows *t = context;
+    d->ops->dropout(d, t->y, t->x, N, V, 0.25f, 3, t->key, 9, false);
+    return dot(t->y, t->dy, N * V);
+}
+
+static double rope_loss(gr_device *d, void *context) {
+    rows *t = context;
+    static float table[N * 10];
+    for (int p = 0; p < N; p++)
+        for (int i = 0; i < 5; i++) {
+            table[p * 10 + i] = cosf((float)(p * (i + 1))), table[p * 10 + 5 + i] = sinf((float)(p * (i + 1)));
+        }
+    memcpy(t->y, t->x, sizeof t->y);
+    d->ops->rope(d, t->y, 20, t->ids, table, N, 2, 10, false);
+    double loss = dot(t->y, t->dy, N * 20);
+    memcpy(t->y, t->dy, sizeof t->y); /* the gradient: dy turned back */
+    d->ops->rope(d, t->y, 20, t->ids, table, N, 2, 10, true);
+    return loss;
+}
+
+/* The table [5, F] is x; embed_forward reads it, embed_backward adds to its gradient. */
+static double embed_loss(gr_device *d, void *context) {
+    rows *t = context;
+    gr_weight table = {GR_DTYPE_F32, N, F, t->x, 0};
+    d->ops->embed_forward(d, t->y, &table, t->ids, N, 1.3f);
+    return dot(t->y, t->dy, N * F);
+}
+
+static void check_rows(gr_device *d) {
+    static rows t;
+    static float grad[N * V];
+    fill(t.x, N * V, 30), fill(t.dy, N * V, 31);
+    for (int i = 0; i < N; i++) t.ids[i] = i * 5 % 7, t.key[i] = (uint64_t)i;
+    d->ops->swiglu_backward(d, grad, t.dy, t.x, N, F);
+    check(d, swiglu_loss, &t, t.x, grad, N * 2 * F, "swiglu");
+    memcpy(grad, t.x, sizeof grad);
+    d->ops->cross_entropy(d, t.nll, grad, t.ids, t.dy, N, V);
+    check(d, cross_entropy_loss, &t, t.x, grad, N * V, "cross_entropy");
+    memset(grad, 0, sizeof grad);
+    d->ops->dropout(d, grad, t.dy, N, V, 0.25f, 3, t.key, 9, true);
+    check(d, dropout_loss, &t, t.x, grad, N * V, "dropout");
+    rope_loss(d, &t);
+    memcpy(grad, t.y, sizeof grad);
+    check(d, rope_loss, &t, t.x, grad, N * 20, "rope");
+    memset(grad, 0, sizeof grad);
+    d->ops->embed_backward(d, grad, t.dy, t.ids, N, F, 1.3f);
+    check(d, embed_loss, &t, t.x, grad, N * F, "embed");
+}
+
+static void test_level(void **state) {
+    const char *level = *state, *why = NULL;
+    if (!gr_cpu_ops(level)) skip();
+    setenv("GRAFT_CPU", level, 1);
+    gr_device *d = gr_cpu_device_new(2, &why);
+    if (!d) fail_msg("%s", why);
+    check_rmsnorm(d);
+    check_linear(d);
+    check_attention(d);
+    check_rows(d);
+    gr_device_free(d);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        {"generic", test_level, NULL, NULL, (void *)levels[0]},
+        {"avx2", test_level, NULL, NULL, (void *)levels[1]},
+        {"avx512", test_level, NULL, NULL, (void *)levels[2]},
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
