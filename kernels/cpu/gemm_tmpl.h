@@ -1,6 +1,6 @@
 /* gemm_tmpl.h - GEMM and linears of a vectorised level. A task owns a block of C: for each piece of k it packs the piece
  * of B (dequantised, scaled, rounded) into panels of its thread's scratch, which then stay in the second-level cache,
- * and multiplies with A read in place. Stored and reloaded partial sums are float32, so pieces change no bit. */
+ * and multiplies with A read in place. The pieces depend on k and the dtype alone: their sums are added in order. */
 #include <stddef.h>
 
 #include "kernels/cpu/impl.h"

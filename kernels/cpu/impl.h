@@ -23,8 +23,8 @@ void gr_cpu_for(gr_device *d, int64_t n, int64_t grain, gr_range_fn *fn, const v
 /* The grain for rows of C floats: about 32 KiB of work. */
 int64_t gr_cpu_row_grain(int64_t C);
 
-/* C[m,n] (= or +=) A[m,k] B[k,n], then + bias[n]. Each element is one chain over k in ascending order, starting from 0 or
- * from C, whatever m. B comes in any dtype, by rows of its storage:
+/* C[m,n] (= or +=) A[m,k] B[k,n], then + bias[n]. Each element is a sum of pieces of k in ascending order, each piece a
+ * chain of its own, whatever m. B comes in any dtype, by rows of its storage:
  *   b_transposed: storage row j is column j of B (a weight [n,k] in the forward direction);
  *   otherwise:    storage row p is row p of B (the same weight in the backward direction, or an activation). */
 typedef struct gr_gemm {

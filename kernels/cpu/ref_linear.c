@@ -33,9 +33,9 @@ static void columns_by_weight_t(const void *args, int64_t begin, int64_t end) {
             int64_t k = g->k - p0 < PIECE ? g->k - p0 : PIECE;
             storage_piece(piece, g, j, p0, k);
             for (int64_t i = 0; i < g->m; i++) {
-                float sum = g->c[i * g->ldc + j];
+                float sum = 0; /* pieces are summed by themselves: less is lost to rounding */
                 for (int64_t p = 0; p < k; p++) sum += a_at(g, i, p0 + p) * piece[p];
-                g->c[i * g->ldc + j] = sum;
+                g->c[i * g->ldc + j] += sum;
             }
         }
         for (int64_t i = 0; g->bias && i < g->m; i++) g->c[i * g->ldc + j] += g->bias[j];

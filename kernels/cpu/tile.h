@@ -1,5 +1,6 @@
 /* tile.h - products of small blocks, shared by GEMM and attention of a vectorised level. B lies in panels: PANEL = 2 VL
- * columns wide, k rows, one panel after the other, zero-padded. Every element of C is one FMA chain over k. */
+ * columns wide, k rows, one panel after the other, zero-padded. Every element is one FMA chain over k from zero, then added to
+ * what C held: long sums made of such pieces lose far less to rounding than one long chain would. */
 #ifndef GR_CPU_TILE_H
 #define GR_CPU_TILE_H
 
@@ -27,9 +28,6 @@ INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t 
     UNROLL for (int i = 0; i < mr; i++) {
         if (i % 3 == 0) row[i / 3] = a + i * rs;
         acc[i][0] = acc[i][1] = v_set(0);
-        if (!accumulate) continue;
-        if (nv == 2) acc[i][0] = v_load(c + i * ldc);
-        acc[i][nv - 1] = v_load_n(c + i * ldc + (nv - 1) * VL, tail);
     }
     for (int64_t p = 0; p < k; p++, b += PANEL) {
         vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
@@ -41,6 +39,10 @@ INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t 
         UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
     }
     UNROLL for (int i = 0; i < mr; i++) {
+        if (accumulate) {
+            if (nv == 2) acc[i][0] = v_add(v_load(c + i * ldc), acc[i][0]);
+            acc[i][nv - 1] = v_add(v_load_n(c + i * ldc + (nv - 1) * VL, tail), acc[i][nv - 1]);
+        }
         if (nv == 2) v_store(c + i * ldc, acc[i][0]);
         v_store_n(c + i * ldc + (nv - 1) * VL, acc[i][nv - 1], tail);
     }
