@@ -85,9 +85,6 @@ static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list
 static void tell_set(const char *name, const gr_dataset *d) {
     gr_note("%s: %lld samples, %lld tokens, %lld of them trained%s", name, (long long)d->n_samples, (long long)d->offset[d->n_samples],
             (long long)d->n_targets, d->from_cache ? " (from the cache)" : "");
-    if (d->n_truncated) gr_warn("%s: %lld samples were truncated to data.max_length", name, (long long)d->n_truncated);
-    if (d->n_dropped) gr_warn("%s: %lld samples longer than data.max_length were dropped", name, (long long)d->n_dropped);
-    if (d->n_empty) gr_warn("%s: %lld samples without anything to learn were dropped", name, (long long)d->n_empty);
 }
 
 static graft_status open_data(gr_run *run, graft_error *err) {
