@@ -24,7 +24,9 @@ const gr_key gr_recipe_keys[] = {
 enum { N_KEYS = GR_LEN(gr_recipe_keys) };
 _Static_assert((int)N_KEYS <= (int)GR_MAX_RECIPE_KEYS, "raise GR_MAX_RECIPE_KEYS");
 
-int gr_recipe_n_keys(void) { return N_KEYS; }
+int gr_recipe_n_keys(void) {
+    return N_KEYS;
+}
 
 void gr_key_range(const gr_key *k, double *min, double *max) {
     const char *dots = strstr(k->constraint, "..");
@@ -69,8 +71,8 @@ typedef struct reading {
 
 static graft_status expected(const gr_yaml *n, const gr_key *k, const char *what, graft_error *err) {
     char found[160];
-    return gr_yaml_fail(n, false, err, "%s%s%s: expected %s, found %s", k->section, *k->section ? "." : "", k->name, what,
-                        gr_yaml_describe(n, found, sizeof found));
+    return gr_yaml_fail(n, false, err, "%s%s%s: expected %s, found %s", k->section, *k->section ? "." : "",
+                        k->name, what, gr_yaml_describe(n, found, sizeof found));
 }
 
 static bool parse_int(const char *s, int64_t *out) {
@@ -94,9 +96,12 @@ static bool parse_float(const char *s, double *out) {
 
 /* "12GiB", "500MB", "1048576": bytes. */
 static bool parse_size(const char *s, int64_t *out) {
-    static const struct unit { const char *name; double bytes; } units[] = {
-        {"", 1}, {"B", 1}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12},
-        {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
+    static const struct unit {
+        const char *name;
+        double bytes;
+    } units[] = {
+        {"", 1},      {"B", 1},        {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
+        {"TB", 1e12}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
     char number[32];
     size_t n = strspn(s, "0123456789.");
     double v;
@@ -144,11 +149,13 @@ static graft_status read_number(const gr_yaml *n, const gr_key *k, void *field, 
         *(int64_t *)field = -1;
         if (k->type == GR_KEY_INT_NULL ? gr_yaml_is_null(n) : plain_word(n, "auto")) return GRAFT_OK;
         if (k->type == GR_KEY_SIZE_AUTO) {
-            if (!plain || !parse_size(n->text, &i)) return expected(n, k, "a size such as 12GiB, or auto", err);
+            if (!plain || !parse_size(n->text, &i))
+                return expected(n, k, "a size such as 12GiB, or auto", err);
             break;
         }
         if (!plain || !parse_int(n->text, &i))
-            return expected(n, k, k->type == GR_KEY_INT_NULL ? "a whole number or null" : "a whole number or auto", err);
+            return expected(
+                n, k, k->type == GR_KEY_INT_NULL ? "a whole number or null" : "a whole number or auto", err);
         break;
     default:
         if (!plain || !parse_int(n->text, &i)) return expected(n, k, "a whole number", err);
@@ -180,8 +187,8 @@ static graft_status read_enum(const gr_yaml *n, const gr_key *k, int *field, gra
         }
     }
     const char *near = n->kind == GR_YAML_SCALAR ? gr_nearest(n->text, names, n_choices) : NULL;
-    snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint, near ? " (did you mean " : "",
-             near ? near : "", near ? "?)" : "");
+    snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint,
+             near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
     return expected(n, k, what, err);
 }
 
@@ -191,21 +198,25 @@ static int count_children(const gr_yaml *n) {
     return count;
 }
 
-static graft_status read_list(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_list *list, graft_error *err) {
+static graft_status read_list(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_list *list,
+                              graft_error *err) {
     *list = (gr_list){0};
     if (gr_yaml_is_null(n)) return GRAFT_OK;
     if (n->kind == GR_YAML_MAP) return expected(n, k, "a list of names", err);
     int count = n->kind == GR_YAML_LIST ? count_children(n) : 1;
     list->items = gr_arena_alloc(arena, count * (int64_t)sizeof *list->items);
     if (!list->items) return gr_fail_memory(err, k->name);
-    for (const gr_yaml *c = n->kind == GR_YAML_LIST ? n->child : n; c; c = n->kind == GR_YAML_LIST ? c->next : NULL) {
-        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c) || !*c->text) return expected(c, k, "a name", err);
+    for (const gr_yaml *c = n->kind == GR_YAML_LIST ? n->child : n; c;
+         c = n->kind == GR_YAML_LIST ? c->next : NULL) {
+        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c) || !*c->text)
+            return expected(c, k, "a name", err);
         list->items[list->n++] = c->text;
     }
     return GRAFT_OK;
 }
 
-static graft_status read_map(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_pattern_list *list, graft_error *err) {
+static graft_status read_map(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_pattern_list *list,
+                             graft_error *err) {
     graft_status st;
     *list = (gr_pattern_list){0};
     if (gr_yaml_is_null(n)) return GRAFT_OK;
@@ -214,15 +225,18 @@ static graft_status read_map(gr_arena *arena, const gr_yaml *n, const gr_key *k,
     if (!list->items) return gr_fail_memory(err, k->name);
     for (const gr_yaml *c = n->child; c; c = c->next) {
         double v;
-        if (c->kind != GR_YAML_SCALAR || !c->plain || !parse_float(c->text, &v)) return expected(c, k, "a number", err);
+        if (c->kind != GR_YAML_SCALAR || !c->plain || !parse_float(c->text, &v))
+            return expected(c, k, "a number", err);
         if ((st = check_range(c, k, v, err)) != GRAFT_OK) return st;
         list->items[list->n++] = (gr_pattern){c->key, v};
     }
     return GRAFT_OK;
 }
 
-/* A relative path as the recipe's reader sees it: under the working directory, else beside the file that names it. */
-static graft_status resolve_path(gr_arena *arena, const gr_yaml *n, const char *path, const char **out, graft_error *err) {
+/* A relative path as the recipe's reader sees it: under the working directory, else beside the file that
+ * names it. */
+static graft_status resolve_path(gr_arena *arena, const gr_yaml *n, const char *path, const char **out,
+                                 graft_error *err) {
     const char *slash = n->from_file ? strrchr(n->file, '/') : NULL;
     *out = path;
     if (!slash || path[0] == '/' || gr_exists(path)) return GRAFT_OK;
@@ -233,7 +247,8 @@ static graft_status resolve_path(gr_arena *arena, const gr_yaml *n, const char *
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
 }
 
-static graft_status read_string(gr_arena *arena, const gr_yaml *n, const gr_key *k, const char **field, graft_error *err) {
+static graft_status read_string(gr_arena *arena, const gr_yaml *n, const gr_key *k, const char **field,
+                                graft_error *err) {
     bool is_path = strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 ||
                    (strcmp(k->name, "template") == 0 && n->text && gr_ends_with(n->text, ".yaml"));
     if (n->kind != GR_YAML_SCALAR) return expected(n, k, "a text", err);
@@ -243,20 +258,23 @@ static graft_status read_string(gr_arena *arena, const gr_yaml *n, const gr_key 
 
 /* ---- data sources ---- */
 
-static graft_status read_columns(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_data_source *s, graft_error *err) {
+static graft_status read_columns(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_data_source *s,
+                                 graft_error *err) {
     if (gr_yaml_is_null(n)) return GRAFT_OK;
     if (n->kind != GR_YAML_MAP) return expected(n, k, "columns: {prompt: NAME, completion: NAME, ...}", err);
     gr_column *columns = gr_arena_alloc(arena, count_children(n) * (int64_t)sizeof *columns);
     if (!columns) return gr_fail_memory(err, k->name);
     for (const gr_yaml *c = n->child; c; c = c->next) {
-        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c)) return expected(c, k, "the name of a column", err);
+        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c))
+            return expected(c, k, "the name of a column", err);
         columns[s->n_columns++] = (gr_column){c->key, c->text};
     }
     s->columns = columns;
     return GRAFT_OK;
 }
 
-static graft_status read_source_key(gr_arena *arena, const gr_yaml *c, const gr_key *k, gr_data_source *s, graft_error *err) {
+static graft_status read_source_key(gr_arena *arena, const gr_yaml *c, const gr_key *k, gr_data_source *s,
+                                    graft_error *err) {
     static const char *const names[] = {"path", "format", "columns", "weight", "limit"};
     bool scalar = c->kind == GR_YAML_SCALAR, null = gr_yaml_is_null(c);
     if (strcmp(c->key, "path") == 0) {
@@ -276,28 +294,35 @@ static graft_status read_source_key(gr_arena *arena, const gr_yaml *c, const gr_
             return expected(c, k, "limit: a whole number from 1, or null", err);
     } else {
         const char *near = gr_nearest(c->key, names, GR_LEN(names));
-        return gr_yaml_fail(c, true, err, "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, weight, limit%s%s%s",
-                            c->key, k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+        return gr_yaml_fail(
+            c, true, err,
+            "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, weight, limit%s%s%s", c->key,
+            k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
     }
     return GRAFT_OK;
 }
 
-static graft_status read_source(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_data_source *s, graft_error *err) {
+static graft_status read_source(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_data_source *s,
+                                graft_error *err) {
     graft_status st = GRAFT_OK;
     *s = (gr_data_source){.format = "auto", .weight = 1.0};
-    if (n->kind == GR_YAML_SCALAR && !gr_yaml_is_null(n) && *n->text) return resolve_path(arena, n, n->text, &s->path, err);
+    if (n->kind == GR_YAML_SCALAR && !gr_yaml_is_null(n) && *n->text)
+        return resolve_path(arena, n, n->text, &s->path, err);
     if (n->kind != GR_YAML_MAP) return expected(n, k, "a path or {path: ..., format: ..., ...}", err);
     for (const gr_yaml *c = n->child; c; c = c->next) GR_TRY(read_source_key(arena, c, k, s, err));
-    if (!s->path || !*s->path) return gr_yaml_fail(n, false, err, "%s.%s: a source needs a path", k->section, k->name);
+    if (!s->path || !*s->path)
+        return gr_yaml_fail(n, false, err, "%s.%s: a source needs a path", k->section, k->name);
 done:
     return st;
 }
 
-static graft_status read_sources(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_source_list *list, graft_error *err) {
+static graft_status read_sources(gr_arena *arena, const gr_yaml *n, const gr_key *k, gr_source_list *list,
+                                 graft_error *err) {
     graft_status st = GRAFT_OK;
     *list = (gr_source_list){0};
     if (gr_yaml_is_null(n)) return GRAFT_OK;
-    if (k->type == GR_KEY_EVAL_SOURCES && n->kind == GR_YAML_SCALAR && n->plain && parse_float(n->text, &list->share)) {
+    if (k->type == GR_KEY_EVAL_SOURCES && n->kind == GR_YAML_SCALAR && n->plain &&
+        parse_float(n->text, &list->share)) {
         if (list->share > 0 && list->share < 1) return GRAFT_OK;
         return expected(n, k, "a path, or a share between 0 and 1 (such as 0.02)", err);
     }
@@ -313,14 +338,21 @@ done:
 static graft_status read_value(gr_recipe *r, const gr_yaml *n, const gr_key *k, graft_error *err) {
     void *field = (char *)r + k->offset;
     switch (k->type) {
-    case GR_KEY_STRING: return read_string(&r->arena, n, k, field, err);
-    case GR_KEY_BOOL: return read_bool(n, k, field, err);
-    case GR_KEY_ENUM: return read_enum(n, k, field, err);
-    case GR_KEY_LIST: return read_list(&r->arena, n, k, field, err);
-    case GR_KEY_MAP: return read_map(&r->arena, n, k, field, err);
+    case GR_KEY_STRING:
+        return read_string(&r->arena, n, k, field, err);
+    case GR_KEY_BOOL:
+        return read_bool(n, k, field, err);
+    case GR_KEY_ENUM:
+        return read_enum(n, k, field, err);
+    case GR_KEY_LIST:
+        return read_list(&r->arena, n, k, field, err);
+    case GR_KEY_MAP:
+        return read_map(&r->arena, n, k, field, err);
     case GR_KEY_SOURCES:
-    case GR_KEY_EVAL_SOURCES: return read_sources(&r->arena, n, k, field, err);
-    default: return read_number(n, k, field, err);
+    case GR_KEY_EVAL_SOURCES:
+        return read_sources(&r->arena, n, k, field, err);
+    default:
+        return read_number(n, k, field, err);
     }
 }
 
@@ -333,22 +365,23 @@ static graft_status unknown_key(const gr_yaml *n, const char *section, graft_err
     const char *peer = gr_recipe_peer_hint(n->key);
     for (int i = 0; i < N_KEYS && !*hint; i++)
         if (strcmp(gr_recipe_keys[i].name, n->key) == 0)
-            snprintf(hint, sizeof hint, "it is written %s%s%s", gr_recipe_keys[i].section, *gr_recipe_keys[i].section ? "." : "",
-                     gr_recipe_keys[i].name);
+            snprintf(hint, sizeof hint, "it is written %s%s%s", gr_recipe_keys[i].section,
+                     *gr_recipe_keys[i].section ? "." : "", gr_recipe_keys[i].name);
     if (peer) snprintf(hint, sizeof hint, "%s", peer);
     for (int i = 0; i < N_KEYS; i++) {
         if (strcmp(gr_recipe_keys[i].section, section) == 0) names[n_names++] = gr_recipe_keys[i].name;
         if (!*section) names[n_names++] = gr_recipe_keys[i].section;
     }
     const char *near = gr_nearest(n->key, names, n_names);
-    if (!*hint && near) snprintf(hint, sizeof hint, "did you mean %s%s%s?", section, *section ? "." : "", near);
+    if (!*hint && near)
+        snprintf(hint, sizeof hint, "did you mean %s%s%s?", section, *section ? "." : "", near);
     for (int i = 0; i < N_KEYS; i++) names[i] = gr_recipe_keys[i].name;
     if (!*hint && (near = gr_nearest(n->key, names, N_KEYS)))
         for (int i = 0; i < N_KEYS; i++)
             if (gr_recipe_keys[i].name == near)
                 snprintf(hint, sizeof hint, "did you mean %s.%s?", gr_recipe_keys[i].section, near);
-    return gr_yaml_fail(n, true, err, "unknown key \"%.64s\"%s%s; %s", n->key, *section ? " in section " : "", section,
-                        *hint ? hint : "`graft help recipe` lists all keys");
+    return gr_yaml_fail(n, true, err, "unknown key \"%.64s\"%s%s; %s", n->key, *section ? " in section " : "",
+                        section, *hint ? hint : "`graft help recipe` lists all keys");
 }
 
 static graft_status read_entry(reading *rd, const gr_yaml *n, const char *section) {
@@ -382,7 +415,8 @@ static graft_status read_defaults(gr_recipe *r, graft_error *err) {
     for (int i = 0; i < N_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         gr_yaml *n = NULL;
-        GR_TRY(gr_yaml_parse(&n, &r->arena, k->fallback, (int64_t)strlen(k->fallback), "schema.def", false, err));
+        GR_TRY(gr_yaml_parse(&n, &r->arena, k->fallback, (int64_t)strlen(k->fallback), "schema.def", false,
+                             err));
         GR_TRY(read_value(r, n, k, err));
     }
 done:
@@ -392,7 +426,8 @@ done:
 /* ---- files, extends, overrides ---- */
 
 /* The file's tree laid over what it extends. chain[0..depth) are the files on the way here. */
-static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, const char **chain, int depth, graft_error *err) {
+static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, const char **chain, int depth,
+                              graft_error *err) {
     graft_status st = GRAFT_OK;
     char *text = NULL, found[160];
     int64_t len = 0;
@@ -415,9 +450,11 @@ static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, con
         if (strcmp(chain[i], base_path) == 0)
             GR_TRY(gr_yaml_fail(extends, false, err, "extends: a circle, %s extends itself", base_path));
     if (depth + 1 >= MAX_EXTENDS)
-        GR_TRY(gr_yaml_fail(extends, false, err, "extends: more than %d recipes on top of each other", MAX_EXTENDS));
+        GR_TRY(gr_yaml_fail(extends, false, err, "extends: more than %d recipes on top of each other",
+                            MAX_EXTENDS));
     st = load_tree(&base, r, base_path, chain, depth + 1, err);
-    if (st == GRAFT_BAD_INPUT) st = gr_yaml_fail(extends, false, err, "extends: no recipe \"%s\"", extends->text);
+    if (st == GRAFT_BAD_INPUT)
+        st = gr_yaml_fail(extends, false, err, "extends: no recipe \"%s\"", extends->text);
     if (st != GRAFT_OK) goto done;
     extends->text = "null"; /* done: the resolved recipe extends nothing */
     extends->plain = true;
@@ -435,7 +472,8 @@ static graft_status apply_override(gr_yaml **root, gr_recipe *r, const char *ove
     char *name = gr_arena_strdup(&r->arena, override), *dot;
     if (!label || !name) return gr_fail_memory(err, override);
     if (!equals || equals == override)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: expected section.key=value, such as train.learning_rate=1e-4", override);
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s: expected section.key=value, such as train.learning_rate=1e-4", override);
     name[equals - override] = '\0';
     dot = strchr(name, '.');
     const gr_key *k = dot ? NULL : find_key("", name);
@@ -465,7 +503,8 @@ done:
     return st;
 }
 
-static graft_status build(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err) {
+static graft_status build(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides,
+                          graft_error *err) {
     graft_status st = GRAFT_OK;
     const char *chain[MAX_EXTENDS];
     gr_yaml *tree = NULL;
@@ -479,7 +518,8 @@ static graft_status build(gr_recipe **out, const char *path, const char *const *
     if (!tree || tree->kind != GR_YAML_MAP) {
         tree = gr_arena_alloc(&r->arena, sizeof *tree);
         if (!tree) GR_TRY(gr_fail_memory(err, "recipe"));
-        *tree = (gr_yaml){.kind = GR_YAML_MAP, .file = r->path, .from_file = path != NULL, .line = 1, .column = 1};
+        *tree = (gr_yaml){
+            .kind = GR_YAML_MAP, .file = r->path, .from_file = path != NULL, .line = 1, .column = 1};
     }
     for (int i = 0; i < n_overrides; i++) GR_TRY(apply_override(&tree, r, overrides[i], err));
     GR_TRY(read_tree(&rd, tree));
@@ -491,11 +531,13 @@ done:
     return st;
 }
 
-graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err) {
+graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides,
+                            graft_error *err) {
     return build(out, path, overrides, n_overrides, err);
 }
 
-graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, int n_overrides, graft_error *err) {
+graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, int n_overrides,
+                               graft_error *err) {
     return build(out, NULL, overrides, n_overrides, err);
 }
 

@@ -21,8 +21,10 @@ static const struct peer {
     {"finetuning_type", "use adapter.method"},
     {"stage", "use train.objective"},
     {"per_device_train_batch_size", "use train.batch_size: samples per optimizer step"},
-    {"micro_batch_size", "use train.batch_size: samples per optimizer step; memory is train.micro_batch_tokens"},
-    {"gradient_accumulation_steps", "leave it out: train.batch_size is per optimizer step, memory is train.micro_batch_tokens"},
+    {"micro_batch_size",
+     "use train.batch_size: samples per optimizer step; memory is train.micro_batch_tokens"},
+    {"gradient_accumulation_steps",
+     "leave it out: train.batch_size is per optimizer step, memory is train.micro_batch_tokens"},
     {"per_device_eval_batch_size", "use eval.batch_tokens"},
     {"eval_batch_size", "use eval.batch_tokens"},
     {"cutoff_len", "use data.max_length"},
@@ -80,14 +82,15 @@ const char *gr_recipe_peer_hint(const char *key) {
 }
 
 /* BAD_USAGE at the place where the key stands. */
-static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section, const char *name,
-                           const char *why, graft_error *err) {
+static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section,
+                           const char *name, const char *why, graft_error *err) {
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (nodes[i] && strcmp(k->section, section) == 0 && strcmp(k->name, name) == 0)
             return gr_yaml_fail(nodes[i], false, err, "%s%s%s: %s", section, *section ? "." : "", name, why);
     }
-    return gr_fail(err, GRAFT_BAD_USAGE, "%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why);
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section,
+                   *section ? "." : "", name, why);
 }
 
 static bool has_metric(const gr_recipe *r, const char *name) {
@@ -98,13 +101,16 @@ static bool has_metric(const gr_recipe *r, const char *name) {
 
 static bool known_metrics(const gr_recipe *r) {
     for (int i = 0; i < r->eval_metrics.n; i++)
-        if (strcmp(r->eval_metrics.items[i], "loss") != 0 && strcmp(r->eval_metrics.items[i], "exact_match") != 0) return false;
+        if (strcmp(r->eval_metrics.items[i], "loss") != 0 &&
+            strcmp(r->eval_metrics.items[i], "exact_match") != 0)
+            return false;
     return true;
 }
 
 static bool whole_ranks(const gr_recipe *r) {
     for (int i = 0; i < r->adapter_rank_pattern.n; i++)
-        if (r->adapter_rank_pattern.items[i].value != floor(r->adapter_rank_pattern.items[i].value)) return false;
+        if (r->adapter_rank_pattern.items[i].value != floor(r->adapter_rank_pattern.items[i].value))
+            return false;
     return true;
 }
 
@@ -114,25 +120,33 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
         bool bad;
         const char *section, *name, *why;
     } rules[] = {
-        {r->train_objective == GR_OBJECTIVE_DPO, "train", "objective", "dpo is not in this version; sft and pretrain are"},
-        {r->adapter_method == GR_METHOD_EMBEDDINGS, "adapter", "method", "embeddings is not in this version; lora and full are"},
+        {r->train_objective == GR_OBJECTIVE_DPO, "train", "objective",
+         "dpo is not in this version; sft and pretrain are"},
+        {r->adapter_method == GR_METHOD_EMBEDDINGS, "adapter", "method",
+         "embeddings is not in this version; lora and full are"},
         {r->model_quantize != GR_QUANTIZE_NONE, "model", "quantize",
          "quantising the base is not in this version; give a quantised GGUF as model.base instead"},
         {r->model_compute == GR_COMPUTE_INT8, "model", "compute", "int8 is not in this version; use exact"},
         {r->_device == GR_DEVICE_CUDA, "", "device", "cuda is not in this version; use cpu"},
-        {lora && r->adapter_target_modules.n == 0, "adapter", "target_modules", "it names no module; use all-linear or a list of names"},
+        {lora && r->adapter_target_modules.n == 0, "adapter", "target_modules",
+         "it names no module; use all-linear or a list of names"},
         {!whole_ranks(r), "adapter", "rank_pattern", "a rank is a whole number"},
         {!lora && r->adapter_init_from, "adapter", "init_from", "only method lora starts from an adapter"},
-        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, "adapter", "dropout", "method full has no adapter to drop inputs of"},
+        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, "adapter", "dropout",
+         "method full has no adapter to drop inputs of"},
         {r->train_objective == GR_OBJECTIVE_PRETRAIN && has_metric(r, "exact_match"), "eval", "metrics",
          "exact_match needs answers, which pretrain does not have"},
         {!known_metrics(r), "eval", "metrics", "expected loss and exact_match, found another name"},
-        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience", "needs data.eval"},
-        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs", "0 epochs train nothing"},
+        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience",
+         "needs data.eval"},
+        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs",
+         "0 epochs train nothing"},
         {r->train_adam_beta1 >= 1, "train", "adam_beta1", "must be below 1"},
         {r->train_adam_beta2 >= 1, "train", "adam_beta2", "must be below 1"},
-        {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, "train", "warmup_ratio", "give warmup_steps or warmup_ratio, not both"},
-        {r->_output_dir && !*r->_output_dir, "", "output_dir", "expected the path of a folder, found nothing"},
+        {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, "train", "warmup_ratio",
+         "give warmup_steps or warmup_ratio, not both"},
+        {r->_output_dir && !*r->_output_dir, "", "output_dir",
+         "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)
         if (rules[i].bad) return refuse(r, nodes, rules[i].section, rules[i].name, rules[i].why, err);
@@ -155,7 +169,8 @@ graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *er
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", n++ ? ", " : "", needs[i].name);
     }
     if (n == 0 && has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval", *r->path ? r->path : "recipe");
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval",
+                       *r->path ? r->path : "recipe");
     if (n == 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s %s missing; set %s in the recipe or as section.key=value",
                    *r->path ? r->path : "recipe", names, n > 1 ? "are" : "is", n > 1 ? "them" : "it");

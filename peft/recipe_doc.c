@@ -10,7 +10,8 @@
 
 /* A code point that a YAML reader would refuse, fold or strip when it stood there as it is. */
 static bool needs_escape(uint32_t c) {
-    return c < 0x20 || (c >= 0x7F && c <= 0x9F) || c == 0x2028 || c == 0x2029 || c == 0xFEFF || c == 0xFFFE || c == 0xFFFF;
+    return c < 0x20 || (c >= 0x7F && c <= 0x9F) || c == 0x2028 || c == 0x2029 || c == 0xFEFF || c == 0xFFFE ||
+           c == 0xFFFF;
 }
 
 /* The code point at s (valid UTF-8, as libyaml made sure) and its length. */
@@ -64,7 +65,8 @@ static void put_double(gr_str *out, double v) {
         if (strtod(text, NULL) == v) break;
     }
     char *e = strchr(text, 'e');
-    if (e && !memchr(text, '.', (size_t)(e - text))) /* YAML 1.1 readers take 1e-08 for a text, 1.0e-08 for a number */
+    if (e && !memchr(text, '.',
+                     (size_t)(e - text))) /* YAML 1.1 readers take 1e-08 for a text, 1.0e-08 for a number */
         gr_str_printf(out, "%.*s.0%s", (int)(e - text), text, e);
     else
         gr_str_puts(out, text);
@@ -130,8 +132,12 @@ static void put_value(gr_str *out, const gr_key *k, const void *field) {
         else
             gr_str_puts(out, "null");
         break;
-    case GR_KEY_FLOAT: put_double(out, *(const double *)field); break;
-    case GR_KEY_BOOL: gr_str_puts(out, *(const bool *)field ? "true" : "false"); break;
+    case GR_KEY_FLOAT:
+        put_double(out, *(const double *)field);
+        break;
+    case GR_KEY_BOOL:
+        gr_str_puts(out, *(const bool *)field ? "true" : "false");
+        break;
     case GR_KEY_ENUM:
         gr_key_choice(k, *(const int *)field, choice);
         gr_str_puts(out, choice);
@@ -146,7 +152,8 @@ static void put_value(gr_str *out, const gr_key *k, const void *field) {
         else
             gr_str_printf(out, "%lld", (long long)i);
         break;
-    default: put_lists(out, k, field);
+    default:
+        put_lists(out, k, field);
     }
 }
 
@@ -167,26 +174,40 @@ graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err) 
 
 static const char *form(const gr_key *k) {
     switch (k->type) {
-    case GR_KEY_STRING: return "text";
-    case GR_KEY_INT: return "whole number";
-    case GR_KEY_FLOAT: return "number";
-    case GR_KEY_BOOL: return "true or false";
-    case GR_KEY_ENUM: return "";
-    case GR_KEY_INT_AUTO: return "whole number or auto";
-    case GR_KEY_SIZE_AUTO: return "size or auto";
-    case GR_KEY_INT_NULL: return "whole number or null";
-    case GR_KEY_LIST: return "name or list of names";
-    case GR_KEY_MAP: return "{pattern: number}";
-    case GR_KEY_SOURCES: return "path or list of sources";
-    case GR_KEY_EVAL_SOURCES: return "path, list of sources or share";
+    case GR_KEY_STRING:
+        return "text";
+    case GR_KEY_INT:
+        return "whole number";
+    case GR_KEY_FLOAT:
+        return "number";
+    case GR_KEY_BOOL:
+        return "true or false";
+    case GR_KEY_ENUM:
+        return "";
+    case GR_KEY_INT_AUTO:
+        return "whole number or auto";
+    case GR_KEY_SIZE_AUTO:
+        return "size or auto";
+    case GR_KEY_INT_NULL:
+        return "whole number or null";
+    case GR_KEY_LIST:
+        return "name or list of names";
+    case GR_KEY_MAP:
+        return "{pattern: number}";
+    case GR_KEY_SOURCES:
+        return "path or list of sources";
+    case GR_KEY_EVAL_SOURCES:
+        return "path, list of sources or share";
     }
     return "";
 }
 
 void gr_recipe_help(gr_str *out) {
     const char *section = NULL;
-    gr_str_puts(out, "A recipe is YAML. Every key below may be left out, except model.base, data.train and output_dir.\n"
-                     "On the command line a key is written section.key=value, such as train.learning_rate=1e-4.\n");
+    gr_str_puts(
+        out,
+        "A recipe is YAML. Every key below may be left out, except model.base, data.train and output_dir.\n"
+        "On the command line a key is written section.key=value, such as train.learning_rate=1e-4.\n");
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (!section || strcmp(section, k->section) != 0) {
@@ -200,7 +221,8 @@ void gr_recipe_help(gr_str *out) {
         gr_str_printf(out, "   # %s%s%s\n", form(k), *form(k) && *k->constraint ? ", " : "", k->constraint);
         gr_str_printf(out, "      %s\n", k->help);
     }
-    gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, weight: 1.0, limit: null}.\n");
+    gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, "
+                     "weight: 1.0, limit: null}.\n");
 }
 
 /* ---- JSON Schema ---- */
@@ -209,8 +231,12 @@ static json_t *number_schema(const gr_key *k, const char *type) {
     double min, max;
     gr_key_range(k, &min, &max);
     json_t *s = json_pack("{s:s}", "type", type);
-    if (!isinf(min)) json_object_set_new(s, "minimum", strcmp(type, "integer") ? json_real(min) : json_integer((json_int_t)min));
-    if (!isinf(max)) json_object_set_new(s, "maximum", strcmp(type, "integer") ? json_real(max) : json_integer((json_int_t)max));
+    if (!isinf(min))
+        json_object_set_new(s, "minimum",
+                            strcmp(type, "integer") ? json_real(min) : json_integer((json_int_t)min));
+    if (!isinf(max))
+        json_object_set_new(s, "maximum",
+                            strcmp(type, "integer") ? json_real(max) : json_integer((json_int_t)max));
     return s;
 }
 
@@ -222,35 +248,48 @@ static json_t *enum_schema(const gr_key *k) {
 }
 
 static json_t *source_schema(void) {
-    return json_pack("{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}", "anyOf", "type",
-                     "string", "type", "object", "additionalProperties", 0, "required", "path", "properties", "path", "type",
-                     "string", "format", "type", "string", "columns", "type", "object", "additionalProperties", "type", "string",
-                     "weight", "type", "number", "exclusiveMinimum", 0, "limit", "type", "integer", "null", "minimum", 1);
+    return json_pack(
+        "{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
+        "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path",
+        "properties", "path", "type", "string", "format", "type", "string", "columns", "type", "object",
+        "additionalProperties", "type", "string", "weight", "type", "number", "exclusiveMinimum", 0, "limit",
+        "type", "integer", "null", "minimum", 1);
 }
 
 static json_t *value_schema(const gr_key *k) {
     json_t *s;
     switch (k->type) {
-    case GR_KEY_STRING: return json_pack("{s:[s,s]}", "type", "string", "null");
-    case GR_KEY_INT: return number_schema(k, "integer");
-    case GR_KEY_FLOAT: return number_schema(k, "number");
-    case GR_KEY_BOOL: return json_pack("{s:s}", "type", "boolean");
-    case GR_KEY_ENUM: return enum_schema(k);
-    case GR_KEY_INT_AUTO: return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "const", "auto");
+    case GR_KEY_STRING:
+        return json_pack("{s:[s,s]}", "type", "string", "null");
+    case GR_KEY_INT:
+        return number_schema(k, "integer");
+    case GR_KEY_FLOAT:
+        return number_schema(k, "number");
+    case GR_KEY_BOOL:
+        return json_pack("{s:s}", "type", "boolean");
+    case GR_KEY_ENUM:
+        return enum_schema(k);
+    case GR_KEY_INT_AUTO:
+        return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "const", "auto");
     case GR_KEY_SIZE_AUTO:
-        return json_pack("{s:[o,{s:s,s:s}]}", "anyOf", number_schema(k, "integer"), "type", "string", "pattern",
-                         "^(auto|[0-9.]+ ?([KMGT]i?)?B?)$");
-    case GR_KEY_INT_NULL: return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "type", "null");
+        return json_pack("{s:[o,{s:s,s:s}]}", "anyOf", number_schema(k, "integer"), "type", "string",
+                         "pattern", "^(auto|[0-9.]+ ?([KMGT]i?)?B?)$");
+    case GR_KEY_INT_NULL:
+        return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "type", "null");
     case GR_KEY_LIST:
-        return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items", "type", "string");
+        return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items",
+                         "type", "string");
     case GR_KEY_MAP:
-        return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties", number_schema(k, "number"));
+        return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties",
+                         number_schema(k, "number"));
     case GR_KEY_SOURCES:
     case GR_KEY_EVAL_SOURCES:
-        s = json_pack("{s:[o,{s:s,s:o},{s:s}]}", "anyOf", source_schema(), "type", "array", "items", source_schema(), "type", "null");
+        s = json_pack("{s:[o,{s:s,s:o},{s:s}]}", "anyOf", source_schema(), "type", "array", "items",
+                      source_schema(), "type", "null");
         if (s && k->type == GR_KEY_EVAL_SOURCES)
-            json_array_append_new(json_object_get(s, "anyOf"),
-                                  json_pack("{s:s,s:i,s:i}", "type", "number", "exclusiveMinimum", 0, "exclusiveMaximum", 1));
+            json_array_append_new(
+                json_object_get(s, "anyOf"),
+                json_pack("{s:s,s:i,s:i}", "type", "number", "exclusiveMinimum", 0, "exclusiveMaximum", 1));
         return s;
     }
     return NULL;
@@ -268,16 +307,18 @@ static json_t *default_json(const gr_key *k) {
 }
 
 graft_status gr_recipe_json_schema(char **json, graft_error *err) {
-    json_t *root = json_pack("{s:s,s:s,s:s,s:b,s:{}}", "$schema", "http://json-schema.org/draft-07/schema#", "title",
-                             "graft recipe", "type", "object", "additionalProperties", 0, "properties");
+    json_t *root =
+        json_pack("{s:s,s:s,s:s,s:b,s:{}}", "$schema", "http://json-schema.org/draft-07/schema#", "title",
+                  "graft recipe", "type", "object", "additionalProperties", 0, "properties");
     json_t *top = json_object_get(root, "properties");
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         json_t *where = top;
         if (*k->section) {
             if (!json_object_get(top, k->section))
-                json_object_set_new(top, k->section,
-                                    json_pack("{s:s,s:b,s:{}}", "type", "object", "additionalProperties", 0, "properties"));
+                json_object_set_new(
+                    top, k->section,
+                    json_pack("{s:s,s:b,s:{}}", "type", "object", "additionalProperties", 0, "properties"));
             where = json_object_get(json_object_get(top, k->section), "properties");
         }
         json_t *s = value_schema(k);

@@ -5,8 +5,18 @@
 #include "peft/recipe.h"
 
 typedef enum gr_key_type {
-    GR_KEY_STRING, GR_KEY_INT, GR_KEY_FLOAT, GR_KEY_BOOL, GR_KEY_ENUM, GR_KEY_INT_AUTO, GR_KEY_SIZE_AUTO, GR_KEY_INT_NULL,
-    GR_KEY_LIST, GR_KEY_MAP, GR_KEY_SOURCES, GR_KEY_EVAL_SOURCES
+    GR_KEY_STRING,
+    GR_KEY_INT,
+    GR_KEY_FLOAT,
+    GR_KEY_BOOL,
+    GR_KEY_ENUM,
+    GR_KEY_INT_AUTO,
+    GR_KEY_SIZE_AUTO,
+    GR_KEY_INT_NULL,
+    GR_KEY_LIST,
+    GR_KEY_MAP,
+    GR_KEY_SOURCES,
+    GR_KEY_EVAL_SOURCES
 } gr_key_type;
 
 typedef struct gr_key {

@@ -1,4 +1,5 @@
-/* A model ready for use: the base, the adapters on it, its tokenizer and chat template, from paths as people give them. */
+/* A model ready for use: the base, the adapters on it, its tokenizer and chat template, from paths as people
+ * give them. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,8 @@ static bool has_file(const char *folder, const char *name) {
 
 /* A run of method lora, or a PEFT folder: no model by itself. */
 static bool is_adapter(const char *path) {
-    return gr_is_dir(path) && !has_file(path, "config.json") && (has_file(path, "adapter_config.json") || has_file(path, "adapter"));
+    return gr_is_dir(path) && !has_file(path, "config.json") &&
+           (has_file(path, "adapter_config.json") || has_file(path, "adapter"));
 }
 
 graft_status gr_session_base(char **out, const char *path, graft_error *err) {
@@ -29,11 +31,13 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
 }
 
-/* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is none. */
+/* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is
+ * none. */
 static gr_recipe *run_recipe(const char *path) {
     static const char *const places[] = {"recipe.yaml", "../recipe.yaml"};
     gr_recipe *r = NULL;
-    bool inner = gr_ends_with(path, "/adapter") || gr_ends_with(path, "/model") || gr_ends_with(path, "/adapter/");
+    bool inner =
+        gr_ends_with(path, "/adapter") || gr_ends_with(path, "/model") || gr_ends_with(path, "/adapter/");
     for (int i = 0; !r && i < (inner ? 2 : 1); i++) {
         char *file = gr_path_join(path, places[i]);
         if (file && gr_exists(file) && gr_recipe_load(&r, file, NULL, 0, NULL) != GRAFT_OK) r = NULL;
@@ -50,7 +54,8 @@ static graft_status split_scale(const char *given, char **path, double *scale, g
     if (colon) {
         *scale = strtod(colon + 1, &end);
         if (end == colon + 1 || *end || !isfinite(*scale))
-            return gr_fail(err, GRAFT_BAD_USAGE, "adapter %s: expected PATH or PATH:SCALE with a number as scale", given);
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "adapter %s: expected PATH or PATH:SCALE with a number as scale", given);
     }
     *path = gr_strndup(given, colon ? colon - given : (int64_t)strlen(given));
     return *path ? GRAFT_OK : gr_fail_memory(err, given);
@@ -64,7 +69,8 @@ static graft_status add_adapter(gr_session *s, const char *given, graft_error *e
     GR_TRY(split_scale(given, &path, &scale, err));
     GR_TRY(gr_adapter_load(&a, path, s->model, false, err));
     if (a->tokenizer_hash && s->tokenizer && a->tokenizer_hash != gr_tokenizer_hash(s->tokenizer))
-        gr_warn("%s was trained with another tokenizer than that of %s", path, gr_weights_path(s->model->weights));
+        gr_warn("%s was trained with another tokenizer than that of %s", path,
+                gr_weights_path(s->model->weights));
     s->scales[s->n_adapters] = scale;
     s->adapters[s->n_adapters++] = a;
     GR_TRY(gr_adapter_attach(a, s->model, scale, err));
@@ -79,15 +85,19 @@ static graft_status open_device(gr_session *s, int threads, graft_error *err) {
     return s->device ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
 }
 
-static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
+static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base,
+                               graft_error *err) {
     graft_status st = GRAFT_OK;
-    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), o->max_positions, err));
+    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), o->max_positions,
+                         err));
     if (gr_weights_shape_only(s->model->weights))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it", base));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it",
+                       base));
     GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));
     int64_t n_vocab = gr_tokenizer_get_info(s->tokenizer)->n_vocab;
     if (n_vocab > s->model->config.vocab)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the tokenizer has %lld tokens, the embedding only %lld rows", base,
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: the tokenizer has %lld tokens, the embedding only %lld rows", base,
                        (long long)n_vocab, (long long)s->model->config.vocab));
 done:
     return st;
@@ -109,7 +119,8 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     double scale;
     bool model_is_adapter = o->model && is_adapter(o->model);
     *s = (gr_session){0};
-    if (!o->model && o->n_adapters == 0) return gr_fail(err, GRAFT_BAD_USAGE, "no model: give --model, or --adapter with a run or an adapter");
+    if (!o->model && o->n_adapters == 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "no model: give --model, or --adapter with a run or an adapter");
     if (o->n_adapters > 0) GR_TRY(split_scale(o->adapters[0], &first, &scale, err));
     const char *run = o->model ? o->model : first;
     GR_TRY(gr_session_base(&base, run, err));

@@ -58,12 +58,14 @@ static graft_status unknown_option(const gr_command *c, const char *name, graft_
     int n = 0;
     for (const gr_option *o; n < GR_LEN(names) && (o = gr_command_option(c, n)); n++) names[n] = o->name;
     near = gr_nearest(name, names, n);
-    return gr_fail(err, GRAFT_BAD_USAGE, "graft %s has no option --%s%s%s%s; see `graft %s --help`", c->name, name,
-                   near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", c->name);
+    return gr_fail(err, GRAFT_BAD_USAGE, "graft %s has no option --%s%s%s%s; see `graft %s --help`", c->name,
+                   name, near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", c->name);
 }
 
-/* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took. */
-static graft_status parse_option(gr_args *a, const char *word, const char *following, int *used, graft_error *err) {
+/* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took.
+ */
+static graft_status parse_option(gr_args *a, const char *word, const char *following, int *used,
+                                 graft_error *err) {
     const char *equals = strchr(word, '='), *value = NULL;
     char name[48];
     const gr_option *o = NULL;
@@ -75,7 +77,8 @@ static graft_status parse_option(gr_args *a, const char *word, const char *follo
     if (equals) value = equals + 1;
     if (!o->value && value) return gr_fail(err, GRAFT_BAD_USAGE, "--%s takes no value", name);
     if (o->value && !value) {
-        if (!following) return gr_fail(err, GRAFT_BAD_USAGE, "--%s needs a value: --%s %s", name, name, o->value);
+        if (!following)
+            return gr_fail(err, GRAFT_BAD_USAGE, "--%s needs a value: --%s %s", name, name, o->value);
         value = following;
         *used = 2;
     }
@@ -114,7 +117,8 @@ graft_status gr_args_parse(gr_args *a, int argc, char **argv, graft_error *err) 
     graft_status st = GRAFT_OK;
     int first;
     bool options = true;
-    *a = (gr_args){.arguments = gr_calloc(argc + 1, sizeof *a->arguments), .given = gr_calloc(argc + 1, sizeof *a->given)};
+    *a = (gr_args){.arguments = gr_calloc(argc + 1, sizeof *a->arguments),
+                   .given = gr_calloc(argc + 1, sizeof *a->given)};
     if (!a->arguments || !a->given) GR_TRY(gr_fail_memory(err, "arguments"));
     GR_TRY(parse_command(a, argc, argv, &first, err));
     for (int i = first, used; i < argc; i += used) {
@@ -130,11 +134,12 @@ graft_status gr_args_parse(gr_args *a, int argc, char **argv, graft_error *err) 
     }
     if (gr_args_has(a, "help")) return GRAFT_OK;
     if (a->n_arguments < a->command->min_arguments || a->n_arguments > a->command->max_arguments)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s argument%s%s; usage: graft %s %s",
-                       a->n_arguments < a->command->min_arguments ? "missing" : "unexpected",
-                       a->n_arguments > a->command->max_arguments ? " " : "",
-                       a->n_arguments > a->command->max_arguments ? a->arguments[a->command->max_arguments] : "",
-                       a->command->name, a->command->arguments));
+        GR_TRY(
+            gr_fail(err, GRAFT_BAD_USAGE, "%s argument%s%s; usage: graft %s %s",
+                    a->n_arguments < a->command->min_arguments ? "missing" : "unexpected",
+                    a->n_arguments > a->command->max_arguments ? " " : "",
+                    a->n_arguments > a->command->max_arguments ? a->arguments[a->command->max_arguments] : "",
+                    a->command->name, a->command->arguments));
 done:
     return st;
 }
@@ -166,7 +171,8 @@ int gr_args_all(const gr_args *a, const char *name, const char **values) {
     return n;
 }
 
-graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out, graft_error *err) {
+graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out,
+                         graft_error *err) {
     const char *text = gr_args_text(a, name, NULL);
     char *end;
     *out = fallback;
@@ -174,20 +180,22 @@ graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || v < min)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a whole number from %lld, found \"%s\"", name, (long long)min, text);
+        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a whole number from %lld, found \"%s\"", name,
+                       (long long)min, text);
     *out = v;
     return GRAFT_OK;
 }
 
-graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback, double *out,
-                           graft_error *err) {
+graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback,
+                           double *out, graft_error *err) {
     const char *text = gr_args_text(a, name, NULL);
     char *end;
     *out = fallback;
     if (!text) return GRAFT_OK;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= min && v <= max))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a number from %g to %g, found \"%s\"", name, min, max, text);
+        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a number from %g to %g, found \"%s\"", name, min,
+                       max, text);
     *out = v;
     return GRAFT_OK;
 }
@@ -215,7 +223,8 @@ static char *option_override(const gr_option *o, const char *value) {
     return gr_str_take(&s);
 }
 
-graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out, graft_error *err) {
+graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
+                            graft_error *err) {
     graft_status st = GRAFT_OK;
     int n = 0;
     char **made = gr_calloc(a->n_given + 1, sizeof *made);

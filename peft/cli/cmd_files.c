@@ -20,19 +20,25 @@ static graft_status written_type(const gr_args *a, int *dtype, graft_error *err)
     const char *name = gr_args_text(a, "dtype", NULL);
     *dtype = -1;
     if (!name) return GRAFT_OK;
-    int found = gr_dtype_from_name(strcmp(name, "fp32") == 0 ? "f32" : strcmp(name, "fp16") == 0 ? "f16" : name);
+    int found = gr_dtype_from_name(strcmp(name, "fp32") == 0   ? "f32"
+                                   : strcmp(name, "fp16") == 0 ? "f16"
+                                                               : name);
     for (int i = 0; i < GR_LEN(writable); i++)
         if (found == (int)writable[i]) *dtype = found;
-    return *dtype >= 0 ? GRAFT_OK : gr_fail(err, GRAFT_BAD_USAGE, "--dtype: expected fp32, fp16, bf16 or q8_0, found \"%s\"", name);
+    return *dtype >= 0 ? GRAFT_OK
+                       : gr_fail(err, GRAFT_BAD_USAGE,
+                                 "--dtype: expected fp32, fp16, bf16 or q8_0, found \"%s\"", name);
 }
 
-static graft_status written_format(const gr_args *a, const char *out, int dtype, gr_model_format *format, graft_error *err) {
+static graft_status written_format(const gr_args *a, const char *out, int dtype, gr_model_format *format,
+                                   graft_error *err) {
     const char *name = gr_args_text(a, "format", gr_ends_with(out, ".gguf") ? "gguf" : "hf");
     *format = strcmp(name, "gguf") == 0 ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     if (strcmp(name, "gguf") != 0 && strcmp(name, "hf") != 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected hf or gguf, found \"%s\"", name);
     if (*format == GR_FORMAT_HF && dtype == GR_DTYPE_Q8_0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype q8_0 is a GGUF's; an HF folder takes fp32, fp16 or bf16");
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "--dtype q8_0 is a GGUF's; an HF folder takes fp32, fp16 or bf16");
     return GRAFT_OK;
 }
 
@@ -48,16 +54,18 @@ graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
     GR_TRY(gr_open_session(a, false, &s, NULL, err));
     GR_TRY(gr_merge(s.model, s.tokenizer, s.adapters, s.scales, s.n_adapters, NULL, &o, out, &report, err));
     if (gr_args_has(a, "json")) {
-        json_t *json = json_pack("{s:s,s:I,s:I,s:I,s:f,s:f}", "out", out, "tensors", (json_int_t)report.n_tensors, "merged",
-                                 (json_int_t)report.n_merged, "bytes", (json_int_t)report.n_bytes, "max_logit_difference",
-                                 report.max_logit_difference, "mean_kl", report.mean_kl);
+        json_t *json =
+            json_pack("{s:s,s:I,s:I,s:I,s:f,s:f}", "out", out, "tensors", (json_int_t)report.n_tensors,
+                      "merged", (json_int_t)report.n_merged, "bytes", (json_int_t)report.n_bytes,
+                      "max_logit_difference", report.max_logit_difference, "mean_kl", report.mean_kl);
         json_dumpf(json, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(json);
     } else {
-        printf("%s: %lld tensors (%lld merged), %.1f MB, read back and compared\n", out, (long long)report.n_tensors,
-               (long long)report.n_merged, (double)report.n_bytes / 1e6);
-        printf("largest logit difference %.3g, mean KL %.3g nats\n", report.max_logit_difference, report.mean_kl);
+        printf("%s: %lld tensors (%lld merged), %.1f MB, read back and compared\n", out,
+               (long long)report.n_tensors, (long long)report.n_merged, (double)report.n_bytes / 1e6);
+        printf("largest logit difference %.3g, mean KL %.3g nats\n", report.max_logit_difference,
+               report.mean_kl);
     }
 done:
     gr_session_close(&s);
@@ -73,14 +81,17 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     if (!gguf && strcmp(format, "peft") != 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--format: expected peft or gguf, found \"%s\"", format));
     GR_TRY(gr_open_session(a, false, &s, NULL, err));
-    if (s.n_adapters != 1) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)", s.n_adapters));
+    if (s.n_adapters != 1)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)",
+                       s.n_adapters));
     if (gguf)
         GR_TRY(gr_adapter_export_gguf(s.adapters[0], s.model, out, err));
     else
         GR_TRY(gr_adapter_save(s.adapters[0], out, gr_args_has(a, "overwrite"), err));
     if (gr_args_has(a, "json")) {
-        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format, "modules", (json_int_t)s.adapters[0]->n_modules,
-                                 "parameters", (json_int_t)s.adapters[0]->params.n_parameters);
+        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format, "modules",
+                                 (json_int_t)s.adapters[0]->n_modules, "parameters",
+                                 (json_int_t)s.adapters[0]->params.n_parameters);
         json_dumpf(json, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(json);

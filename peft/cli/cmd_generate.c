@@ -12,14 +12,16 @@
 enum { MAX_PROMPTS_BYTES = 1 << 30, MAX_STOP = 16 };
 
 /* The sampling options; o->stop points into stop[MAX_STOP]. */
-static graft_status sampling_options(const gr_args *a, gr_generate_options *o, const char **stop, int64_t max_tokens, graft_error *err) {
+static graft_status sampling_options(const gr_args *a, gr_generate_options *o, const char **stop,
+                                     int64_t max_tokens, graft_error *err) {
     graft_status st = GRAFT_OK;
     double temperature, top_p, penalty;
     int64_t top_k, seed;
     const char **all = gr_calloc(a->n_given + 1, sizeof *all);
     if (!all) return gr_fail_memory(err, "options");
     *o = (gr_generate_options){.stop = stop, .n_stop = gr_args_all(a, "stop", all)};
-    if (o->n_stop > MAX_STOP) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", MAX_STOP));
+    if (o->n_stop > MAX_STOP)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", MAX_STOP));
     for (int i = 0; i < o->n_stop; i++) stop[i] = all[i];
     GR_TRY(gr_args_int(a, "max-tokens", 1, max_tokens, &o->max_tokens, err));
     GR_TRY(gr_args_float(a, "temperature", 0, 1e6, 0, &temperature, err));
@@ -56,7 +58,8 @@ static void release_prompts(prompts *p) {
     *p = (prompts){0};
 }
 
-static graft_status encode(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out, graft_error *err) {
+static graft_status encode(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out,
+                           graft_error *err) {
     gr_encoded e = {0};
     graft_status st = gr_chat_encode(s->chat, messages, n, true, GR_LOSS_COMPLETION, &e, err);
     if (st == GRAFT_OK) {
@@ -68,7 +71,8 @@ static graft_status encode(const gr_session *s, const gr_message *messages, int6
 }
 
 /* Room for one more, then its ids; text is taken over. */
-static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n, json_t *text, graft_error *err) {
+static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n,
+                               json_t *text, graft_error *err) {
     if (!gr_grow(&p->ids, &p->ids_capacity, p->n + 1, sizeof *p->ids) ||
         !gr_grow(&p->text, &p->text_capacity, p->n + 1, sizeof(json_t *))) {
         json_decref(text);
@@ -80,7 +84,8 @@ static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message
     return encode(s, messages, n, &p->ids[p->n - 1], err);
 }
 
-static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, const char *place, graft_error *err) {
+static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, const char *place,
+                                 graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str text = {0};
     int64_t n = (int64_t)json_array_size(list);
@@ -91,7 +96,8 @@ static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, 
         messages[i].role = json_string_value(json_object_get(m, "role"));
         messages[i].content = json_string_value(json_object_get(m, "content"));
         if (!messages[i].role || !messages[i].content)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                           "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i));
     }
     GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
     GR_TRY(add_prompt(s, p, messages, n, json_stringn(text.data ? text.data : "", (size_t)text.len), err));
@@ -101,7 +107,8 @@ done:
     return st == GRAFT_OK ? st : gr_fail_context(err, st, "%s", place);
 }
 
-static graft_status add_line(const gr_session *s, prompts *p, const char *line, int64_t len, const char *place, graft_error *err) {
+static graft_status add_line(const gr_session *s, prompts *p, const char *line, int64_t len,
+                             const char *place, graft_error *err) {
     graft_status st = GRAFT_OK;
     json_error_t why;
     json_t *root = json_loadb(line, (size_t)len, JSON_REJECT_DUPLICATES, &why);
@@ -133,7 +140,9 @@ static graft_status read_prompts(const gr_session *s, prompts *p, const char *pa
         snprintf(place, sizeof place, "%s:%lld", path, (long long)number);
         GR_TRY(add_line(s, p, text + at, end - at, place, err));
     }
-    if (p->n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", path);
+    if (p->n == 0)
+        st = gr_fail(err, GRAFT_BAD_INPUT,
+                     "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", path);
 done:
     free(text);
     return st;
@@ -153,11 +162,13 @@ static int on_generated(void *payload, int64_t prompt, const char *text, int64_t
     return 0;
 }
 
-static graft_status write_completions(FILE *out, const prompts *p, const gr_completion *results, graft_error *err) {
+static graft_status write_completions(FILE *out, const prompts *p, const gr_completion *results,
+                                      graft_error *err) {
     for (int64_t i = 0; i < p->n; i++) {
-        json_t *line = json_pack("{s:O?,s:s,s:I}", "prompt", p->text[i], "completion", results[i].text, "tokens",
-                                 (json_int_t)results[i].n_tokens);
-        if (!line) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
+        json_t *line = json_pack("{s:O?,s:s,s:I}", "prompt", p->text[i], "completion", results[i].text,
+                                 "tokens", (json_int_t)results[i].n_tokens);
+        if (!line)
+            return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
         json_dumpf(line, out, JSON_COMPACT);
         fputc('\n', out);
         json_decref(line);
@@ -165,7 +176,8 @@ static graft_status write_completions(FILE *out, const prompts *p, const gr_comp
     return GRAFT_OK;
 }
 
-static graft_status generate_file(const gr_args *a, const gr_session *s, const gr_generate_options *o, graft_error *err) {
+static graft_status generate_file(const gr_args *a, const gr_session *s, const gr_generate_options *o,
+                                  graft_error *err) {
     graft_status st = GRAFT_OK;
     prompts p = {0};
     gr_completion *results = NULL;
@@ -177,7 +189,8 @@ static graft_status generate_file(const gr_args *a, const gr_session *s, const g
     if (!results) GR_TRY(gr_fail_memory(err, "completions"));
     if (out) GR_TRY(gr_writer_open(&w, out, err));
     gr_progress_start(&g.progress, "generate", p.n);
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, p.n, gr_chat_end_of_turn(s->chat), o, results, on_generated, &g, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, p.n, gr_chat_end_of_turn(s->chat), o, results,
+                       on_generated, &g, err));
     gr_progress_end(&g.progress);
     GR_TRY(write_completions(out ? w.stream : stdout, &p, results, err));
     if (out) GR_TRY(gr_writer_commit(&w, err));
@@ -197,7 +210,8 @@ static int print_text(void *payload, int64_t prompt, const char *text, int64_t l
     return 0;
 }
 
-static graft_status generate_one(const gr_args *a, const gr_session *s, const gr_generate_options *o, graft_error *err) {
+static graft_status generate_one(const gr_args *a, const gr_session *s, const gr_generate_options *o,
+                                 graft_error *err) {
     graft_status st = GRAFT_OK;
     bool json = gr_args_has(a, "json");
     gr_completion result = {0};
@@ -205,7 +219,8 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     gr_message m = {.role = "user", .content = gr_args_text(a, "prompt", NULL)};
     GR_TRY(add_prompt(s, &p, &m, 1, json_string(m.content), err));
     if (json && !p.text[0]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result, json ? NULL : print_text, NULL, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result,
+                       json ? NULL : print_text, NULL, err));
     if (json)
         GR_TRY(write_completions(stdout, &p, &result, err));
     else
@@ -223,7 +238,8 @@ graft_status gr_cmd_generate(const gr_args *a, graft_error *err) {
     const char *stop[MAX_STOP];
     if (gr_args_has(a, "prompt") == gr_args_has(a, "prompts"))
         return gr_fail(err, GRAFT_BAD_USAGE, "give either --prompt TEXT or --prompts FILE");
-    if (gr_args_has(a, "out") && !gr_args_has(a, "prompts")) return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
+    if (gr_args_has(a, "out") && !gr_args_has(a, "prompts"))
+        return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
     GR_TRY(sampling_options(a, &o, stop, 256, err));
     GR_TRY(gr_open_session(a, true, &s, NULL, err));
     GR_TRY(gr_args_has(a, "prompts") ? generate_file(a, &s, &o, err) : generate_one(a, &s, &o, err));
@@ -260,7 +276,8 @@ static graft_status answer(const gr_session *s, const gr_generate_options *o, hi
     gr_ids ids = {0};
     gr_completion result = {0};
     GR_TRY(encode(s, h->messages, h->n, &ids, err));
-    GR_TRY(gr_generate(s->model, s->tokenizer, &ids, 1, gr_chat_end_of_turn(s->chat), o, &result, print_text, NULL, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, &ids, 1, gr_chat_end_of_turn(s->chat), o, &result, print_text,
+                       NULL, err));
     putchar('\n');
     fflush(stdout);
     if (!add_turn(h, "assistant", gr_strdup(result.text))) st = gr_fail_memory(err, "history");

@@ -143,7 +143,9 @@ graft_status gr_cmd_tokenize(const gr_args *a, graft_error *err) {
     gr_threads *threads = NULL;
     char *base = NULL;
     FILE *in = stdin;
-    work w = {.file = from_stdin ? "standard input" : a->arguments[0], .plain = gr_args_has(a, "plain"), .decode = gr_args_has(a, "decode")};
+    work w = {.file = from_stdin ? "standard input" : a->arguments[0],
+              .plain = gr_args_has(a, "plain"),
+              .decode = gr_args_has(a, "decode")};
     w.lines = gr_calloc(BLOCK_LINES, sizeof *w.lines);
     if (!w.lines) return gr_fail_memory(err, "lines");
     GR_TRY(gr_args_recipe(a, NULL, a->n_arguments, &r, err));
@@ -153,7 +155,8 @@ graft_status gr_cmd_tokenize(const gr_args *a, graft_error *err) {
     w.tokenizer = tokenizer;
     threads = gr_threads_new((int)GR_MIN(r->_threads, 1024));
     if (!threads) GR_TRY(gr_fail(err, GRAFT_FAILED, "cannot start threads"));
-    if (!from_stdin && !(in = fopen(a->arguments[0], "re"))) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", a->arguments[0]));
+    if (!from_stdin && !(in = fopen(a->arguments[0], "re")))
+        GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", a->arguments[0]));
     GR_TRY(tokenize_stream(in, &w, threads, err));
 done:
     if (in && in != stdin) fclose(in);

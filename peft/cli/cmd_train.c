@@ -24,8 +24,9 @@ static void set_number(json_t *object, const char *key, double v) {
 }
 
 static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
-    json_t *out = json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
-                            "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
+    json_t *out =
+        json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
+                  "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
     if (!o->dry_run) {
         set_number(out, "loss", result->final_loss);
         set_number(out, "eval_loss", result->final_eval_loss);
@@ -58,7 +59,8 @@ graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
                           .dry_run = gr_args_has(a, "dry-run"),
                           .report = &report};
     gr_train_result result = {.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
-    if (o.resume && o.overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
+    if (o.resume && o.overwrite)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
     GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
     GR_TRY(gr_recipe_require(r, o.dry_run, err));
     catch_signals();
@@ -85,7 +87,8 @@ graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {
         GR_TRY(gr_recipe_print(r, &text, err));
         fputs(text.data, stdout);
     } else if (gr_args_has(a, "json")) {
-        json_t *out = json_pack("{s:b,s:s,s:s,s:s}", "valid", 1, "recipe", r->path, "base", r->model_base, "output_dir", r->_output_dir);
+        json_t *out = json_pack("{s:b,s:s,s:s,s:s}", "valid", 1, "recipe", r->path, "base", r->model_base,
+                                "output_dir", r->_output_dir);
         json_dumpf(out, stdout, 0);
         putchar('\n');
         json_decref(out);

@@ -1,6 +1,7 @@
 #include "peft/cli/commands.h"
 
-#define END {NULL, NULL, NULL, NULL} /* of a group of options */
+#define END                                                                                                  \
+    { NULL, NULL, NULL, NULL } /* of a group of options */
 
 /* ---- groups that several commands share ---- */
 
@@ -14,12 +15,14 @@ static const gr_option machine_options[] = {
 };
 
 static const gr_option model_options[] = {
-    {"model", "PATH", "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
+    {"model", "PATH",
+     "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
     {"adapter", "PATH[:SCALE]", "a run or a PEFT folder, on the model; may be repeated", NULL},
     END,
 };
 
-static const gr_option text_options[] = { /* a model that reads and writes text */
+static const gr_option text_options[] = {
+    /* a model that reads and writes text */
     {"template", "NAME", NULL, "data.template"},
     {"system", "TEXT", NULL, "data.system"},
     {"compute", "HOW", NULL, "model.compute"},
@@ -41,7 +44,8 @@ static const gr_option sampling[] = {
     END,
 };
 
-static const gr_option data_options[] = { /* how samples become tokens */
+static const gr_option data_options[] = {
+    /* how samples become tokens */
     {"data", "FILE", "samples: .json or .jsonl in any of the known forms", "data.train"},
     {"loss-on", "WHAT", NULL, "data.loss_on"},
     {"max-length", "N", NULL, "data.max_length"},
@@ -61,11 +65,14 @@ static const gr_option train_options[] = {
     END,
 };
 
-static const gr_option validate_options[] = {{"print", NULL, "the resolved recipe, with every key", NULL}, END};
+static const gr_option validate_options[] = {{"print", NULL, "the resolved recipe, with every key", NULL},
+                                             END};
 
 static const gr_option generate_options[] = {
     {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
-    {"prompts", "FILE", "lines {\"prompt\"} or {\"messages\"}; gives {\"prompt\", \"completion\", \"tokens\"} lines in order", NULL},
+    {"prompts", "FILE",
+     "lines {\"prompt\"} or {\"messages\"}; gives {\"prompt\", \"completion\", \"tokens\"} lines in order",
+     NULL},
     {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
     {"json", NULL, "the completion of --prompt as such a line", NULL},
     END,
@@ -84,7 +91,8 @@ static const gr_option eval_options[] = {
 static const gr_option merge_options[] = {
     {"out", "PATH", "HF folder or .gguf file to write", NULL},
     {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
-    {"dtype", "TYPE", "fp32, fp16, bf16, or q8_0 in a GGUF (the base's own; bf16 for a quantised base)", NULL},
+    {"dtype", "TYPE", "fp32, fp16, bf16, or q8_0 in a GGUF (the base's own; bf16 for a quantised base)",
+     NULL},
     {"overwrite", NULL, "replace what is there", NULL},
     {"threads", "N", NULL, "threads"},
     END,
@@ -133,34 +141,113 @@ static const gr_option help_options[] = {
 };
 
 const gr_command gr_commands[] = {
-    {"train", "train what a recipe says", "RECIPE [section.key=value ...] [options]",
-     "graft train recipes/quickstart.yaml train.learning_rate=1e-3", 1, GR_ANY_NUMBER, gr_cmd_train,
+    {"train",
+     "train what a recipe says",
+     "RECIPE [section.key=value ...] [options]",
+     "graft train recipes/quickstart.yaml train.learning_rate=1e-3",
+     1,
+     GR_ANY_NUMBER,
+     gr_cmd_train,
      {train_options, machine_options, json_option}},
-    {"validate", "check a recipe without running it", "RECIPE [section.key=value ...] [options]",
-     "graft validate recipes/quickstart.yaml", 1, GR_ANY_NUMBER, gr_cmd_validate, {validate_options, json_option}},
-    {"generate", "complete one prompt, or many in batches", "[RUN] (--prompt TEXT | --prompts FILE) [options]",
-     "graft generate --model model.gguf --adapter runs/quickstart --prompt \"What is 12 + 30?\"", 0, 1, gr_cmd_generate,
+    {"validate",
+     "check a recipe without running it",
+     "RECIPE [section.key=value ...] [options]",
+     "graft validate recipes/quickstart.yaml",
+     1,
+     GR_ANY_NUMBER,
+     gr_cmd_validate,
+     {validate_options, json_option}},
+    {"generate",
+     "complete one prompt, or many in batches",
+     "[RUN] (--prompt TEXT | --prompts FILE) [options]",
+     "graft generate --model model.gguf --adapter runs/quickstart --prompt \"What is 12 + 30?\"",
+     0,
+     1,
+     gr_cmd_generate,
      {generate_options, model_options, text_options, sampling}},
-    {"chat", "talk to a model", "[RUN] [options]", "graft chat runs/quickstart", 0, 1, gr_cmd_chat, {model_options, text_options, sampling}},
-    {"eval", "loss and exact match on a data set", "[RUN] --data FILE [options]",
-     "graft eval runs/quickstart --data test.jsonl --metrics loss,exact_match", 0, 1, gr_cmd_eval,
+    {"chat",
+     "talk to a model",
+     "[RUN] [options]",
+     "graft chat runs/quickstart",
+     0,
+     1,
+     gr_cmd_chat,
+     {model_options, text_options, sampling}},
+    {"eval",
+     "loss and exact match on a data set",
+     "[RUN] --data FILE [options]",
+     "graft eval runs/quickstart --data test.jsonl --metrics loss,exact_match",
+     0,
+     1,
+     gr_cmd_eval,
      {eval_options, data_options, model_options, text_options}},
-    {"merge", "merge adapters into a model's weights; without an adapter: convert", "[RUN] --out PATH [options]",
-     "graft merge runs/quickstart --out merged.gguf --dtype q8_0", 0, 1, gr_cmd_merge, {merge_options, model_options, json_option}},
-    {"export", "write an adapter for other programs", "[RUN] --out PATH [options]",
-     "graft export runs/quickstart --format gguf --out lora.gguf", 0, 1, gr_cmd_export, {export_options, model_options, json_option}},
-    {"inspect", "say what a file or folder is and what is in it", "PATH [options]", "graft inspect runs/quickstart/adapter", 1, 1,
-     gr_cmd_inspect, {json_option}},
-    {"tokenize", "lines of text to lists of ids, and back", "--model PATH [FILE] [options]",
-     "echo 'Hello world' | graft tokenize --model model.gguf --plain", 0, 1, gr_cmd_tokenize, {tokenize_options}},
-    {"data preview", "show samples as the model will see them, with what is learned marked", "[RECIPE [section.key=value ...]] [options]",
-     "graft data preview recipes/quickstart.yaml --n 2", 0, GR_ANY_NUMBER, gr_cmd_data_preview, {preview_options, data_options}},
-    {"data make", "make a small task: school-math word problems", "school-math [options]",
-     "graft data make school-math --n 2000 --seed 1 --steps 1-2 --out train.jsonl", 1, 1, gr_cmd_data_make, {make_options}},
-    {"doctor", "what graft finds on this machine", "[options]", "graft doctor", 0, 0, gr_cmd_doctor, {json_option}},
-    {"help", "explain a command, or every key of a recipe", "[recipe | COMMAND] [options]", "graft help recipe", 0, 2, gr_cmd_help,
+    {"merge",
+     "merge adapters into a model's weights; without an adapter: convert",
+     "[RUN] --out PATH [options]",
+     "graft merge runs/quickstart --out merged.gguf --dtype q8_0",
+     0,
+     1,
+     gr_cmd_merge,
+     {merge_options, model_options, json_option}},
+    {"export",
+     "write an adapter for other programs",
+     "[RUN] --out PATH [options]",
+     "graft export runs/quickstart --format gguf --out lora.gguf",
+     0,
+     1,
+     gr_cmd_export,
+     {export_options, model_options, json_option}},
+    {"inspect",
+     "say what a file or folder is and what is in it",
+     "PATH [options]",
+     "graft inspect runs/quickstart/adapter",
+     1,
+     1,
+     gr_cmd_inspect,
+     {json_option}},
+    {"tokenize",
+     "lines of text to lists of ids, and back",
+     "--model PATH [FILE] [options]",
+     "echo 'Hello world' | graft tokenize --model model.gguf --plain",
+     0,
+     1,
+     gr_cmd_tokenize,
+     {tokenize_options}},
+    {"data preview",
+     "show samples as the model will see them, with what is learned marked",
+     "[RECIPE [section.key=value ...]] [options]",
+     "graft data preview recipes/quickstart.yaml --n 2",
+     0,
+     GR_ANY_NUMBER,
+     gr_cmd_data_preview,
+     {preview_options, data_options}},
+    {"data make",
+     "make a small task: school-math word problems",
+     "school-math [options]",
+     "graft data make school-math --n 2000 --seed 1 --steps 1-2 --out train.jsonl",
+     1,
+     1,
+     gr_cmd_data_make,
+     {make_options}},
+    {"doctor",
+     "what graft finds on this machine",
+     "[options]",
+     "graft doctor",
+     0,
+     0,
+     gr_cmd_doctor,
+     {json_option}},
+    {"help",
+     "explain a command, or every key of a recipe",
+     "[recipe | COMMAND] [options]",
+     "graft help recipe",
+     0,
+     2,
+     gr_cmd_help,
      {help_options}},
     {"version", "print the version", "", "graft version", 0, 0, gr_cmd_version, {NULL}},
 };
 
-int gr_n_commands(void) { return GR_LEN(gr_commands); }
+int gr_n_commands(void) {
+    return GR_LEN(gr_commands);
+}

@@ -1,4 +1,5 @@
-/* What the table of commands says about itself: --help, the overview, a man page, bash completion; and `graft help`. */
+/* What the table of commands says about itself: --help, the overview, a man page, bash completion; and `graft
+ * help`. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,10 +17,14 @@ const char *gr_thousands(int64_t n, char out[32]) {
 }
 
 static void print_overview(void) {
-    printf("graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n", GRAFT_VERSION);
-    for (int i = 0; i < gr_n_commands(); i++) printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
+    printf(
+        "graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n",
+        GRAFT_VERSION);
+    for (int i = 0; i < gr_n_commands(); i++)
+        printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
     printf("\n`graft COMMAND --help` explains a command, `graft help recipe` every key of a recipe.\n"
-           "exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is missing or wrong,\n"
+           "exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
+           "missing or wrong,\n"
            "130 interrupted after a checkpoint was saved\n");
 }
 
@@ -33,8 +38,8 @@ void gr_print_help(const gr_command *c) {
     for (int i = 0; (o = gr_command_option(c, i)); i++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", o->name, o->value ? o->value : "");
-        printf("  %-26s %s%s%s%s\n", left, gr_option_help(o), *gr_option_choices(o) ? " (" : "", gr_option_choices(o),
-               *gr_option_choices(o) ? ")" : "");
+        printf("  %-26s %s%s%s%s\n", left, gr_option_help(o), *gr_option_choices(o) ? " (" : "",
+               gr_option_choices(o), *gr_option_choices(o) ? ")" : "");
     }
     printf("\nexample:\n  %s\n", c->example);
 }
@@ -48,7 +53,8 @@ static void put_roff(const char *s) {
 }
 
 static void print_man(void) {
-    printf(".TH GRAFT 1 \"\" \"graft %s\"\n.SH NAME\ngraft \\- parameter\\-efficient finetuning of language models\n"
+    printf(".TH GRAFT 1 \"\" \"graft %s\"\n.SH NAME\ngraft \\- parameter\\-efficient finetuning of language "
+           "models\n"
            ".SH SYNOPSIS\n.B graft\n.I COMMAND\n[options]\n.SH COMMANDS\n",
            GRAFT_VERSION);
     for (int i = 0; i < gr_n_commands(); i++) {
@@ -75,7 +81,8 @@ static void print_man(void) {
         put_roff(c->example);
         printf("\n.fi\n");
     }
-    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is missing or wrong, "
+    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
+           "missing or wrong, "
            "130 interrupted after a checkpoint was saved.\n.SH RECIPES\n.nf\n");
     gr_str help = {0};
     gr_recipe_help(&help);
@@ -86,7 +93,8 @@ static void print_man(void) {
 
 static void print_bash_completion(void) {
     printf("# bash completion of graft, made by `graft help --completion bash`\n_graft() {\n"
-           "    local cur=${COMP_WORDS[COMP_CWORD]} words=\n    COMPREPLY=()\n    case \"${COMP_WORDS[1]} ${COMP_WORDS[2]}\" in\n");
+           "    local cur=${COMP_WORDS[COMP_CWORD]} words=\n    COMPREPLY=()\n    case \"${COMP_WORDS[1]} "
+           "${COMP_WORDS[2]}\" in\n");
     for (int pass = 0; pass < 2; pass++) /* two-word commands first: "data make" before the rest of "data" */
         for (int i = 0; i < gr_n_commands(); i++) {
             const gr_command *c = &gr_commands[i];
@@ -107,7 +115,8 @@ static void print_bash_completion(void) {
     for (int i = 0; i < gr_n_commands(); i++)
         if (gr_starts_with(gr_commands[i].name, "data ")) printf("%s ", gr_commands[i].name + 5);
     printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"recipe");
-    for (int i = 0; i < gr_n_commands(); i++) printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
+    for (int i = 0; i < gr_n_commands(); i++)
+        printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
     printf("\"\n    fi\n    if [[ $cur == -* || -n $words && ( $COMP_CWORD -eq 1 || $COMP_CWORD -eq 2 && "
            "( ${COMP_WORDS[1]} == data || ${COMP_WORDS[1]} == help ) ) ]]; then\n"
            "        mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
@@ -149,9 +158,12 @@ graft_status gr_cmd_help(const gr_args *a, graft_error *err) {
         return GRAFT_OK;
     }
     if (strcmp(a->arguments[0], "recipe") == 0) return help_recipe(a, err);
-    snprintf(name, sizeof name, "%s%s%s", a->arguments[0], a->n_arguments > 1 ? " " : "", a->n_arguments > 1 ? a->arguments[1] : "");
+    snprintf(name, sizeof name, "%s%s%s", a->arguments[0], a->n_arguments > 1 ? " " : "",
+             a->n_arguments > 1 ? a->arguments[1] : "");
     const gr_command *c = gr_command_find(name);
-    if (!c) return gr_fail(err, GRAFT_BAD_USAGE, "no help on \"%s\": expected recipe or a command; `graft help` lists them", name);
+    if (!c)
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "no help on \"%s\": expected recipe or a command; `graft help` lists them", name);
     gr_print_help(c);
     return GRAFT_OK;
 }

@@ -2,7 +2,8 @@
 
 #include <stdlib.h>
 
-graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_recipe **recipe, graft_error *err) {
+graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_recipe **recipe,
+                             graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
     const char *first = a->n_arguments > 0 ? a->arguments[0] : NULL;
@@ -13,7 +14,9 @@ graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_
         .model = gr_args_text(a, "model", first),
         .adapters = adapters,
         .n_adapters = gr_args_all(a, "adapter", adapters),
-        .template_name = !for_text ? "" : gr_args_has(a, "template") ? r->data_template : NULL,
+        .template_name = !for_text                    ? ""
+                         : gr_args_has(a, "template") ? r->data_template
+                                                      : NULL,
         .system = gr_args_has(a, "system") ? r->data_system : NULL,
         .dtype = for_text ? r->model_dtype : GR_DT_FP32,
         .threads = (int)GR_MIN(r->_threads, 1024),

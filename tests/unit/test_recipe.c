@@ -33,7 +33,8 @@ static const char *put(const char *name, const char *text, int64_t len) {
     char *path = paths[next++ % 4];
     graft_error err = {0};
     snprintf(path, 256, "%s/%s", folder, name);
-    if (gr_file_write(path, text, len < 0 ? (int64_t)strlen(text) : len, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    if (gr_file_write(path, text, len < 0 ? (int64_t)strlen(text) : len, &err) != GRAFT_OK)
+        fail_msg("%s", err.msg);
     return path;
 }
 
@@ -92,7 +93,8 @@ static void bad_cases(void **state) {
         {"adapter:\n  use_rslora: maybe\n", "expected true or false, found \"maybe\""},
         {"adapter:\n  method: lorra\n", "one of lora|full|embeddings (did you mean lora?)"},
         {"adapter:\n  target_modules: {a: b}\n", "expected a list of names"},
-        {"adapter:\n  target_modules: [a, [b]]\n", "@2:23: adapter.target_modules: expected a name, found a list"},
+        {"adapter:\n  target_modules: [a, [b]]\n",
+         "@2:23: adapter.target_modules: expected a name, found a list"},
         {"adapter:\n  target_modules: []\n", "it names no module"},
         {"adapter:\n  rank_pattern: [a]\n", "expected a mapping of module names to numbers"},
         {"adapter:\n  rank_pattern: {q_proj: x}\n", "expected a number, found \"x\""},
@@ -137,7 +139,8 @@ static void bad_cases(void **state) {
         {"[a]: 1\n", "a key must be a plain word"},
         {"model:\n  base: \"a\\0b\"\n", "NUL"},
         {"a: [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]\n", "nested too deep"},
-        {"a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+        {"a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c "
+         "[*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
          "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n",
          "more values than a recipe may have"},
         {"extends: [a]\n", "extends: expected the path of a recipe"},
@@ -150,8 +153,10 @@ static void bad_cases(void **state) {
         graft_error err = {0};
         char expected[512];
         const char *m = cases[i].message;
-        snprintf(expected, sizeof expected, "%s%s%s", *m == '@' ? folder : "", *m == '@' ? "/r.yaml:" : "", m + (*m == '@'));
-        if (load(&r, cases[i].yaml, &err) != GRAFT_BAD_USAGE) fail_msg("case %d: not refused: %s", i, cases[i].yaml);
+        snprintf(expected, sizeof expected, "%s%s%s", *m == '@' ? folder : "", *m == '@' ? "/r.yaml:" : "",
+                 m + (*m == '@'));
+        if (load(&r, cases[i].yaml, &err) != GRAFT_BAD_USAGE)
+            fail_msg("case %d: not refused: %s", i, cases[i].yaml);
         if (!strstr(err.msg, expected)) fail_msg("case %d: expected \"%s\" in \"%s\"", i, expected, err.msg);
         if (strchr(err.msg, '\n')) fail_msg("case %d: more than one line", i);
         assert_null(r);
@@ -190,19 +195,21 @@ static void defaults(void **state) {
 
 static void values(void **state) {
     (void)state;
-    gr_recipe *r = good("# a comment\n"
-                        "model: {base: m.gguf, dtype: bf16}\n"
-                        "adapter: {rank: 4, alpha: 1.5e1, target_modules: [q_proj, v_proj], rank_pattern: {\"layers.0.*\": 2}}\n"
-                        "data:\n"
-                        "  train:\n"
-                        "    - a.jsonl\n"
-                        "    - {path: b.json, format: alpaca, columns: {prompt: q, completion: a}, weight: 0.5, limit: 10}\n"
-                        "  eval: 0.02\n"
-                        "  system: \"\"\n"
-                        "  loss_on: last\n"
-                        "train: {max_steps: 7, memory_limit: 1.5GiB, micro_batch_tokens: 512, on_nonfinite: skip}\n"
-                        "eval: {metrics: [loss, exact_match]}\n"
-                        "log: {plot: no}\n");
+    gr_recipe *r = good(
+        "# a comment\n"
+        "model: {base: m.gguf, dtype: bf16}\n"
+        "adapter: {rank: 4, alpha: 1.5e1, target_modules: [q_proj, v_proj], rank_pattern: {\"layers.0.*\": "
+        "2}}\n"
+        "data:\n"
+        "  train:\n"
+        "    - a.jsonl\n"
+        "    - {path: b.json, format: alpaca, columns: {prompt: q, completion: a}, weight: 0.5, limit: 10}\n"
+        "  eval: 0.02\n"
+        "  system: \"\"\n"
+        "  loss_on: last\n"
+        "train: {max_steps: 7, memory_limit: 1.5GiB, micro_batch_tokens: 512, on_nonfinite: skip}\n"
+        "eval: {metrics: [loss, exact_match]}\n"
+        "log: {plot: no}\n");
     assert_string_equal(r->model_base, "m.gguf");
     assert_int_equal(r->model_dtype, GR_DT_BF16);
     assert_true(r->adapter_alpha == 15);
@@ -246,7 +253,8 @@ static void extending(void **state) {
     assert_true(r->adapter_alpha == 3);
     assert_int_equal(r->adapter_target_modules.n, 1); /* lists replace */
     assert_int_equal(r->train_seed, 1);
-    assert_true(gr_starts_with(r->data_train.items[0].path, folder)); /* found beside the recipe that names it */
+    assert_true(
+        gr_starts_with(r->data_train.items[0].path, folder)); /* found beside the recipe that names it */
     gr_recipe_free(r);
     put("base.yaml", "extends: mid.yaml\n", -1);
     assert_int_equal(load(&r, "extends: mid.yaml\n", &err), GRAFT_BAD_USAGE);
@@ -257,8 +265,9 @@ static void extending(void **state) {
 }
 
 static void overriding(void **state) {
-    static const char *const overrides[] = {"data.train=a.jsonl", "adapter.target_modules=[q_proj,v_proj]", "train.seed=7",
-                                            "data.system=You are: a", "output_dir=o", "adapter.rank_pattern={x: 2}"};
+    static const char *const overrides[] = {"data.train=a.jsonl", "adapter.target_modules=[q_proj,v_proj]",
+                                            "train.seed=7",       "data.system=You are: a",
+                                            "output_dir=o",       "adapter.rank_pattern={x: 2}"};
     static const struct {
         const char *text, *message;
     } wrong[] = {
@@ -275,7 +284,8 @@ static void overriding(void **state) {
     gr_recipe *r = NULL;
     graft_error err = {0};
     (void)state;
-    const char *path = put("r.yaml", "train: {seed: 1, batch_size: 2}\nadapter: {rank_pattern: {y: 3}}\n", -1);
+    const char *path =
+        put("r.yaml", "train: {seed: 1, batch_size: 2}\nadapter: {rank_pattern: {y: 3}}\n", -1);
     if (gr_recipe_load(&r, path, overrides, GR_LEN(overrides), &err) != GRAFT_OK) fail_msg("%s", err.msg);
     assert_int_equal(r->train_seed, 7);
     assert_int_equal(r->train_batch_size, 2);
@@ -287,7 +297,8 @@ static void overriding(void **state) {
     for (int i = 0; i < GR_LEN(wrong); i++) {
         r = NULL;
         assert_int_equal(gr_recipe_default(&r, &wrong[i].text, 1, &err), GRAFT_BAD_USAGE);
-        if (!strstr(err.msg, wrong[i].message)) fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
+        if (!strstr(err.msg, wrong[i].message))
+            fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
     }
 }
 
@@ -296,9 +307,11 @@ static void printing_round_trips(void **state) {
     graft_error err = {0};
     (void)state;
     gr_recipe *r = good("model: {base: 'null', dtype: fp16}\n"
-                        "adapter: {alpha: 0.1, target_modules: ['1', 'true', '- x', \"q: 'a'\"], alpha_pattern: {'a\"b\\c': 3.25}}\n"
+                        "adapter: {alpha: 0.1, target_modules: ['1', 'true', '- x', \"q: 'a'\"], "
+                        "alpha_pattern: {'a\"b\\c': 3.25}}\n"
                         "data:\n"
-                        "  train: [{path: 'a b.jsonl', columns: {prompt: '#q', completion: \"\\u2028\\u00e9\\x07\"}, weight: 0.3}]\n"
+                        "  train: [{path: 'a b.jsonl', columns: {prompt: '#q', completion: "
+                        "\"\\u2028\\u00e9\\x07\"}, weight: 0.3}]\n"
                         "  eval: [e.jsonl]\n"
                         "  system: \"\\tline\\n  two \\U0001F600 \\u0085 end \"\n"
                         "train: {learning_rate: 1.2345678901234567e-5, memory_limit: 3MB, max_steps: 3}\n"
@@ -310,7 +323,8 @@ static void printing_round_trips(void **state) {
     assert_string_equal(r->data_system, again->data_system);
     assert_string_equal(again->model_base, "null");
     assert_true(r->train_learning_rate == again->train_learning_rate);
-    assert_string_equal(r->data_train.items[0].columns[1].column, again->data_train.items[0].columns[1].column);
+    assert_string_equal(r->data_train.items[0].columns[1].column,
+                        again->data_train.items[0].columns[1].column);
     gr_recipe_free(r);
     gr_recipe_free(again);
     gr_str_release(&once);
@@ -340,8 +354,11 @@ static void documentation(void **state) {
     gr_str_release(&help);
     assert_int_equal(gr_recipe_json_schema(&json, &err), GRAFT_OK);
     json_t *root = json_loads(json, 0, NULL);
-    json_t *rank = json_object_get(json_object_get(json_object_get(json_object_get(json_object_get(root, "properties"), "adapter"),
-                                                                   "properties"), "rank"), "maximum");
+    json_t *rank = json_object_get(
+        json_object_get(
+            json_object_get(json_object_get(json_object_get(root, "properties"), "adapter"), "properties"),
+            "rank"),
+        "maximum");
     assert_int_equal(json_integer_value(rank), 4096);
     json_decref(root);
     free(json);
@@ -349,10 +366,11 @@ static void documentation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_cases),  cmocka_unit_test(missing_and_huge_files), cmocka_unit_test(defaults),
-        cmocka_unit_test(values),     cmocka_unit_test(anchors),                cmocka_unit_test(extending),
-        cmocka_unit_test(overriding), cmocka_unit_test(printing_round_trips),   cmocka_unit_test(requirements),
-        cmocka_unit_test(documentation),
+        cmocka_unit_test(bad_cases),    cmocka_unit_test(missing_and_huge_files),
+        cmocka_unit_test(defaults),     cmocka_unit_test(values),
+        cmocka_unit_test(anchors),      cmocka_unit_test(extending),
+        cmocka_unit_test(overriding),   cmocka_unit_test(printing_round_trips),
+        cmocka_unit_test(requirements), cmocka_unit_test(documentation),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
