@@ -85,22 +85,45 @@ static void pack_block(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, 
 
 /* The product of a block with A rounded to the compute type: tile rows of A are copied and rounded first. */
 static void rounded_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, float *c,
-                            int accumulate) {
+                            int64_t ldc, int accumulate) {
     float *rounded = scratch + A_ROWS;
     for (int64_t row = 0; row < m; row += TILE_ROWS) {
         int64_t mr = m - row < TILE_ROWS ? m - row : TILE_ROWS;
         for (int64_t i = 0; i < mr; i++)
             for (int64_t p = 0; p < k; p++) rounded[i * k + p] = a[(row + i) * g->a_row + p * g->a_col];
         round_values(rounded, mr * k, g->compute);
-        block_product(mr, n, k, rounded, k, 1, scratch + PACKED, c + row * g->ldc, g->ldc, accumulate);
+        block_product(mr, n, k, rounded, k, 1, scratch + PACKED, c + row * ldc, ldc, accumulate);
     }
 }
 
 typedef struct gemm_job {
     gr_device *d;
     const gr_gemm *g;
-    int64_t m_block, n_block, m_blocks, k_piece;
+    int64_t m_block, n_block, m_blocks;
 } gemm_job;
+
+static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+/* k in equal pieces of whole dtype blocks: a function of the product alone. */
+static int64_t piece_of(const gr_gemm *g) {
+    int64_t block = gr_dtype_get(g->b_type)->block, pieces = (g->k + K_PIECE - 1) / K_PIECE;
+    return pieces ? round_up((g->k + pieces - 1) / pieces, block > VL ? block : VL) : VL;
+}
+
+/* One product of a task, piece by piece, into its block of C at row m0, column n0. */
+static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n, float *c,
+                        int64_t ldc, int accumulate) {
+    int64_t piece = piece_of(g);
+    for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
+        int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
+        const float *a = g->a + m0 * g->a_row + k0 * g->a_col;
+        pack_block(scratch, g, k0, k, n0, n);
+        if (g->compute == GR_DTYPE_F32)
+            block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, c, ldc, accumulate);
+        else
+            rounded_product(scratch, g, m, n, k, a, c, ldc, accumulate);
+    }
+}
 
 static void gemm_task(void *context, int64_t chunk, int worker) {
     const gemm_job *job = context;
@@ -110,22 +133,12 @@ static void gemm_task(void *context, int64_t chunk, int worker) {
     int64_t m = g->m - m0 < job->m_block ? g->m - m0 : job->m_block;
     int64_t n = g->n - n0 < job->n_block ? g->n - n0 : job->n_block;
     float *c = g->c + m0 * g->ldc + n0;
-    for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += job->k_piece) {
-        int64_t k = g->k - k0 < job->k_piece ? g->k - k0 : job->k_piece;
-        const float *a = g->a + m0 * g->a_row + k0 * g->a_col;
-        int accumulate = g->accumulate || k0 > 0;
-        pack_block(scratch, g, k0, k, n0, n);
-        if (g->compute == GR_DTYPE_F32)
-            block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, c, g->ldc, accumulate);
-        else
-            rounded_product(scratch, g, m, n, k, a, c, accumulate);
-    }
+    for (const gr_gemm *t = g; t; t = t->next)
+        add_product(scratch, t, m0, n0, m, n, c, g->ldc, t != g || g->accumulate);
     if (g->bias)
         for (int64_t i = 0; i < m; i++)
             for (int64_t j = 0; j < n; j++) c[i * g->ldc + j] += g->bias[n0 + j];
 }
-
-static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 /* Blocks of C: as wide as packing allows while there are three tasks a thread, then rows are split too. */
 void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
@@ -141,8 +154,6 @@ void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
         job.m_block = round_up((job.m_block + 1) / 2, TILE_ROWS);
         job.m_blocks = (g->m + job.m_block - 1) / job.m_block;
     }
-    int64_t pieces = (g->k + K_PIECE - 1) / K_PIECE;
-    job.k_piece = pieces ? round_up((g->k + pieces - 1) / pieces, block > VL ? block : VL) : VL;
     gr_threads_run(d->threads, n_blocks * job.m_blocks, gemm_task, &job);
 }
 

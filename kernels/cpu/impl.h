@@ -41,6 +41,8 @@ typedef struct gr_gemm {
     bool accumulate;
     const float *bias; /* or NULL */
     gr_dtype compute;  /* BF16, F16: A and B are rounded to it */
+    const struct gr_gemm *next; /* NULL, or a further product that is added to the same block of C while that is in the cache (its
+                                   own m, n, c, ldc, bias are not read); so LoRA costs no pass over C of its own */
 } gr_gemm;
 
 typedef void gr_gemm_fn(gr_device *d, const gr_gemm *g);

@@ -34,14 +34,33 @@ static int64_t group_rank(const gr_linear *const *group, int n_group) {
     return rank;
 }
 
+/* Products that are added to another one's C block by block; more of them than there is room for make passes of their own. */
+enum { FUSED_MAX = 4 };
+
+typedef struct fused {
+    gr_gemm terms[1 + FUSED_MAX];
+    int n;
+} fused;
+
+static void fused_add(fused *f, gr_gemm_fn *gemm, gr_device *d, const gr_gemm *g) {
+    if (f->n == 1 + FUSED_MAX) { /* full: what there is goes first */
+        gemm(d, &f->terms[0]);
+        f->n = 0;
+    }
+    f->terms[f->n] = *g;
+    if (f->n > 0) f->terms[f->n - 1].next = &f->terms[f->n];
+    f->n++;
+}
+
 void gr_linear_forward_by(gr_gemm_fn *gemm, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
                           const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
     for (int i = 0; i < n_group; y += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
+        fused sum = {0};
         gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
         base.compute = l->compute, base.bias = l->bias;
-        gemm(d, &base);
+        fused_add(&sum, gemm, d, &base);
         for (int j = 0; j < l->n_lora; h += l->lora[j].rank, j++) {
             gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, l->w.cols);
             gr_weight B = f32_weight(l->lora[j].B, l->w.rows, l->lora[j].rank);
@@ -49,8 +68,9 @@ void gr_linear_forward_by(gr_gemm_fn *gemm, gr_device *d, float *y, int64_t ldy,
             gr_gemm up = by_weight_t(y, ldy, h, ldh, n, &B);          /* y += scale h B^T */
             up.alpha = l->lora[j].scale, up.accumulate = true;
             gemm(d, &down);
-            gemm(d, &up);
+            fused_add(&sum, gemm, d, &up);
         }
+        gemm(d, &sum.terms[0]);
     }
 }
 
@@ -66,19 +86,38 @@ static void sum_columns(const void *args, int64_t begin, int64_t end) {
         for (int64_t j = begin; j < end; j++) s->out[j] += s->x[row * s->ldx + j];
 }
 
+/* The gradients of one LoRA, and dh = scale dy B for that of its input. */
+static void lora_backward(gr_gemm_fn *gemm, gr_device *d, const gr_linear *l, const gr_lora *lora, float *dh, const float *dy,
+                          int64_t ldy, const float *xd, const float *h, int64_t ldh, bool wants_dh, int64_t n) {
+    if (lora->dB) {
+        gr_gemm g = by_rows(lora->dB, dy, ldy, l->w.rows, h, ldh, lora->rank, n, lora->scale);
+        gemm(d, &g);
+    }
+    if (lora->dA || wants_dh) {
+        gr_weight B = f32_weight(lora->B, l->w.rows, lora->rank);
+        gr_gemm g = by_weight(dh, ldh, dy, ldy, n, &B);
+        g.alpha = lora->scale;
+        gemm(d, &g);
+    }
+    if (lora->dA) {
+        gr_gemm g = by_rows(lora->dA, dh, ldh, lora->rank, xd, l->w.cols, l->w.cols, n, 1);
+        gemm(d, &g);
+    }
+}
+
 void gr_linear_backward_by(gr_gemm_fn *gemm, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
                            const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
                            const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
-    float *lora_dx = dxd ? dxd : dx;
-    bool lora_accumulate = lora_dx == dx; /* dxd is overwritten by its first term */
+    bool dxd_started = false; /* dxd is overwritten by its first term */
     if (dxd && ldh == 0 && n_group > 0) memset(dxd, 0, (size_t)(n * group[0]->w.cols) * sizeof *dxd);
     for (int i = 0; i < n_group; dy += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
+        fused sum = {0};
         if (dx) {
             gr_gemm base = by_weight(dx, l->w.cols, dy, ldy, n, &l->w);
             base.compute = l->compute, base.accumulate = accumulate || i > 0;
-            gemm(d, &base);
+            fused_add(&sum, gemm, d, &base);
         }
         if (l->dw) {
             gr_gemm g = by_rows(l->dw, dy, ldy, l->w.rows, x, l->w.cols, l->w.cols, n, 1);
@@ -91,26 +130,19 @@ void gr_linear_backward_by(gr_gemm_fn *gemm, gr_device *d, float *dx, bool accum
         }
         for (int j = 0; j < l->n_lora; h += l->lora[j].rank, dh += l->lora[j].rank, j++) {
             const gr_lora *lora = &l->lora[j];
-            gr_weight A = f32_weight(lora->A, lora->rank, l->w.cols), B = f32_weight(lora->B, l->w.rows, lora->rank);
-            if (lora->dB) {
-                gr_gemm g = by_rows(lora->dB, dy, ldy, l->w.rows, h, ldh, lora->rank, n, lora->scale);
+            gr_weight A = f32_weight(lora->A, lora->rank, l->w.cols);
+            lora_backward(gemm, d, l, lora, dh, dy, ldy, xd, h, ldh, dx || dxd, n);
+            if (dxd) {
+                gr_gemm g = by_weight(dxd, l->w.cols, dh, ldh, n, &A);
+                g.accumulate = dxd_started;
+                dxd_started = true;
                 gemm(d, &g);
-            }
-            if (lora->dA || lora_dx) {
-                gr_gemm g = by_weight(dh, ldh, dy, ldy, n, &B); /* dh = scale dy B */
-                g.alpha = lora->scale;
-                gemm(d, &g);
-            }
-            if (lora->dA) {
-                gr_gemm g = by_rows(lora->dA, dh, ldh, lora->rank, xd, l->w.cols, l->w.cols, n, 1);
-                gemm(d, &g);
-            }
-            if (lora_dx) {
-                gr_gemm g = by_weight(lora_dx, l->w.cols, dh, ldh, n, &A);
-                g.accumulate = lora_accumulate;
-                lora_accumulate = true;
-                gemm(d, &g);
+            } else if (dx) {
+                gr_gemm g = by_weight(dx, l->w.cols, dh, ldh, n, &A);
+                g.accumulate = true;
+                fused_add(&sum, gemm, d, &g);
             }
         }
+        if (sum.n) gemm(d, &sum.terms[0]);
     }
 }

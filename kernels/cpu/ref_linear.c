@@ -38,7 +38,6 @@ static void columns_by_weight_t(const void *args, int64_t begin, int64_t end) {
                 g->c[i * g->ldc + j] += sum;
             }
         }
-        for (int64_t i = 0; g->bias && i < g->m; i++) g->c[i * g->ldc + j] += g->bias[j];
     }
 }
 
@@ -57,16 +56,21 @@ static void columns_by_weight(const void *args, int64_t begin, int64_t end) {
                 for (int64_t j = 0; j < n; j++) c[j] += a * piece[j];
             }
         }
-        for (int64_t i = 0; g->bias && i < g->m; i++)
-            for (int64_t j = 0; j < n; j++) g->c[i * g->ldc + j0 + j] += g->bias[j0 + j];
     }
 }
 
 void gr_gemm_generic(gr_device *d, const gr_gemm *g) {
-    if (g->b_transposed)
-        gr_cpu_for(d, g->n, 8, columns_by_weight_t, g);
-    else
-        gr_cpu_for(d, (g->n + PIECE - 1) / PIECE, 1, columns_by_weight, g);
+    for (const gr_gemm *t = g; t; t = t->next) {
+        gr_gemm term = *t;
+        term.m = g->m, term.n = g->n, term.c = g->c, term.ldc = g->ldc;
+        term.accumulate = t != g || g->accumulate;
+        if (term.b_transposed)
+            gr_cpu_for(d, term.n, 8, columns_by_weight_t, &term);
+        else
+            gr_cpu_for(d, (term.n + PIECE - 1) / PIECE, 1, columns_by_weight, &term);
+    }
+    for (int64_t i = 0; g->bias && i < g->m; i++)
+        for (int64_t j = 0; j < g->n; j++) g->c[i * g->ldc + j] += g->bias[j];
 }
 
 void gr_linear_forward_generic(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
