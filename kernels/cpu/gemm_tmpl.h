@@ -11,7 +11,7 @@ enum {
     K_PIECE = 256,   /* rows of a packed block: the sliver of A and a panel share the first-level cache */
     N_BLOCK = 256,   /* columns of a packed block at most */
     K_BLOCK = 256,   /* the largest block of a dtype */
-    ROWS_LARGE = 64, /* above: packing is amortised, blocks are chosen for balance */
+    ROWS_LARGE = 64, /* above: packing is amortised, rows may be split among threads */
 };
 
 /* Scratch of a task: packed B, then a buffer of storage rows, then rounded rows of A. */
@@ -140,17 +140,25 @@ static void gemm_task(void *context, int64_t chunk, int worker) {
             for (int64_t j = 0; j < n; j++) c[i * g->ldc + j] += g->bias[n0 + j];
 }
 
-/* Blocks of C: as wide as packing allows while there are three tasks a thread, then rows are split too. */
+/* Share of the threads' time that is work when blocks of n columns are dealt to them. */
+static double balance(int64_t n, int64_t block, int64_t threads) {
+    int64_t blocks = (n + block - 1) / block, rounds = (blocks + threads - 1) / threads, load = rounds * block;
+    if ((blocks - 1) % threads == 0) load -= blocks * block - n; /* the last, narrower one runs alone */
+    return (double)n / (double)(threads * load);
+}
+
+/* Blocks of C: the widest that keep all threads busy; rows are split too where columns alone do not. */
 void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
     if (g->m == 0 || g->n == 0) return;
-    int64_t block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(d->threads);
-    int64_t wanted = threads > 1 ? 3 * threads : 1;
-    int64_t narrowest = g->m <= ROWS_LARGE ? PANEL : 2 * PANEL;
+    const double good = 0.97;
+    int64_t type_block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(d->threads);
+    int64_t unit = !g->b_transposed && type_block > PANEL ? type_block : PANEL;
     gemm_job job = {.d = d, .g = g, .m_block = g->m, .n_block = N_BLOCK, .m_blocks = 1};
-    if (!g->b_transposed && narrowest < block) narrowest = block;
-    while (job.n_block > narrowest && (g->n + job.n_block - 1) / job.n_block < wanted) job.n_block /= 2;
+    for (int64_t block = N_BLOCK - unit; block >= unit && balance(g->n, job.n_block, threads) < good; block -= unit)
+        if (balance(g->n, block, threads) > balance(g->n, job.n_block, threads)) job.n_block = block;
     int64_t n_blocks = (g->n + job.n_block - 1) / job.n_block;
-    while (job.m_block > ROWS_LARGE && n_blocks * job.m_blocks < wanted) {
+    bool balanced = balance(g->n, job.n_block, threads) >= good;
+    while (!balanced && job.m_block > ROWS_LARGE && n_blocks * job.m_blocks < 3 * threads) {
         job.m_block = round_up((job.m_block + 1) / 2, TILE_ROWS);
         job.m_blocks = (g->m + job.m_block - 1) / job.m_block;
     }
