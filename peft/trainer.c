@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "adapters/export.h"
 #include "core/base/file.h"
@@ -248,8 +250,9 @@ static void report_plan(const gr_run *run, gr_str *out) {
 
 /* ---- the run's folder ---- */
 
-/* What graft itself puts into a run's folder; --overwrite removes these and nothing else. */
-static const char *const run_files[] = {"recipe.yaml", "adapter", "model", "metrics.jsonl", "trainer_state.json", "loss.svg", "run.log"};
+/* What graft itself puts into a run's folder; --overwrite removes these and nothing else (run.log, the lock,
+ * is emptied). */
+static const char *const run_files[] = {"recipe.yaml", "adapter", "model", "metrics.jsonl", "trainer_state.json", "loss.svg"};
 
 static bool is_run(const char *dir) {
     char *path = gr_path_join(dir, "recipe.yaml");
@@ -288,19 +291,36 @@ static graft_status check_folder(const gr_recipe *r, const gr_train_options *o, 
                    "another output_dir", r->_output_dir);
 }
 
+/* run.log is also the run's lock: one process trains into a folder. */
+static graft_status open_log(gr_run *run, const char *dir, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *path = gr_path_join(dir, "run.log");
+    if (!path) return gr_fail_memory(err, "run.log");
+    run->log = fopen(path, "a");
+    if (!run->log) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", path));
+    if (flock(fileno(run->log), LOCK_EX | LOCK_NB) != 0)
+        GR_TRY(gr_fail(err, GRAFT_FAILED, "%s is in use: another graft trains into this folder", path));
+done:
+    free(path);
+    return st;
+}
+
 /* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
 static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_error *err) {
     const char *dir = run->r->_output_dir;
-    char *last = NULL, *log_path = NULL;
+    char *last = NULL;
     gr_str text = {0};
     graft_status st;
     GR_TRY(gr_recipe_print(run->r, &text, err));
     if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
     GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(open_log(run, dir, err));
     if (o->overwrite && is_run(dir)) remove_run(dir);
     run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;
     run->state.best_step = -1;
     if (o->resume) GR_TRY(gr_checkpoint_last(&last, dir, err));
+    if (!last && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
+    gr_log_tee(run->log);
     if (last) {
         GR_TRY(gr_checkpoint_load(last, run->params, &run->state, &run->identity, err));
         gr_note("resuming from %s", last);
@@ -308,14 +328,9 @@ static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_er
         gr_note("%s holds no checkpoint: starting from the beginning", dir);
     }
     GR_TRY(write_recipe(run, err));
-    if (!(log_path = gr_path_join(dir, "run.log"))) GR_TRY(gr_fail_memory(err, "run.log"));
-    run->log = fopen(log_path, last ? "a" : "w");
-    if (!run->log) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", log_path));
-    gr_log_tee(run->log);
     GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last ? run->state.step : -1, err));
 done:
     free(last);
-    free(log_path);
     gr_str_release(&text);
     return st;
 }
@@ -326,7 +341,8 @@ graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
     gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
                           .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
                           .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
-                          .best_step = run->state.best_step};
+                          .best_step = run->state.best_step, .global_step = run->state.step,
+                          .epoch = (double)run->state.step / (double)GR_MAX(run->steps_per_epoch, 1)};
     return gr_metrics_save(run->metrics, &facts, err);
 }
 
