@@ -44,15 +44,16 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
 
 static graft_status find_entries(lora_export *x, const gr_model *m, const char *path, graft_error *err) {
     for (int64_t j = 0; j < x->a->n_modules; j++) {
+        const gr_adapter_module *module = &x->a->modules[j];
         char name[128];
-        snprintf(name, sizeof name, "%s.weight", x->a->modules[j].name);
+        snprintf(name, sizeof name, "%s.weight", module->name);
         x->entries[j] = gr_weights_find(m->weights, name);
-        if (x->entries[j]) continue;
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, so a GGUF of the "
-                       "base has no such tensor; "
-                       "use graft merge --format gguf, which unties it",
-                       path, x->a->modules[j].name);
+        if (!x->entries[j] || (m->config.tied && gr_adapter_is_embedding(module)))
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp "
+                           "cannot tell "
+                           "the two apart; graft merge --format gguf writes them as two",
+                           path, module->name);
     }
     return GRAFT_OK;
 }

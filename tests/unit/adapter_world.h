@@ -1,0 +1,106 @@
+/* adapter_world.h - what the tests of adapters share: a scratch folder, the golden tiny models (2 layers;
+ * TINY: tied head, QWEN: biases, untied), adapters with every matrix non-zero. Included once by a test
+ * program. */
+#ifndef GR_TESTS_ADAPTER_WORLD_H
+#define GR_TESTS_ADAPTER_WORLD_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapters/export.h"
+#include "core/base/file.h"
+#include "core/base/log.h"
+
+static const char TINY[] = TESTS_DIR "/golden/tiny", QWEN[] = TESTS_DIR "/golden/tiny-qwen2";
+static char dir[] = "/tmp/graft-adapters-XXXXXX";
+static graft_error err;
+static gr_arena arena;
+static gr_device *device;
+
+static char *at(const char *name) { /* the path of a scratch file */
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return gr_arena_strdup(&arena, path);
+}
+
+static int set_up(void **state) {
+    const char *why;
+    (void)state;
+    gr_log_quiet(true);
+    device = gr_cpu_device_new(2, &why);
+    return device && mkdtemp(dir) ? 0 : -1;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    gr_remove_all(dir);
+    gr_arena_release(&arena);
+    gr_device_free(device);
+    return 0;
+}
+
+#define assert_ok(e)                                                                                         \
+    do {                                                                                                     \
+        graft_status status = (e);                                                                           \
+        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
+    } while (0)
+
+static void assert_error(graft_status status, graft_status expected, const char *part) {
+    if (status != expected || err.status != expected || !strstr(err.msg, part))
+        fail_msg("status %d, expected %d with \"%s\" in: %s", status, expected, part, err.msg);
+}
+
+static gr_model *open_model(const char *path) {
+    gr_model *m = NULL;
+    assert_ok(gr_model_open(&m, path, device, GR_DTYPE_F32, 128, &err));
+    return m;
+}
+
+static graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n,
+                         const char *const *targets) {
+    c.target_modules = targets;
+    c.n_target_modules = n;
+    if (!c.rank) c.rank = 4, c.alpha = 8;
+    if (!c.base) c.base = "tiny";
+    return gr_adapter_plan(a, &c, m, &err);
+}
+#define TARGETS(...)                                                                                         \
+    GR_LEN(((const char *[]){__VA_ARGS__})), (const char *[]) {                                              \
+        __VA_ARGS__                                                                                          \
+    }
+
+/* Every matrix non-zero, so that a mistake in any shows. */
+static void fill(gr_adapter *a, uint64_t seed) {
+    assert_ok(gr_adapter_init(a, device, false, seed, &err));
+    for (int64_t i = 0; i < a->params.n_items; i++)
+        for (int64_t k = 0; k < a->params.items[i].n; k++)
+            gr_params_value(&a->params, i)[k] =
+                (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
+}
+
+static const gr_adapter_module *find(const gr_adapter *a, const char *name) {
+    for (int64_t j = 0; j < a->n_modules; j++)
+        if (strcmp(a->modules[j].name, name) == 0) return &a->modules[j];
+    return NULL;
+}
+
+/* Ranks and scales that differ between modules. */
+static const gr_pattern ranks[] = {{"layers.0.*q_proj", 2}, {"q_proj", 6}, {"up_proj", 3}};
+static const gr_pattern alphas[] = {{"model.layers.1.mlp.up_proj", 5}};
+static const gr_adapter_config patterned = {.rank = 4,
+                                            .alpha = 8,
+                                            .use_rslora = true,
+                                            .rank_pattern = ranks,
+                                            .n_rank_pattern = 3,
+                                            .alpha_pattern = alphas,
+                                            .n_alpha_pattern = 1};
+
+#endif

@@ -1,0 +1,281 @@
+/* What leaves: merged HF folders and GGUF files against the sum computed by hand, GGUF LoRA, and inspection.
+ */
+#include "tests/unit/adapter_world.h"
+
+#include <jansson.h>
+
+/* ---- merging ---- */
+
+/* Row r of the canonical weight name in w, as floats. */
+static void weight_row(const gr_weights *w, const char *name, int64_t r, float *row) {
+    const gr_weight_entry *e = gr_weights_find(w, name);
+    assert_non_null(e);
+    gr_dtype_get(e->view.dtype)
+        ->to_f32(row, (const char *)e->view.data + r * gr_dtype_bytes(e->view.dtype, e->view.cols),
+                 e->view.cols);
+}
+
+/* merged = base + sum of scale * B A, computed here in double, within tolerance of each value's size. The
+ * head of a tied base is its embedding. */
+static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapters, const double *scales,
+                         int n, double tolerance) {
+    enum { MAX_COLS = 1024 };
+    gr_weights *merged = NULL;
+    float found[MAX_COLS], base[MAX_COLS];
+    assert_ok(gr_weights_open(&merged, path, &err));
+    for (int64_t i = 0; i < gr_weights_count(merged); i++) {
+        const gr_weight_entry *e = gr_weights_get(merged, i);
+        bool untied = !gr_weights_find(m->weights, e->name);
+        assert_true(e->view.cols <= MAX_COLS);
+        for (int64_t r = 0; r < e->view.rows; r++) {
+            double expected[MAX_COLS];
+            weight_row(merged, e->name, r, found);
+            weight_row(m->weights, untied ? "model.embed_tokens.weight" : e->name, r, base);
+            for (int64_t k = 0; k < e->view.cols; k++) expected[k] = base[k];
+            for (int j = 0; j < n; j++) {
+                const gr_adapter *a = adapters[j];
+                char module_name[96];
+                snprintf(module_name, sizeof module_name, "%.*s", (int)strlen(e->name) - 7,
+                         e->name); /* without ".weight" */
+                const gr_adapter_module *module =
+                    gr_ends_with(e->name, ".weight") ? find(a, module_name) : NULL;
+                if (!module) continue;
+                const float *A = gr_params_value(&a->params, module->a),
+                            *B = gr_params_value(&a->params, module->b);
+                int64_t R = module->rank, K = module->in;
+                for (int64_t k = 0; k < e->view.cols; k++)
+                    for (int64_t q = 0; q < R; q++)
+                        expected[k] += scales[j] * gr_adapter_scale(a, module) *
+                                       (module->linear < 0 ? (double)A[r * R + q] * B[k * R + q]
+                                                           : (double)B[r * R + q] * A[q * K + k]);
+            }
+            for (int64_t k = 0; k < e->view.cols; k++)
+                if (fabs(found[k] - expected[k]) > tolerance * fmax(fabs(expected[k]), 0.1))
+                    fail_msg("%s: %s[%lld, %lld] is %g, expected %g", path, e->name, (long long)r,
+                             (long long)k, found[k], expected[k]);
+        }
+    }
+    gr_weights_close(merged);
+}
+
+static void test_merge(void **state) {
+    static const struct {
+        const char *name;
+        gr_merge_options o;
+        double tolerance;
+    } cases[] = {
+        {"m-f32", {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_F32}, 1e-6},
+        {"m-own",
+         {.format = GR_FORMAT_HF, .dtype = -1, .shard_bytes = 50000},
+         1e-6}, /* the base's own: f32; in shards */
+        {"m-bf16",
+         {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_BF16},
+         0.00391}, /* half a unit in the last place: once rounded */
+        {"m-f16", {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_F16}, 0.00049},
+        {"m-f32.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32}, 1e-6},
+        {"m-bf16.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_BF16}, 0.00391},
+        {"m-q8_0.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q8_0}, 0.1},
+    };
+    static const char *const models[] = {TINY, QWEN};
+    static const double scales[] = {1, -0.5};
+    (void)state;
+    for (int i = 0; i < GR_LEN(models); i++) {
+        gr_adapter *a[2];
+        gr_tokenizer *t = NULL;
+        gr_model *m = open_model(models[i]);
+        assert_ok(gr_tokenizer_open(&t, models[i], &err));
+        assert_ok(plan(&a[0], m, patterned, TARGETS("all-linear")));
+        assert_ok(plan(&a[1], m, (gr_adapter_config){0}, TARGETS("q_proj", "embed_tokens", "lm_head")));
+        for (int j = 0; j < 2; j++) {
+            fill(a[j], (uint64_t)j);
+            assert_ok(gr_adapter_attach(a[j], m, scales[j], &err));
+        }
+        for (int c = 0; c < GR_LEN(cases); c++) {
+            gr_merge_report report;
+            gr_merge_options o = cases[c].o;
+            o.overwrite = i > 0;
+            assert_ok(gr_merge(m, t, a, scales, 2, NULL, &o, at(cases[c].name), &report, &err));
+            check_merged(at(cases[c].name), m, a, scales, 2, cases[c].tolerance);
+            assert_int_equal(report.n_merged, 16);
+            if (cases[c].tolerance < 1e-5)
+                assert_true(report.max_logit_difference < 2e-3 && report.mean_kl < 1e-6);
+        }
+        assert_true(gr_exists(at("m-own/model.safetensors.index.json")) &&
+                    !gr_exists(at("m-own/model.safetensors")));
+        for (int j = 0; j < 2; j++) gr_adapter_free(a[j]);
+        gr_adapter_detach_all(m);
+        gr_model_free(m);
+        gr_tokenizer_free(t);
+    }
+}
+
+static void test_merge_refusals(void **state) {
+    (void)state;
+    gr_tokenizer *t = NULL;
+    gr_model *m = open_model(TINY);
+    gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_Q8_0};
+    assert_ok(gr_tokenizer_open(&t, TINY, &err));
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "q8_0");
+    o.dtype = GR_DTYPE_F32;
+    assert_ok(
+        gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err)); /* a conversion changes nothing */
+    check_merged(at("r"), m, NULL, NULL, 0, 0);
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE,
+                 "exists already");
+    o.format = GR_FORMAT_GGUF;
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE,
+                 "is a folder");
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, "/proc/x.gguf", NULL, &err), GRAFT_FAILED,
+                 "/proc/x.gguf");
+    gr_model *shapes = open_model(TESTS_DIR "/golden/tiny/config.json");
+    assert_error(gr_merge(shapes, t, NULL, NULL, 0, NULL, &o, at("s.gguf"), NULL, &err), GRAFT_BAD_USAGE,
+                 "no weights");
+    assert_false(gr_exists(at("s.gguf")));
+    gr_model_free(shapes);
+    gr_model_free(m);
+    gr_tokenizer_free(t);
+}
+
+/* method: full: trained values replace the base's by name. */
+static void test_merge_trained(void **state) {
+    (void)state;
+    gr_tokenizer *t = NULL;
+    gr_params p = {0};
+    gr_weights *merged = NULL;
+    gr_merge_report report;
+    float row[1024];
+    gr_model *m = open_model(QWEN);
+    gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32};
+    assert_ok(gr_tokenizer_open(&t, QWEN, &err));
+    assert_ok(gr_model_add_params(m, &p, &err));
+    assert_ok(gr_params_allocate(&p, device, false, &err));
+    assert_ok(gr_model_attach_params(m, &p, true, &err));
+    for (int64_t k = 0; k < p.n_floats; k++) p.value[k] += 0.01f * (float)(k % 5);
+    assert_ok(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("trained.gguf"), &report, &err));
+    assert_int_equal(report.n_merged, p.n_items);
+    assert_true(report.max_logit_difference < 1e-4);
+    assert_ok(gr_weights_open(&merged, at("trained.gguf"), &err));
+    for (int64_t i = 0; i < p.n_items; i++)
+        for (int64_t r = 0; r < p.items[i].rows; r++) {
+            weight_row(merged, p.items[i].name, r, row);
+            assert_memory_equal(row, gr_params_value(&p, i) + r * p.items[i].cols,
+                                (size_t)p.items[i].cols * sizeof *row);
+        }
+    gr_weights_close(merged);
+    gr_model_free(m);
+    gr_params_release(&p);
+    gr_tokenizer_free(t);
+}
+
+/* ---- GGUF LoRA ---- */
+
+/* What llama.cpp computes from the file, alpha / rank * B A with rows of q and k interleaved, is the
+ * adapter's own change. */
+static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) {
+    gr_gguf *g = NULL;
+    double alpha;
+    assert_ok(gr_gguf_open(&g, path, &err));
+    assert_ok(gr_gguf_get_float(g, "adapter.lora.alpha", &alpha, &err));
+    assert_int_equal(gr_gguf_n_tensors(g), 2 * a->n_modules);
+    for (int64_t j = 0; j < a->n_modules; j++) {
+        const gr_adapter_module *module = &a->modules[j];
+        char name[128];
+        snprintf(name, sizeof name, "%s.weight", module->name);
+        const gr_weight_entry *e = gr_weights_find(m->weights, name);
+        snprintf(name, sizeof name, "%s.lora_a", e->gguf_name);
+        const gr_tensor *ta = gr_gguf_find(g, name);
+        snprintf(name, sizeof name, "%s.lora_b", e->gguf_name);
+        const gr_tensor *tb = gr_gguf_find(g, name);
+        assert_true(ta && tb && ta->dtype == GR_DTYPE_F32 && tb->dtype == GR_DTYPE_F32);
+        bool embedding = module->linear < 0;
+        int64_t R = module->rank;
+        assert_int_equal(tb->shape[0], module->out);
+        assert_int_equal(tb->shape[1], R);
+        assert_int_equal(ta->shape[embedding], R);
+        assert_int_equal(ta->shape[!embedding], module->in);
+        const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b),
+                    *fb = tb->data;
+        assert_memory_equal(ta->data, A, (size_t)ta->n_bytes);
+        for (int64_t n = 0; n < module->out; n++)
+            for (int64_t r = 0; r < R; r++) {
+                int64_t row = e->permute_heads ? gr_gguf_row(n, e->permute_heads, module->out) : n;
+                double loader = alpha / (double)R * fb[row * R + r],
+                       ours = gr_adapter_scale(a, module) * B[n * R + r];
+                assert_true(fabs(loader - ours) <= 1e-6 * fmax(fabs(ours), 1e-2));
+            }
+    }
+    gr_gguf_close(g);
+}
+
+static void test_gguf_lora(void **state) {
+    static const char *const models[] = {TINY, QWEN};
+    (void)state;
+    for (int i = 0; i < GR_LEN(models); i++) {
+        gr_adapter *a = NULL;
+        gr_model *m = open_model(models[i]);
+        if (m->config.tied) {
+            assert_ok(plan(&a, m, patterned, TARGETS("lm_head")));
+            fill(a, 1);
+            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE,
+                         "cannot adapt lm_head");
+            gr_adapter_free(a);
+            assert_ok(plan(&a, m, patterned, TARGETS("embed_tokens")));
+            fill(a, 1);
+            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE,
+                         "cannot adapt model.embed_tokens");
+            gr_adapter_free(a);
+            assert_ok(plan(&a, m, patterned, TARGETS("all-linear")));
+        } else {
+            assert_ok(plan(&a, m, patterned, TARGETS("all-linear", "lm_head", "embed_tokens")));
+        }
+        fill(a, 5);
+        assert_ok(gr_adapter_export_gguf(a, m, at("lora.gguf"), &err));
+        check_gguf_lora(m, a, at("lora.gguf"));
+        gr_adapter_free(a);
+        gr_model_free(m);
+    }
+}
+
+/* ---- inspection ---- */
+
+static void test_inspect(void **state) {
+    const struct {
+        const char *path, *kind;
+    } cases[] = {
+        {TINY, "Hugging Face model"},
+        {TESTS_DIR "/golden/tiny/config.json", "model configuration (shapes only)"},
+        {TESTS_DIR "/golden/tiny/adapter", "PEFT adapter"},
+        {TESTS_DIR "/golden/tiny/model.safetensors", "safetensors"},
+        {at("lora.gguf"), "GGUF LoRA"},
+        {at("trained.gguf"), "GGUF model"},
+        {at("m-own"), "Hugging Face model"},
+    };
+    (void)state;
+    for (int i = 0; i < GR_LEN(cases); i++)
+        for (int json = 0; json < 2; json++) {
+            char *text = NULL;
+            size_t len;
+            FILE *out = open_memstream(&text, &len);
+            assert_ok(gr_inspect(cases[i].path, json, out, &err));
+            fclose(out);
+            assert_non_null(strstr(text, cases[i].kind));
+            json_t *root = json ? json_loads(text, 0, NULL) : NULL;
+            assert_true(!json || json_is_array(json_object_get(root, "tensors")));
+            json_decref(root);
+            free(text);
+        }
+    assert_ok(gr_make_dirs(at("empty"), &err));
+    assert_error(gr_inspect(at("empty"), false, stderr, &err), GRAFT_BAD_INPUT, "nothing graft knows");
+    assert_error(gr_inspect(at("missing"), false, stderr, &err), GRAFT_BAD_INPUT, "missing");
+    assert_ok(gr_file_write(at("noise"), "noise", 5, &err));
+    assert_error(gr_inspect(at("noise"), false, stderr, &err), GRAFT_BAD_INPUT, "neither GGUF");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
+        cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_gguf_lora),
+        cmocka_unit_test(test_inspect),
+    };
+    return cmocka_run_group_tests_name("merge", tests, set_up, tear_down);
+}
