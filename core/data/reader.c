@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/text/impl.h" /* UTF-8 repair */
+#include "core/text/utf8.h"
 
 /* ---- text that jansson accepts ---- */
 

@@ -12,19 +12,11 @@
 #include <stdatomic.h>
 
 #include "core/text/tokenizer.h"
+#include "core/text/utf8.h"
 
 #define GR_META_SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's visible space */
 
-/* ---- utf8.c
- * -------------------------------------------------------------------------------------------------------------
- */
-
-/* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one
- * U+FFFD replaces; *cut (may be NULL) is set when it is only cut off by the end of the text. */
-int32_t gr_utf8_decode(const char *s, int64_t n, int *size, bool *cut);
-int gr_utf8_encode(uint32_t point, char *out); /* bytes written, at most 4 */
-bool gr_utf8_valid(const char *s, int64_t n);
-void gr_utf8_repair(const char *s, int64_t n, gr_str *out);
+/* ---- utf8.c: classes of characters ---- */
 
 enum {
     GR_CLASS_LETTER = 1,
@@ -35,9 +27,7 @@ enum {
 };
 uint8_t gr_char_class_compute(uint32_t point); /* slow; gr_char_class looks up */
 
-/* ---- vocab.c
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- vocab.c ---- */
 
 /* Bytes to id; keys are borrowed. */
 typedef struct gr_table {
@@ -83,8 +73,7 @@ void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank,
                   int32_t id); /* the later of equal pairs wins */
 const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right);
 
-/* ---- the tokenizer
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the tokenizer ---- */
 
 typedef struct gr_piece {
     const char *text, *raw;
@@ -186,8 +175,7 @@ typedef struct gr_scratch {
     int64_t nodes_capacity;
 } gr_scratch;
 
-/* ---- building (tokenizer.c)
- * ----------------------------------------------------------------------------------------------- */
+/* ---- building (tokenizer.c) ---- */
 
 gr_tokenizer *gr_tokenizer_new(int64_t n_vocab); /* NULL when out of memory */
 void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size);
@@ -212,9 +200,7 @@ graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64
  * where they are. */
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err);
 
-/* ---- stages
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* ---- stages ---- */
 
 /* normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
 bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued,
