@@ -335,6 +335,11 @@ static graft_status check_roles(const gr_chat *c, const gr_message *m, int64_t n
         if (!c->row.pattern[role])
             return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s has no form for the role %s",
                            (long long)i + 1, c->row.name, ROLES[role]);
+        if (c->row.lone_tool && role == GR_ROLE_TOOL && i > 0 && role_of(&m[i - 1]) == GR_ROLE_TOOL)
+            return gr_fail(
+                err, GRAFT_BAD_INPUT,
+                "message %lld: chat template %s has no form for two tool messages in a row; join them",
+                (long long)i + 1, c->row.name);
         if (role == GR_ROLE_SYSTEM && i > 0 && (c->row.fold_system || c->row.skip_empty_system))
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "message %lld: in chat template %s a system message must come first",

@@ -6,6 +6,14 @@
 #define CHATML(role) "<|im_start|>" role "\n{content}<|im_end|>\n"
 #define CHATML_PATTERNS                                                                                      \
     { CHATML("system"), CHATML("user"), CHATML("assistant"), CHATML("tool") }
+/* Qwen's: a tool speaks within a user turn. */
+#define QWEN_PATTERNS                                                                                        \
+    {                                                                                                        \
+        CHATML("system"), CHATML("user"), CHATML("assistant"),                                               \
+            "<|im_start|>user\n<tool_response>\n{content}\n</tool_response><|im_end|>\n"                     \
+    }
+/* Relatives of ChatML that render differently. */
+#define NO_CHATML    "<think>", "<|im_sep|>", "trim", "strip()"
 #define LLAMA3(role) "<|start_header_id|>" role "<|end_header_id|>\n\n{content}<|eot_id|>"
 
 static const gr_chat_template TEMPLATES[] = {
@@ -19,13 +27,23 @@ static const gr_chat_template TEMPLATES[] = {
              "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}},
     {.name = "qwen2.5",
      .begin = "",
-     .pattern = CHATML_PATTERNS,
+     .pattern = QWEN_PATTERNS,
      .gap = "",
      .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
      .needs = {"<|im_start|>", "<|im_end|>"},
      .has = {"<|im_start|>", "<|im_end|>",
              "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
-     .has_not = {"<think>"}},
+     .has_not = {NO_CHATML},
+     .lone_tool = true},
+    {.name = "qwen2.5-base",
+     .begin = "",
+     .pattern = QWEN_PATTERNS,
+     .gap = "",
+     .default_system = "You are a helpful assistant.",
+     .needs = {"<|im_start|>", "<|im_end|>"},
+     .has = {"<|im_start|>", "<|im_end|>", "You are a helpful assistant.", "<tool_response>"},
+     .has_not = {NO_CHATML, "You are a helpful assistant. "},
+     .lone_tool = true},
     {.name = "qwen2",
      .begin = "",
      .pattern = CHATML_PATTERNS,
@@ -33,21 +51,21 @@ static const gr_chat_template TEMPLATES[] = {
      .default_system = "You are a helpful assistant.",
      .needs = {"<|im_start|>", "<|im_end|>"},
      .has = {"<|im_start|>", "<|im_end|>", "You are a helpful assistant."},
-     .has_not = {"<think>", "You are a helpful assistant. ", "tool"}},
+     .has_not = {NO_CHATML, "You are a helpful assistant. ", "tool"}},
     {.name = "chatml",
      .begin = "",
      .pattern = CHATML_PATTERNS,
      .gap = "",
      .needs = {"<|im_start|>", "<|im_end|>"},
      .has = {"<|im_start|>", "<|im_end|>"},
-     .has_not = {"You are", "<think>", "tool", "bos_token"}},
+     .has_not = {NO_CHATML, "You are", "tool", "bos_token"}},
     {.name = "llama-3",
      .begin = "{bos}",
      .pattern = {LLAMA3("system"), LLAMA3("user"), LLAMA3("assistant"), LLAMA3("tool")},
      .gap = "",
      .needs = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-     .has = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-     .has_not = {"Cutting Knowledge Date", "tool"},
+     .has = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "trim"},
+     .has_not = {"Cutting Knowledge Date", "You are", "tool"},
      .trim = true},
     {.name = "llama-2",
      .begin = "",
@@ -80,8 +98,8 @@ static const gr_chat_template TEMPLATES[] = {
      .parse_special = true},
 };
 
-static const char *const NAMES[] = {"smollm2", "chatml", "llama-2", "llama-3", "qwen2",
-                                    "qwen2.5", "alpaca", "belle",   "none",    NULL};
+static const char *const NAMES[] = {"smollm2",      "chatml", "llama-2", "llama-3", "qwen2", "qwen2.5",
+                                    "qwen2.5-base", "alpaca", "belle",   "none",    NULL};
 
 const char *const *gr_chat_names(void) {
     return NAMES;

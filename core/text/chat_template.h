@@ -16,10 +16,11 @@ typedef struct gr_chat_template {
     const char *gap;                    /* between an answer and the next message; "" for nothing */
     const char *default_system;         /* NULL: none */
     const char *needs[4];               /* control tokens that the tokenizer must have */
-    const char *has[4], *has_not[4];    /* recognition: parts of the model's Jinja text */
+    const char *has[4], *has_not[8];    /* recognition: parts of the model's Jinja text */
     bool trim;                          /* white space around a content is dropped */
     bool fold_system; /* the system pattern is put before the first user content; roles must alternate */
     bool skip_empty_system;
+    bool lone_tool;     /* tool messages in a row would share one turn, which a pattern cannot say: refused */
     bool parse_special; /* control tokens written in the content are parsed */
 } gr_chat_template;
 
