@@ -62,11 +62,11 @@ bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *
         if (set->first[b] == set->first[b + 1]) continue;
         gr_prefix_walk walk = {0};
         int32_t value, found = -1;
+        int64_t end = i;
         for (int64_t j = i; j < len && gr_prefix_step(set, &walk, (uint8_t)text[j], &value); j++)
-            if (value >= 0) found = value;
+            if (value >= 0) found = value, end = j + 1;
         if (found < 0) continue;
         const gr_added *a = &t->added[found];
-        int64_t end = i + a->len;
         if ((a->special && !special) || (a->single_word && !stands_alone(t, text, len, i, end))) {
             i = end - 1; /* as HF: the text of a refused match is not searched again */
             continue;
@@ -240,12 +240,13 @@ static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out
         return;
     }
     if (p->type == GR_PIECE_BYTE) {
-        gr_str_putc(out, (char)strtol(p->text + 3, NULL, 16)); /* <0x41> */
+        char byte = (char)strtol(p->text + 3, NULL, 16); /* <0x41> */
+        if (!(first && byte == ' ' && t->lead == GR_LEAD_DROP_ONE)) gr_str_putc(out, byte);
         return;
     }
-    const char *s = p->text;
-    for (int64_t i = 0; i < p->len;) {
-        if (i + 3 <= p->len && memcmp(s + i, GR_META_SPACE, 3) == 0) {
+    const char *s = p->raw;
+    for (int64_t i = 0; i < p->raw_len;) {
+        if (i + 3 <= p->raw_len && memcmp(s + i, GR_META_SPACE, 3) == 0) {
             bool drop =
                 first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
             if (!drop) gr_str_putc(out, ' ');
@@ -256,16 +257,31 @@ static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out
     }
 }
 
+/* As HF's ByteFallback: a run of byte pieces that is not wholly UTF-8 is one U+FFFD a byte. */
+static void end_bytes(gr_str *out, int64_t *start) {
+    int64_t n = *start < 0 ? 0 : out->len - *start;
+    if (n > 0 && !out->failed && !gr_utf8_valid(out->data + *start, n)) {
+        out->len = *start;
+        for (int64_t i = 0; i < n; i++) gr_str_puts(out, "\xef\xbf\xbd");
+    }
+    *start = -1;
+}
+
 graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
                                  gr_str *out, graft_error *err) {
     bool first = true;
+    int64_t bytes = -1; /* where in out the run of byte pieces starts */
     for (int64_t i = 0; i < n; i++) {
         graft_status st = check_id(t, ids[i], err);
         if (st != GRAFT_OK) return st;
         if (is_hidden(t, ids[i], skip_special)) continue;
+        bool is_byte = !t->byte_level && t->pieces[ids[i]].type == GR_PIECE_BYTE;
+        if (!is_byte) end_bytes(out, &bytes);
+        if (is_byte && bytes < 0) bytes = out->len;
         put_piece(t, ids[i], first, out);
         first = false;
     }
+    end_bytes(out, &bytes);
     gr_str_add(out, "", 0);
     return out->failed ? gr_fail_memory(err, "decoding") : GRAFT_OK;
 }

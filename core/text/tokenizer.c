@@ -178,6 +178,24 @@ static bool build_prefixes(gr_tokenizer *t) {
     return true;
 }
 
+/* A normalised added token is looked for in normalised text, so its own text is normalised too. */
+static bool add_normalized(gr_tokenizer *t, int32_t i, gr_prefix_set *set) {
+    gr_scratch s = {0};
+    const char *text;
+    int64_t len;
+    bool ok = gr_normalize(t, &s, t->added[i].text, t->added[i].len, false, &text, &len);
+    char *copy = ok ? gr_text_alloc(t, len + 1, 1) : NULL;
+    if (copy && len > 0) {
+        memcpy(copy, text, (size_t)len);
+        set->keys[set->n++] = (gr_prefix_key){copy, (int32_t)len, i};
+        gr_piece *p = &t->pieces[t->added[i].id]; /* it is written as it was found: with its space */
+        if (!t->byte_level) p->raw = copy, p->raw_len = (int32_t)len;
+    }
+    gr_str_release(&s.normal[0]);
+    gr_str_release(&s.normal[1]);
+    return copy != NULL;
+}
+
 static bool build_added(gr_tokenizer *t) {
     gr_prefix_set *raw = &t->added_raw, *normalized = &t->added_normalized;
     raw->keys = gr_text_alloc(t, t->n_added, sizeof *raw->keys);
@@ -185,8 +203,11 @@ static bool build_added(gr_tokenizer *t) {
     if (!raw->keys || !normalized->keys) return false;
     for (int32_t i = 0; i < t->n_added; i++) {
         const gr_added *a = &t->added[i];
-        gr_prefix_set *set = a->normalized ? normalized : raw;
-        if (a->len > 0) set->keys[set->n++] = (gr_prefix_key){a->text, a->len, i};
+        if (a->len == 0) continue;
+        if (!a->normalized)
+            raw->keys[raw->n++] = (gr_prefix_key){a->text, a->len, i};
+        else if (!add_normalized(t, i, normalized))
+            return false;
     }
     gr_prefix_sort(raw);
     gr_prefix_sort(normalized);

@@ -168,6 +168,9 @@ static graft_status read_model(gr_tokenizer *t, const json_t *model, const char 
     if (has_text(model, "continuing_subword_prefix") || has_text(model, "end_of_word_suffix"))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
+    if (json_number_value(json_object_get(model, "dropout")) > 0)
+        GR_TRY(
+            gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with dropout is not known; set \"dropout\": null", path));
     if (!unigram) GR_TRY(read_merges(t, json_object_get(model, "merges"), path, err));
     if (unigram)
         t->info.kind = GR_TOKENIZER_SPM_UNIGRAM;
@@ -189,10 +192,11 @@ done:
 static graft_status read_unknown(gr_tokenizer *t, const json_t *model, const char *path, graft_error *err) {
     const char *name = gr_json_str(model, "unk_token");
     const json_t *id = json_object_get(model, "unk_id");
+    if (name && !*name) name = NULL;
     if (name) t->model_unk = gr_tokenizer_find(t, name);
     if (json_is_integer(id) && json_integer_value(id) >= 0 && json_integer_value(id) < t->info.n_vocab)
         t->model_unk = (int32_t)json_integer_value(id);
-    if ((name || json_is_integer(id)) && t->model_unk < 0)
+    if ((name || json_is_integer(id)) && t->model_unk < 0 && !t->byte_level) /* bytes leave nothing unknown */
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path);
     t->info.unk = t->model_unk;
     if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL)

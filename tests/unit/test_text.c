@@ -100,7 +100,7 @@ static void test_decode(void **state) {
             for (int skip = 0; skip < 2; skip++) {
                 const char *wanted =
                     json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
-                gr_str text = {0}, streamed = {0};
+                gr_str text = {0}, streamed = {0}, repaired = {0};
                 gr_decode_stream stream = {0};
                 assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, skip, &text, &err));
                 for (int64_t n = 0; n < ids.n; n++) {
@@ -108,11 +108,13 @@ static void test_decode(void **state) {
                     assert_true(gr_utf8_valid(streamed.data ? streamed.data : "", streamed.len));
                 }
                 gr_decode_stream_flush(&stream, &streamed);
-                if (gr_utf8_valid(text.data, text.len)) {
+                gr_utf8_repair(text.data, text.len, &repaired);
+                assert_string_equal(repaired.data ? repaired.data : "", wanted);
+                if (!strstr(wanted, "\xef\xbf\xbd")) { /* a stream does not wait for the end of a bad run */
                     compared++;
-                    if (!strstr(wanted, "\xef\xbf\xbd")) assert_string_equal(text.data, wanted);
-                    assert_string_equal(streamed.data ? streamed.data : "", text.data);
+                    assert_string_equal(streamed.data ? streamed.data : "", wanted);
                 }
+                gr_str_release(&repaired);
                 gr_str_release(&text);
                 gr_str_release(&streamed);
             }
@@ -260,7 +262,22 @@ static void test_chat_recognition(void **state) {
         assert_string_equal(row->name, CHATS[k].name);
         free(text);
     }
-    assert_null(gr_chat_template_recognise("{{ messages }}"));
+    static const struct {
+        const char *jinja, *name; /* NULL: a relative that renders differently */
+    } others[] = {
+        {"{{ messages }}", NULL},
+        {"'<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>'", NULL},
+        {"'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'", NULL},
+        {"<|start_header_id|> <|end_header_id|> <|eot_id|> trim Cutting Knowledge Date: December 2023", NULL},
+        {"bos_token + '[INST] ' + message['content'] + ' [/INST]'", NULL},
+        {"{% if tools %} <|im_start|> <|im_end|> 'You are a helpful assistant.' <tool_response>",
+         "qwen2.5-base"},
+    };
+    for (int i = 0; i < GR_LEN(others); i++) {
+        const gr_chat_template *row = gr_chat_template_recognise(others[i].jinja);
+        assert_true(!row == !others[i].name);
+        if (row) assert_string_equal(row->name, others[i].name);
+    }
     gr_tokenizer *t = open_golden("gpt2");
     gr_chat *c = NULL;
     assert_int_equal(gr_chat_open(&c, "auto", NULL, t, &err), GRAFT_BAD_USAGE);
@@ -331,6 +348,23 @@ static void test_chat_masks(void **state) {
 
 /* In a SentencePiece model the text after an answer's start goes on: no second dummy prefix, so the ids are
  * those of the whole. */
+/* Qwen2.5 shows what a tool says in a user turn; two in a row would share one. */
+static void test_chat_tool(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("qwen2");
+    gr_chat *c = NULL;
+    gr_str text = {0};
+    gr_message m[] = {{"tool", "7", false}, {"tool", "8", false}};
+    assert_ok(gr_chat_open(&c, "qwen2.5", "", t, &err));
+    assert_ok(gr_chat_render(c, m, 1, false, &text, &err));
+    assert_string_equal(text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n");
+    assert_int_equal(gr_chat_render(c, m, 2, false, &text, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "two tool messages"));
+    gr_str_release(&text);
+    gr_chat_free(c);
+    gr_tokenizer_free(t);
+}
+
 static void test_chat_spm_boundary(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("sp-bpe");
@@ -401,8 +435,9 @@ static void test_hostile_json(void **state) {
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES
                "}",
                "Lowercase");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}",
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true,\"unk_token\":\"zz\"}}",
                "unknown token");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}," BYTES "}", "dropout");
     parse_json("{\"model\":{\"vocab\":[[\"a\"]]}}", "[piece, score]");
     parse_json("{\"model\":{\"vocab\":[[\"a\",0]]},\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_"
                "charsmap\":\"////\"}}",
@@ -410,6 +445,62 @@ static void test_hostile_json(void **state) {
     parse_json("{\"added_tokens\":[{\"id\":99999999,\"content\":\"x\"}],\"model\":{\"vocab\":{\"a\":0},"
                "\"merges\":[]}," BYTES "}",
                "99999999");
+}
+
+static gr_tokenizer *parse_good(const char *json) {
+    gr_tokenizer *t = NULL;
+    assert_ok(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err));
+    return t;
+}
+
+/* What published files hold beside the usual: GPT-2's empty unk_token, LLaMA's normalised added tokens. */
+static void test_published_json(void **state) {
+    (void)state;
+    gr_tokenizer_free(
+        parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"\"}," BYTES "}"));
+    gr_tokenizer_free(
+        parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}"));
+    gr_tokenizer *t = parse_good(
+        "{\"added_tokens\":[{\"id\":3,\"content\":\"a b\",\"special\":false,\"normalized\":true}],"
+        "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}"
+        ","
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]},"
+        "\"model\":{\"byte_fallback\":true,\"merges\":[],\"vocab\":{\"\u2581\":0,\"a\":1,\"b\":2}}}");
+    gr_ids ids = {0};
+    gr_str text = {0};
+    assert_ok(gr_tokenizer_encode(t, "a a b", 5, true, &ids, &err)); /* found with the space before it */
+    assert_int_equal(ids.n, 3);
+    assert_int_equal(ids.data[0], 0);
+    assert_int_equal(ids.data[1], 1);
+    assert_int_equal(ids.data[2], 3);
+    assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, false, &text, &err));
+    assert_string_equal(text.data, " a a b");
+    gr_str_release(&text);
+    gr_ids_release(&ids);
+    gr_tokenizer_free(t);
+}
+
+/* Byte pieces that are not wholly UTF-8 are one U+FFFD each, as HF's ByteFallback writes them. */
+static void test_decode_bytes(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("sp-bpe");
+    static const struct {
+        uint8_t bytes[4];
+        int n;
+        const char *text;
+    } cases[] = {{{0xE4, 0xBD, 0xA0}, 3, "\xe4\xbd\xa0"},
+                 {{0xE4, 0xBD}, 2, "\xef\xbf\xbd\xef\xbf\xbd"},
+                 {{0xA0, 0x41}, 2, "\xef\xbf\xbd\xef\xbf\xbd"},
+                 {{0x20, 0x41}, 2, "A"}};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        int32_t ids[4];
+        gr_str text = {0};
+        for (int k = 0; k < cases[i].n; k++) ids[k] = t->byte_ids[cases[i].bytes[k]];
+        assert_ok(gr_tokenizer_decode(t, ids, cases[i].n, false, &text, &err));
+        assert_string_equal(text.data, cases[i].text);
+        gr_str_release(&text);
+    }
+    gr_tokenizer_free(t);
 }
 
 /* A trie whose units lead in circles or out of the table must end. */
@@ -466,9 +557,12 @@ int main(void) {
         cmocka_unit_test(test_chat_golden),
         cmocka_unit_test(test_chat_recognition),
         cmocka_unit_test(test_chat_masks),
+        cmocka_unit_test(test_chat_tool),
         cmocka_unit_test(test_chat_spm_boundary),
         cmocka_unit_test(test_chat_file),
         cmocka_unit_test(test_hostile_json),
+        cmocka_unit_test(test_published_json),
+        cmocka_unit_test(test_decode_bytes),
         cmocka_unit_test(test_hostile_charsmap),
         cmocka_unit_test(test_hostile_spm),
     };
