@@ -44,8 +44,8 @@ typedef struct builder {
 static bool has_answer(const gr_message *messages, int64_t n, gr_loss_on loss_on) {
     for (int64_t i = n - 1; i >= 0; i--) {
         const gr_message *m = &messages[i];
-        if (strcmp(m->role, "assistant")) continue;
-        if (!m->no_loss && m->content[strspn(m->content, " \t\r\n")]) return true;
+        if (strcmp(m->role, "assistant") || m->no_loss) continue;
+        if (m->content[strspn(m->content, " \t\r\n")]) return true;
         if (loss_on == GR_LOSS_LAST) return false;
     }
     return loss_on == GR_LOSS_ALL;
