@@ -167,6 +167,70 @@ static void test_merge_trained(void **state) {
     gr_tokenizer_free(t);
 }
 
+static graft_status make_weight(void *context, int64_t i, void *dst, graft_error *e) {
+    const gr_weight_entry *entry = (const gr_weight_entry *)context + i;
+    float *w = dst;
+    (void)e;
+    for (int64_t k = 0; k < entry->view.rows * entry->view.cols; k++)
+        w[k] = (float)sin((double)(1000 * i + k)) * 0.2f + (strstr(entry->name, "norm") ? 1 : 0);
+    return GRAFT_OK;
+}
+
+/* A model of any shape as an HF folder. */
+static void write_model(const gr_model_config *c, const gr_tokenizer *t, const char *folder) {
+    gr_weight_entry *entries = NULL;
+    int64_t n;
+    char *path = gr_path_join(folder, "model.safetensors");
+    assert_ok(gr_weights_list(&entries, &n, c, &err));
+    gr_tensor *tensors = gr_calloc(n, sizeof *tensors);
+    for (int64_t i = 0; i < n; i++) {
+        const gr_weight *w = &entries[i].view;
+        tensors[i] = (gr_tensor){
+            .name = entries[i].name, .dtype = GR_DTYPE_F32, .n_dims = entries[i].is_vector ? 1 : 2};
+        tensors[i].shape[0] = entries[i].is_vector ? w->cols : w->rows;
+        tensors[i].shape[1] = entries[i].is_vector ? 0 : w->cols;
+    }
+    assert_ok(gr_make_dirs(folder, &err));
+    assert_ok(gr_safetensors_write(path, tensors, n, make_weight, entries, &err));
+    assert_ok(gr_config_write_hf(c, "float32", folder, &err));
+    assert_ok(gr_tokenizer_save_hf(t, folder, &err));
+    free(tensors);
+    free(entries);
+    free(path);
+}
+
+/* What the golden models lack: biases in "llama" (a GGUF interleaves those of q and k, too) and Llama-3's
+ * rope_freqs.weight. */
+static void test_merge_llama_biases(void **state) {
+    (void)state;
+    gr_tokenizer *t = NULL;
+    gr_merge_report report;
+    gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = -1};
+    gr_model *m = open_model(TINY), *back;
+    gr_model_config c = m->config;
+    gr_model_free(m);
+    c.qkv_bias = c.o_bias = c.mlp_bias = true;
+    c.rope_scaling = GR_ROPE_LLAMA3;
+    c.rope_factor = 8, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original = 8192,
+    c.rope_theta = 500000;
+    assert_ok(gr_tokenizer_open(&t, TINY, &err));
+    write_model(&c, t, at("biased"));
+    m = open_model(at("biased"));
+    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("biased.gguf"), &report, &err));
+    check_merged(at("biased.gguf"), m, NULL, NULL, 0, 0);
+    assert_true(report.max_logit_difference < 1e-4);
+    back = open_model(at("biased.gguf"));
+    assert_true(back->config.rope_scaling == GR_ROPE_LLAMA3 && back->config.rope_factor == 8 &&
+                back->config.o_bias);
+    const gr_gguf *g = gr_weights_gguf(back->weights);
+    const float *stored = gr_gguf_find(g, "blk.1.attn_k.bias")->data;
+    const float *bias = gr_weights_find(m->weights, "model.layers.1.self_attn.k_proj.bias")->view.data;
+    assert_true(stored[1] == bias[c.head_dim / 2] && stored[2] == bias[1]);
+    gr_model_free(back);
+    gr_model_free(m);
+    gr_tokenizer_free(t);
+}
+
 /* ---- GGUF LoRA ---- */
 
 /* What llama.cpp computes from the file, alpha / rank * B A with rows of q and k interleaved, is the
@@ -274,8 +338,8 @@ static void test_inspect(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
-        cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_gguf_lora),
-        cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_merge_llama_biases),
+        cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_inspect),
     };
     return cmocka_run_group_tests_name("merge", tests, set_up, tear_down);
 }
