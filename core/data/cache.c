@@ -9,7 +9,7 @@
 #include "core/io/h5.h"
 
 enum {
-    CACHE_VERSION = 1
+    CACHE_VERSION = 2
 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
 static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {

@@ -68,7 +68,7 @@ static graft_status encode_text(const job *j, const char *text, gr_encoded *e, g
 
 /* Which ids [*start, *end) stay so that at most max are left. What follows the last target teaches nothing
  * and goes first; then the prompt's left end, of which one id stays to predict the answer; then the answer's
- * right end. */
+ * right end. take() puts BOS in the place of the first id left where the prompt had one. */
 static void keep_answer(const gr_encoded *e, int64_t max, int64_t *start, int64_t *end) {
     while (*end > max && !e->target[*end - 1]) --*end;
     *start = GR_MAX(0, GR_MIN(*end - max, e->answer_start - 1));
@@ -112,6 +112,9 @@ static graft_status take(const job *j, int64_t i, chunk *c, const gr_encoded *e)
     memcpy(c->ids.data + c->ids.n, e->ids.data + start, (size_t)len * sizeof *c->ids.data);
     memcpy(c->target + c->ids.n, e->target + start, (size_t)len);
     c->target[c->ids.n] = 0;
+    const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
+    if (start > 0 && len > 1 && !c->target[c->ids.n + 1] && info->add_bos && e->ids.data[0] == info->bos)
+        c->ids.data[c->ids.n] = info->bos; /* models that know BOS as the first id go astray without it */
     c->ids.n = need;
     c->len[c->n++] = len;
     return GRAFT_OK;

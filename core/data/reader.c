@@ -174,8 +174,9 @@ static graft_status fail_json(const gr_reader *r, const gr_span *span, const jso
     snprintf(why, sizeof why, "%s", e->text);
     for (char *c = why; *c; c++)
         if ((uint8_t)*c < 0x20) *c = ' ';
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld:%lld: bad JSON: %s", r->path,
-                   (long long)span->line + e->line - 1, column, why);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld:%lld: bad JSON: %s%s", r->path,
+                   (long long)span->line + e->line - 1, column, why,
+                   r->is_array ? "" : " (expected a JSON array, or one object a line)");
 }
 
 static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, graft_error *err) {

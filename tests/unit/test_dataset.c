@@ -231,6 +231,14 @@ static void test_truncation(void **state) {
         assert_preview(d, &s, 0, keep[i].expected);
         gr_dataset_free(d);
     }
+    setup with_bos = set_up("none", true); /* BOS stays in front of what is left of the prompt */
+    for (int max = 8; max >= 5; max -= 3) {
+        o.max_length = max;
+        d = load(&with_bos, &o);
+        assert_preview(d, &with_bos, 0, max == 8 ? "<|im_start|>5[[ABCDE<|endoftext|>]]" : "5[[ABCD]]");
+        gr_dataset_free(d);
+    }
+    tear_down(&with_bos);
     o.truncation = GR_TRUNCATE_RIGHT;
     o.max_length = 28;
     d = load(&s, &o);
