@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
+
 /* One-dimensional tensors stay F32 (llama.cpp computes with nothing else); a row that is no whole number of
  * Q8_0 blocks is F16. */
 static gr_dtype gguf_dtype(const gr_merge_job *job, const gr_weight_entry *e) {
@@ -59,6 +61,8 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
     int64_t n = job->n_entries;
+    if (strcmp(job->config.arch, "qwen2") == 0 && job->config.n_heads * job->config.head_dim != job->config.hidden)
+        gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not");
     GR_TRY(put_metadata(job, &b, err));
     GR_TRY(gr_merge_tensors(&tensors, job, gguf_dtype, true, err));
     if (has_rope_tensor(job)) {

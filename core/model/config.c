@@ -267,14 +267,13 @@ static graft_status gguf_rope_factors(gr_model_config *c, const gr_gguf *g, graf
     for (int64_t i = 0; i < t->n_elements; i++) largest = GR_MAX(largest, factors[i]);
     if (largest == 1) return GRAFT_OK;
     c->rope_scaling = GR_ROPE_LLAMA3;
-    c->rope_factor = largest, c->rope_low_freq = 1, c->rope_high_freq = 4, c->rope_original = 8192;
-    for (int64_t i = 0; i < t->n_elements; i++) {
-        double expected = gr_config_rope_divisor(c, i);
-        if (fabs(expected - factors[i]) > 1e-3 * expected)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight[%lld] = %g does not fit Llama-3 scaling by %g", gr_gguf_path(g),
-                           (long long)i, factors[i], c->rope_factor);
+    c->rope_factor = largest, c->rope_low_freq = 1, c->rope_high_freq = 4; /* as all of Meta's models have them */
+    for (c->rope_original = 32; c->rope_original <= 1 << 17; c->rope_original *= 2) {
+        int64_t i = 0;
+        while (i < t->n_elements && fabs(gr_config_rope_divisor(c, i) / factors[i] - 1) <= 1e-3) i++;
+        if (i == t->n_elements) return GRAFT_OK;
     }
-    return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight does not fit Llama-3 scaling by %g", gr_gguf_path(g), c->rope_factor);
 }
 
 static graft_status gguf_rope(gr_model_config *c, const gr_gguf *g, graft_error *err) {
