@@ -61,8 +61,10 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
     int64_t n = job->n_entries;
-    if (strcmp(job->config.arch, "qwen2") == 0 && job->config.n_heads * job->config.head_dim != job->config.hidden)
-        gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not");
+    if (strcmp(job->config.arch, "qwen2") == 0 &&
+        job->config.n_heads * job->config.head_dim != job->config.hidden)
+        gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this "
+                "GGUF, llama.cpp will not");
     GR_TRY(put_metadata(job, &b, err));
     GR_TRY(gr_merge_tensors(&tensors, job, gguf_dtype, true, err));
     if (has_rope_tensor(job)) {
