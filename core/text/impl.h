@@ -143,6 +143,7 @@ struct gr_tokenizer {
     gr_added *added;
     int32_t n_added;
     gr_prefix_set added_raw, added_normalized;
+    bool normalize_added; /* HF: normalised added tokens are to be normalised; SentencePiece has them so */
 
     gr_norm_step norm[8];
     int n_norm;

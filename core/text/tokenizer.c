@@ -204,9 +204,10 @@ static bool build_added(gr_tokenizer *t) {
     for (int32_t i = 0; i < t->n_added; i++) {
         const gr_added *a = &t->added[i];
         if (a->len == 0) continue;
-        if (!a->normalized)
-            raw->keys[raw->n++] = (gr_prefix_key){a->text, a->len, i};
-        else if (!add_normalized(t, i, normalized))
+        gr_prefix_set *set = a->normalized ? normalized : raw;
+        if (!a->normalized || !t->normalize_added)
+            set->keys[set->n++] = (gr_prefix_key){a->text, a->len, i};
+        else if (!add_normalized(t, i, set))
             return false;
     }
     gr_prefix_sort(raw);

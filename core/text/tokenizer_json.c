@@ -3,18 +3,21 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/text/json_pipeline.h"
 
 enum { JSON_MAX = 256 << 20 };
 
-static graft_status load_json(json_t **out, const char *text, int64_t n, const char *path, graft_error *err) {
+static graft_status load_json(json_t **out, const char *text, int64_t n, size_t flags, const char *path,
+                              graft_error *err) {
     json_error_t problem;
-    *out = json_loadb(text, (size_t)n, JSON_ALLOW_NUL, &problem);
+    *out = json_loadb(text, (size_t)n, JSON_ALLOW_NUL | flags, &problem);
     if (*out) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT, "%s:%d: no JSON: %s", path, problem.line, problem.text);
 }
 
-/* folder/name as JSON; *out is NULL when the file is not there. */
+/* folder/name as JSON; *out is NULL when the file is not there. Numbers are reals: transformers writes "no
+ * limit" as a model_max_length of 10^30. */
 static graft_status load_file(json_t **out, const char *folder, const char *name, graft_error *err) {
     char *path = gr_path_join(folder, name), *text = NULL;
     int64_t n;
@@ -23,7 +26,7 @@ static graft_status load_file(json_t **out, const char *folder, const char *name
     if (!path) return gr_fail_memory(err, "path");
     if (gr_exists(path)) {
         st = gr_file_read(&text, &n, path, JSON_MAX, err);
-        if (st == GRAFT_OK) st = load_json(out, text, n, path, err);
+        if (st == GRAFT_OK) st = load_json(out, text, n, JSON_DECODE_INT_AS_REAL, path, err);
     }
     free(text);
     free(path);
@@ -219,6 +222,7 @@ static graft_status build(gr_tokenizer **out, const json_t *root, const char *pa
     t = gr_tokenizer_new(n_vocab);
     if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
     t->byte_fallback = gr_json_flag(model, "byte_fallback", false);
+    t->normalize_added = true;
     GR_TRY(gr_json_normalizer(t, json_object_get(root, "normalizer"), path, err));
     GR_TRY(gr_json_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), path, err));
     GR_TRY(gr_json_decoder(t, json_object_get(root, "decoder"), path, err));
@@ -238,7 +242,7 @@ done:
 graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path,
                                      graft_error *err) {
     json_t *root = NULL;
-    graft_status st = load_json(&root, text, n, path, err);
+    graft_status st = load_json(&root, text, n, 0, path, err);
     if (st == GRAFT_OK) st = build(out, root, path, err);
     json_decref(root);
     return st;
@@ -246,12 +250,30 @@ graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64
 
 /* ---- the files around it ---- */
 
-/* A special token is a string or {"content": ...}. */
-static void read_special(gr_tokenizer *t, const json_t *config, const char *key, int32_t *id) {
+/* A special token is a string or {"content": ...}; config comes before special_tokens_map.json. */
+static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key,
+                         int32_t *id, const char *folder) {
     const json_t *value = json_object_get(config, key);
+    if (!value) value = json_object_get(map, key);
     const char *text = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
     int32_t found = text ? gr_tokenizer_find(t, text) : -1;
-    if (found >= 0) *id = found;
+    if (found >= 0)
+        *id = found;
+    else if (text && *text)
+        gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
+}
+
+/* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */
+static void check_added(const gr_tokenizer *t, const json_t *tokens, const char *folder) {
+    const char *key;
+    const json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)tokens, key, value) {
+        const char *text = json_is_object(value) ? gr_json_str(value, "content") : key;
+        if (text && gr_tokenizer_find(t, text) < 0)
+            gr_warn("%s: the added token \"%.60s\" is not in the vocabulary and is left out; saving the "
+                    "tokenizer again with transformers writes a whole tokenizer.json",
+                    folder, text);
+    }
 }
 
 static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config,
@@ -280,17 +302,16 @@ static graft_status read_template(gr_tokenizer *t, const char *folder, const jso
 }
 
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
-    json_t *config = NULL, *map = NULL;
+    json_t *config = NULL, *map = NULL, *added = NULL;
     graft_status st;
     GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
     GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
-    const json_t *sources[] = {map, config};
-    for (int i = 0; i < GR_LEN(sources); i++) {
-        read_special(t, sources[i], "bos_token", &t->info.bos);
-        read_special(t, sources[i], "eos_token", &t->info.eos);
-        read_special(t, sources[i], "pad_token", &t->info.pad);
-        read_special(t, sources[i], "unk_token", &t->info.unk);
-    }
+    GR_TRY(load_file(&added, folder, "added_tokens.json", err));
+    read_special(t, config, map, "bos_token", &t->info.bos, folder);
+    read_special(t, config, map, "eos_token", &t->info.eos, folder);
+    read_special(t, config, map, "pad_token", &t->info.pad, folder);
+    read_special(t, config, map, "unk_token", &t->info.unk, folder);
+    check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder);
     t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
     t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
     GR_TRY(read_template(t, folder, config, err));
@@ -299,6 +320,7 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
 done:
     json_decref(config);
     json_decref(map);
+    json_decref(added);
     return st;
 }
 

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <jansson.h>
 
@@ -480,6 +481,48 @@ static void test_published_json(void **state) {
     gr_tokenizer_free(t);
 }
 
+/* tokenizer_config.json as transformers writes it: a huge model_max_length, tokens as objects, templates by
+ * name; what names a token that is not there is left out. */
+static void test_published_config(void **state) {
+    (void)state;
+    char dir[] = "/tmp/test_text_XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    static const struct {
+        const char *name, *text;
+    } files[] = {
+        {"tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0,\"b\":1,\"c\":2},\"merges\":[]}," BYTES "}"},
+        {"special_tokens_map.json", "{\"bos_token\":\"c\",\"eos_token\":\"a\"}"},
+        {"added_tokens.json", "{\"<pad>\":7}"},
+        {"tokenizer_config.json",
+         "{\"model_max_length\":1000000000000000019884624838656,\"add_bos_token\":true,\"pad_token\":\"<pad>"
+         "\","
+         "\"bos_token\":{\"__type\":\"AddedToken\",\"content\":\"b\"},\"unk_token\":null,"
+         "\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"T\"},{\"name\":\"default\",\"template\":"
+         "\"D\"}]}"},
+    };
+    for (int i = 0; i < GR_LEN(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i].name);
+        FILE *f = fopen(path, "w");
+        assert_non_null(f);
+        fputs(files[i].text, f);
+        fclose(f);
+    }
+    gr_tokenizer *t = NULL;
+    assert_ok(gr_tokenizer_open(&t, dir, &err));
+    const gr_tokenizer_info *info = gr_tokenizer_get_info(t);
+    assert_int_equal(info->bos, 1);
+    assert_int_equal(info->eos, 0);
+    assert_int_equal(info->pad, -1);
+    assert_true(info->add_bos);
+    assert_string_equal(info->chat_template, "D");
+    gr_tokenizer_free(t);
+    for (int i = 0; i < GR_LEN(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i].name);
+        remove(path);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
 /* Byte pieces that are not wholly UTF-8 are one U+FFFD each, as HF's ByteFallback writes them. */
 static void test_decode_bytes(void **state) {
     (void)state;
@@ -562,6 +605,7 @@ int main(void) {
         cmocka_unit_test(test_chat_file),
         cmocka_unit_test(test_hostile_json),
         cmocka_unit_test(test_published_json),
+        cmocka_unit_test(test_published_config),
         cmocka_unit_test(test_decode_bytes),
         cmocka_unit_test(test_hostile_charsmap),
         cmocka_unit_test(test_hostile_spm),
