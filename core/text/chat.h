@@ -1,5 +1,5 @@
 /* chat.h - chat templates: messages to token ids with a mask of what is learned.
- * Templates by name (no Jinja interpreter): smollm2, chatml, llama-2, llama-3, qwen2, alpaca, belle, none, or a FILE.yaml with
+ * Templates by name (no Jinja interpreter): smollm2, chatml, llama-2, llama-3, qwen2, qwen2.5, qwen2.5-base, alpaca, belle, none, or a FILE.yaml with
  * {system, user, assistant} patterns holding {content}. auto: the model's own Jinja text is recognised by its features; unknown ->
  * an error that names the choices.
  *
