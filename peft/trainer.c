@@ -147,6 +147,12 @@ static int64_t longest_sample(const gr_dataset *d) {
 
 static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
 
+static bool has_fractional_weight(const gr_dataset *d) {
+    for (int i = 0; i < d->n_sources; i++)
+        if (d->weight[i] != floor(d->weight[i])) return true;
+    return false;
+}
+
 static graft_status plan_steps(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     int64_t total = 0, whole = (int64_t)floor(r->train_num_train_epochs);
@@ -158,8 +164,13 @@ static graft_status plan_steps(gr_run *run, graft_error *err) {
         double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
         int64_t steps = batches_of(n, r->train_batch_size);
         if (epoch == 0) run->steps_per_epoch = steps;
-        total += (int64_t)ceil(share * (double)steps);
         if (r->train_max_steps > 0) break;
+        if (!has_fractional_weight(run->train)) { /* every epoch is like this one */
+            total = whole * steps +
+                    (int64_t)ceil((r->train_num_train_epochs - (double)whole) * (double)steps);
+            break;
+        }
+        total += (int64_t)ceil(share * (double)steps);
     }
     run->total_steps = r->train_max_steps > 0 ? r->train_max_steps : total;
     if (run->total_steps < 1) return gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step", r->train_num_train_epochs);

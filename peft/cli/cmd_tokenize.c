@@ -4,7 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/text/impl.h" /* UTF-8 repair */
+#include "core/text/tokenizer.h"
+#include "core/text/utf8.h"
 #include "kernels/threads.h"
 #include "peft/cli/commands.h"
 
