@@ -84,7 +84,7 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     if (!x.entries || !tensors) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(find_entries(&x, m, path, err));
     GR_TRY(list_tensors(&x, tensors, &arena, err));
-    x.alpha = gr_adapter_scale(a, &a->modules[0]) * (double)a->modules[0].rank;
+    x.alpha = (float)(gr_adapter_scale(a, &a->modules[0]) * (double)a->modules[0].rank); /* as stored */
     if (x.alpha == 0) x.alpha = 1; /* the loader takes 0 for "no scaling"; the factor then makes B zero */
     gr_gguf_put_string(&b, "general.architecture", m->config.arch);
     gr_gguf_put_string(&b, "general.type", "adapter");

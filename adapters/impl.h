@@ -2,6 +2,8 @@
 #ifndef GR_ADAPTERS_IMPL_H
 #define GR_ADAPTERS_IMPL_H
 
+#include <string.h>
+
 #include "adapters/adapter.h"
 
 /* ---- lora.c ---- */
@@ -16,6 +18,12 @@ graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config,
 /* True when module's two matrices are those of an embedding (A stored transposed). */
 static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) {
     return module->linear < 0;
+}
+
+/* "q_proj" of "model.layers.0.self_attn.q_proj". */
+static inline const char *gr_last_component(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
 }
 
 /* ---- peft_config.c: adapter_config.json ---- */

@@ -10,6 +10,7 @@
 #include "kernels/philox.h"
 
 static const char EMBEDDING[] = "model.embed_tokens";
+static const double MAX_ALPHA = 1e6; /* far beyond use, and no product with it leaves float32 */
 
 /* ---- which modules: names, suffixes, regular expressions ---- */
 
@@ -41,11 +42,6 @@ static graft_status regex_match(bool *yes, const pcre2_code *regex, const char *
     return GRAFT_OK;
 }
 
-static const char *last_component(const char *name) {
-    const char *dot = strrchr(name, '.');
-    return dot ? dot + 1 : name;
-}
-
 /* "q_proj" is the suffix of "model.layers.0.self_attn.q_proj" in whole components. */
 static bool has_suffix(const char *name, const char *suffix) {
     size_t n = strlen(name), k = strlen(suffix);
@@ -73,8 +69,8 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
     for (int64_t i = 0; i <= gr_model_n_linears(m) && n < MAX_NAMES; i++) {
         bool seen = false;
         gr_adapter_module_at(m, i, name, &out, &in);
-        for (int j = 0; j < n; j++) seen |= strcmp(kept[j], last_component(name)) == 0;
-        if (!seen) snprintf(kept[n++], sizeof kept[0], "%s", last_component(name));
+        for (int j = 0; j < n; j++) seen |= strcmp(kept[j], gr_last_component(name)) == 0;
+        if (!seen) snprintf(kept[n++], sizeof kept[0], "%s", gr_last_component(name));
     }
     for (int i = 0; i < n; i++) {
         names[i] = kept[i];
@@ -146,7 +142,8 @@ static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const
 static graft_status check_values(const gr_adapter_config *c, graft_error *err) {
     if (c->rank < 1 || c->rank > INT16_MAX)
         return gr_fail(err, GRAFT_BAD_USAGE, "rank is %lld, expected 1 to %d", (long long)c->rank, INT16_MAX);
-    if (!isfinite(c->alpha)) return gr_fail(err, GRAFT_BAD_USAGE, "alpha is not a finite number");
+    if (!(fabs(c->alpha) <= MAX_ALPHA)) /* also for NaN */
+        return gr_fail(err, GRAFT_BAD_USAGE, "alpha is %g, expected at most %g", c->alpha, MAX_ALPHA);
     if (!(c->dropout >= 0 && c->dropout < 1))
         return gr_fail(err, GRAFT_BAD_USAGE, "dropout is %g, expected 0 to below 1", c->dropout);
     for (int i = 0; i < c->n_rank_pattern; i++) {
@@ -157,9 +154,9 @@ static graft_status check_values(const gr_adapter_config *c, graft_error *err) {
                            c->rank_pattern[i].pattern, r, INT16_MAX);
     }
     for (int i = 0; i < c->n_alpha_pattern; i++)
-        if (!isfinite(c->alpha_pattern[i].value))
-            return gr_fail(err, GRAFT_BAD_USAGE, "alpha_pattern: \"%s\" is not a finite number",
-                           c->alpha_pattern[i].pattern);
+        if (!(fabs(c->alpha_pattern[i].value) <= MAX_ALPHA))
+            return gr_fail(err, GRAFT_BAD_USAGE, "alpha_pattern: \"%s\" has alpha %g, expected at most %g",
+                           c->alpha_pattern[i].pattern, c->alpha_pattern[i].value, MAX_ALPHA);
     return GRAFT_OK;
 }
 
@@ -227,7 +224,7 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     int n = 0;
     if (!targets) return gr_fail_memory(err, "adapter");
     for (int64_t j = 0; j < a->n_modules; j++) {
-        const char *target = last_component(a->modules[j].name);
+        const char *target = gr_last_component(a->modules[j].name);
         bool all = true, seen = false;
         for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
             char name[96];

@@ -185,11 +185,6 @@ static double module_value(const gr_adapter_module *module, bool rank) {
     return rank ? (double)module->rank : module->alpha;
 }
 
-static const char *last_component(const char *name) {
-    const char *dot = strrchr(name, '.');
-    return dot ? dot + 1 : name;
-}
-
 /* rank_pattern or alpha_pattern from the modules as they are: keyed by the last component where all modules
  * of that name agree, else by whole name. No two keys match the same module, so the order in which a reader
  * tries them does not matter. */
@@ -198,10 +193,10 @@ static json_t *patterns_json(const gr_adapter *a, bool rank) {
     json_t *object = json_object();
     for (int64_t i = 0; i < a->n_modules; i++) {
         double value = module_value(&a->modules[i], rank);
-        const char *key = last_component(a->modules[i].name);
+        const char *key = gr_last_component(a->modules[i].name);
         bool agreed = true;
         for (int64_t j = 0; j < a->n_modules; j++)
-            if (strcmp(last_component(a->modules[j].name), key) == 0)
+            if (strcmp(gr_last_component(a->modules[j].name), key) == 0)
                 agreed &= module_value(&a->modules[j], rank) == value;
         if (value != usual)
             json_object_set_new(object, agreed ? key : a->modules[i].name, number_json(value));
