@@ -7,19 +7,13 @@
 
 static void test_belle_counts(void **state) {
     static const struct {
-        int hidden, layers, heads, ffn;
+        const char *config;
         int64_t expected;
-    } rows[] = {{4096, 32, 32, 11008, 17891328}, {5120, 40, 40, 13824, 28016640}};
+    } rows[] = {{TESTS_DIR "/../recipes/belle/llama-7b/config.json", 17891328},
+                {TESTS_DIR "/../recipes/belle/llama-13b/config.json", 28016640}};
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
-        char text[400], *path = at("config.json");
-        snprintf(text, sizeof text,
-                 "{\"model_type\": \"llama\", \"hidden_size\": %d, \"num_hidden_layers\": %d, "
-                 "\"num_attention_heads\": %d, "
-                 "\"intermediate_size\": %d, \"vocab_size\": 32000, \"rms_norm_eps\": 1e-6}",
-                 rows[i].hidden, rows[i].layers, rows[i].heads, rows[i].ffn);
-        assert_ok(gr_file_write(path, text, (int64_t)strlen(text), &err));
-        gr_model *m = open_model(path);
+        gr_model *m = open_model(rows[i].config);
         gr_adapter *a = NULL;
         assert_ok(plan(&a, m, (gr_adapter_config){.rank = 8, .alpha = 16},
                        TARGETS("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")));
@@ -178,17 +172,6 @@ static void test_round_trip(void **state) {
     gr_model_free(m);
 }
 
-/* What PEFT itself writes. */
-static void test_foreign(void **state) {
-    (void)state;
-    gr_adapter *a = NULL;
-    gr_model *m = open_model(QWEN);
-    assert_ok(gr_adapter_load(&a, TESTS_DIR "/golden/tiny-qwen2/adapter", m, false, &err));
-    assert_int_equal(a->n_modules, 14);
-    gr_adapter_free(a);
-    gr_model_free(m);
-}
-
 /* A good folder "good" with q_proj of both layers at rank 4, whose parts the hostile cases change. */
 static void write_good(gr_model *m) {
     gr_adapter *a = NULL;
@@ -226,6 +209,8 @@ static void test_hostile_config(void **state) {
         {"r", "\"8\"", "r: expected a number"},
         {"r", "8", "expected 8 x 64"},
         {"r", "1e300", "r is 1e+300"},
+        {"lora_alpha", "1e300", "adapter_config.json: alpha is 1e+300"},
+        {"alpha_pattern", "{\"q_proj\": -1e300}", "alpha_pattern: \"q_proj\""},
         {"lora_alpha", "[]", "lora_alpha: expected a number"},
         {"lora_dropout", "1.5", "lora_dropout is 1.5"},
         {"use_rslora", "\"yes\"", "use_rslora"},
@@ -358,13 +343,57 @@ static void test_hostile_tensors(void **state) {
     gr_model_free(m);
 }
 
+/* Tensor i: 0, 1, 2 ...; the fifth: the base's embedding when there is one. */
+static graft_status count_up(void *context, int64_t i, void *dst, graft_error *e) {
+    static const int64_t sizes[] = {8 * 640, 48 * 8, 8 * 48, 640 * 8, 640 * 48};
+    (void)e;
+    for (int64_t k = 0; k < sizes[i]; k++)
+        ((float *)dst)[k] = i == 4 && context ? ((const float *)context)[k] : (float)k;
+    return GRAFT_OK;
+}
+
+/* What PEFT itself writes; targets as a string; and the copy of the base's embedding that PEFT saves beside a
+ * LoRA on it. */
+static void test_foreign(void **state) {
+    (void)state;
+    gr_adapter *a = NULL;
+    gr_model *m = open_model(QWEN);
+    gr_tensor tensors[] = {
+        {.name = "base_model.model.model.embed_tokens.lora_embedding_A", .n_dims = 2, .shape = {8, 640}},
+        {.name = "base_model.model.model.embed_tokens.lora_embedding_B", .n_dims = 2, .shape = {48, 8}},
+        {.name = "base_model.model.lm_head.lora_A.weight", .n_dims = 2, .shape = {8, 48}},
+        {.name = "base_model.model.lm_head.lora_B.weight", .n_dims = 2, .shape = {640, 8}},
+        {.name = "base_model.model.model.embed_tokens.base_layer.weight", .n_dims = 2, .shape = {640, 48}},
+    };
+    assert_ok(gr_adapter_load(&a, TESTS_DIR "/golden/tiny-qwen2/adapter", m, false, &err));
+    assert_int_equal(a->n_modules, 14);
+    gr_adapter_free(a);
+    for (int kept = 1; kept >= 0; kept--) { /* the base's own embedding, then another */
+        write_case("{\"peft_type\": \"LORA\", \"target_modules\": \".*(lm_head|embed_tokens)\"}", NULL);
+        assert_ok(gr_safetensors_write(at("case/adapter_model.safetensors"), tensors, GR_LEN(tensors),
+                                       count_up, kept ? (void *)m->embed.data : NULL, &err));
+        graft_status st = gr_adapter_load(&a, at("case"), m, false, &err);
+        if (!kept) {
+            assert_error(st, GRAFT_BAD_INPUT, "an embedding other than the base's");
+            continue;
+        }
+        assert_ok(st);
+        assert_true(a->n_modules == 2 && find(a, "lm_head") && find(a, "model.embed_tokens"));
+        for (int64_t k = 0; k < 8 * 640; k++) /* A is kept transposed */
+            assert_true(gr_params_value(&a->params,
+                                        find(a, "model.embed_tokens")->a)[k % 640 * 8 + k / 640] == (float)k);
+        gr_adapter_free(a);
+    }
+    gr_model_free(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_belle_counts),    cmocka_unit_test(test_targets),
         cmocka_unit_test(test_patterns),        cmocka_unit_test(test_init),
         cmocka_unit_test(test_attach_and_copy), cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_foreign),         cmocka_unit_test(test_hostile_config),
-        cmocka_unit_test(test_hostile_tensors),
+        cmocka_unit_test(test_hostile_config),  cmocka_unit_test(test_hostile_tensors),
+        cmocka_unit_test(test_foreign),
     };
     return cmocka_run_group_tests_name("adapters", tests, set_up, tear_down);
 }

@@ -4,6 +4,9 @@
 
 #include <jansson.h>
 
+#include "core/model/decoder.h"
+#include "kernels/philox.h"
+
 /* ---- merging ---- */
 
 /* Row r of the canonical weight name in w, as floats. */
@@ -300,6 +303,102 @@ static void test_gguf_lora(void **state) {
     }
 }
 
+/* ---- head and embedding of a tied model ---- */
+
+enum { BATCH_TOKENS = 40 };
+
+static gr_batch made_batch(int64_t vocab) {
+    gr_batch b = {0};
+    for (uint64_t s = 0; s < 2; s++) {
+        int32_t ids[BATCH_TOKENS / 2];
+        uint8_t trained[BATCH_TOKENS / 2];
+        for (uint64_t i = 0; i < BATCH_TOKENS / 2; i++) {
+            ids[i] = (int32_t)(gr_random_u32(5, 0, s, i) % (uint32_t)vocab);
+            trained[i] = i > 0;
+        }
+        assert_ok(gr_batch_append(&b, ids, trained, BATCH_TOKENS / 2, s, &err));
+    }
+    return b;
+}
+
+static double mean_loss(gr_model *m, const gr_batch *b) {
+    float nll[BATCH_TOKENS];
+    double sum = 0;
+    gr_decoder *d = NULL;
+    assert_ok(gr_decoder_new(&d, m, &(gr_decoder_options){.max_tokens = b->n}, &err));
+    assert_ok(gr_decoder_eval(d, b, nll, &err));
+    for (int64_t i = 0; i < b->n; i++) sum += (double)nll[i];
+    gr_decoder_free(d);
+    return sum / (double)b->n_targets;
+}
+
+/* Along its own gradient each matrix changes the loss by the gradient's norm. */
+static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
+    float nll[BATCH_TOKENS];
+    const double step = 0.02;
+    gr_decoder *d = NULL;
+    assert_ok(gr_decoder_new(&d, m, &(gr_decoder_options){.max_tokens = b->n, .training = true}, &err));
+    assert_ok(gr_decoder_train(d, b, 1 / (float)b->n_targets, nll, &err));
+    gr_decoder_free(d);
+    for (int64_t p = 0; p < a->params.n_items; p++) {
+        int64_t n = a->params.items[p].n;
+        float *value = gr_params_value(&a->params, p), *kept = gr_calloc(n, sizeof *kept);
+        const float *grad = gr_params_grad(&a->params, p);
+        double norm = 0, loss[2];
+        memcpy(kept, value, (size_t)n * sizeof *kept);
+        for (int64_t k = 0; k < n; k++) norm += (double)grad[k] * (double)grad[k];
+        norm = sqrt(norm);
+        assert_true(norm > 0);
+        for (int side = 0; side < 2; side++) {
+            for (int64_t k = 0; k < n; k++)
+                value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
+            loss[side] = mean_loss(m, b);
+        }
+        memcpy(value, kept, (size_t)n * sizeof *kept);
+        free(kept);
+        double slope = (loss[0] - loss[1]) / (2 * step);
+        if (fabs(slope - norm) > 0.01 * norm + 1e-4)
+            fail_msg("%s: slope %g, norm of the gradient %g", a->params.items[p].name, slope, norm);
+    }
+}
+
+static void test_tied_head_and_embedding(void **state) {
+    static const char *const targets[][2] = {{"lm_head", "embed_tokens"}, {"lm_head"}, {"embed_tokens"}};
+    static const char *const outs[] = {"untied", "untied.gguf"};
+    const double one = 1;
+    (void)state;
+    for (int i = 0; i < GR_LEN(targets); i++) {
+        gr_adapter *a = NULL;
+        gr_tokenizer *t = NULL;
+        gr_model *m = open_model(TINY);
+        gr_batch b = made_batch(m->config.vocab);
+        double base = mean_loss(m, &b);
+        assert_true(m->config.tied);
+        assert_ok(gr_tokenizer_open(&t, TINY, &err));
+        assert_ok(plan(&a, m, (gr_adapter_config){0}, i == 0 ? 2 : 1, targets[i]));
+        assert_ok(gr_adapter_init(a, device, true, 4, &err));
+        for (int64_t k = 0; k < a->params.n_floats; k++) a->params.value[k] = (float)sin((double)k) * 0.1f;
+        assert_ok(gr_adapter_attach(a, m, one, &err));
+        double adapted = mean_loss(m, &b);
+        assert_true(fabs(adapted - base) > 1e-4);
+        check_gradients(a, m, &b);
+        for (int format = 0; format < 2; format++) {
+            gr_merge_options o = {.format = format ? GR_FORMAT_GGUF : GR_FORMAT_HF, .overwrite = true};
+            gr_merge_report report;
+            assert_ok(gr_merge(m, t, &a, &one, 1, NULL, &o, at(outs[format]), &report, &err));
+            gr_model *merged = open_model(at(outs[format]));
+            assert_false(merged->config.tied);
+            assert_true(report.max_logit_difference < 1e-4 && fabs(mean_loss(merged, &b) - adapted) < 1e-5);
+            gr_model_free(merged);
+        }
+        gr_adapter_detach_all(m);
+        gr_adapter_free(a);
+        gr_batch_release(&b);
+        gr_tokenizer_free(t);
+        gr_model_free(m);
+    }
+}
+
 /* ---- inspection ---- */
 
 static void test_inspect(void **state) {
@@ -339,7 +438,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
         cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_merge_llama_biases),
-        cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_tied_head_and_embedding),
+        cmocka_unit_test(test_inspect),
     };
     return cmocka_run_group_tests_name("merge", tests, set_up, tear_down);
 }
