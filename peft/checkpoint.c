@@ -112,7 +112,7 @@ done:
 }
 
 graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
-                                const char *recipe, graft_error *err) {
+                                graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
     char *folder = gr_checkpoint_folder(output_dir, s->step), *tmp = NULL, *path = NULL;
@@ -121,7 +121,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, cons
     if (!(path = gr_path_join(tmp, "state.h5"))) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_h5_create(&h, path, err));
     GR_TRY(gr_h5_put_int(h, "graft_checkpoint_version", CHECKPOINT_VERSION, err));
-    GR_TRY(gr_h5_put_text(h, "recipe", recipe, err));
+    GR_TRY(gr_h5_put_text(h, "recipe", id->recipe, err));
     GR_TRY(gr_h5_put_int(h, "n_tensors", p->n_items, err));
     GR_TRY(put_fields(h, state_fields, GR_LEN(state_fields), s, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
@@ -139,6 +139,47 @@ done:
     return st;
 }
 
+/* True for a line "  key: value" of a resolved recipe's section that makes the result. Memory never does; steps, batch size, seed and data
+ * are compared as numbers; where the weights began no longer matters. */
+static bool makes_result(const char *section, const char *line) {
+    static const char *const others[] = {"max_steps",  "num_train_epochs",       "batch_size",   "seed", "micro_batch_tokens",
+                                         "init_from", "gradient_checkpointing", "memory_limit", "on_nonfinite"};
+    if (!gr_starts_with(section, "adapter:") && !gr_starts_with(section, "train:")) return false;
+    for (int i = 0; i < GR_LEN(others); i++)
+        if (gr_starts_with(line + 2, others[i]) && line[2 + strlen(others[i])] == ':') return false;
+    return true;
+}
+
+/* The first line in which two resolved recipes differ and that makes the result, in place in each; both have the same keys in the same
+ * order. *section stands in `now`. */
+static bool find_difference(const char *before, const char *now, const char **section, const char **old_line, const char **new_line) {
+    *section = "";
+    while (*before && *now) {
+        size_t old_len = strcspn(before, "\n"), new_len = strcspn(now, "\n");
+        if (*now != ' ') *section = now;
+        *old_line = before;
+        *new_line = now;
+        if ((old_len != new_len || memcmp(before, now, old_len) != 0) && *now == ' ' && *before == ' ' && makes_result(*section, now)) return true;
+        before += old_len + (before[old_len] != 0);
+        now += new_len + (now[new_len] != 0);
+    }
+    return false;
+}
+
+static graft_status check_recipe(gr_h5 *h, const char *recipe, const char *path, graft_error *err) {
+    char *saved = NULL;
+    const char *section, *before, *now;
+    graft_status st;
+    GR_TRY(gr_h5_get_text(h, "recipe", &saved, err));
+    if (find_difference(saved, recipe, &section, &before, &now))
+        st = gr_fail(err, GRAFT_BAD_USAGE, "%s was made with \"%.*s\", the recipe now says %.*s.%.*s: resume with the same recipe, or start anew "
+                     "with --overwrite", path, (int)strcspn(before + 2, "\n"), before + 2, (int)strcspn(section, ":"), section,
+                     (int)strcspn(now + 2, "\n"), now + 2);
+done:
+    free(saved);
+    return st;
+}
+
 static graft_status check_identity(gr_h5 *h, const gr_train_identity *id, const char *path, graft_error *err) {
     gr_train_identity saved;
     graft_status st;
@@ -149,6 +190,7 @@ static graft_status check_identity(gr_h5 *h, const gr_train_identity *id, const 
             return gr_fail(err, GRAFT_BAD_USAGE, "%s was made with %s than this recipe says: resume with the same recipe, or start anew "
                            "with --overwrite", path, identity_meaning[i]);
     }
+    GR_TRY(check_recipe(h, id->recipe, path, err));
 done:
     return st;
 }

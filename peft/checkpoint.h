@@ -23,13 +23,15 @@ typedef struct gr_train_state {
 /* What a checkpoint must agree with to be continued. */
 typedef struct gr_train_identity {
     int64_t data_key, total_steps, batch_size, seed;
+    const char *recipe; /* resolved, as gr_recipe_print gives it; borrowed */
 } gr_train_identity;
 
 /* Write checkpoint-<step> atomically; an existing one of the same step is replaced. */
 graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
-                                const char *recipe, graft_error *err);
+                                graft_error *err);
 /* Read a checkpoint into allocated parameters of the same names and shapes. s and id may be NULL (values only; then the optimizer's
- * moments are left alone). BAD_USAGE when it belongs to other data, steps, batch size or seed. */
+ * moments are left alone). BAD_USAGE when it belongs to other data, steps, batch size or seed, or to a recipe
+ * with another setting that makes the result (adapter.rank, train.learning_rate ...). */
 graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, const gr_train_identity *id, graft_error *err);
 /* The folder of the newest intact checkpoint (owned; NULL when there is none at all). Damaged ones are passed over with a warning;
  * BAD_INPUT when all are damaged. */

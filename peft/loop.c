@@ -216,7 +216,7 @@ static graft_status save(loop *l, graft_error *err) {
     gr_run *run = l->run;
     graft_status st;
     int64_t best = run->r->save_best ? run->state.best_step : -1;
-    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->params, &run->state, &run->identity, run->recipe_text, err));
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->params, &run->state, &run->identity, err));
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
 done:

@@ -324,6 +324,7 @@ static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_er
     graft_status st;
     GR_TRY(gr_recipe_print(run->r, &text, err));
     if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
+    run->identity.recipe = run->recipe_text;
     GR_TRY(gr_make_dirs(dir, err));
     GR_TRY(open_log(run, dir, err));
     if (o->overwrite && is_run(dir)) remove_run(dir);
@@ -420,7 +421,10 @@ static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_res
     } else {
         run->plan = (gr_decoder_options){.max_tokens = r->data_max_length, .training = true, .recompute = GR_RECOMPUTE_SELECTIVE};
     }
-    if (result) result->n_trainable = run->params->n_parameters;
+    result->n_trainable = run->params->n_parameters;
+    result->steps = run->total_steps;
+    result->state_bytes = params_bytes(run);
+    result->scratch_bytes = gr_decoder_plan_bytes(run->model, &run->plan);
     if (o->report) report_plan(run, o->report);
 done:
     return st;

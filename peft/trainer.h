@@ -13,7 +13,8 @@ typedef struct gr_train_options {
 } gr_train_options;
 
 typedef struct gr_train_result {
-    int64_t steps;
+    int64_t steps; /* done; of a dry run those to do, 0 when no data was given */
+    int64_t state_bytes, scratch_bytes; /* dry run: trained weights with gradients and moments; memory of a step */
     double final_loss, final_eval_loss, best_eval_loss; /* NaN where not measured */
     int64_t n_trainable;
     double seconds, tokens_per_second;

@@ -44,8 +44,14 @@ const char *gr_option_choices(const gr_option *o) {
 
 /* ---- parsing ---- */
 
+/* Commands of later versions, known by name: no other one is "near". */
+static const char *const later[] = {"serve", "vocab", "init", "fetch", "study", "bench", "data stats", "data clean", "data dedup", "data mix"};
+
 static graft_status unknown_command(const char *name, graft_error *err) {
     const char *names[64], *near;
+    for (int i = 0; i < GR_LEN(later); i++)
+        if (strcmp(name, later[i]) == 0)
+            return gr_fail(err, GRAFT_BAD_USAGE, "graft %s is not in this version (%s); `graft help` lists what is", name, GRAFT_VERSION);
     int n = GR_MIN(gr_n_commands(), GR_LEN(names));
     for (int i = 0; i < n; i++) names[i] = gr_commands[i].name;
     near = gr_nearest(name, names, n);

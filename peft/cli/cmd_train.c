@@ -1,4 +1,4 @@
-/* graft train, graft validate */
+/* graft train, graft plan, graft validate */
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
@@ -27,7 +27,10 @@ static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_t
     json_t *out =
         json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
                   "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
-    if (!o->dry_run) {
+    if (o->dry_run) {
+        json_object_set_new(out, "state_bytes", json_integer(result->state_bytes));
+        json_object_set_new(out, "scratch_bytes", json_integer(result->scratch_bytes));
+    } else {
         set_number(out, "loss", result->final_loss);
         set_number(out, "eval_loss", result->final_eval_loss);
         set_number(out, "best_eval_loss", result->best_eval_loss);
@@ -50,31 +53,45 @@ static void print_result(const gr_recipe *r, const gr_train_result *result) {
     printf("output                %s\n", r->_output_dir);
 }
 
-graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
+static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
     gr_str report = {0}; /* the plan of a dry run */
-    gr_train_options o = {.resume = gr_args_has(a, "resume"),
-                          .overwrite = gr_args_has(a, "overwrite"),
-                          .dry_run = gr_args_has(a, "dry-run"),
-                          .report = &report};
-    gr_train_result result = {.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
-    if (o.resume && o.overwrite)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
+    gr_train_result result;
+    o->report = &report;
     GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
-    GR_TRY(gr_recipe_require(r, o.dry_run, err));
+    GR_TRY(gr_recipe_require(r, o->dry_run, err));
     catch_signals();
-    GR_TRY(gr_train(r, &o, &result, err));
+    GR_TRY(gr_train(r, o, &result, err));
     if (gr_args_has(a, "json"))
-        print_json(r, &o, &result);
-    else if (o.dry_run && report.data)
+        print_json(r, o, &result);
+    else if (o->dry_run && report.data)
         fputs(report.data, stdout);
-    else if (!o.dry_run)
+    else if (!o->dry_run)
         print_result(r, &result);
 done:
     gr_str_release(&report);
     gr_recipe_free(r);
     return st;
+}
+
+graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
+    gr_train_options o = {.resume = gr_args_has(a, "resume"),
+                          .overwrite = gr_args_has(a, "overwrite"),
+                          .dry_run = gr_args_has(a, "dry-run")};
+    if (o.resume && o.overwrite)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
+    return run(a, &o, err);
+}
+
+graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
+    gr_train_options o = {.dry_run = true};
+    int64_t ranks;
+    graft_status st = gr_args_int(a, "ranks", 1, 1, &ranks, err);
+    if (st != GRAFT_OK) return st;
+    if (ranks > 1)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
+    return run(a, &o, err);
 }
 
 graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {

@@ -65,6 +65,8 @@ static const gr_option train_options[] = {
     END,
 };
 
+static const gr_option plan_options[] = {{"ranks", "N", "processes that train together (1)", NULL}, END};
+
 static const gr_option validate_options[] = {{"print", NULL, "the resolved recipe, with every key", NULL},
                                              END};
 
@@ -157,6 +159,14 @@ const gr_command gr_commands[] = {
      GR_ANY_NUMBER,
      gr_cmd_validate,
      {validate_options, json_option}},
+    {"plan",
+     "parameters, steps and memory of a recipe, without running it",
+     "RECIPE [section.key=value ...] [options]",
+     "graft plan recipes/belle/llama-7b-lora-2m.yaml",
+     1,
+     GR_ANY_NUMBER,
+     gr_cmd_plan,
+     {plan_options, machine_options, json_option}},
     {"generate",
      "complete one prompt, or many in batches",
      "[RUN] (--prompt TEXT | --prompts FILE) [options]",

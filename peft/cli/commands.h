@@ -65,7 +65,7 @@ graft_status gr_args_recipe(const gr_args *a, const char *path, int first_overri
                             graft_error *err);
 
 /* ---- the commands ---- */
-gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat,
+gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat,
     gr_cmd_eval, gr_cmd_merge, gr_cmd_export, gr_cmd_inspect, gr_cmd_tokenize, gr_cmd_data_preview,
     gr_cmd_data_make, gr_cmd_doctor;
 
