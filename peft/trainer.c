@@ -213,9 +213,9 @@ static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) 
         if (rows == longest || r->train_micro_batch_tokens > 0) break;
     }
     return gr_fail(err, GRAFT_BAD_USAGE,
-                   "training needs %.2f GiB for micro-batches of %lld tokens, train.memory_limit allows %.2f GiB: shorten data.max_length or "
-                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + params_bytes(run)) / (1 << 30),
-                   (long long)o->max_tokens, (double)limit / (1 << 30));
+                   "training needs %.1f MiB for micro-batches of %lld tokens, train.memory_limit allows %.1f MiB: shorten data.max_length or "
+                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + params_bytes(run)) / (1 << 20),
+                   (long long)o->max_tokens, (double)limit / (1 << 20));
 }
 
 static void put_thousands(gr_str *out, int64_t n) {

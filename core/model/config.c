@@ -188,6 +188,12 @@ done:
 
 static graft_status json_arch(gr_model_config *c, const json_file *f, graft_error *err) {
     const char *type = json_string_value(json_object_get(f->root, "model_type"));
+    const json_t *quantized = json_object_get(f->root, "quantization_config"); /* GPTQ, AWQ, bitsandbytes ... */
+    if (json_is_object(quantized)) {
+        const char *method = json_string_value(json_object_get(quantized, "quant_method"));
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: quantization_config: weights packed by %s cannot be trained on or merged into; take the "
+                       "model that they were made from, or its GGUF", f->path, method ? method : "another program");
+    }
     const char *act = json_string_value(json_object_get(f->root, "hidden_act"));
     const arch_row *row = NULL;
     for (int i = 0; type && i < GR_LEN(archs); i++)

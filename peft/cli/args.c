@@ -115,7 +115,9 @@ static graft_status parse_command(gr_args *a, int argc, char **argv, int *first,
         *first = 2;
     }
     if (a->command) return GRAFT_OK;
-    if (strcmp(argv[1], "data") == 0) return unknown_command(argc > 2 ? two : "data", err);
+    if (strcmp(argv[1], "data") == 0 && argc > 2) return unknown_command(two, err);
+    if (strcmp(argv[1], "data") == 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "what to do with data is missing: `graft data preview` or `graft data make`");
     return unknown_command(argv[1], err);
 }
 

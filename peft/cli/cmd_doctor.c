@@ -47,9 +47,9 @@ graft_status gr_cmd_doctor(const gr_args *a, graft_error *err) {
            available = (double)(memory.freeram + memory.bufferram) * memory.mem_unit;
     json_t *libraries = library_versions();
     if (gr_args_has(a, "json")) {
-        json_t *out = json_pack("{s:s,s:s,s:i,s:f,s:f,s:O}", "graft", GRAFT_VERSION, "device", device->level,
-                                "threads", gr_threads_count(device->threads), "memory_bytes", total,
-                                "free_bytes", available, "libraries", libraries);
+        json_t *out = json_pack("{s:s,s:s,s:i,s:I,s:I,s:O}", "graft", GRAFT_VERSION, "device", device->level,
+                                "threads", gr_threads_count(device->threads), "memory_bytes", (json_int_t)total,
+                                "free_bytes", (json_int_t)available, "libraries", libraries);
         json_dumpf(out, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(out);

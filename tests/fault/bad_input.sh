@@ -77,6 +77,15 @@ bad 2 "steps of a problem" "--steps" "$GRAFT" data make school-math --steps 0-9 
 bad 2 "unknown task" "school-math" "$GRAFT" data make school-maths --out out
 bad 2 "prompt longer than the context" "2048" "$GRAFT" generate --model "$TINY" --prompt "$(printf 'x %.0s' $(seq 9000))"
 
+for c in serve init fetch study bench "vocab train" "data stats" "data mix"; do
+    # shellcheck disable=SC2086 # two words
+    bad 2 "graft $c: a later version's" "${c% train} version" "$GRAFT" $c
+done
+bad 2 "data without a verb" "preview make" "$GRAFT" data
+bad 2 "plan for several ranks" "--ranks 4" "$GRAFT" plan good.yaml --ranks 4
+bad 2 "plan for a device that is not there" "device cuda" "$GRAFT" plan good.yaml --device cuda
+bad 2 "less memory than a step needs" "train.memory_limit MiB" "$GRAFT" plan good.yaml train.memory_limit=1MiB
+
 # ---- recipes ----
 bad 3 "no such recipe" "nowhere.yaml" "$GRAFT" train nowhere.yaml
 check_recipe() { # check_recipe CODE NAME WORDS LINE: the good recipe with one more line
@@ -111,6 +120,8 @@ bad 2 "eval share" "data.eval" train data.eval=1.5
 bad 3 "no such model" "nowhere" generate --model nowhere
 model m && rm m/config.json
 bad 3 "no config.json" "m config.json" generate --model m
+model m && sed -i '1s/{/{"quantization_config": {"quant_method": "gptq", "bits": 4},/' m/config.json
+bad 3 "a base packed by GPTQ" "m/config.json quantization_config gptq" generate --model m
 model m && data '{"hidden_size": ' m/config.json
 bad 3 "config.json is cut" "m/config.json" generate --model m
 model m && sed -i '/"hidden_size"/d' m/config.json
@@ -251,6 +262,9 @@ cp -r out kept
 bad 2 "an existing run" "out --resume --overwrite" train
 bad 2 "resume with another batch size" "batch_size" train --resume train.batch_size=5 train.max_steps=4
 head -n 9 "$TINY/train.jsonl" >other.jsonl
+bad 2 "resume with another learning rate" "train.learning_rate 0.1" train --resume train.learning_rate=0.1
+bad 2 "resume with another alpha" "adapter.alpha 99" train --resume adapter.alpha=99
+bad 2 "resume with another rank" "adapter.rank 4" train --resume adapter.rank=4
 bad 2 "resume with other data" "out data" train --resume data.train=other.jsonl
 for f in out/checkpoint-*/state.h5; do put "$f" 3000 'damaged'; done
 bad 3 "damaged checkpoints" "out checkpoint state.h5" train --resume

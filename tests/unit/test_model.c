@@ -333,13 +333,34 @@ static void greedy_text_is_transformers(void **state) {
     close_world(&w);
 }
 
+/* Twice the rows must not add twice the logits: they are made in blocks and never kept. */
+static void no_logits_are_kept(void **state) {
+    (void)state;
+    for (int training = 0; training < 2; training++) {
+        world w = open_world(golden_models[0], 0, 1);
+        gr_decoder_options o = {.max_tokens = 100000, .training = training, .recompute = GR_RECOMPUTE_FULL};
+        int64_t some = gr_decoder_plan_bytes(w.m, &o);
+        o.max_tokens *= 2;
+        int64_t a_row = (gr_decoder_plan_bytes(w.m, &o) - some) / 100000, hidden = w.m->config.hidden, ffn = w.m->config.ffn;
+        assert_true(a_row > 0);
+        w.m->config.vocab *= 64; /* bytes a row do not depend on it */
+        int64_t more = gr_decoder_plan_bytes(w.m, &o);
+        assert_true(more > some + 100000 * a_row);
+        o.max_tokens /= 2;
+        int64_t a_row_of_more = (more - gr_decoder_plan_bytes(w.m, &o)) / 100000;
+        w.m->config.vocab /= 64;
+        assert_true(llabs(a_row_of_more - a_row) < 4 * (hidden + ffn));
+        close_world(&w);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_pytorchs),          cmocka_unit_test(lora_gradients_are_pefts),
         cmocka_unit_test(full_gradients_are_pytorchs),  cmocka_unit_test(batch_and_threads_change_nothing),
         cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
         cmocka_unit_test(frozen_weights_stay),          cmocka_unit_test(cache_gives_the_same_logits),
-        cmocka_unit_test(greedy_text_is_transformers),
+        cmocka_unit_test(greedy_text_is_transformers),  cmocka_unit_test(no_logits_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
