@@ -16,7 +16,7 @@ static int64_t batch_end(const gr_dataset *d, int64_t first, int64_t tokens) {
     return end;
 }
 
-static int64_t longest_sample(const gr_dataset *d) {
+int64_t gr_longest_sample(const gr_dataset *d) {
     int64_t longest = 1;
     for (int64_t i = 0; i < d->n_samples; i++) longest = GR_MAX(longest, sample_length(d, i));
     return longest;
@@ -30,7 +30,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     gr_progress progress;
     double total = 0;
     int64_t n_targets = 0;
-    gr_decoder_options o = {.max_tokens = GR_MAX(batch_tokens > 0 ? batch_tokens : BATCH_TOKENS, longest_sample(d))};
+    gr_decoder_options o = {.max_tokens = GR_MAX(batch_tokens > 0 ? batch_tokens : BATCH_TOKENS, gr_longest_sample(d))};
     int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
     float *row_nll = gr_calloc(o.max_tokens, sizeof *row_nll);
     if (!idx || !row_nll) GR_TRY(gr_fail_memory(err, "evaluation"));

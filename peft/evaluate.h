@@ -5,6 +5,8 @@
 #include "core/data/dataset.h"
 #include "core/model/generate.h"
 
+/* Tokens of the longest sample, at least 1. */
+int64_t gr_longest_sample(const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,

@@ -174,12 +174,6 @@ static graft_status log_window(loop *l, graft_error *err) {
     return st;
 }
 
-static bool wants_metric(const gr_recipe *r, const char *name) {
-    for (int i = 0; i < r->eval_metrics.n; i++)
-        if (strcmp(r->eval_metrics.items[i], name) == 0) return true;
-    return false;
-}
-
 static graft_status evaluate(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
@@ -189,7 +183,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     GR_TRY(gr_evaluate(run->model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
-    if (wants_metric(run->r, "exact_match"))
+    if (gr_recipe_has_metric(run->r, "exact_match"))
         GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, EXACT_MATCH_TOKENS, NULL,
                                        &row.exact_match, NULL, NULL, err));
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));

@@ -65,6 +65,8 @@ graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, in
 void gr_recipe_free(gr_recipe *r);
 /* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run: model.base). */
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);
+/* True when eval.metrics names it. */
+bool gr_recipe_has_metric(const gr_recipe *r, const char *name);
 /* The resolved recipe as YAML with every key; reading it back gives the same recipe. */
 graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err);
 /* Documentation from the table: for people (graft help recipe), and a JSON Schema for editors. */

@@ -93,7 +93,7 @@ static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, cons
                    *section ? "." : "", name, why);
 }
 
-static bool has_metric(const gr_recipe *r, const char *name) {
+bool gr_recipe_has_metric(const gr_recipe *r, const char *name) {
     for (int i = 0; i < r->eval_metrics.n; i++)
         if (strcmp(r->eval_metrics.items[i], name) == 0) return true;
     return false;
@@ -134,7 +134,7 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
         {!lora && r->adapter_init_from, "adapter", "init_from", "only method lora starts from an adapter"},
         {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, "adapter", "dropout",
          "method full has no adapter to drop inputs of"},
-        {r->train_objective == GR_OBJECTIVE_PRETRAIN && has_metric(r, "exact_match"), "eval", "metrics",
+        {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), "eval", "metrics",
          "exact_match needs answers, which pretrain does not have"},
         {!known_metrics(r), "eval", "metrics", "expected loss and exact_match, found another name"},
         {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience",
@@ -168,7 +168,7 @@ graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *er
         if (!needs[i].missing) continue;
         snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", n++ ? ", " : "", needs[i].name);
     }
-    if (n == 0 && has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0)
+    if (n == 0 && gr_recipe_has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval",
                        *r->path ? r->path : "recipe");
     if (n == 0) return GRAFT_OK;

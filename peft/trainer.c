@@ -139,12 +139,6 @@ done:
 
 /* ---- the plan: steps and memory ---- */
 
-static int64_t longest_sample(const gr_dataset *d) {
-    int64_t longest = 1;
-    for (int64_t i = 0; i < d->n_samples; i++) longest = GR_MAX(longest, d->offset[i + 1] - d->offset[i]);
-    return longest;
-}
-
 static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
 
 static bool has_fractional_weight(const gr_dataset *d) {
@@ -218,13 +212,15 @@ static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) 
                    (long long)o->max_tokens, (double)limit / (1 << 20));
 }
 
-static void put_thousands(gr_str *out, int64_t n) {
-    char digits[32];
-    int len = snprintf(digits, sizeof digits, "%lld", (long long)n);
+const char *gr_thousands(int64_t n, char out[32]) {
+    char digits[24];
+    int len = snprintf(digits, sizeof digits, "%lld", (long long)n), k = 0;
     for (int i = 0; i < len; i++) {
-        if (i && (len - i) % 3 == 0) gr_str_putc(out, ',');
-        gr_str_putc(out, digits[i]);
+        out[k++] = digits[i];
+        if ((len - i) % 3 == 1 && i + 1 < len && digits[i] != '-') out[k++] = ',';
     }
+    out[k] = '\0';
+    return out;
 }
 
 static int64_t model_parameters(const gr_model *m) {
@@ -239,17 +235,18 @@ static int64_t model_parameters(const gr_model *m) {
 static void report_plan(const gr_run *run, gr_str *out) {
     static const char *const policies[] = {"none", "selective", "full"};
     const gr_recipe *r = run->r;
+    char text[32];
     int64_t base = model_parameters(run->model), trained = run->params->n_parameters, scratch = gr_decoder_plan_bytes(run->model, &run->plan);
     gr_str_printf(out, "base                  %s (%s, ", r->model_base, run->model->config.arch);
-    put_thousands(out, base);
+    gr_str_puts(out, gr_thousands(base, text));
     gr_str_puts(out, " parameters)\ntrainable parameters  ");
-    put_thousands(out, trained);
+    gr_str_puts(out, gr_thousands(trained, text));
     gr_str_printf(out, " (%.3f %% of the base)\n", 100.0 * (double)trained / (double)base);
     if (run->train) {
         gr_str_puts(out, "training samples      ");
-        put_thousands(out, run->train->n_samples);
+        gr_str_puts(out, gr_thousands(run->train->n_samples, text));
         gr_str_puts(out, "\nsteps                 ");
-        put_thousands(out, run->total_steps);
+        gr_str_puts(out, gr_thousands(run->total_steps, text));
         gr_str_printf(out, " (%lld an epoch, warmup %lld)\n", (long long)run->steps_per_epoch,
                       (long long)gr_warmup_steps(r, run->total_steps));
     }
@@ -417,7 +414,7 @@ static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_res
         GR_TRY(open_text(run, err));
         GR_TRY(open_data(run, err));
         GR_TRY(plan_steps(run, err));
-        GR_TRY(plan_memory(run, longest_sample(run->train), err));
+        GR_TRY(plan_memory(run, gr_longest_sample(run->train), err));
     } else {
         run->plan = (gr_decoder_options){.max_tokens = r->data_max_length, .training = true, .recompute = GR_RECOMPUTE_SELECTIVE};
     }
@@ -449,7 +446,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(open_data(&run, err));
     GR_TRY(open_params(&run, false, err));
     GR_TRY(plan_steps(&run, err));
-    GR_TRY(plan_memory(&run, longest_sample(run.train), err));
+    GR_TRY(plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
     GR_TRY(open_folder(&run, o, err));
     result->n_trainable = run.params->n_parameters;

@@ -29,6 +29,9 @@ void gr_trainer_interrupt(void);
  * multiplies it faster than float32. */
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
 
+/* 1234567 -> "1,234,567" */
+const char *gr_thousands(int64_t n, char out[32]);
+
 /* Everything a command needs to use a model: opened once, closed once. */
 typedef struct gr_session {
     gr_device *device;

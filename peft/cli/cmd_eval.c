@@ -24,12 +24,6 @@ static void release_scores(scores *x, int64_t n) {
     free(x->matches);
 }
 
-static bool wanted(const gr_recipe *r, const char *metric) {
-    for (int i = 0; i < r->eval_metrics.n; i++)
-        if (strcmp(r->eval_metrics.items[i], metric) == 0) return true;
-    return false;
-}
-
 static graft_status load_data(const gr_args *a, const gr_session *s, const gr_recipe *r, gr_dataset **out,
                               graft_error *err) {
     int64_t limit, context = s->model->rope_positions;
@@ -56,13 +50,13 @@ static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r,
     int64_t max_tokens;
     *x = (scores){.loss = NAN, .exact_match = NAN};
     GR_TRY(gr_args_int(a, "max-tokens", 1, 256, &max_tokens, err));
-    if (wanted(r, "loss") || gr_args_has(a, "out")) {
+    if (gr_recipe_has_metric(r, "loss") || gr_args_has(a, "out")) {
         x->nll = gr_calloc(d->n_samples, sizeof *x->nll);
         x->targets = gr_calloc(d->n_samples, sizeof *x->targets);
         if (!x->nll || !x->targets) GR_TRY(gr_fail_memory(err, "scores"));
         GR_TRY(gr_evaluate(s->model, d, r->eval_batch_tokens, "loss", &x->loss, x->nll, x->targets, err));
     }
-    if (wanted(r, "exact_match")) {
+    if (gr_recipe_has_metric(r, "exact_match")) {
         x->completions = gr_calloc(d->n_samples, sizeof *x->completions);
         x->matches = gr_calloc(d->n_samples, 1);
         if (!x->completions || !x->matches) GR_TRY(gr_fail_memory(err, "scores"));

@@ -71,7 +71,5 @@ gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_val
 
 /* Help of one command, or of all (c NULL), to stdout. */
 void gr_print_help(const gr_command *c);
-/* 1234567 -> "1,234,567" */
-const char *gr_thousands(int64_t n, char out[32]);
 
 #endif

@@ -5,17 +5,6 @@
 
 #include "peft/cli/commands.h"
 
-const char *gr_thousands(int64_t n, char out[32]) {
-    char digits[24];
-    int len = snprintf(digits, sizeof digits, "%lld", (long long)n), k = 0;
-    for (int i = 0; i < len; i++) {
-        out[k++] = digits[i];
-        if ((len - i) % 3 == 1 && i + 1 < len && digits[i] != '-') out[k++] = ',';
-    }
-    out[k] = '\0';
-    return out;
-}
-
 static void print_overview(void) {
     printf(
         "graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n",
