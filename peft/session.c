@@ -1,5 +1,6 @@
 /* A model ready for use: the base, the adapters on it, its tokenizer and chat template, from paths as people
  * give them. */
+#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,31 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     else
         *out = gr_strdup(path);
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
+}
+
+/* True for a folder that holds files alone and among them a model or an adapter, or nothing at all. */
+static bool is_replaceable(const char *folder) {
+    struct dirent *e;
+    bool empty = true, files = true;
+    DIR *dir = opendir(folder);
+    while (dir && (e = readdir(dir))) {
+        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
+        char *path = gr_path_join(folder, e->d_name);
+        files = files && path && !gr_is_dir(path);
+        empty = false;
+        free(path);
+    }
+    if (dir) closedir(dir);
+    return dir && (empty || (files && (has_file(folder, "config.json") || has_file(folder, "adapter_config.json"))));
+}
+
+graft_status gr_check_output(const char *path, bool overwrite, graft_error *err) {
+    if (!gr_exists(path)) return GRAFT_OK;
+    if (!overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; --overwrite replaces it", path);
+    if (gr_is_dir(path) && !is_replaceable(path))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder that holds more than a model or an adapter: it is not replaced; "
+                       "write elsewhere, or remove it first", path);
+    return GRAFT_OK;
 }
 
 /* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is

@@ -56,6 +56,9 @@ typedef struct gr_session_options {
 
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
 void gr_session_close(gr_session *s);
+/* BAD_USAGE when path exists and may not be replaced by a model or an adapter: without overwrite anything; with it a folder that holds
+ * something else (a run, a home). */
+graft_status gr_check_output(const char *path, bool overwrite, graft_error *err);
 /* The files of the base model (owned path) behind a model, a run or an adapter. */
 graft_status gr_session_base(char **base, const char *path, graft_error *err);
 

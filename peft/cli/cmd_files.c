@@ -9,9 +9,7 @@
 static graft_status check_out(const gr_args *a, const char **out, graft_error *err) {
     *out = gr_args_text(a, "out", NULL);
     if (!*out) return gr_fail(err, GRAFT_BAD_USAGE, "no place to write to: give --out PATH");
-    if (gr_exists(*out) && !gr_args_has(a, "overwrite"))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; --overwrite replaces it", *out);
-    return GRAFT_OK;
+    return gr_check_output(*out, gr_args_has(a, "overwrite"), err);
 }
 
 /* --dtype in a recipe's spelling (fp32) or a file's (f32, q8_0). */

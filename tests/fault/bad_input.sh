@@ -284,7 +284,14 @@ bad 1 "merge below a file" "file" "$GRAFT" merge --model "$TINY" --out file/x
 mkdir there && : >there/something
 bad 2 "merge over something" "there" "$GRAFT" merge --model "$TINY" --out there
 check "and it is still there" test -e there/something
+bad 2 "nor with --overwrite, which replaces models alone" "there" "$GRAFT" merge --model "$TINY" --out there --overwrite
+check "and it is still there, again" test -e there/something
 rm -rf there
+mkdir -p run/adapter && cp good.yaml run/recipe.yaml
+bad 2 "export over a run" "run" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out run --overwrite
+check "export over an empty folder" bash -c 'mkdir none && "$0" export --model "$1" --adapter "$1/adapter" --out none --overwrite' "$GRAFT" "$TINY"
+check "export over an adapter" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out none --overwrite
+rm -rf run none
 to_full() { "$GRAFT" help recipe >/dev/full; }
 bad 1 "standard output is full" "standard output" to_full
 limited() { # no file beyond 50 KB, as a full disk would have it
