@@ -139,15 +139,22 @@ done:
     return st;
 }
 
-/* True for a line "  key: value" of a resolved recipe's section that makes the result. Memory never does; steps, batch size, seed and data
- * are compared as numbers; where the weights began no longer matters. */
+static bool is_key(const char *line, const char *const *keys, int n) { /* of "  key: value" */
+    for (int i = 0; i < n; i++)
+        if (gr_starts_with(line + 2, keys[i]) && line[2 + strlen(keys[i])] == ':') return true;
+    return false;
+}
+
+/* True for a line "  key: value" of a resolved recipe's section that makes the result. Memory never does; steps, batch size, seed and
+ * what the data says are compared as numbers; where the weights began no longer matters. */
 static bool makes_result(const char *section, const char *line) {
     static const char *const others[] = {"max_steps",  "num_train_epochs",       "batch_size",   "seed", "micro_batch_tokens",
                                          "init_from", "gradient_checkpointing", "memory_limit", "on_nonfinite"};
+    static const char *const model[] = {"dtype", "compute", "quantize"}, *const data[] = {"shuffle"};
+    if (gr_starts_with(section, "model:")) return is_key(line, model, GR_LEN(model));
+    if (gr_starts_with(section, "data:")) return is_key(line, data, GR_LEN(data));
     if (!gr_starts_with(section, "adapter:") && !gr_starts_with(section, "train:")) return false;
-    for (int i = 0; i < GR_LEN(others); i++)
-        if (gr_starts_with(line + 2, others[i]) && line[2 + strlen(others[i])] == ':') return false;
-    return true;
+    return !is_key(line, others, GR_LEN(others));
 }
 
 /* The first line in which two resolved recipes differ and that makes the result, in place in each; both have the same keys in the same

@@ -265,6 +265,8 @@ head -n 9 "$TINY/train.jsonl" >other.jsonl
 bad 2 "resume with another learning rate" "train.learning_rate 0.1" train --resume train.learning_rate=0.1
 bad 2 "resume with another alpha" "adapter.alpha 99" train --resume adapter.alpha=99
 bad 2 "resume with another rank" "adapter.rank 4" train --resume adapter.rank=4
+bad 2 "resume with another dtype" "model.dtype bf16" train --resume model.dtype=bf16
+bad 2 "resume in another order" "data.shuffle" train --resume data.shuffle=false
 bad 2 "resume with other data" "out data" train --resume data.train=other.jsonl
 for f in out/checkpoint-*/state.h5; do put "$f" 3000 'damaged'; done
 bad 3 "damaged checkpoints" "out checkpoint state.h5" train --resume
