@@ -37,6 +37,9 @@ typedef struct gr_linear {
     float *dbias;      /* [N] += or NULL */
     gr_dtype compute;  /* GR_DTYPE_F32: exact; BF16/F16: both inputs of W's products are rounded to it, sums stay float32.
                           LoRA products are always float32. */
+    /* forms of w made by int8_pack, or NULL: exact. With them y (forward) and dx (backward) of W are products of int8: the other
+       factor is rounded to blocks of 32 along the contraction, each with a scale; sums over blocks are float32. */
+    const void *int8_forward, *int8_backward;
 } gr_linear;
 
 typedef struct gr_seq { /* one sequence of a flat batch, see attention_forward */

@@ -91,12 +91,14 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     *why = "cannot start the threads; ask for fewer (threads: 1)";
     if (!d->threads) goto failed;
     cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
+    cpu->int8 = aligned_zeros(GR_CPU_INT8);
     *why = "out of memory for the CPU device";
-    if (!cpu->scratch) goto failed;
+    if (!cpu->scratch || !cpu->int8) goto failed;
     *why = NULL;
     return d;
 failed:
     if (d) gr_threads_free(d->threads);
+    if (cpu) free(cpu->scratch);
     free(cpu);
     free(d);
     return NULL;
@@ -107,6 +109,7 @@ void gr_device_free(gr_device *d) {
     gr_cpu *cpu = d->impl;
     gr_threads_free(d->threads);
     free(cpu->scratch);
+    free(cpu->int8);
     free(cpu);
     free(d);
 }

@@ -167,11 +167,11 @@ void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
 
 void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
                               const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_forward_by(LEVEL(gr_gemm), d, y, ldy, h, x, xd, group, n_group, n);
+    gr_linear_forward_by(LEVEL(gr_gemm), LEVEL(gr_int8), d, y, ldy, h, x, xd, group, n_group, n);
 }
 
 void LEVEL(gr_linear_backward)(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
                                int64_t ldy, const float *x, const float *xd, const float *h,
                                const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_backward_by(LEVEL(gr_gemm), d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
+    gr_linear_backward_by(LEVEL(gr_gemm), LEVEL(gr_int8), d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
 }

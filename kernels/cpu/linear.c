@@ -52,15 +52,32 @@ static void fused_add(fused *f, gr_gemm_fn *gemm, gr_device *d, const gr_gemm *g
     f->n++;
 }
 
-void gr_linear_forward_by(gr_gemm_fn *gemm, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
+/* The int8 products of a forward group; all share x, which is rounded once. */
+static void int8_forward(gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, const float *x, const gr_linear *const *group,
+                         int n_group, int64_t n) {
+    gr_int8_product products[4];
+    int count = 0;
+    for (int i = 0; i < n_group; y += group[i]->w.rows, i++) {
+        if (group[i]->int8_forward)
+            products[count++] = (gr_int8_product){.packed = group[i]->int8_forward, .c = y, .ldc = ldy, .bias = group[i]->bias};
+        if (count == 0 || (count < 4 && i + 1 < n_group)) continue;
+        int8(d, x, group[0]->w.cols, n, products, count);
+        count = 0;
+    }
+}
+
+void gr_linear_forward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
                           const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
+    int8_forward(int8, d, y, ldy, x, group, n_group, n);
     for (int i = 0; i < n_group; y += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
         fused sum = {0};
-        gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
-        base.compute = l->compute, base.bias = l->bias;
-        fused_add(&sum, gemm, d, &base);
+        if (!l->int8_forward) {
+            gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
+            base.compute = l->compute, base.bias = l->bias;
+            fused_add(&sum, gemm, d, &base);
+        }
         for (int j = 0; j < l->n_lora; h += l->lora[j].rank, j++) {
             gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, l->w.cols);
             gr_weight B = f32_weight(l->lora[j].B, l->w.rows, l->lora[j].rank);
@@ -70,7 +87,7 @@ void gr_linear_forward_by(gr_gemm_fn *gemm, gr_device *d, float *y, int64_t ldy,
             gemm(d, &down);
             fused_add(&sum, gemm, d, &up);
         }
-        gemm(d, &sum.terms[0]);
+        if (sum.n) gemm(d, &sum.terms[0]);
     }
 }
 
@@ -105,7 +122,7 @@ static void lora_backward(gr_gemm_fn *gemm, gr_device *d, const gr_linear *l, co
     }
 }
 
-void gr_linear_backward_by(gr_gemm_fn *gemm, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
+void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
                            const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
                            const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
@@ -114,7 +131,10 @@ void gr_linear_backward_by(gr_gemm_fn *gemm, gr_device *d, float *dx, bool accum
     for (int i = 0; i < n_group; dy += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
         fused sum = {0};
-        if (dx) {
+        if (dx && l->int8_backward) {
+            gr_int8_product base = {.packed = l->int8_backward, .c = dx, .ldc = l->w.cols, .accumulate = accumulate || i > 0};
+            int8(d, dy, ldy, n, &base, 1);
+        } else if (dx) {
             gr_gemm base = by_weight(dx, l->w.cols, dy, ldy, n, &l->w);
             base.compute = l->compute, base.accumulate = accumulate || i > 0;
             fused_add(&sum, gemm, d, &base);

@@ -190,6 +190,53 @@ static void call_linear_backward(call *c) {
     }
 }
 
+/* Sizes and forms of the matrices that linears with int8 products use. */
+static void *int8_form(call *c, const gr_weight *w, bool transposed) {
+    int64_t bytes = 0;
+    c->d->ops->int8_size(c->d, &bytes, w, transposed);
+    assert_true(bytes > 0);
+    char *p = (char *)buffer(c, bytes / 4 + 32); /* at the next line: 64-byte aligned */
+    p += (64 - (uintptr_t)p % 64) % 64;
+    c->d->ops->int8_pack(c->d, p, w, transposed);
+    return p;
+}
+
+/* The group of linears with int8 forms, forward and backward; what packing made is seen through the products. */
+static void call_int8_pack(call *c) {
+    linears g;
+    make_linears(c, &g, true);
+    float *y = rows(c, 1, g.ldy), *h = rows(c, 2, g.ldh), *x = rows(c, 3, g.K), *dy = rows(c, 4, g.ldy), *dx = rows(c, 5, g.K);
+    float *dh = rows(c, 6, g.ldh);
+    for (int i = 0; i < 2; i++) {
+        g.l[i].int8_forward = int8_form(c, &g.l[i].w, false);
+        g.l[i].int8_backward = int8_form(c, &g.l[i].w, true);
+    }
+    c->d->ops->linear_forward(c->d, y, g.ldy, h, x, x, g.group, 2, c->n);
+    c->d->ops->linear_backward(c->d, dx, c->variant & 1, NULL, dh, dy, g.ldy, x, x, h, g.group, 2, c->n);
+    out_rows(c, y, g.ldy), out_rows(c, h, g.ldh), out_rows(c, dx, g.K);
+}
+
+/* The integers' own error against exact products: half a step of either factor in each of K terms, at random. */
+static void call_int8_size(call *c) {
+    linears g;
+    make_linears(c, &g, true);
+    gr_linear exact = {.w = g.l[0].w}, rounded = exact;
+    const gr_linear *one[] = {&exact}, *two[] = {&rounded};
+    int64_t N = exact.w.rows, K = exact.w.cols;
+    float *x = rows(c, 1, K), *y = rows(c, 2, N), *z = rows(c, 3, N), *dy = rows(c, 4, N), *dx = rows(c, 5, K), *dz = rows(c, 6, K);
+    rounded.int8_forward = int8_form(c, &exact.w, false), rounded.int8_backward = int8_form(c, &exact.w, true);
+    c->d->ops->linear_forward(c->d, y, N, NULL, x, x, one, 1, c->n);
+    c->d->ops->linear_forward(c->d, z, N, NULL, x, x, two, 1, c->n);
+    c->d->ops->linear_backward(c->d, dx, false, NULL, NULL, dy, N, x, x, NULL, one, 1, c->n);
+    c->d->ops->linear_backward(c->d, dz, false, NULL, NULL, dy, N, x, x, NULL, two, 1, c->n);
+    double error[2] = {0}, size[2] = {0};
+    for (int64_t i = 0; i < c->n * N; i++) error[0] += (y[i] - z[i]) * (y[i] - z[i]), size[0] += y[i] * y[i];
+    for (int64_t i = 0; i < c->n * K; i++) error[1] += (dx[i] - dz[i]) * (dx[i] - dz[i]), size[1] += dx[i] * dx[i];
+    for (int i = 0; i < 2; i++)
+        if (c->n > 1 && error[i] > size[i] * 0.02 * 0.02) fail_msg("int8: relative error %g", sqrt(error[i] / size[i]));
+    out_rows(c, z, N), out_rows(c, dz, K);
+}
+
 static void call_rope(call *c) {
     static const int64_t sizes[] = {64, 2, 10, 128, 80};
     int64_t D = sizes[c->variant % 5], heads = 3, ldx = heads * D + 5;
@@ -320,7 +367,7 @@ static const operation operations[] = {
 };
 
 /* Linears take every size in every dtype. */
-static int variants(const operation *op) { return op->name[0] == 'l' ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT; }
+static int variants(const operation *op) { return op->name[0] == 'l' || op->name[0] == 'i' ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT; }
 
 static const char *const levels[] = {"generic", "avx2", "avx512"};
 

@@ -1,0 +1,149 @@
+/* int8_tmpl.h - products of int8 of a vectorised level: dot products of 4 bytes in 32-bit lanes, a lane for each column. A tile is some rows
+ * times one vector of columns; within a block of 32 all is integers, then each block is added to float32 sums. */
+#include "kernels/cpu/int8.h"
+#include "kernels/cpu/vec.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+
+enum { I8_ROWS = 10 };
+typedef __m512i vi;
+INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+INLINE vi vi_four(const int8_t *p) { /* 4 bytes in every lane */
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+INLINE vi vi_low(vi v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+INLINE vi vi_high(vi v) { return vi_low(_mm512_srli_epi16(v, 4)); }
+INLINE vf vi_float(vi v) { return _mm512_cvtepi32_ps(v); }
+INLINE vf v_halves(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
+/* Sums of one block: signed codes are offset by 128, which `offset` undoes. */
+INLINE vi sum8_start(int32_t offset) { return _mm512_set1_epi32(offset); }
+INLINE vi code8(vi w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+INLINE vi sum8_add(vi sum, vi w, vi x) { return _mm512_dpbusd_epi32(sum, w, x); }
+INLINE vi sum4_add(vi sum, vi w, vi x) { return _mm512_dpbusd_epi32(sum, w, x); }
+INLINE vi sum4_end(vi sum) { return sum; }
+INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+
+#else
+
+enum { I8_ROWS = 4 };
+typedef __m256i vi;
+INLINE vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
+INLINE vi vi_four(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+INLINE vi vi_low(vi v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+INLINE vi vi_high(vi v) { return vi_low(_mm256_srli_epi16(v, 4)); }
+INLINE vf vi_float(vi v) { return _mm256_cvtepi32_ps(v); }
+INLINE vf v_halves(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
+INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
+INLINE vi sum8_start(int32_t offset) {
+    (void)offset;
+    return vi_zero();
+}
+INLINE vi code8(vi w) { return w; }
+/* |x| * (w with x's sign): a pair is at most 2 * 127 * 127, which 16 bits hold. */
+INLINE vi sum8_add(vi sum, vi w, vi x) {
+    vi pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+/* 16 products of 15 * 127 at most in a 16-bit lane: a whole block fits. */
+INLINE vi sum4_add(vi sum, vi w, vi x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)); }
+INLINE vi sum4_end(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+
+#endif
+
+static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_t k, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) int8_round_row(r, i, a + i * lda, k);
+}
+
+/* C[mr, n <= VL] from column `half` of a panel on; row i of r and of c is the first. */
+INLINE void int8_tile(const int mr, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n,
+                      const gr_int8_product *p, float *c, const float *bias) {
+    const int64_t scales = 2 * I8_COLUMNS, block_bytes = I8_COLUMNS * (bits == 8 ? 2 + I8_BLOCK : 4 + I8_BLOCK / 2);
+    const int8_t *x = r->code + i * r->blocks * I8_BLOCK;
+    const int64_t ldx = r->blocks * I8_BLOCK;
+    vf acc[I8_ROWS];
+    for (int q = 0; q < mr; q++) acc[q] = v_set(0);
+    for (int64_t b = 0; b < r->blocks; b++, panel += block_bytes, x += I8_BLOCK) {
+        const float *xs = r->scale + i * r->blocks + b;
+        vf scale = v_halves(panel + 2 * half);
+        vi sum[I8_ROWS];
+        if (bits == 8) {
+            const uint8_t *codes = panel + scales + 4 * half;
+            for (int q = 0; q < mr; q++) sum[q] = sum8_start(r->offset[(i + q) * r->blocks + b]);
+#pragma GCC unroll 8
+            for (int g = 0; g < 8; g++) {
+                vi w = code8(vi_load(codes + g * 4 * I8_COLUMNS));
+                for (int q = 0; q < mr; q++) sum[q] = sum8_add(sum[q], w, vi_four(x + q * ldx + 4 * g));
+            }
+            for (int q = 0; q < mr; q++)
+                acc[q] = v_fma(vi_float(sum[q]), v_mul(scale, v_set(xs[q * r->blocks])), acc[q]);
+        } else {
+            const uint8_t *codes = panel + 2 * scales + 4 * half;
+            vf min = v_halves(panel + scales + 2 * half);
+            for (int q = 0; q < mr; q++) sum[q] = vi_zero();
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; g++) {
+                vi w = vi_load(codes + g * 4 * I8_COLUMNS), low = vi_low(w), high = vi_high(w);
+                for (int q = 0; q < mr; q++) {
+                    sum[q] = sum4_add(sum[q], low, vi_four(x + q * ldx + 4 * g));
+                    sum[q] = sum4_add(sum[q], high, vi_four(x + q * ldx + 16 + 4 * g));
+                }
+            }
+            for (int q = 0; q < mr; q++) {
+                acc[q] = v_fma(vi_float(sum4_end(sum[q])), v_mul(scale, v_set(xs[q * r->blocks])), acc[q]);
+                acc[q] = v_fma(min, v_set(r->sum[(i + q) * r->blocks + b]), acc[q]);
+            }
+        }
+    }
+    for (int q = 0; q < mr; q++) {
+        if (bias) acc[q] = v_add(acc[q], v_load_n(bias, n));
+        if (p->accumulate) acc[q] = v_add(v_load_n(c + q * p->ldc, n), acc[q]);
+        v_store_n(c + q * p->ldc, acc[q], n);
+    }
+}
+
+typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n, const gr_int8_product *p, float *c,
+                          const float *bias);
+#define TILE(mr, bits)                                                                                                           \
+    static void tile_##mr##_##bits(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n,                  \
+                                   const gr_int8_product *p, float *c, const float *bias) {                                       \
+        int8_tile(mr, bits, r, i, panel, half, n, p, c, bias);                                                                    \
+    }
+#define TILES(mr) TILE(mr, 4) TILE(mr, 8)
+TILES(1) TILES(2) TILES(3) TILES(4)
+#if defined(__AVX512F__)
+TILES(5) TILES(6) TILES(7) TILES(8) TILES(9) TILES(10)
+#endif
+#define ROW(mr) [mr] = {tile_##mr##_4, tile_##mr##_8}
+static int8_tile_fn *const int8_tiles[I8_ROWS + 1][2] = {
+    ROW(1), ROW(2), ROW(3), ROW(4),
+#if defined(__AVX512F__)
+    ROW(5), ROW(6), ROW(7), ROW(8), ROW(9), ROW(10),
+#endif
+};
+#undef ROW
+#undef TILES
+#undef TILE
+
+static void product_vector(const int8_rows *r, const gr_int8_product *p, int64_t i0, int64_t i1, int64_t p0, int64_t p1) {
+    const int8_weight *w = p->packed;
+    int64_t n_tiles = (i1 - i0 + I8_ROWS - 1) / I8_ROWS;
+    for (int64_t panel = p0; panel < p1; panel++)
+        for (int64_t t = 0, i = i0; t < n_tiles; t++) {
+            int64_t mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t);
+            for (int64_t half = 0; half < I8_COLUMNS && panel * I8_COLUMNS + half < w->n; half += VL) {
+                int64_t j = panel * I8_COLUMNS + half, n = w->n - j < VL ? w->n - j : VL;
+                int8_tiles[mr][w->bits == 8](r, i, int8_panel(w, panel), half, n, p, p->c + i * p->ldc + j, p->bias ? p->bias + j : NULL);
+            }
+            i += mr;
+        }
+}
+
+static const int8_level vector_level = {round_vector, product_vector};
