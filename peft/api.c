@@ -65,6 +65,7 @@ graft_status graft_model_open(graft_model **out, const char *path, const char *c
                               int n_adapters, const graft_model_options *options, graft_error *err) {
     static const char *const dtypes[] = {"auto", "fp32", "bf16",
                                          "fp16"}; /* in the order of enum gr_recipe_dtype */
+    static const char *const computes[] = {"auto", "exact", "int8"}; /* of enum gr_recipe_compute */
     gr_session_options o = {.model = path, .adapters = adapters, .n_adapters = n_adapters};
     *out = NULL;
     if (options) {
@@ -76,6 +77,10 @@ graft_status graft_model_open(graft_model **out, const char *path, const char *c
         if (o.dtype == GR_LEN(dtypes))
             return gr_fail(err, GRAFT_BAD_USAGE, "dtype \"%s\": expected auto, fp32, bf16 or fp16",
                            options->dtype);
+        while (options->compute && o.compute < GR_LEN(computes) && strcmp(options->compute, computes[o.compute]) != 0)
+            o.compute++;
+        if (o.compute == GR_LEN(computes))
+            return gr_fail(err, GRAFT_BAD_USAGE, "compute \"%s\": expected auto, exact or int8", options->compute);
     }
     graft_model *m = gr_calloc(1, sizeof(*m));
     if (!m) return gr_fail_memory(err, "model");

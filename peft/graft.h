@@ -53,6 +53,7 @@ typedef struct graft_model_options {
     const char *chat_template; /* "auto", "none", "chatml", ... or a FILE.yaml; NULL = as the adapter was trained, else "auto" */
     const char *system;        /* system text; NULL = as trained, else the template's own; "" = none */
     int threads;               /* 0 = all CPUs */
+    const char *compute;       /* "auto" (NULL): int8 products for quantised weights unless dtype is named; "exact"; "int8" */
 } graft_model_options;
 
 /* path: a HF folder or a .gguf file; NULL = the base that the first adapter remembers. adapters: PEFT folders or runs of

@@ -189,6 +189,10 @@ static int64_t available_memory(void) {
 
 static int64_t params_bytes(const gr_run *run) { return run->params->n_floats * 4 * (int64_t)sizeof(float); }
 
+static int64_t int8_bytes(const gr_run *run) {
+    return run->r->model_compute == GR_COMPUTE_INT8 ? gr_model_int8_bytes(run->model, true, true) : 0;
+}
+
 /* Rows of a micro-batch and what backward computes again: the fastest that memory_limit allows. */
 static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
@@ -196,19 +200,20 @@ static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) 
     int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
     int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
     int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
+    int64_t fixed = params_bytes(run) + int8_bytes(run);
     gr_decoder_options *o = &run->plan;
     *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
     for (int64_t rows = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));; rows = GR_MAX(longest, rows / 2)) {
         o->max_tokens = rows;
         for (int policy = first; policy <= last; policy++) {
             o->recompute = (gr_recompute)policy;
-            if (gr_decoder_plan_bytes(run->model, o) + params_bytes(run) <= limit) return GRAFT_OK;
+            if (gr_decoder_plan_bytes(run->model, o) + fixed <= limit) return GRAFT_OK;
         }
         if (rows == longest || r->train_micro_batch_tokens > 0) break;
     }
     return gr_fail(err, GRAFT_BAD_USAGE,
                    "training needs %.1f MiB for micro-batches of %lld tokens, train.memory_limit allows %.1f MiB: shorten data.max_length or "
-                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + params_bytes(run)) / (1 << 20),
+                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + fixed) / (1 << 20),
                    (long long)o->max_tokens, (double)limit / (1 << 20));
 }
 
@@ -252,8 +257,10 @@ static void report_plan(const gr_run *run, gr_str *out) {
     }
     gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, recompute %s\n",
                   (long long)r->train_batch_size, (long long)run->plan.max_tokens, policies[run->plan.recompute]);
-    gr_str_printf(out, "memory                %.2f GiB trained state, %.2f GiB step scratch (base weights are mapped from disk)\n",
-                  (double)params_bytes(run) / (1 << 30), (double)scratch / (1 << 30));
+    gr_str_printf(out, "memory                %.2f GiB trained state, %.2f GiB step scratch", (double)params_bytes(run) / (1 << 30),
+                  (double)scratch / (1 << 30));
+    if (int8_bytes(run)) gr_str_printf(out, ", %.2f GiB int8 forms", (double)int8_bytes(run) / (1 << 30));
+    gr_str_puts(out, " (base weights are mapped from disk)\n");
 }
 
 /* ---- the run's folder ---- */
@@ -447,6 +454,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(open_params(&run, false, err));
     GR_TRY(plan_steps(&run, err));
     GR_TRY(plan_memory(&run, gr_longest_sample(run.train), err));
+    if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.model, true, true, err));
     GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
     GR_TRY(open_folder(&run, o, err));
     result->n_trainable = run.params->n_parameters;

@@ -50,6 +50,7 @@ typedef struct gr_session_options {
     const char *template_name;    /* as gr_chat_open; NULL: that of the run's recipe, else "auto"; "": no chat is opened */
     const char *system;           /* NULL: that of the run's recipe, else the template's own */
     int dtype;                    /* enum gr_recipe_dtype */
+    int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
     int threads;                  /* <= 0: all */
     int64_t max_positions;        /* 0: the model's context */
 } gr_session_options;

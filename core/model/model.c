@@ -132,6 +132,8 @@ void gr_model_free(gr_model *m) {
     free(m->embed_lora);
     free(m->layers);
     if (m->rope) m->device->free(m->device, m->rope);
+    for (int64_t i = 0; i < m->n_int8; i++) m->device->free(m->device, m->int8[i]);
+    free(m->int8);
     gr_arena_release(&m->vectors);
     gr_weights_close(m->weights);
     free(m);
@@ -164,4 +166,51 @@ graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, 
     }
     tie_head(m);
     return GRAFT_OK;
+}
+
+static bool takes_int8(const gr_linear *l, bool all) {
+    return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1);
+}
+
+static int64_t int8_bytes(const gr_model *m, const gr_linear *l, bool transposed) {
+    int64_t bytes = 0;
+    m->device->ops->int8_size(m->device, &bytes, &l->w, transposed);
+    return bytes;
+}
+
+int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward) {
+    int64_t sum = 0;
+    char name[96];
+    for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
+        const gr_linear *l = gr_model_linear(m, i, name);
+        if (takes_int8(l, all)) sum += int8_bytes(m, l, false) + (backward ? int8_bytes(m, l, true) : 0);
+    }
+    return sum;
+}
+
+static graft_status pack(gr_model *m, const gr_linear *l, const char *name, bool transposed, const void **form, graft_error *err) {
+    int64_t bytes = int8_bytes(m, l, transposed);
+    if (bytes == 0) return GRAFT_OK; /* the backend has no such products */
+    void *p = m->device->alloc(m->device, bytes);
+    if (!p) return gr_fail_memory(err, name);
+    m->device->ops->int8_pack(m->device, p, &l->w, transposed);
+    m->int8[m->n_int8++] = p;
+    *form = p;
+    return GRAFT_OK;
+}
+
+graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char name[96];
+    GR_ASSERT(!m->int8);
+    m->int8 = gr_calloc(2 * gr_model_n_linears(m), sizeof *m->int8);
+    if (!m->int8) return gr_fail_memory(err, "int8 forms");
+    for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
+        gr_linear *l = gr_model_linear(m, i, name);
+        if (!takes_int8(l, all)) continue;
+        GR_TRY(pack(m, l, name, false, &l->int8_forward, err));
+        if (backward) GR_TRY(pack(m, l, name, true, &l->int8_backward, err));
+    }
+done:
+    return st;
 }

@@ -33,6 +33,8 @@ typedef struct gr_model {
     float *rope;           /* [rope_positions, D] */
     int64_t rope_positions;
     gr_arena vectors;      /* norms and biases as float */
+    void **int8;           /* [n_int8] packed forms, owned; see gr_model_use_int8 */
+    int64_t n_int8;
 } gr_model;
 
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products. max_positions:
@@ -49,5 +51,10 @@ gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]);
  * detach lets them point at the files again. The parameter set stays the caller's and must outlive the attachment. */
 graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err);
 graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, graft_error *err);
+
+/* Products of int8 for frozen linears (gr_linear.int8_forward; with backward also int8_backward), those whose weights are quantised or,
+ * with all, every one. What is trained stays exact: call it when the slots are filled. gr_model_int8_bytes: the memory it takes. */
+graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error *err);
+int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward);
 
 #endif

@@ -125,7 +125,7 @@ graft_status gr_cmd_eval(const gr_args *a, graft_error *err) {
     gr_dataset *d = NULL;
     scores x = {0};
     if (!gr_args_has(a, "data")) return gr_fail(err, GRAFT_BAD_USAGE, "no data: give --data FILE");
-    GR_TRY(gr_open_session(a, true, &s, &r, err));
+    GR_TRY(gr_open_session(a, GR_FOR_SCORING, &s, &r, err));
     GR_TRY(load_data(a, &s, r, &d, err));
     GR_TRY(measure(a, &s, r, d, &x, err));
     if (gr_args_has(a, "out")) GR_TRY(write_samples(gr_args_text(a, "out", NULL), d, &x, err));

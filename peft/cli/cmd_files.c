@@ -49,7 +49,7 @@ graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
     GR_TRY(check_out(a, &out, err));
     GR_TRY(written_type(a, &o.dtype, err));
     GR_TRY(written_format(a, out, o.dtype, &o.format, err));
-    GR_TRY(gr_open_session(a, false, &s, NULL, err));
+    GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     GR_TRY(gr_merge(s.model, s.tokenizer, s.adapters, s.scales, s.n_adapters, NULL, &o, out, &report, err));
     if (gr_args_has(a, "json")) {
         json_t *json =
@@ -78,7 +78,7 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     GR_TRY(check_out(a, &out, err));
     if (!gguf && strcmp(format, "peft") != 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--format: expected peft or gguf, found \"%s\"", format));
-    GR_TRY(gr_open_session(a, false, &s, NULL, err));
+    GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     if (s.n_adapters != 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)",
                        s.n_adapters));

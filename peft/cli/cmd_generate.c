@@ -241,7 +241,7 @@ graft_status gr_cmd_generate(const gr_args *a, graft_error *err) {
     if (gr_args_has(a, "out") && !gr_args_has(a, "prompts"))
         return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
     GR_TRY(sampling_options(a, &o, stop, 256, err));
-    GR_TRY(gr_open_session(a, true, &s, NULL, err));
+    GR_TRY(gr_open_session(a, GR_FOR_WRITING, &s, NULL, err));
     GR_TRY(gr_args_has(a, "prompts") ? generate_file(a, &s, &o, err) : generate_one(a, &s, &o, err));
 done:
     gr_session_close(&s);
@@ -329,7 +329,7 @@ graft_status gr_cmd_chat(const gr_args *a, graft_error *err) {
     gr_generate_options o;
     const char *stop[MAX_STOP];
     GR_TRY(sampling_options(a, &o, stop, 512, err));
-    GR_TRY(gr_open_session(a, true, &s, NULL, err));
+    GR_TRY(gr_open_session(a, GR_FOR_WRITING, &s, NULL, err));
     GR_TRY(chat_loop(&s, &o, err));
 done:
     gr_session_close(&s);

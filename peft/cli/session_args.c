@@ -2,7 +2,7 @@
 
 #include <stdlib.h>
 
-graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_recipe **recipe,
+graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe,
                              graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
@@ -14,11 +14,12 @@ graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_
         .model = gr_args_text(a, "model", first),
         .adapters = adapters,
         .n_adapters = gr_args_all(a, "adapter", adapters),
-        .template_name = !for_text                    ? ""
+        .template_name = use == GR_FOR_FILES          ? ""
                          : gr_args_has(a, "template") ? r->data_template
                                                       : NULL,
         .system = gr_args_has(a, "system") ? r->data_system : NULL,
-        .dtype = for_text ? r->model_dtype : GR_DT_FP32,
+        .dtype = use != GR_FOR_FILES ? r->model_dtype : GR_DT_FP32,
+        .compute = use == GR_FOR_WRITING || r->model_compute == GR_COMPUTE_INT8 ? r->model_compute : GR_COMPUTE_EXACT,
         .threads = (int)GR_MIN(r->_threads, 1024),
     };
     if (first && gr_args_has(a, "model"))

@@ -5,10 +5,15 @@
 
 #include "peft/cli/commands.h"
 
-/* --model may also be the command's only argument (`graft chat runs/name`). for_text: to read and write text;
- * else for its files (merge, export): no chat template, float32 products. *recipe (may be NULL; owned): the
+typedef enum gr_session_use {
+    GR_FOR_FILES,   /* merge, export: no chat template, float32 products */
+    GR_FOR_SCORING, /* eval: exact products unless int8 is asked for */
+    GR_FOR_WRITING, /* generate, chat: fast products where weights are quantised */
+} gr_session_use;
+
+/* --model may also be the command's only argument (`graft chat runs/name`). *recipe (may be NULL; owned): the
  * options that mean recipe keys, over the defaults. */
-graft_status gr_open_session(const gr_args *a, bool for_text, gr_session *s, gr_recipe **recipe,
+graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe,
                              graft_error *err);
 
 #endif

@@ -122,6 +122,28 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
     d->free(d, lora.dA), d->free(d, lora.dB);
 }
 
+/* The same with int8 forms, as a share of the float peak too. */
+static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype) {
+    gr_linear l = {.w = make_weight(d, dtype, N, K)};
+    const gr_linear *group = &l;
+    void *forms[2];
+    char label[96];
+    double flops = 2.0 * (double)n * (double)N * (double)K;
+    float *x = values(d, n * K), *y = values(d, n * N);
+    for (int i = 0; i < 2; i++) {
+        int64_t bytes;
+        d->ops->int8_size(d, &bytes, &l.w, i == 1);
+        if (!(forms[i] = d->alloc(d, bytes))) abort();
+        d->ops->int8_pack(d, forms[i], &l.w, i == 1);
+    }
+    l.int8_forward = forms[0], l.int8_backward = forms[1];
+    snprintf(label, sizeof label, "int8 fwd n=%d %dx%d %s", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
+    TIME(label, flops, d->ops->linear_forward(d, y, N, NULL, x, x, &group, 1, n));
+    snprintf(label, sizeof label, "int8 bwd n=%d %dx%d %s", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
+    if (n > 16) TIME(label, flops, d->ops->linear_backward(d, x, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
+    d->free(d, x), d->free(d, y), d->free(d, forms[0]), d->free(d, forms[1]), d->free(d, (void *)l.w.data);
+}
+
 static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs) {
     enum { H = 9, K = 3, D = 64 };
     int64_t n = length * n_seqs;
@@ -184,6 +206,10 @@ int main(int argc, char **argv) {
             bench_linear(d, 1, shapes[s][0], shapes[s][1], dtypes[t], 0);
         }
     bench_linear(d, 8, 1536, 576, GR_DTYPE_Q4_1, 0);
+    static const gr_dtype packed[] = {GR_DTYPE_Q4_1, GR_DTYPE_Q8_0};
+    for (int t = 0; t < 2; t++)
+        for (int s = 0; s < 5; s++)
+            for (int n = 1; n <= 1024; n *= s == 4 ? 256 : 32) bench_int8(d, n, shapes[s][0], shapes[s][1], packed[t]);
     bench_attention(d, 256, 4);
     bench_attention(d, 1024, 1);
     bench_rows(d);
