@@ -85,6 +85,12 @@ check "micro-batches" train split train.micro_batch_tokens=40
 losses a >a.loss
 losses split >split.loss
 check "micro-batches change rounding alone" close a.loss split.loss 2e-5
+check "int8 products" train int8 model.compute=int8
+losses int8 >int8.loss
+check "int8 products stay near the exact losses" close int8.loss a.loss 1e-2
+check "and are not the exact ones" bash -c '! cmp -s int8.loss a.loss'
+check "int8 products with one thread" train int8one model.compute=int8 threads=1
+check "are the same, bit for bit" same_run int8 int8one
 check "weights from another run" train from adapter.init_from=runs/a train.max_steps=2
 check "every weight" train full adapter.method=full adapter.dropout=0 train.learning_rate=1e-3 train.max_steps=4
 check "every weight: a HF folder" test -s runs/full/model/config.json
@@ -144,6 +150,12 @@ for m in merged merged.gguf; do
     check "$m generates" "$GRAFT" generate --model out/$m --dtype fp32 --max-tokens 24 --prompts together.jsonl --out m.out
     check "$m generates the same text" cmp together.out m.out
 done
+check "a quantised model generates with int8 products" "$GRAFT" generate --model out/q8.gguf --max-tokens 24 --prompts together.jsonl --out q8.out
+while IFS= read -r line; do
+    echo "$line" >one.jsonl
+    "$GRAFT" generate --model out/q8.gguf --max-tokens 24 --prompts one.jsonl
+done <together.jsonl >alone.out 2>alone.log
+check "prompts alone == prompts together with int8 products" cmp q8.out alone.out
 check "export a PEFT folder" "$GRAFT" export --adapter runs/a --format peft --out out/peft
 check "it holds the same matrices" cmp runs/a/adapter/adapter_model.safetensors out/peft/adapter_model.safetensors
 check "export a GGUF adapter" "$GRAFT" export --adapter runs/a --model "$TINY" --format gguf --out out/lora.gguf

@@ -46,7 +46,7 @@ static void append_sequence(gr_batch *b, json_t *seq, uint64_t key) {
     MUST(gr_batch_append(b, ids, mask, (int64_t)n, key, err));
 }
 
-enum { FULL = 1, NO_ADAPTER = 2 };
+enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4 };
 
 static world open_world(const char *folder, int flags, int threads) {
     world w = {0};
@@ -69,6 +69,7 @@ static world open_world(const char *folder, int flags, int threads) {
         MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
         w.params = &w.a->params;
     }
+    if (flags & INT8) MUST(gr_model_use_int8(w.m, true, true, err));
     snprintf(path, sizeof path, "%s/golden.json", folder);
     w.golden = json_load_file(path, 0, NULL);
     assert_non_null(w.golden);
@@ -196,10 +197,10 @@ static void full_gradients_are_pytorchs(void **state) {
 
 /* Every row's nll, and the gradients, of the batch taken whole, sequence by sequence, and with one thread. */
 static void batch_and_threads_change_nothing(void **state) {
-    (void)state;
+    const int flags = *(const int *)*state;
     size_t i;
     json_t *seq;
-    world whole = open_world(golden_models[0], 0, 2), split = open_world(golden_models[0], 0, 1);
+    world whole = open_world(golden_models[0], flags, 2), split = open_world(golden_models[0], flags, 1);
     gr_decoder *d, *e;
     gr_decoder_options o = {.max_tokens = whole.batch.n, .training = true};
     float *nll = calloc((size_t)whole.batch.n, sizeof *nll), *alone = calloc((size_t)whole.batch.n, sizeof *alone);
@@ -217,7 +218,7 @@ static void batch_and_threads_change_nothing(void **state) {
     }
     double difference = relative_difference(split.params->grad, whole.params->grad, whole.params->n_floats);
     if (difference > 1e-5) fail_msg("gradients of the split differ by %g", difference);
-    world single = open_world(golden_models[0], 0, 1);
+    world single = open_world(golden_models[0], flags, 1);
     train_pass(&single, &single.batch, GR_RECOMPUTE_NONE);
     assert_memory_equal(single.params->grad, whole.params->grad, (size_t)whole.params->n_floats * sizeof(float));
     gr_decoder_free(d);
@@ -240,6 +241,25 @@ static void recomputation_gives_the_same_bits(void **state) {
         close_world(&again);
     }
     close_world(&keep);
+}
+
+/* Both factors of the frozen products rounded to blocks of int8: gradients keep their direction. */
+static void int8_gradients_are_near_the_exact_ones(void **state) {
+    (void)state;
+    for (int g = 0; g < GR_LEN(golden_models); g++) {
+        world exact = open_world(golden_models[g], 0, 2), int8 = open_world(golden_models[g], INT8, 2);
+        double dot = 0, a = 0, b = 0;
+        train_pass(&exact, &exact.batch, GR_RECOMPUTE_NONE);
+        train_pass(&int8, &int8.batch, GR_RECOMPUTE_NONE);
+        for (int64_t i = 0; i < exact.params->n_floats; i++) {
+            double x = exact.params->grad[i], y = int8.params->grad[i];
+            dot += x * y, a += x * x, b += y * y;
+        }
+        if (dot / sqrt(a * b) < 0.995) fail_msg("%s: cosine %g", golden_models[g], dot / sqrt(a * b));
+        assert_true(dot / sqrt(a * b) < 1 - 1e-9); /* it was int8 */
+        close_world(&exact);
+        close_world(&int8);
+    }
 }
 
 static void zero_b_changes_no_logit(void **state) {
@@ -273,8 +293,8 @@ static void frozen_weights_stay(void **state) {
 
 /* The logits of the cache path are those of the training path, bit for bit, however the prompt is cut. */
 static void cache_gives_the_same_logits(void **state) {
-    (void)state;
-    world w = open_world(golden_models[0], 0, 2);
+    const int flags = *(const int *)*state;
+    world w = open_world(golden_models[0], flags, 2);
     int64_t V = w.m->config.vocab, len = w.batch.offset[1];
     float *whole = calloc((size_t)V, sizeof *whole), *stepped = calloc((size_t)V, sizeof *stepped);
     int32_t last = (int32_t)(len - 1), slot = 1;
@@ -355,11 +375,16 @@ static void no_logits_are_kept(void **state) {
 }
 
 int main(void) {
+    static int exact = 0, int8 = INT8;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_pytorchs),          cmocka_unit_test(lora_gradients_are_pefts),
-        cmocka_unit_test(full_gradients_are_pytorchs),  cmocka_unit_test(batch_and_threads_change_nothing),
+        cmocka_unit_test(full_gradients_are_pytorchs),  cmocka_unit_test(int8_gradients_are_near_the_exact_ones),
+        {"batch_and_threads_change_nothing", batch_and_threads_change_nothing, NULL, NULL, &exact},
+        {"batch_and_threads_change_nothing, int8", batch_and_threads_change_nothing, NULL, NULL, &int8},
         cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
-        cmocka_unit_test(frozen_weights_stay),          cmocka_unit_test(cache_gives_the_same_logits),
+        {"cache_gives_the_same_logits", cache_gives_the_same_logits, NULL, NULL, &exact},
+        {"cache_gives_the_same_logits, int8", cache_gives_the_same_logits, NULL, NULL, &int8},
+        cmocka_unit_test(frozen_weights_stay),
         cmocka_unit_test(greedy_text_is_transformers),  cmocka_unit_test(no_logits_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -104,7 +104,7 @@ static void bad_cases(void **state) {
         {"adapter:\n  method: embeddings\n", "@2:11: adapter.method: embeddings is not in this version"},
         {"train:\n  objective: dpo\n", "dpo is not in this version"},
         {"model:\n  quantize: nf4\n", "not in this version"},
-        {"model:\n  compute: int8\n", "int8 is not in this version"},
+        {"model:\n  compute: int8\nadapter:\n  method: full\n", "int8 is for a frozen base"},
         {"device: cuda\n", "@1:9: device: cuda is not in this version"},
         {"data:\n  train: 5\n  trian: x\n", "did you mean data.train?"},
         {"data:\n  train: [{format: text}]\n", "@2:11: data.train: a source needs a path"},
