@@ -148,8 +148,8 @@ typedef struct int8_job {
     int8_rows rows;
     const float *a;
     int64_t lda, k;
-    gr_int8_product product;
-    int64_t row_block, row_blocks, panel_block;
+    const gr_int8_product *products; /* of all rows of A; these begin at row `first` */
+    int64_t first, row_block, row_blocks, panel_block;
 } int8_job;
 
 static void round_rows(const void *args, int64_t begin, int64_t end) {
@@ -157,44 +157,47 @@ static void round_rows(const void *args, int64_t begin, int64_t end) {
     job->level->round(&job->rows, job->a, job->lda, job->k, begin, end);
 }
 
+static int64_t panels_of(const gr_int8_product *p) { return ceil_div(((const int8_weight *)p->packed)->n, I8_COLUMNS); }
+
+/* Chunks are numbered through all products. */
+static int64_t chunks_of(const int8_job *job, const gr_int8_product *p) {
+    return ceil_div(panels_of(p), job->panel_block) * job->row_blocks;
+}
+
 static void product_task(void *context, int64_t chunk, int worker) {
     (void)worker;
     const int8_job *job = context;
-    const int8_weight *w = job->product.packed;
-    int64_t panels = ceil_div(w->n, I8_COLUMNS), i0 = chunk % job->row_blocks * job->row_block;
-    int64_t p0 = chunk / job->row_blocks * job->panel_block, i1 = i0 + job->row_block, p1 = p0 + job->panel_block;
-    job->level->product(&job->rows, &job->product, i0, i1 < job->rows.m ? i1 : job->rows.m, p0, p1 < panels ? p1 : panels);
-}
-
-static void run_product(int8_job *job, gr_device *d) {
-    const int8_weight *w = job->product.packed;
-    int64_t panels = ceil_div(w->n, I8_COLUMNS), threads = gr_threads_count(d->threads);
-    job->row_blocks = ceil_div(job->rows.m, ROW_BLOCK);
-    job->row_block = ceil_div(job->rows.m, job->row_blocks);
-    /* few rows: every chunk costs a visit to the shared counter, so not many of them */
-    job->panel_block = job->row_blocks > 1 ? PANEL_BLOCK : ceil_div(panels, 4 * threads);
-    gr_threads_run(d->threads, ceil_div(panels, job->panel_block) * job->row_blocks, product_task, job);
+    gr_int8_product p = *job->products;
+    for (int i = 1; chunk >= chunks_of(job, &p); p = job->products[i++]) chunk -= chunks_of(job, &p);
+    int64_t i0 = chunk % job->row_blocks * job->row_block, i1 = i0 + job->row_block;
+    int64_t p0 = chunk / job->row_blocks * job->panel_block, p1 = p0 + job->panel_block;
+    p.c += job->first * p.ldc;
+    job->level->product(&job->rows, &p, i0, i1 < job->rows.m ? i1 : job->rows.m, p0, p1 < panels_of(&p) ? p1 : panels_of(&p));
 }
 
 void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t lda, int64_t m, const gr_int8_product *products,
                 int n_products) {
-    const int8_weight *first = products[0].packed;
-    int64_t blocks = first->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
-    int64_t capacity = (GR_CPU_INT8 - 4 * 64) / row_bytes;
+    const int8_weight *w = products[0].packed;
+    int64_t blocks = w->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
+    int64_t capacity = GR_CPU_INT8 / row_bytes, panels = 0;
     uint8_t *at = ((const gr_cpu *)d->impl)->int8;
+    for (int i = 0; i < n_products; i++) panels += panels_of(&products[i]);
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;
-        int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks}, .a = a + i * lda, .lda = lda, .k = first->k};
+        int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks}, .a = a + i * lda, .lda = lda, .k = w->k,
+                        .products = products, .first = i};
         job.rows.code = (int8_t *)at;
         job.rows.scale = (float *)(at + count * blocks * I8_BLOCK);
         job.rows.sum = job.rows.scale + count * blocks;
         job.rows.offset = (int32_t *)(job.rows.sum + count * blocks);
-        gr_cpu_for(d, count, gr_cpu_row_grain(first->k), round_rows, &job);
-        for (int p = 0; p < n_products; p++) {
-            job.product = products[p];
-            job.product.c += i * products[p].ldc;
-            run_product(&job, d);
-        }
+        job.row_blocks = ceil_div(count, ROW_BLOCK);
+        job.row_block = ceil_div(count, job.row_blocks);
+        /* few rows: every chunk costs a visit to the shared counter, so not many of them */
+        job.panel_block = job.row_blocks > 1 ? PANEL_BLOCK : ceil_div(panels, 4 * gr_threads_count(d->threads));
+        int64_t chunks = 0;
+        for (int p = 0; p < n_products; p++) chunks += chunks_of(&job, &products[p]);
+        gr_cpu_for(d, count, gr_cpu_row_grain(w->k), round_rows, &job);
+        gr_threads_run(d->threads, chunks, product_task, &job);
     }
 }
 
