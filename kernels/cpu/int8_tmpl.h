@@ -62,70 +62,79 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
     for (int64_t i = begin; i < end; i++) int8_round_row(r, i, a + i * lda, k);
 }
 
-/* C[mr, n <= VL] from column `half` of a panel on; row i of r and of c is the first. */
-INLINE void int8_tile(const int mr, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n,
-                      const gr_int8_product *p, float *c, const float *bias) {
+/* C[mr, n] from column `first` of a panel on, in nv vectors, n in (VL (nv-1), VL nv]; row i of r and of c is the first. */
+INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first,
+                      int64_t n, const gr_int8_product *p, float *c, const float *bias) {
     const int64_t scales = 2 * I8_COLUMNS, block_bytes = I8_COLUMNS * (bits == 8 ? 2 + I8_BLOCK : 4 + I8_BLOCK / 2);
     const int8_t *x = r->code + i * r->blocks * I8_BLOCK;
-    const int64_t ldx = r->blocks * I8_BLOCK;
-    vf acc[I8_ROWS];
-    for (int q = 0; q < mr; q++) acc[q] = v_set(0);
+    const int64_t ldx = r->blocks * I8_BLOCK, tail = n - (nv - 1) * VL;
+    vf acc[I8_ROWS][2];
+    for (int q = 0; q < mr; q++) acc[q][0] = acc[q][1] = v_set(0);
     for (int64_t b = 0; b < r->blocks; b++, panel += block_bytes, x += I8_BLOCK) {
+        const uint8_t *codes = panel + (bits == 8 ? scales : 2 * scales) + 4 * first;
         const float *xs = r->scale + i * r->blocks + b;
-        vf scale = v_halves(panel + 2 * half);
-        vi sum[I8_ROWS];
-        if (bits == 8) {
-            const uint8_t *codes = panel + scales + 4 * half;
-            for (int q = 0; q < mr; q++) sum[q] = sum8_start(r->offset[(i + q) * r->blocks + b]);
-#pragma GCC unroll 8
-            for (int g = 0; g < 8; g++) {
-                vi w = code8(vi_load(codes + g * 4 * I8_COLUMNS));
-                for (int q = 0; q < mr; q++) sum[q] = sum8_add(sum[q], w, vi_four(x + q * ldx + 4 * g));
-            }
-            for (int q = 0; q < mr; q++)
-                acc[q] = v_fma(vi_float(sum[q]), v_mul(scale, v_set(xs[q * r->blocks])), acc[q]);
-        } else {
-            const uint8_t *codes = panel + 2 * scales + 4 * half;
-            vf min = v_halves(panel + scales + 2 * half);
-            for (int q = 0; q < mr; q++) sum[q] = vi_zero();
-#pragma GCC unroll 4
-            for (int g = 0; g < 4; g++) {
-                vi w = vi_load(codes + g * 4 * I8_COLUMNS), low = vi_low(w), high = vi_high(w);
-                for (int q = 0; q < mr; q++) {
-                    sum[q] = sum4_add(sum[q], low, vi_four(x + q * ldx + 4 * g));
-                    sum[q] = sum4_add(sum[q], high, vi_four(x + q * ldx + 16 + 4 * g));
-                }
+        vi sum[I8_ROWS][2];
+        for (int q = 0; q < mr; q++)
+            sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[(i + q) * r->blocks + b]) : vi_zero();
+        for (int g = 0; g < (bits == 8 ? 8 : 4); g++) {
+            vi w[2], high[2];
+            for (int v = 0; v < nv; v++) {
+                w[v] = vi_load(codes + g * 4 * I8_COLUMNS + v * 4 * VL);
+                if (bits == 8) w[v] = code8(w[v]);
+                else high[v] = vi_high(w[v]), w[v] = vi_low(w[v]);
             }
             for (int q = 0; q < mr; q++) {
-                acc[q] = v_fma(vi_float(sum4_end(sum[q])), v_mul(scale, v_set(xs[q * r->blocks])), acc[q]);
-                acc[q] = v_fma(min, v_set(r->sum[(i + q) * r->blocks + b]), acc[q]);
+                vi x0 = vi_four(x + q * ldx + 4 * g), x1 = bits == 8 ? x0 : vi_four(x + q * ldx + 16 + 4 * g);
+                for (int v = 0; v < nv; v++) {
+                    sum[q][v] = bits == 8 ? sum8_add(sum[q][v], w[v], x0) : sum4_add(sum[q][v], w[v], x0);
+                    if (bits == 4) sum[q][v] = sum4_add(sum[q][v], high[v], x1);
+                }
+            }
+        }
+        for (int v = 0; v < nv; v++) {
+            vf scale = v_halves(panel + 2 * (first + v * VL)), min;
+            if (bits == 4) min = v_halves(panel + scales + 2 * (first + v * VL));
+            for (int q = 0; q < mr; q++) {
+                vi dot = bits == 8 ? sum[q][v] : sum4_end(sum[q][v]);
+                acc[q][v] = v_fma(vi_float(dot), v_mul(scale, v_set(xs[q * r->blocks])), acc[q][v]);
+                if (bits == 4) acc[q][v] = v_fma(min, v_set(r->sum[(i + q) * r->blocks + b]), acc[q][v]);
             }
         }
     }
-    for (int q = 0; q < mr; q++) {
-        if (bias) acc[q] = v_add(acc[q], v_load_n(bias, n));
-        if (p->accumulate) acc[q] = v_add(v_load_n(c + q * p->ldc, n), acc[q]);
-        v_store_n(c + q * p->ldc, acc[q], n);
-    }
+    for (int q = 0; q < mr; q++)
+        for (int v = 0; v < nv; v++) {
+            const int64_t count = v == nv - 1 ? tail : VL;
+            float *to = c + q * p->ldc + v * VL;
+            if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
+            if (p->accumulate) acc[q][v] = v_add(v_load_n(to, count), acc[q][v]);
+            v_store_n(to, acc[q][v], count);
+        }
 }
 
-typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n, const gr_int8_product *p, float *c,
-                          const float *bias);
-#define TILE(mr, bits)                                                                                                           \
-    static void tile_##mr##_##bits(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t half, int64_t n,                  \
-                                   const gr_int8_product *p, float *c, const float *bias) {                                       \
-        int8_tile(mr, bits, r, i, panel, half, n, p, c, bias);                                                                    \
+typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first, int64_t n, const gr_int8_product *p,
+                          float *c, const float *bias);
+#define TILE(mr, nv, bits)                                                                                                        \
+    static void tile_##mr##_##nv##_##bits(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first, int64_t n,           \
+                                          const gr_int8_product *p, float *c, const float *bias) {                                 \
+        int8_tile(mr, nv, bits, r, i, panel, first, n, p, c, bias);                                                               \
     }
-#define TILES(mr) TILE(mr, 4) TILE(mr, 8)
+#define TILES(mr) TILE(mr, 1, 4) TILE(mr, 1, 8)
+#define ROW(mr, nv) [mr] = {tile_##mr##_##nv##_4, tile_##mr##_##nv##_8}
 TILES(1) TILES(2) TILES(3) TILES(4)
 #if defined(__AVX512F__)
 TILES(5) TILES(6) TILES(7) TILES(8) TILES(9) TILES(10)
+enum { I8_WIDE_ROWS = 0 }; /* a vector is a whole panel */
+#else
+TILE(1, 2, 4) TILE(1, 2, 8) TILE(2, 2, 4) TILE(2, 2, 8)
+enum { I8_WIDE_ROWS = 2 }; /* up to 2 rows leave registers for both halves of a panel, which then share the broadcasts of A */
 #endif
-#define ROW(mr) [mr] = {tile_##mr##_4, tile_##mr##_8}
-static int8_tile_fn *const int8_tiles[I8_ROWS + 1][2] = {
-    ROW(1), ROW(2), ROW(3), ROW(4),
+static int8_tile_fn *const int8_tiles[][I8_ROWS + 1][2] = {
+    {ROW(1, 1), ROW(2, 1), ROW(3, 1), ROW(4, 1),
 #if defined(__AVX512F__)
-    ROW(5), ROW(6), ROW(7), ROW(8), ROW(9), ROW(10),
+     ROW(5, 1), ROW(6, 1), ROW(7, 1), ROW(8, 1), ROW(9, 1), ROW(10, 1)},
+#else
+    },
+    {ROW(1, 2), ROW(2, 2)},
 #endif
 };
 #undef ROW
@@ -137,10 +146,13 @@ static void product_vector(const int8_rows *r, const gr_int8_product *p, int64_t
     int64_t n_tiles = (i1 - i0 + I8_ROWS - 1) / I8_ROWS;
     for (int64_t panel = p0; panel < p1; panel++)
         for (int64_t t = 0, i = i0; t < n_tiles; t++) {
-            int64_t mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t);
-            for (int64_t half = 0; half < I8_COLUMNS && panel * I8_COLUMNS + half < w->n; half += VL) {
-                int64_t j = panel * I8_COLUMNS + half, n = w->n - j < VL ? w->n - j : VL;
-                int8_tiles[mr][w->bits == 8](r, i, int8_panel(w, panel), half, n, p, p->c + i * p->ldc + j, p->bias ? p->bias + j : NULL);
+            int64_t mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t), left = w->n - panel * I8_COLUMNS;
+            for (int64_t first = 0; first < I8_COLUMNS && first < left;) {
+                int64_t nv = mr <= I8_WIDE_ROWS && left - first > VL ? 2 : 1, j = panel * I8_COLUMNS + first;
+                int64_t n = left - first < nv * VL ? left - first : nv * VL;
+                int8_tiles[nv - 1][mr][w->bits == 8](r, i, int8_panel(w, panel), first, n, p, p->c + i * p->ldc + j,
+                                                     p->bias ? p->bias + j : NULL);
+                first += n;
             }
             i += mr;
         }
