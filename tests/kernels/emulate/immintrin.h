@@ -1,0 +1,78 @@
+/* immintrin.h - found before the compiler's own by the emulated kernels (see CMakeLists.txt): AVX-512 and its VNNI in portable C, so that
+ * the level is tested on CPUs that lack it. SIMDe has most intrinsics; what its Debian version lacks follows. */
+#ifndef GR_EMULATE_IMMINTRIN_H
+#define GR_EMULATE_IMMINTRIN_H
+
+#include_next <immintrin.h>
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <math.h>
+#include <stdint.h>
+
+#define __AVX512F__ 1 /* after SIMDe, which would take it for the CPU's */
+
+typedef union emulated {
+    float f[16];
+    int32_t i[16];
+} emulated;
+
+static inline __m512 emulated_ps(const emulated *e) { return simde_mm512_loadu_ps(e->f); }
+static inline emulated of_ps(__m512 v) {
+    emulated e;
+    simde_mm512_storeu_ps(e.f, v);
+    return e;
+}
+static inline emulated of_si512(__m512i v) {
+    emulated e;
+    simde_mm512_storeu_si512(e.i, v);
+    return e;
+}
+
+static inline __m512 emulated_maskz_loadu_ps(__mmask16 mask, const void *p) {
+    emulated e;
+    for (int i = 0; i < 16; i++) e.f[i] = mask >> i & 1 ? ((const float *)p)[i] : 0;
+    return emulated_ps(&e);
+}
+static inline void emulated_mask_storeu_ps(void *p, __mmask16 mask, __m512 v) {
+    emulated e = of_ps(v);
+    for (int i = 0; i < 16; i++)
+        if (mask >> i & 1) ((float *)p)[i] = e.f[i];
+}
+static inline __m512i emulated_cvtps_epi32(__m512 v) {
+    emulated e = of_ps(v);
+    for (int i = 0; i < 16; i++) e.i[i] = (int32_t)lrintf(e.f[i]);
+    return simde_mm512_loadu_si512(e.i);
+}
+static inline __m512 emulated_cvtepi32_ps(__m512i v) {
+    emulated e = of_si512(v);
+    for (int i = 0; i < 16; i++) e.f[i] = (float)e.i[i];
+    return emulated_ps(&e);
+}
+static inline __m512 emulated_cvtph_ps(__m256i v) {
+    emulated e;
+    _mm256_storeu_ps(e.f, _mm256_cvtph_ps(_mm256_castsi256_si128(v)));
+    _mm256_storeu_ps(e.f + 8, _mm256_cvtph_ps(_mm256_extracti128_si256(v, 1)));
+    return emulated_ps(&e);
+}
+static inline __m256i emulated_cvtps_ph(__m512 v) {
+    emulated e = of_ps(v);
+    return _mm256_set_m128i(_mm256_cvtps_ph(_mm256_loadu_ps(e.f + 8), _MM_FROUND_TO_NEAREST_INT),
+                            _mm256_cvtps_ph(_mm256_loadu_ps(e.f), _MM_FROUND_TO_NEAREST_INT));
+}
+static inline __m512 emulated_shuffle_f32x4(__m512 a, __m512 b, int control) {
+    emulated x = of_ps(a), y = of_ps(b), e;
+    for (int lane = 0; lane < 4; lane++)
+        for (int j = 0; j < 4; j++) e.f[4 * lane + j] = (lane < 2 ? x : y).f[4 * (control >> 2 * lane & 3) + j];
+    return emulated_ps(&e);
+}
+
+#define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
+#define _mm512_mask_storeu_ps emulated_mask_storeu_ps
+#define _mm512_cvtps_epi32 emulated_cvtps_epi32
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtps_ph(v, rounding) emulated_cvtps_ph(v) /* always to nearest */
+#define _mm512_shuffle_f32x4 emulated_shuffle_f32x4
+
+#endif
