@@ -207,30 +207,38 @@ static void round_generic(const int8_rows *r, const float *a, int64_t lda, int64
     for (int64_t i = begin; i < end; i++) int8_round_row(r, i, a + i * lda, k);
 }
 
-static float element(const int8_rows *r, const int8_weight *w, int64_t i, int64_t column) {
-    float sum = 0;
+/* Block b of a column: its integers, scale and minimum. */
+static void unpack(const int8_weight *w, int64_t column, int64_t b, int8_t q[I8_BLOCK], float *scale, float *min) {
+    const uint8_t *block = int8_panel(w, column / I8_COLUMNS) + b * w->block_bytes;
     int64_t j = column % I8_COLUMNS;
-    for (int64_t b = 0; b < w->blocks; b++) {
-        const uint8_t *block = int8_panel(w, column / I8_COLUMNS) + b * w->block_bytes;
-        const int8_t *x = r->code + (i * r->blocks + b) * I8_BLOCK;
-        int32_t dot = 0;
-        for (int p = 0; p < I8_BLOCK; p++) {
-            int64_t at = p % (w->bits == 8 ? 32 : 16) / 4 * 4 * I8_COLUMNS + 4 * j + p % 4;
-            dot += x[p] * (w->bits == 8 ? (int8_t)block[2 * I8_COLUMNS + at] : block[4 * I8_COLUMNS + at] >> p / 16 * 4 & 15);
-        }
-        sum += (float)dot * (gr_load_half(block + 2 * j) * r->scale[i * r->blocks + b]);
-        if (w->bits == 4) sum += gr_load_half(block + 2 * (I8_COLUMNS + j)) * r->sum[i * r->blocks + b];
+    for (int p = 0; p < I8_BLOCK; p++) {
+        int64_t at = p % (w->bits == 8 ? 32 : 16) / 4 * 4 * I8_COLUMNS + 4 * j + p % 4;
+        q[p] = (int8_t)(w->bits == 8 ? block[2 * I8_COLUMNS + at] : block[4 * I8_COLUMNS + at] >> p / 16 * 4 & 15);
     }
-    return sum;
+    *scale = gr_load_half(block + 2 * j);
+    *min = w->bits == 8 ? 0 : gr_load_half(block + 2 * (I8_COLUMNS + j));
 }
 
 static void product_generic(const int8_rows *r, const gr_int8_product *p, int64_t i0, int64_t i1, int64_t p0, int64_t p1) {
     const int8_weight *w = p->packed;
-    for (int64_t i = i0; i < i1; i++)
-        for (int64_t j = p0 * I8_COLUMNS; j < p1 * I8_COLUMNS && j < w->n; j++) {
-            float *c = p->c + i * p->ldc + j;
-            *c = (p->accumulate ? *c : 0) + (element(r, w, i, j) + (p->bias ? p->bias[j] : 0));
+    for (int64_t j = p0 * I8_COLUMNS; j < p1 * I8_COLUMNS && j < w->n; j++) {
+        float sum[ROW_BLOCK] = {0}, scale, min;
+        for (int64_t b = 0; b < w->blocks; b++) {
+            int8_t q[I8_BLOCK];
+            unpack(w, j, b, q, &scale, &min);
+            for (int64_t i = i0; i < i1; i++) {
+                const int8_t *x = r->code + (i * r->blocks + b) * I8_BLOCK;
+                int32_t dot = 0;
+                for (int e = 0; e < I8_BLOCK; e++) dot += x[e] * q[e];
+                sum[i - i0] += (float)dot * (scale * r->scale[i * r->blocks + b]);
+                if (w->bits == 4) sum[i - i0] += min * r->sum[i * r->blocks + b];
+            }
         }
+        for (int64_t i = i0; i < i1; i++) {
+            float *c = p->c + i * p->ldc + j;
+            *c = (p->accumulate ? *c : 0) + (sum[i - i0] + (p->bias ? p->bias[j] : 0));
+        }
+    }
 }
 
 void gr_int8_generic(gr_device *d, const float *a, int64_t lda, int64_t m, const gr_int8_product *products, int n_products) {

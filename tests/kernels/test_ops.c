@@ -48,8 +48,11 @@ static float *buffer(call *c, int64_t n) {
 static float *filled(call *c, int tag, int64_t row0, int64_t n, int64_t cols) {
     float *x = buffer(c, n * cols);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < cols; j++)
-            x[i * cols + j] = 2 * gr_random_uniform(7, (uint32_t)tag, (uint64_t)(row0 + i), (uint64_t)j) - 1;
+        for (int64_t j = 0; j < cols; j += 4) {
+            uint32_t word[4];
+            gr_philox(word, 7, (uint32_t)tag, (uint64_t)(row0 + i), (uint64_t)j);
+            for (int64_t k = 0; k < 4 && j + k < cols; k++) x[i * cols + j + k] = (float)(word[k] >> 8) * 0x1p-23f - 1;
+        }
     return x;
 }
 
