@@ -24,14 +24,13 @@ void gr_trainer_interrupt(void) { interrupted = 1; }
 bool gr_run_interrupted(void) { return interrupted != 0; }
 
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
-    (void)device; /* no CPU level here multiplies bf16 faster than float32: auto is fp32 */
     switch ((enum gr_recipe_dtype)recipe_dtype) {
     case GR_DT_BF16: return GR_DTYPE_BF16;
     case GR_DT_FP16: return GR_DTYPE_F16;
-    case GR_DT_AUTO:
-    case GR_DT_FP32: break;
+    case GR_DT_FP32: return GR_DTYPE_F32;
+    case GR_DT_AUTO: break;
     }
-    return GR_DTYPE_F32;
+    return strcmp(device->level, "cpu-amx") == 0 ? GR_DTYPE_BF16 : GR_DTYPE_F32; /* the one level that multiplies bf16 faster */
 }
 
 /* ---- opening what the recipe names ---- */

@@ -1,6 +1,11 @@
 /* device.c - the CPU device: its level, memory, pool and scratch. */
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels/cpu/impl.h"
 
@@ -27,11 +32,28 @@ static const gr_ops avx2_ops = {
 static const gr_ops avx512_ops = {
 #include "kernels/ops.def"
     VECTOR_OPS(avx512)};
+static const gr_ops amx_ops = {
+#include "kernels/ops.def"
+    VECTOR_OPS(avx512), .linear_forward = gr_linear_forward_amx, .linear_backward = gr_linear_backward_amx};
 #pragma GCC diagnostic pop
 #endif
 #undef GR_OP
 
-static const char *const level_names[] = {"cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
+static const char *const level_names[] = {"cpu-amx", "cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
+
+#if defined(__x86_64__)
+/* CPUID and the kernel's word, which a process must ask for once: tiles are big, so Linux gives them on request. */
+static bool has_amx(void) {
+#if defined(GRAFT_EMULATED)
+    return true;
+#else
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#endif
+}
+#endif
 
 const gr_ops *gr_cpu_ops(const char *level) {
     if (strcmp(level, "generic") == 0) return &generic_ops;
@@ -42,6 +64,7 @@ const gr_ops *gr_cpu_ops(const char *level) {
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2 && strcmp(level, "avx2") == 0) return &avx2_ops;
     if (avx512 && strcmp(level, "avx512") == 0) return &avx512_ops;
+    if (avx512 && strcmp(level, "amx") == 0 && has_amx()) return &amx_ops;
 #endif
     return NULL;
 }
@@ -66,7 +89,7 @@ static void cpu_free(gr_device *d, void *p) {
 
 static bool choose_level(gr_device *d, const char **why) {
     const char *wanted = getenv("GRAFT_CPU");
-    for (int i = 0; i < 3; i++) {
+    for (size_t i = 0; i < sizeof level_names / sizeof *level_names; i++) {
         const char *name = level_names[i] + strlen("cpu-");
         if (wanted && strcmp(wanted, name) != 0) continue;
         d->ops = gr_cpu_ops(name);
@@ -75,7 +98,7 @@ static bool choose_level(gr_device *d, const char **why) {
         *why = "this CPU lacks the instruction set that GRAFT_CPU names; unset it, or use GRAFT_CPU=generic";
         if (wanted) return false;
     }
-    *why = "GRAFT_CPU must be generic, avx2 or avx512";
+    *why = "GRAFT_CPU must be generic, avx2, avx512 or amx";
     return false;
 }
 
@@ -91,9 +114,9 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     *why = "cannot start the threads; ask for fewer (threads: 1)";
     if (!d->threads) goto failed;
     cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
-    cpu->int8 = aligned_zeros(GR_CPU_INT8);
+    cpu->rounded = aligned_zeros(GR_CPU_ROUNDED);
     *why = "out of memory for the CPU device";
-    if (!cpu->scratch || !cpu->int8) goto failed;
+    if (!cpu->scratch || !cpu->rounded) goto failed;
     *why = NULL;
     return d;
 failed:
@@ -109,7 +132,7 @@ void gr_device_free(gr_device *d) {
     gr_cpu *cpu = d->impl;
     gr_threads_free(d->threads);
     free(cpu->scratch);
-    free(cpu->int8);
+    free(cpu->rounded);
     free(cpu);
     free(d);
 }

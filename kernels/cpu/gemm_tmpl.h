@@ -125,6 +125,15 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
     }
 }
 
+/* What follows the first product of a block of C at row m0, column n0: the further products and the bias. */
+static void finish_block(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n) {
+    float *c = g->c + m0 * g->ldc + n0;
+    for (const gr_gemm *t = g->next; t; t = t->next) add_product(scratch, t, m0, n0, m, n, c, g->ldc, 1);
+    if (g->bias)
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) c[i * g->ldc + j] += g->bias[n0 + j];
+}
+
 static void gemm_task(void *context, int64_t chunk, int worker) {
     const gemm_job *job = context;
     const gr_gemm *g = job->g;
@@ -132,12 +141,8 @@ static void gemm_task(void *context, int64_t chunk, int worker) {
     int64_t m0 = chunk % job->m_blocks * job->m_block, n0 = chunk / job->m_blocks * job->n_block;
     int64_t m = g->m - m0 < job->m_block ? g->m - m0 : job->m_block;
     int64_t n = g->n - n0 < job->n_block ? g->n - n0 : job->n_block;
-    float *c = g->c + m0 * g->ldc + n0;
-    for (const gr_gemm *t = g; t; t = t->next)
-        add_product(scratch, t, m0, n0, m, n, c, g->ldc, t != g || g->accumulate);
-    if (g->bias)
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < n; j++) c[i * g->ldc + j] += g->bias[n0 + j];
+    add_product(scratch, g, m0, n0, m, n, g->c + m0 * g->ldc + n0, g->ldc, g->accumulate);
+    finish_block(scratch, g, m0, n0, m, n);
 }
 
 /* Share of the threads' time that is work when blocks of n columns are dealt to them. */
@@ -147,22 +152,39 @@ static double balance(int64_t n, int64_t block, int64_t threads) {
     return (double)n / (double)(threads * load);
 }
 
-/* Blocks of C: the widest that keep all threads busy; rows are split too where columns alone do not. */
-void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
-    if (g->m == 0 || g->n == 0) return;
+/* Blocks of m rows of C: the widest that keep all threads busy; rows are split too, in units, where columns alone do not. */
+static gemm_job plan_blocks(gr_device *d, const gr_gemm *g, int64_t m, int64_t row_unit) {
     const double good = 0.97;
     int64_t type_block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(d->threads);
     int64_t unit = !g->b_transposed && type_block > PANEL ? type_block : PANEL;
-    gemm_job job = {.d = d, .g = g, .m_block = g->m, .n_block = N_BLOCK, .m_blocks = 1};
+    gemm_job job = {.d = d, .g = g, .m_block = m, .n_block = N_BLOCK, .m_blocks = 1};
     for (int64_t block = N_BLOCK - unit; block >= unit && balance(g->n, job.n_block, threads) < good; block -= unit)
         if (balance(g->n, block, threads) > balance(g->n, job.n_block, threads)) job.n_block = block;
     int64_t n_blocks = (g->n + job.n_block - 1) / job.n_block;
     bool balanced = balance(g->n, job.n_block, threads) >= good;
     while (!balanced && job.m_block > ROWS_LARGE && n_blocks * job.m_blocks < 3 * threads) {
-        job.m_block = round_up((job.m_block + 1) / 2, TILE_ROWS);
-        job.m_blocks = (g->m + job.m_block - 1) / job.m_block;
+        job.m_block = round_up((job.m_block + 1) / 2, row_unit);
+        job.m_blocks = (m + job.m_block - 1) / job.m_block;
     }
-    gr_threads_run(d->threads, n_blocks * job.m_blocks, gemm_task, &job);
+    return job;
+}
+
+static int64_t chunks_of(const gr_gemm *g, const gemm_job *job) { return (g->n + job->n_block - 1) / job->n_block * job->m_blocks; }
+
+#if defined(GR_AMX)
+#include "kernels/cpu/amx.h"
+#endif
+
+void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
+    if (g->m == 0 || g->n == 0) return;
+#if defined(GR_AMX)
+    if (g->compute == GR_DTYPE_BF16) {
+        amx_gemm(d, g);
+        return;
+    }
+#endif
+    gemm_job job = plan_blocks(d, g, g->m, TILE_ROWS);
+    gr_threads_run(d->threads, chunks_of(g, &job), gemm_task, &job);
 }
 
 void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,

@@ -8,7 +8,11 @@
 
 #if defined(__AVX512F__)
 
+#if defined(GR_AMX)
+#define LEVEL(name) name##_amx
+#else
 #define LEVEL(name) name##_avx512
+#endif
 enum { VL = 16 };
 typedef __m512 vf;
 static inline vf v_load(const float *p) { return _mm512_loadu_ps(p); }

@@ -372,7 +372,7 @@ static const operation operations[] = {
 /* Linears take every size in every dtype. */
 static int variants(const operation *op) { return op->name[0] == 'l' || op->name[0] == 'i' ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT; }
 
-static const char *const levels[] = {"generic", "avx2", "avx512"};
+static const char *const levels[] = {"generic", "avx2", "avx512", "amx"};
 
 static gr_device *device(const char *level, int threads) {
     const char *why = NULL;
@@ -445,6 +445,29 @@ static void test_level(void **state) {
     gr_device_free(reference), gr_device_free(one), gr_device_free(three);
 }
 
+/* A contraction and a number of rows beyond what is rounded at once (bfloat16 on tiles, int8), against the reference. */
+static void test_long_contraction(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!gr_cpu_ops(level)) skip();
+    enum { N = 40000, K = 33, ROWS = 100 };
+    gr_device *devices[2] = {device("generic", 1), device(level, 3)};
+    for (int int8 = 0; int8 < 2; int8++) {
+        call c[2] = {0};
+        for (int i = 0; i < 2; i++) {
+            c[i].d = devices[i], c[i].n = ROWS, c[i].tolerance = 1e-4;
+            gr_linear l = {.w = weight(&c[i], GR_DTYPE_F32, 1, N, K), .compute = GR_DTYPE_BF16};
+            const gr_linear *group = &l;
+            if (int8) l.int8_backward = int8_form(&c[i], &l.w, true);
+            float *dx = rows(&c[i], 2, K), *dy = rows(&c[i], 3, N);
+            c[i].d->ops->linear_backward(c[i].d, dx, true, NULL, NULL, dy, N, dx, dx, NULL, &group, 1, ROWS);
+            out_rows(&c[i], dx, K);
+        }
+        compare(&c[1], &c[0], &(operation){.name = "long contraction"}, level);
+        release(&c[0]), release(&c[1]);
+    }
+    gr_device_free(devices[0]), gr_device_free(devices[1]);
+}
+
 static void test_philox(void **state) {
     (void)state; /* Random123 kat_vectors, philox4x32 10: the key's second half is purpose * 0x9E3779B1 */
     uint32_t out[4];
@@ -464,7 +487,7 @@ static void test_unknown_level(void **state) {
     const char *why = NULL;
     setenv("GRAFT_CPU", "mmx", 1);
     assert_null(gr_cpu_device_new(1, &why));
-    assert_non_null(strstr(why, "generic, avx2 or avx512"));
+    assert_non_null(strstr(why, "generic, avx2, avx512 or amx"));
     assert_null(gr_cpu_ops("mmx"));
 }
 
@@ -488,7 +511,7 @@ static void test_pool(void **state) {
 }
 
 int main(void) {
-    static int level[] = {0, 1, 2};
+    static int level[] = {0, 1, 2, 3};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_pool),
@@ -496,6 +519,10 @@ int main(void) {
         {"generic", test_level, NULL, NULL, &level[0]},
         {"avx2", test_level, NULL, NULL, &level[1]},
         {"avx512", test_level, NULL, NULL, &level[2]},
+        {"amx", test_level, NULL, NULL, &level[3]},
+        {"avx2, long contraction", test_long_contraction, NULL, NULL, &level[1]},
+        {"avx512, long contraction", test_long_contraction, NULL, NULL, &level[2]},
+        {"amx, long contraction", test_long_contraction, NULL, NULL, &level[3]},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,2 @@
+#define GR_AMX
+#include "kernels/cpu/gemm_tmpl.h"
