@@ -1,5 +1,5 @@
 /* bench_kernels.c - speed of the operations on the shapes of SmolLM2-135M, as GFLOP/s and as a share of the FMA peak
- * that the same run measures. Usage: bench_kernels [threads]; GRAFT_CPU chooses the level. */
+ * that the same run measures. Usage: bench_kernels [threads [limits]]; GRAFT_CPU chooses the level; limits: only the machine's. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -62,6 +62,40 @@ static double peak(gr_device *d) {
         if (flops / (now() - start) > best) best = flops / (now() - start);
     }
     return best / 1e9;
+}
+
+enum { STREAM = 64 << 20 }; /* bytes a thread reads: far more than any cache */
+
+typedef struct read_job {
+    const uint64_t *data;
+    uint64_t sums[64];
+} read_job;
+
+static void read_chunk(void *context, int64_t chunk, int worker) {
+    read_job *job = context;
+    const uint64_t *x = job->data + chunk * (STREAM / 8);
+    uint64_t sum[8] = {0};
+    (void)worker;
+    for (int64_t i = 0; i < STREAM / 8; i += 8)
+        for (int j = 0; j < 8; j++) sum[j] += x[i + j];
+    for (int j = 0; j < 8; j++) job->sums[chunk] += sum[j];
+}
+
+/* Reading from memory with all threads in GB/s. */
+static double bandwidth(gr_device *d) {
+    int threads = gr_threads_count(d->threads) < 64 ? gr_threads_count(d->threads) : 64;
+    double best = 0;
+    read_job job = {.data = d->alloc(d, (int64_t)threads * STREAM)};
+    if (!job.data) abort();
+    for (int i = 0; i < 10; i++) {
+        double start = now();
+        gr_threads_run(d->threads, threads, read_chunk, &job);
+        double rate = (double)threads * STREAM / (now() - start) / 1e9;
+        if (rate > best) best = rate;
+    }
+    if (job.sums[0] != 0) abort(); /* the sums are used */
+    d->free(d, (void *)(uintptr_t)job.data);
+    return best;
 }
 
 static float *values(gr_device *d, int64_t n) {
@@ -196,7 +230,11 @@ int main(int argc, char **argv) {
         return 1;
     }
     fma_peak = peak(d);
-    printf("%s, %d threads, FMA peak %.1f GFLOP/s\n", d->level, gr_threads_count(d->threads), fma_peak);
+    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(d->threads), fma_peak, bandwidth(d));
+    if (argc > 2) {
+        gr_device_free(d);
+        return 0;
+    }
     static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {49152, 576}};
     static const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_Q4_1};
     for (int t = 0; t < 2; t++)
