@@ -20,15 +20,13 @@ static gr_dtype type_of(const gr_weight *w, gr_dtype type) {
 /* The linears of the layers: all but the head. */
 static int64_t n_matrices(const gr_model *m) { return gr_model_n_linears(m) - 1; }
 
-static int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
 int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type) {
     char name[96];
     int64_t bytes = 0;
     for (int64_t i = 0; i < n_matrices(m); i++) {
         const gr_weight *w = &gr_model_linear(m, i, name)->w;
         gr_dtype to = type_of(w, type);
-        if (to != w->dtype) bytes += aligned(gr_dtype_bytes(to, w->rows * w->cols));
+        if (to != w->dtype) bytes += gr_dtype_bytes(to, w->rows * w->cols);
     }
     return bytes;
 }
@@ -99,7 +97,7 @@ graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err) {
         t.made++;
         t.other += j.type != type;
         t.bytes_before += gr_dtype_bytes(w->dtype, n), t.bytes_after += gr_dtype_bytes(j.type, n);
-        to += aligned(gr_dtype_bytes(j.type, n));
+        to += gr_dtype_bytes(j.type, n);
         *w = (gr_weight){.dtype = j.type, .rows = w->rows, .cols = w->cols, .data = j.to};
         snprintf(tensor, sizeof tensor, "%s.weight", name);
         gr_weights_release(m->weights, tensor);
