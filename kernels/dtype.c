@@ -67,7 +67,7 @@ static const gr_dtype_info table[GR_DTYPE_COUNT] = {
     [GR_DTYPE_Q4_K] = {"q4_k", NULL, 12, 256, 144, q4_k_to_f32, gr_quantize_q4_k},
     [GR_DTYPE_Q5_K] = {"q5_k", NULL, 13, 256, 176, q5_k_to_f32, NULL},
     [GR_DTYPE_Q6_K] = {"q6_k", NULL, 14, 256, 210, q6_k_to_f32, NULL},
-    [GR_DTYPE_NF4] = {"nf4", NULL, -1, 64, 33, nf4_to_f32, gr_quantize_nf4},
+    [GR_DTYPE_NF4] = {"nf4", NULL, -1, 64, 34, nf4_to_f32, gr_quantize_nf4},
 };
 
 const gr_dtype_info *gr_dtype_get(gr_dtype dtype) { return &table[dtype]; }

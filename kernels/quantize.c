@@ -165,13 +165,6 @@ void gr_quantize_q4_k(void *dst, const float *src, int64_t n) {
 
 /* ---- NF4 ---- */
 
-/* The code of a scale: the nearest that is finite. */
-static uint8_t nf4_scale_code(float scale) {
-    uint16_t h = gr_f32_to_f16(scale);
-    int code = (h + 0x3f + (h >> 7 & 1)) >> 7;
-    return (uint8_t)(code < 0xf7 ? code : 0xf7);
-}
-
 /* The nearest of the 16 values: how many of the 15 middles between them lie below x. */
 static uint8_t nf4_code(float x) {
     int code = 0;
@@ -182,9 +175,9 @@ static uint8_t nf4_code(float x) {
 
 void gr_quantize_nf4(void *dst, const float *src, int64_t n) {
     uint8_t *out = dst;
-    for (int64_t b = 0; b < n / 64; b++, out += 33, src += 64) {
-        out[0] = nf4_scale_code(largest_magnitude(src, 64));
-        float scale = gr_nf4_scale(out[0]), inverse = scale > 0 ? 1 / scale : 0;
-        for (int j = 0; j < 32; j++) out[1 + j] = (uint8_t)(nf4_code(src[j] * inverse) | nf4_code(src[j + 32] * inverse) << 4);
+    for (int64_t b = 0; b < n / 64; b++, out += 34, src += 64) {
+        store_half(out, fminf(largest_magnitude(src, 64), 65504)); /* the largest half */
+        float scale = gr_load_half(out), inverse = scale > 0 ? 1 / scale : 0;
+        for (int j = 0; j < 32; j++) out[2 + j] = (uint8_t)(nf4_code(src[j] * inverse) | nf4_code(src[j + 32] * inverse) << 4);
     }
 }

@@ -68,11 +68,10 @@ table("weight_q4_k_bytes", "uint8_t", q4_k, 1)
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
                 -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
                 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])  # the paper's appendix E, bitsandbytes
-SCALES = np.array([m * 2.0**-17 if e == 0 else (8 + m) * 2.0 ** (e - 18) for e in range(31) for m in range(8)])  # by code
 blocks = weights.astype(np.float64).reshape(-1, 64)
-scale_codes = np.abs(np.abs(blocks).max(1)[:, None] - SCALES).argmin(1)
-scales = SCALES[scale_codes]
-codes = np.abs(blocks[:, :, None] / np.where(scales > 0, scales, np.inf)[:, None, None] - NF4).argmin(2)
-nf4 = np.concatenate([scale_codes[:, None], codes[:, :32] | codes[:, 32:] << 4], axis=1).astype(np.uint8)
+halves = np.abs(blocks).max(1)[:, None].astype(np.float16)
+scales = halves.astype(np.float64)
+codes = np.abs(blocks[:, :, None] / np.where(scales > 0, scales, np.inf)[:, :, None] - NF4).argmin(2)
+nf4 = np.concatenate([halves.view(np.uint8), (codes[:, :32] | codes[:, 32:] << 4).astype(np.uint8)], axis=1)
 table("weight_nf4_bytes", "uint8_t", nf4.ravel(), 1)
-table("nf4_values", "uint32_t", bits(NF4.astype(np.float32)[codes] * scales.astype(np.float32)[:, None]), 4)
+table("nf4_values", "uint32_t", bits(NF4.astype(np.float32)[codes] * scales.astype(np.float32)), 4)
