@@ -72,24 +72,35 @@ typedef struct affine {
     float scale, min;
 } affine;
 
-/* Sum of weight * (q * scale - min - x)^2 with q = nearest((x - lowest) * inverse). */
-static float squared_error(const float *x, const float *weight, float lowest, float inverse, affine a) {
+/* To the nearest integer, even when between two: below 2^22 the float adder rounds to units. Larger values stay large. */
+static inline float nearest(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
+
+/* q[j] = nearest((x[j] - lowest) * inverse) within 0..15. */
+static void codes_of_group(float *q, const float *x, float lowest, float inverse) {
+    for (int j = 0; j < GROUP; j++) {
+        float v = nearest(inverse * (x[j] - lowest)), above = v > 0 ? v : 0; /* a NaN is 0 */
+        q[j] = above < 15 ? above : 15;
+    }
+}
+
+/* Sum of weight * (q * scale - min - x)^2. */
+static float squared_error(const float *q, const float *x, const float *weight, affine a) {
     float error = 0;
     for (int j = 0; j < GROUP; j++) {
-        float q = (float)code_of(rintf(inverse * (x[j] - lowest)), 0, 15), difference = a.scale * q - a.min - x[j];
+        float difference = a.scale * q[j] - a.min - x[j];
         error += weight[j] * (difference * difference);
     }
     return error;
 }
 
-/* For the codes that a trial step gives, the scale and minimum of least weighted squares. False when all codes are one. */
-static bool least_squares(affine *out, const float *x, const float *weight, float sum_w, float sum_x, float lowest, float inverse) {
+/* For given codes, the scale and minimum of least weighted squares. False when all codes are one. */
+static bool least_squares(affine *out, const float *q, const float *x, const float *weight, float sum_w, float sum_x) {
     float sum_q = 0, sum_qq = 0, sum_xq = 0;
     for (int j = 0; j < GROUP; j++) {
-        float q = (float)code_of(rintf(inverse * (x[j] - lowest)), 0, 15);
-        sum_q += weight[j] * q;
-        sum_qq += weight[j] * q * q;
-        sum_xq += weight[j] * q * x[j];
+        float w = weight[j] * q[j];
+        sum_q += w;
+        sum_qq += w * q[j];
+        sum_xq += w * x[j];
     }
     float determinant = sum_w * sum_qq - sum_q * sum_q;
     if (!(determinant > 0)) return false;
@@ -101,7 +112,7 @@ static bool least_squares(affine *out, const float *x, const float *weight, floa
 
 /* The best of the plain range and of 21 trials with steps around it, each from the best minimum so far; larger values weigh more. */
 static affine fit_group(const float *x) {
-    float weight[GROUP], squares = 0, sum_w = 0, sum_x = 0, lowest = x[0], highest = x[0];
+    float weight[GROUP], q[GROUP], squares = 0, sum_w = 0, sum_x = 0, lowest = x[0], highest = x[0];
     for (int j = 0; j < GROUP; j++) squares += x[j] * x[j];
     float rms = sqrtf(squares / GROUP);
     for (int j = 0; j < GROUP; j++) {
@@ -114,12 +125,13 @@ static affine fit_group(const float *x) {
     if (!(highest > lowest)) return (affine){0, -lowest};
     float inverse = 15 / (highest - lowest);
     affine best = {1 / inverse, -lowest}, trial;
-    float least = squared_error(x, weight, lowest, inverse, best);
+    codes_of_group(q, x, lowest, inverse);
+    float least = squared_error(q, x, weight, best);
     for (int i = 0; i <= 20; i++) {
         lowest = -best.min;
-        inverse = (-1.0f + 0.1f * (float)i + 15) / (highest - lowest);
-        if (!least_squares(&trial, x, weight, sum_w, sum_x, lowest, inverse)) continue;
-        float error = squared_error(x, weight, lowest, inverse, trial);
+        codes_of_group(q, x, lowest, (-1.0f + 0.1f * (float)i + 15) / (highest - lowest));
+        if (!least_squares(&trial, q, x, weight, sum_w, sum_x)) continue;
+        float error = squared_error(q, x, weight, trial);
         if (error < least) least = error, best = trial;
     }
     return best;
@@ -151,12 +163,12 @@ void gr_quantize_q4_k(void *dst, const float *src, int64_t n) {
         memset(out, 0, 144);
         store_half(out, scale / 63), store_half(out + 2, min / 63);
         for (int g = 0; g < GROUPS; g++)
-            put_k_scale(out + 4, g, code_of(rintf(to_scale * groups[g].scale), 0, 63), code_of(rintf(to_min * groups[g].min), 0, 63));
+            put_k_scale(out + 4, g, code_of(nearest(to_scale * groups[g].scale), 0, 63), code_of(nearest(to_min * groups[g].min), 0, 63));
         for (int g = 0; g < GROUPS; g++, src += GROUP) {
             float d, m;
             gr_k_scale(&d, &m, out + 4, g, gr_load_half(out), gr_load_half(out + 2));
             for (int j = 0; j < GROUP; j++) {
-                int q = d != 0 ? code_of(rintf((src[j] + m) / d), 0, 15) : 0;
+                int q = d != 0 ? code_of(nearest((src[j] + m) / d), 0, 15) : 0;
                 out[16 + g / 2 * GROUP + j] |= (uint8_t)(q << g % 2 * 4);
             }
         }
