@@ -13,7 +13,9 @@ static void store_half(uint8_t *p, float f) {
 }
 
 /* A rounded value as a code from low to high; a NaN is low. */
-static int code_of(float rounded, int low, int high) { return rounded >= (float)low ? rounded <= (float)high ? (int)rounded : high : low; }
+static int code_of(float rounded, int low, int high) {
+    return rounded >= (float)low ? rounded <= (float)high ? (int)rounded : high : low;
+}
 
 static float largest_magnitude(const float *x, int n) {
     float largest = 0;
@@ -34,7 +36,8 @@ void gr_quantize_q8_0(void *dst, const float *src, int64_t n) {
     }
 }
 
-/* Codes of a block of 32 without a minimum: the value of the largest magnitude becomes -half, codes are stored + half. Returns the scale. */
+/* Codes of a block of 32 without a minimum: the value of the largest magnitude becomes -half, codes are stored + half. Returns
+ * the scale. */
 static float symmetric_codes(uint8_t *codes, const float *src, int half) {
     float extreme = 0;
     for (int j = 0; j < 32; j++)

@@ -1,5 +1,5 @@
-/* quantize.h - rows of floats to the quantised types: from_f32 of the table in dtype.c. n is a multiple of the type's block. The types of
- * GGUF give what ggml's reference quantisers (quantize_row_*_ref) give. A NaN becomes some code. */
+/* quantize.h - rows of floats to the quantised types: from_f32 of the table in dtype.c. n is a multiple of the type's block.
+ * The types of GGUF give what ggml's reference quantisers (quantize_row_*_ref) give. A NaN becomes some code. */
 #ifndef GR_QUANTIZE_H
 #define GR_QUANTIZE_H
 

@@ -279,8 +279,8 @@ static void report_plan(const gr_run *run, gr_str *out) {
                   (double)scratch / (1 << 30));
     if (int8_bytes(run)) gr_str_printf(out, ", %.2f GiB int8 forms", (double)int8_bytes(run) / (1 << 30));
     if (run->base_bytes > 0)
-        gr_str_printf(out, ", %.2f GiB base in %s (embedding, head and norms are mapped from disk)\n", (double)run->base_bytes / (1 << 30),
-                      gr_dtype_get((gr_dtype)gr_quantize_type(r->model_quantize))->name);
+        gr_str_printf(out, ", %.2f GiB base in %s (embedding, head and norms are mapped from disk)\n",
+                      (double)run->base_bytes / (1 << 30), gr_dtype_get((gr_dtype)gr_quantize_type(r->model_quantize))->name);
     else gr_str_puts(out, " (base weights are mapped from disk)\n");
 }
 

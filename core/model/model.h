@@ -49,10 +49,11 @@ int64_t gr_model_n_linears(const gr_model *m);
 /* name: "model.layers.3.self_attn.q_proj" or "lm_head" into name[96]. */
 gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]);
 
-/* Quantise the frozen base: the matrix of every linear of a layer that the file has as F32, F16 or BF16 becomes one of `type` in the
- * model's own memory, and the file's pages are let go. Embedding, head, norms and biases stay as they are, as in QLoRA. A matrix whose
- * rows are no whole blocks of `type` becomes q5_0, which is llama.cpp's choice for q4_k; one that does not fit that either stays. Notes
- * what was done. BAD_INPUT for a weight that is not finite. Before adapters are attached; the model cannot be merged afterwards. */
+/* Quantise the frozen base: the matrix of every linear of a layer that the file has as F32, F16 or BF16 becomes one of `type`
+ * in the model's own memory, and the file's pages are let go. Embedding, head, norms and biases stay as they are, as in QLoRA.
+ * A matrix whose rows are no whole blocks of `type` becomes q5_0, which is llama.cpp's choice for q4_k; one that does not fit
+ * that either stays. Notes what was done. BAD_INPUT for a weight that is not finite. Before adapters are attached; the model
+ * cannot be merged afterwards. */
 graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err);
 /* Bytes of the matrices that it would make (also of a shape-only model). */
 int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type);

@@ -64,13 +64,15 @@ typedef struct tally {
 static void tell(const gr_model *m, const tally *t, const char *type) {
     gr_str text = {0};
     if (t->made == 0) {
-        gr_note("%s: its layers stay in %s, quantize: %s changes nothing", gr_weights_path(m->weights), gr_dtype_get(t->kept_type)->name, type);
+        gr_note("%s: its layers stay in %s, quantize: %s changes nothing", gr_weights_path(m->weights),
+                gr_dtype_get(t->kept_type)->name, type);
         return;
     }
-    if (t->other) gr_str_printf(&text, "; %lld of them in q5_0, as their rows are no whole blocks of %s", (long long)t->other, type);
+    if (t->other)
+        gr_str_printf(&text, "; %lld of them in q5_0, as their rows are no whole blocks of %s", (long long)t->other, type);
     if (t->kept) gr_str_printf(&text, "; %lld stay in %s", (long long)t->kept, gr_dtype_get(t->kept_type)->name);
-    gr_note("base: %lld matrices quantised to %s, %.1f MB in place of %.1f%s", (long long)t->made, type, (double)t->bytes_after / 1e6,
-            (double)t->bytes_before / 1e6, text.data ? text.data : "");
+    gr_note("base: %lld matrices quantised to %s, %.1f MB in place of %.1f%s", (long long)t->made, type,
+            (double)t->bytes_after / 1e6, (double)t->bytes_before / 1e6, text.data ? text.data : "");
     gr_str_release(&text);
 }
 

@@ -3,10 +3,10 @@
 
     make_shaped.py --tokenizer SmolLM2.gguf --out shaped.gguf [--layers 32] [--type Q4_0] [--texts packs.jsonl]
 
-4096 hidden, 11008 feed-forward, 32 heads, 32000 tokens: 3.8 GB in Q4_0 with 32 layers, written block by block (little memory). Codes are
-random, the scales such that weights have a deviation of 0.02, so that activations stay finite. The tokenizer is the byte-level BPE of
---tokenizer cut to the model's vocabulary. --texts writes a few texts {"text"} that are far longer than a pack: with data.truncation:
-right and data.max_length: 512 each is one pack. Needs numpy and gguf.
+4096 hidden, 11008 feed-forward, 32 heads, 32000 tokens: 3.8 GB in Q4_0 with 32 layers, written block by block (little memory).
+Codes are random, the scales such that weights have a deviation of 0.02, so that activations stay finite. The tokenizer is the
+byte-level BPE of --tokenizer cut to the model's vocabulary. --texts writes a few lines {"text"} of 1000 words: with
+train.objective: pretrain, data.template: none and data.max_length: 512 they become packs of 512 tokens. Needs numpy and gguf.
 """
 import argparse
 import json

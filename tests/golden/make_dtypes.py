@@ -62,7 +62,8 @@ for name in ("Q4_0", "Q5_0", "Q8_0"):
 package = importlib.util.find_spec("llama_cpp").submodule_search_locations[0]
 ggml = ctypes.CDLL(glob.glob(os.path.join(package, "lib", "libggml-base.so"))[0])
 q4_k = np.zeros(len(weights) // 256 * 144, np.uint8)
-ggml.quantize_row_q4_K_ref(weights.ctypes.data_as(ctypes.c_void_p), q4_k.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(len(weights)))
+pointer = ctypes.c_void_p
+ggml.quantize_row_q4_K_ref(weights.ctypes.data_as(pointer), q4_k.ctypes.data_as(pointer), ctypes.c_int64(len(weights)))
 table("weight_q4_k_bytes", "uint8_t", q4_k, 1)
 
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

@@ -58,15 +58,19 @@ static void test_from_f32(void **state) {
     CHECK_FROM(GR_DTYPE_NF4, weight_values, weight_nf4_bytes);
 }
 
-/* Quantised and back: root mean square error over that of the values, for normal weights. A bound is a few per cent above what the type
- * gives, so that a worse code or scale is seen. */
+/* Quantised and back: root mean square error over that of the values, for normal weights. A bound is a few per cent above what
+ * the type gives, so that a worse code or scale is seen. */
 static void test_quantisation_error(void **state) {
     (void)state;
     enum { N = 1 << 14 };
     static const struct {
         gr_dtype dtype;
         double bound;
-    } cases[] = {{GR_DTYPE_Q8_0, 0.0060}, {GR_DTYPE_Q5_0, 0.045}, {GR_DTYPE_Q4_0, 0.090}, {GR_DTYPE_Q4_K, 0.075}, {GR_DTYPE_NF4, 0.096}};
+    } cases[] = {{GR_DTYPE_Q8_0, 0.0060},
+                 {GR_DTYPE_Q5_0, 0.045},
+                 {GR_DTYPE_Q4_0, 0.090},
+                 {GR_DTYPE_Q4_K, 0.075},
+                 {GR_DTYPE_NF4, 0.096}};
     float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
     uint8_t *bytes = malloc(N * 2);
     assert_true(x && y && bytes);

@@ -291,7 +291,8 @@ static void frozen_weights_stay(void **state) {
     close_world(&w);
 }
 
-/* Every matrix of the layers, and nothing else, becomes what the type's quantiser makes of the file's rows; with any number of threads. */
+/* Every matrix of the layers, and nothing else, becomes what the type's quantiser makes of the file's rows; with any number of
+ * threads. */
 static void quantised_layers_are_the_files(void **state) {
     (void)state;
     static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K, GR_DTYPE_NF4};
