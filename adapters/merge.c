@@ -148,6 +148,9 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
     if (gr_weights_shape_only(job->m->weights))
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge",
                        gr_weights_path(job->m->weights));
+    if (job->m->quantized)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
+                       gr_weights_path(job->m->weights));
     job->config = job->m->config;
     GR_TRY(choose_dtype(job, err));
     for (int i = 0; i < job->n_adapters; i++)

@@ -1,12 +1,12 @@
 /* dtype.c - the table of element types and their conversions. */
 #include "kernels/dtype.h"
 
-#include <math.h>
 #include <stddef.h>
 #include <string.h>
 #include <strings.h>
 
 #include "kernels/dequant.h"
+#include "kernels/quantize.h"
 
 float gr_bf16_to_f32(uint16_t h) { return gr_bf16_float(h); }
 uint16_t gr_f32_to_bf16(float f) { return gr_float_bf16(f); }
@@ -40,21 +40,6 @@ static void bf16_from_f32(void *dst, const float *src, int64_t n) {
     }
 }
 
-/* ggml's reference quantiser: the largest magnitude of a block becomes 127; halves round away from zero. */
-static void q8_0_from_f32(void *dst, const float *src, int64_t n) {
-    uint8_t *out = dst;
-    for (int64_t b = 0; b < n / 32; b++, out += 34, src += 32) {
-        float largest = 0;
-        for (int j = 0; j < 32; j++) largest = fmaxf(largest, fabsf(src[j]));
-        float d = largest / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
-        f16_from_f32(out, &d, 1);
-        for (int j = 0; j < 32; j++) {
-            float q = roundf(src[j] * inverse);
-            out[2 + j] = (uint8_t)(int8_t)(q >= -127 && q <= 127 ? q : 0); /* a NaN has no integer */
-        }
-    }
-}
-
 #define TO_F32(type)                                                                                         \
     static void type##_to_f32(float *dst, const void *src, int64_t n) { gr_dequant_##type(dst, src, n); }
 TO_F32(f32)
@@ -68,19 +53,21 @@ TO_F32(q8_0)
 TO_F32(q4_k)
 TO_F32(q5_k)
 TO_F32(q6_k)
+TO_F32(nf4)
 
 static const gr_dtype_info table[GR_DTYPE_COUNT] = {
     [GR_DTYPE_F32] = {"f32", "F32", 0, 1, 4, f32_to_f32, f32_from_f32},
     [GR_DTYPE_F16] = {"f16", "F16", 1, 1, 2, f16_to_f32, f16_from_f32},
     [GR_DTYPE_BF16] = {"bf16", "BF16", 30, 1, 2, bf16_to_f32, bf16_from_f32},
-    [GR_DTYPE_Q4_0] = {"q4_0", NULL, 2, 32, 18, q4_0_to_f32, NULL},
+    [GR_DTYPE_Q4_0] = {"q4_0", NULL, 2, 32, 18, q4_0_to_f32, gr_quantize_q4_0},
     [GR_DTYPE_Q4_1] = {"q4_1", NULL, 3, 32, 20, q4_1_to_f32, NULL},
-    [GR_DTYPE_Q5_0] = {"q5_0", NULL, 6, 32, 22, q5_0_to_f32, NULL},
+    [GR_DTYPE_Q5_0] = {"q5_0", NULL, 6, 32, 22, q5_0_to_f32, gr_quantize_q5_0},
     [GR_DTYPE_Q5_1] = {"q5_1", NULL, 7, 32, 24, q5_1_to_f32, NULL},
-    [GR_DTYPE_Q8_0] = {"q8_0", NULL, 8, 32, 34, q8_0_to_f32, q8_0_from_f32},
-    [GR_DTYPE_Q4_K] = {"q4_k", NULL, 12, 256, 144, q4_k_to_f32, NULL},
+    [GR_DTYPE_Q8_0] = {"q8_0", NULL, 8, 32, 34, q8_0_to_f32, gr_quantize_q8_0},
+    [GR_DTYPE_Q4_K] = {"q4_k", NULL, 12, 256, 144, q4_k_to_f32, gr_quantize_q4_k},
     [GR_DTYPE_Q5_K] = {"q5_k", NULL, 13, 256, 176, q5_k_to_f32, NULL},
     [GR_DTYPE_Q6_K] = {"q6_k", NULL, 14, 256, 210, q6_k_to_f32, NULL},
+    [GR_DTYPE_NF4] = {"nf4", NULL, -1, 64, 34, nf4_to_f32, gr_quantize_nf4},
 };
 
 const gr_dtype_info *gr_dtype_get(gr_dtype dtype) { return &table[dtype]; }
@@ -93,7 +80,7 @@ int gr_dtype_from_name(const char *name) {
 
 int gr_dtype_from_gguf(int gguf_type) {
     for (int i = 0; i < GR_DTYPE_COUNT; i++)
-        if (table[i].gguf_type == gguf_type) return i;
+        if (gguf_type >= 0 && table[i].gguf_type == gguf_type) return i;
     return -1;
 }
 

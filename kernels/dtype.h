@@ -1,5 +1,5 @@
 /* dtype.h - element types of weights, one table row each: sizes, names, conversion from and to float.
- * Quantised types are those of GGUF (block formats of ggml, little endian). */
+ * Quantised types are those of GGUF (block formats of ggml, little endian), and NF4, which lives in memory only. */
 #ifndef GR_DTYPE_H
 #define GR_DTYPE_H
 
@@ -17,16 +17,18 @@ typedef enum gr_dtype {
     GR_DTYPE_Q4_K,
     GR_DTYPE_Q5_K,
     GR_DTYPE_Q6_K,
+    GR_DTYPE_NF4,
     GR_DTYPE_COUNT
 } gr_dtype;
 
 typedef struct gr_dtype_info {
     const char *name;             /* "bf16", as recipes and messages write it */
     const char *safetensors_name; /* "BF16", NULL when the format has no such type */
-    int gguf_type;                /* ggml_type number */
+    int gguf_type;                /* ggml_type number, -1 when GGUF has no such type */
     int64_t block, block_bytes;   /* elements in a block; bytes of a block */
     void (*to_f32)(float *dst, const void *src, int64_t n);   /* n: multiple of block */
-    void (*from_f32)(void *dst, const float *src, int64_t n); /* NULL: graft does not write this type; rounds to nearest even */
+    void (*from_f32)(void *dst, const float *src, int64_t n); /* NULL: graft does not make this type. F16, BF16: to nearest even;
+                                                                 quantised: quantize.h */
 } gr_dtype_info;
 
 const gr_dtype_info *gr_dtype_get(gr_dtype dtype);

@@ -61,34 +61,39 @@ void graft_train_interrupt(void) {
 
 /* ---- models ---- */
 
+/* Number of text (NULL: the first) in names[0..n). */
+static graft_status choose(int *out, const char *option, const char *text, const char *const *names, int n,
+                           const char *expected, graft_error *err) {
+    for (*out = 0; text && *out < n && strcmp(text, names[*out]) != 0;) ++*out;
+    if (*out < n) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s \"%s\": expected %s", option, text, expected);
+}
+
 graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters,
                               int n_adapters, const graft_model_options *options, graft_error *err) {
-    static const char *const dtypes[] = {"auto", "fp32", "bf16",
-                                         "fp16"}; /* in the order of enum gr_recipe_dtype */
-    static const char *const computes[] = {"auto", "exact", "int8"}; /* of enum gr_recipe_compute */
+    /* in the order of enum gr_recipe_dtype, gr_recipe_compute and gr_recipe_quantize */
+    static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16"}, *const computes[] = {"auto", "exact", "int8"},
+                            *const types[] = {"none", "q8_0", "q4_0", "q4_k", "nf4"};
+    graft_status st = GRAFT_OK;
+    graft_model *m = NULL;
     gr_session_options o = {.model = path, .adapters = adapters, .n_adapters = n_adapters};
     *out = NULL;
     if (options) {
         o.template_name = options->chat_template;
         o.system = options->system;
         o.threads = options->threads;
-        while (options->dtype && o.dtype < GR_LEN(dtypes) && strcmp(options->dtype, dtypes[o.dtype]) != 0)
-            o.dtype++;
-        if (o.dtype == GR_LEN(dtypes))
-            return gr_fail(err, GRAFT_BAD_USAGE, "dtype \"%s\": expected auto, fp32, bf16 or fp16",
-                           options->dtype);
-        while (options->compute && o.compute < GR_LEN(computes) && strcmp(options->compute, computes[o.compute]) != 0)
-            o.compute++;
-        if (o.compute == GR_LEN(computes))
-            return gr_fail(err, GRAFT_BAD_USAGE, "compute \"%s\": expected auto, exact or int8", options->compute);
+        GR_TRY(choose(&o.dtype, "dtype", options->dtype, dtypes, GR_LEN(dtypes), "auto, fp32, bf16 or fp16", err));
+        GR_TRY(choose(&o.compute, "compute", options->compute, computes, GR_LEN(computes), "auto, exact or int8", err));
+        GR_TRY(choose(&o.quantize, "quantize", options->quantize, types, GR_LEN(types),
+                      "none, q8_0, q4_0, q4_k or nf4", err));
     }
-    graft_model *m = gr_calloc(1, sizeof(*m));
-    if (!m) return gr_fail_memory(err, "model");
-    graft_status st = gr_session_open(&m->session, &o, err);
-    if (st == GRAFT_OK)
-        *out = m;
-    else
-        free(m);
+    m = gr_calloc(1, sizeof(*m));
+    if (!m) GR_TRY(gr_fail_memory(err, "model"));
+    GR_TRY(gr_session_open(&m->session, &o, err));
+    *out = m;
+    m = NULL;
+done:
+    free(m);
     return st;
 }
 

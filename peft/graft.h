@@ -54,6 +54,7 @@ typedef struct graft_model_options {
     const char *system;        /* system text; NULL = as trained, else the template's own; "" = none */
     int threads;               /* 0 = all CPUs */
     const char *compute;       /* "auto" (NULL): int8 products for quantised weights unless dtype is named; "exact"; "int8" */
+    const char *quantize;      /* "none" (NULL), "q8_0", "q4_0", "q4_k", "nf4": the layers of a base that is not quantised yet */
 } graft_model_options;
 
 /* path: a HF folder or a .gguf file; NULL = the base that the first adapter remembers. adapters: PEFT folders or runs of

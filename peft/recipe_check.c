@@ -124,8 +124,9 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
          "dpo is not in this version; sft and pretrain are"},
         {r->adapter_method == GR_METHOD_EMBEDDINGS, "adapter", "method",
          "embeddings is not in this version; lora and full are"},
-        {r->model_quantize != GR_QUANTIZE_NONE, "model", "quantize",
-         "quantising the base is not in this version; give a quantised GGUF as model.base instead"},
+        {r->model_quantize != GR_QUANTIZE_NONE && r->adapter_method == GR_METHOD_FULL, "model", "quantize",
+         "method full trains the base's own weights, which must not be quantised; use adapter.method: lora or "
+         "model.quantize: none"},
         {r->model_compute == GR_COMPUTE_INT8 && r->adapter_method == GR_METHOD_FULL, "model", "compute",
          "int8 is for a frozen base; method full trains the weights, use exact"},
         {r->_device == GR_DEVICE_CUDA, "", "device", "cuda is not in this version; use cpu"},

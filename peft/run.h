@@ -15,6 +15,7 @@ typedef struct gr_run {
     gr_tokenizer *tokenizer;
     gr_chat *chat;
     gr_model *model;
+    int64_t base_bytes;      /* memory of the quantised base; 0: not quantised */
     gr_adapter *adapter;     /* method lora, else NULL */
     gr_params *params;       /* what is trained: the adapter's, or `full` */
     gr_params full;

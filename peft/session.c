@@ -119,6 +119,8 @@ static graft_status open_model(gr_session *s, const gr_session_options *o, const
     if (gr_weights_shape_only(s->model->weights))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it",
                        base));
+    int quantize = gr_quantize_type(o->quantize);
+    if (quantize >= 0) GR_TRY(gr_model_quantize(s->model, (gr_dtype)quantize, err));
     GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));
     int64_t n_vocab = gr_tokenizer_get_info(s->tokenizer)->n_vocab;
     if (n_vocab > s->model->config.vocab)

@@ -33,11 +33,23 @@ gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
     return strcmp(device->level, "cpu-amx") == 0 ? GR_DTYPE_BF16 : GR_DTYPE_F32; /* the one level that multiplies bf16 faster */
 }
 
+int gr_quantize_type(int recipe_quantize) {
+    switch ((enum gr_recipe_quantize)recipe_quantize) {
+    case GR_QUANTIZE_Q8_0: return GR_DTYPE_Q8_0;
+    case GR_QUANTIZE_Q4_0: return GR_DTYPE_Q4_0;
+    case GR_QUANTIZE_Q4_K: return GR_DTYPE_Q4_K;
+    case GR_QUANTIZE_NF4: return GR_DTYPE_NF4;
+    case GR_QUANTIZE_NONE: break;
+    }
+    return -1;
+}
+
 /* ---- opening what the recipe names ---- */
 
-static graft_status open_model(gr_run *run, graft_error *err) {
+static graft_status open_model(gr_run *run, bool dry_run, graft_error *err) {
     const gr_recipe *r = run->r;
     graft_status st;
+    int quantize = gr_quantize_type(r->model_quantize);
     const char *why = NULL;
     run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
     if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
@@ -45,6 +57,8 @@ static graft_status open_model(gr_run *run, graft_error *err) {
     if (r->data_max_length > run->model->config.max_positions)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "data.max_length is %lld: the context of %s is %lld", (long long)r->data_max_length,
                        r->model_base, (long long)run->model->config.max_positions));
+    if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(run->model, (gr_dtype)quantize);
+    if (quantize >= 0 && !dry_run) GR_TRY(gr_model_quantize(run->model, (gr_dtype)quantize, err));
 done:
     return st;
 }
@@ -192,27 +206,32 @@ static int64_t int8_bytes(const gr_run *run) {
     return run->r->model_compute == GR_COMPUTE_INT8 ? gr_model_int8_bytes(run->model, true, true) : 0;
 }
 
+/* All that training keeps in memory; a base that is not quantised is mapped from disk. */
+static int64_t needed_memory(const gr_run *run) {
+    return gr_decoder_plan_bytes(run->model, &run->plan) + params_bytes(run) + int8_bytes(run) + run->base_bytes;
+}
+
 /* Rows of a micro-batch and what backward computes again: the fastest that memory_limit allows. */
 static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
-    int64_t limit = r->train_memory_limit > 0 ? r->train_memory_limit : available_memory() / 4 * 3;
+    int64_t free_before = available_memory() + run->model->quantized_bytes;
+    int64_t limit = r->train_memory_limit > 0 ? r->train_memory_limit : free_before / 4 * 3;
     int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
     int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
     int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
-    int64_t fixed = params_bytes(run) + int8_bytes(run);
     gr_decoder_options *o = &run->plan;
     *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
     for (int64_t rows = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));; rows = GR_MAX(longest, rows / 2)) {
         o->max_tokens = rows;
         for (int policy = first; policy <= last; policy++) {
             o->recompute = (gr_recompute)policy;
-            if (gr_decoder_plan_bytes(run->model, o) + fixed <= limit) return GRAFT_OK;
+            if (needed_memory(run) <= limit) return GRAFT_OK;
         }
         if (rows == longest || r->train_micro_batch_tokens > 0) break;
     }
     return gr_fail(err, GRAFT_BAD_USAGE,
                    "training needs %.1f MiB for micro-batches of %lld tokens, train.memory_limit allows %.1f MiB: shorten data.max_length or "
-                   "raise the limit", (double)(gr_decoder_plan_bytes(run->model, o) + fixed) / (1 << 20),
+                   "raise the limit", (double)needed_memory(run) / (1 << 20),
                    (long long)o->max_tokens, (double)limit / (1 << 20));
 }
 
@@ -259,7 +278,10 @@ static void report_plan(const gr_run *run, gr_str *out) {
     gr_str_printf(out, "memory                %.2f GiB trained state, %.2f GiB step scratch", (double)params_bytes(run) / (1 << 30),
                   (double)scratch / (1 << 30));
     if (int8_bytes(run)) gr_str_printf(out, ", %.2f GiB int8 forms", (double)int8_bytes(run) / (1 << 30));
-    gr_str_puts(out, " (base weights are mapped from disk)\n");
+    if (run->base_bytes > 0)
+        gr_str_printf(out, ", %.2f GiB base in %s (embedding, head and norms are mapped from disk)\n",
+                      (double)run->base_bytes / (1 << 30), gr_dtype_get((gr_dtype)gr_quantize_type(r->model_quantize))->name);
+    else gr_str_puts(out, " (base weights are mapped from disk)\n");
 }
 
 /* ---- the run's folder ---- */
@@ -428,6 +450,7 @@ static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_res
     result->steps = run->total_steps;
     result->state_bytes = params_bytes(run);
     result->scratch_bytes = gr_decoder_plan_bytes(run->model, &run->plan);
+    result->base_bytes = run->base_bytes;
     if (o->report) report_plan(run, o->report);
 done:
     return st;
@@ -443,7 +466,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     interrupted = 0;
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(check_folder(r, o, err));
-    GR_TRY(open_model(&run, err));
+    GR_TRY(open_model(&run, o->dry_run, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
         goto done;

@@ -14,7 +14,8 @@ typedef struct gr_train_options {
 
 typedef struct gr_train_result {
     int64_t steps; /* done; of a dry run those to do, 0 when no data was given */
-    int64_t state_bytes, scratch_bytes; /* dry run: trained weights with gradients and moments; memory of a step */
+    /* dry run: trained weights with gradients and moments; memory of a step; the quantised base (0: it is mapped from disk) */
+    int64_t state_bytes, scratch_bytes, base_bytes;
     double final_loss, final_eval_loss, best_eval_loss; /* NaN where not measured */
     int64_t n_trainable;
     double seconds, tokens_per_second;
@@ -28,6 +29,9 @@ void gr_trainer_interrupt(void);
 /* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_dtype) on a device: auto is bf16 where the machine
  * multiplies it faster than float32. */
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
+
+/* The type that a recipe's model.quantize (enum gr_recipe_quantize) makes of the frozen layers, -1 for none. */
+int gr_quantize_type(int recipe_quantize);
 
 /* 1234567 -> "1,234,567" */
 const char *gr_thousands(int64_t n, char out[32]);
@@ -51,6 +55,7 @@ typedef struct gr_session_options {
     const char *system;           /* NULL: that of the run's recipe, else the template's own */
     int dtype;                    /* enum gr_recipe_dtype */
     int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
+    int quantize;                 /* enum gr_recipe_quantize */
     int threads;                  /* <= 0: all */
     int64_t max_positions;        /* 0: the model's context */
 } gr_session_options;

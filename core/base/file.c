@@ -40,6 +40,12 @@ void gr_map_close(gr_map *map) {
     *map = (gr_map){0};
 }
 
+void gr_map_drop(const void *data, int64_t bytes) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
+    if (end > first) madvise((void *)first, end - first, MADV_DONTNEED); /* advice: a refusal costs memory alone */
+}
+
 graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *data = NULL;

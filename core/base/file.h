@@ -12,6 +12,9 @@ typedef struct gr_map {
 
 graft_status gr_map_open(gr_map *map, const char *path, graft_error *err); /* BAD_INPUT when missing or unreadable */
 void gr_map_close(gr_map *map);
+/* Let go of the memory of a mapping's pages that lie wholly in the bytes at data; they are read from the file again when
+ * touched. */
+void gr_map_drop(const void *data, int64_t bytes);
 
 /* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes. */
 graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);

@@ -134,6 +134,7 @@ void gr_model_free(gr_model *m) {
     if (m->rope) m->device->free(m->device, m->rope);
     for (int64_t i = 0; i < m->n_int8; i++) m->device->free(m->device, m->int8[i]);
     free(m->int8);
+    if (m->quantized) m->device->free(m->device, m->quantized);
     gr_arena_release(&m->vectors);
     gr_weights_close(m->weights);
     free(m);

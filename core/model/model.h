@@ -35,6 +35,8 @@ typedef struct gr_model {
     gr_arena vectors;      /* norms and biases as float */
     void **int8;           /* [n_int8] packed forms, owned; see gr_model_use_int8 */
     int64_t n_int8;
+    void *quantized;       /* the matrices that gr_model_quantize made, device memory; NULL: none */
+    int64_t quantized_bytes;
 } gr_model;
 
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products. max_positions:
@@ -46,6 +48,15 @@ void gr_model_free(gr_model *m);
 int64_t gr_model_n_linears(const gr_model *m);
 /* name: "model.layers.3.self_attn.q_proj" or "lm_head" into name[96]. */
 gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]);
+
+/* Quantise the frozen base: the matrix of every linear of a layer that the file has as F32, F16 or BF16 becomes one of `type`
+ * in the model's own memory, and the file's pages are let go. Embedding, head, norms and biases stay as they are, as in QLoRA.
+ * A matrix whose rows are no whole blocks of `type` becomes q5_0, which is llama.cpp's choice for q4_k; one that does not fit
+ * that either stays. Notes what was done. BAD_INPUT for a weight that is not finite. Before adapters are attached; the model
+ * cannot be merged afterwards. */
+graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err);
+/* Bytes of the matrices that it would make (also of a shape-only model). */
+int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type);
 
 /* Full-parameter training: one parameter for every weight of the model, initialised from it; attach lets the slots point there.
  * detach lets them point at the files again. The parameter set stays the caller's and must outlive the attachment. */

@@ -220,6 +220,22 @@ const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name) {
     return NULL;
 }
 
+void gr_weights_release(gr_weights *w, const char *name) {
+    for (int64_t i = 0; i < w->n; i++) {
+        gr_weight *v = &w->entries[i].view;
+        if (strcmp(w->entries[i].name, name) != 0 || !v->data) continue;
+        if (w->gguf) { /* the file's own pages, also where they were copied into canonical order */
+            const gr_tensor *t = gr_gguf_find(w->gguf, w->entries[i].gguf_name);
+            gr_map_drop(t->data, t->n_bytes);
+        } else {
+            gr_map_drop(v->data, gr_dtype_bytes(v->dtype, v->rows * v->cols));
+        }
+        free(w->copies[i]);
+        w->copies[i] = NULL;
+        v->data = NULL;
+    }
+}
+
 uint64_t gr_weights_hash(const gr_weights *w) {
     uint64_t hash = 0;
     for (int64_t i = 0; i < w->n; i++) {

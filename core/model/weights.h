@@ -30,6 +30,8 @@ typedef struct gr_weight_entry {
 int64_t gr_weights_count(const gr_weights *w);
 const gr_weight_entry *gr_weights_get(const gr_weights *w, int64_t i);
 const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name); /* NULL when absent */
+/* Give back the memory of a tensor that is not read any more: its view.data is NULL afterwards. */
+void gr_weights_release(gr_weights *w, const char *name);
 /* The same list for a config alone (no data): what a model of this shape consists of. *entries is owned by the caller. */
 graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_model_config *c, graft_error *err);
 /* Row permutation between HF and GGUF "llama" order for q/k: GGUF row of canonical row r (heads x D rows). */

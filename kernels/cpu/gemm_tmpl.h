@@ -36,6 +36,7 @@ static void dequant_row(float *y, gr_dtype type, const void *src, int64_t n) {
     case GR_DTYPE_Q4_K: gr_dequant_q4_k(y, src, n); break;
     case GR_DTYPE_Q5_K: gr_dequant_q5_k(y, src, n); break;
     case GR_DTYPE_Q6_K: gr_dequant_q6_k(y, src, n); break;
+    case GR_DTYPE_NF4: gr_dequant_nf4(y, src, n); break;
     case GR_DTYPE_COUNT: break;
     }
 }

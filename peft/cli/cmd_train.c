@@ -30,6 +30,7 @@ static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_t
     if (o->dry_run) {
         json_object_set_new(out, "state_bytes", json_integer(result->state_bytes));
         json_object_set_new(out, "scratch_bytes", json_integer(result->scratch_bytes));
+        json_object_set_new(out, "base_bytes", json_integer(result->base_bytes));
     } else {
         set_number(out, "loss", result->final_loss);
         set_number(out, "eval_loss", result->final_eval_loss);

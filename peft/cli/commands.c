@@ -27,6 +27,7 @@ static const gr_option text_options[] = {
     {"system", "TEXT", NULL, "data.system"},
     {"compute", "HOW", NULL, "model.compute"},
     {"dtype", "TYPE", NULL, "model.dtype"},
+    {"quantize", "TYPE", NULL, "model.quantize"},
     {"threads", "N", NULL, "threads"},
     {"device", "NAME", NULL, "device"},
     END,

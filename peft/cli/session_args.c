@@ -20,6 +20,7 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
         .system = gr_args_has(a, "system") ? r->data_system : NULL,
         .dtype = use != GR_FOR_FILES ? r->model_dtype : GR_DT_FP32,
         .compute = use == GR_FOR_WRITING || r->model_compute == GR_COMPUTE_INT8 ? r->model_compute : GR_COMPUTE_EXACT,
+        .quantize = use != GR_FOR_FILES ? r->model_quantize : GR_QUANTIZE_NONE,
         .threads = (int)GR_MIN(r->_threads, 1024),
     };
     if (first && gr_args_has(a, "model"))

@@ -1,5 +1,11 @@
 """Writes dtypes.h: random blocks of every quantised type and their values by the gguf package (ggml's formulas), and
-Q8_0, F16 and BF16 made from floats. Needs numpy and gguf. Run: python3 make_dtypes.py > dtypes.h"""
+F16, BF16 and the quantised types that graft makes made from floats; Q4_K by ggml itself, NF4 by the few lines below.
+Needs numpy, gguf and llama_cpp (for its libggml-base.so). Run: python3 make_dtypes.py > dtypes.h"""
+import ctypes
+import glob
+import importlib.util
+import os
+
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as T
@@ -45,3 +51,28 @@ table("bf16_bytes", "uint8_t", quants.quantize(floats.reshape(1, -1), T.BF16).vi
 plain = rng.normal(0, 3, 64).astype(np.float32)
 table("plain_values", "uint32_t", bits(plain), 4)
 table("plain_q8_0_bytes", "uint8_t", quants.quantize(plain.reshape(1, -1), T.Q8_0).ravel(), 1)
+
+# Quantisers: 512 weights of several sizes, among them a block of zeros, one without negatives and one of a single value.
+weights = (rng.normal(0, 1, (16, 32)) * 10.0 ** rng.uniform(-1.5, 0.5, (16, 1))).astype(np.float32)
+weights[3], weights[5], weights[6] = 0, np.abs(weights[5]), 0.25
+weights = weights.ravel()
+table("weight_values", "uint32_t", bits(weights), 4)
+for name in ("Q4_0", "Q5_0", "Q8_0"):
+    table(f"weight_{name.lower()}_bytes", "uint8_t", quants.quantize(weights.reshape(1, -1), T[name]).ravel(), 1)
+package = importlib.util.find_spec("llama_cpp").submodule_search_locations[0]
+ggml = ctypes.CDLL(glob.glob(os.path.join(package, "lib", "libggml-base.so"))[0])
+q4_k = np.zeros(len(weights) // 256 * 144, np.uint8)
+pointer = ctypes.c_void_p
+ggml.quantize_row_q4_K_ref(weights.ctypes.data_as(pointer), q4_k.ctypes.data_as(pointer), ctypes.c_int64(len(weights)))
+table("weight_q4_k_bytes", "uint8_t", q4_k, 1)
+
+NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+                -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+                0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0])  # the paper's appendix E, bitsandbytes
+blocks = weights.astype(np.float64).reshape(-1, 64)
+halves = np.abs(blocks).max(1)[:, None].astype(np.float16)
+scales = halves.astype(np.float64)
+codes = np.abs(blocks[:, :, None] / np.where(scales > 0, scales, np.inf)[:, :, None] - NF4).argmin(2)
+nf4 = np.concatenate([halves.view(np.uint8), (codes[:, :32] | codes[:, 32:] << 4).astype(np.uint8)], axis=1)
+table("weight_nf4_bytes", "uint8_t", nf4.ravel(), 1)
+table("nf4_values", "uint32_t", bits(NF4.astype(np.float32)[codes] * scales.astype(np.float32)), 4)

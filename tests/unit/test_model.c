@@ -9,7 +9,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "adapters/adapter.h"
+#include "adapters/export.h"
 #include "core/model/generate.h"
 
 #define MUST(call)                                                                                                               \
@@ -291,6 +291,60 @@ static void frozen_weights_stay(void **state) {
     close_world(&w);
 }
 
+/* Every matrix of the layers, and nothing else, becomes what the type's quantiser makes of the file's rows; with any number of
+ * threads. */
+static void quantised_layers_are_the_files(void **state) {
+    (void)state;
+    static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K, GR_DTYPE_NF4};
+    char name[96];
+    for (int t = 0; t < GR_LEN(types); t++) {
+        world plain = open_world(golden_models[0], NO_ADAPTER, 1), w = open_world(golden_models[0], NO_ADAPTER, 1 + t);
+        int64_t planned = gr_model_quantized_bytes(w.m, types[t]), sum = 0;
+        MUST(gr_model_quantize(w.m, types[t], err));
+        assert_true(planned > 0 && w.m->quantized_bytes == planned && gr_model_quantized_bytes(w.m, types[t]) == 0);
+        for (int64_t i = 0; i < gr_model_n_linears(w.m) - 1; i++) {
+            const gr_weight *from = &gr_model_linear(plain.m, i, name)->w, *to = &gr_model_linear(w.m, i, name)->w;
+            const gr_dtype_info *info = gr_dtype_get(to->dtype);
+            int64_t n = from->rows * from->cols, bytes = gr_dtype_bytes(to->dtype, n);
+            uint8_t *expected = malloc((size_t)bytes);
+            assert_true(expected && from->dtype == GR_DTYPE_F32 && to->rows == from->rows && to->cols == from->cols);
+            assert_int_equal(to->dtype, from->cols % gr_dtype_get(types[t])->block ? GR_DTYPE_Q5_0 : types[t]);
+            info->from_f32(expected, from->data, n);
+            assert_memory_equal(expected, to->data, (size_t)bytes);
+            free(expected);
+            sum += bytes;
+        }
+        assert_int_equal(sum, planned);
+        assert_int_equal(w.m->embed.dtype, GR_DTYPE_F32);
+        assert_int_equal(w.m->head.w.dtype, GR_DTYPE_F32);
+        assert_null(gr_weights_find(w.m->weights, "model.layers.1.mlp.up_proj.weight")->view.data);
+        assert_non_null(gr_weights_find(w.m->weights, "model.layers.1.input_layernorm.weight")->view.data);
+        gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1};
+        graft_error err = {0};
+        assert_int_equal(gr_merge(w.m, NULL, NULL, NULL, 0, NULL, &o, "never-written", NULL, &err), GRAFT_BAD_USAGE);
+        assert_non_null(strstr(err.msg, "open the base without quantising it"));
+        close_world(&plain);
+        close_world(&w);
+    }
+}
+
+static void a_weight_that_is_not_finite_is_not_quantised(void **state) {
+    (void)state;
+    char name[96];
+    graft_error err = {0};
+    world w = open_world(golden_models[0], NO_ADAPTER, 2);
+    gr_weight *v = &gr_model_linear(w.m, 8, name)->w;
+    float *copy = malloc((size_t)(v->rows * v->cols) * sizeof *copy);
+    assert_non_null(copy);
+    memcpy(copy, v->data, (size_t)(v->rows * v->cols) * sizeof *copy);
+    copy[v->rows * v->cols - 1] = NAN;
+    v->data = copy;
+    assert_int_equal(gr_model_quantize(w.m, GR_DTYPE_NF4, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "model.layers.1.self_attn.k_proj.weight holds a NaN"));
+    free(copy);
+    close_world(&w);
+}
+
 /* The logits of the cache path are those of the training path, bit for bit, however the prompt is cut. */
 static void cache_gives_the_same_logits(void **state) {
     const int flags = *(const int *)*state;
@@ -385,6 +439,7 @@ int main(void) {
         {"cache_gives_the_same_logits", cache_gives_the_same_logits, NULL, NULL, &exact},
         {"cache_gives_the_same_logits, int8", cache_gives_the_same_logits, NULL, NULL, &int8},
         cmocka_unit_test(frozen_weights_stay),
+        cmocka_unit_test(quantised_layers_are_the_files), cmocka_unit_test(a_weight_that_is_not_finite_is_not_quantised),
         cmocka_unit_test(greedy_text_is_transformers),  cmocka_unit_test(no_logits_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
