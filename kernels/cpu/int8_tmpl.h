@@ -3,7 +3,6 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
-#define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 

@@ -11,7 +11,6 @@ enum {
     TILE_ROWS = VL == 16 ? 14 : 6, /* 2 x TILE_ROWS accumulators + 2 of B + 1 of A fill the registers */
 };
 
-#define INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else

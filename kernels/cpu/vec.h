@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#define INLINE static inline __attribute__((always_inline))
+
 #if defined(__AVX512F__)
 
 #if defined(GR_AMX)
