@@ -78,10 +78,11 @@ enum {
 };
 _Static_assert((int)F_END <= (int)GR_CPU_SCRATCH, "scratch");
 
-/* `rows` queries from j0 of sequence s, heads h0..h0+heads of one key/value head. */
+/* `rows` queries from j0 of sequence s, heads h0..h0+heads of one key/value head. A single query's heads are multiplied together, as rows. */
 static void forward_block(const attention *t, float *scratch, const gr_seq *s, int64_t j0, int64_t rows, int64_t h0,
                           int64_t heads) {
     int64_t D = t->D, ld = padded(D, VL), at = h0 / (t->H / t->K) * D, first = s->kv_len - s->q_len + j0;
+    int64_t together = rows == 1 ? heads : 1, ldq = rows == 1 ? D : t->ldq;
     float *scores = scratch + F_SCORES, *m = scratch + F_SUMS, *sum = m + GROUP * QUERIES, *out = scratch + F_OUT;
     for (int64_t i = 0; i < heads * rows; i++) m[i] = -INFINITY, sum[i] = 0;
     memset(out, 0, (size_t)(heads * rows * ld) * sizeof *out);
@@ -89,15 +90,15 @@ static void forward_block(const attention *t, float *scratch, const gr_seq *s, i
         int64_t keys = least(KEYS, s->kv_len - key);
         pack_rows_transposed(scratch + F_KEYS, t->k + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D);
         pack_rows(scratch + F_VALUES, t->v + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D, KEYS);
-        for (int64_t h = 0; h < heads; h++) {
+        for (int64_t h = 0; h < heads; h += together) {
             const float *q = t->q + (s->q_start + j0) * t->ldq + (h0 + h) * D;
-            block_product(rows, KEYS, D, q, t->ldq, 1, scratch + F_KEYS, scores, KEYS, 0);
-            for (int64_t i = 0; i < rows; i++) {
-                int64_t r = h * rows + i;
-                float shrink = softmax_step(scores + i * KEYS, least(first + i + 1 - key, KEYS), t->scale, &m[r], &sum[r]);
+            block_product(rows * together, KEYS, D, q, ldq, 1, scratch + F_KEYS, scores, KEYS, 0);
+            for (int64_t i = 0; i < rows * together; i++) {
+                int64_t r = h * rows + i, visible = first + i % rows + 1 - key;
+                float shrink = softmax_step(scores + i * KEYS, least(visible, KEYS), t->scale, &m[r], &sum[r]);
                 if (shrink != 1) scale_row(out + r * ld, ld, shrink);
             }
-            block_product(rows, D, KEYS, scores, KEYS, 1, scratch + F_VALUES, out + h * rows * ld, ld, 1);
+            block_product(rows * together, D, KEYS, scores, KEYS, 1, scratch + F_VALUES, out + h * rows * ld, ld, 1);
         }
     }
     for (int64_t h = 0; h < heads; h++)

@@ -3,7 +3,6 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
-
 #if defined(__AVX512F__)
 
 enum { I8_ROWS = 10 };
