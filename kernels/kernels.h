@@ -60,7 +60,8 @@ typedef struct gr_ops {
 
 struct gr_device {
     const gr_ops *ops;
-    const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-amx" */
+    const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
+    bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
     void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, zeroed; NULL when out of memory */
     void (*free)(gr_device *d, void *p);
     struct gr_threads *threads; /* CPU: the pool, also for core's own parallel work */
@@ -68,11 +69,12 @@ struct gr_device {
 };
 
 /* The CPU device with n_threads (<= 0: all usable CPUs). The level is the best the CPU has, or the one named by the
- * environment variable GRAFT_CPU (generic | avx2 | avx512 | amx; one the CPU lacks is an error). NULL and *why on failure. */
+ * environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an error). NULL and *why on failure. */
 gr_device *gr_cpu_device_new(int n_threads, const char **why);
 void gr_device_free(gr_device *d); /* NULL is fine */
 
-/* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "amx". */
+/* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "avx512bf16",
+ * "amx". */
 const gr_ops *gr_cpu_ops(const char *level);
 
 #endif

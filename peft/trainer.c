@@ -30,7 +30,7 @@ gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
     case GR_DT_FP32: return GR_DTYPE_F32;
     case GR_DT_AUTO: break;
     }
-    return strcmp(device->level, "cpu-amx") == 0 ? GR_DTYPE_BF16 : GR_DTYPE_F32; /* the one level that multiplies bf16 faster */
+    return device->fast_bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
 }
 
 int gr_quantize_type(int recipe_quantize) {

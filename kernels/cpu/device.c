@@ -18,6 +18,8 @@
     .swiglu_backward = gr_swiglu_backward_##level, .cross_entropy = gr_cross_entropy_##level,                \
     .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level,             \
     .adamw = gr_adamw_##level
+/* Those that multiply bfloat16 where the level can. */
+#define MATRIX_OPS(level) .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level
 
 #define GR_OP(name, params) .name = gr_##name##_generic,
 static const gr_ops generic_ops = {
@@ -32,14 +34,17 @@ static const gr_ops avx2_ops = {
 static const gr_ops avx512_ops = {
 #include "kernels/ops.def"
     VECTOR_OPS(avx512)};
+static const gr_ops avx512bf16_ops = {
+#include "kernels/ops.def"
+    VECTOR_OPS(avx512), MATRIX_OPS(avx512bf16)};
 static const gr_ops amx_ops = {
 #include "kernels/ops.def"
-    VECTOR_OPS(avx512), .linear_forward = gr_linear_forward_amx, .linear_backward = gr_linear_backward_amx};
+    VECTOR_OPS(avx512), MATRIX_OPS(amx)};
 #pragma GCC diagnostic pop
 #endif
 #undef GR_OP
 
-static const char *const level_names[] = {"cpu-amx", "cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
+static const char *const level_names[] = {"cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
 
 #if defined(__x86_64__)
 /* CPUID and the kernel's word, which a process must ask for once: tiles are big, so Linux gives them on request. */
@@ -64,7 +69,9 @@ const gr_ops *gr_cpu_ops(const char *level) {
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2 && strcmp(level, "avx2") == 0) return &avx2_ops;
     if (avx512 && strcmp(level, "avx512") == 0) return &avx512_ops;
-    if (avx512 && strcmp(level, "amx") == 0 && has_amx()) return &amx_ops;
+    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (bf16 && strcmp(level, "avx512bf16") == 0) return &avx512bf16_ops;
+    if (bf16 && strcmp(level, "amx") == 0 && has_amx()) return &amx_ops;
 #endif
     return NULL;
 }
@@ -87,18 +94,29 @@ static void cpu_free(gr_device *d, void *p) {
     free(p);
 }
 
+/* Intel's CPUs have dot products of bfloat16 too, but run them at half the rate of float32. */
+static bool worth_it(const char *level) {
+#if defined(__x86_64__)
+    return strcmp(level, "avx512bf16") != 0 || __builtin_cpu_is("amd");
+#else
+    (void)level;
+    return true;
+#endif
+}
+
 static bool choose_level(gr_device *d, const char **why) {
     const char *wanted = getenv("GRAFT_CPU");
     for (size_t i = 0; i < sizeof level_names / sizeof *level_names; i++) {
         const char *name = level_names[i] + strlen("cpu-");
         if (wanted && strcmp(wanted, name) != 0) continue;
-        d->ops = gr_cpu_ops(name);
+        d->ops = wanted || worth_it(name) ? gr_cpu_ops(name) : NULL;
         d->level = level_names[i];
+        d->fast_bf16 = strcmp(name, "amx") == 0 || strcmp(name, "avx512bf16") == 0;
         if (d->ops) return true;
         *why = "this CPU lacks the instruction set that GRAFT_CPU names; unset it, or use GRAFT_CPU=generic";
         if (wanted) return false;
     }
-    *why = "GRAFT_CPU must be generic, avx2, avx512 or amx";
+    *why = "GRAFT_CPU must be generic, avx2, avx512, avx512bf16 or amx";
     return false;
 }
 
@@ -114,7 +132,7 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     *why = "cannot start the threads; ask for fewer (threads: 1)";
     if (!d->threads) goto failed;
     cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
-    cpu->rounded = aligned_zeros(GR_CPU_ROUNDED);
+    cpu->rounded = aligned_alloc(64, GR_CPU_ROUNDED);
     *why = "out of memory for the CPU device";
     if (!cpu->scratch || !cpu->rounded) goto failed;
     *why = NULL;

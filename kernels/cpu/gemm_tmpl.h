@@ -2,16 +2,25 @@
  * of B (dequantised, scaled, rounded) into panels of its thread's scratch, which then stay in the second-level cache,
  * and multiplies with A read in place. The pieces depend on k and the dtype alone: their sums are added in order. */
 #include <stddef.h>
+#include <string.h>
 
 #include "kernels/cpu/impl.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/dequant.h"
+#if defined(GR_BF16)
+#include "kernels/cpu/bf16.h"
+#endif
 
 enum {
     K_PIECE = 256,   /* rows of a packed block: the sliver of A and a panel share the first-level cache */
     N_BLOCK = 256,   /* columns of a packed block at most */
     K_BLOCK = 256,   /* the largest block of a dtype */
     ROWS_LARGE = 64, /* above: packing is amortised, rows may be split among threads */
+#if defined(GR_AMX)
+    ROW_UNIT = BF16_ROWS,
+#else
+    ROW_UNIT = TILE_ROWS,
+#endif
 };
 
 /* Scratch of a task: packed B, then a buffer of storage rows, then rounded rows of A. */
@@ -97,10 +106,25 @@ static void rounded_product(float *scratch, const gr_gemm *g, int64_t m, int64_t
     }
 }
 
+/* Rows of an A rounded to pairs of bfloat16, [m filled up, ld]. */
+typedef struct rounded_a {
+    const float *a;
+    int64_t a_row, a_col, k;
+    float *pairs;
+    int64_t ld;
+} rounded_a;
+
+/* How C of a product is cut into tasks: rows [first, first+m) in blocks. */
+typedef struct blocks {
+    int64_t first, m, m_block, n_block, m_blocks, count;
+} blocks;
+
 typedef struct gemm_job {
     gr_device *d;
-    const gr_gemm *g;
-    int64_t m_block, n_block, m_blocks;
+    const gr_gemm *products;
+    blocks blocks[GR_GEMM_PRODUCTS]; /* of each product */
+    rounded_a rounded[GR_GEMM_TERMS];
+    int n_rounded;
 } gemm_job;
 
 static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -126,66 +150,94 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
     }
 }
 
-/* What follows the first product of a block of C at row m0, column n0: the further products and the bias. */
-static void finish_block(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n) {
+#if defined(GR_BF16)
+#include "kernels/cpu/gemm_bf16.h"
+#else
+static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0, int64_t m,
+                             int64_t n, float *c, int64_t ldc, int accumulate) {
+    (void)job, (void)first;
+    add_product(scratch, g, m0, n0, m, n, c, ldc, accumulate);
+}
+#endif
+
+/* A block of C: the product, what is added to it, the bias. */
+static void gemm_task(void *context, int64_t chunk, int worker) {
+    const gemm_job *job = context;
+    float *scratch = gr_cpu_scratch(job->d, worker);
+    int which = 0;
+    for (; chunk >= job->blocks[which].count; which++) chunk -= job->blocks[which].count;
+    const gr_gemm *g = &job->products[which];
+    const blocks *b = &job->blocks[which];
+    int64_t at = chunk % b->m_blocks * b->m_block, m0 = b->first + at, n0 = chunk / b->m_blocks * b->n_block;
+    int64_t m = b->m - at < b->m_block ? b->m - at : b->m_block, n = g->n - n0 < b->n_block ? g->n - n0 : b->n_block;
     float *c = g->c + m0 * g->ldc + n0;
-    for (const gr_gemm *t = g->next; t; t = t->next) add_product(scratch, t, m0, n0, m, n, c, g->ldc, 1);
+    int accumulate = g->accumulate;
+    for (const gr_gemm *t = g; t; t = t->next, accumulate = 1) {
+        if (t->compute == GR_DTYPE_BF16) add_bf16_product(job, scratch, t, b->first, m0, n0, m, n, c, g->ldc, accumulate);
+        else add_product(scratch, t, m0, n0, m, n, c, g->ldc, accumulate);
+    }
     if (g->bias)
         for (int64_t i = 0; i < m; i++)
             for (int64_t j = 0; j < n; j++) c[i * g->ldc + j] += g->bias[n0 + j];
 }
 
-static void gemm_task(void *context, int64_t chunk, int worker) {
-    const gemm_job *job = context;
-    const gr_gemm *g = job->g;
-    float *scratch = gr_cpu_scratch(job->d, worker);
-    int64_t m0 = chunk % job->m_blocks * job->m_block, n0 = chunk / job->m_blocks * job->n_block;
-    int64_t m = g->m - m0 < job->m_block ? g->m - m0 : job->m_block;
-    int64_t n = g->n - n0 < job->n_block ? g->n - n0 : job->n_block;
-    add_product(scratch, g, m0, n0, m, n, g->c + m0 * g->ldc + n0, g->ldc, g->accumulate);
-    finish_block(scratch, g, m0, n0, m, n);
-}
-
 /* Share of the threads' time that is work when blocks of n columns are dealt to them. */
 static double balance(int64_t n, int64_t block, int64_t threads) {
-    int64_t blocks = (n + block - 1) / block, rounds = (blocks + threads - 1) / threads, load = rounds * block;
-    if ((blocks - 1) % threads == 0) load -= blocks * block - n; /* the last, narrower one runs alone */
+    int64_t count = (n + block - 1) / block, rounds = (count + threads - 1) / threads, load = rounds * block;
+    if ((count - 1) % threads == 0) load -= count * block - n; /* the last, narrower one runs alone */
     return (double)n / (double)(threads * load);
 }
 
-/* Blocks of m rows of C: the widest that keep all threads busy; rows are split too, in units, where columns alone do not. */
-static gemm_job plan_blocks(gr_device *d, const gr_gemm *g, int64_t m, int64_t row_unit) {
+/* The widest blocks of rows [first, first+m) that keep all threads busy; rows are split too where columns alone do not. */
+static blocks plan_blocks(gr_device *d, const gr_gemm *g, int64_t first, int64_t m) {
     const double good = 0.97;
     int64_t type_block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(d->threads);
     int64_t unit = !g->b_transposed && type_block > PANEL ? type_block : PANEL;
-    gemm_job job = {.d = d, .g = g, .m_block = m, .n_block = N_BLOCK, .m_blocks = 1};
-    for (int64_t block = N_BLOCK - unit; block >= unit && balance(g->n, job.n_block, threads) < good; block -= unit)
-        if (balance(g->n, block, threads) > balance(g->n, job.n_block, threads)) job.n_block = block;
-    int64_t n_blocks = (g->n + job.n_block - 1) / job.n_block;
-    bool balanced = balance(g->n, job.n_block, threads) >= good;
-    while (!balanced && job.m_block > ROWS_LARGE && n_blocks * job.m_blocks < 3 * threads) {
-        job.m_block = round_up((job.m_block + 1) / 2, row_unit);
-        job.m_blocks = (m + job.m_block - 1) / job.m_block;
+    blocks b = {.first = first, .m = m, .m_block = m, .n_block = N_BLOCK, .m_blocks = 1};
+    for (int64_t block = N_BLOCK - unit; block >= unit && balance(g->n, b.n_block, threads) < good; block -= unit)
+        if (balance(g->n, block, threads) > balance(g->n, b.n_block, threads)) b.n_block = block;
+    int64_t n_blocks = (g->n + b.n_block - 1) / b.n_block;
+    bool balanced = balance(g->n, b.n_block, threads) >= good;
+    while (!balanced && b.m_block > ROWS_LARGE && n_blocks * b.m_blocks < 3 * threads) {
+        b.m_block = round_up((b.m_block + 1) / 2, ROW_UNIT);
+        b.m_blocks = (m + b.m_block - 1) / b.m_block;
     }
-    return job;
+    b.count = n_blocks * b.m_blocks;
+    return b;
 }
 
-static int64_t chunks_of(const gr_gemm *g, const gemm_job *job) { return (g->n + job->n_block - 1) / job->n_block * job->m_blocks; }
-
-#if defined(GR_AMX)
-#include "kernels/cpu/amx.h"
+#if defined(GR_BF16)
+/* A product whose rounded rows do not all fit at once. */
+static void gemm_in_slabs(gemm_job *job, const gr_gemm *g) {
+    int64_t rows = rounded_floats / place_rounded(job, g, BF16_ROWS, 0) * BF16_ROWS;
+    job->products = g;
+    for (int64_t first = 0; first < g->m && g->n; first += rows) {
+        int64_t m = g->m - first < rows ? g->m - first : rows;
+        job->n_rounded = 0;
+        place_rounded(job, g, m, 0);
+        round_placed(job, first, m, 0);
+        job->blocks[0] = plan_blocks(job->d, g, first, m);
+        gr_threads_run(job->d->threads, job->blocks[0].count, gemm_task, job);
+    }
+}
 #endif
 
-void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *g) {
-    if (g->m == 0 || g->n == 0) return;
-#if defined(GR_AMX)
-    if (g->compute == GR_DTYPE_BF16) {
-        amx_gemm(d, g);
+void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *products, int n) {
+    gemm_job job = {.d = d, .products = products};
+    int64_t chunks = 0;
+#if defined(GR_BF16)
+    if (!round_all(&job, n)) {
+        for (int i = 0; i < n; i++) gemm_in_slabs(&job, &products[i]);
         return;
     }
 #endif
-    gemm_job job = plan_blocks(d, g, g->m, TILE_ROWS);
-    gr_threads_run(d->threads, chunks_of(g, &job), gemm_task, &job);
+    for (int i = 0; i < n; i++) {
+        const gr_gemm *g = &products[i];
+        if (g->m == 0 || g->n == 0) continue;
+        job.blocks[i] = plan_blocks(d, g, 0, g->m);
+        chunks += job.blocks[i].count;
+    }
+    gr_threads_run(d->threads, chunks, gemm_task, &job);
 }
 
 void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,

@@ -11,10 +11,10 @@ enum { GR_CPU_SCRATCH = 192 * 1024 };
 
 typedef struct gr_cpu {
     float *scratch; /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
-    void *rounded;  /* [GR_CPU_ROUNDED] bytes: rows rounded to int8 or bfloat16, shared by all threads */
+    void *rounded;  /* [GR_CPU_ROUNDED] bytes: rows rounded to int8 or bfloat16, shared by all threads; pages come when touched */
 } gr_cpu;
 
-enum { GR_CPU_ROUNDED = 4 << 20 };
+enum { GR_CPU_ROUNDED = 32 << 20 };
 
 static inline float *gr_cpu_scratch(const gr_device *d, int worker) {
     return ((const gr_cpu *)d->impl)->scratch + (int64_t)worker * GR_CPU_SCRATCH;
@@ -48,9 +48,12 @@ typedef struct gr_gemm {
                                    own m, n, c, ldc, bias are not read); so LoRA costs no pass over C of its own */
 } gr_gemm;
 
-typedef void gr_gemm_fn(gr_device *d, const gr_gemm *g);
+enum { GR_GEMM_PRODUCTS = 4, GR_GEMM_TERMS = 12 };
 
-gr_gemm_fn gr_gemm_generic, gr_gemm_avx2, gr_gemm_avx512, gr_gemm_amx;
+/* n <= GR_GEMM_PRODUCTS products, independent of each other, in one run of the pool; GR_GEMM_TERMS at most with what is added to them. */
+typedef void gr_gemm_fn(gr_device *d, const gr_gemm *products, int n);
+
+gr_gemm_fn gr_gemm_generic, gr_gemm_avx2, gr_gemm_avx512, gr_gemm_avx512bf16, gr_gemm_amx;
 
 /* Products of the same A[m,k] (rows lda floats apart) with int8 forms: c[m,n] (= or +=) A W + bias each. */
 typedef struct gr_int8_product {
@@ -65,6 +68,7 @@ typedef void gr_int8_fn(gr_device *d, const float *a, int64_t lda, int64_t m, co
 
 gr_int8_fn gr_int8_generic, gr_int8_avx2, gr_int8_avx512;
 #define gr_int8_amx gr_int8_avx512
+#define gr_int8_avx512bf16 gr_int8_avx512
 
 /* linear_forward and linear_backward over a level's products: parameters of ops.def after them. */
 void gr_linear_forward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
@@ -82,7 +86,11 @@ void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, flo
 #define GR_OP(name, params) void gr_##name##_avx512 params;
 #include "kernels/ops.def"
 #undef GR_OP
-#define GR_OP(name, params) void gr_##name##_amx params; /* only linears have one */
+/* of these two only what multiplies matrices */
+#define GR_OP(name, params) void gr_##name##_avx512bf16 params;
+#include "kernels/ops.def"
+#undef GR_OP
+#define GR_OP(name, params) void gr_##name##_amx params;
 #include "kernels/ops.def"
 #undef GR_OP
 

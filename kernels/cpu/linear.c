@@ -34,22 +34,38 @@ static int64_t group_rank(const gr_linear *const *group, int n_group) {
     return rank;
 }
 
-/* Products that are added to another one's C block by block; more of them than there is room for make passes of their own. */
-enum { FUSED_MAX = 4 };
+/* Products that wait to be run together; those added to another one's C follow it, block by block. */
+typedef struct batch {
+    gr_gemm_fn *gemm;
+    gr_device *d;
+    gr_gemm products[GR_GEMM_PRODUCTS], added[GR_GEMM_TERMS];
+    gr_gemm *last; /* of the newest product's chain */
+    int n, n_added;
+} batch;
 
-typedef struct fused {
-    gr_gemm terms[1 + FUSED_MAX];
-    int n;
-} fused;
+static void run(batch *b) {
+    if (b->n) b->gemm(b->d, b->products, b->n);
+    b->n = b->n_added = 0;
+    b->last = NULL;
+}
 
-static void fused_add(fused *f, gr_gemm_fn *gemm, gr_device *d, const gr_gemm *g) {
-    if (f->n == 1 + FUSED_MAX) { /* full: what there is goes first */
-        gemm(d, &f->terms[0]);
-        f->n = 0;
+/* A product independent of the others that wait. */
+static void put(batch *b, gr_gemm g) {
+    if (b->n == GR_GEMM_PRODUCTS || b->n + b->n_added == GR_GEMM_TERMS) run(b);
+    b->products[b->n] = g;
+    b->last = &b->products[b->n++];
+}
+
+/* A product of the same C as the newest, or the first of one. */
+static void put_added(batch *b, gr_gemm g) {
+    if (b->n + b->n_added == GR_GEMM_TERMS) run(b); /* full: what there is goes first */
+    if (!b->last) {
+        put(b, g);
+        return;
     }
-    f->terms[f->n] = *g;
-    if (f->n > 0) f->terms[f->n - 1].next = &f->terms[f->n];
-    f->n++;
+    b->added[b->n_added] = g;
+    b->last->next = &b->added[b->n_added];
+    b->last = &b->added[b->n_added++];
 }
 
 /* The int8 products of a forward group; all share x, which is rounded once. */
@@ -69,26 +85,29 @@ static void int8_forward(gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, 
 void gr_linear_forward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
                           const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
+    batch b = {.gemm = gemm, .d = d};
+    float *to = h;
+    for (int i = 0; i < n_group; i++)
+        for (int j = 0; j < group[i]->n_lora; to += group[i]->lora[j++].rank) {
+            gr_weight A = f32_weight(group[i]->lora[j].A, group[i]->lora[j].rank, group[i]->w.cols);
+            put(&b, by_weight_t(to, ldh, xd, group[i]->w.cols, n, &A)); /* h = xd A^T */
+        }
+    run(&b);
     int8_forward(int8, d, y, ldy, x, group, n_group, n);
     for (int i = 0; i < n_group; y += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
-        fused sum = {0};
-        if (!l->int8_forward) {
-            gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
-            base.compute = l->compute, base.bias = l->bias;
-            fused_add(&sum, gemm, d, &base);
-        }
+        gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
+        base.compute = l->compute, base.bias = l->bias;
+        if (!l->int8_forward) put(&b, base);
         for (int j = 0; j < l->n_lora; h += l->lora[j].rank, j++) {
-            gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, l->w.cols);
             gr_weight B = f32_weight(l->lora[j].B, l->w.rows, l->lora[j].rank);
-            gr_gemm down = by_weight_t(h, ldh, xd, l->w.cols, n, &A); /* h = xd A^T */
-            gr_gemm up = by_weight_t(y, ldy, h, ldh, n, &B);          /* y += scale h B^T */
+            gr_gemm up = by_weight_t(y, ldy, h, ldh, n, &B); /* y += scale h B^T */
             up.alpha = l->lora[j].scale, up.accumulate = true;
-            gemm(d, &down);
-            fused_add(&sum, gemm, d, &up);
+            if (l->int8_forward && j == 0) put(&b, up);
+            else put_added(&b, up);
         }
-        if (sum.n) gemm(d, &sum.terms[0]);
     }
+    run(&b);
 }
 
 typedef struct column_sums {
@@ -103,66 +122,78 @@ static void sum_columns(const void *args, int64_t begin, int64_t end) {
         for (int64_t j = begin; j < end; j++) s->out[j] += s->x[row * s->ldx + j];
 }
 
-/* The gradients of one LoRA, and dh = scale dy B for that of its input. */
-static void lora_backward(gr_gemm_fn *gemm, gr_device *d, const gr_linear *l, const gr_lora *lora, float *dh, const float *dy,
-                          int64_t ldy, const float *xd, const float *h, int64_t ldh, bool wants_dh, int64_t n) {
-    if (lora->dB) {
-        gr_gemm g = by_rows(lora->dB, dy, ldy, l->w.rows, h, ldh, lora->rank, n, lora->scale);
-        gemm(d, &g);
-    }
-    if (lora->dA || wants_dh) {
-        gr_weight B = f32_weight(lora->B, l->w.rows, lora->rank);
-        gr_gemm g = by_weight(dh, ldh, dy, ldy, n, &B);
-        g.alpha = lora->scale;
-        gemm(d, &g);
-    }
-    if (lora->dA) {
-        gr_gemm g = by_rows(lora->dA, dh, ldh, lora->rank, xd, l->w.cols, l->w.cols, n, 1);
-        gemm(d, &g);
+/* dh = scale dy B for the gradients of A and of the LoRA input; dB += scale dy^T h. dy is the linear's own columns. */
+static void lora_backward_b(batch *b, const gr_linear *l, const gr_lora *lora, float *dh, const float *dy, int64_t ldy, const float *h,
+                            int64_t ldh, bool wants_dh, int64_t n) {
+    if (lora->dB) put(b, by_rows(lora->dB, dy, ldy, l->w.rows, h, ldh, lora->rank, n, lora->scale));
+    if (!lora->dA && !wants_dh) return;
+    gr_weight B = f32_weight(lora->B, l->w.rows, lora->rank);
+    gr_gemm g = by_weight(dh, ldh, dy, ldy, n, &B);
+    g.alpha = lora->scale;
+    put(b, g);
+}
+
+/* dx (+)= dy W, then, unless dxd takes them, the LoRA terms dh A; all linears of the group into the same blocks. */
+static void input_gradient(batch *b, gr_int8_fn *int8, float *dx, bool accumulate, const float *dh, int64_t ldh, const float *dy, int64_t ldy,
+                           const gr_linear *const *group, int n_group, bool with_lora, int64_t n) {
+    for (int pass = 0; pass < 2; pass++) { /* those of int8 come first: they are not blocks of a chain */
+        const float *dyi = dy, *dhi = dh;
+        for (int i = 0; i < n_group; dyi += group[i]->w.rows, i++) {
+            const gr_linear *l = group[i];
+            if (pass == 0 && l->int8_backward) {
+                gr_int8_product base = {.packed = l->int8_backward, .c = dx, .ldc = l->w.cols, .accumulate = accumulate};
+                int8(b->d, dyi, ldy, n, &base, 1);
+                accumulate = true;
+            }
+            if (pass == 0) continue;
+            gr_gemm base = by_weight(dx, l->w.cols, dyi, ldy, n, &l->w);
+            base.compute = l->compute, base.accumulate = accumulate;
+            if (!l->int8_backward) put_added(b, base), accumulate = true;
+            for (int j = 0; j < l->n_lora; dhi += l->lora[j++].rank) {
+                gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, l->w.cols);
+                gr_gemm term = by_weight(dx, l->w.cols, dhi, ldh, n, &A);
+                term.accumulate = true;
+                if (with_lora) put_added(b, term);
+            }
+        }
     }
 }
 
 void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
                            const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
                            const gr_linear *const *group, int n_group, int64_t n) {
-    int64_t ldh = group_rank(group, n_group);
+    int64_t ldh = group_rank(group, n_group), K = n_group > 0 ? group[0]->w.cols : 0;
+    batch b = {.gemm = gemm, .d = d};
+    const float *dyi = dy, *hi = h;
+    float *dhi = dh;
+    for (int i = 0; i < n_group; dyi += group[i]->w.rows, i++)
+        for (int j = 0; j < group[i]->n_lora; hi += group[i]->lora[j].rank, dhi += group[i]->lora[j].rank, j++)
+            lora_backward_b(&b, group[i], &group[i]->lora[j], dhi, dyi, ldy, hi, ldh, dx || dxd, n);
+    run(&b);
+    if (dx) input_gradient(&b, int8, dx, accumulate, dh, ldh, dy, ldy, group, n_group, !dxd, n);
+    run(&b);
     bool dxd_started = false; /* dxd is overwritten by its first term */
-    if (dxd && ldh == 0 && n_group > 0) memset(dxd, 0, (size_t)(n * group[0]->w.cols) * sizeof *dxd);
+    if (dxd && ldh == 0) memset(dxd, 0, (size_t)(n * K) * sizeof *dxd);
     for (int i = 0; i < n_group; dy += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
-        fused sum = {0};
-        if (dx && l->int8_backward) {
-            gr_int8_product base = {.packed = l->int8_backward, .c = dx, .ldc = l->w.cols, .accumulate = accumulate || i > 0};
-            int8(d, dy, ldy, n, &base, 1);
-        } else if (dx) {
-            gr_gemm base = by_weight(dx, l->w.cols, dy, ldy, n, &l->w);
-            base.compute = l->compute, base.accumulate = accumulate || i > 0;
-            fused_add(&sum, gemm, d, &base);
-        }
-        if (l->dw) {
-            gr_gemm g = by_rows(l->dw, dy, ldy, l->w.rows, x, l->w.cols, l->w.cols, n, 1);
-            g.compute = l->compute;
-            gemm(d, &g);
-        }
+        gr_gemm dw = by_rows(l->dw, dy, ldy, l->w.rows, x, K, K, n, 1);
+        dw.compute = l->compute;
+        if (l->dw) put(&b, dw);
         if (l->dbias) {
             column_sums sums = {l->dbias, dy, ldy, n};
             gr_cpu_for(d, l->w.rows, 64, sum_columns, &sums);
         }
-        for (int j = 0; j < l->n_lora; h += l->lora[j].rank, dh += l->lora[j].rank, j++) {
-            const gr_lora *lora = &l->lora[j];
-            gr_weight A = f32_weight(lora->A, lora->rank, l->w.cols);
-            lora_backward(gemm, d, l, lora, dh, dy, ldy, xd, h, ldh, dx || dxd, n);
-            if (dxd) {
-                gr_gemm g = by_weight(dxd, l->w.cols, dh, ldh, n, &A);
-                g.accumulate = dxd_started;
-                dxd_started = true;
-                gemm(d, &g);
-            } else if (dx) {
-                gr_gemm g = by_weight(dx, l->w.cols, dh, ldh, n, &A);
-                g.accumulate = true;
-                fused_add(&sum, gemm, d, &g);
-            }
+        for (int j = 0; j < l->n_lora; dh += l->lora[j].rank, j++) {
+            gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, K);
+            gr_gemm term = by_weight(dxd, K, dh, ldh, n, &A);
+            term.accumulate = dxd_started;
+            if (l->lora[j].dA) put(&b, by_rows(l->lora[j].dA, dh, ldh, l->lora[j].rank, xd, K, K, n, 1));
+            if (!dxd) continue;
+            run(&b); /* each adds to what the one before made */
+            put(&b, term);
+            run(&b);
+            dxd_started = true;
         }
-        if (sum.n) gemm(d, &sum.terms[0]);
     }
+    run(&b);
 }

@@ -59,7 +59,7 @@ static void columns_by_weight(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_gemm_generic(gr_device *d, const gr_gemm *g) {
+static void gemm(gr_device *d, const gr_gemm *g) {
     for (const gr_gemm *t = g; t; t = t->next) {
         gr_gemm term = *t;
         term.m = g->m, term.n = g->n, term.c = g->c, term.ldc = g->ldc;
@@ -71,6 +71,10 @@ void gr_gemm_generic(gr_device *d, const gr_gemm *g) {
     }
     for (int64_t i = 0; g->bias && i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) g->c[i * g->ldc + j] += g->bias[j];
+}
+
+void gr_gemm_generic(gr_device *d, const gr_gemm *products, int n) {
+    for (int i = 0; i < n; i++) gemm(d, &products[i]);
 }
 
 void gr_linear_forward_generic(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,

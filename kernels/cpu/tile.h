@@ -1,6 +1,9 @@
 /* tile.h - products of small blocks, shared by GEMM and attention of a vectorised level. B lies in panels: PANEL = 2 VL
  * columns wide, k rows, one panel after the other, zero-padded. Every element is one FMA chain over k from zero, then added to
- * what C held: long sums made of such pieces lose far less to rounding than one long chain would. */
+ * what C held: long sums made of such pieces lose far less to rounding than one long chain would.
+ *
+ * An element of A and B is a float, or at the levels that multiply bfloat16 a pair of those, which stand one after the other along k: k then
+ * counts pairs, and packing moves pairs as it moves floats. */
 #ifndef GR_CPU_TILE_H
 #define GR_CPU_TILE_H
 
@@ -17,9 +20,15 @@ enum {
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* C[mr, n] (+)= A[mr,k] panel[k, n], mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
+#if defined(GR_PAIRS)
+#define v_multiply_add(pairs, a, b, c) (pairs ? v_pair_fma(a, b, c) : v_fma(a, b, c))
+#else
+#define v_multiply_add(pairs, a, b, c) ((void)(pairs), v_fma(a, b, c))
+#endif
+
+/* C[mr, n] (+)= A[mr,k] panel[k, n], pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
  * third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
-INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
+INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
                  float *c, int64_t ldc, int64_t n, int accumulate) {
     vf acc[TILE_ROWS][2];
     const float *row[(TILE_ROWS + 2) / 3];
@@ -32,8 +41,8 @@ INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t 
         vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
         UNROLL for (int i = 0; i < mr; i++) {
             vf ai = v_set(row[i / 3][i % 3 * rs]);
-            acc[i][0] = v_fma(ai, b0, acc[i][0]);
-            if (nv == 2) acc[i][1] = v_fma(ai, b1, acc[i][1]);
+            acc[i][0] = v_multiply_add(pairs, ai, b0, acc[i][0]);
+            if (nv == 2) acc[i][1] = v_multiply_add(pairs, ai, b1, acc[i][1]);
         }
         UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
     }
@@ -49,41 +58,54 @@ INLINE void tile(const int mr, const int nv, int64_t k, const float *a, int64_t 
 
 typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c, int64_t ldc,
                      int64_t n, int accumulate);
-#define TILE(mr, nv)                                                                                         \
-    static void tile_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c,   \
-                                 int64_t ldc, int64_t n, int accumulate) {                                   \
-        tile(mr, nv, k, a, rs, cs, b, c, ldc, n, accumulate);                                                \
+#define TILE(pairs, mr, nv)                                                                                  \
+    static void tile_##pairs##_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,   \
+                                           float *c, int64_t ldc, int64_t n, int accumulate) {               \
+        tile(pairs, mr, nv, k, a, rs, cs, b, c, ldc, n, accumulate);                                         \
     }
-#define TILES(mr) TILE(mr, 1) TILE(mr, 2)
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+#define SIX(each, pairs) each(pairs, 1) each(pairs, 2) each(pairs, 3) each(pairs, 4) each(pairs, 5) each(pairs, 6)
 #if defined(__AVX512F__)
-TILES(7) TILES(8) TILES(9) TILES(10) TILES(11) TILES(12) TILES(13) TILES(14)
+#define ALL(each, pairs)                                                                                     \
+    SIX(each, pairs) each(pairs, 7) each(pairs, 8) each(pairs, 9) each(pairs, 10) each(pairs, 11) each(pairs, 12) \
+        each(pairs, 13) each(pairs, 14)
+#else
+#define ALL(each, pairs) SIX(each, pairs)
 #endif
-#undef TILE
-#define TILE(mr, nv) tile_##mr##_##nv
-static tile_fn *const tiles[TILE_ROWS + 1][3] = {
-#define ROW(mr) [mr] = {NULL, TILE(mr, 1), TILE(mr, 2)},
-    ROW(1) ROW(2) ROW(3) ROW(4) ROW(5) ROW(6)
-#if defined(__AVX512F__)
-    ROW(7) ROW(8) ROW(9) ROW(10) ROW(11) ROW(12) ROW(13) ROW(14)
+#define BOTH(pairs, mr) TILE(pairs, mr, 1) TILE(pairs, mr, 2)
+#define ROW(pairs, mr) [mr] = {NULL, tile_##pairs##_##mr##_1, tile_##pairs##_##mr##_2},
+ALL(BOTH, 0)
+#if defined(GR_PAIRS)
+ALL(BOTH, 1)
+#endif
+static tile_fn *const tiles[][TILE_ROWS + 1][3] = {
+    {ALL(ROW, 0)},
+#if defined(GR_PAIRS)
+    {ALL(ROW, 1)},
 #endif
 };
-#undef ROW
 #undef TILE
-#undef TILES
+#undef SIX
+#undef ALL
+#undef BOTH
+#undef ROW
 
 /* C[m,n] (+)= A[m,k] B[k,n], A[i][p] = a[i rs + p cs], B in panels of k rows. Rows are dealt evenly to tiles. */
-static void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
-                          float *c, int64_t ldc, int accumulate) {
+static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
+                             float *c, int64_t ldc, int accumulate) {
     int64_t n_tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0, row = 0; i < n_tiles; i++) {
         int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
         for (int64_t j = 0; j < n; j += PANEL) {
             int64_t nr = n - j < PANEL ? n - j : PANEL;
-            tiles[mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
+            tiles[pairs][mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
         }
         row += mr;
     }
+}
+
+static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c,
+                                 int64_t ldc, int accumulate) {
+    block_product_of(0, m, n, k, a, rs, cs, b, c, ldc, accumulate);
 }
 
 #if defined(__AVX512F__)

@@ -8,10 +8,16 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#if defined(GR_PAIRS) || defined(GR_AMX)
+#define GR_BF16 /* the level multiplies bfloat16 */
+#endif
+
 #if defined(__AVX512F__)
 
 #if defined(GR_AMX)
 #define LEVEL(name) name##_amx
+#elif defined(GR_PAIRS)
+#define LEVEL(name) name##_avx512bf16
 #else
 #define LEVEL(name) name##_avx512
 #endif
@@ -48,6 +54,18 @@ static inline vf v_round_bf16(vf v) { /* nearest even; a NaN stays one */
     r = _mm512_and_si512(r, _mm512_set1_epi32((int)0xffff0000));
     return _mm512_mask_mov_ps(_mm512_castsi512_ps(r), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v);
 }
+#if defined(GR_BF16)
+/* Lanes of two bfloat16 each. Rounding is to nearest even; numbers below 2^-126 become 0. */
+#if !defined(GRAFT_EMULATED)
+static inline vf v_pairs(vf low, vf high) { return (vf)_mm512_cvtne2ps_pbh(high, low); } /* consecutive values */
+static inline vf v_pair_fma(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+#endif
+static inline vf v_interleave(vf low, vf high) { /* lane i: low[i], high[i] */
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                                           17, 1, 16, 0);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, _mm512_castps_si512(v_pairs(low, high))));
+}
+#endif
 
 #else
 

@@ -14,7 +14,7 @@
 #include "kernels/philox.h"
 
 enum { N = 13 };
-static const char *const levels[] = {"generic", "avx2", "avx512", "amx"};
+static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
 
 static void fill(float *x, int64_t n, int tag) {
     for (int64_t i = 0; i < n; i++) x[i] = 2 * gr_random_uniform(5, (uint32_t)tag, 0, (uint64_t)i) - 1;
@@ -223,7 +223,8 @@ int main(void) {
         {"generic", test_level, NULL, NULL, (void *)levels[0]},
         {"avx2", test_level, NULL, NULL, (void *)levels[1]},
         {"avx512", test_level, NULL, NULL, (void *)levels[2]},
-        {"amx", test_level, NULL, NULL, (void *)levels[3]},
+        {"avx512bf16", test_level, NULL, NULL, (void *)levels[3]},
+        {"amx", test_level, NULL, NULL, (void *)levels[4]},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

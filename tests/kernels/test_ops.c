@@ -372,7 +372,7 @@ static const operation operations[] = {
 /* Linears take every size in every dtype. */
 static int variants(const operation *op) { return op->name[0] == 'l' || op->name[0] == 'i' ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT; }
 
-static const char *const levels[] = {"generic", "avx2", "avx512", "amx"};
+static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
 
 static gr_device *device(const char *level, int threads) {
     const char *why = NULL;
@@ -487,7 +487,7 @@ static void test_unknown_level(void **state) {
     const char *why = NULL;
     setenv("GRAFT_CPU", "mmx", 1);
     assert_null(gr_cpu_device_new(1, &why));
-    assert_non_null(strstr(why, "generic, avx2, avx512 or amx"));
+    assert_non_null(strstr(why, "generic, avx2, avx512, avx512bf16 or amx"));
     assert_null(gr_cpu_ops("mmx"));
 }
 
@@ -511,7 +511,7 @@ static void test_pool(void **state) {
 }
 
 int main(void) {
-    static int level[] = {0, 1, 2, 3};
+    static int level[] = {0, 1, 2, 3, 4};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_pool),
@@ -519,10 +519,12 @@ int main(void) {
         {"generic", test_level, NULL, NULL, &level[0]},
         {"avx2", test_level, NULL, NULL, &level[1]},
         {"avx512", test_level, NULL, NULL, &level[2]},
-        {"amx", test_level, NULL, NULL, &level[3]},
+        {"avx512bf16", test_level, NULL, NULL, &level[3]},
+        {"amx", test_level, NULL, NULL, &level[4]},
         {"avx2, long contraction", test_long_contraction, NULL, NULL, &level[1]},
         {"avx512, long contraction", test_long_contraction, NULL, NULL, &level[2]},
-        {"amx, long contraction", test_long_contraction, NULL, NULL, &level[3]},
+        {"avx512bf16, long contraction", test_long_contraction, NULL, NULL, &level[3]},
+        {"amx, long contraction", test_long_contraction, NULL, NULL, &level[4]},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

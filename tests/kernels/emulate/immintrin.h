@@ -1,5 +1,5 @@
-/* immintrin.h - found before the compiler's own by the emulated kernels (see CMakeLists.txt): AVX-512, its VNNI and AMX in portable C, so that
- * these levels are tested on CPUs that lack it. SIMDe has most intrinsics; what its Debian version lacks follows. */
+/* immintrin.h - found before the compiler's own by the emulated kernels (see CMakeLists.txt): AVX-512, its VNNI and BF16, and AMX in portable C, so that
+ * these levels are tested on CPUs that lack them. SIMDe has most intrinsics; what its Debian version lacks follows. */
 #ifndef GR_EMULATE_IMMINTRIN_H
 #define GR_EMULATE_IMMINTRIN_H
 
@@ -79,7 +79,38 @@ static inline __m512 emulated_shuffle_f32x4(__m512 a, __m512 b, int control) {
     return emulated_ps(&e);
 }
 
-/* AMX with tiles of 16 rows of 64 bytes, as amx.h configures them. A product adds pairs of k as the manual says: even and odd terms in chains of
+/* Pairs of bfloat16 (AVX512_BF16): the odd term is added first. */
+static inline float emulated_bf16(uint32_t h) {
+    uint32_t bits = h << 16;
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+static inline uint32_t emulated_to_bf16(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if ((bits & 0x7f800000) == 0) return bits >> 16 & 0x8000;
+    return f != f ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static inline __m512 v_pairs(__m512 low, __m512 high) {
+    emulated x = of_ps(low), y = of_ps(high), e;
+    for (int i = 0; i < 8; i++) {
+        e.i[i] = (int32_t)(emulated_to_bf16(x.f[2 * i]) | emulated_to_bf16(x.f[2 * i + 1]) << 16);
+        e.i[8 + i] = (int32_t)(emulated_to_bf16(y.f[2 * i]) | emulated_to_bf16(y.f[2 * i + 1]) << 16);
+    }
+    return emulated_ps(&e);
+}
+static inline __m512 v_pair_fma(__m512 a, __m512 b, __m512 c) {
+    emulated x = of_ps(a), y = of_ps(b), e = of_ps(c);
+    for (int i = 0; i < 16; i++) {
+        uint32_t p = (uint32_t)x.i[i], q = (uint32_t)y.i[i];
+        e.f[i] = fmaf(emulated_bf16(p >> 16), emulated_bf16(q >> 16), e.f[i]);
+        e.f[i] = fmaf(emulated_bf16(p & 0xffff), emulated_bf16(q & 0xffff), e.f[i]);
+    }
+    return emulated_ps(&e);
+}
+
+/* AMX with tiles of 16 rows of 64 bytes, as bf16.h configures them. A product adds pairs of k as the manual says: even and odd terms in chains of
  * their own from zero, their sum to C. */
 static _Thread_local union {
     float f[16][16];
@@ -92,12 +123,6 @@ static inline void emulated_tile_loadd(int t, const void *from, int64_t stride) 
 }
 static inline void emulated_tile_stored(int t, void *to, int64_t stride) {
     for (int i = 0; i < 16; i++) memcpy((char *)to + i * stride, emulated_tile[t].b[i], 64);
-}
-static inline float emulated_bf16(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
 }
 static inline void emulated_tile_dpbf16ps(int c, int a, int b) {
     for (int i = 0; i < 16; i++) {
