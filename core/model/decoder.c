@@ -340,7 +340,7 @@ static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cac
     }
     float scale = 1.0f / __builtin_sqrtf((float)w.D);
     op->attention_forward(d->dev, a->att, w.HD, a->lse, a->qkv, w.QKV, k, v, ldkv, d->seqs, b->n_seqs, w.H,
-                          d->m->config.n_kv_heads, w.D, scale);
+                          d->m->config.n_kv_heads, w.D, scale, d->m->compute);
 }
 
 /* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product in
@@ -400,7 +400,7 @@ static void layer_backward(gr_decoder *d, int64_t i, const gr_batch *b, bool bel
     product_backward(d, &o, d->datt, d->dx, a->att, b);
     op->attention_backward(d->dev, d->dqkv, d->dqkv + w.HD, d->dqkv + w.HD + w.KD, d->delta, d->datt, w.HD, a->qkv, w.QKV,
                            a->qkv + w.HD, a->qkv + w.HD + w.KD, w.QKV, a->att, a->lse, d->seqs, b->n_seqs, w.H,
-                           d->m->config.n_kv_heads, w.D, 1.0f / __builtin_sqrtf((float)w.D));
+                           d->m->config.n_kv_heads, w.D, 1.0f / __builtin_sqrtf((float)w.D), d->m->compute);
     op->rope(d->dev, d->dqkv, w.QKV, b->positions, d->m->rope, n, w.H + d->m->config.n_kv_heads, w.D, true);
     bool through_norm = below || l->input_norm.dw;
     product_backward(d, &qkv, through_norm ? d->dbranch : NULL, d->dqkv, a->n1, b);

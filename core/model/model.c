@@ -105,7 +105,7 @@ graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, 
     *out = NULL;
     gr_model *m = gr_calloc(1, sizeof *m);
     if (!m) return gr_fail_memory(err, "model");
-    m->device = device;
+    m->device = device, m->compute = compute;
     GR_TRY(gr_weights_open(&m->weights, path, err));
     m->config = *gr_weights_config(m->weights);
     m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);

@@ -23,18 +23,22 @@ typedef struct attention {
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-/* Panels [KEYS, D] of n rows of x, the rest zero. */
-static void pack_rows(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t rows) {
-    for (int64_t r = 0; r < n; r++) pack_row(panels, x + r * ldx, D, rows, r);
-    for (int64_t j = 0; n < rows && j < D; j += PANEL)
-        memset(panels + j * rows + n * PANEL, 0, (size_t)((rows - n) * PANEL) * sizeof *panels);
-}
+/* Which calls a level takes itself, and whom it leaves the others to. */
+#if defined(GR_BF16)
+#define ATTENDS(compute) ((compute) == GR_DTYPE_BF16)
+#define EXACT(name) name##_avx512
+#else
+#define ATTENDS(compute) true
+#define EXACT(name) name##_generic
+#endif
 
-/* Panels [D, KEYS] of the transpose of n rows of x, the other columns zero. */
-static void pack_rows_transposed(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D) {
-    if (n < KEYS) memset(panels, 0, (size_t)(KEYS * D) * sizeof *panels);
-    pack_transposed(panels, x, ldx, n, D);
-}
+/* What is multiplied how: packing and the products of blocks, over the scratch of a task. */
+#if defined(GR_BF16)
+#include "kernels/cpu/attention_bf16.h"
+#else
+#include "kernels/cpu/attention_f32.h"
+#endif
+_Static_assert((int)F_END <= (int)GR_CPU_SCRATCH && (int)B_END <= (int)GR_CPU_SCRATCH, "scratch");
 
 /* One row of scores of a key block becomes exp(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. Returns
  * the factor by which what was summed before shrinks. */
@@ -66,18 +70,6 @@ static void scale_row(float *x, int64_t n, float factor) {
     for (int64_t j = 0; j < n; j++) x[j] *= factor;
 }
 
-/* Scratch of a forward task. */
-enum {
-    F_KEYS = 0,                         /* K^T panels */
-    F_VALUES = F_KEYS + KEYS * D_MAX,   /* V panels */
-    F_SCORES = F_VALUES + KEYS * D_MAX, /* [QUERIES, KEYS] */
-    F_SUMS = F_SCORES + QUERIES * KEYS, /* m and sum of GROUP x QUERIES rows */
-    GROUP = 8,                          /* query heads that share a packed key block */
-    F_OUT = F_SUMS + 2 * GROUP * QUERIES,
-    F_END = F_OUT + GROUP * QUERIES * D_MAX
-};
-_Static_assert((int)F_END <= (int)GR_CPU_SCRATCH, "scratch");
-
 /* `rows` queries from j0 of sequence s, heads h0..h0+heads of one key/value head. A single query's heads are multiplied together, as rows. */
 static void forward_block(const attention *t, float *scratch, const gr_seq *s, int64_t j0, int64_t rows, int64_t h0,
                           int64_t heads) {
@@ -88,17 +80,16 @@ static void forward_block(const attention *t, float *scratch, const gr_seq *s, i
     memset(out, 0, (size_t)(heads * rows * ld) * sizeof *out);
     for (int64_t key = 0; key < first + rows; key += KEYS) {
         int64_t keys = least(KEYS, s->kv_len - key);
-        pack_rows_transposed(scratch + F_KEYS, t->k + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D);
-        pack_rows(scratch + F_VALUES, t->v + (s->kv_start + key) * t->ldkv + at, t->ldkv, keys, D, KEYS);
+        pack_forward(t, scratch, (s->kv_start + key) * t->ldkv + at, keys);
         for (int64_t h = 0; h < heads; h += together) {
             const float *q = t->q + (s->q_start + j0) * t->ldq + (h0 + h) * D;
-            block_product(rows * together, KEYS, D, q, ldq, 1, scratch + F_KEYS, scores, KEYS, 0);
+            score_product(t, scratch, q, ldq, rows * together);
             for (int64_t i = 0; i < rows * together; i++) {
                 int64_t r = h * rows + i, visible = first + i % rows + 1 - key;
                 float shrink = softmax_step(scores + i * KEYS, least(visible, KEYS), t->scale, &m[r], &sum[r]);
                 if (shrink != 1) scale_row(out + r * ld, ld, shrink);
             }
-            block_product(rows * together, D, KEYS, scores, KEYS, 1, scratch + F_VALUES, out + h * rows * ld, ld, 1);
+            value_product(t, scratch, out + h * rows * ld, ld, rows * together);
         }
     }
     for (int64_t h = 0; h < heads; h++)
@@ -126,9 +117,9 @@ static void forward_task(void *context, int64_t chunk, int worker) {
 
 void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq,
                                  const float *k, const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs,
-                                 int64_t H, int64_t K, int64_t D, float scale) {
-    if (D > D_MAX) {
-        gr_attention_forward_generic(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale);
+                                 int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
+    if (D > D_MAX || !ATTENDS(compute)) {
+        EXACT(gr_attention_forward)(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale, compute);
         return;
     }
     attention t = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K,
@@ -137,21 +128,6 @@ void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *l
     for (int64_t s = 0; s < n_seqs; s++) blocks += (seqs[s].q_len + QUERIES - 1) / QUERIES;
     gr_threads_run(d->threads, blocks * K * head_groups(&t), forward_task, &t);
 }
-
-/* Scratch of a backward task. */
-enum {
-    B_KEYS_T = 0,                         /* K^T, V^T, K: panels of the key block */
-    B_VALUES_T = B_KEYS_T + KEYS * D_MAX,
-    B_KEYS = B_VALUES_T + KEYS * D_MAX,
-    B_QUERIES = B_KEYS + KEYS * D_MAX,    /* q, dout: panels of the query block */
-    B_DOUT = B_QUERIES + QUERIES * D_MAX,
-    B_DK = B_DOUT + QUERIES * D_MAX,      /* [KEYS, D] each */
-    B_DV = B_DK + KEYS * D_MAX,
-    B_P = B_DV + KEYS * D_MAX,            /* [QUERIES, KEYS] each */
-    B_DS = B_P + QUERIES * KEYS,
-    B_END = B_DS + QUERIES * KEYS
-};
-_Static_assert((int)B_END <= (int)GR_CPU_SCRATCH, "scratch");
 
 /* p = exp(scale s - lse), ds = scale p (dp - delta) for the visible keys of a row, 0 for the others. */
 static void probabilities(float *p, float *ds, int64_t visible, float scale, float lse, float delta) {
@@ -170,17 +146,11 @@ static void backward_block(const attention *t, float *scratch, const gr_seq *s, 
                            int64_t rows, int64_t h) {
     int64_t D = t->D, row = s->q_start + j0;
     float *p = scratch + B_P, *ds = scratch + B_DS;
-    const float *q = t->q + row * t->ldq + h * D, *dout = t->dout + row * t->ldo + h * D;
-    pack_rows(scratch + B_QUERIES, q, t->ldq, rows, D, rows);
-    pack_rows(scratch + B_DOUT, dout, t->ldo, rows, D, rows);
-    block_product(rows, KEYS, D, q, t->ldq, 1, scratch + B_KEYS_T, p, KEYS, 0);
-    block_product(rows, KEYS, D, dout, t->ldo, 1, scratch + B_VALUES_T, ds, KEYS, 0);
+    score_products(t, scratch, t->q + row * t->ldq + h * D, t->dout + row * t->ldo + h * D, rows);
     for (int64_t i = 0; i < rows; i++)
         probabilities(p + i * KEYS, ds + i * KEYS, least(j0 + i + 1 - key, KEYS), t->scale,
                       t->lse_in[(row + i) * t->H + h], t->delta[(row + i) * t->H + h]);
-    block_product(keys, D, rows, p, 1, KEYS, scratch + B_DOUT, scratch + B_DV, D, 1);
-    block_product(keys, D, rows, ds, 1, KEYS, scratch + B_QUERIES, scratch + B_DK, D, 1);
-    block_product(rows, D, KEYS, ds, KEYS, 1, scratch + B_KEYS, t->dq + row * t->ldq + h * D, t->ldq, key > 0);
+    gradient_products(t, scratch, t->dq + row * t->ldq + h * D, rows, keys, key > 0);
 }
 
 /* A task is a sequence's key/value head: its keys in order, for each its queries in order, so every sum has one order. */
@@ -191,9 +161,7 @@ static void backward_task(void *context, int64_t chunk, int worker) {
     int64_t D = t->D, head = chunk % t->K, per_head = t->H / t->K;
     for (int64_t key = 0; key < s->kv_len; key += KEYS) {
         int64_t keys = least(KEYS, s->kv_len - key), at = (s->kv_start + key) * t->ldkv + head * D;
-        pack_rows_transposed(scratch + B_KEYS_T, t->k + at, t->ldkv, keys, D);
-        pack_rows_transposed(scratch + B_VALUES_T, t->v + at, t->ldkv, keys, D);
-        pack_rows(scratch + B_KEYS, t->k + at, t->ldkv, keys, D, KEYS);
+        pack_backward(t, scratch, at, keys);
         memset(dk, 0, (size_t)(KEYS * D) * sizeof *dk);
         memset(dv, 0, (size_t)(KEYS * D) * sizeof *dv);
         for (int64_t h = head * per_head; h < (head + 1) * per_head; h++)
@@ -230,10 +198,9 @@ static void delta_rows(const void *args, int64_t begin, int64_t end) {
 void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout,
                                   int64_t ldo, const float *q, int64_t ldq, const float *k, const float *v,
                                   int64_t ldkv, const float *out, const float *lse, const gr_seq *seqs, int64_t n_seqs,
-                                  int64_t H, int64_t K, int64_t D, float scale) {
-    if (D > D_MAX) {
-        gr_attention_backward_generic(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H,
-                                      K, D, scale);
+                                  int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
+    if (D > D_MAX || !ATTENDS(compute)) {
+        EXACT(gr_attention_backward)(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale, compute);
         return;
     }
     attention t = {.dq = dq, .dk = dk, .dv = dv, .delta = delta, .q = q, .k = k, .v = v, .dout = dout, .lse_in = lse,

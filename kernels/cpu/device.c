@@ -19,7 +19,9 @@
     .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level,             \
     .adamw = gr_adamw_##level
 /* Those that multiply bfloat16 where the level can. */
-#define MATRIX_OPS(level) .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level
+#define MATRIX_OPS(level)                                                                                    \
+    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,              \
+    .attention_forward = gr_attention_forward_##level, .attention_backward = gr_attention_backward_##level
 
 #define GR_OP(name, params) .name = gr_##name##_generic,
 static const gr_ops generic_ops = {

@@ -178,7 +178,7 @@ static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype d
     d->free(d, x), d->free(d, y), d->free(d, forms[0]), d->free(d, forms[1]), d->free(d, (void *)l.w.data);
 }
 
-static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs) {
+static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dtype compute) {
     enum { H = 9, K = 3, D = 64 };
     int64_t n = length * n_seqs;
     float *q = values(d, n * H * D), *k = values(d, n * K * D), *v = values(d, n * K * D), *out = values(d, n * H * D);
@@ -189,11 +189,11 @@ static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs) {
     for (int64_t s = 0; s < n_seqs; s++) seqs[s] = (gr_seq){s * length, length, s * length, length};
     double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
     char label[96];
-    snprintf(label, sizeof label, "attention fwd %d x %d", (int)n_seqs, (int)length);
-    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f));
-    snprintf(label, sizeof label, "attention bwd %d x %d", (int)n_seqs, (int)length);
+    snprintf(label, sizeof label, "attention fwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
+    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute));
+    snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
     TIME(label, 2.5 * flops, d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs,
-                                                        n_seqs, H, K, D, 0.125f));
+                                                        n_seqs, H, K, D, 0.125f, compute));
     float *all[] = {q, k, v, out, lse, delta, dout, dq, dk, dv, (float *)seqs};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
 }
@@ -248,8 +248,10 @@ int main(int argc, char **argv) {
     for (int t = 0; t < 2; t++)
         for (int s = 0; s < 5; s++)
             for (int n = 1; n <= 1024; n *= s == 4 ? 256 : 32) bench_int8(d, n, shapes[s][0], shapes[s][1], packed[t]);
-    bench_attention(d, 256, 4);
-    bench_attention(d, 1024, 1);
+    for (int i = 0; i < (d->fast_bf16 ? 2 : 1); i++) {
+        bench_attention(d, 256, 4, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
+        bench_attention(d, 1024, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
+    }
     bench_rows(d);
     gr_device_free(d);
     return 0;

@@ -119,7 +119,7 @@ static const gr_seq two[] = {{0, 70, 0, 70}, {70, 5, 70, 5}};
 
 static double attention_loss(gr_device *d, void *context) {
     attention *t = context;
-    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f);
+    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f, GR_DTYPE_F32);
     return dot(t->out, t->dout, T * H * D);
 }
 
@@ -129,7 +129,7 @@ static void check_attention(gr_device *d) {
     fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
     attention_loss(d, &t);
     d->ops->attention_backward(d, dq, dk, dv, delta, t.dout, H * D, t.q, H * D, t.k, t.v, KV * D, t.out, t.lse, two, 2, H,
-                               KV, D, 0.4f);
+                               KV, D, 0.4f, GR_DTYPE_F32);
     check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
     check(d, attention_loss, &t, t.k, dk, T * KV * D, "attention dk");
     check(d, attention_loss, &t, t.v, dv, T * KV * D, "attention dv");

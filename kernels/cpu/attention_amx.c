@@ -1,0 +1,2 @@
+#define GR_AMX
+#include "kernels/cpu/attention_tmpl.h"

@@ -1,0 +1,2 @@
+#define GR_PAIRS
+#include "kernels/cpu/attention_tmpl.h"
