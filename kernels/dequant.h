@@ -4,6 +4,9 @@
 #define GR_DEQUANT_H
 
 #include <string.h>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
 
 #include "kernels/dtype.h"
 
@@ -19,14 +22,18 @@ static inline uint32_t gr_float_bits(float f) {
     return bits;
 }
 
-/* Half to float without a branch per case: normal numbers by rescaling the exponent with a product, subnormal ones by
+/* Half to float: one instruction where the level has it, else without a branch per case: normal numbers by rescaling the exponent with a product, subnormal ones by
  * subtracting the implicit bit of a float that holds the mantissa at its end. */
 static inline float gr_half_float(uint16_t h) {
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#else
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, magnitude = (uint32_t)(h & 0x7fff);
     float normal = gr_bits_float((magnitude << 13) + (0xE0u << 23)) * 0x1p-112f;
     float subnormal = gr_bits_float(magnitude | (126u << 23)) - 0.5f;
     /* 126 << 23 is 0.5, whose last mantissa bit is worth 2^-24: exactly the unit of a subnormal half */
     return gr_bits_float(sign | gr_float_bits(magnitude < 0x400 ? subnormal : normal));
+#endif
 }
 
 static inline uint16_t gr_load_u16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
