@@ -141,7 +141,7 @@ void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool t
 
 /* ---- the work ---- */
 
-enum { ROW_BLOCK = 96, PANEL_BLOCK = 8 }; /* a block of C: its rows of A stay in the second-level cache */
+enum { ROW_BLOCK = 128, PANEL_BLOCK = 8 }; /* a block of C: its rows of A stay in the second-level cache */
 
 typedef struct int8_job {
     const int8_level *level;
@@ -230,8 +230,8 @@ static void product_generic(const int8_rows *r, const gr_int8_product *p, int64_
                 const int8_t *x = r->code + (i * r->blocks + b) * I8_BLOCK;
                 int32_t dot = 0;
                 for (int e = 0; e < I8_BLOCK; e++) dot += x[e] * q[e];
-                sum[i - i0] += (float)dot * (scale * r->scale[i * r->blocks + b]);
-                if (w->bits == 4) sum[i - i0] += min * r->sum[i * r->blocks + b];
+                sum[i - i0] += (float)dot * (scale * r->scale[b * r->m + i]);
+                if (w->bits == 4) sum[i - i0] += min * r->sum[b * r->m + i];
             }
         }
         for (int64_t i = i0; i < i1; i++) {

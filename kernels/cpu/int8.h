@@ -28,9 +28,9 @@ static inline const uint8_t *int8_panel(const int8_weight *w, int64_t panel) {
 typedef struct int8_rows {
     int64_t m, blocks;
     int8_t *code;       /* [m, blocks*32], zeros after k */
-    float *scale;       /* [m, blocks] */
-    float *sum;         /* [m, blocks] scale * sum of codes: what a minimum is multiplied with */
-    int32_t *offset;    /* [m, blocks] -128 * sum of codes: undoes codes of W stored as unsigned */
+    float *scale;       /* [blocks, m] */
+    float *sum;         /* [blocks, m] scale * sum of codes: what a minimum is multiplied with */
+    int32_t *offset;    /* [blocks, m] -128 * sum of codes: undoes codes of W stored as unsigned */
 } int8_rows;
 
 /* Row i of r from x[k]. Plain C that every level compiles for itself; the same bits on all. */
@@ -51,9 +51,9 @@ static inline void int8_round_row(const int8_rows *r, int64_t i, const float *x,
             sum += code[j];
         }
         float scale = top > 0x1p-100f || top != top ? top / 127.0f : 0;
-        r->scale[i * r->blocks + b] = scale;
-        r->sum[i * r->blocks + b] = scale * (float)sum;
-        r->offset[i * r->blocks + b] = -128 * sum;
+        r->scale[b * r->m + i] = scale;
+        r->sum[b * r->m + i] = scale * (float)sum;
+        r->offset[b * r->m + i] = -128 * sum;
     }
 }
 

@@ -3,9 +3,16 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #if defined(__AVX512F__)
 
-enum { I8_ROWS = 10 };
+/* A tile is 7 rows of two panels: the products of 14 registers of sums hide the loads of 7 broadcasts and 2 vectors of W. */
+enum { I8_VECTORS = 1, I8_ROWS = 7, I8_WIDE_ROWS = 7 }; /* vectors of a panel; rows of a tile, and of one of two vectors */
 typedef __m512i vi;
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vi vi_four(const int8_t *p) { /* 4 bytes in every lane */
@@ -27,7 +34,8 @@ INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
 
 #else
 
-enum { I8_ROWS = 4 };
+/* Up to 2 rows leave registers for both halves of a panel, which then share the broadcasts of A. */
+enum { I8_VECTORS = 2, I8_ROWS = 4, I8_WIDE_ROWS = 2 };
 typedef __m256i vi;
 INLINE vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
 INLINE vi vi_four(const int8_t *p) {
@@ -64,43 +72,47 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
 INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first,
                       int64_t n, const gr_int8_product *p, float *c, const float *bias) {
     const int64_t scales = 2 * I8_COLUMNS, block_bytes = I8_COLUMNS * (bits == 8 ? 2 + I8_BLOCK : 4 + I8_BLOCK / 2);
-    const int8_t *x = r->code + i * r->blocks * I8_BLOCK;
+    const int64_t next_codes = I8_VECTORS == 1 ? r->blocks * block_bytes : 4 * VL, next_scales = I8_VECTORS == 1 ? next_codes : 2 * VL;
     const int64_t ldx = r->blocks * I8_BLOCK, tail = n - (nv - 1) * VL;
+    const int8_t *row[(I8_ROWS + 2) / 3]; /* of every third row, as in tile.h */
     vf acc[I8_ROWS][2];
-    for (int q = 0; q < mr; q++) acc[q][0] = acc[q][1] = v_set(0);
-    for (int64_t b = 0; b < r->blocks; b++, panel += block_bytes, x += I8_BLOCK) {
+    UNROLL for (int q = 0; q < mr; q++) {
+        if (q % 3 == 0) row[q / 3] = r->code + (i + q) * ldx;
+        acc[q][0] = acc[q][1] = v_set(0);
+    }
+    for (int64_t b = 0; b < r->blocks; b++, panel += block_bytes) {
         const uint8_t *codes = panel + (bits == 8 ? scales : 2 * scales) + 4 * first;
-        const float *xs = r->scale + i * r->blocks + b;
+        const int64_t at = b * r->m + i;
         vi sum[I8_ROWS][2];
-        for (int q = 0; q < mr; q++)
-            sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[(i + q) * r->blocks + b]) : vi_zero();
-        for (int g = 0; g < (bits == 8 ? 8 : 4); g++) {
+        UNROLL for (int q = 0; q < mr; q++) sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[at + q]) : vi_zero();
+        for (int g = 0; g < (bits == 8 ? 8 : 4); g++, codes += 4 * I8_COLUMNS) {
             vi w[2], high[2];
-            for (int v = 0; v < nv; v++) {
-                w[v] = vi_load(codes + g * 4 * I8_COLUMNS + v * 4 * VL);
+            UNROLL for (int v = 0; v < nv; v++) {
+                w[v] = vi_load(codes + v * next_codes);
                 if (bits == 8) w[v] = code8(w[v]);
                 else high[v] = vi_high(w[v]), w[v] = vi_low(w[v]);
             }
-            for (int q = 0; q < mr; q++) {
-                vi x0 = vi_four(x + q * ldx + 4 * g), x1 = bits == 8 ? x0 : vi_four(x + q * ldx + 16 + 4 * g);
-                for (int v = 0; v < nv; v++) {
-                    sum[q][v] = bits == 8 ? sum8_add(sum[q][v], w[v], x0) : sum4_add(sum[q][v], w[v], x0);
-                    if (bits == 4) sum[q][v] = sum4_add(sum[q][v], high[v], x1);
+            UNROLL for (int q = 0; q < mr; q++) {
+                const int8_t *x = row[q / 3] + q % 3 * ldx + 4 * g;
+                UNROLL for (int v = 0; v < nv; v++) {
+                    sum[q][v] = bits == 8 ? sum8_add(sum[q][v], w[v], vi_four(x)) : sum4_add(sum[q][v], w[v], vi_four(x));
+                    if (bits == 4) sum[q][v] = sum4_add(sum[q][v], high[v], vi_four(x + 16));
                 }
             }
         }
-        for (int v = 0; v < nv; v++) {
-            vf scale = v_halves(panel + 2 * (first + v * VL)), min;
-            if (bits == 4) min = v_halves(panel + scales + 2 * (first + v * VL));
-            for (int q = 0; q < mr; q++) {
+        UNROLL for (int q = 0; q < (mr + 2) / 3; q++) row[q] += I8_BLOCK;
+        UNROLL for (int v = 0; v < nv; v++) {
+            const uint8_t *s = panel + 2 * first + v * next_scales;
+            vf scale = v_halves(s), min = bits == 4 ? v_halves(s + scales) : scale;
+            UNROLL for (int q = 0; q < mr; q++) {
                 vi dot = bits == 8 ? sum[q][v] : sum4_end(sum[q][v]);
-                acc[q][v] = v_fma(vi_float(dot), v_mul(scale, v_set(xs[q * r->blocks])), acc[q][v]);
-                if (bits == 4) acc[q][v] = v_fma(min, v_set(r->sum[(i + q) * r->blocks + b]), acc[q][v]);
+                acc[q][v] = v_fma(vi_float(dot), v_mul(scale, v_set(r->scale[at + q])), acc[q][v]);
+                if (bits == 4) acc[q][v] = v_fma(min, v_set(r->sum[at + q]), acc[q][v]);
             }
         }
     }
-    for (int q = 0; q < mr; q++)
-        for (int v = 0; v < nv; v++) {
+    UNROLL for (int q = 0; q < mr; q++)
+        UNROLL for (int v = 0; v < nv; v++) {
             const int64_t count = v == nv - 1 ? tail : VL;
             float *to = c + q * p->ldc + v * VL;
             if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
@@ -116,44 +128,46 @@ typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, i
                                           const gr_int8_product *p, float *c, const float *bias) {                                 \
         int8_tile(mr, nv, bits, r, i, panel, first, n, p, c, bias);                                                               \
     }
-#define TILES(mr) TILE(mr, 1, 4) TILE(mr, 1, 8)
+#define TILES(mr, nv) TILE(mr, nv, 4) TILE(mr, nv, 8)
 #define ROW(mr, nv) [mr] = {tile_##mr##_##nv##_4, tile_##mr##_##nv##_8}
-TILES(1) TILES(2) TILES(3) TILES(4)
+TILES(1, 1) TILES(2, 1) TILES(3, 1) TILES(4, 1) TILES(1, 2) TILES(2, 2)
 #if defined(__AVX512F__)
-TILES(5) TILES(6) TILES(7) TILES(8) TILES(9) TILES(10)
-enum { I8_WIDE_ROWS = 0 }; /* a vector is a whole panel */
-#else
-TILE(1, 2, 4) TILE(1, 2, 8) TILE(2, 2, 4) TILE(2, 2, 8)
-enum { I8_WIDE_ROWS = 2 }; /* up to 2 rows leave registers for both halves of a panel, which then share the broadcasts of A */
-#endif
+TILES(5, 1) TILES(6, 1) TILES(7, 1) TILES(3, 2) TILES(4, 2) TILES(5, 2) TILES(6, 2) TILES(7, 2)
 static int8_tile_fn *const int8_tiles[][I8_ROWS + 1][2] = {
-    {ROW(1, 1), ROW(2, 1), ROW(3, 1), ROW(4, 1),
-#if defined(__AVX512F__)
-     ROW(5, 1), ROW(6, 1), ROW(7, 1), ROW(8, 1), ROW(9, 1), ROW(10, 1)},
-#else
-    },
-    {ROW(1, 2), ROW(2, 2)},
-#endif
+    {ROW(1, 1), ROW(2, 1), ROW(3, 1), ROW(4, 1), ROW(5, 1), ROW(6, 1), ROW(7, 1)},
+    {ROW(1, 2), ROW(2, 2), ROW(3, 2), ROW(4, 2), ROW(5, 2), ROW(6, 2), ROW(7, 2)},
 };
+#else
+static int8_tile_fn *const int8_tiles[][I8_ROWS + 1][2] = {
+    {ROW(1, 1), ROW(2, 1), ROW(3, 1), ROW(4, 1)},
+    {ROW(1, 2), ROW(2, 2)},
+};
+#endif
 #undef ROW
 #undef TILES
 #undef TILE
 
-static void product_vector(const int8_rows *r, const gr_int8_product *p, int64_t i0, int64_t i1, int64_t p0, int64_t p1) {
+/* Columns [j, end) of rows [i, i+mr). */
+static void product_columns(const int8_rows *r, const gr_int8_product *p, int64_t i, int64_t mr, int64_t j, int64_t end) {
     const int8_weight *w = p->packed;
-    int64_t n_tiles = (i1 - i0 + I8_ROWS - 1) / I8_ROWS;
-    for (int64_t panel = p0; panel < p1; panel++)
-        for (int64_t t = 0, i = i0; t < n_tiles; t++) {
-            int64_t mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t), left = w->n - panel * I8_COLUMNS;
-            for (int64_t first = 0; first < I8_COLUMNS && first < left;) {
-                int64_t nv = mr <= I8_WIDE_ROWS && left - first > VL ? 2 : 1, j = panel * I8_COLUMNS + first;
-                int64_t n = left - first < nv * VL ? left - first : nv * VL;
-                int8_tiles[nv - 1][mr][w->bits == 8](r, i, int8_panel(w, panel), first, n, p, p->c + i * p->ldc + j,
-                                                     p->bias ? p->bias + j : NULL);
-                first += n;
-            }
-            i += mr;
+    for (int64_t nv; j < end; j += nv * VL) {
+        nv = mr <= I8_WIDE_ROWS && end - j > VL && (I8_VECTORS == 1 || j % I8_COLUMNS == 0) ? 2 : 1;
+        int64_t n = end - j < nv * VL ? end - j : nv * VL;
+        int8_tiles[nv - 1][mr][w->bits == 8](r, i, int8_panel(w, j / I8_COLUMNS), j % I8_COLUMNS, n, p, p->c + i * p->ldc + j,
+                                             p->bias ? p->bias + j : NULL);
+    }
+}
+
+/* Two panels at a time, which stay in the first-level cache while all rows pass by. */
+static void product_vector(const int8_rows *r, const gr_int8_product *p, int64_t i0, int64_t i1, int64_t p0, int64_t p1) {
+    int64_t n_tiles = (i1 - i0 + I8_ROWS - 1) / I8_ROWS, n = ((const int8_weight *)p->packed)->n;
+    for (int64_t panel = p0; panel < p1; panel += 2) {
+        int64_t next = panel + 2 < p1 ? panel + 2 : p1, end = next * I8_COLUMNS < n ? next * I8_COLUMNS : n;
+        for (int64_t t = 0, i = i0, mr; t < n_tiles; t++, i += mr) {
+            mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t);
+            product_columns(r, p, i, mr, panel * I8_COLUMNS, end);
         }
+    }
 }
 
 static const int8_level vector_level = {round_vector, product_vector};

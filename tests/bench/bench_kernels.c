@@ -1,5 +1,6 @@
 /* bench_kernels.c - speed of the operations on the shapes of SmolLM2-135M, as GFLOP/s and as a share of the FMA peak
- * that the same run measures. Usage: bench_kernels [threads [limits]]; GRAFT_CPU chooses the level; limits: only the machine's. */
+ * that the same run measures. Usage: bench_kernels [threads [PART]]; GRAFT_CPU chooses the level. PART: only operations whose line contains
+ * it; "limits": only the machine's. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,11 +107,13 @@ static float *values(gr_device *d, int64_t n) {
 }
 
 static double fma_peak;
+static const char *wanted = ""; /* a part of the labels to be measured */
 
 /* Best of repeated runs of the statement for 0.5 s or so. */
 #define TIME(label, flops, statement)                                                                        \
     do {                                                                                                     \
         double best = 1e9, until = now() + 0.5;                                                              \
+        if (!strstr(label, wanted)) break;                                                                   \
         for (int run_ = 0; run_ < 3 || now() < until; run_++) {                                              \
             double start = now();                                                                            \
             statement;                                                                                       \
@@ -231,7 +234,8 @@ int main(int argc, char **argv) {
     }
     fma_peak = peak(d);
     printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(d->threads), fma_peak, bandwidth(d));
-    if (argc > 2) {
+    if (argc > 2) wanted = argv[2];
+    if (strcmp(wanted, "limits") == 0) {
         gr_device_free(d);
         return 0;
     }
