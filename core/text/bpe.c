@@ -7,18 +7,18 @@
 #include "core/text/impl.h"
 
 typedef struct gr_symbol {
-    int64_t start, end;   /* bytes in the word; start == end: merged away */
-    int64_t prev, next;   /* -1 at the ends */
+    int32_t start, end;   /* bytes in the segment; start == end: merged away */
+    int32_t prev, next;   /* -1 at the ends */
     int32_t id;           /* -1: not in the vocabulary */
     int32_t rank, merged; /* of the pair with the next symbol (short words) */
 } gr_symbol;
 
 typedef struct gr_heap_item {
-    int64_t at;
-    int32_t rank, merged;
+    uint64_t order; /* rank << 32 | place of the left symbol */
+    int32_t merged;
 } gr_heap_item;
 
-enum { SHORT_WORD = 40, NO_RANK = INT32_MAX };
+enum { FEW_SYMBOLS = 40, NO_RANK = INT32_MAX, SEGMENT = 0x80 /* tag */ };
 
 /* Rank of the pair a b, NO_RANK when it does not merge. */
 static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
@@ -34,8 +34,8 @@ static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbo
 
 /* Symbols of a word: bytes (byte-level) or characters. */
 static int64_t split_symbols(const gr_tokenizer *t, const char *word, int64_t len, gr_symbol *symbols) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < len; n++) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < len; n++) {
         int size = 1;
         int32_t id;
         if (t->byte_level) {
@@ -52,7 +52,7 @@ static int64_t split_symbols(const gr_tokenizer *t, const char *word, int64_t le
 }
 
 /* Short words: the ranks of all pairs in an array, the least searched for. */
-static int64_t merge_short(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n) {
+static int64_t merge_few(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n) {
     for (int64_t i = 0; i + 1 < n; i++)
         symbols[i].rank = pair_rank(t, word, &symbols[i], &symbols[i + 1], &symbols[i].merged);
     while (n > 1) {
@@ -74,13 +74,9 @@ static int64_t merge_short(const gr_tokenizer *t, const char *word, gr_symbol *s
     return n;
 }
 
-static bool before(const gr_heap_item *a, const gr_heap_item *b) {
-    return a->rank != b->rank ? a->rank < b->rank : a->at < b->at;
-}
-
 static void heap_push(gr_heap_item *heap, int64_t n, gr_heap_item item) {
     int64_t i = n;
-    for (; i > 0 && before(&item, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && item.order < heap[(i - 1) / 2].order; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = item;
 }
 
@@ -88,39 +84,45 @@ static gr_heap_item heap_pop(gr_heap_item *heap, int64_t n) { /* n: size after *
     gr_heap_item top = heap[0], last = heap[n];
     int64_t i = 0;
     for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(&heap[child + 1], &heap[child])) child++;
-        if (!before(&heap[child], &last)) break;
+        if (child + 1 < n && heap[child + 1].order < heap[child].order) child++;
+        if (heap[child].order >= last.order) break;
         heap[i] = heap[child];
     }
     heap[i] = last;
     return top;
 }
 
-/* Long words: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make now.
- */
-static int64_t merge_long(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n,
+/* The pair of symbol at and the next one, where they merge; the size of the heap after. */
+static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbol *symbols, int32_t at,
+                         gr_heap_item *heap, int64_t n) {
+    if (at < 0 || symbols[at].next < 0) return n;
+    int32_t merged, rank = pair_rank(t, text, &symbols[at], &symbols[symbols[at].next], &merged);
+    if (rank == NO_RANK) return n;
+    heap_push(heap, n, (gr_heap_item){(uint64_t)rank << 32 | (uint32_t)at, merged});
+    return n + 1;
+}
+
+/* Long segments: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make
+ * now. */
+static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n,
                           gr_heap_item *heap) {
     int64_t in_heap = 0;
-    int32_t merged, rank;
-    for (int64_t i = 0; i + 1 < n; i++)
-        if ((rank = pair_rank(t, word, &symbols[i], &symbols[i + 1], &merged)) != NO_RANK)
-            heap_push(heap, in_heap++, (gr_heap_item){i, rank, merged});
+    for (int32_t i = 0; i < n; i++) in_heap = push_pair(t, text, symbols, i, heap, in_heap);
     while (in_heap > 0) {
         gr_heap_item top = heap_pop(heap, --in_heap);
-        gr_symbol *left = &symbols[top.at];
+        int32_t at = (int32_t)(uint32_t)top.order, merged;
+        gr_symbol *left = &symbols[at];
         if (left->start == left->end || left->next < 0) continue;
         gr_symbol *right = &symbols[left->next];
-        pair_rank(t, word, left, right, &merged);
+        pair_rank(t, text, left, right, &merged);
         if (merged != top.merged) continue;
         left->id = merged;
         left->end = right->end;
         right->start = right->end;
         left->next = right->next;
-        if (left->next >= 0) symbols[left->next].prev = top.at;
-        if (left->next >= 0 && (rank = pair_rank(t, word, left, &symbols[left->next], &merged)) != NO_RANK)
-            heap_push(heap, in_heap++, (gr_heap_item){top.at, rank, merged});
-        if (left->prev >= 0 && (rank = pair_rank(t, word, &symbols[left->prev], left, &merged)) != NO_RANK)
-            heap_push(heap, in_heap++, (gr_heap_item){left->prev, rank, merged});
+        if (left->next >= 0) symbols[left->next].prev = at;
+        in_heap = push_pair(t, text, symbols, at, heap, in_heap);
+        in_heap = push_pair(t, text, symbols, left->prev, heap, in_heap);
     }
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++)
@@ -128,38 +130,106 @@ static int64_t merge_long(const gr_tokenizer *t, const char *word, gr_symbol *sy
     return kept;
 }
 
-static bool encode_word(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids) {
+/* A word on its way. */
+typedef struct word_job {
+    const gr_tokenizer *t;
+    gr_scratch *s;
+    gr_ids *ids;
+    int64_t n_unknown;  /* symbols so far that are not in the vocabulary */
+    bool after_unknown; /* the last one was such */
+} word_job;
+
+static bool merge_segment(word_job *j, const char *text, int64_t len) {
+    const gr_tokenizer *t = j->t;
+    gr_scratch *s = j->s;
     if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return false;
-    int64_t n = split_symbols(t, word, len, s->symbols);
-    if (n <= SHORT_WORD) {
-        n = merge_short(t, word, s->symbols, n);
+    int64_t n = split_symbols(t, text, len, s->symbols);
+    if (n <= FEW_SYMBOLS) {
+        n = merge_few(t, text, s->symbols, n);
     } else {
         /* each merge pushes at most two pairs, and there are at most n merges */
         if (!gr_grow(&s->heap, &s->heap_capacity, 3 * n, sizeof *s->heap)) return false;
-        n = merge_long(t, word, s->symbols, n, s->heap);
+        n = merge_many(t, text, s->symbols, n, s->heap);
     }
-    bool unknown = false;
     for (int64_t i = 0; i < n; i++) {
         const gr_symbol *x = &s->symbols[i];
-        bool ok = x->id >= 0 ? gr_ids_push(ids, x->id)
-                             : gr_push_unknown(t, word + x->start, x->end - x->start, unknown, ids);
+        bool ok = x->id >= 0
+                      ? gr_ids_push(j->ids, x->id)
+                      : gr_push_unknown(t, text + x->start, x->end - x->start, j->after_unknown, j->ids);
         if (!ok) return false;
-        unknown = x->id < 0;
+        j->after_unknown = x->id < 0;
+        j->n_unknown += x->id < 0;
     }
     return true;
 }
 
+/* Where the cache has, or will have, the ids of a text. */
+typedef struct place {
+    gr_cache_line *line; /* NULL: the text is too long */
+    gr_word_key key;
+    int64_t n_ids, n_unknown; /* of the job before the text */
+} place;
+
+/* The ids of text from the cache; false when it has none, and the place for them. */
+static inline bool recall(word_job *j, const char *text, int64_t len, uint8_t kind, place *p) {
+    p->line = NULL;
+    gr_ids *ids = j->ids;
+    if (len > GR_CACHED_BYTES) return false;
+    if (ids->n + GR_CACHED_IDS > ids->capacity &&
+        !gr_grow(&ids->data, &ids->capacity, ids->n + GR_CACHED_IDS, sizeof *ids->data))
+        return false;
+    p->key = gr_word_key_of(text, len, (uint8_t)len | kind);
+    p->line = gr_cache_line_of(j->s->cache, &p->key);
+    const gr_cached_word *found = gr_cache_find(p->line, &p->key);
+    if (!found) {
+        p->n_ids = ids->n;
+        p->n_unknown = j->n_unknown;
+        return false;
+    }
+    memcpy(ids->data + ids->n, found->ids, sizeof found->ids);
+    ids->n += found->n;
+    j->after_unknown = false;
+    return true;
+}
+
+/* What unknown symbols leave depends on what is before them: such texts are not kept. */
+static void remember(const word_job *j, const place *p) {
+    int64_t n = j->ids->n - p->n_ids;
+    if (!p->line || n > GR_CACHED_IDS || j->n_unknown > p->n_unknown) return;
+    if (gr_cache_find(p->line, &p->key)) return; /* a word of one segment: that has done it */
+    gr_cache_add(p->line, &p->key, j->ids->data + p->n_ids, n);
+}
+
+/* Bytes of the segment that text[0..len) starts with: up to where no merge can join anything. */
+static int64_t segment_length(const gr_tokenizer *t, const char *text, int64_t len) {
+    int size;
+    int32_t left = gr_utf8_read(text, len, &size), right;
+    int64_t i = size;
+    for (; i < len; i += size, left = right) {
+        right = gr_utf8_read(text + i, len - i, &size);
+        if (!gr_joined(&t->joints, left, right, (uint8_t)text[i - 1], (uint8_t)text[i])) break;
+    }
+    return i;
+}
+
+static bool encode_segment(word_job *j, const char *text, int64_t len) {
+    place p;
+    if (recall(j, text, len, j->t->info.ignore_merges ? SEGMENT : 0, &p)) return true;
+    if (!merge_segment(j, text, len)) return false;
+    remember(j, &p);
+    return true;
+}
+
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids) {
-    if (!t->byte_level) return encode_word(t, s, word, len, ids);
-    int32_t id = gr_table_find(&t->by_raw, word, len);
-    if (id < 0) return encode_word(t, s, word, len, ids);
-    if (t->info.ignore_merges) return gr_ids_push(ids, id);
-    unsigned char whole = atomic_load_explicit(&t->whole[id], memory_order_relaxed);
-    if (whole == 1) return gr_ids_push(ids, id);
-    int64_t n_before = ids->n;
-    if (!encode_word(t, s, word, len, ids)) return false;
-    if (whole == 0)
-        atomic_store_explicit(&t->whole[id], ids->n == n_before + 1 && ids->data[n_before] == id ? 1 : 2,
-                              memory_order_relaxed);
+    word_job j = {.t = t, .s = s, .ids = ids};
+    place p;
+    if (recall(&j, word, len, 0, &p)) return true;
+    int32_t id = t->info.ignore_merges ? gr_table_find(&t->by_raw, word, len) : -1;
+    if (id >= 0 && !gr_ids_push(ids, id)) return false;
+    for (int64_t i = 0, n; id < 0 && i < len; i += n) {
+        n = segment_length(t, word + i, len - i);
+        if (!encode_segment(&j, word + i, n)) return false;
+    }
+    remember(&j, &p);
     return true;
 }

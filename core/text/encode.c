@@ -32,7 +32,7 @@ bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool 
 static int64_t space_prefix(const gr_tokenizer *t, const char *s, int64_t n) {
     int64_t i = 0;
     for (int size; i < n; i += size)
-        if (!(gr_char_class(t, (uint32_t)gr_utf8_decode(s + i, n - i, &size, NULL)) & GR_CLASS_SPACE)) break;
+        if (!(gr_class_at(t, s + i, n - i, &size) & GR_CLASS_SPACE)) break;
     return i;
 }
 
@@ -41,7 +41,7 @@ static uint8_t last_class(const gr_tokenizer *t, const char *s, int64_t n, int64
     while (i > 0 && ((uint8_t)s[i] & 0xC0) == 0x80) i--;
     int size;
     *start = i;
-    return gr_char_class(t, (uint32_t)gr_utf8_decode(s + i, n - i, &size, NULL));
+    return gr_class_at(t, s + i, n - i, &size);
 }
 
 /* Is the match from start to end a word of its own (no letter, number, mark or '_' on either side)? */
@@ -50,8 +50,7 @@ static bool stands_alone(const gr_tokenizer *t, const char *text, int64_t len, i
     int64_t at;
     int size;
     if (start > 0 && last_class(t, text, start, &at) & word) return false;
-    return end == len ||
-           !(gr_char_class(t, (uint32_t)gr_utf8_decode(text + end, len - end, &size, NULL)) & word);
+    return end == len || !(gr_class_at(t, text + end, len - end, &size) & word);
 }
 
 bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
@@ -117,8 +116,7 @@ static bool encode_digits(job *j, const char *text, int64_t len) {
     int64_t start = 0;
     int size;
     for (int64_t i = 0; i < len; i += size) {
-        uint32_t point = (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL);
-        if (!(gr_char_class(j->t, point) & GR_CLASS_NUMBER)) continue;
+        if (!(gr_class_at(j->t, text + i, len - i, &size) & GR_CLASS_NUMBER)) continue;
         if (!encode_words(j, text + start, i - start) || !encode_words(j, text + i, size)) return false;
         start = i + size;
     }
@@ -160,8 +158,7 @@ static bool encode_section(job *j, const char *text, int64_t len, bool first) {
         i += space_prefix(t, text + i, len - i);
         int64_t start = i;
         for (int size; i < len; i += size)
-            if (gr_char_class(t, (uint32_t)gr_utf8_decode(text + i, len - i, &size, NULL)) & GR_CLASS_SPACE)
-                break;
+            if (gr_class_at(t, text + i, len - i, &size) & GR_CLASS_SPACE) break;
         if (i > start && !encode_meta(j, text + start, i - start, first && start == 0)) return false;
     }
     return true;
@@ -205,7 +202,9 @@ graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, i
     if (len >= INT32_MAX)
         return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
     job j = {.t = t, .ids = ids, .special = parse_special, .continued = continued};
+    if (t->caches && !(j.s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
     bool ok = encode_text(&j, text, len);
+    if (t->caches) gr_cache_give(t->caches, j.s.cache);
     gr_str_release(&j.s.repaired);
     gr_str_release(&j.s.normal[0]);
     gr_str_release(&j.s.normal[1]);

@@ -9,10 +9,9 @@
 #ifndef GR_TEXT_IMPL_H
 #define GR_TEXT_IMPL_H
 
-#include <stdatomic.h>
-
 #include "core/text/tokenizer.h"
 #include "core/text/utf8.h"
+#include "core/text/word_cache.h"
 
 #define GR_META_SPACE "\xe2\x96\x81" /* U+2581, SentencePiece's visible space */
 
@@ -73,6 +72,27 @@ void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank,
                   int32_t id); /* the later of equal pairs wins */
 const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right);
 
+/* Which characters stand side by side in some piece. Between others no merge ever joins anything, so a text
+ * may be cut there and its parts encoded one by one. Bits of hashes: where two pairs share one, a cut is
+ * missed, which changes no id. */
+typedef struct gr_joints {
+    uint64_t *pairs; /* of code points */
+    int shift;       /* a hash's high bits are the place */
+    uint64_t
+        edges[1024]; /* [last byte << 8 | first byte]: a piece has these in a row and a part of a character */
+} gr_joints;
+bool gr_joints_init(gr_joints *j, int64_t n_pieces);
+void gr_joints_add(gr_joints *j, const char *piece, int64_t len);
+static inline uint64_t gr_joint_place(const gr_joints *j, int32_t left, int32_t right) {
+    return ((uint64_t)left << 21 | (uint64_t)right) * 0x9E3779B97F4A7C15u >> j->shift;
+}
+/* Characters left and right (-1: invalid), whose bytes at the border are last and first. */
+static inline bool gr_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last, uint8_t first) {
+    if ((left | right) < 0) return true;
+    uint64_t place = gr_joint_place(j, left, right);
+    return (j->pairs[place / 64] >> place % 64 | j->edges[last * 4 + first / 64] >> first % 64) & 1;
+}
+
 /* ---- the tokenizer ---- */
 
 typedef struct gr_piece {
@@ -132,8 +152,8 @@ struct gr_tokenizer {
     gr_pair_table pairs;
     int32_t *ranks; /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
     int32_t byte_ids[256]; /* byte-level: a byte's piece; else the byte-fallback pieces; -1 when absent */
-    atomic_uchar
-        *whole; /* byte-level: does a piece's own text encode as that piece? 0 not known yet, 1 yes, 2 no */
+    gr_joints joints;
+    gr_cache_pool *caches;  /* of encodings' words; BPE alone */
     gr_prefix_set prefixes; /* unigram: every piece of by_raw */
     double min_score;
     bool bytes_match; /* HF's unigram: the text "<0x41>" is the byte piece of that name */
@@ -165,8 +185,16 @@ static inline uint8_t gr_char_class(const gr_tokenizer *t, uint32_t point) {
     return point < 65536 ? t->classes[point] : gr_char_class_compute(point);
 }
 
+/* Class of the character that s[0..n) starts with, n > 0, and its size. */
+static inline uint8_t gr_class_at(const gr_tokenizer *t, const char *s, int64_t n, int *size) {
+    *size = 1;
+    if ((uint8_t)s[0] < 0x80) return t->classes[(uint8_t)s[0]];
+    return gr_char_class(t, (uint32_t)gr_utf8_read(s, n, size));
+}
+
 /* Memory of one encode call. */
 typedef struct gr_scratch {
+    gr_word_cache *cache; /* of the tokenizer's pool */
     gr_str repaired, normal[2], words;
     struct gr_symbol *symbols;
     int64_t symbols_capacity;

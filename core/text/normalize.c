@@ -138,7 +138,7 @@ static void strip(const gr_tokenizer *t, const char *s, int64_t n, bool left, gr
     int64_t first = -1, last = 0; /* the stretch without white space at its ends */
     int size;
     for (int64_t i = 0; i < n; i += size) {
-        if (gr_char_class(t, (uint32_t)gr_utf8_decode(s + i, n - i, &size, NULL)) & GR_CLASS_SPACE) continue;
+        if (gr_class_at(t, s + i, n - i, &size) & GR_CLASS_SPACE) continue;
         if (first < 0) first = i;
         last = i + size;
     }

@@ -68,14 +68,16 @@ typedef struct span {
     int64_t n;
 } span;
 
+static uint8_t wide_class(const span *x, int64_t i, int *size) {
+    return gr_class_at(x->t, x->s + i, x->n - i, size);
+}
+
 /* Class of the character at i and its size; at the end of the text class 0 and size 0. */
-static uint8_t class_at(const span *x, int64_t i, int *size) {
-    *size = 0;
+static inline uint8_t class_at(const span *x, int64_t i, int *size) {
+    *size = i < x->n;
     if (i >= x->n) return 0;
-    *size = 1;
-    uint8_t b = (uint8_t)x->s[i];
-    if (b < 0x80) return x->t->classes[b];
-    return gr_char_class(x->t, (uint32_t)gr_utf8_decode(x->s + i, x->n - i, size, NULL));
+    if ((uint8_t)x->s[i] < 0x80) return x->t->classes[(uint8_t)x->s[i]];
+    return wide_class(x, i, size);
 }
 
 enum { KINDS = GR_CLASS_LETTER | GR_CLASS_NUMBER | GR_CLASS_SPACE };

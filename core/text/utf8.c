@@ -47,7 +47,7 @@ bool gr_utf8_valid(const char *s, int64_t n) {
             }
         }
         int size;
-        if (gr_utf8_decode(s + i, n - i, &size, NULL) < 0) return false;
+        if (gr_utf8_read(s + i, n - i, &size) < 0) return false;
         i += size;
     }
     return true;
