@@ -18,18 +18,18 @@ typedef struct gr_heap_item {
     int32_t merged;
 } gr_heap_item;
 
-enum { FEW_SYMBOLS = 40, NO_RANK = INT32_MAX, SEGMENT = 0x80 /* tag */ };
+enum { FEW_SYMBOLS = 40, SEGMENT = 0x80 /* tag */ };
 
-/* Rank of the pair a b, NO_RANK when it does not merge. */
+/* Rank of the pair a b, GR_NO_RANK when it does not merge. */
 static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
                          int32_t *merged) {
     if (t->ranks) {
         *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
-        return *merged < 0 ? NO_RANK : t->ranks[*merged];
+        return *merged < 0 ? GR_NO_RANK : t->ranks[*merged];
     }
     const gr_pair *pair = gr_pairs_find(&t->pairs, a->id, b->id);
-    *merged = pair ? pair->id : -1;
-    return pair ? pair->rank : NO_RANK;
+    *merged = pair->id;
+    return pair->rank;
 }
 
 /* Symbols of a word: bytes (byte-level) or characters. */
@@ -56,10 +56,13 @@ static int64_t merge_few(const gr_tokenizer *t, const char *word, gr_symbol *sym
     for (int64_t i = 0; i + 1 < n; i++)
         symbols[i].rank = pair_rank(t, word, &symbols[i], &symbols[i + 1], &symbols[i].merged);
     while (n > 1) {
-        int64_t best = 0;
-        for (int64_t i = 1; i + 1 < n; i++)
-            if (symbols[i].rank < symbols[best].rank) best = i;
-        if (symbols[best].rank == NO_RANK) break;
+        uint64_t least = UINT64_MAX; /* rank << 32 | place */
+        for (int64_t i = 0; i + 1 < n; i++) {
+            uint64_t order = (uint64_t)symbols[i].rank << 32 | (uint64_t)i;
+            least = GR_MIN(least, order);
+        }
+        if (least >> 32 == GR_NO_RANK) break;
+        int64_t best = (int64_t)(uint32_t)least;
         symbols[best].id = symbols[best].merged;
         symbols[best].end = symbols[best + 1].end;
         n--;
@@ -97,7 +100,7 @@ static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbo
                          gr_heap_item *heap, int64_t n) {
     if (at < 0 || symbols[at].next < 0) return n;
     int32_t merged, rank = pair_rank(t, text, &symbols[at], &symbols[symbols[at].next], &merged);
-    if (rank == NO_RANK) return n;
+    if (rank == GR_NO_RANK) return n;
     heap_push(heap, n, (gr_heap_item){(uint64_t)rank << 32 | (uint32_t)at, merged});
     return n + 1;
 }

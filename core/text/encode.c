@@ -57,6 +57,11 @@ bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *
                    int64_t from, bool special, gr_match *m) {
     if (set->n == 0) return false;
     for (int64_t i = from; i < len; i++) {
+        if (set->only >= 0) {
+            const char *start = memchr(text + i, set->only, (size_t)(len - i));
+            if (!start) return false;
+            i = start - text;
+        }
         uint8_t b = (uint8_t)text[i];
         if (set->first[b] == set->first[b + 1]) continue;
         gr_prefix_walk walk = {0};
@@ -116,6 +121,10 @@ static bool encode_digits(job *j, const char *text, int64_t len) {
     int64_t start = 0;
     int size;
     for (int64_t i = 0; i < len; i += size) {
+        size = 8;
+        if (i + 8 <= len && gr_all_ascii(gr_read8(text + i)) &&
+            !gr_bytes_between(gr_read8(text + i), '0', '9'))
+            continue;
         if (!(gr_class_at(j->t, text + i, len - i, &size) & GR_CLASS_NUMBER)) continue;
         if (!encode_words(j, text + start, i - start) || !encode_words(j, text + i, size)) return false;
         start = i + size;
@@ -203,7 +212,9 @@ graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, i
         return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
     job j = {.t = t, .ids = ids, .special = parse_special, .continued = continued};
     if (t->caches && !(j.s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
-    bool ok = encode_text(&j, text, len);
+    /* what English takes, so that few texts grow the list more than once */
+    bool ok = gr_grow(&ids->data, &ids->capacity, ids->n + len / 4, sizeof *ids->data) &&
+              encode_text(&j, text, len);
     if (t->caches) gr_cache_give(t->caches, j.s.cache);
     gr_str_release(&j.s.repaired);
     gr_str_release(&j.s.normal[0]);

@@ -49,6 +49,7 @@ typedef struct gr_prefix_key {
 typedef struct gr_prefix_set {
     gr_prefix_key *keys;
     int32_t n, first[257]; /* keys[first[b] .. first[b+1]) start with byte b */
+    int only;              /* the byte that all keys start with; -1 when they differ */
 } gr_prefix_set;
 typedef struct gr_prefix_walk {
     int32_t low, high, depth;
@@ -59,6 +60,7 @@ void gr_prefix_sort(gr_prefix_set *s); /* after keys and n were filled; no empty
 bool gr_prefix_step(const gr_prefix_set *s, gr_prefix_walk *w, uint8_t byte, int32_t *value);
 
 /* Pair of adjacent ids to the rank of its merge and the merged id. */
+enum { GR_NO_RANK = INT32_MAX };
 typedef struct gr_pair {
     uint64_t key; /* left << 32 | right; UINT64_MAX: empty */
     int32_t rank, id;
@@ -70,7 +72,14 @@ typedef struct gr_pair_table {
 bool gr_pairs_init(gr_pair_table *t, int64_t n_pairs);
 void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank,
                   int32_t id); /* the later of equal pairs wins */
-const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right);
+/* An empty slot, of GR_NO_RANK and id -1, where a pair (or an id of -1) is unknown. Whether it is known no
+ * branch can foresee, so this has none for it. */
+static inline const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right) {
+    uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right, h = key * 0x9E3779B97F4A7C15u;
+    uint64_t i = (h ^ h >> 32) & t->mask;
+    while ((t->slots[i].key != UINT64_MAX) & (t->slots[i].key != key)) i = (i + 1) & t->mask;
+    return &t->slots[i];
+}
 
 /* Which characters stand side by side in some piece. Between others no merge ever joins anything, so a text
  * may be cut there and its parts encoded one by one. Bits of hashes: where two pairs share one, a cut is

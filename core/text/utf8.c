@@ -38,13 +38,9 @@ int gr_utf8_encode(uint32_t point, char *out) {
 
 bool gr_utf8_valid(const char *s, int64_t n) {
     for (int64_t i = 0; i < n;) {
-        uint64_t eight;
-        if (i + 8 <= n) {
-            memcpy(&eight, s + i, 8);
-            if (!(eight & 0x8080808080808080u)) {
-                i += 8;
-                continue;
-            }
+        if (i + 8 <= n && gr_all_ascii(gr_read8(s + i))) {
+            i += 8;
+            continue;
         }
         int size;
         if (gr_utf8_read(s + i, n - i, &size) < 0) return false;

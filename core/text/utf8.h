@@ -3,7 +3,26 @@
 #ifndef GR_UTF8_H
 #define GR_UTF8_H
 
+#include <string.h>
+
 #include "core/base/base.h"
+
+/* Eight bytes at a time. */
+static const uint64_t GR_EIGHT = 0x0101010101010101u;
+static inline uint64_t gr_read8(const char *s) {
+    uint64_t v;
+    memcpy(&v, s, 8);
+    return v;
+}
+static inline bool gr_all_ascii(uint64_t eight) {
+    return !(eight & GR_EIGHT * 0x80);
+}
+/* The high bit of each byte that is ASCII and lies in low..high. */
+static inline uint64_t gr_bytes_between(uint64_t eight, uint8_t low, uint8_t high) {
+    uint64_t seven = eight & GR_EIGHT * 0x7F;
+    return (seven + GR_EIGHT * (0x80u - low)) & ~(seven + GR_EIGHT * (0x7Fu - high)) & ~eight &
+           GR_EIGHT * 0x80;
+}
 
 /* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one
  * U+FFFD replaces; *cut (may be NULL) is set when it is only cut off by the end of the text. */

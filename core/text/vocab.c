@@ -52,6 +52,7 @@ void gr_prefix_sort(gr_prefix_set *s) {
         while (at < s->n && (uint8_t)s->keys[at].text[0] < b) at++;
         s->first[b] = at;
     }
+    s->only = s->n > 0 && s->keys[0].text[0] == s->keys[s->n - 1].text[0] ? (uint8_t)s->keys[0].text[0] : -1;
 }
 
 /* First key of [low, high) whose byte at depth is at least b; keys that end before it come first. */
@@ -85,31 +86,15 @@ bool gr_pairs_init(gr_pair_table *t, int64_t n_pairs) {
     uint64_t size = table_size(n_pairs);
     t->slots = gr_calloc((int64_t)size, sizeof *t->slots);
     if (!t->slots) return false;
-    for (uint64_t i = 0; i < size; i++) t->slots[i].key = UINT64_MAX;
+    for (uint64_t i = 0; i < size; i++)
+        t->slots[i] = (gr_pair){.key = UINT64_MAX, .rank = GR_NO_RANK, .id = -1};
     t->mask = size - 1;
     return true;
 }
 
-static gr_pair *pair_slot(const gr_pair_table *t, uint64_t key) {
-    uint64_t h = key * 0x9E3779B97F4A7C15u;
-    uint64_t i = (h ^ h >> 32) & t->mask;
-    while (t->slots[i].key != UINT64_MAX && t->slots[i].key != key) i = (i + 1) & t->mask;
-    return &t->slots[i];
-}
-
-static uint64_t pair_key(int32_t left, int32_t right) {
-    return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-}
-
 void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank, int32_t id) {
-    uint64_t key = pair_key(left, right);
-    *pair_slot(t, key) = (gr_pair){key, rank, id};
-}
-
-const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right) {
-    if (left < 0 || right < 0) return NULL;
-    const gr_pair *slot = pair_slot(t, pair_key(left, right));
-    return slot->key == UINT64_MAX ? NULL : slot;
+    uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
+    t->slots[gr_pairs_find(t, left, right) - t->slots] = (gr_pair){key, rank, id};
 }
 
 bool gr_joints_init(gr_joints *j, int64_t n_pieces) {

@@ -5,11 +5,9 @@
 #ifndef GR_WORD_CACHE_H
 #define GR_WORD_CACHE_H
 
-#include <string.h>
+#include "core/text/utf8.h"
 
-#include "core/text/tokenizer.h"
-
-enum { GR_CACHED_BYTES = 16, GR_CACHED_IDS = 3, GR_CACHE_BITS = 13 };
+enum { GR_CACHED_BYTES = 16, GR_CACHED_IDS = 3, GR_CACHE_BITS = 14 };
 
 typedef struct gr_word_key {
     uint64_t low, high;
@@ -35,12 +33,6 @@ gr_cache_pool *gr_cache_pool_new(void);
 void gr_cache_pool_free(gr_cache_pool *pool);
 gr_word_cache *gr_cache_take(gr_cache_pool *pool); /* NULL when out of memory */
 void gr_cache_give(gr_cache_pool *pool, gr_word_cache *cache);
-
-static inline uint64_t gr_read8(const char *s) {
-    uint64_t v;
-    memcpy(&v, s, 8);
-    return v;
-}
 
 static inline uint32_t gr_read4(const char *s) {
     uint32_t v;
