@@ -21,7 +21,7 @@ typedef struct gr_heap_item {
 enum { FEW_SYMBOLS = 40, SEGMENT = 0x80 /* tag */ };
 
 /* Rank of the pair a b, GR_NO_RANK when it does not merge. */
-static int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
+static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
                          int32_t *merged) {
     if (t->ranks) {
         *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
@@ -199,20 +199,7 @@ static inline bool recall(word_job *j, const char *text, int64_t len, uint8_t ki
 static void remember(const word_job *j, const place *p) {
     int64_t n = j->ids->n - p->n_ids;
     if (!p->line || n > GR_CACHED_IDS || j->n_unknown > p->n_unknown) return;
-    if (gr_cache_find(p->line, &p->key)) return; /* a word of one segment: that has done it */
     gr_cache_add(p->line, &p->key, j->ids->data + p->n_ids, n);
-}
-
-/* Bytes of the segment that text[0..len) starts with: up to where no merge can join anything. */
-static int64_t segment_length(const gr_tokenizer *t, const char *text, int64_t len) {
-    int size;
-    int32_t left = gr_utf8_read(text, len, &size), right;
-    int64_t i = size;
-    for (; i < len; i += size, left = right) {
-        right = gr_utf8_read(text + i, len - i, &size);
-        if (!gr_joined(&t->joints, left, right, (uint8_t)text[i - 1], (uint8_t)text[i])) break;
-    }
-    return i;
 }
 
 static bool encode_segment(word_job *j, const char *text, int64_t len) {
@@ -223,16 +210,26 @@ static bool encode_segment(word_job *j, const char *text, int64_t len) {
     return true;
 }
 
+/* Cuts the word wherever no merge can join anything. */
+static bool encode_segments(word_job *j, const char *word, int64_t len) {
+    int size;
+    int32_t left = gr_utf8_read(word, len, &size), right;
+    int64_t start = 0;
+    for (int64_t i = size; i < len; i += size, left = right) {
+        right = gr_utf8_read(word + i, len - i, &size);
+        if (gr_joined(&j->t->joints, left, right, (uint8_t)word[i - 1], (uint8_t)word[i])) continue;
+        if (!encode_segment(j, word + start, i - start)) return false;
+        start = i;
+    }
+    return start == 0 ? merge_segment(j, word, len) : encode_segment(j, word + start, len - start);
+}
+
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids) {
     word_job j = {.t = t, .s = s, .ids = ids};
     place p;
     if (recall(&j, word, len, 0, &p)) return true;
     int32_t id = t->info.ignore_merges ? gr_table_find(&t->by_raw, word, len) : -1;
-    if (id >= 0 && !gr_ids_push(ids, id)) return false;
-    for (int64_t i = 0, n; id < 0 && i < len; i += n) {
-        n = segment_length(t, word + i, len - i);
-        if (!encode_segment(&j, word + i, n)) return false;
-    }
+    if (!(id >= 0 ? gr_ids_push(ids, id) : encode_segments(&j, word, len))) return false;
     remember(&j, &p);
     return true;
 }
