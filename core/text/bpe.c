@@ -21,8 +21,8 @@ typedef struct gr_heap_item {
 enum { FEW_SYMBOLS = 40, SEGMENT = 0x80 /* tag */ };
 
 /* Rank of the pair a b, GR_NO_RANK when it does not merge. */
-static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b,
-                         int32_t *merged) {
+static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a,
+                                const gr_symbol *b, int32_t *merged) {
     if (t->ranks) {
         *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
         return *merged < 0 ? GR_NO_RANK : t->ranks[*merged];
@@ -32,22 +32,37 @@ static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const g
     return pair->rank;
 }
 
-/* Symbols of a word: bytes (byte-level) or characters. */
-static int64_t split_symbols(const gr_tokenizer *t, const char *word, int64_t len, gr_symbol *symbols) {
+static void add_symbol(gr_symbol *symbols, int32_t n, int32_t start, int32_t end, int32_t id) {
+    symbols[n] = (gr_symbol){.start = start, .end = end, .prev = n - 1, .next = n + 1, .id = id};
+}
+
+/* Byte-level symbols: characters that are sure to become one piece, else bytes. */
+static int32_t split_bytes(const gr_tokenizer *t, const char *text, int64_t len, gr_symbol *symbols) {
+    const uint8_t *s = (const uint8_t *)text;
     int32_t n = 0;
-    for (int32_t i = 0; i < len; n++) {
-        int size = 1;
-        int32_t id;
-        if (t->byte_level) {
-            id = t->byte_ids[(uint8_t)word[i]];
-        } else {
-            gr_utf8_decode(word + i, len - i, &size, NULL);
-            id = gr_table_find(&t->by_raw, word + i, size);
+    int size, next_size = 0;
+    int32_t point = gr_utf8_read(text, len, &size), next;
+    bool whole = true, next_whole; /* no piece has a part of the character and something before it */
+    for (int32_t i = 0, end; i < len; i = end, point = next, size = next_size, whole = next_whole) {
+        end = i + size;
+        next = end < len ? gr_utf8_read(text + end, len - end, &next_size) : -1;
+        next_whole = end == len || !gr_parts_joined(&t->joints, point, next, s[end - 1], s[end]);
+        int32_t id = whole && next_whole && point >= 0x80 && point < 65536 ? t->characters[point] : -1;
+        if (id >= 0) {
+            add_symbol(symbols, n++, i, end, id);
+            continue;
         }
-        symbols[n] = (gr_symbol){.start = i, .end = i + size, .prev = n - 1, .next = n + 1, .id = id};
-        i += size;
+        for (int32_t k = i; k < end; k++) add_symbol(symbols, n++, k, k + 1, t->byte_ids[s[k]]);
     }
-    symbols[n - 1].next = -1;
+    return n;
+}
+
+static int32_t split_characters(const gr_tokenizer *t, const char *text, int64_t len, gr_symbol *symbols) {
+    int32_t n = 0;
+    for (int32_t i = 0, size; i < len; i += size) {
+        gr_utf8_read(text + i, len - i, &size);
+        add_symbol(symbols, n++, i, i + size, gr_table_find(&t->by_raw, text + i, size));
+    }
     return n;
 }
 
@@ -66,7 +81,7 @@ static int64_t merge_few(const gr_tokenizer *t, const char *word, gr_symbol *sym
         symbols[best].id = symbols[best].merged;
         symbols[best].end = symbols[best + 1].end;
         n--;
-        memmove(&symbols[best + 1], &symbols[best + 2], (size_t)(n - best - 1) * sizeof *symbols);
+        for (int64_t i = best + 1; i < n; i++) symbols[i] = symbols[i + 1];
         if (best + 1 < n)
             symbols[best].rank =
                 pair_rank(t, word, &symbols[best], &symbols[best + 1], &symbols[best].merged);
@@ -146,7 +161,9 @@ static bool merge_segment(word_job *j, const char *text, int64_t len) {
     const gr_tokenizer *t = j->t;
     gr_scratch *s = j->s;
     if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return false;
-    int64_t n = split_symbols(t, text, len, s->symbols);
+    int64_t n =
+        t->byte_level ? split_bytes(t, text, len, s->symbols) : split_characters(t, text, len, s->symbols);
+    s->symbols[n - 1].next = -1;
     if (n <= FEW_SYMBOLS) {
         n = merge_few(t, text, s->symbols, n);
     } else {
@@ -222,6 +239,11 @@ static bool encode_segments(word_job *j, const char *word, int64_t len) {
         start = i;
     }
     return start == 0 ? merge_segment(j, word, len) : encode_segment(j, word + start, len - start);
+}
+
+bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, gr_ids *ids) {
+    word_job j = {.t = t, .s = s, .ids = ids};
+    return merge_segment(&j, text, len);
 }
 
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids) {

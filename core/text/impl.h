@@ -81,25 +81,33 @@ static inline const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left,
     return &t->slots[i];
 }
 
-/* Which characters stand side by side in some piece. Between others no merge ever joins anything, so a text
- * may be cut there and its parts encoded one by one. Bits of hashes: where two pairs share one, a cut is
- * missed, which changes no id. */
+/* What stands side by side in some piece: two characters, or a part of one and the next, or two parts.
+ * Between others no merge ever joins anything. Bits of hashes: where two pairs share one, something seems
+ * joined that is not, which changes no id. */
+enum { GR_PART = 0x110000 }; /* + a byte, in a character's place: the byte of a part at the border */
 typedef struct gr_joints {
-    uint64_t *pairs; /* of code points */
-    int shift;       /* a hash's high bits are the place */
-    uint64_t
-        edges[1024]; /* [last byte << 8 | first byte]: a piece has these in a row and a part of a character */
+    uint64_t *pairs;
+    int shift;            /* a hash's high bits are the place */
+    uint64_t parts[1024]; /* [last byte << 8 | first byte] at the border: there are pairs with a part here */
 } gr_joints;
-bool gr_joints_init(gr_joints *j, int64_t n_pieces);
-void gr_joints_add(gr_joints *j, const char *piece, int64_t len);
 static inline uint64_t gr_joint_place(const gr_joints *j, int32_t left, int32_t right) {
     return ((uint64_t)left << 21 | (uint64_t)right) * 0x9E3779B97F4A7C15u >> j->shift;
 }
-/* Characters left and right (-1: invalid), whose bytes at the border are last and first. */
-static inline bool gr_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last, uint8_t first) {
-    if ((left | right) < 0) return true;
+static inline bool gr_has_joint(const gr_joints *j, int32_t left, int32_t right) {
     uint64_t place = gr_joint_place(j, left, right);
-    return (j->pairs[place / 64] >> place % 64 | j->edges[last * 4 + first / 64] >> first % 64) & 1;
+    return j->pairs[place / 64] >> place % 64 & 1;
+}
+/* Has a piece a part of one of these characters (-1: invalid) and something of the other? last and first: the
+ * bytes at the border. */
+static inline bool gr_parts_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last,
+                                   uint8_t first) {
+    if ((left | right) < 0) return true;
+    if (!(j->parts[last * 4 + first / 64] >> first % 64 & 1)) return false;
+    return gr_has_joint(j, left, GR_PART + first) || gr_has_joint(j, GR_PART + last, right) ||
+           gr_has_joint(j, GR_PART + last, GR_PART + first);
+}
+static inline bool gr_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last, uint8_t first) {
+    return gr_parts_joined(j, left, right, last, first) || gr_has_joint(j, left, right);
 }
 
 /* ---- the tokenizer ---- */
@@ -162,6 +170,8 @@ struct gr_tokenizer {
     int32_t *ranks; /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
     int32_t byte_ids[256]; /* byte-level: a byte's piece; else the byte-fallback pieces; -1 when absent */
     gr_joints joints;
+    int32_t *characters;    /* [65536], byte-level: the piece that a character of several bytes always becomes
+                               where no piece has a part of it and something else; -1: none */
     gr_cache_pool *caches;  /* of encodings' words; BPE alone */
     gr_prefix_set prefixes; /* unigram: every piece of by_raw */
     double min_score;
@@ -258,6 +268,10 @@ const char *gr_pretok_name(const gr_tokenizer *t);
 /* The models: append the ids of a word (valid UTF-8, not empty). False when out of memory. */
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                    gr_ids *ids); /* bpe.c */
+bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
+                  gr_ids *ids); /* by merges alone */
+bool gr_bpe_tables(
+    gr_tokenizer *t); /* bpe_tables.c: joints and characters, once pieces and pairs are there */
 bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                        gr_ids *ids); /* unigram.c */
 bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool after_unknown, gr_ids *ids);

@@ -141,33 +141,6 @@ static graft_status build_pairs(gr_tokenizer *t, const char *path, graft_error *
     return st;
 }
 
-/* Do all merges make the bytes of their two halves? A byte-level piece that stands for itself may not. */
-static bool merges_keep_bytes(const gr_tokenizer *t) {
-    for (uint64_t i = 0; t->byte_level && i <= t->pairs.mask; i++) {
-        const gr_pair *pair = &t->pairs.slots[i];
-        if (pair->key == UINT64_MAX) continue;
-        const gr_piece *a = &t->pieces[pair->key >> 32], *b = &t->pieces[(uint32_t)pair->key],
-                       *ab = &t->pieces[pair->id];
-        if (a->raw_len + b->raw_len != ab->raw_len || memcmp(ab->raw, a->raw, (size_t)a->raw_len) != 0 ||
-            memcmp(ab->raw + a->raw_len, b->raw, (size_t)b->raw_len) != 0)
-            return false;
-    }
-    return true;
-}
-
-static bool build_joints(gr_tokenizer *t) {
-    if (!gr_joints_init(&t->joints, t->info.n_vocab)) return false;
-    for (int64_t i = 0; i < t->info.n_vocab; i++) {
-        const gr_piece *p = &t->pieces[i];
-        if (t->byte_level)
-            gr_joints_add(&t->joints, p->raw, p->raw_len);
-        else
-            gr_joints_add(&t->joints, p->text, p->len);
-    }
-    if (!merges_keep_bytes(t)) memset(t->joints.edges, 0xFF, sizeof t->joints.edges); /* no cuts */
-    return true;
-}
-
 static int compare_scores(const void *a, const void *b) {
     double x = (*(const gr_piece *const *)a)->score, y = (*(const gr_piece *const *)b)->score;
     return (x < y) - (x > y);
@@ -305,7 +278,7 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     } else if (!build_ranks(t)) {
         return gr_fail_memory(err, "vocabulary");
     }
-    if (info->kind != GR_TOKENIZER_SPM_UNIGRAM && (!build_joints(t) || !(t->caches = gr_cache_pool_new())))
+    if (info->kind != GR_TOKENIZER_SPM_UNIGRAM && (!(t->caches = gr_cache_pool_new()) || !gr_bpe_tables(t)))
         return gr_fail_memory(err, "vocabulary");
     info->pre = t->byte_level ? gr_pretok_name(t) : "";
     return GRAFT_OK;

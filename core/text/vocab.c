@@ -96,35 +96,3 @@ void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank, i
     uint64_t key = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     t->slots[gr_pairs_find(t, left, right) - t->slots] = (gr_pair){key, rank, id};
 }
-
-bool gr_joints_init(gr_joints *j, int64_t n_pieces) {
-    uint64_t bits = table_size(n_pieces) * 2; /* a vocabulary has fewer pairs than pieces */
-    j->pairs = gr_calloc((int64_t)(bits / 64), sizeof *j->pairs);
-    j->shift = 64;
-    for (uint64_t b = bits; b > 1; b /= 2) j->shift--;
-    return j->pairs != NULL;
-}
-
-/* The whole character that ends at piece[at]; -1 when the piece has a part of it alone. */
-static int32_t character_before(const char *piece, int64_t at) {
-    int64_t start = at - 1;
-    while (start > 0 && at - start < 4 && ((uint8_t)piece[start] & 0xC0) == 0x80) start--;
-    int size;
-    int32_t point = gr_utf8_decode(piece + start, at - start, &size, NULL);
-    return size == at - start ? point : -1;
-}
-
-void gr_joints_add(gr_joints *j, const char *piece, int64_t len) {
-    for (int64_t i = 1; i < len; i++) {
-        uint8_t last = (uint8_t)piece[i - 1], first = (uint8_t)piece[i];
-        if ((first & 0xC0) == 0x80) continue; /* within a character */
-        int size;
-        int32_t left = character_before(piece, i), right = gr_utf8_decode(piece + i, len - i, &size, NULL);
-        if (left < 0 || right < 0) {
-            j->edges[last * 4 + first / 64] |= (uint64_t)1 << first % 64;
-        } else {
-            uint64_t place = gr_joint_place(j, left, right);
-            j->pairs[place / 64] |= (uint64_t)1 << place % 64;
-        }
-    }
-}
