@@ -162,9 +162,18 @@ static const utf8proc_option_t FORMS[] = {
     [GR_NORM_NFKD] = UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT,
 };
 
-static bool is_ascii(const char *s, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if ((uint8_t)s[i] >= 0x80) return false;
+/* Does no form change s? ASCII is never changed; NFC also leaves alone what is below the combining marks, dashes
+ * and quotes, Chinese characters and punctuation, and the wide forms: what nearly all text is made of. */
+static bool is_in_form(const char *s, int64_t n, gr_norm_kind form) {
+    int size;
+    for (int64_t i = 0; i < n; i += size) {
+        size = 8;
+        if (i + 8 <= n && gr_all_ascii(gr_read8(s + i))) continue;
+        int32_t p = gr_utf8_read(s + i, n - i, &size);
+        bool inert = p < 0x300 || (p >= 0x3400 && p <= 0x9FFF) || (p >= 0x3000 && p <= 0x3029) ||
+                     (p >= 0x2010 && p <= 0x2027) || (p >= 0xFF00 && p <= 0xFFEF);
+        if (p < 0 || (p >= 0x80 && !(inert && form == GR_NORM_NFC))) return false;
+    }
     return true;
 }
 
@@ -175,7 +184,7 @@ static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s
     case GR_NORM_NFD:
     case GR_NORM_NFKC:
     case GR_NORM_NFKD:
-        if (!is_ascii(s, n)) return unicode_form(s, n, FORMS[step->kind], out);
+        if (!is_in_form(s, n, step->kind)) return unicode_form(s, n, FORMS[step->kind], out);
         gr_str_add(out, s, n);
         break;
     case GR_NORM_PREPEND:
