@@ -10,7 +10,7 @@ typedef struct gr_symbol {
     int32_t start, end;   /* bytes in the segment; start == end: merged away */
     int32_t prev, next;   /* -1 at the ends */
     int32_t id;           /* -1: not in the vocabulary */
-    int32_t rank, merged; /* of the pair with the next symbol (short words) */
+    int32_t rank, merged; /* of the pair with the next symbol (few symbols) */
 } gr_symbol;
 
 typedef struct gr_heap_item {
@@ -66,10 +66,10 @@ static int32_t split_characters(const gr_tokenizer *t, const char *text, int64_t
     return n;
 }
 
-/* Short words: the ranks of all pairs in an array, the least searched for. */
-static int64_t merge_few(const gr_tokenizer *t, const char *word, gr_symbol *symbols, int64_t n) {
+/* Few symbols: the ranks of all pairs in an array, the least searched for. */
+static int64_t merge_few(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n) {
     for (int64_t i = 0; i + 1 < n; i++)
-        symbols[i].rank = pair_rank(t, word, &symbols[i], &symbols[i + 1], &symbols[i].merged);
+        symbols[i].rank = pair_rank(t, text, &symbols[i], &symbols[i + 1], &symbols[i].merged);
     while (n > 1) {
         uint64_t least = UINT64_MAX; /* rank << 32 | place */
         for (int64_t i = 0; i + 1 < n; i++) {
@@ -84,10 +84,10 @@ static int64_t merge_few(const gr_tokenizer *t, const char *word, gr_symbol *sym
         for (int64_t i = best + 1; i < n; i++) symbols[i] = symbols[i + 1];
         if (best + 1 < n)
             symbols[best].rank =
-                pair_rank(t, word, &symbols[best], &symbols[best + 1], &symbols[best].merged);
+                pair_rank(t, text, &symbols[best], &symbols[best + 1], &symbols[best].merged);
         if (best > 0)
             symbols[best - 1].rank =
-                pair_rank(t, word, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
+                pair_rank(t, text, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
     }
     return n;
 }
@@ -120,7 +120,7 @@ static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbo
     return n + 1;
 }
 
-/* Long segments: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make
+/* Many symbols: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make
  * now. */
 static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n,
                           gr_heap_item *heap) {

@@ -268,12 +268,12 @@ const char *gr_pretok_name(const gr_tokenizer *t);
 /* The models: append the ids of a word (valid UTF-8, not empty). False when out of memory. */
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                    gr_ids *ids); /* bpe.c */
-bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
-                  gr_ids *ids); /* by merges alone */
-bool gr_bpe_tables(
-    gr_tokenizer *t); /* bpe_tables.c: joints and characters, once pieces and pairs are there */
 bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                        gr_ids *ids); /* unigram.c */
+/* By merges alone: one segment, no cache. */
+bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, gr_ids *ids);
+/* bpe_tables.c: joints and characters, once pieces and merges are there. */
+bool gr_bpe_tables(gr_tokenizer *t);
 bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool after_unknown, gr_ids *ids);
 
 /* encode.c */

@@ -68,6 +68,7 @@ typedef struct span {
     int64_t n;
 } span;
 
+/* Not inline, so that class_at is. */
 static uint8_t wide_class(const span *x, int64_t i, int *size) {
     return gr_class_at(x->t, x->s + i, x->n - i, size);
 }

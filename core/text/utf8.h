@@ -27,6 +27,7 @@ static inline uint64_t gr_bytes_between(uint64_t eight, uint8_t low, uint8_t hig
 /* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one
  * U+FFFD replaces; *cut (may be NULL) is set when it is only cut off by the end of the text. */
 int32_t gr_utf8_decode(const char *s, int64_t n, int *size, bool *cut);
+
 /* The same, fast for what is common: one byte, and three as Chinese has them. */
 static inline int32_t gr_utf8_read(const char *text, int64_t n, int *size) {
     const uint8_t *s = (const uint8_t *)text;

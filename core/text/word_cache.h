@@ -23,6 +23,7 @@ typedef struct gr_cached_word {
 typedef struct gr_cache_line { /* the newest first */
     gr_cached_word words[2];
 } gr_cache_line;
+_Static_assert(sizeof(gr_cache_line) == 64, "one line of the CPU's cache");
 
 typedef struct gr_word_cache {
     gr_cache_line lines[1 << GR_CACHE_BITS];
