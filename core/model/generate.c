@@ -123,6 +123,7 @@ static void show(generator *g, flight *f, int64_t until, bool done) {
 }
 
 static bool is_end(const generator *g, int32_t id) {
+    if (g->o->ignore_eos) return false;
     if (id == g->end_id || id == gr_tokenizer_get_info(g->t)->eos) return true;
     for (int i = 0; i < g->m->config.n_stop_ids; i++)
         if (id == g->m->config.stop_ids[i]) return true;

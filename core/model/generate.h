@@ -14,6 +14,7 @@ typedef struct gr_generate_options {
     uint64_t seed;
     const char *const *stop;  /* stop strings; the text ends before the first of them */
     int n_stop;
+    bool ignore_eos;          /* end tokens end nothing: for measuring */
     int64_t batch;            /* prompts in flight at once; 0: auto */
 } gr_generate_options;
 

@@ -35,6 +35,7 @@ static graft_status sampling_options(const gr_args *a, gr_generate_options *o, c
     o->repetition_penalty = (float)penalty;
     o->top_k = (int)GR_MIN(top_k, INT32_MAX);
     o->seed = (uint64_t)seed;
+    o->ignore_eos = gr_args_has(a, "ignore-eos");
 done:
     free(all);
     return st;

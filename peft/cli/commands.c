@@ -40,6 +40,7 @@ static const gr_option sampling[] = {
     {"top-p", "P", "sample among the best tokens that sum to P", NULL},
     {"repetition-penalty", "X", "above 1: tokens already there become less likely", NULL},
     {"stop", "TEXT", "end before this text; may be repeated", NULL},
+    {"ignore-eos", NULL, "go on after an end token, to max-tokens", NULL},
     {"seed", "N", "seed of the sampling", NULL},
     {"batch", "N", "prompts in flight at once", NULL},
     END,

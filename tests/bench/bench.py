@@ -124,6 +124,7 @@ PEERS = {
     "PEFT fp32": lambda a: peer_training(a, False, "fp32", False),
     "PEFT fp32 compiled": lambda a: peer_training(a, False, "fp32", True),
     "PEFT bf16": lambda a: peer_training(a, False, "bf16", False),
+    "PEFT bf16 compiled": lambda a: peer_training(a, False, "bf16", True),
     "torch fp32": lambda a: peer_training(a, True, "fp32", False),
     "torch fp32 compiled": lambda a: peer_training(a, True, "fp32", True),
     "TRL": peer_trl,
@@ -191,30 +192,34 @@ def packs_recipe(args, **train):
             "train": {"max_steps": args.steps + WARM_UP, "batch_size": PACKS, "lr_scheduler": "constant", **train}, "threads": args.threads}
 
 
-def graft_packs(args, compute="exact", full=False):
+def graft_packs(args, compute="exact", full=False, dtype="auto"):
     recipe = packs_recipe(args, **({"learning_rate": 1e-5} if full else {}))
     if full:
         recipe["adapter"] = {"method": "full"}
-    rows, peak, seconds = graft_train(args, recipe, **{"model.compute": compute})
+    rows, peak, seconds = graft_train(args, recipe, **{"model.compute": compute, "model.dtype": dtype})
     return {"rate": median(r["tokens_per_second"] for r in rows[WARM_UP:]), "peak": peak, "loss": rows[-1]["loss"], "first": seconds}
 
 
-def graft_sft(args, compute):
+def graft_sft(args, compute, dtype="auto"):
     recipe = {"model": {"base": args.model}, "adapter": {"rank": 8, "alpha": 16}, "threads": args.threads,
               "data": {"train": args.data, "max_length": 1024, "truncation": "right", "shuffle": False, "cache": os.path.join(args.folder, "cache")},
               "train": {"max_steps": args.steps + WARM_UP, "batch_size": 8, "lr_scheduler": "constant"}}
-    rows, peak, _ = graft_train(args, recipe, **{"model.compute": compute})
+    rows, peak, _ = graft_train(args, recipe, **{"model.compute": compute, "model.dtype": dtype})
     seconds = sum((b["num_tokens"] - a["num_tokens"]) / b["tokens_per_second"] for a, b in zip(rows[WARM_UP - 1:], rows[WARM_UP:]))
     return {"rate": 8 * args.steps / seconds, "peak": peak}
 
 
 def graft_generate(args, model, prompt, tokens, compute):
+    """-> tokens generated, peak RSS, seconds"""
     path = os.path.join(args.folder, "prompt.jsonl")
     with open(path, "w", encoding="utf-8") as f:
         f.write(json.dumps({"prompt": prompt}) + "\n")
     out, peak, seconds = child([args.graft, "generate", "--model", model, "--prompts", path, "--template", "none", "--max-tokens", tokens,
-                                "--compute", compute, "--threads", args.threads])
-    return len(out), peak, seconds
+                                "--ignore-eos", "--compute", compute, "--threads", args.threads])
+    generated = json.loads(out)["tokens"]
+    if generated != tokens:
+        raise RuntimeError(f"graft generated {generated} of {tokens} tokens")
+    return generated, peak, seconds
 
 
 def graft_decode(args, model, compute):
@@ -242,7 +247,7 @@ def count_tokens(args, text):
 
 
 def table(args, row, unit, contenders, limit=None, better=max):
-    """Rounds in alternating order; prints a line for each, relative to the best of graft."""
+    """Rounds in alternating order; prints a line for each, relative to the first of graft."""
     runs = {name: [] for name in contenders}
     for r in range(args.rounds):
         for name in list(contenders) if r % 2 == 0 else reversed(list(contenders)):
@@ -251,10 +256,10 @@ def table(args, row, unit, contenders, limit=None, better=max):
             except RuntimeError as e:
                 print(f"{row} {name}: failed: {e}", file=sys.stderr)
     results = {name: {"rate": median(r["rate"] for r in rs), "peak": max(r.get("peak", 0) for r in rs), "runs": rs} for name, rs in runs.items() if rs}
-    ours = [r["rate"] for name, r in results.items() if name.startswith("graft")]
+    ours = next((r["rate"] for name, r in results.items() if name.startswith("graft")), None)
     print(f"\n{row:34} {unit:>12} {'graft is':>9} {'of limit':>9} {'peak RSS':>10}")
     for name, r in results.items():
-        ratio = "" if name.startswith("graft") or not ours else f"{better(ours) / r['rate'] if better is max else r['rate'] / better(ours):8.2f}x"
+        ratio = "" if not ours or r["rate"] == ours else f"{ours / r['rate'] if better is max else r['rate'] / ours:8.2f}x"
         share = f"{100 * r['rate'] / limit:7.0f} %" if limit else ""
         print(f"  {name:32} {r['rate']:12.2f} {ratio:>9} {share:>9} {r['peak'] / 2**30:8.2f} G", flush=True)
     args.results[row] = {"unit": unit, "limit": limit, "results": results}
@@ -269,20 +274,22 @@ def files_to_generate(args):
 
 
 def row_lora(args):
-    contenders = {"graft exact": lambda: graft_packs(args), "graft int8": lambda: graft_packs(args, "int8")}
-    contenders.update({name: lambda name=name: peer(args, name) for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16")})
+    contenders = {"graft": lambda: graft_packs(args), "graft fp32": lambda: graft_packs(args, dtype="fp32"),
+                  "graft int8": lambda: graft_packs(args, "int8"), "graft fp32 int8": lambda: graft_packs(args, "int8", dtype="fp32")}
+    contenders.update({name: lambda name=name: peer(args, name) for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16", "PEFT bf16 compiled")})
     table(args, "LoRA, packs of 512", "tokens/s", contenders, args.peak / LORA_GFLOP)
 
 
 def row_full(args):
-    contenders = {"graft": lambda: graft_packs(args, full=True)}
+    contenders = {"graft": lambda: graft_packs(args, full=True), "graft fp32": lambda: graft_packs(args, full=True, dtype="fp32")}
     contenders.update({name: lambda name=name: peer(args, name) for name in ("torch fp32", "torch fp32 compiled")})
     table(args, "every weight, packs of 512", "tokens/s", contenders)
 
 
 def row_sft(args):
     table(args, "GSM8K, batches of 8", "samples/s", {
-        "graft exact": lambda: graft_sft(args, "exact"), "graft int8": lambda: graft_sft(args, "int8"), "TRL": lambda: peer(args, "TRL")})
+        "graft": lambda: graft_sft(args, "exact"), "graft fp32": lambda: graft_sft(args, "exact", "fp32"),
+        "graft int8": lambda: graft_sft(args, "int8"), "TRL": lambda: peer(args, "TRL")})
 
 
 def row_decode(args):
