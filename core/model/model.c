@@ -132,8 +132,7 @@ void gr_model_free(gr_model *m) {
     free(m->embed_lora);
     free(m->layers);
     if (m->rope) m->device->free(m->device, m->rope);
-    for (int64_t i = 0; i < m->n_int8; i++) m->device->free(m->device, m->int8[i]);
-    free(m->int8);
+    if (m->int8) m->device->free(m->device, m->int8);
     if (m->quantized) m->device->free(m->device, m->quantized);
     gr_arena_release(&m->vectors);
     gr_weights_close(m->weights);
@@ -173,10 +172,11 @@ static bool takes_int8(const gr_linear *l, bool all) {
     return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1);
 }
 
+/* Bytes of the form, whole cache lines; 0: the backend has no such products. */
 static int64_t int8_bytes(const gr_model *m, const gr_linear *l, bool transposed) {
     int64_t bytes = 0;
     m->device->ops->int8_size(m->device, &bytes, &l->w, transposed);
-    return bytes;
+    return (bytes + 63) / 64 * 64;
 }
 
 int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward) {
@@ -189,29 +189,27 @@ int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward) {
     return sum;
 }
 
-static graft_status pack(gr_model *m, const gr_linear *l, const char *name, bool transposed, const void **form, graft_error *err) {
+static const void *pack(gr_model *m, const gr_linear *l, bool transposed, char **at) {
     int64_t bytes = int8_bytes(m, l, transposed);
-    if (bytes == 0) return GRAFT_OK; /* the backend has no such products */
-    void *p = m->device->alloc(m->device, bytes);
-    if (!p) return gr_fail_memory(err, name);
-    m->device->ops->int8_pack(m->device, p, &l->w, transposed);
-    m->int8[m->n_int8++] = p;
-    *form = p;
-    return GRAFT_OK;
+    char *form = *at;
+    if (bytes == 0) return NULL;
+    m->device->ops->int8_pack(m->device, form, &l->w, transposed);
+    *at += bytes;
+    return form;
 }
 
 graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error *err) {
-    graft_status st = GRAFT_OK;
+    int64_t bytes = gr_model_int8_bytes(m, all, backward);
     char name[96];
     GR_ASSERT(!m->int8);
-    m->int8 = gr_calloc(2 * gr_model_n_linears(m), sizeof *m->int8);
-    if (!m->int8) return gr_fail_memory(err, "int8 forms");
+    if (bytes == 0) return GRAFT_OK;
+    char *at = m->int8 = m->device->alloc(m->device, bytes); /* one piece: large enough for large pages */
+    if (!at) return gr_fail_memory(err, "int8 forms");
     for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
         gr_linear *l = gr_model_linear(m, i, name);
         if (!takes_int8(l, all)) continue;
-        GR_TRY(pack(m, l, name, false, &l->int8_forward, err));
-        if (backward) GR_TRY(pack(m, l, name, true, &l->int8_backward, err));
+        l->int8_forward = pack(m, l, false, &at);
+        if (backward) l->int8_backward = pack(m, l, true, &at);
     }
-done:
-    return st;
+    return GRAFT_OK;
 }

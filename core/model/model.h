@@ -34,8 +34,7 @@ typedef struct gr_model {
     float *rope;           /* [rope_positions, D] */
     int64_t rope_positions;
     gr_arena vectors;      /* norms and biases as float */
-    void **int8;           /* [n_int8] packed forms, owned; see gr_model_use_int8 */
-    int64_t n_int8;
+    void *int8;            /* the packed forms, device memory; see gr_model_use_int8 */
     void *quantized;       /* the matrices that gr_model_quantize made, device memory; NULL: none */
     int64_t quantized_bytes;
 } gr_model;

@@ -141,7 +141,7 @@ void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool t
 
 /* ---- the work ---- */
 
-enum { ROW_BLOCK = 128, PANEL_BLOCK = 8 }; /* a block of C: its rows of A stay in the second-level cache */
+enum { ROW_BLOCK = 128, PANEL_BLOCK = 4 }; /* a block of C: its rows of A stay in the second-level cache */
 
 typedef struct int8_job {
     const int8_level *level;

@@ -1,17 +1,18 @@
 /* int8.h - products of int8: the packed form of a weight, and what a level brings. Private to kernels/cpu.
  *
- * A packed weight W[k,n] is a header, then panels of 16 columns (the last one filled up with zeros). A panel is a run of blocks of 32 rows:
- *   scale[16] (half); with 4 bits: min[16] (half); codes.
+ * A packed weight W[k,n] is a header, then panels of 32 columns (the last one filled up with zeros). A panel is a run of blocks of 32 rows,
+ * whole cache lines, read from first to last:
+ *   scale[32] (half); with 4 bits: min[32] (half); codes.
  * Codes of 4 rows stand together, as the dot products of 4 bytes want them:
- *   8 bits: int8 code[8 groups][16 columns][4 rows], W = scale * code, never -128;
- *   4 bits: byte [4 groups g][16 columns][4 rows], low nibble of group g, high nibble of group g + 4; W = scale * code + min. */
+ *   8 bits: int8 code[8 groups][32 columns][4 rows], W = scale * code, never -128;
+ *   4 bits: byte [4 groups g][32 columns][4 rows], low nibble of group g, high nibble of group g + 4; W = scale * code + min. */
 #ifndef GR_CPU_INT8_H
 #define GR_CPU_INT8_H
 
 #include "kernels/cpu/impl.h"
 #include "kernels/dequant.h"
 
-enum { I8_COLUMNS = 16, I8_BLOCK = 32 };
+enum { I8_COLUMNS = 32, I8_BLOCK = 32 };
 
 typedef struct int8_weight {
     int64_t n, k, blocks; /* blocks = ceil(k / 32) */

@@ -11,8 +11,8 @@
 
 #if defined(__AVX512F__)
 
-/* A tile is 7 rows of two panels: the products of 14 registers of sums hide the loads of 7 broadcasts and 2 vectors of W. */
-enum { I8_VECTORS = 1, I8_ROWS = 7, I8_WIDE_ROWS = 7 }; /* vectors of a panel; rows of a tile, and of one of two vectors */
+/* A tile is 7 rows of a panel: the products of 14 registers of sums hide the loads of 7 broadcasts and 2 vectors of W. */
+enum { I8_ROWS = 7, I8_WIDE_ROWS = 7 }; /* rows of a tile, and of one of two vectors */
 typedef __m512i vi;
 INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE vi vi_four(const int8_t *p) { /* 4 bytes in every lane */
@@ -34,8 +34,8 @@ INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
 
 #else
 
-/* Up to 2 rows leave registers for both halves of a panel, which then share the broadcasts of A. */
-enum { I8_VECTORS = 2, I8_ROWS = 4, I8_WIDE_ROWS = 2 };
+/* Up to 2 rows leave registers for two vectors of a panel, which then share the broadcasts of A. */
+enum { I8_ROWS = 4, I8_WIDE_ROWS = 2 };
 typedef __m256i vi;
 INLINE vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
 INLINE vi vi_four(const int8_t *p) {
@@ -72,7 +72,6 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
 INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first,
                       int64_t n, const gr_int8_product *p, float *c, const float *bias) {
     const int64_t scales = 2 * I8_COLUMNS, block_bytes = I8_COLUMNS * (bits == 8 ? 2 + I8_BLOCK : 4 + I8_BLOCK / 2);
-    const int64_t next_codes = I8_VECTORS == 1 ? r->blocks * block_bytes : 4 * VL, next_scales = I8_VECTORS == 1 ? next_codes : 2 * VL;
     const int64_t ldx = r->blocks * I8_BLOCK, tail = n - (nv - 1) * VL;
     const int8_t *row[(I8_ROWS + 2) / 3]; /* of every third row, as in tile.h */
     vf acc[I8_ROWS][2];
@@ -88,7 +87,7 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
         for (int g = 0; g < (bits == 8 ? 8 : 4); g++, codes += 4 * I8_COLUMNS) {
             vi w[2], high[2];
             UNROLL for (int v = 0; v < nv; v++) {
-                w[v] = vi_load(codes + v * next_codes);
+                w[v] = vi_load(codes + v * 4 * VL);
                 if (bits == 8) w[v] = code8(w[v]);
                 else high[v] = vi_high(w[v]), w[v] = vi_low(w[v]);
             }
@@ -102,7 +101,7 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
         }
         UNROLL for (int q = 0; q < (mr + 2) / 3; q++) row[q] += I8_BLOCK;
         UNROLL for (int v = 0; v < nv; v++) {
-            const uint8_t *s = panel + 2 * first + v * next_scales;
+            const uint8_t *s = panel + 2 * (first + v * VL);
             vf scale = v_halves(s), min = bits == 4 ? v_halves(s + scales) : scale;
             UNROLL for (int q = 0; q < mr; q++) {
                 vi dot = bits == 8 ? sum[q][v] : sum4_end(sum[q][v]);
@@ -151,23 +150,21 @@ static int8_tile_fn *const int8_tiles[][I8_ROWS + 1][2] = {
 static void product_columns(const int8_rows *r, const gr_int8_product *p, int64_t i, int64_t mr, int64_t j, int64_t end) {
     const int8_weight *w = p->packed;
     for (int64_t nv; j < end; j += nv * VL) {
-        nv = mr <= I8_WIDE_ROWS && end - j > VL && (I8_VECTORS == 1 || j % I8_COLUMNS == 0) ? 2 : 1;
+        nv = mr <= I8_WIDE_ROWS && end - j > VL ? 2 : 1;
         int64_t n = end - j < nv * VL ? end - j : nv * VL;
         int8_tiles[nv - 1][mr][w->bits == 8](r, i, int8_panel(w, j / I8_COLUMNS), j % I8_COLUMNS, n, p, p->c + i * p->ldc + j,
                                              p->bias ? p->bias + j : NULL);
     }
 }
 
-/* Two panels at a time, which stay in the first-level cache while all rows pass by. */
+/* A panel stays in the first-level cache while all rows pass by. */
 static void product_vector(const int8_rows *r, const gr_int8_product *p, int64_t i0, int64_t i1, int64_t p0, int64_t p1) {
     int64_t n_tiles = (i1 - i0 + I8_ROWS - 1) / I8_ROWS, n = ((const int8_weight *)p->packed)->n;
-    for (int64_t panel = p0; panel < p1; panel += 2) {
-        int64_t next = panel + 2 < p1 ? panel + 2 : p1, end = next * I8_COLUMNS < n ? next * I8_COLUMNS : n;
+    for (int64_t j = p0 * I8_COLUMNS; j < p1 * I8_COLUMNS && j < n; j += I8_COLUMNS)
         for (int64_t t = 0, i = i0, mr; t < n_tiles; t++, i += mr) {
             mr = (i1 - i + n_tiles - t - 1) / (n_tiles - t);
-            product_columns(r, p, i, mr, panel * I8_COLUMNS, end);
+            product_columns(r, p, i, mr, j, j + I8_COLUMNS < n ? j + I8_COLUMNS : n);
         }
-    }
 }
 
 static const int8_level vector_level = {round_vector, product_vector};

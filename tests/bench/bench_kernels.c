@@ -252,6 +252,7 @@ int main(int argc, char **argv) {
     for (int t = 0; t < 2; t++)
         for (int s = 0; s < 5; s++)
             for (int n = 1; n <= 1024; n *= s == 4 ? 256 : 32) bench_int8(d, n, shapes[s][0], shapes[s][1], packed[t]);
+    for (int t = 0; t < 2; t++) bench_int8(d, 1, 262144, 1024, packed[t]); /* beyond all caches */
     for (int i = 0; i < (d->fast_bf16 ? 2 : 1); i++) {
         bench_attention(d, 256, 4, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
         bench_attention(d, 1024, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
