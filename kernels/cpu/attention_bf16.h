@@ -30,12 +30,8 @@ static void round_transposed(float *panels, const float *x, int64_t ldx, int64_t
 
 /* Panels [n rows filled up to 2 pairs, D] of x. */
 static void round_rows(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t pairs) {
-    float row[D_MAX];
-    for (int64_t p = 0; p < pairs; p++) {
-        if (2 * p < n) bf16_two_rows(row, x + 2 * p * ldx, 2 * p + 1 < n ? x + (2 * p + 1) * ldx : NULL, D);
-        else memset(row, 0, sizeof row);
-        pack_row(panels, row, D, pairs, p);
-    }
+    for (int64_t p = 0; p < pairs; p++)
+        pack_bf16_row(panels, 2 * p < n ? x + 2 * p * ldx : NULL, 2 * p + 1 < n ? x + (2 * p + 1) * ldx : NULL, D, pairs, p);
 }
 
 /* to[KEYS, LD_KEYS]: the transpose of n rows of KEYS values, as rows of pairs filled up with zeros. */

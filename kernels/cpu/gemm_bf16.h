@@ -105,14 +105,9 @@ static void pack_bf16(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, i
         pack_columns(scratch + j / PANEL * PANEL * pairs + j % PANEL, lines, BF16_PIECE / 2, count, pairs);
     }
     for (int64_t p = 0; !g->b_transposed && p < pairs; p++) {
-        if (2 * p < k) {
-            const float *x = storage_row(values, &exact, k0 + 2 * p, n0, n);
-            const float *y = 2 * p + 1 < k ? storage_row(values + BF16_LINE, &exact, k0 + 2 * p + 1, n0, n) : NULL;
-            bf16_two_rows(lines, x, y, n);
-        } else {
-            memset(lines, 0, (size_t)round_up(n, VL) * sizeof *lines);
-        }
-        pack_row(scratch, lines, n, pairs, p);
+        const float *x = 2 * p < k ? storage_row(values, &exact, k0 + 2 * p, n0, n) : NULL;
+        const float *y = 2 * p + 1 < k ? storage_row(values + BF16_LINE, &exact, k0 + 2 * p + 1, n0, n) : NULL;
+        pack_bf16_row(scratch, x, y, n, pairs, p);
     }
 }
 
