@@ -141,7 +141,7 @@ void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool t
 
 /* ---- the work ---- */
 
-enum { ROW_BLOCK = 128, PANEL_BLOCK = 4 }; /* a block of C: its rows of A stay in the second-level cache */
+enum { ROW_BLOCK = 128, PANEL_BLOCK = 4, LD_MORE = 16 }; /* a block of C: its rows of A stay in the second-level cache */
 
 typedef struct int8_job {
     const int8_level *level;
@@ -179,17 +179,18 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
                 int n_products) {
     const int8_weight *w = products[0].packed;
     int64_t blocks = w->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
-    int64_t capacity = GR_CPU_ROUNDED / row_bytes, panels = 0;
+    int64_t capacity = GR_CPU_ROUNDED / row_bytes - LD_MORE, panels = 0;
     uint8_t *at = ((const gr_cpu *)d->impl)->rounded;
     for (int i = 0; i < n_products; i++) panels += panels_of(&products[i]);
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;
-        int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks}, .a = a + i * lda, .lda = lda, .k = w->k,
+        int64_t ld = count + LD_MORE;
+        int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks, .ld = ld}, .a = a + i * lda, .lda = lda, .k = w->k,
                         .products = products, .first = i};
         job.rows.code = (int8_t *)at;
         job.rows.scale = (float *)(at + count * blocks * I8_BLOCK);
-        job.rows.sum = job.rows.scale + count * blocks;
-        job.rows.offset = (int32_t *)(job.rows.sum + count * blocks);
+        job.rows.sum = job.rows.scale + ld * blocks;
+        job.rows.offset = (int32_t *)(job.rows.sum + ld * blocks);
         job.row_blocks = ceil_div(count, ROW_BLOCK);
         job.row_block = ceil_div(count, job.row_blocks);
         /* few rows: every chunk costs a visit to the shared counter, so not many of them */
@@ -204,7 +205,8 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
 /* ---- the reference ---- */
 
 static void round_generic(const int8_rows *r, const float *a, int64_t lda, int64_t k, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) int8_round_row(r, i, a + i * lda, k);
+    for (int64_t i = begin; i < end; i++)
+        for (int64_t b = 0; b < r->blocks; b++) int8_round_block(r, i, b, a + i * lda, k);
 }
 
 /* Block b of a column: its integers, scale and minimum. */
@@ -230,8 +232,8 @@ static void product_generic(const int8_rows *r, const gr_int8_product *p, int64_
                 const int8_t *x = r->code + (i * r->blocks + b) * I8_BLOCK;
                 int32_t dot = 0;
                 for (int e = 0; e < I8_BLOCK; e++) dot += x[e] * q[e];
-                sum[i - i0] += (float)dot * (scale * r->scale[b * r->m + i]);
-                if (w->bits == 4) sum[i - i0] += min * r->sum[b * r->m + i];
+                sum[i - i0] += (float)dot * (scale * r->scale[b * r->ld + i]);
+                if (w->bits == 4) sum[i - i0] += min * r->sum[b * r->ld + i];
             }
         }
         for (int64_t i = i0; i < i1; i++) {

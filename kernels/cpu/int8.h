@@ -27,35 +27,40 @@ static inline const uint8_t *int8_panel(const int8_weight *w, int64_t panel) {
 
 /* Rows rounded to int8: x[i] is about scale * code, for every 32 of a row. */
 typedef struct int8_rows {
-    int64_t m, blocks;
+    int64_t m, blocks, ld; /* ld: of the arrays of scales, m and some more: a power of two would crowd one set of a cache */
     int8_t *code;       /* [m, blocks*32], zeros after k */
-    float *scale;       /* [blocks, m] */
-    float *sum;         /* [blocks, m] scale * sum of codes: what a minimum is multiplied with */
-    int32_t *offset;    /* [blocks, m] -128 * sum of codes: undoes codes of W stored as unsigned */
+    float *scale;       /* [blocks, ld] */
+    float *sum;         /* [blocks, ld] scale * sum of codes: what a minimum is multiplied with */
+    int32_t *offset;    /* [blocks, ld] -128 * sum of codes: undoes codes of W stored as unsigned */
 } int8_rows;
 
-/* Row i of r from x[k]. Plain C that every level compiles for itself; the same bits on all. */
-static inline void int8_round_row(const int8_rows *r, int64_t i, const float *x, int64_t k) {
-    for (int64_t b = 0; b < r->blocks; b++) {
-        float in[I8_BLOCK] = {0};
-        int8_t *code = r->code + (i * r->blocks + b) * I8_BLOCK;
-        int32_t largest = 0, sum = 0;
-        memcpy(in, x + b * I8_BLOCK, sizeof(float) * (size_t)(k - b * I8_BLOCK < I8_BLOCK ? k - b * I8_BLOCK : I8_BLOCK));
-        for (int j = 0; j < I8_BLOCK; j++) { /* as integers: a NaN is the largest and stays one */
-            int32_t magnitude = (int32_t)(gr_float_bits(in[j]) & 0x7fffffff);
-            largest = magnitude > largest ? magnitude : largest;
-        }
-        float top = gr_bits_float((uint32_t)largest), inverse = top > 0x1p-100f ? 127.0f / top : 0;
-        for (int j = 0; j < I8_BLOCK; j++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits, to nearest even */
-            int32_t q = (int32_t)gr_float_bits(in[j] * inverse + 0x1.8p23f) - 0x4b400000;
-            code[j] = (int8_t)q;
-            sum += code[j];
-        }
-        float scale = top > 0x1p-100f || top != top ? top / 127.0f : 0;
-        r->scale[b * r->m + i] = scale;
-        r->sum[b * r->m + i] = scale * (float)sum;
-        r->offset[b * r->m + i] = -128 * sum;
+/* What a block of largest magnitude `top` is multiplied with before rounding. Blocks of next to nothing are 0; a NaN stays one, by its scale. */
+static inline float int8_inverse(float top) { return top > 0x1p-100f ? 127.0f / top : 0; }
+
+static inline void int8_finish_block(const int8_rows *r, int64_t i, int64_t b, float top, int32_t sum) {
+    float scale = top > 0x1p-100f || top != top ? top / 127.0f : 0;
+    r->scale[b * r->ld + i] = scale;
+    r->sum[b * r->ld + i] = scale * (float)sum;
+    r->offset[b * r->ld + i] = -128 * sum;
+}
+
+/* Block b of row i of r from x[k]; the same bits on all levels. */
+static inline void int8_round_block(const int8_rows *r, int64_t i, int64_t b, const float *x, int64_t k) {
+    float in[I8_BLOCK] = {0};
+    int8_t *code = r->code + (i * r->blocks + b) * I8_BLOCK;
+    int32_t largest = 0, sum = 0;
+    for (int64_t j = 0; j < I8_BLOCK && b * I8_BLOCK + j < k; j++) in[j] = x[b * I8_BLOCK + j];
+    for (int j = 0; j < I8_BLOCK; j++) { /* as integers: a NaN is the largest and stays one */
+        int32_t magnitude = (int32_t)(gr_float_bits(in[j]) & 0x7fffffff);
+        largest = magnitude > largest ? magnitude : largest;
     }
+    float top = gr_bits_float((uint32_t)largest), inverse = int8_inverse(top);
+    for (int j = 0; j < I8_BLOCK; j++) { /* adding 1.5 * 2^23 rounds to an integer in the low bits, to nearest even */
+        int32_t q = (int32_t)(gr_float_bits(in[j] * inverse + 0x1.8p23f) - 0x4b400000u);
+        code[j] = (int8_t)q;
+        sum += code[j];
+    }
+    int8_finish_block(r, i, b, top, sum);
 }
 
 /* What a level brings: rows [begin,end) of an A rounded, and C of rows [i0,i1) and panels [p0,p1). */

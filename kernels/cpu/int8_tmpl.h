@@ -9,6 +9,17 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+INLINE int32_t vi_largest8(__m256i v) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+INLINE int32_t vi_sum8(__m256i v) {
+    __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    x = _mm_add_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
 #if defined(__AVX512F__)
 
 /* A tile is 7 rows of a panel: the products of 14 registers of sums hide the loads of 7 broadcasts and 2 vectors of W. */
@@ -31,6 +42,20 @@ INLINE vi sum8_add(vi sum, vi w, vi x) { return _mm512_dpbusd_epi32(sum, w, x); 
 INLINE vi sum4_add(vi sum, vi w, vi x) { return _mm512_dpbusd_epi32(sum, w, x); }
 INLINE vi sum4_end(vi sum) { return sum; }
 INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+INLINE vi vi_magnitude(vf v) { return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)); }
+INLINE int32_t vi_largest(vi v) {
+    return vi_largest8(_mm256_max_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
+}
+INLINE int32_t vi_sum(vi v) { return vi_sum8(_mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1))); }
+/* The integers that adding 1.5 * 2^23 left in the low bits, as bytes to memory; returned as they are there. */
+INLINE vi vi_code(int8_t *to, vf v) {
+    vi q = _mm512_sub_epi32(_mm512_castps_si512(v), _mm512_set1_epi32(0x4b400000));
+    __m128i bytes = _mm512_cvtepi32_epi8(q);
+    _mm_storeu_si128((void *)to, bytes);
+    return _mm512_cvtepi8_epi32(bytes);
+}
 
 #else
 
@@ -48,6 +73,20 @@ INLINE vi vi_high(vi v) { return vi_low(_mm256_srli_epi16(v, 4)); }
 INLINE vf vi_float(vi v) { return _mm256_cvtepi32_ps(v); }
 INLINE vf v_halves(const uint8_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p)); }
 INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
+INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+INLINE vi vi_magnitude(vf v) { return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)); }
+INLINE int32_t vi_largest(vi v) { return vi_largest8(v); }
+INLINE int32_t vi_sum(vi v) { return vi_sum8(v); }
+INLINE vi vi_code(int8_t *to, vf v) {
+    vi q = _mm256_sub_epi32(_mm256_castps_si256(v), _mm256_set1_epi32(0x4b400000));
+    const __m256i low_bytes = _mm256_set1_epi32(0x0c080400);
+    __m256i bytes = _mm256_shuffle_epi8(q, low_bytes); /* 4 of each half */
+    int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
+    memcpy(to, &low, 4);
+    memcpy(to + 4, &high, 4);
+    return _mm256_srai_epi32(_mm256_slli_epi32(q, 24), 24);
+}
 INLINE vi sum8_start(int32_t offset) {
     (void)offset;
     return vi_zero();
@@ -64,8 +103,26 @@ INLINE vi sum4_end(vi sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1))
 
 #endif
 
+/* int8_round_block's arithmetic on whole blocks, a vector at a time; a last, shorter one is left to it. */
 static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_t k, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) int8_round_row(r, i, a + i * lda, k);
+    enum { VECTORS = I8_BLOCK / VL };
+    for (int64_t i = begin; i < end; i++) {
+        for (int64_t b = 0; b < k / I8_BLOCK; b++) {
+            const float *x = a + i * lda + b * I8_BLOCK;
+            int8_t *code = r->code + (i * r->blocks + b) * I8_BLOCK;
+            vf in[VECTORS];
+            vi largest = vi_zero(), sum = vi_zero();
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                in[v] = v_load(x + v * VL);
+                largest = vi_max(largest, vi_magnitude(in[v]));
+            }
+            float top = gr_bits_float((uint32_t)vi_largest(largest));
+            vf inverse = v_set(int8_inverse(top));
+            UNROLL for (int v = 0; v < VECTORS; v++) sum = vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
+            int8_finish_block(r, i, b, top, vi_sum(sum));
+        }
+        if (k % I8_BLOCK) int8_round_block(r, i, r->blocks - 1, a + i * lda, k);
+    }
 }
 
 /* C[mr, n] from column `first` of a panel on, in nv vectors, n in (VL (nv-1), VL nv]; row i of r and of c is the first. */
@@ -81,7 +138,7 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
     }
     for (int64_t b = 0; b < r->blocks; b++, panel += block_bytes) {
         const uint8_t *codes = panel + (bits == 8 ? scales : 2 * scales) + 4 * first;
-        const int64_t at = b * r->m + i;
+        const int64_t at = b * r->ld + i;
         vi sum[I8_ROWS][2];
         UNROLL for (int q = 0; q < mr; q++) sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[at + q]) : vi_zero();
         for (int g = 0; g < (bits == 8 ? 8 : 4); g++, codes += 4 * I8_COLUMNS) {

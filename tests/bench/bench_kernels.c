@@ -161,10 +161,13 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
 
 /* The same with int8 forms, as a share of the float peak too. */
 static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype) {
+    char line[2][96];
+    for (int i = 0; i < 2; i++)
+        snprintf(line[i], sizeof *line, "int8 %s n=%d %dx%d %s", i ? "bwd" : "fwd", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
+    if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
     gr_linear l = {.w = make_weight(d, dtype, N, K)};
     const gr_linear *group = &l;
     void *forms[2];
-    char label[96];
     double flops = 2.0 * (double)n * (double)N * (double)K;
     float *x = values(d, n * K), *y = values(d, n * N);
     for (int i = 0; i < 2; i++) {
@@ -174,10 +177,8 @@ static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype d
         d->ops->int8_pack(d, forms[i], &l.w, i == 1);
     }
     l.int8_forward = forms[0], l.int8_backward = forms[1];
-    snprintf(label, sizeof label, "int8 fwd n=%d %dx%d %s", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
-    TIME(label, flops, d->ops->linear_forward(d, y, N, NULL, x, x, &group, 1, n));
-    snprintf(label, sizeof label, "int8 bwd n=%d %dx%d %s", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
-    if (n > 16) TIME(label, flops, d->ops->linear_backward(d, x, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
+    TIME(line[0], flops, d->ops->linear_forward(d, y, N, NULL, x, x, &group, 1, n));
+    if (n > 16) TIME(line[1], flops, d->ops->linear_backward(d, x, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
     d->free(d, x), d->free(d, y), d->free(d, forms[0]), d->free(d, forms[1]), d->free(d, (void *)l.w.data);
 }
 

@@ -67,6 +67,19 @@ static inline __m256i emulated_cvtepi32_epi16(__m512i v) {
     for (int i = 0; i < 16; i++) h[i] = (int16_t)e.i[i];
     return _mm256_loadu_si256((const void *)h);
 }
+static inline __m128i emulated_cvtepi32_epi8(__m512i v) {
+    emulated e = of_si512(v);
+    int8_t h[16];
+    for (int i = 0; i < 16; i++) h[i] = (int8_t)e.i[i];
+    return _mm_loadu_si128((const void *)h);
+}
+static inline __m512i emulated_cvtepi8_epi32(__m128i v) {
+    emulated e;
+    int8_t h[16];
+    _mm_storeu_si128((void *)h, v);
+    for (int i = 0; i < 16; i++) e.i[i] = h[i];
+    return simde_mm512_loadu_si512(e.i);
+}
 static inline __m512i emulated_inserti64x4(__m512i a, __m256i b, int upper) {
     emulated e = of_si512(a);
     _mm256_storeu_si256((void *)(e.i + 8 * upper), b);
@@ -158,6 +171,8 @@ static inline void emulated_tile_dpbf16ps(int c, int a, int b) {
 #define _mm512_cvtps_epi32 emulated_cvtps_epi32
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
 #define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
+#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_inserti64x4 emulated_inserti64x4
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_cvtps_ph(v, rounding) emulated_cvtps_ph(v) /* always to nearest */
