@@ -48,18 +48,17 @@ static float softmax_step(float *s, int64_t visible, float scale, float *m, floa
         memset(s, 0, KEYS * sizeof *s);
         return 1;
     }
-    vf largest = v_set(*m), total = v_set(0);
-    for (int64_t j = 0; j < KEYS; j += VL) {
-        int64_t count = visible - j < 0 ? 0 : least(visible - j, VL);
-        vf v = v_first(v_mul(v_load(s + j), v_set(scale)), none, count);
-        v_store(s + j, v);
-        largest = v_max(largest, v);
+    vf largest = v_set(*m), total = v_set(0), p[KEYS / VL];
+    UNROLL for (int j = 0; j < KEYS / VL; j++) {
+        p[j] = v_mul(v_load(s + j * VL), v_set(scale));
+        if (visible < KEYS) p[j] = v_first(p[j], none, visible < j * VL ? 0 : least(visible - j * VL, VL));
+        largest = v_max(largest, p[j]);
     }
-    float now = v_largest(largest), shrink = expf(*m - now);
-    for (int64_t j = 0; j < KEYS; j += VL) {
-        vf p = v_exp(v_sub(v_load(s + j), v_set(now)));
-        total = v_add(total, p);
-        v_store(s + j, p);
+    float now = v_largest(largest), shrink = *m == now ? 1 : expf(*m - now);
+    UNROLL for (int j = 0; j < KEYS / VL; j++) {
+        p[j] = v_exp(v_sub(p[j], v_set(now)));
+        total = v_add(total, p[j]);
+        v_store(s + j * VL, p[j]);
     }
     *sum = *sum * shrink + v_sum(total);
     *m = now;

@@ -79,17 +79,43 @@ const gr_ops *gr_cpu_ops(const char *level) {
     return NULL;
 }
 
-/* What is large comes in large pages where the system has them: reading memory in order no longer stops at every 4 KiB. */
-static void *aligned_zeros(int64_t bytes) {
-    const size_t line = 64, page = 2 << 20;
-    if (bytes < 0 || bytes > INT64_MAX - (int64_t)page) return NULL;
-    size_t unit = (size_t)bytes < 2 * page ? line : page, rounded = ((size_t)bytes + line - 1) / line * line;
-    void *p = aligned_alloc(unit, (rounded + unit - 1) / unit * unit + (rounded ? 0 : unit));
+/* In front of what the device allocates: the size of its mapping, 0 for memory of the heap. */
+typedef union header {
+    size_t mapped;
+    _Alignas(64) char line[64];
+} header;
+
+/* What is large is mapped by itself, in large pages where the system has them: reading in order does not stop at every 4 KiB, and what is
+ * never touched takes no memory. */
+static header *map_large(size_t bytes) {
+    const size_t page = 2 << 20;
+    size_t size = (bytes + page - 1) / page * page;
+    char *p = mmap(NULL, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    size_t before = (page - (uintptr_t)p % page) % page;
+    if (before) munmap(p, before);
+    munmap(p + before + size, page - before);
 #if defined(MADV_HUGEPAGE)
-    if (p && unit == page) (void)madvise(p, rounded / page * page, MADV_HUGEPAGE);
+    (void)madvise(p + before, size, MADV_HUGEPAGE);
 #endif
-    if (p) memset(p, 0, rounded);
-    return p;
+    header *h = (header *)(p + before);
+    h->mapped = size;
+    return h;
+}
+
+static void *aligned_zeros(int64_t bytes) {
+    const int64_t large = 4 << 20;
+    if (bytes < 0 || bytes > INT64_MAX / 2) return NULL;
+    size_t size = ((size_t)bytes + 63) / 64 * 64 + sizeof(header);
+    header *h = bytes < large ? aligned_alloc(64, size) : map_large(size);
+    if (h && bytes < large) memset(h, 0, size);
+    return h ? h + 1 : NULL;
+}
+
+static void aligned_free(void *p) {
+    header *h = p ? (header *)p - 1 : NULL;
+    if (h && h->mapped) munmap(h, h->mapped);
+    else free(h);
 }
 
 static void *cpu_alloc(gr_device *d, int64_t bytes) {
@@ -99,7 +125,7 @@ static void *cpu_alloc(gr_device *d, int64_t bytes) {
 
 static void cpu_free(gr_device *d, void *p) {
     (void)d;
-    free(p);
+    aligned_free(p);
 }
 
 /* Intel's CPUs have dot products of bfloat16 too, but run them at half the rate of float32. */
@@ -140,14 +166,14 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     *why = "cannot start the threads; ask for fewer (threads: 1)";
     if (!d->threads) goto failed;
     cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
-    cpu->rounded = aligned_alloc(64, GR_CPU_ROUNDED);
+    cpu->rounded = aligned_zeros(GR_CPU_ROUNDED);
     *why = "out of memory for the CPU device";
     if (!cpu->scratch || !cpu->rounded) goto failed;
     *why = NULL;
     return d;
 failed:
     if (d) gr_threads_free(d->threads);
-    if (cpu) free(cpu->scratch);
+    if (cpu) aligned_free(cpu->scratch);
     free(cpu);
     free(d);
     return NULL;
@@ -157,8 +183,8 @@ void gr_device_free(gr_device *d) {
     if (!d) return;
     gr_cpu *cpu = d->impl;
     gr_threads_free(d->threads);
-    free(cpu->scratch);
-    free(cpu->rounded);
+    aligned_free(cpu->scratch);
+    aligned_free(cpu->rounded);
     free(cpu);
     free(d);
 }

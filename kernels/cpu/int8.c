@@ -6,7 +6,7 @@
 
 /* ---- packing ---- */
 
-enum { CHUNK = 256 }; /* a multiple of every dtype block */
+enum { CHUNK = 256 }; /* a multiple of every dtype block, and of a panel */
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -86,6 +86,7 @@ static void pack_columns_of_rows(const void *args, int64_t begin, int64_t end) {
     const pack_job *job = args;
     const gr_dtype_info *type = gr_dtype_get(job->w->dtype);
     int8_weight *to = job->to;
+    memset(block_at(to, begin, 0), 0, (size_t)(to->blocks * to->block_bytes)); /* a panel, its filling included */
     for (int64_t row = begin; row < end; row++)
         for (int64_t b = 0; b < to->blocks; b++) {
             uint8_t *block = block_at(to, row, b), q[I8_BLOCK];
@@ -121,6 +122,7 @@ static void pack_columns(const void *args, int64_t begin, int64_t end) {
     float x[I8_BLOCK][CHUNK];
     for (int64_t j0 = begin * CHUNK; j0 < end * CHUNK && j0 < to->n; j0 += CHUNK) {
         int64_t n = to->n - j0 < CHUNK ? to->n - j0 : CHUNK;
+        memset(block_at(to, j0, 0), 0, (size_t)(ceil_div(n, I8_COLUMNS) * to->blocks * to->block_bytes));
         for (int64_t b = 0; b < to->blocks; b++) {
             int64_t rows = to->k - b * I8_BLOCK < I8_BLOCK ? to->k - b * I8_BLOCK : I8_BLOCK;
             for (int64_t i = 0; i < rows; i++) type->to_f32(x[i], storage(job->w, b * I8_BLOCK + i, j0), n);
@@ -131,9 +133,6 @@ static void pack_columns(const void *args, int64_t begin, int64_t end) {
 
 void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool transposed) {
     pack_job job = {packed, w};
-    int64_t bytes;
-    gr_int8_size_generic(d, &bytes, w, transposed);
-    memset(packed, 0, (size_t)bytes);
     *job.to = header(w, transposed);
     if (transposed) gr_cpu_for(d, ceil_div(w->cols, CHUNK), 1, pack_columns, &job);
     else gr_cpu_for(d, w->rows, I8_COLUMNS, pack_columns_of_rows, &job);

@@ -107,22 +107,28 @@ static inline vf v_round_bf16(vf v) {
 
 #endif
 
-/* Lanes added in a fixed tree. */
-static inline float v_sum(vf v) {
-    float lane[VL];
-    v_store(lane, v);
-    for (int half = VL / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-    return lane[0];
+/* Lanes added in a fixed tree: the two halves, then their halves. */
+static inline float v_sum8(__m256 v) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
-
-static inline float v_largest(vf v) {
-    float lane[VL];
-    v_store(lane, v);
-    for (int half = VL / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    return lane[0];
+static inline float v_largest8(__m256 v) {
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
+#if defined(__AVX512F__)
+static inline __m256 v_half(vf v, const int upper) {
+    __m512i i = _mm512_castps_si512(v);
+    return _mm256_castsi256_ps(upper ? _mm512_extracti64x4_epi64(i, 1) : _mm512_castsi512_si256(i));
+}
+static inline float v_sum(vf v) { return v_sum8(_mm256_add_ps(v_half(v, 0), v_half(v, 1))); }
+static inline float v_largest(vf v) { return v_largest8(_mm256_max_ps(v_half(v, 0), v_half(v, 1))); }
+#else
+static inline float v_sum(vf v) { return v_sum8(v); }
+static inline float v_largest(vf v) { return v_largest8(v); }
+#endif
 
 /* e^x within 1.5 ulp: x = n ln 2 + r, a polynomial (coefficients of Cephes) for e^r on |r| <= ln2/2, times 2^n.
  * exp(0) = 1 exactly; below -87.7, -infinity included, exactly 0; above 88.37 the value there; a NaN stays one. */
