@@ -23,7 +23,7 @@ enum {
 #endif
 };
 
-/* Scratch of a task: packed B, then a buffer of storage rows, then rounded rows of A. */
+/* Scratch of a task: packed B, then a buffer of storage rows, then copied rows of A. */
 enum {
     PACKED = 0,
     ROWS = PACKED + K_PIECE * N_BLOCK,
@@ -93,18 +93,33 @@ static void pack_block(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, 
     }
 }
 
-/* The product of a block with A rounded to the compute type: tile rows of A are copied and rounded first. */
-static void rounded_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, float *c,
-                            int64_t ldc, int accumulate) {
-    float *rounded = scratch + A_ROWS;
+static void fetch_row(const float *x, int64_t n) {
+    for (int64_t j = 0; j < n; j += 16) _mm_prefetch((const char *)(x + j), _MM_HINT_T1);
+}
+
+/* The product of a block with tile rows of A copied first: rounded to the compute type, or because they stand where they would crowd one set
+ * of a cache. */
+static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, float *c, int64_t ldc,
+                           int accumulate) {
+    float *rows = scratch + A_ROWS;
     for (int64_t row = 0; row < m; row += TILE_ROWS) {
         int64_t mr = m - row < TILE_ROWS ? m - row : TILE_ROWS;
-        for (int64_t i = 0; i < mr; i++)
-            for (int64_t p = 0; p < k; p++) rounded[i * k + p] = a[(row + i) * g->a_row + p * g->a_col];
-        round_values(rounded, mr * k, g->compute);
-        block_product(mr, n, k, rounded, k, 1, scratch + PACKED, c + row * ldc, ldc, accumulate);
+        for (int64_t i = 0; i < mr; i++) {
+            const float *from = a + (row + i) * g->a_row;
+            if (g->a_col == 1) memcpy(rows + i * k, from, (size_t)k * sizeof *rows);
+            for (int64_t p = 0; p < k && g->a_col != 1; p++) rows[i * k + p] = from[p * g->a_col];
+        }
+        if (g->compute != GR_DTYPE_F32) round_values(rows, mr * k, g->compute);
+        for (int64_t i = row + TILE_ROWS; i < m && i < row + 2 * TILE_ROWS; i++) { /* they come while this one is multiplied */
+            fetch_row(a + i * g->a_row, g->a_col == 1 ? k : 0);
+            fetch_row(c + i * ldc, n);
+        }
+        block_product(mr, n, k, rows, k, 1, scratch + PACKED, c + row * ldc, ldc, accumulate);
     }
 }
+
+/* Rows a multiple of 4 KiB apart share a set of the first-level cache, which holds fewer lines than a tile has rows. */
+static bool rows_collide(const gr_gemm *g) { return g->a_col == 1 && g->a_row % 1024 == 0; }
 
 /* Rows of an A rounded to pairs of bfloat16, [m filled up, ld]. */
 typedef struct rounded_a {
@@ -143,10 +158,10 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         const float *a = g->a + m0 * g->a_row + k0 * g->a_col;
         pack_block(scratch, g, k0, k, n0, n);
-        if (g->compute == GR_DTYPE_F32)
+        if (g->compute == GR_DTYPE_F32 && !rows_collide(g))
             block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, c, ldc, accumulate);
         else
-            rounded_product(scratch, g, m, n, k, a, c, ldc, accumulate);
+            copied_product(scratch, g, m, n, k, a, c, ldc, accumulate);
     }
 }
 

@@ -137,21 +137,22 @@ static gr_weight make_weight(gr_device *d, gr_dtype dtype, int64_t N, int64_t K)
     return (gr_weight){.dtype = dtype, .rows = N, .cols = K, .data = data};
 }
 
-static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype, int64_t rank) {
+static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype, int64_t rank, gr_dtype compute) {
+    char line[2][96];
+    for (int i = 0; i < 2; i++)
+        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", i ? "bwd" : "fwd", (int)n, (int)N, (int)K,
+                 gr_dtype_get(dtype)->name, gr_dtype_get(compute)->name, (int)rank);
+    if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
     gr_lora lora = {.rank = rank, .scale = 1, .A = values(d, rank * K), .B = values(d, N * rank), .dA = values(d, rank * K),
                     .dB = values(d, N * rank)};
-    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0};
+    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0, .compute = compute};
     const gr_linear *group = &l;
     float *x = values(d, n * K), *y = values(d, n * N), *h = values(d, n * rank), *dh = values(d, n * rank);
     float *dx = values(d, n * K);
     double flops = 2.0 * (double)n * (double)(N * K + rank * (N + K));
-    char label[96];
-    snprintf(label, sizeof label, "linear fwd n=%d %dx%d %s r=%d", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name, (int)rank);
-    TIME(label, flops, d->ops->linear_forward(d, y, N, h, x, x, &group, 1, n));
+    TIME(line[0], flops, d->ops->linear_forward(d, y, N, h, x, x, &group, 1, n));
     if (n > 16) {
-        snprintf(label, sizeof label, "linear bwd n=%d %dx%d %s r=%d", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name,
-                 (int)rank);
-        TIME(label, 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
+        TIME(line[1], 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
              d->ops->linear_backward(d, dx, false, NULL, dh, y, N, x, x, h, &group, 1, n));
     }
     d->free(d, x), d->free(d, y), d->free(d, h), d->free(d, dh), d->free(d, dx);
@@ -240,15 +241,16 @@ int main(int argc, char **argv) {
         gr_device_free(d);
         return 0;
     }
-    static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {49152, 576}};
-    static const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_Q4_1};
+    /* SmolLM2's, its head, LLaMA-7B's */
+    static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {49152, 576}, {4096, 4096}, {4096, 11008}};
+    static const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_Q4_1}, computes[] = {GR_DTYPE_F32, GR_DTYPE_BF16};
     for (int t = 0; t < 2; t++)
-        for (int s = 0; s < 5; s++) {
-            bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], s == 4 ? 0 : 16);
-            bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], 0);
-            bench_linear(d, 1, shapes[s][0], shapes[s][1], dtypes[t], 0);
-        }
-    bench_linear(d, 8, 1536, 576, GR_DTYPE_Q4_1, 0);
+        for (int s = 0; s < 7; s++)
+            for (int c = 0; c < (d->fast_bf16 ? 2 : 1); c++) {
+                bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], s == 4 ? 0 : 8, computes[c]);
+                bench_linear(d, s == 4 ? 256 : 1024, shapes[s][0], shapes[s][1], dtypes[t], 0, computes[c]);
+                bench_linear(d, 1, shapes[s][0], shapes[s][1], dtypes[t], 0, computes[c]);
+            }
     static const gr_dtype packed[] = {GR_DTYPE_Q4_1, GR_DTYPE_Q8_0};
     for (int t = 0; t < 2; t++)
         for (int s = 0; s < 5; s++)
