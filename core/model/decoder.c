@@ -325,6 +325,7 @@ static void embed_backward(gr_decoder *d, const gr_batch *b) {
 /* New rows of a KV cache: where the layer's keys and values go, and are read from. NULL in training. */
 typedef struct cache_view {
     float *kv;            /* [n_slots*max_len, 2KD] of this layer */
+    gr_kv_panels panels;
     const int32_t *rows;  /* [n] cache row of each batch row */
 } cache_view;
 
@@ -340,7 +341,7 @@ static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cac
     }
     float scale = 1.0f / __builtin_sqrtf((float)w.D);
     op->attention_forward(d->dev, a->att, w.HD, a->lse, a->qkv, w.QKV, k, v, ldkv, d->seqs, b->n_seqs, w.H,
-                          d->m->config.n_kv_heads, w.D, scale, d->m->compute);
+                          d->m->config.n_kv_heads, w.D, scale, d->m->compute, cache ? &cache->panels : NULL);
 }
 
 /* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product in
@@ -416,7 +417,11 @@ static void stack_forward(gr_decoder *d, const gr_batch *b, gr_kv_cache *cache, 
     int64_t L = c->n_layers, stride = cache ? cache->n_slots * cache->max_len * 2 * c->n_kv_heads * c->head_dim : 0;
     embed_forward(d, d->layers[0].x, b);
     for (int64_t i = 0; i < L; i++) {
-        cache_view view = {.kv = cache ? cache->kv + i * stride : NULL, .rows = cache_rows};
+        cache_view view = {.rows = cache_rows};
+        if (cache)
+            view.kv = cache->kv + i * stride,
+            view.panels = (gr_kv_panels){cache->panels + i * cache->panel_floats, cache->packed + i * cache->n_slots * c->n_kv_heads,
+                                         cache->max_len, cache->blocks};
         const float *add = i > 0 ? d->layers[i - 1].xmid : NULL;
         layer_forward(d, i, add, i + 1 < L ? d->layers[i + 1].x : d->x_last, b, cache ? &view : NULL, train);
     }
@@ -539,13 +544,18 @@ done:
 
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err) {
     const gr_model_config *g = &m->config;
-    int64_t floats_each = 2 * g->n_kv_heads * g->head_dim * g->n_layers, n;
-    *c = (gr_kv_cache){.n_slots = n_slots, .max_len = max_len, .device = m->device};
-    if (!gr_mul_ok(&n, floats_each * (int64_t)sizeof(float), n_slots) || !gr_mul_ok(&n, n, max_len))
+    int64_t floats_each = 2 * g->n_kv_heads * g->head_dim * g->n_layers, wide = (g->head_dim + 31) / 32 * 32, n, block;
+    *c = (gr_kv_cache){.n_slots = n_slots, .max_len = max_len, .device = m->device, .blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK};
+    if (!gr_mul_ok(&n, floats_each * (int64_t)sizeof(float), n_slots) || !gr_mul_ok(&n, n, max_len) ||
+        !gr_mul_ok(&block, 2 * GR_KV_BLOCK * wide * g->n_kv_heads * g->n_layers * (int64_t)sizeof(float), n_slots) ||
+        !gr_mul_ok(&block, block, c->blocks))
         return gr_fail_memory(err, "KV cache");
+    c->panel_floats = block / g->n_layers / (int64_t)sizeof(float);
     c->len = gr_calloc(n_slots, sizeof *c->len);
+    c->packed = gr_calloc(n_slots * g->n_kv_heads * g->n_layers, sizeof *c->packed);
     c->kv = m->device->alloc(m->device, n);
-    if (!c->len || !c->kv) {
+    c->panels = m->device->alloc(m->device, block);
+    if (!c->len || !c->packed || !c->kv || !c->panels) {
         gr_kv_cache_release(c);
         return gr_fail_memory(err, "KV cache");
     }
@@ -554,8 +564,18 @@ graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots
 
 void gr_kv_cache_release(gr_kv_cache *c) {
     if (c->kv) c->device->free(c->device, c->kv);
+    if (c->panels) c->device->free(c->device, c->panels);
+    free(c->packed);
     free(c->len);
     *c = (gr_kv_cache){0};
+}
+
+/* Panels of a slot from its `filled` rows on are no longer what the cache holds. */
+static void forget_panels(gr_kv_cache *c, const gr_model_config *g, int64_t slot, int64_t filled) {
+    for (int64_t i = 0; i < g->n_layers * g->n_kv_heads; i++) {
+        int32_t *packed = &c->packed[(i / g->n_kv_heads * c->n_slots + slot) * g->n_kv_heads + i % g->n_kv_heads];
+        *packed = (int32_t)GR_MIN(*packed, filled / GR_KV_BLOCK);
+    }
 }
 
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, graft_error *err) {
@@ -569,6 +589,7 @@ graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, c
             GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%lld tokens do not fit the cache of %lld positions", (long long)(filled + len),
                            (long long)c->max_len));
         for (int64_t i = 0; i < len; i++) rows[start + i] = (int32_t)(base + filled + i);
+        forget_panels(c, &d->m->config, slots[s], filled);
         d->seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = base, .kv_len = filled + len};
         last[s] = (int32_t)(start + len - 1);
     }

@@ -37,8 +37,10 @@ graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *
 /* KV cache for generation: n_slots sequences of up to max_len positions. */
 typedef struct gr_kv_cache {
     float *kv;       /* [L][n_slots*max_len][2*K*D]: k then v */
+    float *panels;   /* [L] of gr_kv_panels.data, panel_floats apart */
+    int32_t *packed; /* [L, n_slots, K] */
     int64_t *len;    /* [n_slots] positions filled */
-    int64_t n_slots, max_len;
+    int64_t n_slots, max_len, blocks, panel_floats;
     gr_device *device;
 } gr_kv_cache;
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err);

@@ -52,9 +52,8 @@ static void transpose_block(float *to, const float *x, int64_t n, int64_t pairs)
 /* Scratch of a forward task. */
 enum {
     GROUP = 8, /* query heads that share a packed key block */
-    F_KEYS = 0,
-    F_VALUES = F_KEYS + KEYS * D_PAIRS,
-    F_QUERIES = F_VALUES + KEY_PAIRS * D_MAX,
+    F_KEYS = 0, /* the packed block */
+    F_QUERIES = F_KEYS + KEYS * D_PAIRS + KEY_PAIRS * D_MAX,
     F_SCORES = F_QUERIES + QUERIES * LD_D,
     F_PAIRS = F_SCORES + QUERIES * KEYS,
     F_SUMS = F_PAIRS + QUERIES * LD_KEYS,
@@ -62,20 +61,24 @@ enum {
     F_END = F_OUT + GROUP * QUERIES * D_MAX
 };
 
-static void pack_forward(const attention *t, float *scratch, int64_t at, int64_t keys) {
-    round_transposed(scratch + F_KEYS, t->k + at, t->ldkv, keys, t->D);
-    round_rows(scratch + F_VALUES, t->v + at, t->ldkv, keys, t->D, KEY_PAIRS);
+/* A packed block is K^T panels, then V panels. */
+static int64_t packed_keys_floats(int64_t D) { return KEYS * bf16_pairs(D); }
+static int64_t packed_floats(int64_t D) { return packed_keys_floats(D) + KEY_PAIRS * padded(D, PANEL); }
+
+static void pack_forward(const attention *t, float *packed, int64_t at, int64_t keys) {
+    round_transposed(packed, t->k + at, t->ldkv, keys, t->D);
+    round_rows(packed + packed_keys_floats(t->D), t->v + at, t->ldkv, keys, t->D, KEY_PAIRS);
 }
 
-static void score_product(const attention *t, float *scratch, const float *q, int64_t ldq, int64_t rows) {
+static void score_product(const attention *t, float *scratch, const float *packed, const float *q, int64_t ldq, int64_t rows) {
     int64_t pairs = bf16_pairs(t->D);
     round_block(scratch + F_QUERIES, LD_D, q, ldq, rows, t->D, pairs);
-    bf16_product(rows, KEYS, pairs, scratch + F_QUERIES, LD_D, scratch + F_KEYS, scratch + F_SCORES, KEYS, 0);
+    bf16_product(rows, KEYS, pairs, scratch + F_QUERIES, LD_D, packed, scratch + F_SCORES, KEYS, 0);
 }
 
-static void value_product(const attention *t, float *scratch, float *out, int64_t ld, int64_t rows) {
+static void value_product(const attention *t, float *scratch, const float *packed, float *out, int64_t ld, int64_t rows) {
     round_block(scratch + F_PAIRS, LD_KEYS, scratch + F_SCORES, KEYS, rows, KEYS, KEY_PAIRS);
-    bf16_product(rows, t->D, KEY_PAIRS, scratch + F_PAIRS, LD_KEYS, scratch + F_VALUES, out, ld, 1);
+    bf16_product(rows, t->D, KEY_PAIRS, scratch + F_PAIRS, LD_KEYS, packed + packed_keys_floats(t->D), out, ld, 1);
 }
 
 /* Scratch of a backward task. */

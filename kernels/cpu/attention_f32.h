@@ -20,25 +20,27 @@ static void pack_rows_transposed(float *panels, const float *x, int64_t ldx, int
 /* Scratch of a forward task. */
 enum {
     GROUP = 8,                          /* query heads that share a packed key block */
-    F_KEYS = 0,                         /* K^T panels */
-    F_VALUES = F_KEYS + KEYS * D_MAX,   /* V panels */
-    F_SCORES = F_VALUES + KEYS * D_MAX, /* [QUERIES, KEYS] */
+    F_KEYS = 0,                           /* the packed block */
+    F_SCORES = F_KEYS + 2 * KEYS * D_MAX, /* [QUERIES, KEYS] */
     F_SUMS = F_SCORES + QUERIES * KEYS, /* m and sum of GROUP x QUERIES rows */
     F_OUT = F_SUMS + 2 * GROUP * QUERIES,
     F_END = F_OUT + GROUP * QUERIES * D_MAX
 };
 
-static void pack_forward(const attention *t, float *scratch, int64_t at, int64_t keys) {
-    pack_rows_transposed(scratch + F_KEYS, t->k + at, t->ldkv, keys, t->D);
-    pack_rows(scratch + F_VALUES, t->v + at, t->ldkv, keys, t->D, KEYS);
+/* A packed block is K^T panels, then V panels. */
+static int64_t packed_floats(int64_t D) { return KEYS * D + KEYS * padded(D, PANEL); }
+
+static void pack_forward(const attention *t, float *packed, int64_t at, int64_t keys) {
+    pack_rows_transposed(packed, t->k + at, t->ldkv, keys, t->D);
+    pack_rows(packed + KEYS * t->D, t->v + at, t->ldkv, keys, t->D, KEYS);
 }
 
-static void score_product(const attention *t, float *scratch, const float *q, int64_t ldq, int64_t rows) {
-    block_product(rows, KEYS, t->D, q, ldq, 1, scratch + F_KEYS, scratch + F_SCORES, KEYS, 0);
+static void score_product(const attention *t, float *scratch, const float *packed, const float *q, int64_t ldq, int64_t rows) {
+    block_product(rows, KEYS, t->D, q, ldq, 1, packed, scratch + F_SCORES, KEYS, 0);
 }
 
-static void value_product(const attention *t, float *scratch, float *out, int64_t ld, int64_t rows) {
-    block_product(rows, t->D, KEYS, scratch + F_SCORES, KEYS, 1, scratch + F_VALUES, out, ld, 1);
+static void value_product(const attention *t, float *scratch, const float *packed, float *out, int64_t ld, int64_t rows) {
+    block_product(rows, t->D, KEYS, scratch + F_SCORES, KEYS, 1, packed + KEYS * t->D, out, ld, 1);
 }
 
 /* Scratch of a backward task. */

@@ -8,7 +8,7 @@
 #include "kernels/cpu/impl.h"
 #include "kernels/cpu/tile.h"
 
-enum { KEYS = 64, QUERIES = 64, D_MAX = 256 };
+enum { KEYS = GR_KV_BLOCK, QUERIES = 64, D_MAX = 256 };
 
 typedef struct attention {
     float *out, *lse, *dq, *dk, *dv, *delta;
@@ -18,6 +18,7 @@ typedef struct attention {
     int64_t n_seqs;
     float scale;
     gr_device *d;
+    const gr_kv_panels *panels;
 } attention;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -69,26 +70,40 @@ static void scale_row(float *x, int64_t n, float factor) {
     for (int64_t j = 0; j < n; j++) x[j] *= factor;
 }
 
+/* The packed block of keys from `key` on of a sequence's key/value head: in scratch, or kept for the next token when a single query is decoded. */
+static const float *packed_block(const attention *t, float *scratch, const gr_seq *s, int64_t key, int64_t head) {
+    int64_t keys = least(KEYS, s->kv_len - key), at = (s->kv_start + key) * t->ldkv + head * t->D;
+    if (!t->panels || s->q_len != 1 || t->H / t->K > GROUP) { /* a head's task must be the only one to keep blocks of it */
+        pack_forward(t, scratch + F_KEYS, at, keys);
+        return scratch + F_KEYS;
+    }
+    int64_t place = s->kv_start / t->panels->max_len * t->K + head, block = key / KEYS;
+    float *kept = t->panels->data + (place * t->panels->blocks + block) * packed_floats(t->D);
+    if (block < t->panels->packed[place]) return kept;
+    pack_forward(t, kept, at, keys);
+    if (keys == KEYS && block == t->panels->packed[place]) t->panels->packed[place]++;
+    return kept;
+}
+
 /* `rows` queries from j0 of sequence s, heads h0..h0+heads of one key/value head. A single query's heads are multiplied together, as rows. */
 static void forward_block(const attention *t, float *scratch, const gr_seq *s, int64_t j0, int64_t rows, int64_t h0,
                           int64_t heads) {
-    int64_t D = t->D, ld = padded(D, VL), at = h0 / (t->H / t->K) * D, first = s->kv_len - s->q_len + j0;
+    int64_t D = t->D, ld = padded(D, VL), head = h0 / (t->H / t->K), first = s->kv_len - s->q_len + j0;
     int64_t together = rows == 1 ? heads : 1, ldq = rows == 1 ? D : t->ldq;
     float *scores = scratch + F_SCORES, *m = scratch + F_SUMS, *sum = m + GROUP * QUERIES, *out = scratch + F_OUT;
     for (int64_t i = 0; i < heads * rows; i++) m[i] = -INFINITY, sum[i] = 0;
     memset(out, 0, (size_t)(heads * rows * ld) * sizeof *out);
     for (int64_t key = 0; key < first + rows; key += KEYS) {
-        int64_t keys = least(KEYS, s->kv_len - key);
-        pack_forward(t, scratch, (s->kv_start + key) * t->ldkv + at, keys);
+        const float *packed = packed_block(t, scratch, s, key, head);
         for (int64_t h = 0; h < heads; h += together) {
             const float *q = t->q + (s->q_start + j0) * t->ldq + (h0 + h) * D;
-            score_product(t, scratch, q, ldq, rows * together);
+            score_product(t, scratch, packed, q, ldq, rows * together);
             for (int64_t i = 0; i < rows * together; i++) {
                 int64_t r = h * rows + i, visible = first + i % rows + 1 - key;
                 float shrink = softmax_step(scores + i * KEYS, least(visible, KEYS), t->scale, &m[r], &sum[r]);
                 if (shrink != 1) scale_row(out + r * ld, ld, shrink);
             }
-            value_product(t, scratch, out + h * rows * ld, ld, rows * together);
+            value_product(t, scratch, packed, out + h * rows * ld, ld, rows * together);
         }
     }
     for (int64_t h = 0; h < heads; h++)
@@ -116,13 +131,13 @@ static void forward_task(void *context, int64_t chunk, int worker) {
 
 void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq,
                                  const float *k, const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs,
-                                 int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
+                                 int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute, const gr_kv_panels *panels) {
     if (D > D_MAX || !ATTENDS(compute)) {
-        EXACT(gr_attention_forward)(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale, compute);
+        EXACT(gr_attention_forward)(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale, compute, panels);
         return;
     }
     attention t = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K,
-                   .D = D, .seqs = seqs, .n_seqs = n_seqs, .scale = scale, .d = d};
+                   .D = D, .seqs = seqs, .n_seqs = n_seqs, .scale = scale, .d = d, .panels = panels};
     int64_t blocks = 0;
     for (int64_t s = 0; s < n_seqs; s++) blocks += (seqs[s].q_len + QUERIES - 1) / QUERIES;
     gr_threads_run(d->threads, blocks * K * head_groups(&t), forward_task, &t);

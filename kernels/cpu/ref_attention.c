@@ -53,8 +53,8 @@ static void forward_tasks(const void *args, int64_t begin, int64_t end) {
 
 void gr_attention_forward_generic(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq,
                                   const float *k, const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs,
-                                  int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
-    (void)compute;
+                                  int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute, const gr_kv_panels *panels) {
+    (void)compute, (void)panels;
     attention t = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .ldo = ldo, .ldq = ldq, .ldkv = ldkv,
                    .H = H, .K = K, .D = D, .seqs = seqs, .scale = scale};
     gr_cpu_for(d, n_seqs * H, 1, forward_tasks, &t);

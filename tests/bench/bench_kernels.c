@@ -195,7 +195,7 @@ static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dty
     double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
     char label[96];
     snprintf(label, sizeof label, "attention fwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute));
+    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute, NULL));
     snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
     TIME(label, 2.5 * flops, d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs,
                                                         n_seqs, H, K, D, 0.125f, compute));

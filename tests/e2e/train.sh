@@ -129,6 +129,9 @@ check "sampling depends on the seed alone" cmp s1.out s2.out
 generate --prompt 'What is 3 + 4?' >text.out 2>/dev/null
 check "a pipe sees the completion alone" test "$(wc -l <text.out)" = "$(($(sed -n 1p together.out | grep -o '\\n' | wc -l) + 1))"
 
+check "with --ignore-eos as many tokens as asked for" bash -c '[ "$("$@" | grep -c "\"tokens\": *24")" = "$(wc -l <together.jsonl)" ]' _ \
+    "$GRAFT" generate --model "$TINY" --adapter runs/a --dtype fp32 --max-tokens 24 --prompts together.jsonl --ignore-eos
+
 mkdir 'a folder' && cp tiny.yaml 'a folder/配方 é.yaml'
 check "spaces and other scripts in paths" "$GRAFT" train 'a folder/配方 é.yaml' 'output_dir=a folder/run: ü' train.max_steps=2
 check "generate from there" "$GRAFT" generate 'a folder/run: ü' --prompt x --max-tokens 2

@@ -119,7 +119,8 @@ static const gr_seq two[] = {{0, 70, 0, 70}, {70, 5, 70, 5}};
 
 static double attention_loss(gr_device *d, void *context) {
     attention *t = context;
-    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f, GR_DTYPE_F32);
+    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f, GR_DTYPE_F32,
+                              NULL);
     return dot(t->out, t->dout, T * H * D);
 }
 

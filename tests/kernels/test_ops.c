@@ -264,7 +264,7 @@ static void call_attention_forward(call *c) {
     float *lse = filled(c, 5, c->row0, n + other, H);
     gr_seq seqs[2] = {{0, n, 0, keys}, {n, other, keys, other}};
     c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, other ? 2 : 1, H, K, D, 1.7f / sqrtf((float)D),
-                                 attention_compute(c));
+                                 attention_compute(c), NULL);
     out_rows(c, out, ldo), out_rows(c, lse, H);
     if (other) out_sum(c, out, (n + other) * ldo);
 }
@@ -277,7 +277,7 @@ static void call_attention_backward(call *c) {
     float *dq = fixed(c, 8, all, ldq), *dk = fixed(c, 9, all, ldkv), *dv = fixed(c, 10, all, ldkv);
     gr_seq seqs[2] = {{0, n, 0, n}, {n, other, n, other}};
     gr_dtype compute = attention_compute(c);
-    c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, 2, H, K, D, scale, compute);
+    c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, 2, H, K, D, scale, compute, NULL);
     c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, 2, H, K, D, scale, compute);
     out_sum(c, dq, all * ldq), out_sum(c, dk, all * ldkv), out_sum(c, dv, all * ldkv);
 }
@@ -451,6 +451,37 @@ static void test_level(void **state) {
     gr_device_free(reference), gr_device_free(one), gr_device_free(three);
 }
 
+/* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without them. */
+static void test_kept_panels(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!gr_cpu_ops(level)) skip();
+    enum { H = 4, K = 2, D = 40, ROWS = 200, SLOTS = 2, BLOCKS = 4, LD = 2 * K * D, SET_BACK = 150, TO = 100 };
+    gr_device *d = device(level, 2);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        call c = {.d = d, .n = SLOTS};
+        int32_t packed[SLOTS * K] = {0};
+        float *panels = buffer(&c, SLOTS * K * BLOCKS * 2 * GR_KV_BLOCK * 64);
+        gr_kv_panels kept = {panels, packed, ROWS, BLOCKS};
+        float *kv = fixed(&c, 1, SLOTS * ROWS, LD), *q = fixed(&c, 2, SLOTS, H * D), *out = rows(&c, 3, H * D), *expected = rows(&c, 4, H * D);
+        bool set_back = false;
+        for (int len = 1; len <= ROWS; len++) {
+            gr_seq seqs[SLOTS] = {{0, 1, 0, len}, {1, 1, ROWS, (len + 1) / 2}};
+            for (int i = 0; i < 2; i++)
+                d->ops->attention_forward(d, i ? out : expected, H * D, NULL, q, H * D, kv, kv + K * D, LD, seqs, SLOTS, H, K, D, 0.2f,
+                                          bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, i ? &kept : NULL);
+            if (memcmp(out, expected, SLOTS * H * D * sizeof *out) != 0) fail_msg("%s: %d keys, bits differ", level, len);
+            if (len != SET_BACK || set_back) continue;
+            set_back = true;
+            for (int i = TO * LD; i < ROWS * LD; i++) kv[i] = -kv[i]; /* another text from there on */
+            packed[0] = packed[1] = TO / GR_KV_BLOCK;
+            len = TO;
+        }
+        if (strcmp(level, "generic") != 0) assert_int_equal(packed[0], ROWS / GR_KV_BLOCK);
+        release(&c);
+    }
+    gr_device_free(d);
+}
+
 /* A contraction and a number of rows beyond what is rounded at once (bfloat16 on tiles, int8), against the reference. */
 static void test_long_contraction(void **state) {
     const char *level = levels[*(int *)*state];
@@ -527,6 +558,11 @@ int main(void) {
         {"avx512", test_level, NULL, NULL, &level[2]},
         {"avx512bf16", test_level, NULL, NULL, &level[3]},
         {"amx", test_level, NULL, NULL, &level[4]},
+        {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
+        {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
+        {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
+        {"avx512bf16, kept panels", test_kept_panels, NULL, NULL, &level[3]},
+        {"amx, kept panels", test_kept_panels, NULL, NULL, &level[4]},
         {"avx2, long contraction", test_long_contraction, NULL, NULL, &level[1]},
         {"avx512, long contraction", test_long_contraction, NULL, NULL, &level[2]},
         {"avx512bf16, long contraction", test_long_contraction, NULL, NULL, &level[3]},

@@ -3,8 +3,10 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include <cmocka.h>
 #include <jansson.h>
@@ -46,7 +48,7 @@ static void append_sequence(gr_batch *b, json_t *seq, uint64_t key) {
     MUST(gr_batch_append(b, ids, mask, (int64_t)n, key, err));
 }
 
-enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4 };
+enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4, BF16 = 8 };
 
 static world open_world(const char *folder, int flags, int threads) {
     world w = {0};
@@ -56,7 +58,7 @@ static world open_world(const char *folder, int flags, int threads) {
     json_t *seq;
     w.device = gr_cpu_device_new(threads, &why);
     assert_non_null(w.device);
-    MUST(gr_model_open(&w.m, folder, w.device, GR_DTYPE_F32, 0, err));
+    MUST(gr_model_open(&w.m, folder, w.device, flags & BF16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
     if (flags & FULL) {
         w.params = calloc(1, sizeof *w.params);
         w.owns_params = true;
@@ -244,22 +246,54 @@ static void recomputation_gives_the_same_bits(void **state) {
 }
 
 /* Both factors of the frozen products rounded to blocks of int8: gradients keep their direction. */
-static void int8_gradients_are_near_the_exact_ones(void **state) {
-    (void)state;
+static void gradients_are_near_the_exact_ones(void **state) {
+    const int flags = *(const int *)*state;
     for (int g = 0; g < GR_LEN(golden_models); g++) {
-        world exact = open_world(golden_models[g], 0, 2), int8 = open_world(golden_models[g], INT8, 2);
+        world exact = open_world(golden_models[g], 0, 2), rounded = open_world(golden_models[g], flags, 2);
         double dot = 0, a = 0, b = 0;
         train_pass(&exact, &exact.batch, GR_RECOMPUTE_NONE);
-        train_pass(&int8, &int8.batch, GR_RECOMPUTE_NONE);
+        train_pass(&rounded, &rounded.batch, GR_RECOMPUTE_NONE);
         for (int64_t i = 0; i < exact.params->n_floats; i++) {
-            double x = exact.params->grad[i], y = int8.params->grad[i];
+            double x = exact.params->grad[i], y = rounded.params->grad[i];
             dot += x * y, a += x * x, b += y * y;
         }
-        if (dot / sqrt(a * b) < 0.995) fail_msg("%s: cosine %g", golden_models[g], dot / sqrt(a * b));
-        assert_true(dot / sqrt(a * b) < 1 - 1e-9); /* it was int8 */
+        if (dot / sqrt(a * b) < (flags & INT8 ? 0.995 : 0.9995)) fail_msg("%s: cosine %g", golden_models[g], dot / sqrt(a * b));
+        assert_true(dot / sqrt(a * b) < 1 - 1e-9); /* it was rounded */
         close_world(&exact);
-        close_world(&int8);
+        close_world(&rounded);
     }
+}
+
+/* Every way to memory, counted; linked with --wrap (CMakeLists.txt). */
+static atomic_int allocations;
+#define COUNTED(result, name, parameters, arguments)                                                                             \
+    result __real_##name parameters;                                                                                             \
+    result __wrap_##name parameters;                                                                                             \
+    result __wrap_##name parameters {                                                                                            \
+        allocations++;                                                                                                           \
+        return __real_##name arguments;                                                                                          \
+    }
+COUNTED(void *, malloc, (size_t n), (n))
+COUNTED(void *, calloc, (size_t n, size_t size), (n, size))
+COUNTED(void *, realloc, (void *p, size_t n), (p, n))
+COUNTED(void *, aligned_alloc, (size_t alignment, size_t n), (alignment, n))
+COUNTED(void *, mmap, (void *at, size_t n, int prot, int flags, int fd, off_t from), (at, n, prot, flags, fd, from))
+
+static void a_training_step_allocates_nothing(void **state) {
+    const int flags = *(const int *)*state;
+    world w = open_world(golden_models[0], flags, 2);
+    gr_decoder_options o = {.max_tokens = w.batch.n, .training = true, .recompute = GR_RECOMPUTE_SELECTIVE, .dropout = 0.1f};
+    gr_decoder *d;
+    int before = allocations;
+    MUST(gr_decoder_new(&d, w.m, &o, err));
+    float *nll = calloc((size_t)w.batch.n, sizeof *nll);
+    assert_true(allocations > before); /* the counters count */
+    before = allocations;
+    for (int i = 0; i < 2; i++) MUST(gr_decoder_train(d, &w.batch, 1, nll, err));
+    assert_int_equal(allocations, before);
+    free(nll);
+    gr_decoder_free(d);
+    close_world(&w);
 }
 
 static void zero_b_changes_no_logit(void **state) {
@@ -429,15 +463,22 @@ static void no_logits_are_kept(void **state) {
 }
 
 int main(void) {
-    static int exact = 0, int8 = INT8;
+    static int exact = 0, int8 = INT8, bf16 = BF16, bf16_full = BF16 | FULL;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(logits_are_pytorchs),          cmocka_unit_test(lora_gradients_are_pefts),
-        cmocka_unit_test(full_gradients_are_pytorchs),  cmocka_unit_test(int8_gradients_are_near_the_exact_ones),
+        cmocka_unit_test(full_gradients_are_pytorchs),
+        {"gradients_are_near_the_exact_ones, int8", gradients_are_near_the_exact_ones, NULL, NULL, &int8},
+        {"gradients_are_near_the_exact_ones, bf16", gradients_are_near_the_exact_ones, NULL, NULL, &bf16},
         {"batch_and_threads_change_nothing", batch_and_threads_change_nothing, NULL, NULL, &exact},
         {"batch_and_threads_change_nothing, int8", batch_and_threads_change_nothing, NULL, NULL, &int8},
+        {"batch_and_threads_change_nothing, bf16", batch_and_threads_change_nothing, NULL, NULL, &bf16},
         cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
         {"cache_gives_the_same_logits", cache_gives_the_same_logits, NULL, NULL, &exact},
         {"cache_gives_the_same_logits, int8", cache_gives_the_same_logits, NULL, NULL, &int8},
+        {"cache_gives_the_same_logits, bf16", cache_gives_the_same_logits, NULL, NULL, &bf16},
+        {"a_training_step_allocates_nothing", a_training_step_allocates_nothing, NULL, NULL, &exact},
+        {"a_training_step_allocates_nothing, int8", a_training_step_allocates_nothing, NULL, NULL, &int8},
+        {"a_training_step_allocates_nothing, bf16, every weight", a_training_step_allocates_nothing, NULL, NULL, &bf16_full},
         cmocka_unit_test(frozen_weights_stay),
         cmocka_unit_test(quantised_layers_are_the_files), cmocka_unit_test(a_weight_that_is_not_finite_is_not_quantised),
         cmocka_unit_test(greedy_text_is_transformers),  cmocka_unit_test(no_logits_are_kept),
