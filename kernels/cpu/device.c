@@ -50,6 +50,9 @@ static const gr_ops amx_ops = {
 static const char *const level_names[] = {"cpu-amx", "cpu-avx512bf16", "cpu-avx512", "cpu-avx2", "cpu-generic"}; /* best first */
 
 #if defined(__x86_64__)
+/* An emulator of AMX and AVX512_BF16, which cannot always change what CPUID says, tells so. */
+static bool emulated(void) { return getenv("AMXEMU") != NULL; }
+
 /* CPUID and the kernel's word, which a process must ask for once: tiles are big, so Linux gives them on request. */
 static bool has_amx(void) {
 #if defined(GRAFT_EMULATED)
@@ -57,8 +60,8 @@ static bool has_amx(void) {
 #else
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
     unsigned a, b, c, d = 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE) &&
-           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    bool said = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_BF16) && (d & AMX_TILE);
+    return (said || emulated()) && syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 #endif
 }
 #endif
@@ -72,7 +75,7 @@ const gr_ops *gr_cpu_ops(const char *level) {
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2 && strcmp(level, "avx2") == 0) return &avx2_ops;
     if (avx512 && strcmp(level, "avx512") == 0) return &avx512_ops;
-    bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    bool bf16 = avx512 && (__builtin_cpu_supports("avx512bf16") || emulated());
     if (bf16 && strcmp(level, "avx512bf16") == 0) return &avx512bf16_ops;
     if (bf16 && strcmp(level, "amx") == 0 && has_amx()) return &amx_ops;
 #endif

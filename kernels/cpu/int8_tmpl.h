@@ -3,11 +3,6 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
 
 INLINE int32_t vi_largest8(__m256i v) {
     __m128i x = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));

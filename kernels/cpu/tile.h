@@ -14,12 +14,6 @@ enum {
     TILE_ROWS = VL == 16 ? 14 : 6, /* 2 x TILE_ROWS accumulators + 2 of B + 1 of A fill the registers */
 };
 
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
 #if defined(GR_PAIRS)
 #define v_multiply_add(pairs, a, b, c) (pairs ? v_pair_fma(a, b, c) : v_fma(a, b, c))
 #else

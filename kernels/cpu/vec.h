@@ -7,6 +7,12 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop whose length the compiler knows. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #if defined(GR_PAIRS) || defined(GR_AMX)
 #define GR_BF16 /* the level multiplies bfloat16 */
