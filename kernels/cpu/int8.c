@@ -193,7 +193,7 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
         job.row_blocks = ceil_div(count, ROW_BLOCK);
         job.row_block = ceil_div(count, job.row_blocks);
         /* few rows: every chunk costs a visit to the shared counter, so not many of them */
-        job.panel_block = job.row_blocks > 1 ? PANEL_BLOCK : ceil_div(panels, 4 * gr_threads_count(d->threads));
+        job.panel_block = job.row_blocks > 1 ? PANEL_BLOCK : ceil_div(panels, 2 * gr_threads_count(d->threads));
         int64_t chunks = 0;
         for (int p = 0; p < n_products; p++) chunks += chunks_of(&job, &products[p]);
         gr_cpu_for(d, count, gr_cpu_row_grain(w->k), round_rows, &job);
