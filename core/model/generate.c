@@ -66,7 +66,7 @@ static graft_status prepare(generator *g, graft_error *err) {
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
     int64_t max_len = GR_MIN(longest + g->o->max_tokens, g->m->rope_positions);
-    each = max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float);
+    each = 2 * max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float); /* rows, and at most as much in panels */
     g->n_slots = g->o->batch > 0 ? g->o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each));
     g->n_slots = GR_MIN(g->n_slots, g->n);
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
