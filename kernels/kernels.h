@@ -46,12 +46,12 @@ typedef struct gr_seq { /* one sequence of a flat batch, see attention_forward *
     int64_t q_start, q_len, kv_start, kv_len;
 } gr_seq;
 
-/* Keys and values of a KV cache in the form that attention multiplies, for one layer. attention_forward fills it block by block while single
- * queries are decoded, and reads from it what it filled; a backend without use for it leaves it alone. */
+/* Keys and values of a KV cache in the form that attention multiplies, for one layer, in blocks of GR_KV_BLOCK positions. attention_forward
+ * fills it while single queries are decoded, and reads from it what it filled; a backend without use for it leaves it alone. */
 enum { GR_KV_BLOCK = 64 };
 typedef struct gr_kv_panels {
     float *data;     /* [slots, K, blocks, 2 * GR_KV_BLOCK * (D rounded up to 32)] at most */
-    int32_t *packed; /* [slots, K] leading blocks that are there; whoever changes rows of the cache lowers it */
+    int32_t *packed; /* [slots, K] leading positions that are there; whoever changes rows of the cache lowers it, to a whole block */
     int64_t max_len; /* rows of a slot: kv_start = slot * max_len */
     int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
 } gr_kv_panels;

@@ -574,7 +574,7 @@ void gr_kv_cache_release(gr_kv_cache *c) {
 static void forget_panels(gr_kv_cache *c, const gr_model_config *g, int64_t slot, int64_t filled) {
     for (int64_t i = 0; i < g->n_layers * g->n_kv_heads; i++) {
         int32_t *packed = &c->packed[(i / g->n_kv_heads * c->n_slots + slot) * g->n_kv_heads + i % g->n_kv_heads];
-        *packed = (int32_t)GR_MIN(*packed, filled / GR_KV_BLOCK);
+        if (*packed > filled) *packed = (int32_t)(filled / GR_KV_BLOCK * GR_KV_BLOCK);
     }
 }
 

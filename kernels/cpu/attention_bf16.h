@@ -70,6 +70,16 @@ static void pack_forward(const attention *t, float *packed, int64_t at, int64_t 
     round_rows(packed + packed_keys_floats(t->D), t->v + at, t->ldkv, keys, t->D, KEY_PAIRS);
 }
 
+/* The last of `keys` keys, beside those that are packed. */
+static void pack_forward_last(const attention *t, float *packed, int64_t at, int64_t keys) {
+    int64_t pairs = bf16_pairs(t->D), j = keys - 1, p = j / 2;
+    const float *v = t->v + at + 2 * p * t->ldkv;
+    float key[D_PAIRS];
+    bf16_row(key, t->k + at + j * t->ldkv, t->D, pairs);
+    put_column(packed, key, pairs, j);
+    pack_bf16_row(packed + packed_keys_floats(t->D), v, j % 2 ? v + t->ldkv : NULL, t->D, KEY_PAIRS, p);
+}
+
 static void score_product(const attention *t, float *scratch, const float *packed, const float *q, int64_t ldq, int64_t rows) {
     int64_t pairs = bf16_pairs(t->D);
     round_block(scratch + F_QUERIES, LD_D, q, ldq, rows, t->D, pairs);

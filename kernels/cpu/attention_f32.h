@@ -35,6 +35,13 @@ static void pack_forward(const attention *t, float *packed, int64_t at, int64_t 
     pack_rows(packed + KEYS * t->D, t->v + at, t->ldkv, keys, t->D, KEYS);
 }
 
+/* The last of `keys` keys, beside those that are packed. */
+static void pack_forward_last(const attention *t, float *packed, int64_t at, int64_t keys) {
+    int64_t j = keys - 1;
+    put_column(packed, t->k + at + j * t->ldkv, t->D, j);
+    pack_row(packed + KEYS * t->D, t->v + at + j * t->ldkv, t->D, KEYS, j);
+}
+
 static void score_product(const attention *t, float *scratch, const float *packed, const float *q, int64_t ldq, int64_t rows) {
     block_product(rows, KEYS, t->D, q, ldq, 1, packed, scratch + F_SCORES, KEYS, 0);
 }

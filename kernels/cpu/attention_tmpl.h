@@ -24,6 +24,11 @@ typedef struct attention {
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
+/* Column j of panels [k, n] of floats or pairs. */
+static inline void put_column(float *panels, const float *x, int64_t k, int64_t j) {
+    for (int64_t p = 0; p < k; p++) panels[j / PANEL * PANEL * k + p * PANEL + j % PANEL] = x[p];
+}
+
 /* Which calls a level takes itself, and whom it leaves the others to. */
 #if defined(GR_BF16)
 #define ATTENDS(compute) ((compute) == GR_DTYPE_BF16)
@@ -77,11 +82,13 @@ static const float *packed_block(const attention *t, float *scratch, const gr_se
         pack_forward(t, scratch + F_KEYS, at, keys);
         return scratch + F_KEYS;
     }
-    int64_t place = s->kv_start / t->panels->max_len * t->K + head, block = key / KEYS;
-    float *kept = t->panels->data + (place * t->panels->blocks + block) * packed_floats(t->D);
-    if (block < t->panels->packed[place]) return kept;
-    pack_forward(t, kept, at, keys);
-    if (keys == KEYS && block == t->panels->packed[place]) t->panels->packed[place]++;
+    int64_t place = s->kv_start / t->panels->max_len * t->K + head;
+    int32_t *packed = &t->panels->packed[place];
+    float *kept = t->panels->data + (place * t->panels->blocks + key / KEYS) * packed_floats(t->D);
+    if (*packed >= key + keys) return kept;
+    if (keys > 1 && *packed == key + keys - 1) pack_forward_last(t, kept, at, keys);
+    else pack_forward(t, kept, at, keys);
+    *packed = (int32_t)(key + keys);
     return kept;
 }
 

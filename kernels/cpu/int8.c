@@ -140,7 +140,8 @@ void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool t
 
 /* ---- the work ---- */
 
-enum { ROW_BLOCK = 128, PANEL_BLOCK = 4, LD_MORE = 16 }; /* a block of C: its rows of A stay in the second-level cache */
+/* A block of C: its rows of A stay in the second-level cache. */
+enum { ROW_BLOCK = 128, PANEL_BLOCK = 4, CHUNKS_A_THREAD = 12, LD_MORE = 16 };
 
 typedef struct int8_job {
     const int8_level *level;
@@ -148,7 +149,8 @@ typedef struct int8_job {
     const float *a;
     int64_t lda, k;
     const gr_int8_product *products; /* of all rows of A; these begin at row `first` */
-    int64_t first, row_block, row_blocks, panel_block;
+    int64_t first, row_block, row_blocks;
+    int64_t panels, panel_blocks; /* those of all products, one after the other, in blocks of equal size */
 } int8_job;
 
 static void round_rows(const void *args, int64_t begin, int64_t end) {
@@ -156,22 +158,22 @@ static void round_rows(const void *args, int64_t begin, int64_t end) {
     job->level->round(&job->rows, job->a, job->lda, job->k, begin, end);
 }
 
-static int64_t panels_of(const gr_int8_product *p) { return ceil_div(((const int8_weight *)p->packed)->n, I8_COLUMNS); }
-
-/* Chunks are numbered through all products. */
-static int64_t chunks_of(const int8_job *job, const gr_int8_product *p) {
-    return ceil_div(panels_of(p), job->panel_block) * job->row_blocks;
-}
+static int64_t panels_of(const int8_weight *w) { return ceil_div(w->n, I8_COLUMNS); }
 
 static void product_task(void *context, int64_t chunk, int worker) {
     (void)worker;
     const int8_job *job = context;
-    gr_int8_product p = *job->products;
-    for (int i = 1; chunk >= chunks_of(job, &p); p = job->products[i++]) chunk -= chunks_of(job, &p);
-    int64_t i0 = chunk % job->row_blocks * job->row_block, i1 = i0 + job->row_block;
-    int64_t p0 = chunk / job->row_blocks * job->panel_block, p1 = p0 + job->panel_block;
-    p.c += job->first * p.ldc;
-    job->level->product(&job->rows, &p, i0, i1 < job->rows.m ? i1 : job->rows.m, p0, p1 < panels_of(&p) ? p1 : panels_of(&p));
+    int64_t i0 = chunk % job->row_blocks * job->row_block, i1 = i0 + job->row_block, block = chunk / job->row_blocks;
+    int64_t p0 = job->panels * block / job->panel_blocks, p1 = job->panels * (block + 1) / job->panel_blocks;
+    if (i1 > job->rows.m) i1 = job->rows.m;
+    for (const gr_int8_product *in = job->products; p1 > 0; in++) {
+        gr_int8_product p = *in;
+        int64_t panels = panels_of(p.packed);
+        p.c += job->first * p.ldc;
+        if (p0 < panels) job->level->product(&job->rows, &p, i0, i1, p0, p1 < panels ? p1 : panels);
+        p0 = p0 > panels ? p0 - panels : 0;
+        p1 -= panels;
+    }
 }
 
 void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t lda, int64_t m, const gr_int8_product *products,
@@ -180,24 +182,23 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
     int64_t blocks = w->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
     int64_t capacity = GR_CPU_ROUNDED / row_bytes - LD_MORE, panels = 0;
     uint8_t *at = ((const gr_cpu *)d->impl)->rounded;
-    for (int i = 0; i < n_products; i++) panels += panels_of(&products[i]);
+    for (int i = 0; i < n_products; i++) panels += panels_of(products[i].packed);
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;
         int64_t ld = count + LD_MORE;
         int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks, .ld = ld}, .a = a + i * lda, .lda = lda, .k = w->k,
-                        .products = products, .first = i};
+                        .products = products, .first = i, .panels = panels};
         job.rows.code = (int8_t *)at;
         job.rows.scale = (float *)(at + count * blocks * I8_BLOCK);
         job.rows.sum = job.rows.scale + ld * blocks;
         job.rows.offset = (int32_t *)(job.rows.sum + ld * blocks);
         job.row_blocks = ceil_div(count, ROW_BLOCK);
         job.row_block = ceil_div(count, job.row_blocks);
-        /* few rows: every chunk costs a visit to the shared counter, so not many of them */
-        job.panel_block = job.row_blocks > 1 ? PANEL_BLOCK : ceil_div(panels, 2 * gr_threads_count(d->threads));
-        int64_t chunks = 0;
-        for (int p = 0; p < n_products; p++) chunks += chunks_of(&job, &products[p]);
+        /* few rows read the weight once: long stretches for each thread, in pieces small enough that all are done at the same time */
+        int64_t pieces = CHUNKS_A_THREAD * gr_threads_count(d->threads);
+        job.panel_blocks = job.row_blocks > 1 ? ceil_div(panels, PANEL_BLOCK) : panels < pieces ? panels : pieces;
         gr_cpu_for(d, count, gr_cpu_row_grain(w->k), round_rows, &job);
-        gr_threads_run(d->threads, chunks, product_task, &job);
+        gr_threads_run(d->threads, job.panel_blocks * job.row_blocks, product_task, &job);
     }
 }
 
