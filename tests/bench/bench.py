@@ -13,7 +13,7 @@
   start      from the start of the process to the end of the first step (token cache present): PEFT; seconds
   growth     graft alone: late steps against early ones, one thread against all, sequences of 256 to 4,096 tokens
 Medians over --rounds. Tokens are real ones (no padding); peak RSS is that of each process. The first steps of a run are not counted. Limits (peak of
-float32 FMAs, reading from memory) are measured in the same run. Prints a table and decides nothing.
+float32 FMAs, reading from memory) are measured in every round. Prints a table and decides nothing.
 """
 import argparse
 import json
@@ -247,16 +247,26 @@ def count_tokens(args, text):
 # ---------------------------------------------------------------- rows
 
 
+def measure_limits(args):
+    """-> a line that tells them, float32 FMAs in GFLOP/s, reading from memory in GB/s"""
+    line = child([os.path.join(args.bin, "tests", "bench_kernels"), args.threads, "limits"])[0].strip()
+    return (line, *(float(x) for x in re.search(r"FMA peak ([\d.]+) GFLOP/s, memory ([\d.]+) GB/s", line).groups()))
+
+
 def table(args, row, unit, contenders, limit=None, better=max):
-    """Rounds in alternating order; prints a line for each, relative to the first of graft."""
+    """Rounds in alternating order; prints a line for each, relative to the first of graft. limit(): what the machine allows, measured in every
+    round, as neighbours take their share of memory and clocks"""
     runs = {name: [] for name in contenders}
+    limits = []
     for r in range(args.rounds):
+        limits += [limit()] if limit else []
         for name in list(contenders) if r % 2 == 0 else reversed(list(contenders)):
             try:
                 runs[name].append(contenders[name]())
             except RuntimeError as e:
                 print(f"{row} {name}: failed: {str(e).splitlines()[-1]}", file=sys.stderr)
     results = {name: {"rate": median(r["rate"] for r in rs), "peak": max(r.get("peak", 0) for r in rs), "runs": rs} for name, rs in runs.items() if rs}
+    limit = median(limits) if limits else None
     ours = next((r["rate"] for name, r in results.items() if name.startswith("graft")), None)
     print(f"\n{row:34} {unit:>12} {'graft is':>9} {'of limit':>9} {'peak RSS':>10}")
     for name, r in results.items():
@@ -278,7 +288,7 @@ def row_lora(args):
     contenders = {"graft": lambda: graft_packs(args), "graft fp32": lambda: graft_packs(args, dtype="fp32"),
                   "graft int8": lambda: graft_packs(args, "int8"), "graft fp32 int8": lambda: graft_packs(args, "int8", dtype="fp32")}
     contenders.update({name: lambda name=name: peer(args, name) for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16", "PEFT bf16 compiled")})
-    table(args, "LoRA, packs of 512", "tokens/s", contenders, args.peak / LORA_GFLOP)
+    table(args, "LoRA, packs of 512", "tokens/s", contenders, lambda: measure_limits(args)[1] / LORA_GFLOP)
 
 
 def row_full(args):
@@ -297,7 +307,7 @@ def row_decode(args):
     for name, path in files_to_generate(args):
         table(args, f"decode, {name}", "tokens/s", {"graft": lambda: graft_decode(args, path, "auto"),
                                                      "llama.cpp": lambda: peer(args, "llama.cpp decode", model=path)},
-              args.bandwidth * 1e9 / os.path.getsize(path))
+              lambda: measure_limits(args)[2] * 1e9 / os.path.getsize(path))
 
 
 def row_prefill(args):
@@ -379,7 +389,7 @@ def main():
     p.add_argument("--text", nargs="+", help="files whose lines the tokenizers read")
     p.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
     p.add_argument("--steps", type=int, default=6, help="counted steps of a training run")
-    p.add_argument("--tokens", type=int, default=128, help="generated tokens")
+    p.add_argument("--tokens", type=int, default=256, help="generated tokens")
     p.add_argument("--growth-steps", type=int, default=5000)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=os.cpu_count())
@@ -398,16 +408,15 @@ def main():
     args.model, args.data = os.path.abspath(args.model), os.path.abspath(args.data)
     args.graft, args.bench_tokenizer = os.path.join(args.bin, "graft"), os.path.join(args.bin, "tests", "bench_tokenizer")
     args.results = {}
-    first = child([os.path.join(args.bin, "tests", "bench_kernels"), args.threads, "limits"])[0]
-    print(first.strip())
-    args.peak, args.bandwidth = (float(x) for x in re.search(r"FMA peak ([\d.]+) GFLOP/s, memory ([\d.]+) GB/s", first).groups())
+    machine = measure_limits(args)[0]
+    print(machine)
     with tempfile.TemporaryDirectory() as args.folder:
         write_inputs(args)
         for row in args.only:
             ROWS[row](args)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as f:
-            json.dump({"limits": first.strip(), "rows": args.results}, f, indent=1)
+            json.dump({"limits": machine, "rows": args.results}, f, indent=1)
 
 
 main()
