@@ -210,6 +210,7 @@ graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error
         if (!takes_int8(l, all)) continue;
         l->int8_forward = pack(m, l, false, &at);
         if (backward) l->int8_backward = pack(m, l, true, &at);
+        gr_weights_rest(m->weights, l->w.data);
     }
     return GRAFT_OK;
 }

@@ -139,6 +139,13 @@ static graft_status unpermute(void **copy, gr_weight_entry *e, graft_error *err)
     return GRAFT_OK;
 }
 
+/* The pages of entry i in the file, also where they were copied into canonical order. */
+static void drop_pages(const gr_weights *w, int64_t i) {
+    const gr_weight_entry *e = &w->entries[i];
+    const gr_tensor *t = w->gguf ? gr_gguf_find(w->gguf, e->gguf_name) : gr_safetensors_find(w->safetensors, e->name);
+    if (t) gr_map_drop(t->data, t->n_bytes);
+}
+
 static graft_status bind_tensors(gr_weights *w, graft_error *err) {
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < w->n; i++) {
@@ -150,7 +157,9 @@ static graft_status bind_tensors(gr_weights *w, graft_error *err) {
         GR_TRY(check_shape(e, t, name, w->path, err));
         e->view.dtype = t->dtype;
         e->view.data = t->data;
-        if (w->gguf && e->permute_heads) GR_TRY(unpermute(&w->copies[i], e, err));
+        if (!w->gguf || !e->permute_heads) continue;
+        GR_TRY(unpermute(&w->copies[i], e, err));
+        drop_pages(w, i);
     }
 done:
     return st;
@@ -220,19 +229,18 @@ const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name) {
     return NULL;
 }
 
+void gr_weights_rest(const gr_weights *w, const void *data) {
+    for (int64_t i = 0; i < w->n; i++)
+        if (w->entries[i].view.data == data) drop_pages(w, i);
+}
+
 void gr_weights_release(gr_weights *w, const char *name) {
     for (int64_t i = 0; i < w->n; i++) {
-        gr_weight *v = &w->entries[i].view;
-        if (strcmp(w->entries[i].name, name) != 0 || !v->data) continue;
-        if (w->gguf) { /* the file's own pages, also where they were copied into canonical order */
-            const gr_tensor *t = gr_gguf_find(w->gguf, w->entries[i].gguf_name);
-            gr_map_drop(t->data, t->n_bytes);
-        } else {
-            gr_map_drop(v->data, gr_dtype_bytes(v->dtype, v->rows * v->cols));
-        }
+        if (strcmp(w->entries[i].name, name) != 0 || !w->entries[i].view.data) continue;
+        drop_pages(w, i);
         free(w->copies[i]);
         w->copies[i] = NULL;
-        v->data = NULL;
+        w->entries[i].view.data = NULL;
     }
 }
 

@@ -30,6 +30,8 @@ typedef struct gr_weight_entry {
 int64_t gr_weights_count(const gr_weights *w);
 const gr_weight_entry *gr_weights_get(const gr_weights *w, int64_t i);
 const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name); /* NULL when absent */
+/* The tensor at data (a view's) will hardly be read from now on: its pages are given back to the system, which brings them again when needed. */
+void gr_weights_rest(const gr_weights *w, const void *data);
 /* Give back the memory of a tensor that is not read any more: its view.data is NULL afterwards. */
 void gr_weights_release(gr_weights *w, const char *name);
 /* The same list for a config alone (no data): what a model of this shape consists of. *entries is owned by the caller. */
