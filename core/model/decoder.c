@@ -47,7 +47,7 @@ struct gr_decoder {
     gr_seq *seqs;        /* [max_tokens] */
     /* backward */
     float *dx, *dbranch; /* [n,C] */
-    float *dqkv, *datt, *dgu, *dact, *delta, *dh, *dxd;
+    float *dqkv, *datt, *dact, *delta, *dh, *dxd;
     int64_t lowest;      /* layers below need no gradient; L: none needs one */
     bool embed_trains;
 };
@@ -139,7 +139,6 @@ static void plan_layers(gr_decoder *d, planner *p, const widths *w) {
 
 static void plan_head(gr_decoder *d, planner *p, const widths *w) {
     int64_t rows = d->head_rows;
-    d->logits = floats(p, rows, w->V);
     d->head_x = floats(p, rows, w->C);
     d->head_h = floats(p, rows, w->head_rank);
     d->head_nll = floats(p, rows, 1);
@@ -160,15 +159,21 @@ static void plan(gr_decoder *d, planner *p) {
     d->seqs = place(p, n, sizeof *d->seqs);
     if (w.embed_rank) d->embed_h = floats(p, n, w.embed_rank), d->embed_y = floats(p, n, w.C);
     if (d->o.dropout > 0 && d->o.training) d->xd = floats(p, n, w.widest), d->dxd = floats(p, n, w.widest);
+    if (d->o.training) {
+        d->dx = floats(p, n, w.C);
+        d->dbranch = floats(p, n, w.C);
+        d->dh = floats(p, n, w.max_rank);
+    }
+    int64_t shared = p->bytes; /* the logits are done with before the layers' gradients begin */
+    d->logits = floats(p, d->head_rows, w.V);
     if (!d->o.training) return;
-    d->dx = floats(p, n, w.C);
-    d->dbranch = floats(p, n, w.C);
+    int64_t end = p->bytes;
+    p->bytes = shared;
     d->dqkv = floats(p, n, w.QKV);
     d->datt = floats(p, n, w.HD);
-    d->dgu = floats(p, n, 2 * w.F);
     d->dact = floats(p, n, w.F);
     d->delta = floats(p, n, w.H);
-    d->dh = floats(p, n, w.max_rank);
+    p->bytes = GR_MAX(p->bytes, end);
 }
 
 int64_t gr_decoder_plan_bytes(const gr_model *m, const gr_decoder_options *o) {
@@ -395,8 +400,8 @@ static void layer_backward(gr_decoder *d, int64_t i, const gr_batch *b, bool bel
 
     layer_recompute(d, i, b);
     product_backward(d, &down, d->dact, d->dx, a->act, b);
-    op->swiglu_backward(d->dev, d->dgu, d->dact, a->gu, n, w.F);
-    product_backward(d, &gate_up, d->dbranch, d->dgu, a->n2, b);
+    op->swiglu_backward(d->dev, a->gu, d->dact, a->gu, n, w.F); /* in place: nothing reads them again */
+    product_backward(d, &gate_up, d->dbranch, a->gu, a->n2, b);
     op->rmsnorm_backward(d->dev, d->dx, l->post_norm.dw, d->dbranch, a->xmid, a->rstd2, l->post_norm.w, n, w.C);
     product_backward(d, &o, d->datt, d->dx, a->att, b);
     op->attention_backward(d->dev, d->dqkv, d->dqkv + w.HD, d->dqkv + w.HD + w.KD, d->delta, d->datt, w.HD, a->qkv, w.QKV,
