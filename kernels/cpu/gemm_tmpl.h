@@ -255,13 +255,15 @@ void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *products, int n) {
     gr_threads_run(d->threads, chunks, gemm_task, &job);
 }
 
+static const gr_products products_here = {LEVEL(gr_gemm), LEVEL(gr_int8), &LEVEL(gr_thin)};
+
 void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
                               const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_forward_by(LEVEL(gr_gemm), LEVEL(gr_int8), d, y, ldy, h, x, xd, group, n_group, n);
+    gr_linear_forward_by(&products_here, d, y, ldy, h, x, xd, group, n_group, n);
 }
 
 void LEVEL(gr_linear_backward)(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
                                int64_t ldy, const float *x, const float *xd, const float *h,
                                const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_backward_by(LEVEL(gr_gemm), LEVEL(gr_int8), d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
+    gr_linear_backward_by(&products_here, d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
 }

@@ -70,10 +70,25 @@ gr_int8_fn gr_int8_generic, gr_int8_avx2, gr_int8_avx512;
 #define gr_int8_amx gr_int8_avx512
 #define gr_int8_avx512bf16 gr_int8_avx512
 
+/* The low-rank products of a group's adapters at a level (NULL: none); false: not of these shapes. Forward: h = xd A^T. Backward: dh = scale dy B
+ * where something needs it, and every dA and dB. */
+typedef struct gr_thin_level gr_thin_level;
+extern const gr_thin_level gr_thin_avx2, gr_thin_avx512;
+#define gr_thin_amx gr_thin_avx512
+#define gr_thin_avx512bf16 gr_thin_avx512
+bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group, int n_group, int64_t n);
+bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd, const float *h,
+                      bool want_dx, const gr_linear *const *group, int n_group, int64_t n);
+
 /* linear_forward and linear_backward over a level's products: parameters of ops.def after them. */
-void gr_linear_forward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
+typedef struct gr_products {
+    gr_gemm_fn *gemm;
+    gr_int8_fn *int8;
+    const gr_thin_level *thin;
+} gr_products;
+void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
                           const float *xd, const gr_linear *const *group, int n_group, int64_t n);
-void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
+void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
                            const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
                            const gr_linear *const *group, int n_group, int64_t n);
 

@@ -82,18 +82,19 @@ static void int8_forward(gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, 
     }
 }
 
-void gr_linear_forward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
+void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
                           const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
-    batch b = {.gemm = gemm, .d = d};
+    batch b = {.gemm = by->gemm, .d = d};
     float *to = h;
-    for (int i = 0; i < n_group; i++)
+    bool thin = gr_thin_forward(by->thin, d, h, xd, group, n_group, n);
+    for (int i = 0; i < n_group && !thin; i++)
         for (int j = 0; j < group[i]->n_lora; to += group[i]->lora[j++].rank) {
             gr_weight A = f32_weight(group[i]->lora[j].A, group[i]->lora[j].rank, group[i]->w.cols);
             put(&b, by_weight_t(to, ldh, xd, group[i]->w.cols, n, &A)); /* h = xd A^T */
         }
     run(&b);
-    int8_forward(int8, d, y, ldy, x, group, n_group, n);
+    int8_forward(by->int8, d, y, ldy, x, group, n_group, n);
     for (int i = 0; i < n_group; y += group[i]->w.rows, i++) {
         const gr_linear *l = group[i];
         gr_gemm base = by_weight_t(y, ldy, x, l->w.cols, n, &l->w);
@@ -159,18 +160,19 @@ static void input_gradient(batch *b, gr_int8_fn *int8, float *dx, bool accumulat
     }
 }
 
-void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
+void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
                            const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
                            const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group), K = n_group > 0 ? group[0]->w.cols : 0;
-    batch b = {.gemm = gemm, .d = d};
+    batch b = {.gemm = by->gemm, .d = d};
     const float *dyi = dy, *hi = h;
     float *dhi = dh;
-    for (int i = 0; i < n_group; dyi += group[i]->w.rows, i++)
+    bool thin = gr_thin_backward(by->thin, d, dh, dy, ldy, xd, h, dx || dxd, group, n_group, n);
+    for (int i = 0; i < n_group && !thin; dyi += group[i]->w.rows, i++)
         for (int j = 0; j < group[i]->n_lora; hi += group[i]->lora[j].rank, dhi += group[i]->lora[j].rank, j++)
             lora_backward_b(&b, group[i], &group[i]->lora[j], dhi, dyi, ldy, hi, ldh, dx || dxd, n);
     run(&b);
-    if (dx) input_gradient(&b, int8, dx, accumulate, dh, ldh, dy, ldy, group, n_group, !dxd, n);
+    if (dx) input_gradient(&b, by->int8, dx, accumulate, dh, ldh, dy, ldy, group, n_group, !dxd, n);
     run(&b);
     bool dxd_started = false; /* dxd is overwritten by its first term */
     if (dxd && ldh == 0) memset(dxd, 0, (size_t)(n * K) * sizeof *dxd);
@@ -187,7 +189,7 @@ void gr_linear_backward_by(gr_gemm_fn *gemm, gr_int8_fn *int8, gr_device *d, flo
             gr_weight A = f32_weight(l->lora[j].A, l->lora[j].rank, K);
             gr_gemm term = by_weight(dxd, K, dh, ldh, n, &A);
             term.accumulate = dxd_started;
-            if (l->lora[j].dA) put(&b, by_rows(l->lora[j].dA, dh, ldh, l->lora[j].rank, xd, K, K, n, 1));
+            if (l->lora[j].dA && !thin) put(&b, by_rows(l->lora[j].dA, dh, ldh, l->lora[j].rank, xd, K, K, n, 1));
             if (!dxd) continue;
             run(&b); /* each adds to what the one before made */
             put(&b, term);
