@@ -11,6 +11,8 @@
 #include "kernels/cpu/bf16.h"
 #endif
 
+enum { LINE = 64, ROWS_AHEAD = 16 };
+
 enum {
     K_PIECE = 256,   /* rows of a packed block: the sliver of A and a panel share the first-level cache */
     N_BLOCK = 256,   /* columns of a packed block at most */
@@ -65,7 +67,9 @@ static const float *storage_row(float *buffer, const gr_gemm *g, int64_t row, in
         return (const float *)g->b + row * g->b_ld + begin;
     const gr_dtype_info *type = gr_dtype_get(g->b_type);
     int64_t first = begin / type->block, last = (begin + n + type->block - 1) / type->block;
-    const char *src = (const char *)g->b + (row * (g->b_ld / type->block) + first) * type->block_bytes;
+    const int64_t row_bytes = g->b_ld / type->block * type->block_bytes, bytes = (last - first) * type->block_bytes;
+    const char *src = (const char *)g->b + row * row_bytes + first * type->block_bytes;
+    for (int64_t i = 0; i < bytes + LINE - 1; i += LINE) _mm_prefetch(src + ROWS_AHEAD * row_bytes + i, _MM_HINT_T0); /* they come while this one is converted */
     dequant_row(buffer, g->b_type, src, (last - first) * type->block);
     float *x = buffer + begin - first * type->block;
     if (g->alpha != 1)
