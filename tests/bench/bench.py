@@ -7,6 +7,7 @@
   lora       LoRA rank 8 all-linear, 2 packs of 512 a step, every token trained: PEFT + PyTorch (eager, compiled, bf16)
   full       every weight, AdamW, the same packs: PyTorch (eager, compiled)
   sft        question and answer with the chat template, loss on the answer, 8 samples a step: TRL as its users run it; samples/s
+  gemm       products of 1,024 rows with the matrices of SmolLM2-135M: PyTorch's (float32: MKL, bf16: oneDNN); GFLOP/s
   decode     greedy, one prompt, weights of the model's file and Q8_0: llama.cpp
   prefill    a prompt of 1,024 tokens, the same files: llama.cpp
   tokenizer  one thread, lines of --text: HF tokenizers; MB/s
@@ -30,6 +31,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 PACK, PACKS, WARM_UP = 512, 2, 1
 LORA_GFLOP = 0.615  # a token of SmolLM2-135M at 512 positions, adapters included
+GEMM_ROWS, GEMM_SHAPES = 1024, ((576, 576), (192, 576), (1536, 576), (576, 1536))
 median = statistics.median
 
 
@@ -111,6 +113,23 @@ def peer_llama(args, what):
     return {"rate": args.tokens / (stamps[-1] - stamps[7])}
 
 
+def peer_gemm(args, dtype):
+    """y = x W^T, dx = dy W, dW = dy^T x -> GFLOP/s by product; the best of many, as bench_kernels"""
+    import torch
+    torch.set_num_threads(int(args.threads))
+    kind, rates = getattr(torch, dtype), {}
+    for n, k in GEMM_SHAPES:
+        w, x, dy = (torch.randn(*size).to(kind) for size in ((n, k), (GEMM_ROWS, k), (GEMM_ROWS, n)))
+        for what, run in {"fwd": lambda: x @ w.T, "bwd": lambda: dy @ w, "dw": lambda: dy.T @ x}.items():
+            best, until = 1e9, time.perf_counter() + 0.5
+            while time.perf_counter() < until:
+                started = time.perf_counter()
+                run()
+                best = min(best, time.perf_counter() - started)
+            rates[f"{what} {n}x{k}"] = 2e-9 * GEMM_ROWS * n * k / best
+    return {"rate": rates["fwd 576x576"], "rates": rates}
+
+
 def peer_tokenizer(args):
     import reference as R
     tok = R.load_tokenizer(args.model).backend_tokenizer
@@ -131,6 +150,8 @@ PEERS = {
     "llama.cpp decode": lambda a: peer_llama(a, "decode"),
     "llama.cpp": lambda a: peer_llama(a, "prefill plain"),
     "llama.cpp, flash": lambda a: peer_llama(a, "prefill flash"),
+    "PyTorch float32": lambda a: peer_gemm(a, "float32"),
+    "PyTorch bfloat16": lambda a: peer_gemm(a, "bfloat16"),
     "HF tokenizers": peer_tokenizer,
 }
 
@@ -303,6 +324,26 @@ def row_sft(args):
         "graft int8": lambda: graft_sft(args, "int8"), "TRL": lambda: peer(args, "TRL")})
 
 
+def row_gemm(args):
+    """Each product in a line of its own: graft's of bench_kernels beside PyTorch's."""
+    rates = {name: [] for name in ("float32", "bfloat16", "PyTorch float32", "PyTorch bfloat16")}
+    for _ in range(args.rounds):
+        for name in ("PyTorch float32", "PyTorch bfloat16"):
+            rates[name].append(peer(args, name)["rates"])
+        out = child([os.path.join(args.bin, "tests", "bench_kernels"), args.threads, f"n={GEMM_ROWS} "])[0]
+        for name, compute in (("float32", "f32"), ("bfloat16", "bf16")):
+            found = re.findall(rf"linear (\w+) +n={GEMM_ROWS} (\d+x\d+) f32 in {compute} r=0 .*? ([\d.]+) GFLOP/s", out)
+            rates[name].append({f"{what} {shape}": float(rate) for what, shape, rate in found})
+    print(f"\n{'products of 1,024 rows, GFLOP/s':34} {'f32':>9} {'PyTorch':>9} {'graft is':>9}   {'bf16':>9} {'PyTorch':>9} {'graft is':>9}")
+    results = {}
+    for key in rates["PyTorch float32"][0]:
+        f32, torch32, bf16, torch16 = (median([r[key] for r in rates[name] if key in r] or [0]) for name in
+                                       ("float32", "PyTorch float32", "bfloat16", "PyTorch bfloat16"))
+        print(f"  {key:32} {f32:9.0f} {torch32:9.0f} {f32 / torch32:8.2f}x   {bf16:9.0f} {torch16:9.0f} {bf16 / torch16:8.2f}x", flush=True)
+        results[key] = {"float32": f32, "PyTorch float32": torch32, "bfloat16": bf16, "PyTorch bfloat16": torch16}
+    args.results["gemm"] = results
+
+
 def row_decode(args):
     for name, path in files_to_generate(args):
         table(args, f"decode, {name}", "tokens/s", {"graft": lambda: graft_decode(args, path, "auto"),
@@ -364,7 +405,7 @@ def row_growth(args):
     args.results["growth"] = {"steps": rates, "peak": peak, "threads": by_threads, "lengths": lengths}
 
 
-ROWS = {"lora": row_lora, "full": row_full, "sft": row_sft, "decode": row_decode, "prefill": row_prefill, "tokenizer": row_tokenizer,
+ROWS = {"lora": row_lora, "full": row_full, "sft": row_sft, "gemm": row_gemm, "decode": row_decode, "prefill": row_prefill, "tokenizer": row_tokenizer,
         "start": row_start, "growth": row_growth}
 
 

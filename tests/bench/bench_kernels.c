@@ -148,11 +148,15 @@ static gr_weight make_weight(gr_device *d, gr_dtype dtype, int64_t N, int64_t K)
 }
 
 static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype, int64_t rank, gr_dtype compute) {
-    char line[2][96];
-    for (int i = 0; i < 2; i++)
-        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", i ? "bwd" : "fwd", (int)n, (int)N, (int)K,
-                 gr_dtype_get(dtype)->name, gr_dtype_get(compute)->name, (int)rank);
-    if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
+    static const char *const what[] = {"fwd", "bwd", "dw "};
+    char line[3][96];
+    bool any = false;
+    for (int i = 0; i < 3; i++) {
+        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", what[i], (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name,
+                 gr_dtype_get(compute)->name, (int)rank);
+        any |= strstr(line[i], wanted) != NULL;
+    }
+    if (!any) return;
     gr_lora lora = {.rank = rank, .scale = 1, .A = values(d, rank * K), .B = values(d, N * rank), .dA = values(d, rank * K),
                     .dB = values(d, N * rank)};
     gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0, .compute = compute};
@@ -164,6 +168,12 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
     if (n > 16) {
         TIME(line[1], 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
              d->ops->linear_backward(d, dx, false, NULL, dh, y, N, x, x, h, &group, 1, n));
+    }
+    if (n > 16 && rank == 0 && dtype == GR_DTYPE_F32) { /* a trained weight's gradient alone */
+        l.dw = d->alloc(d, N * K * (int64_t)sizeof *l.dw);
+        if (!l.dw) abort();
+        TIME(line[2], flops, d->ops->linear_backward(d, NULL, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
+        d->free(d, l.dw);
     }
     d->free(d, x), d->free(d, y), d->free(d, h), d->free(d, dh), d->free(d, dx);
     d->free(d, (void *)l.w.data), d->free(d, (void *)lora.A), d->free(d, (void *)lora.B);
