@@ -57,7 +57,7 @@ enum {
     F_SCORES = F_QUERIES + QUERIES * LD_D,
     F_PAIRS = F_SCORES + QUERIES * KEYS,
     F_SUMS = F_PAIRS + QUERIES * LD_KEYS,
-    F_OUT = F_SUMS + 2 * GROUP * QUERIES,
+    F_OUT = F_SUMS + (1 + VL) * GROUP * QUERIES,
     F_END = F_OUT + GROUP * QUERIES * D_MAX
 };
 

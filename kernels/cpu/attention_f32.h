@@ -23,7 +23,7 @@ enum {
     F_KEYS = 0,                           /* the packed block */
     F_SCORES = F_KEYS + 2 * KEYS * D_MAX, /* [QUERIES, KEYS] */
     F_SUMS = F_SCORES + QUERIES * KEYS, /* m and sum of GROUP x QUERIES rows */
-    F_OUT = F_SUMS + 2 * GROUP * QUERIES,
+    F_OUT = F_SUMS + (1 + VL) * GROUP * QUERIES,
     F_END = F_OUT + GROUP * QUERIES * D_MAX
 };
 

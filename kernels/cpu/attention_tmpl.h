@@ -46,27 +46,31 @@ static inline void put_column(float *panels, const float *x, int64_t k, int64_t 
 #endif
 _Static_assert((int)F_END <= (int)GR_CPU_SCRATCH && (int)B_END <= (int)GR_CPU_SCRATCH, "scratch");
 
-/* One row of scores of a key block becomes exp(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. Returns
- * the factor by which what was summed before shrinks. */
+/* Scores are multiplied by this, so that powers of 2 take the place of those of e. */
+static inline float log2_scale(const attention *t) { return t->scale * 1.44269504f; }
+
+/* One row of scores of a key block becomes 2^(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. sum[VL]: what was summed
+ * before, in lanes. Returns the factor by which all that was summed before shrinks. */
 static float softmax_step(float *s, int64_t visible, float scale, float *m, float *sum) {
     const vf none = v_set(-INFINITY);
     if (visible <= 0) {
         memset(s, 0, KEYS * sizeof *s);
         return 1;
     }
-    vf largest = v_set(*m), total = v_set(0), p[KEYS / VL];
+    vf largest = v_set(*m), total = v_load(sum), p[KEYS / VL];
     UNROLL for (int j = 0; j < KEYS / VL; j++) {
         p[j] = v_mul(v_load(s + j * VL), v_set(scale));
         if (visible < KEYS) p[j] = v_first(p[j], none, visible < j * VL ? 0 : least(visible - j * VL, VL));
         largest = v_max(largest, p[j]);
     }
-    float now = v_largest(largest), shrink = *m == now ? 1 : expf(*m - now);
+    float now = v_largest(largest), shrink = *m == now ? 1 : exp2f(*m - now);
+    if (shrink != 1) total = v_mul(total, v_set(shrink));
     UNROLL for (int j = 0; j < KEYS / VL; j++) {
-        p[j] = v_exp(v_sub(p[j], v_set(now)));
+        p[j] = v_exp2(v_sub(p[j], v_set(now)));
         total = v_add(total, p[j]);
         v_store(s + j * VL, p[j]);
     }
-    *sum = *sum * shrink + v_sum(total);
+    v_store(sum, total);
     *m = now;
     return shrink;
 }
@@ -98,7 +102,8 @@ static void forward_block(const attention *t, float *scratch, const gr_seq *s, i
     int64_t D = t->D, ld = padded(D, VL), head = h0 / (t->H / t->K), first = s->kv_len - s->q_len + j0;
     int64_t together = rows == 1 ? heads : 1, ldq = rows == 1 ? D : t->ldq;
     float *scores = scratch + F_SCORES, *m = scratch + F_SUMS, *sum = m + GROUP * QUERIES, *out = scratch + F_OUT;
-    for (int64_t i = 0; i < heads * rows; i++) m[i] = -INFINITY, sum[i] = 0;
+    for (int64_t i = 0; i < heads * rows; i++) m[i] = -INFINITY;
+    memset(sum, 0, (size_t)(heads * rows * VL) * sizeof *sum);
     memset(out, 0, (size_t)(heads * rows * ld) * sizeof *out);
     for (int64_t key = 0; key < first + rows; key += KEYS) {
         const float *packed = packed_block(t, scratch, s, key, head);
@@ -107,7 +112,7 @@ static void forward_block(const attention *t, float *scratch, const gr_seq *s, i
             score_product(t, scratch, packed, q, ldq, rows * together);
             for (int64_t i = 0; i < rows * together; i++) {
                 int64_t r = h * rows + i, visible = first + i % rows + 1 - key;
-                float shrink = softmax_step(scores + i * KEYS, least(visible, KEYS), t->scale, &m[r], &sum[r]);
+                float shrink = softmax_step(scores + i * KEYS, least(visible, KEYS), log2_scale(t), &m[r], &sum[r * VL]);
                 if (shrink != 1) scale_row(out + r * ld, ld, shrink);
             }
             value_product(t, scratch, packed, out + h * rows * ld, ld, rows * together);
@@ -117,8 +122,9 @@ static void forward_block(const attention *t, float *scratch, const gr_seq *s, i
         for (int64_t i = 0; i < rows; i++) {
             int64_t r = h * rows + i, row = s->q_start + j0 + i;
             float *to = t->out + row * t->ldo + (h0 + h) * D;
-            for (int64_t j = 0; j < D; j++) to[j] = out[r * ld + j] / sum[r] + 0.0f; /* + 0: one sign of zero */
-            if (t->lse) t->lse[row * t->H + h0 + h] = m[r] + logf(sum[r]);
+            float all = v_sum(v_load(sum + r * VL));
+            for (int64_t j = 0; j < D; j++) to[j] = out[r * ld + j] / all + 0.0f; /* + 0: one sign of zero */
+            if (t->lse) t->lse[row * t->H + h0 + h] = m[r] * 0.693147181f + logf(all);
         }
 }
 
@@ -152,13 +158,16 @@ void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *l
 
 /* p = exp(scale s - lse), ds = scale p (dp - delta) for the visible keys of a row, 0 for the others. */
 static void probabilities(float *p, float *ds, int64_t visible, float scale, float lse, float delta) {
+    const vf to_log2 = v_set(scale * 1.44269504f), from = v_set(-lse * 1.44269504f);
     for (int64_t j = 0; j < KEYS; j += VL) {
-        int64_t count = visible - j < 0 ? 0 : least(visible - j, VL);
-        vf e = v_exp(v_fma(v_load(p + j), v_set(scale), v_set(-lse)));
-        e = v_first(e, v_set(0), count);
+        vf e = v_exp2(v_fma(v_load(p + j), to_log2, from));
         vf g = v_mul(v_mul(e, v_set(scale)), v_sub(v_load(ds + j), v_set(delta)));
+        if (visible < KEYS) {
+            int64_t count = visible - j < 0 ? 0 : least(visible - j, VL);
+            e = v_first(e, v_set(0), count), g = v_first(g, v_set(0), count);
+        }
         v_store(p + j, e);
-        v_store(ds + j, v_first(g, v_set(0), count));
+        v_store(ds + j, g);
     }
 }
 

@@ -45,6 +45,10 @@ static inline vf v_pow2(vf n) {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
 }
+/* p 2^n, 0 where t < -126.5 */
+static inline vf v_times_pow2(vf p, vf n, vf t) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(t, _mm512_set1_ps(-126.5f), _CMP_NLT_UQ), p, n);
+}
 static inline __mmask16 v_mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
 /* The first n (1..VL) lanes; the others are 0 and untouched in memory. */
 static inline vf v_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(v_mask(n), p); }
@@ -92,6 +96,9 @@ static inline vf v_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST
 static inline vf v_pow2(vf n) {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+static inline vf v_times_pow2(vf p, vf n, vf t) {
+    return _mm256_and_ps(_mm256_mul_ps(p, v_pow2(n)), _mm256_cmp_ps(t, _mm256_set1_ps(-126.5f), _CMP_NLT_UQ));
 }
 static inline __m256i v_mask(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -149,6 +156,19 @@ static inline vf v_exp(vf x) {
     p = v_fma(p, r, v_set(5.0000001201e-1f));
     p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
     return v_mul(p, v_pow2(n));
+}
+
+/* 2^t for t <= 0, within 2 ulp: t = n + r, a polynomial (Cephes' exp2f) for 2^r on |r| <= 1/2. 2^0 is 1 exactly; below -126.5, -infinity
+ * included, exactly 0; a NaN stays one. */
+static inline vf v_exp2(vf t) {
+    vf n = v_round(t), r = v_sub(t, n);
+    vf p = v_fma(v_set(1.535336188319500e-4f), r, v_set(1.339887440266574e-3f));
+    p = v_fma(p, r, v_set(9.618437357674640e-3f));
+    p = v_fma(p, r, v_set(5.550332471162809e-2f));
+    p = v_fma(p, r, v_set(2.402264791363012e-1f));
+    p = v_fma(p, r, v_set(6.931472028550421e-1f));
+    p = v_fma(p, r, v_set(1.0f));
+    return v_times_pow2(p, n, t);
 }
 
 #endif

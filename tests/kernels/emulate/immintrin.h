@@ -35,6 +35,11 @@ static inline __m512 emulated_maskz_loadu_ps(__mmask16 mask, const void *p) {
     for (int i = 0; i < 16; i++) e.f[i] = mask >> i & 1 ? ((const float *)p)[i] : 0;
     return emulated_ps(&e);
 }
+static inline __m512 emulated_maskz_scalef_ps(__mmask16 mask, __m512 a, __m512 b) {
+    emulated x = of_ps(a), n = of_ps(b);
+    for (int i = 0; i < 16; i++) x.f[i] = mask >> i & 1 ? x.f[i] * exp2f(floorf(n.f[i])) : 0;
+    return emulated_ps(&x);
+}
 static inline void emulated_mask_storeu_ps(void *p, __mmask16 mask, __m512 v) {
     emulated e = of_ps(v);
     for (int i = 0; i < 16; i++)
@@ -167,6 +172,7 @@ static inline void emulated_tile_dpbf16ps(int c, int a, int b) {
 #define _tile_dpbf16ps emulated_tile_dpbf16ps
 
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
+#define _mm512_maskz_scalef_ps emulated_maskz_scalef_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_cvtps_epi32 emulated_cvtps_epi32
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
