@@ -61,11 +61,15 @@ static bool fits(int64_t floats) { return floats <= GR_CPU_ROUNDED / (int64_t)si
 /* A of all adapters as slices of their transpose: columns [begin, end). */
 static void slice_a(const void *args, int64_t begin, int64_t end) {
     const thin_job *job = args;
-    for (const thin_lora *l = job->loras; l < job->loras + job->n_loras; l++)
-        for (int64_t r = 0; r < l->lora->rank; r++) {
-            float *to = job->factors + (l->at + r) / THIN * job->K * THIN + (l->at + r) % THIN;
-            for (int64_t k = begin; k < end; k++) to[k * THIN] = l->lora->A[r * job->K + k];
+    const thin_lora *l = job->loras;
+    for (int64_t s = 0, at = 0; s < slices(job->ldh); s++) {
+        const float *rows[THIN] = {NULL};
+        for (int i = 0; i < THIN && at < job->ldh; i++, at++) {
+            l += at == l->at + l->lora->rank;
+            rows[i] = l->lora->A + (at - l->at) * job->K;
         }
+        job->level->slice(job->factors + s * job->K * THIN, rows, begin, end);
+    }
 }
 
 static void forward_rows(const void *args, int64_t begin, int64_t end) {
@@ -81,8 +85,7 @@ static void forward_rows(const void *args, int64_t begin, int64_t end) {
 bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
     thin_job job = {.level = level, .d = d, .n = n, .to = h, .xd = xd};
     if (!level || !describe(&job, group, n_group) || !fits(a_floats(&job))) return false;
-    if (job.ldh % THIN) memset(job.factors, 0, (size_t)a_floats(&job) * sizeof *job.factors);
-    gr_cpu_for(d, job.K, 1024, slice_a, &job);
+    gr_cpu_for(d, job.K, 512, slice_a, &job);
     gr_cpu_for(d, n, AT_ONCE, forward_rows, &job);
     return true;
 }

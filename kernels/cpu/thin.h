@@ -23,6 +23,8 @@ typedef struct gr_thin {
 /* What a level brings. */
 struct gr_thin_level {
     void (*pass)(const gr_thin *t, int64_t rows, int64_t n, const float *y, int64_t ldy);
+    /* to[begin..end, 8]: elements [begin, end) of 8 rows side by side; NULL: zeros */
+    void (*slice)(float *to, const float *const rows[THIN], int64_t begin, int64_t end);
 };
 
 #endif

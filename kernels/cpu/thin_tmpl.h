@@ -41,10 +41,35 @@ INLINE void thin_rows(const int mr, const bool inner, const bool outer, const gr
     }
 }
 
+/* Inner alone for one row from column j on: np pieces of so many columns side by side, as one chain would wait for itself. */
+INLINE void thin_pieces(const int np, const gr_thin *t, int64_t row, int64_t j, int64_t columns, const float *y) {
+    const lanes used = first_lanes(t->ranks);
+    float *to = t->to + row * t->ld;
+    __m256 sum[4], all = j == 0 ? _mm256_setzero_ps() : load_lanes(to, used);
+    UNROLL for (int p = 0; p < np; p++) sum[p] = _mm256_setzero_ps();
+    for (int64_t end = j + columns, k = j; k < end; k++)
+        UNROLL for (int p = 0; p < np; p++) {
+            const int64_t at = k + p * THIN_PIECE;
+            sum[p] = _mm256_fmadd_ps(_mm256_set1_ps(y[at]), _mm256_loadu_ps(t->b + at * THIN), sum[p]);
+        }
+    UNROLL for (int p = 0; p < np; p++) all = j == 0 && p == 0 ? sum[0] : _mm256_add_ps(all, sum[p]);
+    store_lanes(to, all, used);
+}
+
+static void thin_one_row(const gr_thin *t, int64_t row, int64_t n, const float *y) {
+    int64_t j = 0;
+    for (; j + 4 * THIN_PIECE <= n; j += 4 * THIN_PIECE) thin_pieces(4, t, row, j, THIN_PIECE, y);
+    for (; j + 2 * THIN_PIECE <= n; j += 2 * THIN_PIECE) thin_pieces(2, t, row, j, THIN_PIECE, y);
+    for (; j < n; j += THIN_PIECE) thin_pieces(1, t, row, j, n - j < THIN_PIECE ? n - j : THIN_PIECE, y);
+}
+
 INLINE void thin_all(const bool inner, const bool outer, const gr_thin *t, int64_t rows, int64_t n, const float *y, int64_t ldy) {
     int64_t row = 0;
     for (; row + THIN_ROWS <= rows; row += THIN_ROWS) thin_rows(THIN_ROWS, inner, outer, t, row, n, y, ldy);
-    for (; row < rows; row++) thin_rows(1, inner, outer, t, row, n, y, ldy);
+    for (; row < rows; row++) {
+        if (outer) thin_rows(1, inner, outer, t, row, n, y, ldy);
+        else thin_one_row(t, row, n, y + row * ldy);
+    }
 }
 
 static void thin_pass(const gr_thin *t, int64_t rows, int64_t n, const float *y, int64_t ldy) {
@@ -53,4 +78,34 @@ static void thin_pass(const gr_thin *t, int64_t rows, int64_t n, const float *y,
     else if (t->s) thin_all(false, true, t, rows, n, y, ldy);
 }
 
-const gr_thin_level LEVEL(gr_thin) = {thin_pass};
+/* 8 x 8 transposed: pairs, quads, then 128-bit halves. */
+INLINE void transpose8(__m256 r[THIN]) {
+    __m256 t[THIN];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m256 low = r[i], high = r[i + 4];
+        r[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+}
+
+static void thin_slice(float *to, const float *const rows[THIN], int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k += THIN) {
+        const lanes used = first_lanes(end - k < THIN ? (int)(end - k) : THIN);
+        __m256 r[THIN];
+        UNROLL for (int i = 0; i < THIN; i++) r[i] = rows[i] ? load_lanes(rows[i] + k, used) : _mm256_setzero_ps();
+        transpose8(r);
+        for (int i = 0; i < THIN && k + i < end; i++) _mm256_storeu_ps(to + (k + i) * THIN, r[i]);
+    }
+}
+
+const gr_thin_level LEVEL(gr_thin) = {thin_pass, thin_slice};
