@@ -11,9 +11,9 @@
 #include "kernels/cpu/bf16.h"
 #endif
 
-enum { LINE = 64, ROWS_AHEAD = 16 };
-
 enum {
+    LINE = 64,       /* bytes of a cache line */
+    ROWS_AHEAD = 16, /* storage rows fetched before they are converted */
     K_PIECE = 256,   /* rows of a packed block: the sliver of A and a panel share the first-level cache */
     N_BLOCK = 256,   /* columns of a packed block at most */
     K_BLOCK = 256,   /* the largest block of a dtype */
@@ -69,7 +69,7 @@ static const float *storage_row(float *buffer, const gr_gemm *g, int64_t row, in
     int64_t first = begin / type->block, last = (begin + n + type->block - 1) / type->block;
     const int64_t row_bytes = g->b_ld / type->block * type->block_bytes, bytes = (last - first) * type->block_bytes;
     const char *src = (const char *)g->b + row * row_bytes + first * type->block_bytes;
-    for (int64_t i = 0; i < bytes + LINE - 1; i += LINE) _mm_prefetch(src + ROWS_AHEAD * row_bytes + i, _MM_HINT_T0); /* they come while this one is converted */
+    for (int64_t i = 0; i < bytes + LINE - 1; i += LINE) _mm_prefetch(src + ROWS_AHEAD * row_bytes + i, _MM_HINT_T0);
     dequant_row(buffer, g->b_type, src, (last - first) * type->block);
     float *x = buffer + begin - first * type->block;
     if (g->alpha != 1)

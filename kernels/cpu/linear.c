@@ -1,4 +1,5 @@
-/* linear.c - a linear with its slots as a list of GEMMs; no instruction set, the level's GEMM is passed in. */
+/* linear.c - a linear with its slots as a list of products; no instruction set, the level's products are passed in. The low-rank ones are made in
+ * passes of their own (thin.c) where the level and the ranks allow it, else they are matrix products like the others. */
 #include <stddef.h>
 #include <string.h>
 

@@ -322,6 +322,8 @@ static void frozen_weights_stay(void **state) {
     uint64_t before = gr_weights_hash(w.m->weights);
     train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
     assert_true(before == gr_weights_hash(w.m->weights));
+    MUST(gr_model_use_int8(w.m, true, true, err)); /* pages that are given back come again */
+    assert_true(before == gr_weights_hash(w.m->weights));
     close_world(&w);
 }
 
