@@ -3,8 +3,8 @@
 #include "kernels/cpu/vec.h"
 
 enum {
-    THIN_PIECE = 256,                 /* columns whose sums are a chain */
-    THIN_ROWS = VL == 16 ? 8 : 4,     /* twice as many registers of sums and factors */
+    THIN_PIECE = 256,             /* columns whose sums are a chain */
+    THIN_ROWS = VL == 16 ? 8 : 4, /* twice as many registers of sums and factors */
 };
 
 typedef __m256i lanes;
@@ -78,32 +78,12 @@ static void thin_pass(const gr_thin *t, int64_t rows, int64_t n, const float *y,
     else if (t->s) thin_all(false, true, t, rows, n, y, ldy);
 }
 
-/* 8 x 8 transposed: pairs, quads, then 128-bit halves. */
-INLINE void transpose8(__m256 r[THIN]) {
-    __m256 t[THIN];
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        __m256 low = r[i], high = r[i + 4];
-        r[i] = _mm256_permute2f128_ps(low, high, 0x20);
-        r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
-    }
-}
-
 static void thin_slice(float *to, const float *const rows[THIN], int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k += THIN) {
         const lanes used = first_lanes(end - k < THIN ? (int)(end - k) : THIN);
         __m256 r[THIN];
         UNROLL for (int i = 0; i < THIN; i++) r[i] = rows[i] ? load_lanes(rows[i] + k, used) : _mm256_setzero_ps();
-        transpose8(r);
+        v_transpose8(r);
         for (int i = 0; i < THIN && k + i < end; i++) _mm256_storeu_ps(to + (k + i) * THIN, r[i]);
     }
 }

@@ -174,24 +174,7 @@ static inline void v_transpose(vf r[VL]) {
     }
 }
 #else
-static inline void v_transpose(vf r[VL]) {
-    __m256 t[8];
-    UNROLL for (int i = 0; i < 8; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 8; i += 4) {
-        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-    UNROLL for (int j = 0; j < 4; j++) {
-        t[j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x20);
-        t[4 + j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x31);
-    }
-    UNROLL for (int i = 0; i < 8; i++) r[i] = t[i];
-}
+static inline void v_transpose(vf r[VL]) { v_transpose8(r); }
 #endif
 
 /* Columns j0.. (VL of them, one half of a panel whose k rows start at panel) from n <= VL storage rows of k floats. */
