@@ -50,30 +50,6 @@ INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const f
     }
 }
 
-#if defined(__AVX512F__)
-/* The same for n <= 8 columns of floats, as LoRA's rank often is: vectors of half the width, of which some CPUs do two in the time of one. */
-INLINE void half_tile(const int mr, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c, int64_t ldc, int64_t n,
-                      int accumulate) {
-    __m256 acc[TILE_ROWS];
-    const float *row[(TILE_ROWS + 2) / 3];
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    UNROLL for (int i = 0; i < mr; i++) {
-        if (i % 3 == 0) row[i / 3] = a + i * rs;
-        acc[i] = _mm256_setzero_ps();
-    }
-    for (int64_t p = 0; p < k; p++, b += PANEL) {
-        __m256 bp = _mm256_loadu_ps(b);
-        UNROLL for (int i = 0; i < mr; i++) acc[i] = _mm256_fmadd_ps(_mm256_set1_ps(row[i / 3][i % 3 * rs]), bp, acc[i]);
-        UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
-    }
-    UNROLL for (int i = 0; i < mr; i++) {
-        float *to = c + i * ldc;
-        if (accumulate) acc[i] = _mm256_add_ps(_mm256_maskload_ps(to, mask), acc[i]);
-        _mm256_maskstore_ps(to, mask, acc[i]);
-    }
-}
-#endif
-
 typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c, int64_t ldc,
                      int64_t n, int accumulate);
 #define TILE(pairs, mr, nv)                                                                                  \
@@ -81,14 +57,6 @@ typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const fl
                                            float *c, int64_t ldc, int64_t n, int accumulate) {               \
         tile(pairs, mr, nv, k, a, rs, cs, b, c, ldc, n, accumulate);                                         \
     }
-#if defined(__AVX512F__)
-#define HALF(pairs, mr)                                                                                      \
-    static void half_tile_##mr(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c,      \
-                               int64_t ldc, int64_t n, int accumulate) {                                     \
-        half_tile(mr, k, a, rs, cs, b, c, ldc, n, accumulate);                                               \
-    }
-#define HALF_ROW(pairs, mr) [mr] = half_tile_##mr,
-#endif
 #define SIX(each, pairs) each(pairs, 1) each(pairs, 2) each(pairs, 3) each(pairs, 4) each(pairs, 5) each(pairs, 6)
 #if defined(__AVX512F__)
 #define ALL(each, pairs)                                                                                     \
@@ -109,12 +77,6 @@ static tile_fn *const tiles[][TILE_ROWS + 1][3] = {
     {ALL(ROW, 1)},
 #endif
 };
-#if defined(__AVX512F__)
-ALL(HALF, 0)
-static tile_fn *const half_tiles[TILE_ROWS + 1] = {ALL(HALF_ROW, 0)};
-#undef HALF
-#undef HALF_ROW
-#endif
 #undef TILE
 #undef SIX
 #undef ALL
@@ -129,12 +91,6 @@ static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, c
         int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
         for (int64_t j = 0; j < n; j += PANEL) {
             int64_t nr = n - j < PANEL ? n - j : PANEL;
-#if defined(__AVX512F__)
-            if (!pairs && nr <= VL / 2) {
-                half_tiles[mr](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
-                continue;
-            }
-#endif
             tiles[pairs][mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
         }
         row += mr;
