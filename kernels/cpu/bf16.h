@@ -11,19 +11,17 @@ enum { BF16_STEP = 32 }; /* of k: 16 pairs, a tile of AMX */
 /* Pairs of a row of k values, with its filling. */
 static inline int64_t bf16_pairs(int64_t k) { return (k + BF16_STEP - 1) / BF16_STEP * (BF16_STEP / 2); }
 
-static inline vf load_or_zero(const float *x, int64_t n) { return n >= VL ? v_load(x) : n > 0 ? v_load_n(x, n) : v_set(0); }
-
 /* n values as pairs, zeros up to `pairs`. */
 static inline void bf16_row(float *to, const float *x, int64_t n, int64_t pairs) {
     int64_t j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) v_store(to + j / 2, v_pairs(v_load(x + j), v_load(x + j + VL)));
-    for (; j < 2 * pairs; j += 2 * VL) v_store(to + j / 2, v_pairs(load_or_zero(x + j, n - j), load_or_zero(x + j + VL, n - j - VL)));
+    for (; j < 2 * pairs; j += 2 * VL) v_store(to + j / 2, v_pairs(v_load_up_to(x + j, n - j), v_load_up_to(x + j + VL, n - j - VL)));
 }
 
 /* Row p of panels of k pairs from two consecutive k, rows x and y (NULL: zeros) of n values. */
 static inline void pack_bf16_row(float *panels, const float *x, const float *y, int64_t n, int64_t k, int64_t p) {
     for (int64_t j = 0; j < n; j += VL) {
-        vf low = x ? load_or_zero(x + j, n - j) : v_set(0), high = y ? load_or_zero(y + j, n - j) : v_set(0);
+        vf low = x ? v_load_up_to(x + j, n - j) : v_set(0), high = y ? v_load_up_to(y + j, n - j) : v_set(0);
         v_store(panels + j / PANEL * PANEL * k + p * PANEL + j % PANEL, v_interleave(low, high));
     }
 }

@@ -169,14 +169,14 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     *why = "cannot start the threads; ask for fewer (threads: 1)";
     if (!d->threads) goto failed;
     cpu->scratch = aligned_zeros((int64_t)gr_threads_count(d->threads) * GR_CPU_SCRATCH * (int64_t)sizeof(float));
-    cpu->rounded = aligned_zeros(GR_CPU_ROUNDED);
+    cpu->shared = aligned_zeros(GR_CPU_SHARED);
     *why = "out of memory for the CPU device";
-    if (!cpu->scratch || !cpu->rounded) goto failed;
+    if (!cpu->scratch || !cpu->shared) goto failed;
     *why = NULL;
     return d;
 failed:
     if (d) gr_threads_free(d->threads);
-    if (cpu) aligned_free(cpu->scratch);
+    if (cpu) aligned_free(cpu->scratch), aligned_free(cpu->shared);
     free(cpu);
     free(d);
     return NULL;
@@ -187,7 +187,7 @@ void gr_device_free(gr_device *d) {
     gr_cpu *cpu = d->impl;
     gr_threads_free(d->threads);
     aligned_free(cpu->scratch);
-    aligned_free(cpu->rounded);
+    aligned_free(cpu->shared);
     free(cpu);
     free(d);
 }

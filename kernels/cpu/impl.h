@@ -7,14 +7,14 @@
 #include "kernels/threads.h"
 
 /* Floats of scratch a thread owns for the time of one chunk; the largest user is attention_forward. */
-enum { GR_CPU_SCRATCH = 192 * 1024 };
+enum { GR_CPU_SCRATCH = 320 * 1024 };
 
 typedef struct gr_cpu {
     float *scratch; /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
-    void *rounded;  /* [GR_CPU_ROUNDED] bytes: rows rounded to int8 or bfloat16, shared by all threads; pages come when touched */
+    void *shared;   /* [GR_CPU_SHARED] bytes an operation's threads share: rounded rows, partial sums; pages come when touched */
 } gr_cpu;
 
-enum { GR_CPU_ROUNDED = 32 << 20 };
+enum { GR_CPU_SHARED = 32 << 20 };
 
 static inline float *gr_cpu_scratch(const gr_device *d, int worker) {
     return ((const gr_cpu *)d->impl)->scratch + (int64_t)worker * GR_CPU_SCRATCH;

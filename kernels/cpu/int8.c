@@ -180,8 +180,8 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
                 int n_products) {
     const int8_weight *w = products[0].packed;
     int64_t blocks = w->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
-    int64_t capacity = GR_CPU_ROUNDED / row_bytes - LD_MORE, panels = 0;
-    uint8_t *at = ((const gr_cpu *)d->impl)->rounded;
+    int64_t capacity = GR_CPU_SHARED / row_bytes - LD_MORE, panels = 0;
+    uint8_t *at = ((const gr_cpu *)d->impl)->shared;
     for (int i = 0; i < n_products; i++) panels += panels_of(products[i].packed);
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;

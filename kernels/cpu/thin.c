@@ -44,7 +44,7 @@ static bool describe(thin_job *job, const gr_linear *const *group, int n_group) 
             job->loras[job->n_loras++] = (thin_lora){lora, group[i]->w.rows, out, job->ldh};
             job->ldh += lora->rank;
         }
-    job->factors = ((const gr_cpu *)job->d->impl)->rounded;
+    job->factors = ((const gr_cpu *)job->d->impl)->shared;
     return job->n_loras > 0 && job->n > 0;
 }
 
@@ -56,7 +56,7 @@ static int64_t all_b_floats(const thin_job *job) {
 }
 static int64_t a_floats(const thin_job *job) { return job->K * THIN * slices(job->ldh); }
 
-static bool fits(int64_t floats) { return floats <= GR_CPU_ROUNDED / (int64_t)sizeof(float); }
+static bool fits(int64_t floats) { return floats <= GR_CPU_SHARED / (int64_t)sizeof(float); }
 
 /* A of all adapters as slices of their transpose: columns [begin, end). */
 static void slice_a(const void *args, int64_t begin, int64_t end) {

@@ -120,6 +120,9 @@ static inline vf v_round_bf16(vf v) {
 
 #endif
 
+/* The first n lanes, or all, or none. */
+static inline vf v_load_up_to(const float *x, int64_t n) { return n >= VL ? v_load(x) : n > 0 ? v_load_n(x, n) : v_set(0); }
+
 /* 8 x 8 transposed: pairs, quads, then 128-bit halves. */
 static inline void v_transpose8(__m256 r[8]) {
     __m256 t[8];

@@ -279,6 +279,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < (d->fast_bf16 ? 2 : 1); i++) {
         bench_attention(d, 256, 4, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
         bench_attention(d, 1024, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
+        bench_attention(d, 4096, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
     }
     bench_rows(d);
     gr_device_free(d);

@@ -505,6 +505,46 @@ static void test_long_contraction(void **state) {
     gr_device_free(devices[0]), gr_device_free(devices[1]);
 }
 
+/* Sequences whose keys are split among tasks, against the reference; and each alone has the bits it has in the batch. */
+static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute) {
+    enum { H = 2, K = 1, D = 17, LDQ = H * D + 3, LDKV = K * D + 1, ALL = 3300 };
+    static const gr_seq seqs[] = {{0, 1600, 0, 1600}, {1600, 100, 1600, 100}, {1700, 1100, 1700, 1100}, {2800, 500, 2800, 500}};
+    int64_t begin = seqs[first].q_start, end = seqs[first + n_seqs - 1].q_start + seqs[first + n_seqs - 1].q_len;
+    float *q = fixed(c, 1, ALL, LDQ), *k = fixed(c, 2, ALL, LDKV), *v = fixed(c, 3, ALL, LDKV), *dout = fixed(c, 7, ALL, LDQ);
+    float *out = fixed(c, 4, ALL, LDQ), *lse = fixed(c, 5, ALL, H), *delta = fixed(c, 6, ALL, H);
+    float *dq = fixed(c, 8, ALL, LDQ), *dk = fixed(c, 9, ALL, LDKV), *dv = fixed(c, 10, ALL, LDKV);
+    c->d->ops->attention_forward(c->d, out, LDQ, lse, q, LDQ, k, v, LDKV, seqs + first, n_seqs, H, K, D, 0.25f, compute, NULL);
+    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, LDQ, q, LDQ, k, v, LDKV, out, lse, seqs + first, n_seqs, H, K, D, 0.25f,
+                                  compute);
+    c->row0 = begin, c->n = end - begin, c->tolerance = compute == GR_DTYPE_F32 ? 2e-5 : 1e-2;
+    out_rows(c, out + begin * LDQ, LDQ), out_rows(c, dq + begin * LDQ, LDQ);
+    out_rows(c, dk + begin * LDKV, LDKV), out_rows(c, dv + begin * LDKV, LDKV);
+}
+
+static void test_long_attention(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!gr_cpu_ops(level)) skip();
+    const operation op = {.name = "long attention"};
+    gr_device *reference = device("generic", 2), *one = device(level, 1), *three = device(level, 3);
+    call exact = {.d = reference};
+    attend(&exact, 0, 4, GR_DTYPE_F32);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        gr_dtype compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
+        call a = {.d = three}, b = {.d = one};
+        attend(&a, 0, 4, compute);
+        compare(&a, &exact, &op, level);
+        attend(&b, 0, 4, compute);
+        compare_bits(&a, &b, &op, "one thread");
+        release(&b);
+        b = (call){.d = three};
+        attend(&b, 2, 1, compute);
+        compare_bits(&a, &b, &op, "alone");
+        release(&a), release(&b);
+    }
+    release(&exact);
+    gr_device_free(reference), gr_device_free(one), gr_device_free(three);
+}
+
 static void test_philox(void **state) {
     (void)state; /* Random123 kat_vectors, philox4x32 10: the key's second half is purpose * 0x9E3779B1 */
     uint32_t out[4];
@@ -567,6 +607,10 @@ int main(void) {
         {"avx512, long contraction", test_long_contraction, NULL, NULL, &level[2]},
         {"avx512bf16, long contraction", test_long_contraction, NULL, NULL, &level[3]},
         {"amx, long contraction", test_long_contraction, NULL, NULL, &level[4]},
+        {"avx2, long attention", test_long_attention, NULL, NULL, &level[1]},
+        {"avx512, long attention", test_long_attention, NULL, NULL, &level[2]},
+        {"avx512bf16, long attention", test_long_attention, NULL, NULL, &level[3]},
+        {"amx, long attention", test_long_attention, NULL, NULL, &level[4]},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
