@@ -349,9 +349,19 @@ static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cac
                           d->m->config.n_kv_heads, w.D, scale, d->m->compute, cache ? &cache->panels : NULL);
 }
 
+/* The last row of each sequence of b moves to the front of x. */
+static void last_rows_first(gr_decoder *d, float *x, int64_t width, const gr_batch *b) {
+    for (int64_t s = 0; s < b->n_seqs; s++) {
+        int32_t row = (int32_t)b->offset[s + 1] - 1;
+        if (row != s) d->dev->ops->gather_rows(d->dev, x + s * width, x, &row, 1, width);
+    }
+}
+
 /* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product in
- * y, which together are the next layer's stream. */
-static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, const gr_batch *b, const cache_view *cache, bool train) {
+ * y, which together are the next layer's stream. last_rows: all that follows the keys and values is done for the last row of each sequence
+ * alone; they then stand in front. */
+static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, const gr_batch *b, const cache_view *cache, bool train,
+                          bool last_rows) {
     const gr_ops *op = d->dev->ops;
     const gr_model_config *c = &d->m->config;
     const gr_layer *l = &d->m->layers[i];
@@ -363,12 +373,19 @@ static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, 
     op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, add, l->input_norm.w, n, C, c->norm_eps);
     product_forward(d, &qkv, a->qkv, a->n1, b, train);
     op->rope(d->dev, a->qkv, QKV, b->positions, d->m->rope, n, c->n_heads + c->n_kv_heads, c->head_dim, false);
+    for (int64_t s = 0; last_rows && s < b->n_seqs; s++) d->seqs[s].q_start += d->seqs[s].q_len - 1, d->seqs[s].q_len = 1;
     attention(d, a, b, cache);
-    product_forward(d, &o, a->xmid, a->att, b, train);
-    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, a->x, l->post_norm.w, n, C, c->norm_eps);
-    product_forward(d, &gate_up, a->gu, a->n2, b, train);
-    op->swiglu_forward(d->dev, a->act, a->gu, n, c->ffn);
-    if (y) product_forward(d, &down, y, a->act, b, train);
+    gr_batch rest = *b;
+    if (last_rows) {
+        last_rows_first(d, a->att, c->n_heads * c->head_dim, b);
+        last_rows_first(d, a->x, C, b);
+        rest.n = b->n_seqs;
+    }
+    product_forward(d, &o, a->xmid, a->att, &rest, train);
+    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, a->x, l->post_norm.w, rest.n, C, c->norm_eps);
+    product_forward(d, &gate_up, a->gu, a->n2, &rest, train);
+    op->swiglu_forward(d->dev, a->act, a->gu, rest.n, c->ffn);
+    if (y) product_forward(d, &down, y, a->act, &rest, train);
 }
 
 /* What the plan did not keep is computed again: the same operations on the same input give the same bits. */
@@ -378,7 +395,7 @@ static void layer_recompute(gr_decoder *d, int64_t i, const gr_batch *b) {
     layer_acts *a = &d->layers[i];
     if (d->o.recompute == GR_RECOMPUTE_NONE) return;
     if (d->o.recompute == GR_RECOMPUTE_FULL) {
-        layer_forward(d, i, NULL, NULL, b, NULL, true);
+        layer_forward(d, i, NULL, NULL, b, NULL, true, false);
         product down = product_of(d, i, SITE_DOWN);
         if (has_lora(&down)) product_forward(d, &down, d->dbranch, a->act, b, true); /* for its LoRA products */
         return;
@@ -416,7 +433,7 @@ static void layer_backward(gr_decoder *d, int64_t i, const gr_batch *b, bool bel
 
 /* ---- the stack ---- */
 
-/* Rows through all layers and the final norm: d->xf. */
+/* Rows through all layers and the final norm: d->xf; with a cache only the last row of each sequence, in order. */
 static void stack_forward(gr_decoder *d, const gr_batch *b, gr_kv_cache *cache, const int32_t *cache_rows, bool train) {
     const gr_model_config *c = &d->m->config;
     int64_t L = c->n_layers, stride = cache ? cache->n_slots * cache->max_len * 2 * c->n_kv_heads * c->head_dim : 0;
@@ -428,9 +445,10 @@ static void stack_forward(gr_decoder *d, const gr_batch *b, gr_kv_cache *cache, 
             view.panels = (gr_kv_panels){cache->panels + i * cache->panel_floats, cache->packed + i * cache->n_slots * c->n_kv_heads,
                                          cache->max_len, cache->blocks};
         const float *add = i > 0 ? d->layers[i - 1].xmid : NULL;
-        layer_forward(d, i, add, i + 1 < L ? d->layers[i + 1].x : d->x_last, b, cache ? &view : NULL, train);
+        layer_forward(d, i, add, i + 1 < L ? d->layers[i + 1].x : d->x_last, b, cache ? &view : NULL, train, cache && i + 1 == L);
     }
-    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, b->n, c->hidden, c->norm_eps);
+    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, cache ? b->n_seqs : b->n, c->hidden,
+                                 c->norm_eps);
 }
 
 /* d->dx from the gradient of d->xf (in d->dbranch) down to the embedding. */
@@ -585,7 +603,7 @@ static void forget_panels(gr_kv_cache *c, const gr_model_config *g, int64_t slot
 
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, graft_error *err) {
     graft_status st;
-    int32_t *rows = gr_calloc(b->n + b->n_seqs, sizeof *rows), *last = rows + b->n;
+    int32_t *rows = gr_calloc(b->n + b->n_seqs, sizeof *rows), *of_seq = rows + b->n; /* in the cache; of d->xf */
     if (!rows) return gr_fail_memory(err, "decoding");
     GR_TRY(check_batch(d, b, err));
     for (int64_t s = 0; s < b->n_seqs; s++) {
@@ -596,10 +614,10 @@ graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, c
         for (int64_t i = 0; i < len; i++) rows[start + i] = (int32_t)(base + filled + i);
         forget_panels(c, &d->m->config, slots[s], filled);
         d->seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = base, .kv_len = filled + len};
-        last[s] = (int32_t)(start + len - 1);
+        of_seq[s] = (int32_t)s;
     }
     stack_forward(d, b, c, rows, false);
-    head_logits(d, last, b->n_seqs, logits);
+    head_logits(d, of_seq, b->n_seqs, logits);
     for (int64_t s = 0; s < b->n_seqs; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
 done:
     free(rows);
