@@ -31,6 +31,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 PACK, PACKS, WARM_UP = 512, 2, 1
 LORA_GFLOP = 0.615  # a token of SmolLM2-135M at 512 positions, adapters included
+POSITION_GFLOP = 7 * 576 * 30 / 1e9  # of that for each position: 2 products forward and 5 backward, half of them masked
 GEMM_ROWS, GEMM_SHAPES = 1024, ((576, 576), (192, 576), (1536, 576), (576, 1536))
 median = statistics.median
 
@@ -400,8 +401,8 @@ def row_growth(args):
         recipe = packs_recipe(args, max_steps=2, batch_size=4096 // length)
         recipe["data"].update(train=path, max_length=length)
         lengths[length] = graft_train(args, recipe)[0][-1]["tokens_per_second"]
-        # 3 products forward and 5 backward of positions x head size, half of them masked, beside 0.615 - that of 512 positions
-        print(f"growth: sequences of {length}: {lengths[length]:.0f} tokens/s", flush=True)
+        gflop = LORA_GFLOP + POSITION_GFLOP * (length - PACK)
+        print(f"growth: sequences of {length}: {lengths[length]:.0f} tokens/s of {gflop:.3f} GFLOP, {lengths[length] * gflop:.0f} GFLOP/s", flush=True)
     args.results["growth"] = {"steps": rates, "peak": peak, "threads": by_threads, "lengths": lengths}
 
 
