@@ -36,7 +36,7 @@ static inline vf at_place(const float *x, int64_t ldx, int64_t n, int64_t D, int
 }
 
 static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc, int accumulate) {
-    bf16_product(m, n, bf16_pairs(k), a, lda, b, c, ldc, accumulate);
+    bf16_product(m, n, bf16_pairs(k), a, lda, b, &(tail){0}, c, ldc, accumulate);
 }
 
 #else
@@ -60,7 +60,7 @@ static inline vf at_place(const float *x, int64_t ldx, int64_t n, int64_t D, int
 }
 
 static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc, int accumulate) {
-    block_product(m, n, k, a, lda, 1, b, c, ldc, accumulate);
+    block_product(m, n, k, a, lda, 1, b, &(tail){0}, c, ldc, accumulate);
 }
 
 #endif

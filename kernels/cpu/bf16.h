@@ -65,7 +65,8 @@ static void amx_block(float *block, const float *a, int64_t rs, const float *pan
 }
 
 /* C[m,n] (+)= A[m,k] B[k,n], as block_product; k in pairs, whole steps. */
-static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, float *c, int64_t ldc, int accumulate) {
+static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more, float *c, int64_t ldc,
+                         int accumulate) {
     _Alignas(64) float block[BF16_ROWS * PANEL];
     _tile_loadconfig(&amx_tiles);
     for (int64_t j = 0; j < n; j += PANEL)
@@ -80,15 +81,16 @@ static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_
                 }
         }
     _tile_release();
+    if (more->k > 0) block_product(m, n, more->k, more->a, more->rs, 1, more->b, &(tail){0}, c, ldc, 1);
 }
 
 #else
 
 enum { BF16_ROWS = 1 };
 
-static inline void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, float *c, int64_t ldc,
-                                int accumulate) {
-    block_product_of(1, m, n, k, a, rs, 1, b, c, ldc, accumulate);
+static inline void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more, float *c,
+                                int64_t ldc, int accumulate) {
+    block_product_of(1, m, n, k, a, rs, 1, b, more, c, ldc, accumulate);
 }
 
 #endif

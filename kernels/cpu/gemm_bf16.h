@@ -5,9 +5,9 @@
 
 enum { BF16_PIECE = 640 }; /* values of k in a packed block at most */
 
-/* Scratch of a task: packed B, then two storage rows, then rows of pairs. */
+/* Scratch of a task: packed B behind that of a tail, then two storage rows, then rows of pairs. */
 enum {
-    BF16_VALUES = BF16_PIECE / 2 * N_BLOCK,
+    BF16_VALUES = PACKED + BF16_PIECE / 2 * N_BLOCK,
     BF16_LINE = BF16_PIECE + 2 * K_BLOCK,
     BF16_LINES = BF16_VALUES + 2 * BF16_LINE,
     BF16_SCRATCH = BF16_LINES + VL * BF16_PIECE / 2
@@ -94,7 +94,7 @@ static bool round_all(gemm_job *job, int n) {
 
 /* Rows k0..k0+k, columns n0..n0+n of B into panels. */
 static void pack_bf16(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, int64_t n0, int64_t n) {
-    float *values = scratch + BF16_VALUES, *lines = scratch + BF16_LINES;
+    float *panels = scratch + PACKED, *values = scratch + BF16_VALUES, *lines = scratch + BF16_LINES;
     const int64_t pairs = bf16_pairs(k);
     gr_gemm exact = *g; /* pairs are rounded when they are made */
     exact.compute = GR_DTYPE_F32;
@@ -102,12 +102,12 @@ static void pack_bf16(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, i
         int64_t count = n - j < VL ? n - j : VL;
         for (int64_t i = 0; i < count; i++)
             bf16_row(lines + i * (BF16_PIECE / 2), storage_row(values, &exact, n0 + j + i, k0, k), k, pairs);
-        pack_columns(scratch + j / PANEL * PANEL * pairs + j % PANEL, lines, BF16_PIECE / 2, count, pairs);
+        pack_columns(panels + j / PANEL * PANEL * pairs + j % PANEL, lines, BF16_PIECE / 2, count, pairs);
     }
     for (int64_t p = 0; !g->b_transposed && p < pairs; p++) {
         const float *x = 2 * p < k ? storage_row(values, &exact, k0 + 2 * p, n0, n) : NULL;
         const float *y = 2 * p + 1 < k ? storage_row(values + BF16_LINE, &exact, k0 + 2 * p + 1, n0, n) : NULL;
-        pack_bf16_row(scratch, x, y, n, pairs, p);
+        pack_bf16_row(panels, x, y, n, pairs, p);
     }
 }
 
@@ -119,13 +119,14 @@ static int64_t bf16_piece_of(const gr_gemm *g) {
 
 /* As add_product; `first` is the row of A where the rounded rows begin. */
 static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0, int64_t m,
-                             int64_t n, float *c, int64_t ldc, int accumulate) {
+                             int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
     const rounded_a *a = find_rounded(job, g);
     int64_t piece = bf16_piece_of(g);
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         pack_bf16(scratch, g, k0, k, n0, n);
-        bf16_product(m, n, bf16_pairs(k), a->pairs + (m0 - first) * a->ld + k0 / 2, a->ld, scratch, c, ldc, accumulate);
+        tail with = k0 + k < g->k ? (tail){0} : more;
+        bf16_product(m, n, bf16_pairs(k), a->pairs + (m0 - first) * a->ld + k0 / 2, a->ld, scratch + PACKED, &with, c, ldc, accumulate);
     }
 }
 

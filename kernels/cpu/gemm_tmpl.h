@@ -17,6 +17,7 @@ enum {
     K_PIECE = 256,   /* rows of a packed block: the sliver of A and a panel share the first-level cache */
     N_BLOCK = 256,   /* columns of a packed block at most */
     K_BLOCK = 256,   /* the largest block of a dtype */
+    TAIL_K = 32,     /* of a product that continues the sums of another at most */
     ROWS_LARGE = 64, /* above: packing is amortised, rows may be split among threads */
 #if defined(GR_AMX)
     ROW_UNIT = BF16_ROWS,
@@ -25,9 +26,10 @@ enum {
 #endif
 };
 
-/* Scratch of a task: packed B, then a buffer of storage rows, then copied rows of A. */
+/* Scratch of a task: packed B of a tail, packed B, then a buffer of storage rows, then copied rows of A. */
 enum {
-    PACKED = 0,
+    TAIL = 0,
+    PACKED = TAIL + TAIL_K * N_BLOCK,
     ROWS = PACKED + K_PIECE * N_BLOCK,
     A_ROWS = ROWS + VL * (K_PIECE + K_BLOCK),
     GEMM_SCRATCH = A_ROWS + TILE_ROWS * K_PIECE
@@ -79,8 +81,8 @@ static const float *storage_row(float *buffer, const gr_gemm *g, int64_t row, in
 }
 
 /* Rows k0..k0+k, columns n0..n0+n of B into panels. */
-static void pack_block(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, int64_t n0, int64_t n) {
-    float *panels = scratch + PACKED, *rows = scratch + ROWS;
+static void pack_block(float *panels, float *scratch, const gr_gemm *g, int64_t k0, int64_t k, int64_t n0, int64_t n) {
+    float *rows = scratch + ROWS;
     if (!g->b_transposed) {
         for (int64_t p = 0; p < k; p++) pack_row(panels, storage_row(rows, g, k0 + p, n0, n), n, k, p);
         return;
@@ -103,10 +105,10 @@ static void fetch_row(const float *x, int64_t n) {
 
 /* The product of a block with tile rows of A copied first: rounded to the compute type, or because they stand where they would crowd one set
  * of a cache. */
-static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, float *c, int64_t ldc,
+static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, tail more, float *c, int64_t ldc,
                            int accumulate) {
     float *rows = scratch + A_ROWS;
-    for (int64_t row = 0; row < m; row += TILE_ROWS) {
+    for (int64_t row = 0; row < m; row += TILE_ROWS, more.a += TILE_ROWS * more.rs) {
         int64_t mr = m - row < TILE_ROWS ? m - row : TILE_ROWS;
         for (int64_t i = 0; i < mr; i++) {
             const float *from = a + (row + i) * g->a_row;
@@ -118,7 +120,7 @@ static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t 
             fetch_row(a + i * g->a_row, g->a_col == 1 ? k : 0);
             fetch_row(c + i * ldc, n);
         }
-        block_product(mr, n, k, rows, k, 1, scratch + PACKED, c + row * ldc, ldc, accumulate);
+        block_product(mr, n, k, rows, k, 1, scratch + PACKED, &more, c + row * ldc, ldc, accumulate);
     }
 }
 
@@ -154,18 +156,27 @@ static int64_t piece_of(const gr_gemm *g) {
     return pieces ? round_up((g->k + pieces - 1) / pieces, block > VL ? block : VL) : VL;
 }
 
-/* One product of a task, piece by piece, into its block of C at row m0, column n0. */
-static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n, float *c,
-                        int64_t ldc, int accumulate) {
+/* The product after g in its chain as a tail of g for a block of C, if it may be one; else none. */
+static tail tail_of(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t n) {
+    const gr_gemm *t = g->next;
+    if (!t || t->compute != GR_DTYPE_F32 || t->k > TAIL_K || t->a_col != 1) return (tail){0};
+    pack_block(scratch + TAIL, scratch, t, 0, t->k, n0, n);
+    return (tail){t->k, t->a_row, t->a + m0 * t->a_row, scratch + TAIL};
+}
+
+/* One product of a task, piece by piece, and its tail with the last one, into its block of C at row m0, column n0. */
+static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n, tail more, float *c, int64_t ldc,
+                        int accumulate) {
     int64_t piece = piece_of(g);
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         const float *a = g->a + m0 * g->a_row + k0 * g->a_col;
-        pack_block(scratch, g, k0, k, n0, n);
+        tail with = k0 + k < g->k ? (tail){0} : more;
+        pack_block(scratch + PACKED, scratch, g, k0, k, n0, n);
         if (g->compute == GR_DTYPE_F32 && !rows_collide(g))
-            block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, c, ldc, accumulate);
+            block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, &with, c, ldc, accumulate);
         else
-            copied_product(scratch, g, m, n, k, a, c, ldc, accumulate);
+            copied_product(scratch, g, m, n, k, a, with, c, ldc, accumulate);
     }
 }
 
@@ -173,9 +184,9 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
 #include "kernels/cpu/gemm_bf16.h"
 #else
 static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0, int64_t m,
-                             int64_t n, float *c, int64_t ldc, int accumulate) {
+                             int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
     (void)job, (void)first;
-    add_product(scratch, g, m0, n0, m, n, c, ldc, accumulate);
+    add_product(scratch, g, m0, n0, m, n, more, c, ldc, accumulate);
 }
 #endif
 
@@ -192,8 +203,10 @@ static void gemm_task(void *context, int64_t chunk, int worker) {
     float *c = g->c + m0 * g->ldc + n0;
     int accumulate = g->accumulate;
     for (const gr_gemm *t = g; t; t = t->next, accumulate = 1) {
-        if (t->compute == GR_DTYPE_BF16) add_bf16_product(job, scratch, t, b->first, m0, n0, m, n, c, g->ldc, accumulate);
-        else add_product(scratch, t, m0, n0, m, n, c, g->ldc, accumulate);
+        tail more = tail_of(scratch, t, m0, n0, n);
+        if (t->compute == GR_DTYPE_BF16) add_bf16_product(job, scratch, t, b->first, m0, n0, m, n, more, c, g->ldc, accumulate);
+        else add_product(scratch, t, m0, n0, m, n, more, c, g->ldc, accumulate);
+        if (more.k > 0) t = t->next;
     }
     if (g->bias)
         for (int64_t i = 0; i < m; i++)

@@ -20,13 +20,19 @@ enum {
 #define v_multiply_add(pairs, a, b, c) ((void)(pairs), v_fma(a, b, c))
 #endif
 
-/* C[mr, n] (+)= A[mr,k] panel[k, n], pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
+/* A product of floats that continues the sums of another, A[m,k] with rows rs apart and B[k,n] in panels; k = 0: none. */
+typedef struct tail {
+    int64_t k, rs;
+    const float *a, *b;
+} tail;
+
+/* C[mr, n] (+)= A[mr,k] panel[k, n] and its tail; pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
  * third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
 INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
-                 float *c, int64_t ldc, int64_t n, int accumulate) {
+                 const tail *more, float *c, int64_t ldc, int64_t n, int accumulate) {
     vf acc[TILE_ROWS][2];
     const float *row[(TILE_ROWS + 2) / 3];
-    const int64_t tail = n - (nv - 1) * VL;
+    const int64_t last = n - (nv - 1) * VL;
     UNROLL for (int i = 0; i < mr; i++) {
         if (i % 3 == 0) row[i / 3] = a + i * rs;
         acc[i][0] = acc[i][1] = v_set(0);
@@ -40,22 +46,34 @@ INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const f
         }
         UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
     }
+    if (more->k > 0) {
+        b = more->b, rs = more->rs;
+        UNROLL for (int i = 0; i < mr; i += 3) row[i / 3] = more->a + i * rs;
+        for (int64_t p = 0; p < more->k; p++, b += PANEL) {
+            vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
+            UNROLL for (int i = 0; i < mr; i++) {
+                vf ai = v_set(row[i / 3][i % 3 * rs + p]);
+                acc[i][0] = v_fma(ai, b0, acc[i][0]);
+                if (nv == 2) acc[i][1] = v_fma(ai, b1, acc[i][1]);
+            }
+        }
+    }
     UNROLL for (int i = 0; i < mr; i++) {
         if (accumulate) {
             if (nv == 2) acc[i][0] = v_add(v_load(c + i * ldc), acc[i][0]);
-            acc[i][nv - 1] = v_add(v_load_n(c + i * ldc + (nv - 1) * VL, tail), acc[i][nv - 1]);
+            acc[i][nv - 1] = v_add(v_load_n(c + i * ldc + (nv - 1) * VL, last), acc[i][nv - 1]);
         }
         if (nv == 2) v_store(c + i * ldc, acc[i][0]);
-        v_store_n(c + i * ldc + (nv - 1) * VL, acc[i][nv - 1], tail);
+        v_store_n(c + i * ldc + (nv - 1) * VL, acc[i][nv - 1], last);
     }
 }
 
-typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c, int64_t ldc,
-                     int64_t n, int accumulate);
+typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more, float *c,
+                     int64_t ldc, int64_t n, int accumulate);
 #define TILE(pairs, mr, nv)                                                                                  \
     static void tile_##pairs##_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,   \
-                                           float *c, int64_t ldc, int64_t n, int accumulate) {               \
-        tile(pairs, mr, nv, k, a, rs, cs, b, c, ldc, n, accumulate);                                         \
+                                           const tail *more, float *c, int64_t ldc, int64_t n, int accumulate) { \
+        tile(pairs, mr, nv, k, a, rs, cs, b, more, c, ldc, n, accumulate);                                   \
     }
 #define SIX(each, pairs) each(pairs, 1) each(pairs, 2) each(pairs, 3) each(pairs, 4) each(pairs, 5) each(pairs, 6)
 #if defined(__AVX512F__)
@@ -83,23 +101,24 @@ static tile_fn *const tiles[][TILE_ROWS + 1][3] = {
 #undef BOTH
 #undef ROW
 
-/* C[m,n] (+)= A[m,k] B[k,n], A[i][p] = a[i rs + p cs], B in panels of k rows. Rows are dealt evenly to tiles. */
+/* C[m,n] (+)= A[m,k] B[k,n], A[i][p] = a[i rs + p cs], B in panels of k rows, and its tail. Rows are dealt evenly to tiles. */
 static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
-                             float *c, int64_t ldc, int accumulate) {
+                             const tail *more, float *c, int64_t ldc, int accumulate) {
     int64_t n_tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0, row = 0; i < n_tiles; i++) {
         int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
-        for (int64_t j = 0; j < n; j += PANEL) {
+        tail here = {more->k, more->rs, more->a + row * more->rs, more->b};
+        for (int64_t j = 0; j < n; j += PANEL, here.b += PANEL * here.k) {
             int64_t nr = n - j < PANEL ? n - j : PANEL;
-            tiles[pairs][mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, c + row * ldc + j, ldc, nr, accumulate);
+            tiles[pairs][mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, &here, c + row * ldc + j, ldc, nr, accumulate);
         }
         row += mr;
     }
 }
 
-static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, float *c,
-                                 int64_t ldc, int accumulate) {
-    block_product_of(0, m, n, k, a, rs, cs, b, c, ldc, accumulate);
+static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more,
+                                 float *c, int64_t ldc, int accumulate) {
+    block_product_of(0, m, n, k, a, rs, cs, b, more, c, ldc, accumulate);
 }
 
 #if defined(__AVX512F__)
