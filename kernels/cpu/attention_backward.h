@@ -28,7 +28,7 @@ static backward_parts backward_parts_of(int64_t D, int64_t blocks) {
     return at;
 }
 
-/* p = exp(scale s - lse) and ds = scale p (dp - delta) of rows s and dp of two keys, VL queries from i on. */
+/* p = exp(scale s - lse) and ds = scale p (dp - delta) of one key and VL queries from i on. */
 INLINE void weigh(const attention *t, const float *scratch, int64_t key, int64_t i, vf *p, vf *ds) {
     const backward_parts *at = &t->backward;
     vf s = v_load(scratch + at->scores + key * QUERIES + i), dp = v_load(scratch + at->ds + key * QUERIES + i);
