@@ -125,7 +125,7 @@ static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm 
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         pack_bf16(scratch, g, k0, k, n0, n);
-        tail with = k0 + k < g->k ? (tail){0} : more;
+        const tail with = k0 + k < g->k ? (tail){0} : more;
         bf16_product(m, n, bf16_pairs(k), a->pairs + (m0 - first) * a->ld + k0 / 2, a->ld, scratch + PACKED, &with, c, ldc, accumulate);
     }
 }

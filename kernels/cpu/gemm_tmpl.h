@@ -105,10 +105,11 @@ static void fetch_row(const float *x, int64_t n) {
 
 /* The product of a block with tile rows of A copied first: rounded to the compute type, or because they stand where they would crowd one set
  * of a cache. */
-static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, tail more, float *c, int64_t ldc,
-                           int accumulate) {
+static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, const tail *more, float *c,
+                           int64_t ldc, int accumulate) {
     float *rows = scratch + A_ROWS;
-    for (int64_t row = 0; row < m; row += TILE_ROWS, more.a += TILE_ROWS * more.rs) {
+    for (int64_t row = 0; row < m; row += TILE_ROWS) {
+        const tail here = tail_at(more, row, 0);
         int64_t mr = m - row < TILE_ROWS ? m - row : TILE_ROWS;
         for (int64_t i = 0; i < mr; i++) {
             const float *from = a + (row + i) * g->a_row;
@@ -120,7 +121,7 @@ static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t 
             fetch_row(a + i * g->a_row, g->a_col == 1 ? k : 0);
             fetch_row(c + i * ldc, n);
         }
-        block_product(mr, n, k, rows, k, 1, scratch + PACKED, &more, c + row * ldc, ldc, accumulate);
+        block_product(mr, n, k, rows, k, 1, scratch + PACKED, &here, c + row * ldc, ldc, accumulate);
     }
 }
 
@@ -171,12 +172,12 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         const float *a = g->a + m0 * g->a_row + k0 * g->a_col;
-        tail with = k0 + k < g->k ? (tail){0} : more;
+        const tail with = k0 + k < g->k ? (tail){0} : more;
         pack_block(scratch + PACKED, scratch, g, k0, k, n0, n);
         if (g->compute == GR_DTYPE_F32 && !rows_collide(g))
             block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, &with, c, ldc, accumulate);
         else
-            copied_product(scratch, g, m, n, k, a, with, c, ldc, accumulate);
+            copied_product(scratch, g, m, n, k, a, &with, c, ldc, accumulate);
     }
 }
 

@@ -26,6 +26,11 @@ typedef struct tail {
     const float *a, *b;
 } tail;
 
+/* The one of the block of C that begins at this row, and at this column, which begins a panel. */
+static inline tail tail_at(const tail *t, int64_t row, int64_t column) {
+    return t->k > 0 ? (tail){t->k, t->rs, t->a + row * t->rs, t->b + column * t->k} : (tail){0};
+}
+
 /* C[mr, n] (+)= A[mr,k] panel[k, n] and its tail; pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
  * third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
 INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
@@ -107,9 +112,9 @@ static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, c
     int64_t n_tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0, row = 0; i < n_tiles; i++) {
         int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
-        tail here = {more->k, more->rs, more->a + row * more->rs, more->b};
-        for (int64_t j = 0; j < n; j += PANEL, here.b += PANEL * here.k) {
+        for (int64_t j = 0; j < n; j += PANEL) {
             int64_t nr = n - j < PANEL ? n - j : PANEL;
+            const tail here = tail_at(more, row, j);
             tiles[pairs][mr][nr > VL ? 2 : 1](k, a + row * rs, rs, cs, b + j * k, &here, c + row * ldc + j, ldc, nr, accumulate);
         }
         row += mr;
