@@ -28,11 +28,10 @@ static void pack_keys(const attention *t, float *packed, int64_t at, int64_t key
 /* The last of `keys` keys, beside those that are packed. */
 static void pack_last_key(const attention *t, float *packed, int64_t at, int64_t keys) {
     int64_t k = places(t->D), j = keys - 1, p = places(UNIT) * j / UNIT;
-    float key[D_MAX], *values = packed + packed_keys(t->D);
+    float key[D_MAX];
     put_row(key, t->k + at + j * t->ldkv, t->D);
     for (int64_t i = 0; i < k; i++) packed[j / PANEL * PANEL * k + i * PANEL + j % PANEL] = key[i];
-    for (int64_t i = 0; i < t->D; i += VL)
-        v_store(values + i / PANEL * PANEL * places(KEYS) + p * PANEL + i % PANEL, at_place(t->v + at, t->ldkv, keys, t->D, p, i));
+    put_place(packed + packed_keys(t->D), t->v + at, t->ldkv, keys, t->D, KEYS, p);
 }
 
 /* The packed block of keys from `key` on of a sequence's key/value head: in scratch, or kept for the next token when a single query is decoded. */

@@ -8,13 +8,15 @@
 #include "kernels/cpu/bf16.h"
 #endif
 
-enum { UNIT = 32 }; /* a contraction over keys or queries is filled up to a multiple of it with zeros */
+enum {
+    D_MAX = 256, /* the widest head */
+    UNIT = 32,   /* a contraction over keys or queries is filled up to a multiple of it with zeros */
+};
+_Static_assert((int)UNIT % (int)PANEL == 0, "whole panels");
 
 #if defined(GR_BF16)
 
-/* Which calls a level takes itself, and whom it leaves the others to. */
-#define ATTENDS(compute) ((compute) == GR_DTYPE_BF16)
-#define EXACT(name) name##_avx512
+_Static_assert((int)UNIT % (int)BF16_STEP == 0, "whole steps");
 
 static inline int64_t places(int64_t n) { return bf16_pairs(n); }
 
@@ -40,9 +42,6 @@ static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int6
 }
 
 #else
-
-#define ATTENDS(compute) true
-#define EXACT(name) name##_generic
 
 static inline int64_t places(int64_t n) { return n; }
 
@@ -73,16 +72,20 @@ static void put_rows(float *to, const float *x, int64_t ldx, int64_t n, int64_t 
     for (int64_t i = 0; i < n; i++) put_row(to + i * distance(D), x + i * ldx, D);
 }
 
+/* Place p of the panels of x[n, D] that hold `rows` rows. */
+static inline void put_place(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t rows, int64_t p) {
+    for (int64_t j = 0; j < D; j += VL)
+        v_store(panels + j / PANEL * PANEL * places(rows) + p * PANEL + j % PANEL, at_place(x, ldx, n, D, p, j));
+}
+
 /* Panels of x[n, D], rows up to `rows` zero. */
 static void put_panels(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t rows) {
-    int64_t k = places(rows);
-    for (int64_t p = 0; p < k; p++)
-        for (int64_t j = 0; j < D; j += VL) v_store(panels + j / PANEL * PANEL * k + p * PANEL + j % PANEL, at_place(x, ldx, n, D, p, j));
+    for (int64_t p = 0; p < places(rows); p++) put_place(panels, x, ldx, n, D, rows, p);
 }
 
 /* Panels of x[n, D] transposed, columns up to `columns` zero. */
 static void put_panels_transposed(float *panels, const float *x, int64_t ldx, int64_t n, int64_t D, int64_t columns) {
-    float rows[VL * 256];
+    float rows[VL * D_MAX];
     int64_t k = places(D);
     for (int64_t j = 0; j < columns; j += VL) {
         int64_t count = n - j < 0 ? 0 : n - j < VL ? n - j : VL;

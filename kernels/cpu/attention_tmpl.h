@@ -11,7 +11,6 @@
 enum {
     KEYS = GR_KV_BLOCK,
     QUERIES = 64,
-    D_MAX = 256,
     GROUP = 8,  /* query heads of a key/value head that share its packed key blocks */
     BLOCKS = 4, /* blocks of queries that share them; in the backward, blocks of keys that share packed queries */
 };
@@ -42,6 +41,15 @@ typedef struct attention {
 } attention;
 
 static const float log2_e = 1.44269504f, ln_2 = 0.693147181f;
+
+/* Which calls a level takes itself, and whom it leaves the others to. */
+#if defined(GR_BF16)
+#define ATTENDS(compute) ((compute) == GR_DTYPE_BF16)
+#define EXACT(name) name##_avx512
+#else
+#define ATTENDS(compute) true
+#define EXACT(name) name##_generic
+#endif
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

@@ -45,7 +45,8 @@ typedef struct gr_gemm {
     const float *bias; /* or NULL */
     gr_dtype compute;  /* BF16, F16: A and B are rounded to it */
     const struct gr_gemm *next; /* NULL, or a further product that is added to the same block of C while that is in the cache (its
-                                   own m, n, c, ldc, bias are not read); so LoRA costs no pass over C of its own */
+                                   own m, n, c, ldc, bias are not read); one of few k goes on with the
+                                   chain of the last piece: so LoRA costs no pass over C of its own */
 } gr_gemm;
 
 enum { GR_GEMM_PRODUCTS = 4, GR_GEMM_TERMS = 12 };

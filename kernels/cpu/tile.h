@@ -176,14 +176,6 @@ static void pack_columns(float *panel, const float *x, int64_t ldx, int64_t n, i
     }
 }
 
-/* Panels of B[k,n] = X^T for X[n,k]. */
-static inline void pack_transposed(float *panels, const float *x, int64_t ldx, int64_t n, int64_t k) {
-    for (int64_t j = 0; j < n; j += VL) {
-        float *panel = panels + j / PANEL * PANEL * k + j % PANEL;
-        pack_columns(panel, x + j * ldx, ldx, n - j < VL ? n - j : VL, k);
-    }
-}
-
 /* Row p of the panels of B[k,n]. */
 static inline void pack_row(float *panels, const float *x, int64_t n, int64_t k, int64_t p) {
     for (int64_t j = 0; j < n; j += VL) {
