@@ -65,6 +65,7 @@ typedef struct gr_reader gr_reader;
 typedef struct gr_record {
     const gr_message *messages; /* the whole conversation; the last is the reference answer when role is assistant */
     int64_t n_messages;
+    const struct json_t *tools, *documents; /* of the sample, for the template; NULL: none */
     const char *text; /* a raw text sample instead of messages, else NULL */
     int64_t line;     /* line or index in the file, from 1 */
 } gr_record;

@@ -161,7 +161,7 @@ static graft_status push(conversion *c, const char *role, const char *content, b
     gr_sample *s = c->s;
     if (!gr_grow(&s->messages, &s->capacity, s->n_messages + 1, sizeof *s->messages))
         return gr_fail_memory(c->err, "sample");
-    s->messages[s->n_messages++] = (gr_message){role, content, no_loss};
+    s->messages[s->n_messages++] = (gr_message){.role = role, .content = content, .no_loss = no_loss};
     return GRAFT_OK;
 }
 

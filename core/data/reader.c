@@ -155,6 +155,7 @@ static void sample_clear(gr_sample *s) {
     gr_arena_release(&s->arena);
     s->root = NULL;
     s->text = NULL;
+    s->tools = s->documents = NULL;
     s->n_messages = 0;
 }
 
@@ -254,6 +255,8 @@ graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err) {
     r->next++;
     *record = (gr_record){.messages = r->sample.messages,
                           .n_messages = r->sample.n_messages,
+                          .tools = r->sample.tools,
+                          .documents = r->sample.documents,
                           .text = r->sample.text,
                           .line = r->is_array ? i + 1 : r->spans[i].line};
     return GRAFT_OK;

@@ -14,6 +14,7 @@ typedef struct gr_sample {
     gr_arena arena; /* owns the others */
     gr_message *messages;
     int64_t n_messages, capacity;
+    const json_t *tools, *documents; /* borrowed from root, or NULL */
     const char *text;
 } gr_sample;
 

@@ -18,7 +18,9 @@ typedef struct gr_chat gr_chat;
 typedef struct gr_message {
     const char *role;    /* "system", "user", "assistant", "tool" */
     const char *content; /* UTF-8, NUL-terminated */
-    bool no_loss;        /* "weight": 0 on an assistant message */
+    bool no_loss;        /* "weight": 0 or "train": false on a message */
+    const struct json_t *fields; /* the message as its file has it, for templates that read more of it (tool_calls, reasoning_content,
+                                    name ...); NULL: role and content are all */
 } gr_message;
 
 typedef enum gr_loss_on { GR_LOSS_COMPLETION, GR_LOSS_LAST, GR_LOSS_ALL } gr_loss_on;

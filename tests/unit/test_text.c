@@ -314,10 +314,10 @@ static void test_chat_masks(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("smollm2");
     gr_chat *c = NULL;
-    gr_message m[] = {{"user", "Hi", false},
-                      {"assistant", "One", false},
-                      {"user", "<|im_end|>", false},
-                      {"assistant", "Two", false}};
+    gr_message m[] = {{.role = "user", .content = "Hi"},
+                      {.role = "assistant", .content = "One"},
+                      {.role = "user", .content = "<|im_end|>"},
+                      {.role = "assistant", .content = "Two"}};
     assert_ok(gr_chat_open(&c, "smollm2", "", t, &err));
     assert_int_equal(gr_chat_end_of_turn(c), gr_tokenizer_find(t, "<|im_end|>"));
     check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|");
@@ -331,7 +331,7 @@ static void test_chat_masks(void **state) {
     assert_int_equal(whole.answer_start,
                      prompt.ids.n); /* the model is trained on what it sees when it generates */
     assert_memory_equal(whole.ids.data, prompt.ids.data, (size_t)prompt.ids.n * sizeof(int32_t));
-    gr_message wrong[] = {{"robot", "x", false}};
+    gr_message wrong[] = {{.role = "robot", .content = "x"}};
     assert_int_equal(gr_chat_encode(c, wrong, 1, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
     assert_int_equal(gr_chat_encode(c, wrong, 0, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
     gr_encoded_release(&prompt);
@@ -355,7 +355,7 @@ static void test_chat_tool(void **state) {
     gr_tokenizer *t = open_golden("qwen2");
     gr_chat *c = NULL;
     gr_str text = {0};
-    gr_message m[] = {{"tool", "7", false}, {"tool", "8", false}};
+    gr_message m[] = {{.role = "tool", .content = "7"}, {.role = "tool", .content = "8"}};
     assert_ok(gr_chat_open(&c, "qwen2.5", "", t, &err));
     assert_ok(gr_chat_render(c, m, 1, false, &text, &err));
     assert_string_equal(text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n");
@@ -370,7 +370,7 @@ static void test_chat_spm_boundary(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("sp-bpe");
     gr_chat *c = NULL;
-    gr_message m[] = {{"user", "What is it?", false}, {"assistant", "The river.", false}};
+    gr_message m[] = {{.role = "user", .content = "What is it?"}, {.role = "assistant", .content = "The river."}};
     gr_encoded e = {0};
     gr_ids whole = {0};
     const char *text = "<s>[INST] What is it? [/INST] The river. </s>";
