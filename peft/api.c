@@ -40,10 +40,7 @@ graft_status graft_train(const char *recipe, const char *const *overrides, int n
             .resume = options->resume, .overwrite = options->overwrite, .dry_run = options->dry_run};
     if (o.resume && o.overwrite)
         return gr_fail(err, GRAFT_BAD_USAGE, "resume and overwrite exclude each other");
-    if (recipe)
-        GR_TRY(gr_recipe_load(&r, recipe, overrides, n_overrides, err));
-    else
-        GR_TRY(gr_recipe_default(&r, overrides, n_overrides, err));
+    GR_TRY(gr_recipe_load(&r, recipe, overrides, n_overrides, err));
     GR_TRY(gr_recipe_require(r, o.dry_run, err));
     GR_TRY(gr_train(r, &o, &run, err));
     if (result)

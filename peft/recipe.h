@@ -26,12 +26,11 @@ typedef struct gr_source_list {
 enum gr_recipe_dtype { GR_DT_AUTO, GR_DT_FP32, GR_DT_BF16, GR_DT_FP16 };
 enum gr_recipe_compute { GR_COMPUTE_AUTO, GR_COMPUTE_EXACT, GR_COMPUTE_INT8 };
 enum gr_recipe_quantize { GR_QUANTIZE_NONE, GR_QUANTIZE_Q8_0, GR_QUANTIZE_Q4_0, GR_QUANTIZE_Q4_K, GR_QUANTIZE_NF4 };
-enum gr_method { GR_METHOD_LORA, GR_METHOD_FULL, GR_METHOD_EMBEDDINGS };
-enum gr_objective { GR_OBJECTIVE_SFT, GR_OBJECTIVE_PRETRAIN, GR_OBJECTIVE_DPO };
+enum gr_method { GR_METHOD_LORA, GR_METHOD_FULL };
+enum gr_objective { GR_OBJECTIVE_SFT, GR_OBJECTIVE_PRETRAIN };
 enum gr_scheduler { GR_SCHEDULER_COSINE, GR_SCHEDULER_LINEAR, GR_SCHEDULER_CONSTANT, GR_SCHEDULER_WSD };
 enum gr_on_nonfinite { GR_NONFINITE_STOP, GR_NONFINITE_SKIP };
 enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPOINTING_SELECTIVE, GR_CHECKPOINTING_FULL };
-enum gr_recipe_device { GR_DEVICE_AUTO, GR_DEVICE_CPU, GR_DEVICE_CUDA };
 /* loss_on and truncation have the values of gr_loss_on and gr_truncation. */
 
 #define GR_C_STRING       const char *
@@ -56,12 +55,32 @@ typedef struct gr_recipe {
     gr_arena arena;   /* owns every string and list */
 } gr_recipe;
 
-/* Read path (with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
+/* Read path (NULL: the defaults; with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
  * recipe's folder), apply overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected
  * and the nearest known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
 graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
-/* A recipe of defaults with overrides only. */
-graft_status gr_recipe_default(gr_recipe **out, const char *const *overrides, int n_overrides, graft_error *err);
+
+/* What is wrong with a recipe, all of it: zero-initialise, release frees. */
+typedef struct gr_problems {
+    struct gr_problem {
+        const char *text; /* "file:line:column: key: what was expected" */
+        int line, column; /* 0: it came from the command line, or is no place in a file */
+        bool missing;     /* a path that leads nowhere: nothing is wrong with the recipe itself */
+    } *items;
+    int64_t n, capacity;
+    gr_arena arena;
+    bool failed; /* memory ran out */
+} gr_problems;
+void gr_problems_release(gr_problems *p);
+
+typedef struct gr_examine_options {
+    bool files;    /* look whether the paths of model, data, adapter and template are there */
+    bool complete; /* it must have what training needs */
+} gr_examine_options;
+/* As gr_recipe_load (path NULL: the defaults), but every problem is noted instead of the first; *out is NULL when there are any. An
+ * error is what ends the reading: no such recipe, bad syntax, an override that is no key=value. */
+graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides,
+                               const gr_examine_options *o, gr_problems *problems, graft_error *err);
 void gr_recipe_free(gr_recipe *r);
 /* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run: model.base). */
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);

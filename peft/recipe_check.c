@@ -1,9 +1,8 @@
 #include "peft/recipe_check.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
-
-#include "peft/recipe_schema.h"
 
 /* Keys of axolotl, LLaMA-Factory, torchtune, transformers, TRL and MLX, and what to write instead. */
 static const struct peer {
@@ -73,6 +72,9 @@ static const struct peer {
     {"sample_packing", "leave it out: batches are never padded here"},
     {"packing", "leave it out: batches are never padded here"},
     {"group_by_length", "leave it out: batches are never padded here"},
+    {"rows", "method embeddings, and it, are not in this version"},
+    {"trainable_tokens", "it is not in this version"},
+    {"sharding", "it is not in this version, which trains in one process"},
 };
 
 const char *gr_recipe_peer_hint(const char *key) {
@@ -81,16 +83,73 @@ const char *gr_recipe_peer_hint(const char *key) {
     return NULL;
 }
 
-/* BAD_USAGE at the place where the key stands. */
-static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section,
-                           const char *name, const char *why, graft_error *err) {
-    for (int i = 0; i < gr_recipe_n_keys(); i++) {
-        const gr_key *k = &gr_recipe_keys[i];
-        if (nodes[i] && strcmp(k->section, section) == 0 && strcmp(k->name, name) == 0)
-            return gr_yaml_fail(nodes[i], false, err, "%s%s%s: %s", section, *section ? "." : "", name, why);
+/* Choices of later versions: refused by name, never proposed. */
+static const struct later {
+    const char *section, *name, *choice, *why;
+} later[] = {
+    {"train", "objective", "dpo", "is not in this version; sft and pretrain are"},
+    {"train", "objective", "kto", "is not in this version; sft and pretrain are"},
+    {"adapter", "method", "embeddings", "is not in this version; lora and full are"},
+    {"", "device", "cuda", "is not in this version yet: this build computes on CPUs; use cpu"},
+};
+
+const char *gr_recipe_later(const gr_key *k, const char *choice) {
+    for (int i = 0; i < GR_LEN(later); i++) {
+        const struct later *l = &later[i];
+        size_t n = strlen(l->choice); /* "cuda:1" is cuda as well */
+        if (strcmp(k->section, l->section) == 0 && strcmp(k->name, l->name) == 0 && strncmp(choice, l->choice, n) == 0 &&
+            (choice[n] == '\0' || choice[n] == ':'))
+            return l->why;
     }
-    return gr_fail(err, GRAFT_BAD_USAGE, "%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section,
-                   *section ? "." : "", name, why);
+    return NULL;
+}
+
+/* ---- problems ---- */
+
+static graft_status note(gr_problems *p, struct gr_problem problem, char *text) {
+    if (!text || !gr_grow(&p->items, &p->capacity, p->n + 1, sizeof *p->items) ||
+        !(problem.text = gr_arena_strdup(&p->arena, text)))
+        p->failed = true;
+    else
+        p->items[p->n++] = problem;
+    free(text);
+    return GRAFT_OK;
+}
+
+graft_status gr_problem_at(gr_problems *p, const gr_yaml *n, gr_problem_place place, const char *format, ...) {
+    char what[800];
+    struct gr_problem problem = {.missing = place == GR_AT_FILE};
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    if (!n->from_file) return note(p, problem, gr_format("%s: %s", n->file, what));
+    problem.line = place == GR_AT_KEY ? n->key_line : n->line;
+    problem.column = place == GR_AT_KEY ? n->key_column : n->column;
+    return note(p, problem, gr_format("%s:%d:%d: %s", n->file, problem.line, problem.column, what));
+}
+
+void gr_problems_release(gr_problems *p) {
+    free(p->items);
+    gr_arena_release(&p->arena);
+    *p = (gr_problems){0};
+}
+
+/* ---- rules ---- */
+
+static int row_of(const char *section, const char *name) {
+    for (int i = 0; i < gr_recipe_n_keys(); i++)
+        if (strcmp(gr_recipe_keys[i].section, section) == 0 && strcmp(gr_recipe_keys[i].name, name) == 0) return i;
+    return -1;
+}
+
+/* At the place where the key stands. */
+static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section,
+                           const char *name, const char *why, gr_problems *p) {
+    int i = row_of(section, name);
+    if (i >= 0 && nodes[i])
+        return gr_problem_at(p, nodes[i], GR_AT_VALUE, "%s%s%s: %s", section, *section ? "." : "", name, why);
+    return note(p, (struct gr_problem){0}, gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why));
 }
 
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name) {
@@ -99,12 +158,11 @@ bool gr_recipe_has_metric(const gr_recipe *r, const char *name) {
     return false;
 }
 
-static bool known_metrics(const gr_recipe *r) {
+static const char *unknown_metric(const gr_recipe *r) {
     for (int i = 0; i < r->eval_metrics.n; i++)
-        if (strcmp(r->eval_metrics.items[i], "loss") != 0 &&
-            strcmp(r->eval_metrics.items[i], "exact_match") != 0)
-            return false;
-    return true;
+        if (strcmp(r->eval_metrics.items[i], "loss") != 0 && strcmp(r->eval_metrics.items[i], "exact_match") != 0)
+            return r->eval_metrics.items[i];
+    return NULL;
 }
 
 static bool whole_ranks(const gr_recipe *r) {
@@ -114,22 +172,20 @@ static bool whole_ranks(const gr_recipe *r) {
     return true;
 }
 
-graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, graft_error *err) {
+graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
     bool has_eval = r->data_eval.n > 0 || r->data_eval.share > 0, lora = r->adapter_method == GR_METHOD_LORA;
+    const char *metric = unknown_metric(r);
+    char metric_why[120] = "";
+    if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
     const struct rule {
         bool bad;
         const char *section, *name, *why;
     } rules[] = {
-        {r->train_objective == GR_OBJECTIVE_DPO, "train", "objective",
-         "dpo is not in this version; sft and pretrain are"},
-        {r->adapter_method == GR_METHOD_EMBEDDINGS, "adapter", "method",
-         "embeddings is not in this version; lora and full are"},
         {r->model_quantize != GR_QUANTIZE_NONE && r->adapter_method == GR_METHOD_FULL, "model", "quantize",
          "method full trains the base's own weights, which must not be quantised; use adapter.method: lora or "
          "model.quantize: none"},
         {r->model_compute == GR_COMPUTE_INT8 && r->adapter_method == GR_METHOD_FULL, "model", "compute",
          "int8 is for a frozen base; method full trains the weights, use exact"},
-        {r->_device == GR_DEVICE_CUDA, "", "device", "cuda is not in this version; use cpu"},
         {lora && r->adapter_target_modules.n == 0, "adapter", "target_modules",
          "it names no module; use all-linear or a list of names"},
         {!whole_ranks(r), "adapter", "rank_pattern", "a rank is a whole number"},
@@ -138,7 +194,7 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
          "method full has no adapter to drop inputs of"},
         {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), "eval", "metrics",
          "exact_match needs answers, which pretrain does not have"},
-        {!known_metrics(r), "eval", "metrics", "expected loss and exact_match, found another name"},
+        {metric, "eval", "metrics", metric_why},
         {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience",
          "needs data.eval"},
         {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs",
@@ -151,28 +207,49 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, gr
          "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)
-        if (rules[i].bad) return refuse(r, nodes, rules[i].section, rules[i].name, rules[i].why, err);
+        if (rules[i].bad && !wrong[row_of(rules[i].section, rules[i].name)])
+            refuse(r, nodes, rules[i].section, rules[i].name, rules[i].why, p);
     return GRAFT_OK;
 }
 
-graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err) {
+/* "model.base, data.train" of what a run needs and is not there, their number. wrong (may be NULL): keys that were given, badly. */
+static int missing_keys(const gr_recipe *r, bool dry_run, const bool *wrong, char names[80]) {
     const struct need {
         bool missing;
-        const char *name;
+        const char *section, *name;
     } needs[] = {
-        {!r->model_base, "model.base"},
-        {!dry_run && r->data_train.n == 0, "data.train"},
-        {!dry_run && !r->_output_dir, "output_dir"},
+        {!r->model_base, "model", "base"},
+        {!dry_run && r->data_train.n == 0, "data", "train"},
+        {!dry_run && !r->_output_dir, "", "output_dir"},
     };
-    char names[80] = "";
     int n = 0;
+    *names = '\0';
     for (int i = 0; i < GR_LEN(needs); i++) {
-        if (!needs[i].missing) continue;
-        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", n++ ? ", " : "", needs[i].name);
+        if (!needs[i].missing || (wrong && wrong[row_of(needs[i].section, needs[i].name)])) continue;
+        size_t at = strlen(names);
+        snprintf(names + at, 80 - at, "%s%s%s%s", n++ ? ", " : "", needs[i].section, *needs[i].section ? "." : "", needs[i].name);
     }
-    if (n == 0 && gr_recipe_has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval",
-                       *r->path ? r->path : "recipe");
+    return n;
+}
+
+static bool lacks_answers(const gr_recipe *r) {
+    return gr_recipe_has_metric(r, "exact_match") && r->data_eval.n == 0 && r->data_eval.share <= 0;
+}
+
+graft_status gr_recipe_check_complete(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
+    char names[80];
+    int n = missing_keys(r, false, wrong, names);
+    if (lacks_answers(r) && !wrong[row_of("data", "eval")]) refuse(r, nodes, "eval", "metrics", "exact_match needs data.eval", p);
+    if (n == 0) return GRAFT_OK;
+    return note(p, (struct gr_problem){0}, gr_format("%s: %s %s missing; set %s in the recipe or as section.key=value", r->path, names,
+                                                     n > 1 ? "are" : "is", n > 1 ? "them" : "it"));
+}
+
+graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err) {
+    char names[80];
+    int n = missing_keys(r, dry_run, NULL, names);
+    if (n == 0 && lacks_answers(r))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: eval.metrics: exact_match needs data.eval", *r->path ? r->path : "recipe");
     if (n == 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s %s missing; set %s in the recipe or as section.key=value",
                    *r->path ? r->path : "recipe", names, n > 1 ? "are" : "is", n > 1 ? "them" : "it");

@@ -4,6 +4,8 @@
 
 #include "peft/recipe.h"
 
+enum { GR_MAX_RECIPE_KEYS = 128 };
+
 typedef enum gr_key_type {
     GR_KEY_STRING,
     GR_KEY_INT,

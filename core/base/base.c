@@ -148,24 +148,25 @@ bool gr_ends_with(const char *s, const char *suffix) {
 
 enum { NEAREST_MAX = 63 }; /* longer keys get no hint */
 
+/* Letters changed, left out, added, or swapped with their neighbour. */
 static int edit_distance(const char *a, int n, const char *b, int m) {
-    int row[NEAREST_MAX + 1];
-    for (int j = 0; j <= m; j++) row[j] = j;
+    int rows[3][NEAREST_MAX + 1];
+    for (int j = 0; j <= m; j++) rows[0][j] = j;
     for (int i = 1; i <= n; i++) {
-        int diagonal = row[0];
+        int *row = rows[i % 3], *above = rows[(i + 2) % 3], *before = rows[(i + 1) % 3];
         row[0] = i;
         for (int j = 1; j <= m; j++) {
-            int above = row[j], change = diagonal + (a[i - 1] != b[j - 1]);
-            row[j] = GR_MIN(change, GR_MIN(above, row[j - 1]) + 1);
-            diagonal = above;
+            int change = above[j - 1] + (a[i - 1] != b[j - 1]);
+            row[j] = GR_MIN(change, GR_MIN(above[j], row[j - 1]) + 1);
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = GR_MIN(row[j], before[j - 2] + 1);
         }
     }
-    return row[m];
+    return rows[n % 3][m];
 }
 
 const char *gr_nearest(const char *key, const char *const *names, int n) {
     const char *best = NULL;
-    int key_len = (int)strnlen(key, NEAREST_MAX + 1), best_distance = key_len / 2 + 1;
+    int key_len = (int)strnlen(key, NEAREST_MAX + 1), best_distance = (key_len + 2) / 3 + 1;
     if (key_len > NEAREST_MAX) return NULL;
     for (int i = 0; i < n; i++) {
         int len = (int)strnlen(names[i], NEAREST_MAX + 1);

@@ -57,7 +57,7 @@ char *gr_format(const char *format, ...) GR_PRINTF(1, 2);
 
 bool gr_starts_with(const char *s, const char *prefix);
 bool gr_ends_with(const char *s, const char *suffix);
-/* Of names[0..n), the one nearest to key by edit distance (at most 1/2 of its length), else NULL. */
+/* Of names[0..n), the one nearest to key by edit distance (at most a third of its length), else NULL. */
 const char *gr_nearest(const char *key, const char *const *names, int n);
 
 /* gr_str: a growing byte string. Zero-initialise to start; data is NUL-terminated once anything was added.

@@ -72,6 +72,7 @@ typedef struct gr_record {
 graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err);
 /* GRAFT_OK and record->n_messages == 0 && text == NULL at the end. */
 graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err);
+const char *gr_data_format(int i); /* the name of form i, NULL past the last */
 const char *gr_reader_format(const gr_reader *r); /* the detected or named format */
 int64_t gr_reader_count(const gr_reader *r);      /* samples in the file */
 void gr_reader_close(gr_reader *r);

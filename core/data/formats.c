@@ -369,6 +369,10 @@ static bool has_required(const gr_reader *r, const gr_form *f, const json_t *obj
     return field(r, object, f->required[0]) && (!f->required[1] || field(r, object, f->required[1]));
 }
 
+const char *gr_data_format(int i) {
+    return i >= 0 && i < GR_LEN(formats) ? formats[i].name : NULL;
+}
+
 /* "messages {messages, system}; alpaca {...}": the forms with their fields. */
 static void list_forms(gr_str *out) {
     for (int i = 0; i < GR_LEN(formats); i++) {

@@ -231,25 +231,42 @@ static char *option_override(const gr_option *o, const char *value) {
     return gr_str_take(&s);
 }
 
-graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
-                            graft_error *err) {
-    graft_status st = GRAFT_OK;
-    int n = 0;
-    char **made = gr_calloc(a->n_given + 1, sizeof *made);
-    const char **all = gr_calloc(a->n_given + a->n_arguments + 1, sizeof *all);
-    if (!made || !all) GR_TRY(gr_fail_memory(err, "arguments"));
+/* The options that mean recipe keys, then arguments from first on, as "key=value" each; *list owned (free_overrides). */
+static graft_status overrides(const gr_args *a, int first, char ***list, int *n, graft_error *err) {
+    char **all = gr_calloc(a->n_given + a->n_arguments + 1, sizeof *all);
+    *list = all;
+    *n = 0;
+    if (!all) return gr_fail_memory(err, "arguments");
     for (int i = 0; i < a->n_given; i++) {
         if (!a->given[i].option->key) continue;
-        made[n] = option_override(a->given[i].option, a->given[i].value);
-        if (!made[n]) GR_TRY(gr_fail_memory(err, "arguments"));
-        all[n] = made[n];
-        n++;
+        if (!(all[(*n)++] = option_override(a->given[i].option, a->given[i].value))) return gr_fail_memory(err, "arguments");
     }
-    for (int i = first_override; i < a->n_arguments; i++) all[n++] = a->arguments[i];
-    st = path ? gr_recipe_load(out, path, all, n, err) : gr_recipe_default(out, all, n, err);
-done:
-    for (int i = 0; made && made[i]; i++) free(made[i]);
-    free(made);
-    free(all);
+    for (int i = first; i < a->n_arguments; i++)
+        if (!(all[(*n)++] = gr_strdup(a->arguments[i]))) return gr_fail_memory(err, "arguments");
+    return GRAFT_OK;
+}
+
+static void free_overrides(char **list, int n) {
+    for (int i = 0; list && i < n; i++) free(list[i]);
+    free(list);
+}
+
+graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
+                            graft_error *err) {
+    char **list;
+    int n;
+    graft_status st = overrides(a, first_override, &list, &n, err);
+    if (st == GRAFT_OK) st = gr_recipe_load(out, path, (const char *const *)list, n, err);
+    free_overrides(list, n);
+    return st;
+}
+
+graft_status gr_args_examine(const gr_args *a, const char *path, int first_override, const gr_examine_options *o, gr_recipe **out,
+                             gr_problems *problems, graft_error *err) {
+    char **list;
+    int n;
+    graft_status st = overrides(a, first_override, &list, &n, err);
+    if (st == GRAFT_OK) st = gr_recipe_examine(out, path, (const char *const *)list, n, o, problems, err);
+    free_overrides(list, n);
     return st;
 }

@@ -95,12 +95,49 @@ graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
     return run(a, &o, err);
 }
 
+static void print_problems_json(const char *recipe, const gr_problems *p) {
+    json_t *out = json_pack("{s:b,s:s,s:[],s:[]}", "valid", 0, "recipe", recipe, "errors", "missing");
+    for (int64_t i = 0; i < p->n; i++) {
+        const struct gr_problem *one = &p->items[i];
+        json_t *entry = json_pack("{s:s}", "message", one->text);
+        if (one->line > 0) {
+            json_object_set_new(entry, "line", json_integer(one->line));
+            json_object_set_new(entry, "column", json_integer(one->column));
+        }
+        json_array_append_new(json_object_get(out, one->missing ? "missing" : "errors"), entry);
+    }
+    json_dumpf(out, stdout, 0);
+    putchar('\n');
+    json_decref(out);
+}
+
+/* A single problem is the error; several are listed before it, what is wrong first, then what is not there. */
+static graft_status tell_problems(const gr_args *a, const gr_problems *p, graft_error *err) {
+    int64_t missing = 0;
+    char counts[64] = "";
+    for (int64_t i = 0; i < p->n; i++) missing += p->items[i].missing;
+    int64_t wrong = p->n - missing;
+    graft_status status = wrong > 0 ? GRAFT_BAD_USAGE : GRAFT_BAD_INPUT;
+    const char *hint = missing > 0 ? "; --no-files does not look for files" : "";
+    if (gr_args_has(a, "json")) print_problems_json(a->arguments[0], p);
+    if (p->n == 1) return gr_fail(err, status, "%s%s", p->items[0].text, hint);
+    for (int pass = 0; pass < 2; pass++)
+        for (int64_t i = 0; i < p->n; i++)
+            if (p->items[i].missing == (pass == 1)) fprintf(stderr, "%s\n", p->items[i].text);
+    if (wrong > 0) snprintf(counts, sizeof counts, "%lld wrong%s", (long long)wrong, missing > 0 ? ", " : "");
+    size_t at = strlen(counts);
+    if (missing > 0) snprintf(counts + at, sizeof counts - at, "%lld not there", (long long)missing);
+    return gr_fail(err, status, "%s: %s (see above)%s", a->arguments[0], counts, hint);
+}
+
 graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
+    gr_problems problems = {0};
     gr_str text = {0};
-    GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
-    GR_TRY(gr_recipe_require(r, false, err));
+    gr_examine_options o = {.files = !gr_args_has(a, "no-files"), .complete = true};
+    GR_TRY(gr_args_examine(a, a->arguments[0], 1, &o, &r, &problems, err));
+    if (problems.n > 0) GR_TRY(tell_problems(a, &problems, err));
     if (gr_args_has(a, "print")) {
         GR_TRY(gr_recipe_print(r, &text, err));
         fputs(text.data, stdout);
@@ -115,6 +152,7 @@ graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {
     }
 done:
     gr_str_release(&text);
+    gr_problems_release(&problems);
     gr_recipe_free(r);
     return st;
 }

@@ -69,8 +69,11 @@ static const gr_option train_options[] = {
 
 static const gr_option plan_options[] = {{"ranks", "N", "processes that train together (1)", NULL}, END};
 
-static const gr_option validate_options[] = {{"print", NULL, "the resolved recipe, with every key", NULL},
-                                             END};
+static const gr_option validate_options[] = {
+    {"print", NULL, "the resolved recipe, with every key", NULL},
+    {"no-files", NULL, "do not look whether the paths are there: for recipes whose model or data is elsewhere", NULL},
+    END,
+};
 
 static const gr_option generate_options[] = {
     {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
@@ -156,11 +159,11 @@ const gr_command gr_commands[] = {
     {"validate",
      "check a recipe without running it",
      "RECIPE [section.key=value ...] [options]",
-     "graft validate recipes/quickstart.yaml",
+     "graft validate recipes/belle/llama-7b-lora-2m.yaml --no-files",
      1,
      GR_ANY_NUMBER,
      gr_cmd_validate,
-     {validate_options, json_option}},
+     {validate_options, machine_options, json_option}},
     {"plan",
      "parameters, steps and memory of a recipe, without running it",
      "RECIPE [section.key=value ...] [options]",

@@ -63,6 +63,9 @@ graft_status gr_args_float(const gr_args *a, const char *name, double min, doubl
  * the defaults). */
 graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
                             graft_error *err);
+/* The same with every problem noted (gr_recipe_examine). */
+graft_status gr_args_examine(const gr_args *a, const char *path, int first_override, const gr_examine_options *o, gr_recipe **out,
+                             gr_problems *problems, graft_error *err);
 
 /* ---- the commands ---- */
 gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat,

@@ -91,7 +91,7 @@ static void bad_cases(void **state) {
         {"adapter:\n  alpha: 1e999\n", "expected a number"},
         {"adapter:\n  dropout: 1.0\n", "expected a number from 0 to 0.99"},
         {"adapter:\n  use_rslora: maybe\n", "expected true or false, found \"maybe\""},
-        {"adapter:\n  method: lorra\n", "one of lora|full|embeddings (did you mean lora?)"},
+        {"adapter:\n  method: lorra\n", "one of lora|full (did you mean lora?)"},
         {"adapter:\n  target_modules: {a: b}\n", "expected a list of names"},
         {"adapter:\n  target_modules: [a, [b]]\n",
          "@2:23: adapter.target_modules: expected a name, found a list"},
@@ -107,6 +107,16 @@ static void bad_cases(void **state) {
         {"model:\n  quantize: nf5\n", "@2:13: model.quantize: expected one of none|q8_0|q4_0|q4_k|nf4"},
         {"model:\n  compute: int8\nadapter:\n  method: full\n", "int8 is for a frozen base"},
         {"device: cuda\n", "@1:9: device: cuda is not in this version"},
+        {"device: cuda:1\n", "device: cuda:1 is not in this version"},
+        {"device: cud\n", "expected one of auto|cpu, found"},
+        {"adapter:\n  method: embedings\n", "expected one of lora|full, found"},
+        {"train:\n  objective: dpp\n", "expected one of sft|pretrain, found"},
+        {"train:\n  sharding: zero1\n", "not in this version"},
+        {"train:\n  every: 3\n", "it is written eval.every or save.every or log.every"},
+        {"save:\n  evrey: 3\n", "did you mean save.every?"},
+        {"data:\n  template: klingon\n", "@2:13: data.template: unknown template \"klingon\"; expected auto, FILE.jinja, FILE.yaml, smollm2"},
+        {"data:\n  template: chat-ml\n", "did you mean chatml?"},
+        {"data:\n  train: [{path: a, format: alpacca}]\n", "@2:29: data.train: unknown format \"alpacca\" (did you mean alpaca?)"},
         {"data:\n  train: 5\n  trian: x\n", "did you mean data.train?"},
         {"data:\n  train: [{format: text}]\n", "@2:11: data.train: a source needs a path"},
         {"data:\n  train: [{path: a, wieght: 2}]\n", "did you mean weight?"},
@@ -162,6 +172,94 @@ static void bad_cases(void **state) {
         if (strchr(err.msg, '\n')) fail_msg("case %d: more than one line", i);
         assert_null(r);
     }
+}
+
+/* Every problem in one go, in the order of the file; no problem makes another. */
+static void all_problems(void **state) {
+    static const char *const expected[] = {
+        "/a.yaml:1:16: model.dtype: expected one of auto|fp32|bf16|fp16 (did you mean fp32?), found \"fp12\"",
+        "/a.yaml:1:22: unknown key \"bass\" in section model; did you mean model.base?",
+        "/a.yaml:3:3: unknown key \"lora_r\" in section adapter; use adapter.rank",
+        "/a.yaml:4:12: adapter.dropout: expected a number from 0 to 0.99, found \"2\"",
+        "/a.yaml:5:28: adapter.target_modules: expected a name, found a list",
+        "/a.yaml:6:26: adapter.rank_pattern: expected a number, found \"x\"",
+        "/a.yaml:6:32: adapter.rank_pattern: expected a number from 1 to 4096, found \"0\"",
+        "/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, weight, limit (did you mean path?)",
+        "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
+        "/a.yaml:8:16: data.train: a source needs a path",
+        "/a.yaml:9:6: section log: expected keys below it, found \"5\"",
+        "/a.yaml:10:1: unknown key \"sede\"; did you mean train.seed?",
+        "train.sead=1: unknown key \"sead\" in section train; did you mean train.seed?",
+        "/a.yaml:7:17: eval.metrics: expected loss and exact_match, found \"bleu\"",
+        "/a.yaml: model.base, output_dir are missing; set them in the recipe or as section.key=value",
+    };
+    static const char *const overrides[] = {"train.sead=1"};
+    gr_problems problems = {0};
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    (void)state;
+    const char *path = put("a.yaml",
+                           "model: {dtype: fp12, bass: x}\n"
+                           "adapter:\n"
+                           "  lora_r: 8\n"
+                           "  dropout: 2\n"
+                           "  target_modules: [q_proj, [v_proj]]\n"
+                           "  rank_pattern: {q_proj: x, k: 0, v: 2}\n"
+                           "eval: {metrics: [bleu]}\n"
+                           "data: {train: [{paht: x, weight: -1}, {path: nowhere.jsonl}]}\n"
+                           "log: 5\n"
+                           "sede: 1\n",
+                           -1);
+    graft_status st = gr_recipe_examine(&r, path, overrides, 1, &(gr_examine_options){.complete = true}, &problems, &err);
+    assert_int_equal(st, GRAFT_OK);
+    for (int i = 0; i < GR_LEN(expected) && i < problems.n; i++)
+        if (!gr_ends_with(problems.items[i].text, expected[i]))
+            fail_msg("problem %d: expected \"%s\", found \"%s\"", i, expected[i], problems.items[i].text);
+    assert_int_equal(problems.n, GR_LEN(expected));
+    assert_int_equal(problems.items[1].line, 1);
+    assert_int_equal(problems.items[1].column, 22);
+    assert_null(r);
+    gr_problems_release(&problems);
+    assert_int_equal(gr_recipe_load(&r, path, overrides, 1, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, " (and 13 more: graft validate)")); /* what is missing is told when it is needed */
+}
+
+/* Paths that lead nowhere are told apart, and only when asked for. */
+static void missing_paths(void **state) {
+    static const char *const expected[] = {":1:15: model.base: nothing is there: \"no.gguf\"",
+                                           ":2:26: adapter.init_from: nothing is there: \"runs/none\"",
+                                           ":4:21: data.train: nothing is there: \"none.jsonl\"",
+                                           ":5:9: data.eval: nothing is there: \"none.json\"",
+                                           ":6:13: data.template: nothing is there: \"none.jinja\""};
+    gr_problems problems = {0};
+    gr_recipe *r = NULL;
+    graft_error err = {0};
+    (void)state;
+    put("there.jsonl", "{}\n", -1);
+    const char *path = put("f.yaml",
+                           "model: {base: no.gguf}\n"
+                           "adapter: {init_from:     runs/none}\n"
+                           "data:\n"
+                           "  train: [{path:    none.jsonl}, there.jsonl]\n"
+                           "  eval: none.json\n"
+                           "  template: none.jinja\n"
+                           "output_dir: runs/new\n",
+                           -1);
+    gr_examine_options o = {.files = true, .complete = true};
+    assert_int_equal(gr_recipe_examine(&r, path, NULL, 0, &o, &problems, &err), GRAFT_OK);
+    assert_null(r);
+    for (int i = 0; i < GR_LEN(expected) && i < problems.n; i++) {
+        assert_true(problems.items[i].missing);
+        if (!gr_ends_with(problems.items[i].text, expected[i]))
+            fail_msg("problem %d: expected \"%s\", found \"%s\"", i, expected[i], problems.items[i].text);
+    }
+    assert_int_equal(problems.n, GR_LEN(expected));
+    gr_problems_release(&problems);
+    o.files = false;
+    assert_int_equal(gr_recipe_examine(&r, path, NULL, 0, &o, &problems, &err), GRAFT_OK);
+    assert_int_equal(problems.n, 0);
+    assert_non_null(r);
+    gr_recipe_free(r);
 }
 
 static void missing_and_huge_files(void **state) {
@@ -297,7 +395,7 @@ static void overriding(void **state) {
     gr_recipe_free(r);
     for (int i = 0; i < GR_LEN(wrong); i++) {
         r = NULL;
-        assert_int_equal(gr_recipe_default(&r, &wrong[i].text, 1, &err), GRAFT_BAD_USAGE);
+        assert_int_equal(gr_recipe_load(&r, NULL, &wrong[i].text, 1, &err), GRAFT_BAD_USAGE);
         if (!strstr(err.msg, wrong[i].message))
             fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
     }
@@ -367,7 +465,8 @@ static void documentation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_cases),    cmocka_unit_test(missing_and_huge_files),
+        cmocka_unit_test(bad_cases),    cmocka_unit_test(all_problems), cmocka_unit_test(missing_paths),
+        cmocka_unit_test(missing_and_huge_files),
         cmocka_unit_test(defaults),     cmocka_unit_test(values),
         cmocka_unit_test(anchors),      cmocka_unit_test(extending),
         cmocka_unit_test(overriding),   cmocka_unit_test(printing_round_trips),
