@@ -10,16 +10,27 @@ typedef enum gr_model_format { GR_FORMAT_HF, GR_FORMAT_GGUF } gr_model_format;
 
 typedef struct gr_merge_options {
     gr_model_format format;
-    int dtype;               /* gr_dtype to write; -1: the base's own (bf16 for a quantised base) */
+    int dtype;               /* gr_dtype to write; -1: the base's own (bf16 for a quantised base). In a GGUF also Q8_0, Q6_K, and
+                                Q4_K and Q5_K for llama.cpp's mixtures Q4_K_M and Q5_K_M */
     bool overwrite;
     int64_t shard_bytes;     /* HF: size of a shard; 0 = 5 GB */
 } gr_merge_options;
 
 typedef struct gr_merge_report {
+    gr_dtype dtype;              /* that was written */
     double max_logit_difference; /* base + adapter against the merged files as read back, on probe texts */
+    double largest_logit;        /* magnitude, of base + adapter: the yardstick of the difference */
+    double relative_error;       /* root mean square of the differences over that of the logits (each row without its mean) */
     double mean_kl;              /* nats */
+    int64_t n_probed, n_changed; /* tokens of the probe; those whose likeliest next token is another one */
     int64_t n_tensors, n_merged, n_bytes;
 } gr_merge_report;
+
+/* The format that a name says (".gguf"), checked against the one that was asked for by name (NULL: none); hf: what a folder is called,
+ * "hf" or "peft". BAD_USAGE when they contradict each other. */
+graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err);
+/* --dtype in a recipe's spelling (fp32), a file's (f32, q8_0) or llama.cpp's (Q4_K_M); NULL: -1, the base's own. */
+graft_status gr_written_type(int *dtype, const char *name, graft_error *err);
 
 /* W + sum_j scale_j * B_j A_j in float32, rounded once. No adapters: a conversion. `trained` (may be NULL) replaces weights by name
  * (method: full). m is the opened base with the adapters attached (the logits of "base + adapter" come from it). A tied head that an

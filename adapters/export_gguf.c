@@ -1,5 +1,5 @@
 /* A whole model as GGUF v3 for llama.cpp (ggml docs/gguf.md; llama.cpp's conversion/llama.py for what its
- * loader expects). */
+ * loader expects, src/llama-quant.cpp for the type of each tensor). */
 #include "adapters/merge.h"
 
 #include <stdlib.h>
@@ -7,11 +7,62 @@
 
 #include "core/base/log.h"
 
-/* One-dimensional tensors stay F32 (llama.cpp computes with nothing else); a row that is no whole number of
- * Q8_0 blocks is F16. */
+/* Of the mixtures Q4_K_M and Q5_K_M: layers whose attn_v and ffn_down get Q6_K. */
+static bool more_bits(int64_t layer, int64_t n) {
+    return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
+}
+
+/* llama.cpp calls models of 80 layers "70B", of its "llama" those with grouped queries. */
+static bool is_70b(const gr_model_config *c) {
+    return c->n_layers == 80 && (strcmp(c->arch, "llama") != 0 || c->n_heads != c->n_kv_heads);
+}
+
+/* The type that llama.cpp's quantiser chooses for a matrix, before it looks whether rows are whole blocks. */
+static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
+    const gr_model_config *c = &job->config;
+    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = gr_ends_with(e->gguf_name, ".attn_v.weight");
+    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0, head = strcmp(e->gguf_name, "output.weight") == 0;
+    long long layer = 0;
+    if (head || (embedding && c->tied)) /* what gives the logits */
+        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
+    if (!mixed || !(v || gr_ends_with(e->gguf_name, ".ffn_down.weight"))) return job->dtype;
+    if (sscanf(e->gguf_name, "blk.%lld.", &layer) == 1 && more_bits(layer, c->n_layers)) return GR_DTYPE_Q6_K;
+    return v && is_70b(c) && job->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : job->dtype;
+}
+
+/* What takes the place of a type whose blocks do not fit a row; F16 fits all. */
+static gr_dtype fallback(gr_dtype dtype) {
+    switch (dtype) {
+    case GR_DTYPE_Q4_K: return GR_DTYPE_Q5_0;
+    case GR_DTYPE_Q5_K: return GR_DTYPE_Q5_1;
+    case GR_DTYPE_Q6_K: return GR_DTYPE_Q8_0;
+    default: return GR_DTYPE_F16;
+    }
+}
+
+/* One-dimensional tensors stay F32 (llama.cpp computes with nothing else). */
 static gr_dtype gguf_dtype(const gr_merge_job *job, const gr_weight_entry *e) {
     if (e->is_vector) return GR_DTYPE_F32;
-    return e->view.cols % gr_dtype_get(job->dtype)->block == 0 ? job->dtype : GR_DTYPE_F16;
+    if (gr_dtype_get(job->dtype)->block == 1) return job->dtype;
+    gr_dtype dtype = mixture(job, e);
+    if (e->view.cols % gr_dtype_get(dtype)->block) dtype = fallback(dtype);
+    return e->view.cols % gr_dtype_get(dtype)->block ? GR_DTYPE_F16 : dtype;
+}
+
+/* How many matrices have another type than the mixture's, as their rows are no whole blocks. */
+static void tell_fallbacks(const gr_merge_job *job) {
+    int64_t n = 0, matrices = 0;
+    gr_dtype to = job->dtype;
+    for (int64_t i = 0; i < job->n_entries && gr_dtype_get(job->dtype)->block > 1; i++) {
+        const gr_weight_entry *e = &job->entries[i];
+        if (e->is_vector) continue;
+        matrices++;
+        if (e->view.cols % gr_dtype_get(job->dtype)->block == 0) continue;
+        if (n++ == 0 || gguf_dtype(job, e) != GR_DTYPE_Q8_0) to = gguf_dtype(job, e);
+    }
+    if (n > 0)
+        gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s ...), as llama.cpp does",
+                (long long)n, (long long)matrices, gr_dtype_get(job->dtype)->name, gr_dtype_get(to)->name);
 }
 
 static bool has_rope_tensor(const gr_merge_job *job) {
@@ -34,6 +85,12 @@ static uint32_t file_type(gr_dtype dtype) {
         return 1;
     case GR_DTYPE_Q8_0:
         return 7;
+    case GR_DTYPE_Q4_K: /* Q4_K_M */
+        return 15;
+    case GR_DTYPE_Q5_K: /* Q5_K_M */
+        return 17;
+    case GR_DTYPE_Q6_K:
+        return 18;
     case GR_DTYPE_BF16:
         return 32;
     default:
@@ -65,6 +122,7 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
         job->config.n_heads * job->config.head_dim != job->config.hidden)
         gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this "
                 "GGUF, llama.cpp will not");
+    tell_fallbacks(job);
     GR_TRY(put_metadata(job, &b, err));
     GR_TRY(gr_merge_tensors(&tensors, job, gguf_dtype, true, err));
     if (has_rope_tensor(job)) {

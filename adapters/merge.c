@@ -9,8 +9,9 @@
 #include "adapters/impl.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "kernels/threads.h"
 
-enum { CHUNK = 256 };
+enum { PATIENCE_S = 3 };
 
 /* ---- one tensor ---- */
 
@@ -75,34 +76,61 @@ static void permute_vector(gr_merge_job *job, const gr_weight_entry *e) {
         job->rows[gr_gguf_row(k, e->permute_heads, e->view.cols)] = job->extra[k];
 }
 
+/* Rows of a chunk on their way into the file, one at a time. */
+typedef struct round_job {
+    const gr_dtype_info *to;
+    const float *rows;
+    char *dst;
+    int64_t cols, row_bytes, first, n_rows;
+    int64_t heads; /* whose rows GGUF interleaves; 0: none */
+} round_job;
+
+static void round_row(void *context, int64_t r, int worker) {
+    const round_job *j = context;
+    int64_t row = j->heads ? gr_gguf_row(j->first + r, j->heads, j->n_rows) : j->first + r;
+    (void)worker;
+    j->to->from_f32(j->dst + row * j->row_bytes, j->rows + r * j->cols, j->cols);
+}
+
+/* A line for those who wait: nothing is said of a merge that is done in a moment. */
+static void tell_progress(gr_merge_job *job, int64_t i) {
+    if (gr_now() - job->started > PATIENCE_S)
+        gr_progress_update(&job->progress, i + 1, "%s", gr_dtype_get(job->dtype)->name);
+}
+
+graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
+    gr_weight w = source_of(job, e);
+    int64_t K = e->view.cols, row_bytes = gr_dtype_bytes(w.dtype, K);
+    if (w.rows != e->view.rows || w.cols != K || row_bytes < 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld",
+                       e->name, (long long)w.rows, (long long)w.cols, (long long)e->view.rows, (long long)K);
+    gr_dtype_get(w.dtype)->to_f32(job->rows, (const char *)w.data + first * row_bytes, n * K);
+    for (int j = 0; j < job->n_adapters; j++) {
+        const gr_adapter_module *module = module_of(job->adapters[j], e->name);
+        if (module) add_adapter(job, job->adapters[j], module, job->scales[j], first, n);
+    }
+    for (int64_t k = 0; k < n * K; k++)
+        if (!isfinite(job->rows[k]))
+            return gr_fail(err, GRAFT_FAILED, "%s: row %lld of the merged weight is not finite", e->name,
+                           (long long)(first + k / K));
+    return GRAFT_OK;
+}
+
 graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst,
                             graft_error *err) {
     const gr_weight_entry *e = &job->entries[i];
-    gr_weight w = source_of(job, e);
-    const gr_dtype_info *from = gr_dtype_get(w.dtype), *to = gr_dtype_get(dtype);
-    int64_t K = e->view.cols, from_row = gr_dtype_bytes(w.dtype, K), to_row = gr_dtype_bytes(dtype, K);
-    bool permute = gguf && e->permute_heads > 0;
-    if (w.rows != e->view.rows || w.cols != K || from_row < 0 || to_row < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld",
-                       e->name, (long long)w.rows, (long long)w.cols, (long long)e->view.rows, (long long)K);
-    for (int64_t first = 0; first < w.rows; first += CHUNK) {
-        int64_t n = GR_MIN(CHUNK, w.rows - first);
-        from->to_f32(job->rows, (const char *)w.data + first * from_row, n * K);
-        for (int j = 0; j < job->n_adapters; j++) {
-            const gr_adapter_module *module = module_of(job->adapters[j], e->name);
-            if (module) add_adapter(job, job->adapters[j], module, job->scales[j], first, n);
-        }
-        for (int64_t k = 0; k < n * K; k++)
-            if (!isfinite(job->rows[k]))
-                return gr_fail(err, GRAFT_FAILED, "%s: row %lld of the merged weight is not finite", e->name,
-                               (long long)(first + k / K));
-        if (permute && e->is_vector) permute_vector(job, e);
-        for (int64_t r = 0; r < n; r++) {
-            int64_t row =
-                permute && !e->is_vector ? gr_gguf_row(first + r, e->permute_heads, w.rows) : first + r;
-            to->from_f32((char *)dst + row * to_row, job->rows + r * K, K);
-        }
+    int64_t heads = gguf ? e->permute_heads : 0, rows = e->view.rows;
+    for (int64_t first = 0; first < rows; first += GR_MERGE_ROWS) {
+        int64_t n = GR_MIN(GR_MERGE_ROWS, rows - first);
+        graft_status st = gr_merge_rows(job, e, first, n, err);
+        if (st != GRAFT_OK) return st;
+        if (heads && e->is_vector) permute_vector(job, e);
+        round_job rounding = {.to = gr_dtype_get(dtype), .rows = job->rows, .dst = dst, .cols = e->view.cols,
+                              .row_bytes = gr_dtype_bytes(dtype, e->view.cols), .first = first, .n_rows = rows,
+                              .heads = e->is_vector ? 0 : heads};
+        gr_threads_run(job->m->device->threads, n, round_row, &rounding);
     }
+    tell_progress(job, i);
     return GRAFT_OK;
 }
 
@@ -126,19 +154,36 @@ graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype
 
 /* ---- the whole model ---- */
 
+/* The type of a quantised matrix of the base, -1 when none is. */
+static int quantised_type(const gr_model *m) {
+    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+        gr_dtype dtype = gr_weights_get(m->weights, i)->view.dtype;
+        if (gr_dtype_get(dtype)->block > 1) return (int)dtype;
+    }
+    return -1;
+}
+
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
+    static const gr_dtype quantised[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K};
     gr_dtype own = job->m->embed.dtype;
-    int dtype = job->options->dtype;
-    if (dtype < 0) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
-    bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16;
-    if (!plain && (dtype != GR_DTYPE_Q8_0 || job->options->format == GR_FORMAT_HF))
+    int dtype = job->options->dtype, base = quantised_type(job->m);
+    bool named = dtype >= 0;
+    if (!named) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
+    bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16, known = plain;
+    for (int i = 0; i < GR_LEN(quantised); i++) known |= dtype == (int)quantised[i];
+    if (!known || (!plain && job->options->format == GR_FORMAT_HF))
         return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
                        job->options->format == GR_FORMAT_HF
-                           ? "HF folder holds fp32, fp16 or bf16; q8_0 needs --format gguf"
-                           : "GGUF holds fp32, fp16, bf16 or q8_0");
-    if (!plain && job->n_adapters > 0)
-        gr_warn("rounding to q8_0 after merging can hide small changes of an adapter: see the KL below");
+                           ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
+                           : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
     job->dtype = (gr_dtype)dtype;
+    if (base >= 0 && !named)
+        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes less; --dtype %s", gr_weights_path(job->m->weights),
+                gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
+                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+    if (!plain && job->n_adapters > 0)
+        gr_warn("rounding to %s after merging can hide small changes of an adapter: see the KL below",
+                gr_dtype_get(job->dtype)->name);
     return GRAFT_OK;
 }
 
@@ -165,9 +210,9 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
     for (int i = 0; i < job->n_adapters; i++)
         for (int64_t j = 0; j < job->adapters[i]->n_modules; j++)
             rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
-    job->rows = gr_alloc_aligned(CHUNK * cols * (int64_t)sizeof(float));
-    job->extra = gr_alloc_aligned(CHUNK * cols * (int64_t)sizeof(float));
-    job->left = gr_alloc_aligned(CHUNK * rank * (int64_t)sizeof(float));
+    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
     if (!job->rows || !job->extra || !job->left) GR_TRY(gr_fail_memory(err, "merging"));
 done:
     return st;
@@ -179,7 +224,7 @@ static graft_status merge_to_folder(gr_merge_job *job, const char *out_path, gr_
     char *tmp = NULL;
     GR_TRY(gr_dir_begin(&tmp, out_path, job->options->overwrite, err));
     GR_TRY(gr_export_hf(job, tmp, err));
-    GR_TRY(gr_merge_probe(job->m, job->tokenizer, tmp, report, err));
+    GR_TRY(gr_merge_probe(job, tmp, report, err));
     GR_TRY(gr_dir_commit(tmp, out_path, job->options->overwrite, err));
 done:
     if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
@@ -199,7 +244,7 @@ static graft_status merge_to_file(gr_merge_job *job, const char *out_path, gr_me
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                        "%s exists already; name another file or ask for it to be replaced", out_path));
     GR_TRY(gr_export_gguf(job, tmp, err));
-    GR_TRY(gr_merge_probe(job->m, job->tokenizer, tmp, report, err));
+    GR_TRY(gr_merge_probe(job, tmp, report, err));
     if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
 done:
     if (st != GRAFT_OK) gr_remove_all(tmp);
@@ -220,11 +265,15 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
                         .trained = trained,
                         .options = o};
     GR_TRY(prepare(&job, err));
+    job.started = gr_now();
+    gr_progress_start(&job.progress, "merge", job.n_entries);
     GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&job, out_path, &done_report, err)
                                      : merge_to_file(&job, out_path, &done_report, err));
     done_report.n_merged = job.n_merged;
+    done_report.dtype = job.dtype;
     if (report) *report = done_report;
 done:
+    gr_progress_end(&job.progress);
     free(job.entries);
     free(job.rows);
     free(job.extra);

@@ -4,6 +4,9 @@
 #define GR_ADAPTERS_MERGE_H
 
 #include "adapters/export.h"
+#include "core/base/log.h"
+
+enum { GR_MERGE_ROWS = 256 }; /* of a chunk */
 
 typedef struct gr_merge_job {
     gr_model *m;
@@ -18,7 +21,9 @@ typedef struct gr_merge_job {
         config; /* as written: not tied where an adapter gives head and embedding different weights */
     gr_weight_entry *entries; /* [n_entries] owned; only names and shapes count */
     int64_t n_entries, n_merged;
-    float *rows, *extra, *left; /* scratch of one chunk: [CHUNK, max cols] twice, [CHUNK, max rank] */
+    double started; /* seconds */
+    gr_progress progress;
+    float *rows, *extra, *left; /* scratch of one chunk: [GR_MERGE_ROWS, max cols] twice, [GR_MERGE_ROWS, max rank] */
 } gr_merge_job;
 
 /* The tensors as they will be written (name, dtype, shape), owned by the caller; names are borrowed from the
@@ -27,6 +32,8 @@ typedef gr_dtype gr_dtype_rule(const gr_merge_job *job, const gr_weight_entry *e
 graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype_rule *dtype_of,
                               bool gguf_names, graft_error *err);
 
+/* Rows first .. first + n (n <= GR_MERGE_ROWS) of an entry merged in float32, into job->rows, in canonical order. */
+graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err);
 /* Entry i merged in float32 and rounded once to dtype, into dst; gguf: rows in GGUF's order. */
 graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst,
                             graft_error *err);
@@ -35,9 +42,9 @@ graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool g
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err);
 graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *err);
 
-/* Logits of m (base with adapters attached, or trained weights) against the model at path, in float32, on a
- * few fixed texts. */
-graft_status gr_merge_probe(gr_model *m, const gr_tokenizer *t, const char *path, gr_merge_report *report,
-                            graft_error *err);
+/* The read-back: the configuration at path is the job's, rows of every tensor are the merged ones within what their type rounds away,
+ * and the logits are those of the job's model (base with adapters attached, or trained weights), in float32, on a few fixed texts.
+ * FAILED, naming what is wrong, when they are not. */
+graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report *report, graft_error *err);
 
 #endif

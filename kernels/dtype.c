@@ -62,11 +62,11 @@ static const gr_dtype_info table[GR_DTYPE_COUNT] = {
     [GR_DTYPE_Q4_0] = {"q4_0", NULL, 2, 32, 18, q4_0_to_f32, gr_quantize_q4_0},
     [GR_DTYPE_Q4_1] = {"q4_1", NULL, 3, 32, 20, q4_1_to_f32, NULL},
     [GR_DTYPE_Q5_0] = {"q5_0", NULL, 6, 32, 22, q5_0_to_f32, gr_quantize_q5_0},
-    [GR_DTYPE_Q5_1] = {"q5_1", NULL, 7, 32, 24, q5_1_to_f32, NULL},
+    [GR_DTYPE_Q5_1] = {"q5_1", NULL, 7, 32, 24, q5_1_to_f32, gr_quantize_q5_1},
     [GR_DTYPE_Q8_0] = {"q8_0", NULL, 8, 32, 34, q8_0_to_f32, gr_quantize_q8_0},
     [GR_DTYPE_Q4_K] = {"q4_k", NULL, 12, 256, 144, q4_k_to_f32, gr_quantize_q4_k},
-    [GR_DTYPE_Q5_K] = {"q5_k", NULL, 13, 256, 176, q5_k_to_f32, NULL},
-    [GR_DTYPE_Q6_K] = {"q6_k", NULL, 14, 256, 210, q6_k_to_f32, NULL},
+    [GR_DTYPE_Q5_K] = {"q5_k", NULL, 13, 256, 176, q5_k_to_f32, gr_quantize_q5_k},
+    [GR_DTYPE_Q6_K] = {"q6_k", NULL, 14, 256, 210, q6_k_to_f32, gr_quantize_q6_k},
     [GR_DTYPE_NF4] = {"nf4", NULL, -1, 64, 34, nf4_to_f32, gr_quantize_nf4},
 };
 

@@ -66,23 +66,50 @@ void gr_quantize_q5_0(void *dst, const float *src, int64_t n) {
     }
 }
 
-/* ---- Q4_K ---- */
+/* The lowest value of a block becomes 0, the highest 31. */
+void gr_quantize_q5_1(void *dst, const float *src, int64_t n) {
+    uint8_t *out = dst;
+    for (int64_t b = 0; b < n / 32; b++, out += 24, src += 32) {
+        float lowest = src[0], highest = src[0];
+        uint32_t high = 0;
+        memset(out, 0, 24);
+        for (int j = 1; j < 32; j++) lowest = fminf(lowest, src[j]), highest = fmaxf(highest, src[j]);
+        float d = (highest - lowest) / 31, inverse = d != 0 ? 1.0f / d : 0.0f;
+        store_half(out, d), store_half(out + 2, lowest);
+        for (int j = 0; j < 32; j++) {
+            int q = code_of(truncf((src[j] - lowest) * inverse + 0.5f), 0, 31);
+            out[8 + j % 16] |= (uint8_t)((q & 15) << j / 16 * 4);
+            high |= (uint32_t)(q >> 4) << j;
+        }
+        memcpy(out + 4, &high, 4);
+    }
+}
 
-enum { GROUP = 32, GROUPS = 8 };
+/* ---- Q4_K and Q5_K ---- */
 
-/* A group of a Q4_K block as q * scale - min with q of 0..15. */
+enum { GROUP = 32, GROUPS = 8, BLOCK = GROUP * GROUPS };
+
+/* A group of a block as q * scale - min with q of 0 to the top code. */
 typedef struct affine {
     float scale, min;
 } affine;
 
+/* How a type's groups are searched: the top code; trial i has a step for a top of top + first + i/10. */
+typedef struct search {
+    float top, first;
+    int trials;
+} search;
+
+static const search q4_k_search = {15, -1.0f, 21}, q5_k_search = {31, -0.5f, 16};
+
 /* To the nearest integer, even when between two: below 2^22 the float adder rounds to units. Larger values stay large. */
 static inline float nearest(float x) { return (x + 0x1.8p23f) - 0x1.8p23f; }
 
-/* q[j] = nearest((x[j] - lowest) * inverse) within 0..15. */
-static void codes_of_group(float *q, const float *x, float lowest, float inverse) {
+/* q[j] = nearest((x[j] - lowest) * inverse) within 0..top. */
+static void codes_of_group(float *q, const float *x, float lowest, float inverse, float top) {
     for (int j = 0; j < GROUP; j++) {
         float v = nearest(inverse * (x[j] - lowest)), above = v > 0 ? v : 0; /* a NaN is 0 */
-        q[j] = above < 15 ? above : 15;
+        q[j] = above < top ? above : top;
     }
 }
 
@@ -113,8 +140,8 @@ static bool least_squares(affine *out, const float *q, const float *x, const flo
     return true;
 }
 
-/* The best of the plain range and of 21 trials with steps around it, each from the best minimum so far; larger values weigh more. */
-static affine fit_group(const float *x) {
+/* The best of the plain range and of trials with steps around it, each from the best minimum so far; larger values weigh more. */
+static inline affine fit_group(const float *x, const search *s) {
     float weight[GROUP], q[GROUP], squares = 0, sum_w = 0, sum_x = 0, lowest = x[0], highest = x[0];
     for (int j = 0; j < GROUP; j++) squares += x[j] * x[j];
     float rms = sqrtf(squares / GROUP);
@@ -126,13 +153,13 @@ static affine fit_group(const float *x) {
     }
     lowest = fminf(lowest, 0);
     if (!(highest > lowest)) return (affine){0, -lowest};
-    float inverse = 15 / (highest - lowest);
+    float inverse = s->top / (highest - lowest);
     affine best = {1 / inverse, -lowest}, trial;
-    codes_of_group(q, x, lowest, inverse);
+    codes_of_group(q, x, lowest, inverse, s->top);
     float least = squared_error(q, x, weight, best);
-    for (int i = 0; i <= 20; i++) {
+    for (int i = 0; i < s->trials; i++) {
         lowest = -best.min;
-        codes_of_group(q, x, lowest, (-1.0f + 0.1f * (float)i + 15) / (highest - lowest));
+        codes_of_group(q, x, lowest, (s->first + 0.1f * (float)i + s->top) / (highest - lowest), s->top);
         if (!least_squares(&trial, q, x, weight, sum_w, sum_x)) continue;
         float error = squared_error(q, x, weight, trial);
         if (error < least) least = error, best = trial;
@@ -152,29 +179,106 @@ static void put_k_scale(uint8_t *s, int g, int scale, int min) {
     }
 }
 
-/* Codes of a group whose scale is zero mean nothing and are zero. */
+/* The 16 bytes before the codes of a block, and the codes. Those of a group whose scale is zero mean nothing and are zero. */
+static inline void code_groups(uint8_t *head, uint8_t codes[BLOCK], const float *src, const search *s) {
+    affine groups[GROUPS];
+    float scale = 0, min = 0; /* the largest */
+    for (int g = 0; g < GROUPS; g++) {
+        groups[g] = fit_group(src + g * GROUP, s);
+        scale = fmaxf(scale, groups[g].scale), min = fmaxf(min, groups[g].min);
+    }
+    float to_scale = scale > 0 ? 63 / scale : 0, to_min = min > 0 ? 63 / min : 0;
+    memset(head, 0, 16);
+    store_half(head, scale / 63), store_half(head + 2, min / 63);
+    for (int g = 0; g < GROUPS; g++)
+        put_k_scale(head + 4, g, code_of(nearest(to_scale * groups[g].scale), 0, 63), code_of(nearest(to_min * groups[g].min), 0, 63));
+    for (int g = 0; g < GROUPS; g++) {
+        float d, m;
+        gr_k_scale(&d, &m, head + 4, g, gr_load_half(head), gr_load_half(head + 2));
+        for (int j = g * GROUP; j < (g + 1) * GROUP; j++)
+            codes[j] = d != 0 ? (uint8_t)code_of(nearest((src[j] + m) / d), 0, (int)s->top) : 0;
+    }
+}
+
 void gr_quantize_q4_k(void *dst, const float *src, int64_t n) {
-    uint8_t *out = dst;
-    for (int64_t b = 0; b < n / (GROUPS * GROUP); b++, out += 144) {
-        affine groups[GROUPS];
-        float scale = 0, min = 0; /* the largest */
-        for (int g = 0; g < GROUPS; g++) {
-            groups[g] = fit_group(src + g * GROUP);
-            scale = fmaxf(scale, groups[g].scale), min = fmaxf(min, groups[g].min);
+    uint8_t *out = dst, codes[BLOCK];
+    for (int64_t b = 0; b < n / BLOCK; b++, out += 144, src += BLOCK) {
+        code_groups(out, codes, src, &q4_k_search);
+        for (int i = 0; i < BLOCK / 2; i++) {
+            const uint8_t *pair = codes + i / GROUP * 2 * GROUP + i % GROUP;
+            out[16 + i] = (uint8_t)(pair[0] | pair[GROUP] << 4);
         }
-        float to_scale = scale > 0 ? 63 / scale : 0, to_min = min > 0 ? 63 / min : 0;
-        memset(out, 0, 144);
-        store_half(out, scale / 63), store_half(out + 2, min / 63);
-        for (int g = 0; g < GROUPS; g++)
-            put_k_scale(out + 4, g, code_of(nearest(to_scale * groups[g].scale), 0, 63), code_of(nearest(to_min * groups[g].min), 0, 63));
-        for (int g = 0; g < GROUPS; g++, src += GROUP) {
-            float d, m;
-            gr_k_scale(&d, &m, out + 4, g, gr_load_half(out), gr_load_half(out + 2));
-            for (int j = 0; j < GROUP; j++) {
-                int q = d != 0 ? code_of(nearest((src[j] + m) / d), 0, 15) : 0;
-                out[16 + g / 2 * GROUP + j] |= (uint8_t)(q << g % 2 * 4);
-            }
+    }
+}
+
+void gr_quantize_q5_k(void *dst, const float *src, int64_t n) {
+    uint8_t *out = dst, codes[BLOCK];
+    for (int64_t b = 0; b < n / BLOCK; b++, out += 176, src += BLOCK) {
+        code_groups(out, codes, src, &q5_k_search);
+        memset(out + 16, 0, GROUP);
+        for (int j = 0; j < BLOCK; j++) out[16 + j % GROUP] |= (uint8_t)(codes[j] >> 4 << j / GROUP);
+        for (int i = 0; i < BLOCK / 2; i++) {
+            const uint8_t *pair = codes + i / GROUP * 2 * GROUP + i % GROUP;
+            out[48 + i] = (uint8_t)((pair[0] & 15) | (pair[GROUP] & 15) << 4);
         }
+    }
+}
+
+/* ---- Q6_K ---- */
+
+enum { SMALL_GROUP = 16 };
+
+/* The scale of a group as q * scale, q of -32..31: the best of steps around the one that makes the largest magnitude -32, in squares
+ * weighted by the values' own. 0 for a group of nothing. */
+static float fit_symmetric(const float *x) {
+    float extreme = 0, scale = 0, best = 0;
+    for (int j = 0; j < SMALL_GROUP; j++)
+        if (fabsf(x[j]) > fabsf(extreme)) extreme = x[j];
+    if (fabsf(extreme) < 1e-15f) return 0;
+    for (int i = 0; i < 19; i++) { /* the plain step, then 0.9 below to 0.9 above */
+        int offset = i == 0 ? 0 : i <= 9 ? i - 10 : i - 9;
+        float inverse = -(32 + 0.1f * (float)offset) / extreme, sum_xq = 0, sum_qq = 0;
+        for (int j = 0; j < SMALL_GROUP; j++) {
+            float q = (float)code_of(nearest(inverse * x[j]), -32, 31), w = x[j] * x[j];
+            sum_xq += w * x[j] * q;
+            sum_qq += w * q * q;
+        }
+        if (!(sum_qq > 0) || (i > 0 && !(sum_xq * sum_xq > best * sum_qq))) continue;
+        scale = sum_xq / sum_qq, best = scale * sum_xq;
+    }
+    return scale;
+}
+
+/* Of the block of 210 bytes: 128 of low bits, 64 of high bits, 16 scales, a half. */
+static void put_q6(uint8_t *out, const uint8_t *codes) {
+    memset(out, 0, 192);
+    for (int j = 0; j < BLOCK; j++) {
+        int g = j / GROUP, at = j % GROUP;
+        out[g / 4 * 64 + g % 2 * 32 + at] |= (uint8_t)((codes[j] & 15) << g % 4 / 2 * 4);
+        out[128 + g / 4 * 32 + at] |= (uint8_t)(codes[j] >> 4 << g % 4 * 2);
+    }
+}
+
+void gr_quantize_q6_k(void *dst, const float *src, int64_t n) {
+    uint8_t *out = dst, codes[BLOCK];
+    for (int64_t b = 0; b < n / BLOCK; b++, out += 210, src += BLOCK) {
+        float scales[BLOCK / SMALL_GROUP], largest = 0;
+        for (int g = 0; g < BLOCK / SMALL_GROUP; g++) {
+            scales[g] = fit_symmetric(src + g * SMALL_GROUP);
+            if (fabsf(scales[g]) > fabsf(largest)) largest = scales[g];
+        }
+        memset(out, 0, 210);
+        if (!(fabsf(largest) >= 1e-15f)) continue;
+        float to_scale = -128 / largest;
+        store_half(out + 208, 1 / to_scale);
+        for (int g = 0; g < BLOCK / SMALL_GROUP; g++) {
+            int scale = code_of(nearest(to_scale * scales[g]), -128, 127);
+            float d = gr_load_half(out + 208) * (float)scale;
+            out[192 + g] = (uint8_t)(int8_t)scale;
+            for (int j = g * SMALL_GROUP; j < (g + 1) * SMALL_GROUP; j++)
+                codes[j] = d != 0 ? (uint8_t)(code_of(nearest(src[j] / d), -32, 31) + 32) : 0;
+        }
+        put_q6(out, codes);
     }
 }
 

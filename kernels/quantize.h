@@ -7,8 +7,11 @@
 
 void gr_quantize_q4_0(void *dst, const float *src, int64_t n);
 void gr_quantize_q5_0(void *dst, const float *src, int64_t n);
+void gr_quantize_q5_1(void *dst, const float *src, int64_t n);
 void gr_quantize_q8_0(void *dst, const float *src, int64_t n);
 void gr_quantize_q4_k(void *dst, const float *src, int64_t n);
+void gr_quantize_q5_k(void *dst, const float *src, int64_t n);
+void gr_quantize_q6_k(void *dst, const float *src, int64_t n);
 void gr_quantize_nf4(void *dst, const float *src, int64_t n);
 
 #endif

@@ -12,32 +12,22 @@ static graft_status check_out(const gr_args *a, const char **out, graft_error *e
     return gr_check_output(*out, gr_args_has(a, "overwrite"), err);
 }
 
-/* --dtype in a recipe's spelling (fp32) or a file's (f32, q8_0). */
-static graft_status written_type(const gr_args *a, int *dtype, graft_error *err) {
-    static const gr_dtype writable[] = {GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16, GR_DTYPE_Q8_0};
-    const char *name = gr_args_text(a, "dtype", NULL);
-    *dtype = -1;
-    if (!name) return GRAFT_OK;
-    int found = gr_dtype_from_name(strcmp(name, "fp32") == 0   ? "f32"
-                                   : strcmp(name, "fp16") == 0 ? "f16"
-                                                               : name);
-    for (int i = 0; i < GR_LEN(writable); i++)
-        if (found == (int)writable[i]) *dtype = found;
-    return *dtype >= 0 ? GRAFT_OK
-                       : gr_fail(err, GRAFT_BAD_USAGE,
-                                 "--dtype: expected fp32, fp16, bf16 or q8_0, found \"%s\"", name);
+static void print_merge(const char *out, const gr_merge_report *r) {
+    printf("%s: %lld tensors (%lld merged), %s, %.1f MB, read back and compared\n", out, (long long)r->n_tensors, (long long)r->n_merged,
+           gr_dtype_get(r->dtype)->name, (double)r->n_bytes / 1e6);
+    printf("largest logit difference %.3g (the largest logit is %.3g); %lld of %lld tokens get another likeliest next one; mean KL %.3g nats\n",
+           r->max_logit_difference, r->largest_logit, (long long)r->n_changed, (long long)r->n_probed, r->mean_kl);
 }
 
-static graft_status written_format(const gr_args *a, const char *out, int dtype, gr_model_format *format,
-                                   graft_error *err) {
-    const char *name = gr_args_text(a, "format", gr_ends_with(out, ".gguf") ? "gguf" : "hf");
-    *format = strcmp(name, "gguf") == 0 ? GR_FORMAT_GGUF : GR_FORMAT_HF;
-    if (strcmp(name, "gguf") != 0 && strcmp(name, "hf") != 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected hf or gguf, found \"%s\"", name);
-    if (*format == GR_FORMAT_HF && dtype == GR_DTYPE_Q8_0)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "--dtype q8_0 is a GGUF's; an HF folder takes fp32, fp16 or bf16");
-    return GRAFT_OK;
+static void print_merge_json(const char *out, const gr_merge_report *r) {
+    json_t *json = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I}", "out", out, "dtype", gr_dtype_get(r->dtype)->name, "tensors",
+                             (json_int_t)r->n_tensors, "merged", (json_int_t)r->n_merged, "bytes", (json_int_t)r->n_bytes,
+                             "max_logit_difference", r->max_logit_difference, "largest_logit", r->largest_logit, "relative_error",
+                             r->relative_error, "mean_kl", r->mean_kl, "probed", (json_int_t)r->n_probed, "changed",
+                             (json_int_t)r->n_changed);
+    json_dumpf(json, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(json);
 }
 
 graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
@@ -47,24 +37,15 @@ graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
     gr_merge_report report = {0};
     const char *out;
     GR_TRY(check_out(a, &out, err));
-    GR_TRY(written_type(a, &o.dtype, err));
-    GR_TRY(written_format(a, out, o.dtype, &o.format, err));
+    GR_TRY(gr_written_type(&o.dtype, gr_args_text(a, "dtype", NULL), err));
+    GR_TRY(gr_format_of(&o.format, out, gr_args_text(a, "format", NULL), "hf", err));
+    if (o.format == GR_FORMAT_HF && o.dtype >= 0 && gr_dtype_get((gr_dtype)o.dtype)->block > 1)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s needs a GGUF (--out FILE.gguf); an HF folder takes fp32, fp16 or bf16",
+                       gr_args_text(a, "dtype", NULL)));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     GR_TRY(gr_merge(s.model, s.tokenizer, s.adapters, s.scales, s.n_adapters, NULL, &o, out, &report, err));
-    if (gr_args_has(a, "json")) {
-        json_t *json =
-            json_pack("{s:s,s:I,s:I,s:I,s:f,s:f}", "out", out, "tensors", (json_int_t)report.n_tensors,
-                      "merged", (json_int_t)report.n_merged, "bytes", (json_int_t)report.n_bytes,
-                      "max_logit_difference", report.max_logit_difference, "mean_kl", report.mean_kl);
-        json_dumpf(json, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(json);
-    } else {
-        printf("%s: %lld tensors (%lld merged), %.1f MB, read back and compared\n", out,
-               (long long)report.n_tensors, (long long)report.n_merged, (double)report.n_bytes / 1e6);
-        printf("largest logit difference %.3g, mean KL %.3g nats\n", report.max_logit_difference,
-               report.mean_kl);
-    }
+    if (gr_args_has(a, "json")) print_merge_json(out, &report);
+    else print_merge(out, &report);
 done:
     gr_session_close(&s);
     return st;
@@ -73,21 +54,20 @@ done:
 graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_session s = {0};
-    const char *out, *format = gr_args_text(a, "format", "peft");
-    bool gguf = strcmp(format, "gguf") == 0;
+    const char *out;
+    gr_model_format format;
     GR_TRY(check_out(a, &out, err));
-    if (!gguf && strcmp(format, "peft") != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--format: expected peft or gguf, found \"%s\"", format));
+    GR_TRY(gr_format_of(&format, out, gr_args_text(a, "format", NULL), "peft", err));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     if (s.n_adapters != 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)",
                        s.n_adapters));
-    if (gguf)
+    if (format == GR_FORMAT_GGUF)
         GR_TRY(gr_adapter_export_gguf(s.adapters[0], s.model, out, err));
     else
         GR_TRY(gr_adapter_save(s.adapters[0], out, gr_args_has(a, "overwrite"), err));
     if (gr_args_has(a, "json")) {
-        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format, "modules",
+        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
                                  (json_int_t)s.adapters[0]->n_modules, "parameters",
                                  (json_int_t)s.adapters[0]->params.n_parameters);
         json_dumpf(json, stdout, JSON_INDENT(2));

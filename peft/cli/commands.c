@@ -98,8 +98,8 @@ static const gr_option eval_options[] = {
 static const gr_option merge_options[] = {
     {"out", "PATH", "HF folder or .gguf file to write", NULL},
     {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
-    {"dtype", "TYPE", "fp32, fp16, bf16, or q8_0 in a GGUF (the base's own; bf16 for a quantised base)",
-     NULL},
+    {"dtype", "TYPE",
+     "fp32, fp16, bf16, in a GGUF also q8_0, q6_k, q5_k_m, q4_k_m (the base's own; bf16 for a quantised base)", NULL},
     {"overwrite", NULL, "replace what is there", NULL},
     {"threads", "N", NULL, "threads"},
     END,
@@ -107,7 +107,7 @@ static const gr_option merge_options[] = {
 
 static const gr_option export_options[] = {
     {"out", "PATH", "folder or .gguf file to write", NULL},
-    {"format", "NAME", "peft (a folder) or gguf (llama.cpp's LoRA)", NULL},
+    {"format", "NAME", "peft (a folder) or gguf, llama.cpp's LoRA (told from the name of --out)", NULL},
     {"overwrite", NULL, "replace what is there", NULL},
     {"threads", "N", NULL, "threads"},
     END,
@@ -199,7 +199,7 @@ const gr_command gr_commands[] = {
     {"merge",
      "merge adapters into a model's weights; without an adapter: convert",
      "[RUN] --out PATH [options]",
-     "graft merge runs/quickstart --out merged.gguf --dtype q8_0",
+     "graft merge runs/quickstart --out merged.gguf --dtype q4_k_m",
      0,
      1,
      gr_cmd_merge,
@@ -207,7 +207,7 @@ const gr_command gr_commands[] = {
     {"export",
      "write an adapter for other programs",
      "[RUN] --out PATH [options]",
-     "graft export runs/quickstart --format gguf --out lora.gguf",
+     "graft export runs/quickstart --out lora.gguf",
      0,
      1,
      gr_cmd_export,

@@ -144,6 +144,11 @@ check "merge to a HF folder" "$GRAFT" merge --model "$TINY" --adapter runs/a --d
 check "merge to GGUF F32" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype fp32 --out out/merged.gguf
 check "merge to GGUF Q8_0" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype q8_0 --out out/q8.gguf
 check "a quantised base says what merging into it writes" bash -c '"$0" merge --model out/q8.gguf --adapter runs/a --out out/twice.gguf --dtype bf16 --json | grep -q mean_kl' "$GRAFT"
+says() { local words=$1; shift; "$@" >says.log 2>&1 && grep -q "$words" says.log; }
+check "which type it writes where none is named, and why" says 'out/q8.gguf is quantised (q8_0).*written as bf16' "$GRAFT" merge --model out/q8.gguf --adapter runs/a --out out/own
+check "the logit difference has a yardstick" says 'largest logit is .* tokens get another likeliest' "$GRAFT" merge --model out/q8.gguf --out out/q4.gguf --dtype q4_k_m
+check "the name of --out says the format of an adapter" says 'out/named.gguf' "$GRAFT" export --adapter runs/a --model "$TINY" --out out/named.gguf
+check "it is a GGUF" cmp -n 4 out/named.gguf out/q4.gguf
 check "convert the base" "$GRAFT" merge --model "$TINY" --dtype bf16 --out out/base.gguf
 for m in merged merged.gguf; do
     check "evaluate $m" evaluate m.jsonl --model out/$m

@@ -71,6 +71,11 @@ bad 2 "neither prompt nor prompts" "--prompt" "$GRAFT" generate --model "$TINY"
 bad 2 "unknown template" "klingon smollm2" generate --model "$TINY" --template klingon
 bad 2 "unknown type" "fp12 bf16" generate --model "$TINY" --dtype fp12
 bad 2 "a folder cannot be q8_0" "q8_0" "$GRAFT" merge --model "$TINY" --dtype q8_0 --format hf --out out
+bad 2 "a folder cannot be q4_k_m" "q4_k_m .gguf" "$GRAFT" merge --model "$TINY" --dtype q4_k_m --out out
+bad 2 "a type that no output has" "q4_1 q4_k_m" "$GRAFT" merge --model "$TINY" --dtype q4_1 --out out.gguf
+bad 2 "a folder by format, a GGUF by name" "hf out.gguf" "$GRAFT" merge --model "$TINY" --format hf --out out.gguf
+bad 2 "an adapter folder by format, a GGUF by name" "peft out.gguf" "$GRAFT" export --adapter "$TINY/adapter" --format peft --out out.gguf
+bad 2 "a GGUF by format, a folder by name" "gguf ./" "$GRAFT" merge --model "$TINY" --format gguf --out ./none/
 bad 2 "merge without a place" "--out" "$GRAFT" merge --model "$TINY"
 bad 2 "both ways out of an existing run" "resume overwrite" train --resume --overwrite
 bad 2 "steps of a problem" "--steps" "$GRAFT" data make school-math --steps 0-9 --out out

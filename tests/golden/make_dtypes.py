@@ -1,5 +1,5 @@
 """Writes dtypes.h: random blocks of every quantised type and their values by the gguf package (ggml's formulas), and
-F16, BF16 and the quantised types that graft makes made from floats; Q4_K by ggml itself, NF4 by the few lines below.
+F16, BF16 and the quantised types that graft makes made from floats; the K types by ggml itself, NF4 by the few lines below.
 Needs numpy, gguf and llama_cpp (for its libggml-base.so). Run: python3 make_dtypes.py > dtypes.h"""
 import ctypes
 import glob
@@ -57,14 +57,15 @@ weights = (rng.normal(0, 1, (16, 32)) * 10.0 ** rng.uniform(-1.5, 0.5, (16, 1)))
 weights[3], weights[5], weights[6] = 0, np.abs(weights[5]), 0.25
 weights = weights.ravel()
 table("weight_values", "uint32_t", bits(weights), 4)
-for name in ("Q4_0", "Q5_0", "Q8_0"):
+for name in ("Q4_0", "Q5_0", "Q5_1", "Q8_0"):
     table(f"weight_{name.lower()}_bytes", "uint8_t", quants.quantize(weights.reshape(1, -1), T[name]).ravel(), 1)
 package = importlib.util.find_spec("llama_cpp").submodule_search_locations[0]
 ggml = ctypes.CDLL(glob.glob(os.path.join(package, "lib", "libggml-base.so"))[0])
-q4_k = np.zeros(len(weights) // 256 * 144, np.uint8)
 pointer = ctypes.c_void_p
-ggml.quantize_row_q4_K_ref(weights.ctypes.data_as(pointer), q4_k.ctypes.data_as(pointer), ctypes.c_int64(len(weights)))
-table("weight_q4_k_bytes", "uint8_t", q4_k, 1)
+for name, function in (("Q4_K", "quantize_row_q4_K_ref"), ("Q5_K", "quantize_row_q5_K_ref"), ("Q6_K", "quantize_row_q6_K_ref")):
+    made = np.zeros(len(weights) // 256 * gguf.GGML_QUANT_SIZES[T[name]][1], np.uint8)
+    getattr(ggml, function)(weights.ctypes.data_as(pointer), made.ctypes.data_as(pointer), ctypes.c_int64(len(weights)))
+    table(f"weight_{name.lower()}_bytes", "uint8_t", made, 1)
 
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
                 -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,

@@ -53,6 +53,7 @@ static void test_from_f32(void **state) {
     CHECK_FROM(GR_DTYPE_BF16, float_values, bf16_bytes);
     CHECK_FROM(GR_DTYPE_Q4_0, weight_values, weight_q4_0_bytes);
     CHECK_FROM(GR_DTYPE_Q5_0, weight_values, weight_q5_0_bytes);
+    CHECK_FROM(GR_DTYPE_Q5_1, weight_values, weight_q5_1_bytes);
     CHECK_FROM(GR_DTYPE_Q8_0, weight_values, weight_q8_0_bytes);
     CHECK_FROM(GR_DTYPE_Q4_K, weight_values, weight_q4_k_bytes);
     CHECK_FROM(GR_DTYPE_NF4, weight_values, weight_nf4_bytes);
@@ -69,7 +70,10 @@ static void test_quantisation_error(void **state) {
     } cases[] = {{GR_DTYPE_Q8_0, 0.0060},
                  {GR_DTYPE_Q5_0, 0.045},
                  {GR_DTYPE_Q4_0, 0.090},
+                 {GR_DTYPE_Q5_1, 0.040},
                  {GR_DTYPE_Q4_K, 0.075},
+                 {GR_DTYPE_Q5_K, 0.038},
+                 {GR_DTYPE_Q6_K, 0.019},
                  {GR_DTYPE_NF4, 0.096}};
     float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
     uint8_t *bytes = malloc(N * 2);
@@ -99,7 +103,8 @@ static void test_quantisation_error(void **state) {
 /* Values that no weight should have give bytes and no trap; NF4 keeps the largest floats finite. */
 static void test_odd_values(void **state) {
     (void)state;
-    static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q5_0, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K, GR_DTYPE_NF4};
+    static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q5_0, GR_DTYPE_Q5_1, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K,
+                                     GR_DTYPE_Q5_K, GR_DTYPE_Q6_K, GR_DTYPE_NF4};
     static const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-40f, 0.0f, -0.0f};
     float x[256], y[256];
     uint8_t bytes[512];

@@ -2,6 +2,8 @@
  */
 #include "tests/unit/adapter_world.h"
 
+#include "adapters/merge.h"
+
 #include <jansson.h>
 
 #include "core/model/decoder.h"
@@ -78,6 +80,9 @@ static void test_merge(void **state) {
         {"m-f32.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32}, 1e-6},
         {"m-bf16.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_BF16}, 0.00391},
         {"m-q8_0.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q8_0}, 0.1},
+        {"m-q6_k.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q6_K}, 0.1}, /* rows of 64: q8_0 ... */
+        {"m-q5_k.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q5_K}, 0.5}, /* ... q5_1 */
+        {"m-q4_k.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q4_K}, 0.5}, /* ... q5_0 */
     };
     static const char *const models[] = {TINY, QWEN};
     static const double scales[] = {1, -0.5};
@@ -100,6 +105,7 @@ static void test_merge(void **state) {
             assert_ok(gr_merge(m, t, a, scales, 2, NULL, &o, at(cases[c].name), &report, &err));
             check_merged(at(cases[c].name), m, a, scales, 2, cases[c].tolerance);
             assert_int_equal(report.n_merged, 16);
+            assert_true(report.largest_logit > 0 && report.n_probed > 0 && report.n_changed <= report.n_probed);
             if (cases[c].tolerance < 1e-5)
                 assert_true(report.max_logit_difference < 2e-3 && report.mean_kl < 1e-6);
         }
@@ -232,6 +238,136 @@ static void test_merge_llama_biases(void **state) {
     gr_model_free(back);
     gr_model_free(m);
     gr_tokenizer_free(t);
+}
+
+/* The types that llama.cpp's quantiser chooses: more bits for the logits, and for attn_v and ffn_down of some layers. */
+static void check_types(const char *path, gr_dtype dtype, int64_t file_type, bool tied) {
+    gr_gguf *g = NULL;
+    int64_t found;
+    assert_ok(gr_gguf_open(&g, path, &err));
+    assert_ok(gr_gguf_get_int(g, "general.file_type", &found, &err));
+    assert_int_equal(found, file_type);
+    for (int64_t i = 0; i < gr_gguf_n_tensors(g); i++) {
+        const gr_tensor *t = gr_gguf_tensor(g, i);
+        long long layer = -1;
+        sscanf(t->name, "blk.%lld.", &layer);
+        bool more = layer == 0 || layer == 3 || layer == 6 || layer == 7; /* of 8: the ends and every third between */
+        gr_dtype expected = dtype;
+        if (t->n_dims == 1) expected = GR_DTYPE_F32;
+        else if (gr_ends_with(t->name, "attn_output.weight")) /* rows of 96 */
+            expected = dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_0 : dtype == GR_DTYPE_Q5_K ? GR_DTYPE_Q5_1 : GR_DTYPE_Q8_0;
+        else if (strcmp(t->name, "output.weight") == 0 || (tied && strcmp(t->name, "token_embd.weight") == 0)) expected = GR_DTYPE_Q6_K;
+        else if ((gr_ends_with(t->name, "attn_v.weight") || gr_ends_with(t->name, "ffn_down.weight")) && more) expected = GR_DTYPE_Q6_K;
+        if (t->dtype != expected) fail_msg("%s: %s is %s", path, t->name, gr_dtype_get(t->dtype)->name);
+    }
+    gr_gguf_close(g);
+}
+
+static void test_mixtures(void **state) {
+    static const struct {
+        gr_dtype dtype;
+        int64_t file_type;
+        const char *name;
+    } cases[] = {{GR_DTYPE_Q4_K, 15, "q4_k_m"}, {GR_DTYPE_Q5_K, 17, "Q5_K_M"}, {GR_DTYPE_Q6_K, 18, "q6_k"}};
+    (void)state;
+    for (int tied = 0; tied < 2; tied++) {
+        gr_tokenizer *t = NULL;
+        gr_model *m = open_model(TINY);
+        gr_model_config c = m->config;
+        gr_model_free(m);
+        c.hidden = c.ffn = 256, c.n_heads = 3, c.n_kv_heads = 1, c.head_dim = 32, c.n_layers = 8, c.tied = tied;
+        assert_ok(gr_tokenizer_open(&t, TINY, &err));
+        write_model(&c, t, at(tied ? "wide-tied" : "wide"));
+        m = open_model(at(tied ? "wide-tied" : "wide"));
+        for (int i = 0; i < GR_LEN(cases); i++) {
+            gr_merge_options o = {.format = GR_FORMAT_GGUF, .overwrite = true};
+            gr_merge_report report;
+            assert_ok(gr_written_type(&o.dtype, cases[i].name, &err));
+            assert_int_equal(o.dtype, cases[i].dtype);
+            assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("wide.gguf"), &report, &err));
+            check_types(at("wide.gguf"), cases[i].dtype, cases[i].file_type, tied);
+        }
+        gr_model_free(m);
+        gr_tokenizer_free(t);
+    }
+}
+
+/* What reads back as another model fails, whatever the rounding: here the files hold weights that the model does not compute with. */
+static void test_wrong_read_back(void **state) {
+    static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16, GR_DTYPE_Q8_0, GR_DTYPE_Q6_K, GR_DTYPE_Q5_K, GR_DTYPE_Q4_K};
+    (void)state;
+    gr_tokenizer *t = NULL;
+    gr_params p = {0};
+    gr_model *m = open_model(QWEN), *other = open_model(QWEN);
+    assert_ok(gr_tokenizer_open(&t, QWEN, &err));
+    assert_ok(gr_model_add_params(other, &p, &err));
+    assert_ok(gr_params_allocate(&p, device, false, &err));
+    assert_ok(gr_model_attach_params(other, &p, true, &err));
+    int64_t head = gr_params_find(&p, "lm_head.weight");
+    for (int64_t k = 0; k < p.items[head].n; k++) gr_params_value(&p, head)[k] *= -1;
+    for (int i = 0; i < GR_LEN(types); i++) {
+        gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = (int)types[i]};
+        assert_error(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED, "the merge is wrong");
+        assert_false(gr_exists(at("wrong.gguf")));
+    }
+    gr_model_free(other);
+    gr_model_free(m);
+    gr_params_release(&p);
+    gr_tokenizer_free(t);
+}
+
+/* Files that are not what the job would write: a weight that is missing, rows in another order, another base of RoPE. */
+static void test_wrong_files(void **state) {
+    static const char *const models[] = {TINY, TINY, QWEN};
+    (void)state;
+    for (int i = 0; i < GR_LEN(models); i++) {
+        gr_tokenizer *t = NULL;
+        gr_params p = {0};
+        gr_merge_report report = {0};
+        gr_model *m = open_model(models[i]), *other = open_model(models[i]);
+        gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q4_K, .overwrite = true};
+        assert_ok(gr_tokenizer_open(&t, models[i], &err));
+        assert_ok(gr_model_add_params(other, &p, &err));
+        assert_ok(gr_params_allocate(&p, device, false, &err));
+        assert_ok(gr_model_attach_params(other, &p, true, &err));
+        gr_param *q = &p.items[gr_params_find(&p, "model.layers.1.self_attn.q_proj.weight")];
+        float *w = p.value + q->offset, *kept = gr_calloc(q->n, sizeof *kept);
+        memcpy(kept, w, (size_t)q->n * sizeof *w);
+        for (int64_t r = 0; i == 1 && r < q->rows; r++)
+            memcpy(w + r * q->cols, kept + gr_gguf_row(r, m->config.n_heads, q->rows) * q->cols, (size_t)q->cols * sizeof *w);
+        if (i == 0) memset(w, 0, (size_t)q->n * sizeof *w);
+        if (i == 2) other->config.rope_theta *= 2;
+        assert_ok(gr_merge(other, t, NULL, NULL, 0, &p, &o, at("other.gguf"), NULL, &err));
+        gr_merge_job job = {.m = m, .tokenizer = t, .options = &o, .dtype = GR_DTYPE_Q4_K, .config = m->config};
+        job.rows = gr_calloc(GR_MERGE_ROWS * 1024, sizeof(float)), job.extra = gr_calloc(GR_MERGE_ROWS * 1024, sizeof(float));
+        assert_ok(gr_weights_list(&job.entries, &job.n_entries, &job.config, &err));
+        assert_error(gr_merge_probe(&job, at("other.gguf"), &report, &err), GRAFT_FAILED,
+                     i == 2 ? "another configuration" : "layers.1.self_attn.q_proj.weight");
+        free(job.entries), free(job.rows), free(job.extra), free(kept);
+        gr_model_free(other);
+        gr_model_free(m);
+        gr_params_release(&p);
+        gr_tokenizer_free(t);
+    }
+}
+
+static void test_names(void **state) {
+    gr_model_format f;
+    int dtype;
+    (void)state;
+    assert_ok(gr_format_of(&f, "a/b.gguf", NULL, "hf", &err));
+    assert_int_equal(f, GR_FORMAT_GGUF);
+    assert_ok(gr_format_of(&f, "a/b", NULL, "peft", &err));
+    assert_int_equal(f, GR_FORMAT_HF);
+    assert_ok(gr_format_of(&f, "a/b", "gguf", "peft", &err));
+    assert_int_equal(f, GR_FORMAT_GGUF);
+    assert_error(gr_format_of(&f, "a/b.gguf", "peft", "peft", &err), GRAFT_BAD_USAGE, "the name of a GGUF");
+    assert_error(gr_format_of(&f, dir, "gguf", "hf", &err), GRAFT_BAD_USAGE, "is a folder");
+    assert_error(gr_format_of(&f, "a", "zip", "hf", &err), GRAFT_BAD_USAGE, "expected hf or gguf, found \"zip\"");
+    assert_ok(gr_written_type(&dtype, NULL, &err));
+    assert_int_equal(dtype, -1);
+    assert_error(gr_written_type(&dtype, "q4_1", &err), GRAFT_BAD_USAGE, "q4_k_m");
+    assert_error(gr_written_type(&dtype, "nf4", &err), GRAFT_BAD_USAGE, "q4_k_m");
 }
 
 /* ---- GGUF LoRA ---- */
@@ -439,7 +575,8 @@ int main(void) {
         cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
         cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_merge_llama_biases),
         cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_tied_head_and_embedding),
-        cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_inspect),       cmocka_unit_test(test_mixtures),
+        cmocka_unit_test(test_wrong_read_back), cmocka_unit_test(test_wrong_files), cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests_name("merge", tests, set_up, tear_down);
 }

@@ -1,0 +1,39 @@
+/* What a user's words for an output mean: formats and types by name. */
+#include <string.h>
+#include <strings.h>
+
+#include "adapters/export.h"
+#include "core/base/file.h"
+
+graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err) {
+    bool gguf_name = gr_ends_with(out_path, ".gguf");
+    *format = gguf_name ? GR_FORMAT_GGUF : GR_FORMAT_HF;
+    if (!asked) return GRAFT_OK;
+    bool gguf = strcmp(asked, "gguf") == 0;
+    if (!gguf && strcmp(asked, hf) != 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected %s or gguf, found \"%s\"", hf, asked);
+    if (gguf_name && !gguf)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--format %s writes a folder, --out %s is the name of a GGUF: leave --format out, or name a folder",
+                       hf, out_path);
+    if (gguf && (gr_is_dir(out_path) || gr_ends_with(out_path, "/")))
+        return gr_fail(err, GRAFT_BAD_USAGE, "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf",
+                       out_path);
+    *format = gguf ? GR_FORMAT_GGUF : GR_FORMAT_HF;
+    return GRAFT_OK;
+}
+
+graft_status gr_written_type(int *dtype, const char *name, graft_error *err) {
+    static const gr_dtype writable[] = {GR_DTYPE_F32,  GR_DTYPE_F16,  GR_DTYPE_BF16, GR_DTYPE_Q8_0,
+                                        GR_DTYPE_Q6_K, GR_DTYPE_Q5_K, GR_DTYPE_Q4_K};
+    static const char *const others[][2] = {{"fp32", "f32"}, {"fp16", "f16"}, {"q4_k_m", "q4_k"}, {"q5_k_m", "q5_k"}};
+    const char *plain = name;
+    *dtype = -1;
+    if (!name) return GRAFT_OK;
+    for (int i = 0; i < GR_LEN(others); i++)
+        if (strcasecmp(name, others[i][0]) == 0) plain = others[i][1];
+    int found = gr_dtype_from_name(plain);
+    for (int i = 0; i < GR_LEN(writable); i++)
+        if (found == (int)writable[i]) *dtype = found;
+    if (*dtype >= 0) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"", name);
+}
