@@ -124,6 +124,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, cons
     GR_TRY(gr_h5_put_text(h, "recipe", id->recipe, err));
     GR_TRY(gr_h5_put_int(h, "n_tensors", p->n_items, err));
     GR_TRY(put_fields(h, state_fields, GR_LEN(state_fields), s, err));
+    GR_TRY(gr_h5_put_int(h, "evaluated_step", s->evaluated_step, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
     GR_TRY(put_tensors(h, p, err));
     gr_h5 *sealed = h;
@@ -218,6 +219,7 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
                        (long long)n_tensors, (long long)p->n_items));
     if (id) GR_TRY(check_identity(h, id, path, err));
     if (s) GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), s, err));
+    if (s && gr_h5_get_int(h, "evaluated_step", &s->evaluated_step, NULL) != GRAFT_OK) s->evaluated_step = s->step; /* an older graft */
     GR_TRY(get_tensors(h, p, s ? N_GROUPS : 1, path, err));
 done:
     gr_h5_close(h);

@@ -14,6 +14,7 @@ typedef struct gr_train_state {
     int64_t skipped_in_a_row;
     double best_eval_loss; /* NaN: not evaluated yet */
     int64_t best_step, evals_since_best;
+    int64_t evaluated_step; /* the last one that was evaluated, 0: none */
     double final_loss;     /* of the last step */
     double window_loss;    /* sum of nll, targets and seconds of the logged window so far */
     int64_t window_targets, window_tokens;

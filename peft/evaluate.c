@@ -4,6 +4,7 @@
 
 #include "core/base/log.h"
 #include "core/data/maker.h"
+#include "peft/trainer.h"
 
 enum { BATCH_TOKENS = 1024 };
 
@@ -39,6 +40,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     if (label) gr_progress_start(&progress, label, d->n_samples);
     for (int64_t first = 0, end; first < d->n_samples; first = end) {
         end = batch_end(d, first, o.max_tokens);
+        if (gr_trainer_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
         GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
         GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
         for (int64_t s = first; s < end; s++) {
@@ -72,21 +74,22 @@ static void last_answer(const gr_dataset *d, int64_t i, int64_t *start, int64_t 
 
 typedef struct match_progress {
     gr_progress bar;
+    bool shown;
     int64_t done;
 } match_progress;
 
 static int count_done(void *payload, int64_t prompt, const char *text, int64_t len, bool done) {
     match_progress *p = payload;
     (void)prompt, (void)text, (void)len;
-    if (done) gr_progress_update(&p->bar, ++p->done, "answers");
-    return 0;
+    if (done && p->shown) gr_progress_update(&p->bar, ++p->done, "answers");
+    return gr_trainer_interrupted();
 }
 
 graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
                                      const char *label, double *score, gr_completion *completions, uint8_t *matches, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
-    match_progress progress = {0};
+    match_progress progress = {.shown = label != NULL};
     int64_t right = 0, start, end;
     gr_ids *prompts = gr_calloc(d->n_samples, sizeof *prompts);
     gr_completion *out = completions ? completions : gr_calloc(d->n_samples, sizeof *out);
@@ -97,7 +100,8 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t
     }
     gr_generate_options o = {.max_tokens = max_tokens, .top_p = 1, .repetition_penalty = 1};
     if (label) gr_progress_start(&progress.bar, label, d->n_samples);
-    GR_TRY(gr_generate(m, t, prompts, d->n_samples, end_id, &o, out, label ? count_done : NULL, &progress, err));
+    GR_TRY(gr_generate(m, t, prompts, d->n_samples, end_id, &o, out, count_done, &progress, err));
+    if (gr_trainer_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
     if (label) gr_progress_end(&progress.bar);
     for (int64_t i = 0; i < d->n_samples; i++) {
         last_answer(d, i, &start, &end);

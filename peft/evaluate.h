@@ -9,6 +9,7 @@
 int64_t gr_longest_sample(const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
+/* INTERRUPTED once gr_trainer_interrupt was called; the same holds below. */
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
                          int64_t *targets, graft_error *err);
 

@@ -24,18 +24,24 @@ typedef struct loop {
 
 /* ---- one step ---- */
 
+/* The order of the epoch that the run is in. */
+static graft_status load_order(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    int64_t epoch = run->state.epoch;
+    if (l->order && l->order_epoch == epoch) return GRAFT_OK;
+    free(l->order);
+    l->order = NULL;
+    l->order_epoch = epoch;
+    return gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch, run->r->data_shuffle, &l->order, &l->n_order, err);
+}
+
 /* Samples [*first, end) of the epoch that make the next step; a new epoch begins when the last is used up. */
 static graft_status next_samples(loop *l, int64_t *end, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
     graft_status st = GRAFT_OK;
     while (true) {
-        if (l->order_epoch != s->epoch || !l->order) {
-            free(l->order);
-            l->order = NULL;
-            GR_TRY(gr_dataset_order(run->train, (uint64_t)run->r->train_seed, s->epoch, run->r->data_shuffle, &l->order, &l->n_order, err));
-            l->order_epoch = s->epoch;
-        }
+        GR_TRY(load_order(l, err));
         if (s->cursor < l->n_order) break;
         if (l->n_order == 0 && s->epoch > 1000000) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "data.train: the weights leave no sample"));
         s->epoch++;
@@ -190,6 +196,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
     run->last_eval_loss = row.eval_loss;
+    s->evaluated_step = s->step;
     bool better = isnan(s->best_eval_loss) || row.eval_loss < s->best_eval_loss;
     if (better) {
         s->best_eval_loss = row.eval_loss;
@@ -210,32 +217,90 @@ static graft_status save(loop *l, graft_error *err) {
     gr_run *run = l->run;
     graft_status st;
     int64_t best = run->r->save_best ? run->state.best_step : -1;
+    char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
+    if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->params, &run->state, &run->identity, err));
+    gr_run_saved(folder);
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
 done:
+    free(folder);
     return st;
 }
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
+/* An evaluation belongs to the step that was done last and has not been made: after a step, or in a run that was interrupted before it. */
+static bool evaluation_is_due(const gr_run *run) {
+    int64_t step = run->state.step;
+    return run->eval && step > 0 && step != run->state.evaluated_step && (step == run->total_steps || due(step, run->eval_every));
+}
+
+/* Evaluate when it is due. An interrupt leaves that for the resumed run, so that it ends as the uninterrupted one. */
+static graft_status evaluate_if_due(loop *l, bool *evaluated, graft_error *err) {
+    *evaluated = false;
+    if (!evaluation_is_due(l->run) || gr_trainer_interrupted()) return GRAFT_OK;
+    graft_status st = evaluate(l, err);
+    *evaluated = st == GRAFT_OK;
+    return st == GRAFT_INTERRUPTED ? GRAFT_OK : st;
+}
+
+static void tell_progress(loop *l, double learning_rate, bool evaluated) {
+    gr_run *run = l->run;
+    const gr_train_state *s = &run->state;
+    double speed = l->speed > 0 ? l->speed : (double)s->window_tokens / GR_MAX(gr_now() - l->window_started, 1e-9);
+    gr_train_progress p = {.step = s->step, .total_steps = run->total_steps, .epoch = epoch_of(l), .loss = s->final_loss,
+                           .learning_rate = learning_rate, .tokens_per_second = speed,
+                           .eval_loss = evaluated ? run->last_eval_loss : NAN};
+    if (run->progress && run->progress(run->payload, &p) != 0) gr_trainer_interrupt();
+}
+
+/* What follows a step, or the loading of a checkpoint: evaluation and saving, when due. */
+static graft_status evaluate_and_save(loop *l, bool first, graft_error *err) {
+    gr_run *run = l->run;
+    gr_train_state *s = &run->state;
+    graft_status st;
+    bool evaluated, last = s->step == run->total_steps;
+    double paused = gr_now();
+    GR_TRY(evaluate_if_due(l, &evaluated, err));
+    if (!first || evaluated) tell_progress(l, gr_learning_rate(run->r, s->step, run->total_steps), evaluated);
+    bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
+    if (first ? evaluated : last || l->stop || gr_trainer_interrupted() || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
+    l->window_started += gr_now() - paused;
+done:
+    return st;
+}
+
 static graft_status after_step(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
     graft_status st = GRAFT_OK;
-    bool last = s->step == run->total_steps, interrupted = gr_run_interrupted();
+    bool last = s->step == run->total_steps;
     gr_progress_update(&l->progress, s->step, "loss %.4f  lr %.2e  %.0f tok/s", s->final_loss,
                        gr_learning_rate(run->r, s->step, run->total_steps),
                        l->speed > 0 ? l->speed : (double)s->window_tokens / GR_MAX(gr_now() - l->window_started, 1e-9));
     if (due(s->step, run->log_every) || last) GR_TRY(log_window(l, err));
-    double paused = gr_now();
-    bool evaluated = run->eval && !interrupted && (last || due(s->step, run->eval_every));
-    if (evaluated) GR_TRY(evaluate(l, err));
-    bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
-    if (last || l->stop || interrupted || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
-    l->window_started += gr_now() - paused;
+    GR_TRY(evaluate_and_save(l, false, err));
 done:
     return st;
+}
+
+/* A checkpoint that was loaded may leave something of its last step to do, or nothing at all. */
+static graft_status begin(loop *l, graft_error *err) {
+    gr_run *run = l->run;
+    int64_t patience = run->r->eval_early_stopping_patience;
+    graft_status st = load_order(l, err);
+    if (st == GRAFT_OK && run->state.step > 0) st = evaluate_and_save(l, true, err);
+    if (patience > 0 && run->state.evals_since_best >= patience) l->stop = true;
+    return st;
+}
+
+static graft_status check_interrupt(const loop *l, graft_error *err) {
+    const gr_run *run = l->run;
+    if (!gr_trainer_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
+    if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "interrupted before the first step: nothing was saved");
+    return gr_fail(err, GRAFT_INTERRUPTED, "interrupted at step %lld of %lld, saved in %s/checkpoint-%lld: continue with --resume",
+                   (long long)run->state.step, (long long)run->total_steps, run->r->_output_dir, (long long)run->state.step);
 }
 
 graft_status gr_run_steps(gr_run *run, graft_error *err) {
@@ -246,13 +311,12 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     gr_progress_start(&l.progress, "train", run->total_steps);
     gr_progress_update(&l.progress, run->state.step, "first step");
     l.window_started = gr_now();
+    GR_TRY(begin(&l, err));
+    GR_TRY(check_interrupt(&l, err));
     while (run->state.step < run->total_steps && !l.stop) {
         GR_TRY(train_step(&l, err));
         GR_TRY(after_step(&l, err));
-        if (gr_run_interrupted() && run->state.step < run->total_steps) {
-            GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "interrupted at step %lld; a checkpoint was saved: continue with --resume",
-                           (long long)run->state.step));
-        }
+        GR_TRY(check_interrupt(&l, err));
     }
 done:
     gr_progress_end(&l.progress);

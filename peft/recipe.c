@@ -13,8 +13,8 @@ enum { MAX_RECIPE_BYTES = 1 << 20, MAX_EXTENDS = 8 };
 /* ---- the table ---- */
 
 const gr_key gr_recipe_keys[] = {
-#define KEY(section, name, type, fallback, constraint, help)                                                 \
-    {#section, #name, fallback, constraint, help, GR_KEY_##type, offsetof(gr_recipe, section##_##name)},
+#define KEY(section, name, type, fallback, constraint, resume, help) \
+    {#section, #name, fallback, constraint, help, GR_KEY_##type, GR_RESUME_##resume, offsetof(gr_recipe, section##_##name)},
 #include "peft/schema.def"
 #undef KEY
 };

@@ -48,7 +48,7 @@ enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPO
 
 /* Fields are named <section>_<key> (top level: _<key>): r->train_batch_size, r->_output_dir. */
 typedef struct gr_recipe {
-#define KEY(section, name, type, fallback, constraint, help) GR_C_##type section##_##name;
+#define KEY(section, name, type, fallback, constraint, resume, help) GR_C_##type section##_##name;
 #include "peft/schema.def"
 #undef KEY
     const char *path; /* the file it came from, "" for none */

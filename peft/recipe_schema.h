@@ -21,9 +21,13 @@ typedef enum gr_key_type {
     GR_KEY_EVAL_SOURCES
 } gr_key_type;
 
+/* May a resumed run have another value than it began with? (schema.def) */
+typedef enum gr_key_resume { GR_RESUME_SAME, GR_RESUME_FREE, GR_RESUME_DATA, GR_RESUME_STEPS } gr_key_resume;
+
 typedef struct gr_key {
     const char *section, *name, *fallback, *constraint, *help;
     gr_key_type type;
+    gr_key_resume resume;
     size_t offset; /* of its field in gr_recipe */
 } gr_key;
 

@@ -8,6 +8,7 @@
 #include "peft/checkpoint.h"
 #include "peft/metrics.h"
 #include "peft/recipe.h"
+#include "peft/trainer.h"
 
 typedef struct gr_run {
     const gr_recipe *r;
@@ -28,13 +29,15 @@ typedef struct gr_run {
     double last_eval_loss; /* NaN: none in this process */
     gr_metrics *metrics;
     char *recipe_text; /* resolved */
+    gr_train_callback *progress; /* may be NULL */
+    void *payload;
     FILE *log;
 } gr_run;
 
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
 graft_status gr_run_steps(gr_run *run, graft_error *err);
-/* True once gr_trainer_interrupt was called. */
-bool gr_run_interrupted(void);
+/* A checkpoint lies in folder, whole: what gr_trainer_last_checkpoint answers from now on. */
+void gr_run_saved(const char *folder);
 /* Write what the run has learned: adapter/ or model/. */
 graft_status gr_run_export(gr_run *run, graft_error *err);
 graft_status gr_run_facts_save(gr_run *run, graft_error *err);

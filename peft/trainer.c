@@ -17,11 +17,29 @@
 
 enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 
-/* The one mutable global: a signal handler can reach nothing else. */
-static volatile sig_atomic_t interrupted;
+/* The mutable globals: a signal handler can reach nothing else. Of the two texts the one that `saved` names (1 or 2; 0: none) is whole,
+ * the other may be in the making. */
+static volatile sig_atomic_t phase, interrupted, saved;
+static char saved_text[2][1024];
 
-void gr_trainer_interrupt(void) { interrupted = 1; }
-bool gr_run_interrupted(void) { return interrupted != 0; }
+void gr_trainer_interrupt(void) {
+    if (phase != GR_PHASE_IDLE) interrupted = 1;
+}
+
+bool gr_trainer_interrupted(void) { return interrupted != 0; }
+gr_train_phase gr_trainer_phase(void) { return (gr_train_phase)phase; }
+const char *gr_trainer_last_checkpoint(void) { return saved ? saved_text[saved - 1] : NULL; }
+
+void gr_run_saved(const char *folder) {
+    int next = saved == 1 ? 2 : 1;
+    snprintf(saved_text[next - 1], sizeof saved_text[0], "%s", folder);
+    saved = next;
+}
+
+/* Between the parts of a set-up, which takes long for much data. */
+static graft_status check_interrupt(graft_error *err) {
+    return interrupted ? gr_fail(err, GRAFT_INTERRUPTED, "interrupted before the first step: nothing was written") : GRAFT_OK;
+}
 
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
     switch ((enum gr_recipe_dtype)recipe_dtype) {
@@ -361,6 +379,7 @@ static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_er
     if (last) {
         GR_TRY(gr_checkpoint_load(last, run->params, &run->state, &run->identity, err));
         gr_note("resuming from %s", last);
+        gr_run_saved(last);
     } else if (o->resume) {
         gr_note("%s holds no checkpoint: starting from the beginning", dir);
     }
@@ -457,13 +476,14 @@ done:
 }
 
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err) {
-    gr_run run = {.r = r};
+    gr_run run = {.r = r, .progress = o->progress, .payload = o->payload};
     gr_train_result ignored;
     graft_status st;
     double started = gr_now();
     if (!result) result = &ignored;
     *result = (gr_train_result){.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
-    interrupted = 0;
+    interrupted = saved = 0;
+    phase = GR_PHASE_SETUP;
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(check_folder(r, o, err));
     GR_TRY(open_model(&run, o->dry_run, err));
@@ -472,7 +492,9 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
         goto done;
     }
     GR_TRY(open_text(&run, err));
+    GR_TRY(check_interrupt(err));
     GR_TRY(open_data(&run, err));
+    GR_TRY(check_interrupt(err));
     GR_TRY(open_params(&run, false, err));
     GR_TRY(plan_steps(&run, err));
     GR_TRY(plan_memory(&run, gr_longest_sample(run.train), err));
@@ -482,7 +504,9 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->n_trainable = run.params->n_parameters;
     int64_t tokens_before = run.state.num_tokens;
     double steps_started = gr_now();
+    phase = GR_PHASE_STEPS;
     st = gr_run_steps(&run, err);
+    phase = GR_PHASE_RESULT;
     result->steps = run.state.step;
     result->final_loss = run.state.final_loss;
     result->best_eval_loss = run.state.best_eval_loss;
@@ -493,5 +517,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->seconds = gr_now() - started;
 done:
     close_run(&run);
+    phase = GR_PHASE_IDLE;
+    interrupted = 0;
     return st;
 }

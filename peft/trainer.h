@@ -5,11 +5,23 @@
 #include "peft/evaluate.h"
 #include "peft/recipe.h"
 
+/* Where a run is, after each step; eval_loss only where one was measured just now. */
+typedef struct gr_train_progress {
+    int64_t step, total_steps;
+    double epoch, loss, learning_rate, tokens_per_second;
+    double eval_loss; /* NaN: none at this step */
+} gr_train_progress;
+
+/* Nonzero: save a checkpoint and leave, as gr_trainer_interrupt does. */
+typedef int gr_train_callback(void *payload, const gr_train_progress *progress);
+
 typedef struct gr_train_options {
     bool resume;    /* continue the run in output_dir from its last checkpoint */
     bool overwrite; /* replace an existing run */
     bool dry_run;   /* say what would happen: parameters, memory, steps; no weights needed */
     gr_str *report; /* dry_run: the plan as text for people (may be NULL) */
+    gr_train_callback *progress; /* may be NULL */
+    void *payload;
 } gr_train_options;
 
 typedef struct gr_train_result {
@@ -23,8 +35,13 @@ typedef struct gr_train_result {
 
 /* INTERRUPTED after SIGINT/SIGTERM (gr_trainer_interrupt) with a checkpoint saved. */
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err);
-/* Async-signal-safe: the run saves a checkpoint after the current step and leaves. */
+/* For signal handlers: the run saves a checkpoint after the current step and leaves; nothing when none is running. */
 void gr_trainer_interrupt(void);
+bool gr_trainer_interrupted(void);
+/* Also for signal handlers: what the process is doing, and the folder of the newest checkpoint of its run (NULL: none yet). */
+typedef enum gr_train_phase { GR_PHASE_IDLE, GR_PHASE_SETUP, GR_PHASE_STEPS, GR_PHASE_RESULT } gr_train_phase;
+gr_train_phase gr_trainer_phase(void);
+const char *gr_trainer_last_checkpoint(void);
 
 /* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_dtype) on a device: auto is bf16 where the machine
  * multiplies it faster than float32. */

@@ -1,19 +1,49 @@
 /* graft train, graft plan, graft validate */
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "peft/cli/commands.h"
 
-static void on_signal(int signal_number) {
-    (void)signal_number;
-    gr_trainer_interrupt();
+/* To stderr, with what a signal handler may call. */
+static void say(const char *text) {
+    size_t n = strlen(text);
+    while (n > 0) {
+        ssize_t done = write(STDERR_FILENO, text, n);
+        if (done <= 0) return;
+        text += done;
+        n -= (size_t)done;
+    }
 }
 
-/* The first signal saves and leaves, a second one ends the program at once. */
+/* The first signal lets the step be finished and saved, a second one ends the program at once. */
+static void on_signal(int signal_number) {
+    static const char *const doing[] = {
+        [GR_PHASE_IDLE] = "leaving", [GR_PHASE_SETUP] = "leaving before the first step",
+        [GR_PHASE_STEPS] = "the step is being finished and saved", [GR_PHASE_RESULT] = "the result is being written"};
+    static volatile sig_atomic_t seen;
+    int saved_errno = errno;
+    const char *checkpoint = gr_trainer_last_checkpoint();
+    (void)signal_number;
+    say(seen ? "\ngraft: interrupted: left at once; " : "\ngraft: ");
+    if (seen) {
+        say(checkpoint ? "the last checkpoint is " : "no checkpoint was saved");
+        say(checkpoint ? checkpoint : "");
+        say(checkpoint ? ": continue with --resume\n" : "\n");
+        _exit(130);
+    }
+    seen = 1;
+    say(doing[gr_trainer_phase()]);
+    say(" (a second time: leave at once)\n");
+    gr_trainer_interrupt();
+    errno = saved_errno;
+}
+
 static void catch_signals(void) {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
