@@ -234,16 +234,28 @@ def mean_nll(model, sequences):
         return sum(sequence_loss(model, s, n)[0].item() for s in sequences)
 
 
-def train(model, batches, lr, max_grad_norm=1.0, progress=False):
-    """torch AdamW, no weight decay, constant rate. -> losses before each update, gradient norms"""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+def decayed(name):
+    """What transformers' Trainer decays: neither biases nor norms."""
+    return not (name.endswith("bias") or "norm" in name)
+
+
+def train(model, batches, lr, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+          progress=False):
+    """torch AdamW; lr: one for all steps, or a list; max_grad_norm 0: no clipping. -> losses before each
+    update, gradient norms before clipping"""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    parameters = [p for _, p in named]
+    optimizer = torch.optim.AdamW([{"params": [p for name, p in named if decayed(name)]},
+                                   {"params": [p for name, p in named if not decayed(name)], "weight_decay": 0.0}],
+                                  lr=0.0, betas=betas, eps=eps, weight_decay=weight_decay)
     losses, norms = [], []
     for step, batch in enumerate(batches):
         start = time.time()
+        for group in optimizer.param_groups:
+            group["lr"] = lr[step] if isinstance(lr, list) else lr
         optimizer.zero_grad(set_to_none=True)
         losses.append(backward(model, batch)[0])
-        norms.append(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf")).item())
         optimizer.step()
         if progress:
             print(
