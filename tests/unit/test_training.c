@@ -122,7 +122,7 @@ static void learning_rates_are_transformers(void **state) {
         int64_t total = json_integer_value(json_object_get(schedule, "total"));
         add(&o, "train.learning_rate=3e-4");
         add_settings(&o, json_object_get(schedule, "settings"));
-        assert_int_equal(gr_recipe_default(&r, o.items, o.n, &err), GRAFT_OK);
+        assert_int_equal(gr_recipe_load(&r, NULL, o.items, o.n, &err), GRAFT_OK);
         assert_int_equal(json_array_size(json_object_get(schedule, "shape")), total);
         json_array_foreach(json_object_get(schedule, "shape"), step, shape) {
             double found = gr_learning_rate(r, (int64_t)step + 1, total),
