@@ -169,9 +169,10 @@ static graft_status log_window(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
     double seconds = gr_now() - l->window_started;
+    bool learned = s->window_targets > 0; /* a window of skipped steps has no loss, and above all not 0 */
     l->speed = (double)s->window_tokens / GR_MAX(seconds, 1e-9);
-    gr_train_row row = {.step = s->step, .epoch = epoch_of(l), .loss = s->window_loss / (double)GR_MAX(s->window_targets, 1),
-                        .grad_norm = s->window_grad_norm, .learning_rate = gr_learning_rate(run->r, s->step, run->total_steps),
+    gr_train_row row = {.step = s->step, .epoch = epoch_of(l), .loss = learned ? s->window_loss / (double)s->window_targets : NAN,
+                        .grad_norm = learned ? s->window_grad_norm : NAN, .learning_rate = gr_learning_rate(run->r, s->step, run->total_steps),
                         .tokens_per_second = l->speed, .num_tokens = s->num_tokens, .num_target_tokens = s->num_target_tokens};
     graft_status st = gr_metrics_train(run->metrics, &row, err);
     s->window_loss = 0;

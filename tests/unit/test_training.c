@@ -104,6 +104,13 @@ static json_t *read_metrics(const char *key) {
     return rows;
 }
 
+static int count_rows(const char *key) {
+    json_t *rows = read_metrics(key);
+    int n = (int)json_array_size(rows);
+    json_decref(rows);
+    return n;
+}
+
 static double number(json_t *row, const char *key) {
     assert_true(json_is_number(json_object_get(row, key)));
     return json_number_value(json_object_get(row, key));
@@ -262,11 +269,133 @@ static void runs_are_torchs(void **state) {
     json_decref(golden);
 }
 
+/* ---- losses that are not finite, evaluations that do not improve ---- */
+
+/* tiny-qwen2 in <folder>/nan, but for the embedding of one id, which is NaN. (Its head is a matrix of its
+ * own.) */
+static void make_model_with_nan(int32_t id) {
+    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
+                                        "chat_template.jinja"};
+    const char *from = TESTS_DIR "/golden/tiny-qwen2";
+    char path[512], to[512], *text;
+    int64_t len;
+    gr_safetensors *st;
+    graft_error err = {0};
+    snprintf(to, sizeof to, "%s/nan", folder);
+    assert_int_equal(gr_make_dirs(to, &err), GRAFT_OK);
+    for (int i = 0; i < GR_LEN(files); i++) {
+        snprintf(path, sizeof path, "%s/%s", from, files[i]);
+        snprintf(to, sizeof to, "%s/nan/%s", folder, files[i]);
+        assert_int_equal(gr_file_copy(path, to, &err), GRAFT_OK);
+    }
+    snprintf(path, sizeof path, "%s/model.safetensors", from);
+    snprintf(to, sizeof to, "%s/nan/model.safetensors", folder);
+    assert_int_equal(gr_file_read(&text, &len, path, 1 << 24, &err), GRAFT_OK);
+    assert_int_equal(gr_safetensors_open(&st, path, &err), GRAFT_OK);
+    const gr_tensor *embedding = gr_safetensors_find(st, "model.embed_tokens.weight");
+    assert_non_null(embedding);
+    const size_t row = (size_t)embedding->shape[1] * sizeof(float);
+    char *at = memmem(text, (size_t)len, (const char *)embedding->data + (size_t)id * row, row);
+    assert_non_null(at);
+    memset(at, 0xff, row);
+    assert_int_equal(gr_file_write(to, text, len, &err), GRAFT_OK);
+    gr_safetensors_close(st);
+    free(text);
+}
+
+/* Ids of tiny-qwen2's tokenizer: one that the fifteenth sample alone holds, and one of every sample. */
+enum { RARE_ID = 495, COMMON_ID = 1 };
+
+/* A run on the model with NaN in <folder>/run, with a constant rate. */
+static graft_status train_with_nan(const char *on_nonfinite, int64_t steps, graft_error *err) {
+    overrides o;
+    char model[128];
+    snprintf(model, sizeof model, "%s/nan", folder);
+    begin(&o, model, steps);
+    add(&o, "train.lr_scheduler=constant");
+    add(&o, "train.on_nonfinite=%s", on_nonfinite);
+    return train(&o, NULL, err);
+}
+
+static char *read_run(const char *name, int64_t *len) {
+    char path[128], *text;
+    graft_error err = {0};
+    snprintf(path, sizeof path, "%s/run/%s", folder, name);
+    if (gr_file_read(&text, len, path, 1 << 24, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    return text;
+}
+
+static void a_step_that_is_not_finite_is_skipped(void **state) {
+    (void)state;
+    graft_error err = {0};
+    int64_t n, n_more;
+    size_t i;
+    json_t *row;
+    make_model_with_nan(RARE_ID);
+    assert_int_equal(train_with_nan("stop", 6, &err), GRAFT_FAILED);
+    assert_non_null(strstr(err.msg, "step 4: the loss of training sample 15 is not finite"));
+    assert_int_equal(count_rows("loss"), 3);
+    assert_int_equal(train_with_nan("skip", 3, &err), GRAFT_OK);
+    char *three = read_run("adapter/adapter_model.safetensors", &n);
+    assert_int_equal(train_with_nan("skip", 4, &err), GRAFT_OK);
+    char *four = read_run("adapter/adapter_model.safetensors", &n_more), *log = read_run("run.log", &n_more);
+    assert_memory_equal(three, four, (size_t)n); /* the fourth step changed nothing */
+    assert_non_null(strstr(log, "step 4 skipped: the loss of training sample 15 is not finite"));
+    free(log);
+    assert_int_equal(train_with_nan("skip", 9, &err), GRAFT_OK);
+    json_t *rows = read_metrics("loss");
+    assert_int_equal(json_array_size(rows), 9);
+    json_array_foreach(rows, i, row) { /* an epoch is five steps */
+        assert_int_equal(json_is_null(json_object_get(row, "loss")), (i + 1) % 5 == 4);
+        assert_int_equal(json_is_null(json_object_get(row, "grad_norm")), (i + 1) % 5 == 4);
+    }
+    json_decref(rows);
+    free(three);
+    free(four);
+}
+
+static void ten_skips_in_a_row_stop_the_run(void **state) {
+    (void)state;
+    graft_error err = {0};
+    make_model_with_nan(COMMON_ID);
+    assert_int_equal(train_with_nan("skip", 20, &err), GRAFT_FAILED);
+    assert_non_null(strstr(err.msg, "step 10: the loss of training sample"));
+    assert_int_equal(count_rows("loss"), 9);
+}
+
+static void a_run_that_does_not_improve_stops_early(void **state) {
+    (void)state;
+    overrides o;
+    graft_train_result result;
+    graft_error err = {0};
+    for (int patience = 0; patience < 3; patience++) { /* 0: null */
+        begin(&o, TESTS_DIR "/golden/tiny", 8);
+        add(&o, "train.learning_rate=0"); /* every evaluation gives the same */
+        add(&o, "data.eval=0.2");
+        add(&o, "eval.every=2");
+        if (patience) add(&o, "eval.early_stopping_patience=%d", patience);
+        assert_int_equal(train(&o, &result, &err), GRAFT_OK);
+        assert_int_equal(result.steps, patience ? 2 + 2 * patience : 8);
+        assert_int_equal(count_rows("eval_loss"), patience ? 1 + patience : 4);
+    }
+    begin(&o, TESTS_DIR "/golden/tiny", 8);
+    add(&o, "train.learning_rate=1e-3");
+    add(&o, "data.eval=%s/golden/tiny/train.jsonl", TESTS_DIR);
+    add(&o, "eval.every=2");
+    add(&o, "eval.early_stopping_patience=1");
+    assert_int_equal(train(&o, &result, &err), GRAFT_OK); /* it improves */
+    assert_int_equal(result.steps, 8);
+    assert_true(result.best_eval_loss == result.eval_loss);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learning_rates_are_transformers),
         cmocka_unit_test_setup_teardown(golden_steps_are_torchs, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(runs_are_torchs, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_step_that_is_not_finite_is_skipped, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(ten_skips_in_a_row_stop_the_run, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_run_that_does_not_improve_stops_early, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
