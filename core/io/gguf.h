@@ -53,7 +53,10 @@ void gr_gguf_put_strings(gr_gguf_builder *b, const char *key, const char *const 
 void gr_gguf_put_f32s(gr_gguf_builder *b, const char *key, const float *values, int64_t n);
 void gr_gguf_put_i32s(gr_gguf_builder *b, const char *key, const int32_t *values, int64_t n);
 void gr_gguf_put_u8s(gr_gguf_builder *b, const char *key, const uint8_t *values, int64_t n);
+void gr_gguf_append(gr_gguf_builder *b, const gr_gguf_builder *more); /* no key of more is in b */
 void gr_gguf_builder_release(gr_gguf_builder *b);
+/* What a reader will find of the keys, before any file is written. */
+graft_status gr_gguf_preview(gr_gguf **out, const gr_gguf_builder *b, graft_error *err);
 /* Version 3, alignment 32; tensors as for gr_safetensors_write (shape outermost first). Atomic; read back and checked. */
 graft_status gr_gguf_write(const char *path, const gr_gguf_builder *b, const gr_tensor *tensors, int64_t n,
                            gr_tensor_producer *produce, void *context, graft_error *err);

@@ -2,6 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "core/io/tensor_stream.h"
 
@@ -74,6 +76,12 @@ void gr_gguf_put_u8s(gr_gguf_builder *b, const char *key, const uint8_t *values,
     gr_str_add(&b->meta, (const char *)values, n);
 }
 
+void gr_gguf_append(gr_gguf_builder *b, const gr_gguf_builder *more) {
+    gr_str_add(&b->meta, more->meta.data, more->meta.len);
+    if (more->meta.failed) b->meta.failed = true;
+    b->n_keys += more->n_keys;
+}
+
 void gr_gguf_builder_release(gr_gguf_builder *b) {
     gr_str_release(&b->meta);
     b->n_keys = 0;
@@ -120,6 +128,27 @@ static graft_status read_back(const char *file, const gr_str *header, const gr_t
 done:
     gr_map_close(&map);
     gr_gguf_close(back);
+    return st;
+}
+
+graft_status gr_gguf_preview(gr_gguf **out, const gr_gguf_builder *b, graft_error *err) {
+    gr_str header = {0};
+    char path[32];
+    int fd = memfd_create("graft-gguf", MFD_CLOEXEC);
+    graft_status st = GRAFT_OK;
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "wb");
+    if (!f) {
+        if (fd >= 0) close(fd);
+        return gr_fail_errno(err, GRAFT_FAILED, "a file in memory");
+    }
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    GR_TRY(make_header(&header, b, NULL, 0, err));
+    if (fwrite(header.data, 1, (size_t)header.len, f) != (size_t)header.len || fflush(f) != 0)
+        GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "a file in memory"));
+    GR_TRY(gr_gguf_open(out, path, err));
+done:
+    fclose(f);
+    gr_str_release(&header);
     return st;
 }
 

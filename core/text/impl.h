@@ -22,7 +22,8 @@ enum {
     GR_CLASS_NUMBER = 2,
     GR_CLASS_SPACE = 4,
     GR_CLASS_MARK = 8,
-    GR_CLASS_WORD_EXTRA = 16
+    GR_CLASS_WORD_EXTRA = 16, /* connectors such as '_' */
+    GR_CLASS_PUNCT = 32
 };
 uint8_t gr_char_class_compute(uint32_t point); /* slow; gr_char_class looks up */
 
@@ -150,7 +151,13 @@ typedef struct gr_norm_step {
     const char *from, *to;
 } gr_norm_step;
 
-typedef enum gr_word_rule { GR_WORDS_NONE, GR_WORDS_GPT2, GR_WORDS_LLAMA3, GR_WORDS_QWEN2 } gr_word_rule;
+typedef enum gr_word_rule {
+    GR_WORDS_NONE,
+    GR_WORDS_GPT2,
+    GR_WORDS_LLAMA3,
+    GR_WORDS_QWEN2,
+    GR_WORDS_DEFAULT /* llama.cpp's, for a GGUF that names no pre-tokenizer */
+} gr_word_rule;
 typedef enum gr_prepend { GR_PREPEND_NEVER, GR_PREPEND_FIRST, GR_PREPEND_ALWAYS } gr_prepend;
 typedef enum gr_lead {
     GR_LEAD_KEEP,
@@ -175,7 +182,8 @@ struct gr_tokenizer {
     gr_cache_pool *caches;  /* of encodings' words; BPE alone */
     gr_prefix_set prefixes; /* unigram: every piece of by_raw */
     double min_score;
-    bool bytes_match; /* HF's unigram: the text "<0x41>" is the byte piece of that name */
+    bool first_merge_wins; /* of a pair listed twice: llama.cpp's way; HF takes the last */
+    bool bytes_match;      /* HF's unigram: the text "<0x41>" is the byte piece of that name */
     bool byte_level, byte_fallback, fuse_unk;
     int32_t model_unk; /* what the model gives for characters that it lacks; -1: nothing */
 
@@ -227,6 +235,7 @@ typedef struct gr_scratch {
 
 gr_tokenizer *gr_tokenizer_new(int64_t n_vocab); /* NULL when out of memory */
 void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size);
+bool gr_is_byte_name(const char *s, int64_t n); /* "<0x41>" */
 /* Copies text; a later call with the same id replaces the piece. */
 bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
                   gr_piece_type type);
@@ -261,15 +270,21 @@ int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len);
 /* A regular expression of a tokenizer.json's Split; GR_WORDS_NONE when unknown. */
 gr_word_rule gr_word_rule_from_regex(const char *regex);
 const char *gr_word_rule_regex(gr_word_rule rule);
-/* GGUF's tokenizer.ggml.pre: sets words, split_digits and the NFC step; false when unknown. */
+#define GR_PRETOK_DEFAULT "default" /* GGUF's name for files that name none */
+/* GGUF's tokenizer.ggml.pre: sets words, split_digits, the NFC step, ignore_merges, what llama.cpp takes for
+ * add_bos_token, and info.pre; false when unknown. */
 bool gr_pretok_from_name(gr_tokenizer *t, const char *name);
+/* The name that GGUF has for t's settings; "" when there is none. */
 const char *gr_pretok_name(const gr_tokenizer *t);
+char *gr_pretok_known(void); /* every name, for messages; owned, NULL when out of memory */
 
 /* The models: append the ids of a word (valid UTF-8, not empty). False when out of memory. */
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                    gr_ids *ids); /* bpe.c */
 bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
                        gr_ids *ids); /* unigram.c */
+/* Merge i is not outdone by another of the same pair. */
+bool gr_merge_counts(const gr_tokenizer *t, int64_t i);
 /* By merges alone: one segment, no cache. */
 bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, gr_ids *ids);
 /* bpe_tables.c: joints and characters, once pieces and merges are there. */

@@ -30,19 +30,52 @@ const char *gr_word_rule_regex(gr_word_rule rule) {
     return NULL;
 }
 
-/* Names in GGUF files; the first row of a kind is the one that graft writes. */
-static const struct {
+/* Names in GGUF files and what llama.cpp takes each for (llama-vocab.cpp); of equal rows the first is the one
+ * that graft writes. */
+typedef struct pretok_name {
     const char *name;
     gr_word_rule words;
-    bool digits, nfc;
-} NAMES[] = {
-    {"smollm", GR_WORDS_GPT2, true, false},       {"starcoder", GR_WORDS_GPT2, true, false},
-    {"refact", GR_WORDS_GPT2, true, false},       {"command-r", GR_WORDS_GPT2, true, false},
-    {"codeshell", GR_WORDS_GPT2, true, false},    {"gpt-2", GR_WORDS_GPT2, false, false},
-    {"phi-2", GR_WORDS_GPT2, false, false},       {"default", GR_WORDS_GPT2, false, false},
-    {"llama-bpe", GR_WORDS_LLAMA3, false, false}, {"llama3", GR_WORDS_LLAMA3, false, false},
-    {"llama-v3", GR_WORDS_LLAMA3, false, false},  {"falcon3", GR_WORDS_LLAMA3, false, false},
-    {"qwen2", GR_WORDS_QWEN2, false, true},       {"deepseek-r1-qwen", GR_WORDS_QWEN2, false, false},
+    bool digits, nfc, ignore_merges;
+    bool add_bos; /* where the file does not say */
+} pretok_name;
+static const pretok_name NAMES[] = {
+    {"smollm", GR_WORDS_GPT2, true, false, false, false},
+    {"starcoder", GR_WORDS_GPT2, true, false, false, false},
+    {"refact", GR_WORDS_GPT2, true, false, false, false},
+    {"command-r", GR_WORDS_GPT2, true, false, false, false},
+    {"codeshell", GR_WORDS_GPT2, true, false, false, false},
+    {"exaone", GR_WORDS_GPT2, true, false, false, false},
+    {"minerva-7b", GR_WORDS_GPT2, true, false, false, false},
+    {"gpt-2", GR_WORDS_GPT2, false, false, false, false},
+    {"phi-2", GR_WORDS_GPT2, false, false, false, false},
+    {"mpt", GR_WORDS_GPT2, false, false, false, false},
+    {"olmo", GR_WORDS_GPT2, false, false, false, false},
+    {"jais", GR_WORDS_GPT2, false, false, false, false},
+    {"gigachat", GR_WORDS_GPT2, false, false, false, false},
+    {"a.x-4.0", GR_WORDS_GPT2, false, false, false, false},
+    {"mellum", GR_WORDS_GPT2, false, false, false, false},
+    {"exaone4", GR_WORDS_GPT2, false, false, false, false},
+    {"trillion", GR_WORDS_GPT2, false, false, false, false},
+    {"llama-bpe", GR_WORDS_LLAMA3, false, false, true, true},
+    {"llama3", GR_WORDS_LLAMA3, false, false, true, true},
+    {"llama-v3", GR_WORDS_LLAMA3, false, false, true, true},
+    {"falcon3", GR_WORDS_LLAMA3, false, false, true, true},
+    {"falcon-h1", GR_WORDS_LLAMA3, false, false, true, true},
+    {"pixtral", GR_WORDS_LLAMA3, false, false, true, true},
+    {"midm-2.0", GR_WORDS_LLAMA3, false, false, true, true},
+    {"lfm2", GR_WORDS_LLAMA3, false, false, true, true},
+    {"smaug-bpe", GR_WORDS_LLAMA3, false, false, false, false},
+    {"dbrx", GR_WORDS_LLAMA3, false, false, false, false},
+    {"glm4", GR_WORDS_LLAMA3, false, false, false, false},
+    {"chatglm-bpe", GR_WORDS_LLAMA3, false, false, false, false},
+    {"qwen2", GR_WORDS_QWEN2, false, true, false, false},
+    {"deepseek-r1-qwen", GR_WORDS_QWEN2, false, false, false, false},
+    {"stablelm2", GR_WORDS_QWEN2, false, false, false, false},
+    {"megrez", GR_WORDS_QWEN2, false, false, false, false},
+    {"hunyuan", GR_WORDS_QWEN2, false, false, false, false},
+    {"kormo", GR_WORDS_QWEN2, false, false, false, false},
+    {"grok-2", GR_WORDS_QWEN2, false, false, false, false},
+    {GR_PRETOK_DEFAULT, GR_WORDS_DEFAULT, false, false, false, false},
 };
 
 bool gr_pretok_from_name(gr_tokenizer *t, const char *name) {
@@ -50,16 +83,31 @@ bool gr_pretok_from_name(gr_tokenizer *t, const char *name) {
         if (strcmp(name, NAMES[i].name) != 0) continue;
         t->words = NAMES[i].words;
         t->split_digits = NAMES[i].digits;
+        t->info.ignore_merges = NAMES[i].ignore_merges;
+        t->info.add_bos = NAMES[i].add_bos;
         if (NAMES[i].nfc) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_NFC};
+        t->info.pre = NAMES[i].name;
         return true;
     }
     return false;
 }
 
 const char *gr_pretok_name(const gr_tokenizer *t) {
-    for (int i = 0; i < GR_LEN(NAMES); i++)
-        if (t->words == NAMES[i].words && t->split_digits == NAMES[i].digits) return NAMES[i].name;
+    bool nfc = t->n_norm == 1 && t->norm[0].kind == GR_NORM_NFC;
+    if (t->prefix_space || t->split_whitespace || (t->n_norm > 0 && !nfc)) return "";
+    for (int i = 0; i < GR_LEN(NAMES); i++) {
+        const pretok_name *n = &NAMES[i];
+        if (t->words == n->words && t->split_digits == n->digits && nfc == n->nfc &&
+            t->info.ignore_merges == n->ignore_merges)
+            return n->name;
+    }
     return "";
+}
+
+char *gr_pretok_known(void) {
+    gr_str list = {0};
+    for (int i = 0; i < GR_LEN(NAMES); i++) gr_str_printf(&list, "%s%s", i ? ", " : "", NAMES[i].name);
+    return gr_str_take(&list);
 }
 
 typedef struct span {
@@ -154,6 +202,44 @@ static int64_t llama3_word(const span *x, int max_digits) {
     return spaces(x);
 }
 
+/* What llama.cpp makes of a GGUF without a name: four expressions one after the other cut at runs of
+ * punctuation, then as GPT-2, then at runs of numbers, then at three ASCII digits. */
+static bool is_mark(const span *x, int64_t i, int *size) {
+    uint8_t kind = class_at(x, i, size);
+    return *size > 0 && (kind & GR_CLASS_PUNCT || (x->s[i] && strchr("$+<=>^~|", x->s[i])));
+}
+
+static int64_t default_number(const span *x) {
+    int size;
+    for (int64_t i = 0;; i += size) {
+        bool three = i + 3 <= x->n && strspn(x->s + i, "0123456789") >= 3;
+        if (three) return i ? i : 3;
+        if (!(class_at(x, i, &size) & GR_CLASS_NUMBER)) return i;
+    }
+}
+
+static int64_t default_word(const span *x) {
+    int size, next;
+    int64_t i = 0;
+    while (is_mark(x, i, &size)) i += size;
+    if (i > 0) return i;
+    uint8_t kind = class_at(x, 0, &size) & KINDS;
+    if (x->s[0] == ' ' && x->n > 1) { /* a space goes before letters and other characters, not before these */
+        uint8_t after = class_at(x, 1, &next) & KINDS;
+        if (is_mark(x, 1, &next) || after & GR_CLASS_NUMBER) return 1;
+        if (!(after & GR_CLASS_SPACE)) i = 1, kind = after;
+    }
+    if (kind & GR_CLASS_LETTER) return run(x, i, GR_CLASS_LETTER);
+    if (kind & GR_CLASS_NUMBER) return default_number(x);
+    if (kind & GR_CLASS_SPACE) {
+        i = run(x, 0, GR_CLASS_SPACE);
+        return is_mark(x, i, &next) ? i : spaces(x);
+    }
+    while (class_at(x, i, &size), size > 0 && !(class_at(x, i, &size) & KINDS) && !is_mark(x, i, &next))
+        i += size;
+    return i;
+}
+
 int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len) {
     span x = {t, text, len};
     switch (t->words) {
@@ -163,6 +249,8 @@ int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len) {
         return llama3_word(&x, 3);
     case GR_WORDS_QWEN2:
         return llama3_word(&x, 1);
+    case GR_WORDS_DEFAULT:
+        return default_word(&x);
     default:
         return len;
     }

@@ -56,11 +56,13 @@ static bool put_merges(const gr_tokenizer *t, gr_gguf_builder *b) {
     const char **texts = gr_calloc(t->n_merges, sizeof *texts);
     int64_t *lens = gr_calloc(t->n_merges, sizeof *lens);
     bool ok = texts && lens;
+    int64_t n = 0;
     for (int64_t i = 0; ok && i < t->n_merges; i++) {
-        texts[i] = t->merges[i].text;
-        lens[i] = t->merges[i].len;
+        if (!gr_merge_counts(t, i)) continue;
+        texts[n] = t->merges[i].text;
+        lens[n++] = t->merges[i].len;
     }
-    if (ok) gr_gguf_put_strings(b, KEY("merges"), texts, lens, t->n_merges);
+    if (ok) gr_gguf_put_strings(b, KEY("merges"), texts, lens, n);
     free(texts);
     free(lens);
     return ok;
@@ -76,8 +78,7 @@ static bool has_step(const gr_tokenizer *t, gr_norm_kind kind) {
     return false;
 }
 
-graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b,
-                                    graft_error *err) {
+static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err) {
     static const char *const models[] = {
         [GR_TOKENIZER_BPE] = "gpt2", [GR_TOKENIZER_SPM_BPE] = "llama", [GR_TOKENIZER_SPM_UNIGRAM] = "t5"};
     const gr_tokenizer_info *info = &t->info;
@@ -116,5 +117,23 @@ done:
     free(c.scores);
     free(c.types);
     free(c.padding);
+    return st;
+}
+
+graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b,
+                                    graft_error *err) {
+    gr_gguf_builder own = {0};
+    gr_gguf *g = NULL;
+    gr_tokenizer *back = NULL;
+    graft_status st;
+    GR_TRY(put_keys(t, n_vocab, &own, err));
+    GR_TRY(gr_gguf_preview(&g, &own, err));
+    GR_TRY(gr_tokenizer_from_gguf(&back, g, err));
+    GR_TRY(gr_tokenizer_prove(t, back, "a GGUF", err));
+    gr_gguf_append(b, &own);
+done:
+    gr_tokenizer_free(back);
+    gr_gguf_close(g);
+    gr_gguf_builder_release(&own);
     return st;
 }

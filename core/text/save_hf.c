@@ -98,7 +98,8 @@ static json_t *merges_from_scores(const gr_tokenizer *t) {
 static json_t *merges_as_read(const gr_tokenizer *t) {
     json_t *list = json_array();
     for (int64_t i = 0; i < t->n_merges; i++)
-        json_array_append_new(list, json_stringn(t->merges[i].text, (size_t)t->merges[i].len));
+        if (gr_merge_counts(t, i))
+            json_array_append_new(list, json_stringn(t->merges[i].text, (size_t)t->merges[i].len));
     return list;
 }
 
@@ -270,8 +271,7 @@ static json_t *special_map(const gr_tokenizer *t) {
     return map;
 }
 
-graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, graft_error *err) {
-    if (t->info.folder) return copy_files(t->info.folder, folder, err);
+static graft_status write_files(const gr_tokenizer *t, const char *folder, graft_error *err) {
     json_t *config = special_map(t);
     json_object_set_new(config, "tokenizer_class", json_string("PreTrainedTokenizerFast"));
     json_object_set_new(config, "add_bos_token", json_boolean(t->info.add_bos));
@@ -286,5 +286,23 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
     if (t->info.chat_template) GR_TRY(write_file(folder, "chat_template.jinja", t->info.chat_template, err));
 done:
     json_decref(config);
+    return st;
+}
+
+graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, graft_error *err) {
+    if (t->info.folder) return copy_files(t->info.folder, folder, err);
+    gr_tokenizer *back = NULL;
+    graft_status st;
+    if (t->words == GR_WORDS_DEFAULT)
+        GR_TRY(gr_fail(
+            err, GRAFT_BAD_INPUT,
+            "the GGUF's tokenizer.ggml.pre is missing or \"" GR_PRETOK_DEFAULT
+            "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
+            "the key to the model's own pre-tokenizer"));
+    GR_TRY(write_files(t, folder, err));
+    GR_TRY(gr_tokenizer_open(&back, folder, err));
+    GR_TRY(gr_tokenizer_prove(t, back, "a Hugging Face folder", err));
+done:
+    gr_tokenizer_free(back);
     return st;
 }

@@ -59,6 +59,10 @@ bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, do
     return true;
 }
 
+bool gr_is_byte_name(const char *s, int64_t n) {
+    return n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>' && strspn(s + 3, "0123456789ABCDEF") == 2;
+}
+
 /* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for
  * itself. */
 static bool undo_alphabet(gr_tokenizer *t, gr_piece *p, const int16_t *to_byte, int n_points) {
@@ -134,11 +138,18 @@ static graft_status build_pairs(gr_tokenizer *t, const char *path, graft_error *
             st = gr_fail(err, GRAFT_BAD_INPUT,
                          "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
                          (long long)i, m->text);
-        else
+        else if (!t->first_merge_wins || gr_pairs_find(&t->pairs, a, b)->id < 0)
             gr_pairs_add(&t->pairs, a, b, (int32_t)i, ab);
     }
     gr_str_release(&both);
     return st;
+}
+
+bool gr_merge_counts(const gr_tokenizer *t, int64_t i) {
+    const gr_merge *m = &t->merges[i];
+    int32_t left = gr_table_find(&t->by_text, m->text, m->left_len),
+            right = gr_table_find(&t->by_text, m->text + m->left_len + 1, m->len - m->left_len - 1);
+    return gr_pairs_find(&t->pairs, left, right)->rank == (int32_t)i;
 }
 
 static int compare_scores(const void *a, const void *b) {
@@ -280,7 +291,7 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     }
     if (info->kind != GR_TOKENIZER_SPM_UNIGRAM && (!(t->caches = gr_cache_pool_new()) || !gr_bpe_tables(t)))
         return gr_fail_memory(err, "vocabulary");
-    info->pre = t->byte_level ? gr_pretok_name(t) : "";
+    if (!*info->pre && t->byte_level) info->pre = gr_pretok_name(t);
     return GRAFT_OK;
 }
 

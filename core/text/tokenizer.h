@@ -51,7 +51,8 @@ void gr_decode_stream_flush(gr_decode_stream *s, gr_str *out);
 /* What it knows of itself. Ids are -1 where there is none. */
 typedef struct gr_tokenizer_info {
     gr_tokenizer_kind kind;
-    const char *pre;  /* GGUF's name of the pre-tokenizer: "smollm", "gpt-2", "llama-bpe", "qwen2", "default"; "" for SentencePiece */
+    const char *pre;  /* GGUF's name of the pre-tokenizer: the file's own, else what fits: "smollm", "gpt-2", "llama-bpe", "qwen2" ...;
+                         "" for SentencePiece and where GGUF has no name */
     int64_t n_vocab;  /* ids run from 0 to n_vocab-1 */
     int32_t bos, eos, pad, unk;
     bool add_bos, add_eos;      /* the tokenizer's own setting (false for SmolLM2) */
@@ -74,9 +75,14 @@ uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
 
 /* Write the tokenizer's files into an existing folder: copies of the HF files it was read from, or, when read from a GGUF, an
  * equivalent tokenizer.json, tokenizer_config.json (tokenizer_class PreTrainedTokenizerFast), special_tokens_map.json and
- * chat_template.jinja that HF tokenizers loads and that gives the same ids. */
+ * chat_template.jinja that HF tokenizers loads and that gives the same ids, which is proved by reading it back. */
 graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, graft_error *err);
-/* Add all tokenizer.ggml.* keys and tokenizer.chat_template to a GGUF; n_vocab rows (extra rows are unused pieces). */
+/* Does `written`, a tokenizer read back from what was written of t, make the same ids? Both encode several hundred hard texts, the
+ * pieces of the vocabulary and the added tokens among text. form ("a GGUF") is for the message: BAD_INPUT with the first text
+ * that differs and the likely cause. */
+graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *written, const char *form, graft_error *err);
+/* Add all tokenizer.ggml.* keys and tokenizer.chat_template to a GGUF; n_vocab rows (extra rows are unused pieces). BAD_INPUT where
+ * GGUF cannot hold the tokenizer: where what was added, read back, makes other ids (gr_tokenizer_prove). */
 graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err);
 
 #endif

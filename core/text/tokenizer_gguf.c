@@ -3,13 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/text/impl.h"
 
 #define KEY(name) "tokenizer.ggml." name
 
-static graft_status read_id(const gr_gguf *g, const char *key, int32_t *out, graft_error *err) {
+/* fallback: where the file has no such key, and a vocabulary that large; -1: none. */
+static graft_status read_id(const gr_gguf *g, const char *key, int32_t fallback, int64_t n_vocab,
+                            int32_t *out, graft_error *err) {
     int64_t id;
-    graft_status st = gr_gguf_int_or(g, key, -1, &id, err);
+    graft_status st = gr_gguf_int_or(g, key, fallback < n_vocab ? fallback : -1, &id, err);
     if (st == GRAFT_OK) *out = id < -1 || id > INT32_MAX ? -1 : (int32_t)id;
     return st;
 }
@@ -88,19 +91,25 @@ static bool collect_added(gr_tokenizer *t) {
 }
 
 static graft_status setup_bpe(gr_tokenizer *t, const gr_gguf *g, graft_error *err) {
-    const char *pre = "default";
+    const char *pre = "";
+    char *known = NULL;
     graft_status st = GRAFT_OK;
     if (gr_gguf_has(g, KEY("pre"))) GR_TRY(gr_gguf_get_string(g, KEY("pre"), &pre, NULL, err));
     t->info.kind = GR_TOKENIZER_BPE;
-    t->byte_level = true;
-    if (!gr_pretok_from_name(t, pre))
-        GR_TRY(gr_fail(
-            err, GRAFT_BAD_INPUT,
-            "%s: tokenizer.ggml.pre is \"%s\"; graft knows smollm, gpt-2, llama-bpe, qwen2 and default",
-            gr_gguf_path(g), pre));
-    t->info.ignore_merges = t->words == GR_WORDS_LLAMA3;
+    t->byte_level = t->first_merge_wins = true;
+    if (!*pre)
+        gr_note("%s: tokenizer.ggml.pre is missing: words are cut by llama.cpp's default rule, which may not "
+                "be the "
+                "one that the model was trained with",
+                gr_gguf_path(g));
+    if (!gr_pretok_from_name(t, *pre ? pre : GR_PRETOK_DEFAULT)) {
+        known = gr_pretok_known();
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.pre is \"%s\"; graft knows %s",
+                       gr_gguf_path(g), pre, known ? known : "others"));
+    }
     GR_TRY(read_merges(t, g, err));
 done:
+    free(known);
     return st;
 }
 
@@ -108,9 +117,11 @@ static graft_status setup_sentencepiece(gr_tokenizer *t, const gr_gguf *g, bool 
     bool prefix, squeeze;
     graft_status st;
     GR_TRY(check_length(g, KEY("scores"), t->info.n_vocab, err));
-    GR_TRY(gr_gguf_bool_or(g, KEY("add_space_prefix"), true, &prefix, err));
+    GR_TRY(gr_gguf_bool_or(g, KEY("add_space_prefix"), !unigram, &prefix, err));
     GR_TRY(gr_gguf_bool_or(g, KEY("remove_extra_whitespaces"), false, &squeeze, err));
     t->info.kind = unigram ? GR_TOKENIZER_SPM_UNIGRAM : GR_TOKENIZER_SPM_BPE;
+    t->info.add_bos = !unigram;
+    t->info.add_eos = unigram;
     t->info.add_space_prefix = prefix;
     t->lead = prefix ? GR_LEAD_DROP_ONE : GR_LEAD_KEEP;
     t->byte_fallback = t->fuse_unk = true;
@@ -128,10 +139,45 @@ static graft_status setup_sentencepiece(gr_tokenizer *t, const gr_gguf *g, bool 
         GR_TRY(st);
         if (t->charsmap_trie) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_CHARSMAP_SPM};
     }
+    for (int64_t i = 0; i < t->info.n_vocab;
+         i++) /* llama.cpp finds bytes by their names, whatever the type says */
+        if (gr_is_byte_name(t->pieces[i].text, t->pieces[i].len)) t->pieces[i].type = GR_PIECE_BYTE;
     if (squeeze) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_SPM_SPACES};
     if (prefix) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_PREPEND, .to = " "};
     t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_REPLACE, .from = " ", .to = GR_META_SPACE};
 done:
+    return st;
+}
+
+/* Special ids and the settings that the model's kind decides where the file does not: as llama.cpp, which the
+ * note says. */
+static graft_status read_settings(gr_tokenizer *t, const gr_gguf *g, graft_error *err) {
+    static const char *const keys[] = {KEY("add_bos_token"), KEY("add_eos_token"), KEY("add_space_prefix")};
+    gr_tokenizer_info *info = &t->info;
+    bool spm = info->kind == GR_TOKENIZER_SPM_BPE;
+    const bool *values[] = {&info->add_bos, &info->add_eos, &info->add_space_prefix};
+    gr_str missing = {0}, taken = {0};
+    graft_status st;
+    GR_TRY(read_id(g, KEY("bos_token_id"), spm ? 1 : -1, info->n_vocab, &info->bos, err));
+    GR_TRY(read_id(g, KEY("eos_token_id"), spm ? 2 : -1, info->n_vocab, &info->eos, err));
+    GR_TRY(read_id(g, KEY("padding_token_id"), -1, info->n_vocab, &info->pad, err));
+    GR_TRY(read_id(g, KEY("unknown_token_id"), spm ? 0 : -1, info->n_vocab, &info->unk, err));
+    if (info->kind != GR_TOKENIZER_BPE) t->model_unk = info->unk;
+    GR_TRY(gr_gguf_bool_or(g, keys[0], info->add_bos, &info->add_bos, err));
+    GR_TRY(gr_gguf_bool_or(g, keys[1], info->add_eos, &info->add_eos, err));
+    info->add_bos = info->add_bos && info->bos >= 0;
+    info->add_eos = info->add_eos && info->eos >= 0;
+    for (int i = 0; i < GR_LEN(keys); i++) { /* what is missing and off is as expected */
+        if (gr_gguf_has(g, keys[i]) || !*values[i]) continue;
+        gr_str_printf(&missing, "%s%s", missing.len ? ", " : "", keys[i]);
+        gr_str_printf(&taken, "%strue", taken.len ? ", " : "");
+    }
+    if (missing.len > 0 && !missing.failed && !taken.failed)
+        gr_note("%s: %s missing: taken as %s, as llama.cpp does for this kind of tokenizer", gr_gguf_path(g),
+                missing.data, taken.data);
+done:
+    gr_str_release(&missing);
+    gr_str_release(&taken);
     return st;
 }
 
@@ -154,14 +200,7 @@ graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_
                        "%s: tokenizer.ggml.model is \"%s\"; graft knows gpt2, llama and t5", gr_gguf_path(g),
                        model));
     GR_TRY(gpt2 ? setup_bpe(t, g, err) : setup_sentencepiece(t, g, unigram, err));
-    GR_TRY(read_id(g, KEY("bos_token_id"), &t->info.bos, err));
-    GR_TRY(read_id(g, KEY("eos_token_id"), &t->info.eos, err));
-    GR_TRY(read_id(g, KEY("padding_token_id"), &t->info.pad, err));
-    GR_TRY(read_id(g, KEY("unknown_token_id"), &t->info.unk, err));
-    if (!gpt2) t->model_unk = t->info.unk;
-    GR_TRY(gr_gguf_bool_or(g, KEY("add_bos_token"), !gpt2 && !unigram, &t->info.add_bos, err));
-    GR_TRY(gr_gguf_bool_or(g, KEY("add_eos_token"), unigram, &t->info.add_eos, err));
-    if (t->info.bos < 0) t->info.add_bos = false;
+    GR_TRY(read_settings(t, g, err));
     if (gr_gguf_has(g, "tokenizer.chat_template")) {
         GR_TRY(gr_gguf_get_string(g, "tokenizer.chat_template", &chat, NULL, err));
         t->info.chat_template = gr_arena_strdup(&t->arena, chat);

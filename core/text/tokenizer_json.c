@@ -68,13 +68,14 @@ done:
     return st;
 }
 
-static bool is_byte_name(const char *s, size_t n) {
-    return n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>' && strspn(s + 3, "0123456789ABCDEF") == 2;
+/* A piece that stands for a byte keeps that role wherever the file lists it, among the added tokens too. */
+static bool is_byte_piece(const gr_tokenizer *t, const char *s, size_t n) {
+    return t->byte_fallback && gr_is_byte_name(s, (int64_t)n);
 }
 
 static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score,
                               graft_error *err) {
-    gr_piece_type type = t->byte_fallback && is_byte_name(s, n) ? GR_PIECE_BYTE : GR_PIECE_NORMAL;
+    gr_piece_type type = is_byte_piece(t, s, n) ? GR_PIECE_BYTE : GR_PIECE_NORMAL;
     return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type)
                ? GRAFT_OK
                : gr_fail_memory(err, "vocabulary");
@@ -140,8 +141,10 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error
         const json_t *content = json_object_get(value, "content");
         int64_t id = json_integer_value(json_object_get(value, "id"));
         bool special = gr_json_flag(value, "special", false);
+        gr_piece_type type = special ? GR_PIECE_CONTROL : GR_PIECE_USER;
+        if (is_byte_piece(t, json_string_value(content), json_string_length(content))) type = GR_PIECE_BYTE;
         if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content),
-                          t->pieces[id].score, special ? GR_PIECE_CONTROL : GR_PIECE_USER))
+                          t->pieces[id].score, type))
             return gr_fail_memory(err, "added tokens");
         t->added[t->n_added++] = (gr_added){.text = t->pieces[id].text,
                                             .len = t->pieces[id].len,

@@ -84,7 +84,14 @@ uint8_t gr_char_class_compute(uint32_t point) {
     case UTF8PROC_CATEGORY_ME:
         return GR_CLASS_MARK;
     case UTF8PROC_CATEGORY_PC:
-        return GR_CLASS_WORD_EXTRA; /* connectors such as '_' */
+        return GR_CLASS_WORD_EXTRA | GR_CLASS_PUNCT;
+    case UTF8PROC_CATEGORY_PD:
+    case UTF8PROC_CATEGORY_PS:
+    case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI:
+    case UTF8PROC_CATEGORY_PF:
+    case UTF8PROC_CATEGORY_PO:
+        return GR_CLASS_PUNCT;
     default:
         return 0;
     }

@@ -1,0 +1,289 @@
+/* Tokenizers at the borders: forms that people's files have, settings that a GGUF leaves out, and conversions
+ * that would change ids. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/text/impl.h"
+
+static graft_error err;
+
+#define assert_ok(e)                                                                                         \
+    do {                                                                                                     \
+        graft_status status = (e);                                                                           \
+        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
+    } while (0)
+
+static gr_tokenizer *parse(const char *json) {
+    gr_tokenizer *t = NULL;
+    assert_ok(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err));
+    return t;
+}
+
+static void refused(const char *json, const char *part) {
+    gr_tokenizer *t = NULL;
+    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err),
+                     GRAFT_BAD_INPUT);
+    if (!strstr(err.msg, part)) fail_msg("\"%s\" is not in \"%s\"", part, err.msg);
+}
+
+static void check_ids(const gr_tokenizer *t, const char *text, int n, const int32_t *wanted) {
+    gr_ids ids = {0};
+    assert_ok(gr_tokenizer_encode(t, text, (int64_t)strlen(text), true, &ids, &err));
+    assert_int_equal(ids.n, n);
+    for (int i = 0; i < n; i++) assert_int_equal(ids.data[i], wanted[i]);
+    gr_ids_release(&ids);
+}
+#define check(t, text, ...)                                                                                  \
+    check_ids(t, text, GR_LEN(((const int32_t[]){__VA_ARGS__})), (const int32_t[]){__VA_ARGS__})
+
+/* Byte pieces keep their role where the file lists them among the added tokens, as trainers leave them. */
+static void test_added_byte_pieces(void **state) {
+    (void)state;
+    gr_tokenizer *t =
+        parse("{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"byte_fallback\":true,\"fuse_unk\":true,"
+              "\"vocab\":{\"<unk>\":0,\"<0xC3>\":1,\"<0xA9>\":2,\"a\":3},\"merges\":[]},\"added_tokens\":["
+              "{\"id\":0,\"content\":\"<unk>\",\"special\":true},"
+              "{\"id\":1,\"content\":\"<0xC3>\",\"special\":true,\"normalized\":false},"
+              "{\"id\":2,\"content\":\"<0xA9>\",\"special\":false,\"normalized\":false}]}");
+    check(t,
+          "a\xc3\xa9"
+          "a",
+          3, 1, 2, 3);
+    check(t, "\xc3\xa8", 0); /* not every byte has a piece */
+    check(t, "<0xC3>", 1);   /* HF finds added tokens by their names */
+    gr_str text = {0};
+    assert_ok(gr_tokenizer_decode(t, (const int32_t[]){3, 1, 2}, 3, true, &text, &err));
+    assert_string_equal(text.data, "a\xc3\xa9");
+    gr_str_release(&text);
+    gr_tokenizer_free(t);
+}
+
+/* The words of llama.cpp's default rule; the lists are what HF's Splits with its four expressions give. */
+static void test_default_words(void **state) {
+    (void)state;
+    static const char *const rows[] = {
+        "It|'|s| |(|not|)| |123|456|7| of|\n\n | them|,| a| | b",
+        "x|=|1| |+|12|  \n",
+        "\xe2\x80\xa6\xe2\x80\x9c|\xc2\xbd\xc2\xb2"
+        "12\xef\xbc\x93"
+        "4|\xe2\x80\x9d",
+        "\xe4\xbd\xa0\xe5\xa5\xbd|,| \xe4\xb8\x96\xe7\x95\x8c| |123|!|  ",
+        "a| \t|(|b|)| | \xf0\x9f\x99\x82\xf0\x9f\x99\x82| c",
+    };
+    gr_tokenizer *t = gr_tokenizer_new(1);
+    t->words = GR_WORDS_DEFAULT;
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        gr_str text = {0}, words = {0};
+        for (const char *s = rows[i]; *s; s++)
+            if (*s != '|') gr_str_putc(&text, *s);
+        for (int64_t at = 0, n; at < text.len; at += n) {
+            n = gr_word_length(t, text.data + at, text.len - at);
+            gr_str_puts(&words, at ? "|" : "");
+            gr_str_add(&words, text.data + at, n);
+        }
+        assert_string_equal(words.data, rows[i]);
+        gr_str_release(&text);
+        gr_str_release(&words);
+    }
+    gr_tokenizer_free(t);
+}
+
+/* ---- GGUF ---- */
+
+enum { N_BYTE_LEVEL = 259 }; /* 256 bytes, "ab", "abc" and a control token */
+
+static void put_byte_level(gr_gguf_builder *b, const char *merges) {
+    uint16_t to_point[256];
+    char names[256][4];
+    const char *texts[N_BYTE_LEVEL], *list[3];
+    int64_t lens[N_BYTE_LEVEL];
+    int32_t types[N_BYTE_LEVEL];
+    int n = 0;
+    char copy[64];
+    gr_byte_alphabet(to_point);
+    for (int i = 0; i < 256; i++) {
+        lens[i] = gr_utf8_encode(to_point[i], names[i]);
+        texts[i] = names[i];
+        types[i] = GR_PIECE_NORMAL;
+    }
+    texts[256] = "ab", texts[257] = "abc", texts[258] = "<|bos|>";
+    for (int i = 256; i < N_BYTE_LEVEL; i++) lens[i] = (int64_t)strlen(texts[i]), types[i] = GR_PIECE_NORMAL;
+    types[258] = GR_PIECE_CONTROL;
+    snprintf(copy, sizeof copy, "%s", merges);
+    for (char *s = strtok(copy, ","); s; s = strtok(NULL, ",")) list[n++] = s;
+    gr_gguf_put_string(b, "tokenizer.ggml.model", "gpt2");
+    gr_gguf_put_strings(b, "tokenizer.ggml.tokens", texts, lens, N_BYTE_LEVEL);
+    gr_gguf_put_i32s(b, "tokenizer.ggml.token_type", types, N_BYTE_LEVEL);
+    gr_gguf_put_strings(b, "tokenizer.ggml.merges", list, NULL, n);
+    gr_gguf_put_u32(b, "tokenizer.ggml.bos_token_id", 258);
+}
+
+static graft_status from_keys(gr_tokenizer **t, gr_gguf_builder *b) {
+    gr_gguf *g = NULL;
+    *t = NULL;
+    assert_ok(gr_gguf_preview(&g, b, &err));
+    graft_status st = gr_tokenizer_from_gguf(t, g, &err);
+    gr_gguf_close(g);
+    gr_gguf_builder_release(b);
+    return st;
+}
+
+static char *logged(FILE *log) {
+    static char text[2000];
+    rewind(log);
+    text[fread(text, 1, sizeof text - 1, log)] = '\0';
+    return text;
+}
+
+/* What a file leaves out is decided as llama.cpp decides it, and said. */
+static void test_gguf_without_keys(void **state) {
+    (void)state;
+    FILE *log = tmpfile();
+    gr_tokenizer *t = NULL, *again = NULL;
+    gr_gguf_builder b = {0};
+    gr_log_tee(log);
+    put_byte_level(&b, "a b,ab c");
+    assert_ok(from_keys(&t, &b));
+    assert_string_equal(t->info.pre, "default");
+    assert_false(t->info.add_bos || t->info.ignore_merges);
+    assert_non_null(strstr(logged(log), "tokenizer.ggml.pre is missing"));
+    assert_ok(gr_tokenizer_save_gguf(t, N_BYTE_LEVEL, &b, &err)); /* and the name stays */
+    assert_ok(from_keys(&again, &b));
+    assert_string_equal(again->info.pre, "default");
+    gr_tokenizer_free(again);
+    gr_tokenizer_free(t);
+    put_byte_level(&b, "a b,ab c");
+    gr_gguf_put_string(&b, "tokenizer.ggml.pre", "falcon3");
+    assert_ok(from_keys(&t, &b));
+    assert_true(t->info.add_bos && t->info.ignore_merges);
+    assert_non_null(strstr(logged(log), "add_bos_token missing: taken as true"));
+    assert_ok(gr_tokenizer_save_gguf(t, N_BYTE_LEVEL, &b, &err));
+    assert_ok(from_keys(&again, &b));
+    assert_string_equal(again->info.pre, "falcon3");
+    gr_tokenizer_free(again);
+    gr_tokenizer_free(t);
+    put_byte_level(&b, "a b,ab c");
+    gr_gguf_put_string(&b, "tokenizer.ggml.pre", "dbrx"); /* Llama 3's words without its other ways */
+    assert_ok(from_keys(&t, &b));
+    assert_true(t->words == GR_WORDS_LLAMA3 && !t->info.add_bos && !t->info.ignore_merges);
+    gr_tokenizer_free(t);
+    put_byte_level(&b, "a b,ab c");
+    gr_gguf_put_string(&b, "tokenizer.ggml.pre", "tekken");
+    assert_int_equal(from_keys(&t, &b), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "tokenizer.ggml.pre is \"tekken\"; graft knows smollm"));
+    gr_log_tee(NULL);
+    fclose(log);
+}
+
+/* The first of a merge listed twice counts in a GGUF, the last in a tokenizer.json: written as it counts. */
+static void test_merge_twice(void **state) {
+    (void)state;
+    gr_tokenizer *t = NULL, *back = NULL;
+    gr_gguf_builder b = {0};
+    put_byte_level(&b, "a b,ab c,a b");
+    gr_gguf_put_string(&b, "tokenizer.ggml.pre", "gpt-2");
+    assert_ok(from_keys(&t, &b));
+    assert_int_equal(gr_pairs_find(&t->pairs, 'a', 'b')->rank, 0);
+    assert_ok(gr_tokenizer_save_gguf(t, N_BYTE_LEVEL, &b, &err));
+    assert_ok(from_keys(&back, &b));
+    assert_int_equal(back->n_merges, 2);
+    gr_tokenizer_free(t);
+    gr_tokenizer_free(back);
+}
+
+/* Old files of SentencePiece models say little; bytes are known by name. */
+static void test_old_sentencepiece(void **state) {
+    (void)state;
+    static const char *const texts[] = {"<unk>", "<s>", "</s>", "<0x41>", GR_META_SPACE, "b"};
+    static const float scores[] = {0, 0, 0, 0, -1, -2};
+    static const int32_t types[] = {2, 3, 3, 1, 1, 1};
+    gr_tokenizer *t = NULL;
+    gr_gguf_builder b = {0};
+    gr_gguf_put_string(&b, "tokenizer.ggml.model", "llama");
+    gr_gguf_put_strings(&b, "tokenizer.ggml.tokens", texts, NULL, GR_LEN(texts));
+    gr_gguf_put_f32s(&b, "tokenizer.ggml.scores", scores, GR_LEN(texts));
+    gr_gguf_put_i32s(&b, "tokenizer.ggml.token_type", types, GR_LEN(texts));
+    assert_ok(from_keys(&t, &b));
+    assert_true(t->info.bos == 1 && t->info.eos == 2 && t->model_unk == 0);
+    assert_true(t->info.add_bos && !t->info.add_eos && t->info.add_space_prefix);
+    check(t, "bA", 4, 5, 3);
+    gr_tokenizer_free(t);
+}
+
+/* ---- conversions ---- */
+
+#define BYTE_VOCAB                                                                                           \
+    "\"vocab\":{\"h\":0,\"i\":1,\"hi\":2,\"\\u0120\":3,\"e\":4,\"\\u00cc\":5,\"\\u0123\":6,\"x\":7,\"y\":8}"
+#define BYTE_MODEL "\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"merges\":[\"h i\"]}"
+#define BYTES      "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"
+#define ADDED(flags)                                                                                         \
+    "\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"special\":true,\"normalized\":false" flags "}]"
+#define SPM_MODEL(unk)                                                                                       \
+    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":" unk                                  \
+    ",\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,"                                                        \
+    "\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6},\"merges\":[\"\\u2581 "     \
+    "a\",\"a b\","                                                                                           \
+    "\"\\u2581 \\u2581\"]}"
+#define META(scheme, split)                                                                                  \
+    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"" scheme     \
+    "\",\"split\":" split "}"
+#define UNK "\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false}]"
+
+/* A conversion that would change ids is refused with an example. */
+static void test_conversions_are_proved(void **state) {
+    (void)state;
+    static const struct {
+        const char *json, *part; /* NULL: the same ids */
+    } rows[] = {
+        {"{" BYTE_MODEL "," BYTES "}", NULL},
+        {"{" BYTE_MODEL "," BYTES "," ADDED("") "}", NULL},
+        {"{" BYTE_MODEL "," BYTES "," ADDED(",\"lstrip\":true") "}", "lstrip"},
+        {"{" BYTE_MODEL "," BYTES "," ADDED(",\"rstrip\":true") "}", "rstrip"},
+        {"{" BYTE_MODEL "," BYTES "," ADDED(",\"single_word\":true") "}", "single_word"},
+        {"{" BYTE_MODEL "," BYTES ",\"normalizer\":{\"type\":\"NFC\"}}", "no name"},
+        {"{" BYTE_MODEL "," BYTES ",\"normalizer\":{\"type\":\"Strip\"}}", "no name"},
+        {"{" SPM_MODEL(
+             "true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\","
+                     "\"prepend\":\"\\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" "
+                     "\"},\"content\":\"\\u2581\"}]}}",
+         NULL},
+        {"{" SPM_MODEL("true") "," UNK "," META("never", "false") "}", NULL},
+        {"{" SPM_MODEL("true") "," UNK "," META("first", "false") "}", "Metaspace"},
+        {"{" SPM_MODEL("true") "," UNK "," META("always", "true") "}", "Metaspace"},
+        {"{" SPM_MODEL(
+             "true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKC\"},"
+                     "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]}}",
+         "normalizer"},
+    };
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        gr_tokenizer *t = parse(rows[i].json);
+        gr_gguf_builder b = {0};
+        graft_status st = gr_tokenizer_save_gguf(t, t->info.n_vocab, &b, &err);
+        if (!rows[i].part) {
+            assert_ok(st);
+        } else {
+            assert_int_equal(st, GRAFT_BAD_INPUT);
+            if (!strstr(err.msg, rows[i].part)) fail_msg("row %d: %s", i, err.msg);
+            assert_int_equal(b.n_keys, 0);
+        }
+        gr_gguf_builder_release(&b);
+        gr_tokenizer_free(t);
+    }
+    refused("{" BYTE_MODEL ",\"pre_tokenizer\":{\"type\":\"Punctuation\"}}", "Punctuation");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_added_byte_pieces), cmocka_unit_test(test_default_words),
+        cmocka_unit_test(test_gguf_without_keys), cmocka_unit_test(test_merge_twice),
+        cmocka_unit_test(test_old_sentencepiece), cmocka_unit_test(test_conversions_are_proved),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
