@@ -9,7 +9,7 @@
 #include "core/io/h5.h"
 
 enum {
-    CACHE_VERSION = 2
+    CACHE_VERSION = 3
 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
 static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {
@@ -24,6 +24,7 @@ static graft_status add_source(gr_str *text, const gr_data_source *source, graft
                   source->format ? source->format : "auto");
     for (int i = 0; i < source->n_columns; i++)
         gr_str_printf(text, "column %s %s\n", source->columns[i].name, source->columns[i].column);
+    for (int i = 0; i < source->n_ignore; i++) gr_str_printf(text, "ignore %s\n", source->ignore[i]);
 done:
     gr_map_close(&map);
     free(file);
@@ -72,6 +73,15 @@ static bool consistent(const gr_dataset *d, int64_t n_ids, int n_sources, int64_
     return n_targets == d->n_targets;
 }
 
+/* The remarks as bytes with their NUL; a set without any has none. */
+static graft_status read_remarks(gr_dataset *d, gr_h5 *h, graft_error *err) {
+    int64_t n;
+    graft_status st = gr_h5_shape(h, "/remarks", GR_H5_U8, 1, &n, err);
+    if (st != GRAFT_OK) return st;
+    d->remarks = gr_calloc(n + 1, 1);
+    return d->remarks ? gr_h5_get(h, "/remarks", GR_H5_U8, d->remarks, n, err) : gr_fail_memory(err, "data set");
+}
+
 static graft_status read_cache(gr_dataset *d, gr_h5 *h, int n_sources, int64_t n_vocab, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t n_offsets, n_ids;
@@ -88,6 +98,7 @@ static graft_status read_cache(gr_dataset *d, gr_h5 *h, int n_sources, int64_t n
     GR_TRY(gr_h5_get(h, "/source", GR_H5_I32, d->source, d->n_samples, err));
     GR_TRY(gr_h5_get(h, "/ids", GR_H5_I32, d->ids, n_ids, err));
     GR_TRY(gr_h5_get(h, "/target", GR_H5_U8, d->target, n_ids, err));
+    GR_TRY(read_remarks(d, h, err));
     GR_TRY(gr_h5_get_int(h, "n_truncated", &d->n_truncated, err));
     GR_TRY(gr_h5_get_int(h, "n_dropped", &d->n_dropped, err));
     GR_TRY(gr_h5_get_int(h, "n_empty", &d->n_empty, err));
@@ -123,10 +134,13 @@ done:
 static graft_status write_cache(gr_h5 *h, const gr_dataset *d, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t n_samples = d->n_samples, n_offsets = n_samples + 1, n_ids = d->offset[n_samples];
+    const char *remarks = d->remarks ? d->remarks : "";
+    int64_t n_remarks = (int64_t)strlen(remarks) + 1;
     GR_TRY(gr_h5_put(h, "/offset", GR_H5_I64, 1, &n_offsets, d->offset, err));
     GR_TRY(gr_h5_put(h, "/source", GR_H5_I32, 1, &n_samples, d->source, err));
     GR_TRY(gr_h5_put(h, "/ids", GR_H5_I32, 1, &n_ids, d->ids, err));
     GR_TRY(gr_h5_put(h, "/target", GR_H5_U8, 1, &n_ids, d->target, err));
+    GR_TRY(gr_h5_put(h, "/remarks", GR_H5_U8, 1, &n_remarks, remarks, err));
     GR_TRY(gr_h5_put_int(h, "n_truncated", d->n_truncated, err));
     GR_TRY(gr_h5_put_int(h, "n_dropped", d->n_dropped, err));
     GR_TRY(gr_h5_put_int(h, "n_empty", d->n_empty, err));

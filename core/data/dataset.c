@@ -217,6 +217,23 @@ done:
     return st;
 }
 
+/* What the reader has to say, to the data set: a load from the cache says it again. */
+static graft_status keep_remarks(gr_dataset *d, const gr_reader *r, int source, graft_error *err) {
+    gr_str told = {0}, all = {0};
+    gr_reader_tell(r, &told);
+    if (d->remarks) gr_str_puts(&all, d->remarks);
+    for (int64_t at = 0, end; at < told.len; at = end) {
+        end = (const char *)memchr(told.data + at, '\n', (size_t)(told.len - at)) - told.data + 1;
+        gr_str_printf(&all, "%d\t%.*s", source, (int)(end - at), told.data + at);
+    }
+    bool failed = told.failed || all.failed;
+    free(d->remarks);
+    d->remarks = !failed && all.len ? gr_str_take(&all) : NULL;
+    gr_str_release(&told);
+    gr_str_release(&all);
+    return failed ? gr_fail_memory(err, "remarks") : GRAFT_OK;
+}
+
 static graft_status add_source(builder *b, job *j, int source, struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_reader *r = NULL;
@@ -239,6 +256,7 @@ static graft_status add_source(builder *b, job *j, int source, struct gr_threads
         if (n >= PROGRESS_FROM) gr_progress_update(&progress, j->first + j->n, "samples");
     }
     if (n >= PROGRESS_FROM) gr_progress_end(&progress);
+    if (st == GRAFT_OK) st = keep_remarks(b->d, r, source, err);
     if (st == GRAFT_OK && open_ids(b) > 1)
         GR_TRY(close_sample(b, source, err)); /* the last, shorter block */
     else
@@ -293,6 +311,12 @@ static void report(const gr_dataset *d, const gr_data_options *o) {
         gr_warn("data: max_length %lld: %lld samples truncated, %lld dropped", (long long)o->max_length,
                 (long long)d->n_truncated, (long long)d->n_dropped);
     if (d->n_empty) gr_warn("data: %lld samples without an answer to learn dropped", (long long)d->n_empty);
+    for (const char *line = d->remarks, *end; line && (end = strchr(line, '\n')); line = end + 1) {
+        char *text;
+        long source = strtol(line, &text, 10);
+        if (*text == '\t' && source >= 0 && source < o->n_sources)
+            gr_warn("data: %s: %.*s", o->sources[source].path, (int)(end - text - 1), text + 1);
+    }
 }
 
 graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const gr_tokenizer *t,
@@ -332,5 +356,6 @@ void gr_dataset_free(gr_dataset *d) {
     free(d->target);
     free(d->source);
     free(d->weight);
+    free(d->remarks);
     free(d);
 }

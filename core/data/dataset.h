@@ -20,6 +20,8 @@ typedef struct gr_data_source {
     int n_columns;
     double weight; /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */
     int64_t limit; /* at most so many samples from the file's start; 0 = all */
+    const char *const *ignore; /* fields of samples and messages that are left aside without a word */
+    int n_ignore;
 } gr_data_source;
 
 typedef struct gr_data_options {
@@ -43,6 +45,7 @@ typedef struct gr_dataset {
     int n_sources;
     int64_t n_truncated, n_dropped, n_empty; /* counted and reported */
     int64_t n_targets; /* sum of target */
+    char *remarks; /* what was left aside or assumed: lines of "<index of the source>\t<text>\n", or NULL; reported by load */
     bool from_cache;
     uint64_t key; /* hash of content and options: a resume checks it */
 } gr_dataset;

@@ -152,8 +152,10 @@ void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size) {
 
 static void sample_clear(gr_sample *s) {
     json_decref(s->root);
+    json_decref(s->made);
     gr_arena_release(&s->arena);
-    s->root = NULL;
+    s->root = s->made = NULL;
+    s->rounded = false;
     s->text = NULL;
     s->tools = s->documents = NULL;
     s->n_messages = 0;
@@ -180,16 +182,23 @@ static graft_status fail_json(const gr_reader *r, const gr_span *span, const jso
                    r->is_array ? "" : " (expected a JSON array, or one object a line)");
 }
 
-static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, graft_error *err) {
+/* Whole numbers stay whole, for templates that write them; with one beyond 64 bits all become fractions. */
+static json_t *load(const char *text, int64_t len, bool *rounded, json_error_t *e) {
+    enum { FLAGS = JSON_ALLOW_NUL | JSON_DECODE_ANY };
+    json_t *root = json_loadb(text, (size_t)len, FLAGS, e);
+    *rounded = !root && json_error_code(e) == json_error_numeric_overflow;
+    return *rounded ? json_loadb(text, (size_t)len, FLAGS | JSON_DECODE_INT_AS_REAL, e) : root;
+}
+
+static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, bool *rounded, graft_error *err) {
     const gr_span *span = &r->spans[i];
     const char *text = (const char *)r->map.data + span->start;
-    size_t flags = JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
     json_error_t e;
-    *root = json_loadb(text, (size_t)span->len, flags, &e);
+    *root = load(text, span->len, rounded, &e);
     if (!*root) {
         gr_str mended = {0};
         mend(&mended, text, span->len);
-        if (!mended.failed) *root = json_loadb(mended.data, (size_t)mended.len, flags, &e);
+        if (!mended.failed) *root = load(mended.data, mended.len, rounded, &e);
         gr_str_release(&mended);
     }
     return *root ? GRAFT_OK : fail_json(r, span, &e, err);
@@ -197,8 +206,12 @@ static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, gra
 
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err) {
     sample_clear(s);
-    graft_status st = parse_json(r, i, &s->root, err);
+    graft_status st = parse_json(r, i, &s->root, &s->rounded, err);
     return st == GRAFT_OK ? gr_form_convert(r, i, s, err) : st;
+}
+
+void gr_reader_tell(const gr_reader *r, gr_str *lines) {
+    gr_tally_tell(r->tally, lines);
 }
 
 /* ---- the reader ---- */
@@ -214,7 +227,7 @@ graft_status gr_source_file(char **file, const char *path, graft_error *err) {
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such file", path);
 }
 
-static graft_status copy_columns(gr_reader *r, const gr_data_source *source, graft_error *err) {
+static graft_status copy_names(gr_reader *r, const gr_data_source *source, graft_error *err) {
     r->n_columns = source->n_columns;
     r->columns = gr_arena_alloc(&r->arena, (int64_t)sizeof *r->columns * source->n_columns);
     if (!r->columns) return gr_fail_memory(err, "columns");
@@ -223,21 +236,30 @@ static graft_status copy_columns(gr_reader *r, const gr_data_source *source, gra
         r->columns[i].column = gr_arena_strdup(&r->arena, source->columns[i].column);
         if (!r->columns[i].name || !r->columns[i].column) return gr_fail_memory(err, "columns");
     }
+    r->n_ignore = source->n_ignore;
+    r->ignore = gr_arena_alloc(&r->arena, (int64_t)sizeof *r->ignore * source->n_ignore);
+    if (!r->ignore) return gr_fail_memory(err, "columns");
+    for (int i = 0; i < source->n_ignore; i++)
+        if (!(r->ignore[i] = gr_arena_strdup(&r->arena, source->ignore[i]))) return gr_fail_memory(err, "columns");
     return GRAFT_OK;
 }
 
 graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err) {
     graft_status st = GRAFT_OK;
     json_t *first = NULL;
+    bool rounded;
     gr_reader *r = gr_calloc(1, sizeof *r);
     *out = NULL;
     if (!r) return gr_fail_memory(err, "reader");
+    r->tally = gr_calloc(1, sizeof *r->tally);
+    if (!r->tally) GR_TRY(gr_fail_memory(err, "reader"));
+    gr_tally_init(r->tally);
     GR_TRY(gr_source_file(&r->path, source->path, err));
-    GR_TRY(copy_columns(r, source, err));
+    GR_TRY(copy_names(r, source, err));
     GR_TRY(gr_map_open(&r->map, r->path, err));
     GR_TRY(index_samples(r, source->limit, err));
-    GR_TRY(parse_json(r, 0, &first, err));
-    GR_TRY(gr_form_find(&r->format, r, source->format, first, err));
+    GR_TRY(parse_json(r, 0, &first, &rounded, err));
+    GR_TRY(gr_form_find(r, source->format, first, err));
     *out = r;
     r = NULL;
 done:
@@ -275,6 +297,8 @@ void gr_reader_close(gr_reader *r) {
     gr_sample_release(&r->sample);
     gr_map_close(&r->map);
     gr_arena_release(&r->arena);
+    if (r->tally) gr_tally_release(r->tally);
+    free(r->tally);
     free(r->spans);
     free(r->path);
     free(r);

@@ -7,11 +7,14 @@
 
 #include "core/base/file.h"
 #include "core/data/dataset.h"
+#include "core/data/tally.h"
 
 /* One parsed sample. Zero-initialise; reused by gr_reader_parse; release frees. */
 typedef struct gr_sample {
     json_t *root;   /* owns most strings */
-    gr_arena arena; /* owns the others */
+    json_t *made;   /* a list of what was made of it */
+    gr_arena arena; /* owns the other strings */
+    bool rounded;   /* a whole number beyond 64 bits was read: all are fractions now */
     gr_message *messages;
     int64_t n_messages, capacity;
     const json_t *tools, *documents; /* borrowed from root, or NULL */
@@ -25,6 +28,7 @@ typedef struct gr_span { /* the bytes of one sample */
 } gr_span;
 
 typedef struct gr_form gr_form;
+enum { GR_USED_FIELDS = 16 };
 
 struct gr_reader {
     gr_map map;
@@ -35,7 +39,12 @@ struct gr_reader {
     gr_arena arena;
     gr_column *columns; /* copies */
     int n_columns;
+    const char **ignore; /* fields of samples and messages that the source leaves aside; copies */
+    int n_ignore;
     const gr_form *format;
+    const char *used[GR_USED_FIELDS]; /* the file's names of the fields that the format reads */
+    int n_used;
+    gr_tally *tally;  /* counts across threads */
     gr_sample sample; /* of gr_reader_next */
 };
 
@@ -43,16 +52,18 @@ struct gr_reader {
 graft_status gr_source_file(char **file, const char *path, graft_error *err);
 /* Parse sample i (from 0). Thread-safe: writes to s alone. */
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
+/* What was left aside or assumed so far, one line each without the file's name, added to lines. */
+void gr_reader_tell(const gr_reader *r, gr_str *lines);
 /* "file.jsonl:12" or "file.json:40 (sample 7)", for errors. */
 void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
 
 /* ---- formats.c ---- */
 
-/* The format by name, or by the keys of the first sample; checks the columns. */
-graft_status gr_form_find(const gr_form **out, const gr_reader *r, const char *name, const json_t *first,
-                          graft_error *err);
+/* Sets r->format and r->used: by name, or by the keys of the first sample; checks the columns. */
+graft_status gr_form_find(gr_reader *r, const char *name, const json_t *first, graft_error *err);
 const char *gr_form_name(const gr_form *f);
 bool gr_form_has_answers(const gr_form *f);
+bool gr_form_has_turns(const gr_form *f); /* messages, not raw text */
 /* s->root to s->messages or s->text. */
 graft_status gr_form_convert(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
 

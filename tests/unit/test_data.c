@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "core/base/file.h"
 #include "core/data/dataset.h"
@@ -39,8 +40,14 @@ static const char *put(const char *name, const char *text) {
     return put_bytes(name, text, strlen(text));
 }
 
-/* All samples as "user=..|assistant=..;" or "text=..;", "!" after a role without loss; or the error's
- * message. */
+static void add_json(gr_str *out, const char *before, const json_t *value) {
+    char *text = value ? json_dumps(value, JSON_COMPACT) : NULL;
+    if (text) gr_str_printf(out, "%s%s", before, text);
+    free(text);
+}
+
+/* All samples as "user=..|assistant=..;" or "text=..;", "!" after a role without loss, a message's fields after it where
+ * it has more, tools and documents at the end; or the error's message. */
 static void read_all(gr_str *out, const gr_data_source *source, const char **format) {
     graft_error err = {0};
     gr_reader *r;
@@ -65,9 +72,13 @@ static void read_all(gr_str *out, const gr_data_source *source, const char **for
             break;
         }
         if (rec.text) gr_str_printf(out, "text=%s", rec.text);
-        for (int64_t i = 0; i < rec.n_messages; i++)
+        for (int64_t i = 0; i < rec.n_messages; i++) {
             gr_str_printf(out, "%s%s%s=%s", i ? "|" : "", rec.messages[i].role,
                           rec.messages[i].no_loss ? "!" : "", rec.messages[i].content);
+            add_json(out, "", rec.messages[i].fields);
+        }
+        add_json(out, "|tools=", rec.tools);
+        add_json(out, "|documents=", rec.documents);
         gr_str_putc(out, ';');
     }
     gr_reader_close(r);
@@ -94,9 +105,6 @@ static void test_formats(void **state) {
         {"{\"id\":\"7\",\"conversations\":[{\"from\":\"human\",\"value\":\"h\"},{\"from\":\"assistant\","
          "\"value\":\"g\"}]}",
          "sharegpt", "user=h|assistant=g;"},
-        {"{\"conversations\":[{\"from\":\"function_call\",\"value\":\"f\"},{\"from\":\"observation\","
-         "\"value\":\"r\"}]}",
-         "sharegpt", "assistant=f|tool=r;"},
         {"{\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"u\"},"
          "{\"role\":\"assistant\",\"content\":\"a\",\"weight\":0},{\"role\":\"assistant\",\"content\":\"b\","
          "\"weight\":1}]}",
@@ -141,6 +149,144 @@ static void test_formats(void **state) {
     gr_str_release(&got);
 }
 
+#define SAMPLE(messages) "{\"messages\":[" messages "]}"
+#define USER             "{\"role\":\"user\",\"content\":\"u\"},"
+#define WEATHER          "{\"name\":\"weather\",\"arguments\":{\"n\":5}}"
+
+/* What a message holds beyond role and content. */
+static void test_messages(void **state) {
+    static const struct {
+        const char *text, *expected;
+    } cases[] = {
+        /* calls of tools: as the file has them, null stays null */
+        {SAMPLE(USER "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"function\":" WEATHER "}]}"),
+         "user=u|assistant={\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"function\":" WEATHER "}]};"},
+        {SAMPLE(USER "{\"role\":\"assistant\",\"tool_calls\":[{\"function\":" WEATHER "}]},"
+                     "{\"role\":\"tool\",\"tool_call_id\":\"c\",\"content\":\"t\"}"),
+         "user=u|assistant={\"role\":\"assistant\",\"tool_calls\":[{\"function\":" WEATHER "}]}|"
+         "tool=t{\"role\":\"tool\",\"tool_call_id\":\"c\",\"content\":\"t\"};"},
+        {SAMPLE(USER "{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":null}"), "user=u|assistant=a;"},
+        {SAMPLE("{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":\"[{\\\"name\\\":\\\"f\\\"}]\"}"),
+         "assistant={\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"name\":\"f\"}]};"},
+        /* the older form becomes the newer */
+        {SAMPLE(USER "{\"role\":\"assistant\",\"content\":null,\"function_call\":{\"name\":\"f\",\"arguments\":\"{}\"}},"
+                     "{\"role\":\"function\",\"name\":\"f\",\"content\":\"t\"}"),
+         "user=u|assistant={\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+         "\"arguments\":\"{}\"}}]}|tool=t{\"role\":\"tool\",\"content\":\"t\",\"name\":\"f\"};"},
+        {"{\"conversations\":[{\"from\":\"human\",\"value\":\"h\"},{\"from\":\"function_call\",\"value\":\"{\\\"name\\\":"
+         "\\\"f\\\",\\\"arguments\\\":{}}\"},{\"from\":\"function_call\",\"value\":\"[{\\\"name\\\":\\\"g\\\",\\\"arguments\\\":"
+         "{\\\"x\\\":1}}]\"},{\"from\":\"observation\",\"value\":\"o\"}],\"tools\":\"[{\\\"name\\\":\\\"f\\\"}]\"}",
+         "user=h|assistant={\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+         "\"arguments\":{}}},{\"type\":\"function\",\"function\":{\"name\":\"g\",\"arguments\":{\"x\":1}}}]}|tool=o|"
+         "tools=[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}];"},
+        /* tools and documents of the sample */
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"u\"}],\"tools\":[{\"name\":\"f\"}],\"documents\":[{\"text\":\"d\"}]}",
+         "user=u|tools=[{\"name\":\"f\"}]|documents=[{\"text\":\"d\"}];"},
+        {"{\"prompt\":\"p\",\"completion\":\"c\",\"functions\":[{\"name\":\"f\"}],\"tools\":[]}",
+         "user=p|assistant=c|tools=[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}];"},
+        {"{\"prompt\":\"p\",\"completion\":\"c\",\"history\":[[\"q\",\"a\"]]}", "user=q|assistant=a|user=p|assistant=c;"},
+        /* content in parts, and other roles' names */
+        {SAMPLE("{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a \"},\"b\"]},"
+                "{\"role\":\"assistant\",\"name\":\"n\",\"content\":[{\"type\":\"text\",\"text\":\"c\"}]}"),
+         "user=a b|assistant=c{\"role\":\"assistant\",\"content\":\"c\",\"name\":\"n\"};"},
+        {SAMPLE("{\"role\":\"developer\",\"content\":\"d\",\"name\":\"n\"}," USER "{\"role\":\"model\",\"content\":\"m\"}"),
+         "system=d{\"role\":\"system\",\"content\":\"d\",\"name\":\"n\"}|user=u|assistant=m;"},
+        {SAMPLE(USER "{\"role\":\"assistant\",\"reasoning_content\":\"r\",\"content\":\"a\"}"),
+         "user=u|assistant=a{\"role\":\"assistant\",\"reasoning_content\":\"r\",\"content\":\"a\"};"},
+        /* turns that are not learned */
+        {SAMPLE("{\"role\":\"assistant\",\"content\":\"a\",\"train\":false},{\"role\":\"user\",\"content\":\"u\",\"weight\":1},"
+                "{\"role\":\"assistant\",\"content\":\"b\",\"training\":0},{\"role\":\"assistant\",\"content\":\"c\",\"loss\":true}"),
+         "assistant!=a|user=u|assistant!=b|assistant=c;"},
+    };
+    (void)state;
+    gr_str got = {0};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        read_all(&got, &(gr_data_source){.path = put("m.jsonl", cases[i].text)}, NULL);
+        assert_string_equal(got.data, cases[i].expected);
+    }
+    gr_str_release(&got);
+}
+
+/* Fields that change what a sample means: refused on every sample, by name; and the way out. */
+static void test_refused_fields(void **state) {
+    static const struct {
+        const char *fields, *expected;
+    } cases[] = {
+        {"\"label\":true", "\"label\" is preference data"},
+        {"\"label\":0", "\"label\" is preference data"},
+        {"\"label\":\"False\"", "ignore: [label]"},
+        {"\"label\":\"sports\"", NULL},
+        {"\"label\":null", NULL},
+        {"\"kto_tag\":true", "\"kto_tag\" is preference data"},
+        {"\"rejected\":\"r\"", "objective: dpo"},
+        {"\"rejected\":null", NULL},
+        {"\"rejected_response\":\"r\"", "\"rejected_response\""},
+        {"\"chosen\":[]", "\"chosen\""},
+        {"\"images\":[\"a.png\"]", "\"images\": graft learns text alone"},
+        {"\"images\":[]", NULL},
+        {"\"weight\":0.5", "\"weight\": a weight for a single sample"},
+        {"\"weight\":1", NULL},
+        {"\"train\":false", "\"train\" says that the sample is not to be learned"},
+        {"\"loss\":2.25", NULL},
+        {"\"system_prompt\":\"s\"", "columns: {system: system_prompt}"},
+        {"\"tool_calls\":[{}]", "\"tool_calls\" belongs to a message"},
+        {"\"chat_template_kwargs\":{\"a\":1}", "data.template_args"},
+        {"\"tools\":5", "\"tools\" is a number"},
+        {"\"tools\":\"search\"", "\"tools\" is a string that is no JSON list"},
+        {"\"tools\":[\"search\"]", "\"tools\" holds a string"},
+        {"\"tools\":[{\"n\":1}],\"id\":12345678901234567890123", "beyond 64 bits"},
+        {"\"id\":12345678901234567890123", NULL},
+    };
+    static const struct {
+        const char *message, *expected;
+    } messages[] = {
+        {"\"role\":\"user\",\"train\":true", "message 2: \"train\": true on a turn of the role user"},
+        {"\"role\":\"assistant\",\"weight\":0.5", "\"weight\" of a message must be 0 or 1"},
+        {"\"role\":\"assistant\",\"train\":\"no\"", "\"train\" of a message must be 0 or 1"},
+        {"\"role\":\"assistant\",\"masked\":true", "\"masked\": write \"train\": false"},
+        {"\"role\":\"assistant\",\"train_detail\":[{\"train\":false}]", "\"train_detail\": a turn is learned whole"},
+        {"\"role\":\"user\",\"images\":[\"a.png\"]", "\"images\": graft learns text alone"},
+        {"\"role\":\"user\",\"tool_calls\":[{\"name\":\"f\"}]", "only an assistant calls tools"},
+        {"\"role\":\"assistant\",\"tool_calls\":{}", NULL},
+        {"\"role\":\"assistant\",\"tool_calls\":[{}]", "call 1 has no \"function\" with a \"name\""},
+        {"\"role\":\"assistant\",\"tool_calls\":\"x\"", "\"tool_calls\" is a string, expected a list of calls"},
+        {"\"role\":\"assistant\",\"function_call\":{\"name\":\"f\"}", "\"function_call\" must be the call of a tool"},
+        {"\"role\":\"function_call\"", "a turn of \"function_call\" must hold JSON"},
+        {"\"role\":\"assistant\",\"reasoning_content\":5", "\"reasoning_content\" is a number"},
+    };
+    (void)state;
+    gr_str got = {0};
+    char text[512];
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        const char *name = "label";
+        snprintf(text, sizeof text, "{\"prompt\":\"p\",\"completion\":\"c\"}\n{\"prompt\":\"p\",\"completion\":\"c\",%s}", cases[i].fields);
+        read_all(&got, &(gr_data_source){.path = put("r.jsonl", text), .ignore = &name, .n_ignore = 0}, NULL);
+        const char *expected = cases[i].expected ? cases[i].expected : "user=p|assistant=c;user=p|assistant=c;";
+        if (!strstr(got.data, expected) || (cases[i].expected && !strstr(got.data, "r.jsonl:2: ")))
+            fail_msg("%s: \"%s\" not in \"%s\"", cases[i].fields, expected, got.data);
+        if (strncmp(cases[i].fields, "\"label", 7)) continue;
+        read_all(&got, &(gr_data_source){.path = put("r.jsonl", text), .ignore = &name, .n_ignore = 1}, NULL);
+        assert_string_equal(got.data, "user=p|assistant=c;user=p|assistant=c;");
+    }
+    for (int i = 0; i < GR_LEN(messages); i++) {
+        snprintf(text, sizeof text, SAMPLE(USER "{%s,\"content\":\"c\"}"), messages[i].message);
+        read_all(&got, &(gr_data_source){.path = put("r.jsonl", text)}, NULL);
+        const char *expected = messages[i].expected ? messages[i].expected : "assistant=c";
+        if (!strstr(got.data, expected)) fail_msg("%s: \"%s\" not in \"%s\"", messages[i].message, expected, got.data);
+    }
+    gr_column chosen = {"completion", "chosen"};
+    const char *rejected = "rejected";
+    read_all(&got,
+             &(gr_data_source){.path = put("r.jsonl", "{\"prompt\":\"p\",\"chosen\":\"c\",\"rejected\":\"r\"}"),
+                               .columns = &chosen,
+                               .n_columns = 1,
+                               .ignore = &rejected,
+                               .n_ignore = 1},
+             NULL);
+    assert_string_equal(got.data, "user=p|assistant=c;");
+    gr_str_release(&got);
+}
+
 static void test_hostile_files(void **state) {
     static const struct {
         const char *text, *expected;
@@ -171,14 +317,18 @@ static void test_hostile_files(void **state) {
         {"{\"foo\":1,\"b\\nr\":2}", "keys foo, b?r; forms are messages {messages}, sharegpt"},
         {"{}", "keys none"},
         {"{\"prompt\":\"p\",\"chosen\":\"a\",\"rejected\":\"b\"}", "objective: dpo"},
-        {"{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}", "format: prompt_completion"},
+        {"{\"prompt\":\"p\",\"completion\":\"a\",\"label\":true}", "a label for each answer"},
         {"{\"messages\":[]}", "\"messages\" is an empty list"},
         {"{\"messages\":{}}", "\"messages\" is an object, expected a list"},
         {"{\"messages\":[5]}", "a message is a number"},
         {"{\"messages\":[{\"content\":\"a\"}]}", "no \"role\""},
         {"{\"messages\":[{\"role\":\"user\"}]}", "no \"content\""},
         {"{\"messages\":[{\"role\":\"ro\\nbot\",\"content\":\"a\"}]}", "unknown role \"ro?bot\""},
-        {"{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "\"content\" is a list"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", "\"content\" is a list without parts"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", "part 1 is of the type \"image_url\""},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}", "part 1 has no \"text\""},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "message 1: \"content\" is null"},
+        {"{\"system\":\"s\",\"messages\":[{\"role\":\"system\",\"content\":\"t\"}]}", "which one counts"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"weight\":0.5}]}", "must be 0 or 1"},
         {"{\"conversations\":[{\"value\":\"a\"}]}", "no \"from\""},
         {"{\"instruction\":\"i\",\"input\":\"\",\"output\":\"o\",\"history\":[[\"q\"]]}",
@@ -284,6 +434,8 @@ static void test_shared_files(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_refused_fields),
         cmocka_unit_test(test_hostile_files),
         cmocka_unit_test(test_source_options),
         cmocka_unit_test(test_shared_files),

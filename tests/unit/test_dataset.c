@@ -327,6 +327,36 @@ static void test_threads_and_cache(void **state) {
     tear_down(&s);
 }
 
+/* What is left aside is counted over threads and told again by the cache. */
+static void test_remarks(void **state) {
+    (void)state;
+    setup s = set_up("chatml", false);
+    gr_str text = {0};
+    char cache[96];
+    snprintf(cache, sizeof cache, "%s/remarks", folder);
+    for (int i = 0; i < 3000; i++)
+        gr_str_printf(&text,
+                      "{\"messages\":[{\"role\":\"%s\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\",\"ts\":%d}],"
+                      "\"so\\nurce\":1%s}\n",
+                      i % 3 ? "user" : "developer", i, i % 2 ? "" : ",\"id\":7,\"x\":null");
+    gr_data_source sources[] = {{.path = put("plain.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}"), .weight = 1},
+                                {.path = put_bytes("r.jsonl", text.data, (size_t)text.len), .weight = 1}};
+    gr_data_options o = {.sources = sources, .n_sources = 2, .max_length = 40, .cache_dir = cache};
+    static const char expected[] =
+        "1\tfields that are not used: \"so?urce\" (in 3000 samples), \"id\" (in 1500 samples)\n"
+        "1\tfields of messages that are not used unless the template does: \"ts\" (in 3000 messages)\n"
+        "1\t1000 messages of the role developer are read as system\n"
+        "1\t1000 conversations begin with an assistant turn\n";
+    for (int i = 0; i < 2; i++) {
+        gr_dataset *d = load(&s, &o);
+        assert_int_equal(d->from_cache, i);
+        assert_string_equal(d->remarks, expected);
+        gr_dataset_free(d);
+    }
+    gr_str_release(&text);
+    tear_down(&s);
+}
+
 /* ---- order, split, batches: a set of samples of 3 ids each ---- */
 
 static gr_dataset *plain_set(int64_t n, int64_t n_second, double w0, double w1) {
@@ -462,6 +492,7 @@ int main(void) {
         cmocka_unit_test(test_pretrain),
         cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_threads_and_cache),
+        cmocka_unit_test(test_remarks),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_split),
         cmocka_unit_test(test_batch),
