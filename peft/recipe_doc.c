@@ -84,7 +84,12 @@ static void put_source(gr_str *out, const gr_data_source *s) {
         gr_str_puts(out, ": ");
         put_text(out, s->columns[i].column);
     }
-    gr_str_puts(out, "}\n      weight: ");
+    gr_str_puts(out, "}\n      ignore: [");
+    for (int i = 0; i < s->n_ignore; i++) {
+        if (i) gr_str_puts(out, ", ");
+        put_text(out, s->ignore[i]);
+    }
+    gr_str_puts(out, "]\n      weight: ");
     put_double(out, s->weight);
     gr_str_puts(out, "\n      limit: ");
     if (s->limit > 0)
@@ -222,7 +227,8 @@ void gr_recipe_help(gr_str *out) {
         gr_str_printf(out, "      %s\n", k->help);
     }
     gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, "
-                     "weight: 1.0, limit: null}.\n");
+                     "ignore: [NAME], weight: 1.0,\nlimit: null}; columns maps graft's names to the file's, ignore "
+                     "names fields that are left aside.\n");
 }
 
 /* ---- JSON Schema ---- */
@@ -249,10 +255,10 @@ static json_t *enum_schema(const gr_key *k) {
 
 static json_t *source_schema(void) {
     return json_pack(
-        "{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
+        "{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
         "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path",
         "properties", "path", "type", "string", "format", "type", "string", "columns", "type", "object",
-        "additionalProperties", "type", "string", "weight", "type", "number", "exclusiveMinimum", 0, "limit",
+        "additionalProperties", "type", "string", "ignore", "type", "array", "items", "type", "string", "weight", "type", "number", "exclusiveMinimum", 0, "limit",
         "type", "integer", "null", "minimum", 1);
 }
 

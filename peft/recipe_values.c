@@ -245,8 +245,18 @@ done:
     return st;
 }
 
+/* Names, as a list or one alone. */
+static graft_status read_ignore(gr_reading *rd, const gr_yaml *n, const gr_key *k, gr_data_source *s) {
+    gr_list list;
+    graft_status st = gr_yaml_is_null(n) ? GRAFT_OK : read_list(rd, n, k, &list);
+    if (st != GRAFT_OK || gr_yaml_is_null(n)) return st;
+    s->ignore = list.items;
+    s->n_ignore = list.n;
+    return GRAFT_OK;
+}
+
 static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_key *k, gr_data_source *s) {
-    static const char *const names[] = {"path", "format", "columns", "weight", "limit"};
+    static const char *const names[] = {"path", "format", "columns", "ignore", "weight", "limit"};
     bool scalar = c->kind == GR_YAML_SCALAR, null = gr_yaml_is_null(c);
     if (strcmp(c->key, "path") == 0) {
         if (!scalar || null) return expected(rd, c, k, "a path");
@@ -259,6 +269,8 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
                                              : known_name(rd, c, k, "format", gr_data_format, "auto");
     } else if (strcmp(c->key, "columns") == 0) {
         return read_columns(rd, c, k, s);
+    } else if (strcmp(c->key, "ignore") == 0) {
+        return read_ignore(rd, c, k, s);
     } else if (strcmp(c->key, "weight") == 0) {
         if (!scalar || !c->plain || !parse_float(c->text, &s->weight) || s->weight <= 0 || s->weight > 1e6)
             return expected(rd, c, k, "weight: a number above 0");
@@ -269,7 +281,7 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
         const char *near = gr_nearest(c->key, names, GR_LEN(names));
         return gr_problem_at(
             rd->problems, c, GR_AT_KEY,
-            "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, weight, limit%s%s%s", c->key,
+            "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, ignore, weight, limit%s%s%s", c->key,
             k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
     }
     return GRAFT_OK;

@@ -184,7 +184,7 @@ static void all_problems(void **state) {
         "/a.yaml:5:28: adapter.target_modules: expected a name, found a list",
         "/a.yaml:6:26: adapter.rank_pattern: expected a number, found \"x\"",
         "/a.yaml:6:32: adapter.rank_pattern: expected a number from 1 to 4096, found \"0\"",
-        "/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, weight, limit (did you mean path?)",
+        "/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did you mean path?)",
         "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
         "/a.yaml:8:16: data.train: a source needs a path",
         "/a.yaml:9:6: section log: expected keys below it, found \"5\"",
@@ -302,7 +302,7 @@ static void values(void **state) {
         "data:\n"
         "  train:\n"
         "    - a.jsonl\n"
-        "    - {path: b.json, format: alpaca, columns: {prompt: q, completion: a}, weight: 0.5, limit: 10}\n"
+        "    - {path: b.json, format: alpaca, columns: {prompt: q, completion: a}, ignore: [label, id], weight: 0.5, limit: 10}\n"
         "  eval: 0.02\n"
         "  system: \"\"\n"
         "  loss_on: last\n"
@@ -321,6 +321,8 @@ static void values(void **state) {
     assert_int_equal(r->data_train.items[1].limit, 10);
     assert_string_equal(r->data_train.items[1].columns[1].name, "completion");
     assert_string_equal(r->data_train.items[1].columns[1].column, "a");
+    assert_int_equal(r->data_train.items[1].n_ignore, 2);
+    assert_string_equal(r->data_train.items[1].ignore[1], "id");
     assert_true(r->data_eval.share == 0.02);
     assert_string_equal(r->data_system, "");
     assert_int_equal(r->data_loss_on, GR_LOSS_LAST);
