@@ -46,12 +46,10 @@ void gr_map_drop(const void *data, int64_t bytes) {
     if (end > first) madvise((void *)first, end - first, MADV_DONTNEED); /* advice: a refusal costs memory alone */
 }
 
-graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+graft_status gr_stream_read(char **text, int64_t *len, FILE *f, const char *path, int64_t max_bytes, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *data = NULL;
     int64_t n = 0, capacity = 0;
-    FILE *f = fopen(path, "re");
-    if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
     for (;;) {
         if (!gr_grow(&data, &capacity, n + 16384, 1)) GR_TRY(gr_fail_memory(err, path));
         size_t got = fread(data + n, 1, (size_t)(capacity - n - 1), f);
@@ -68,6 +66,13 @@ graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t m
     data = NULL;
 done:
     free(data);
+    return st;
+}
+
+graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+    FILE *f = fopen(path, "re");
+    if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    graft_status st = gr_stream_read(text, len, f, path, max_bytes, err);
     fclose(f);
     return st;
 }

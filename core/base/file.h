@@ -18,6 +18,8 @@ void gr_map_drop(const void *data, int64_t bytes);
 
 /* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes. */
 graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
+/* The same of an open stream, which stays the caller's; name: for messages. */
+graft_status gr_stream_read(char **text, int64_t *len, FILE *stream, const char *name, int64_t max_bytes, graft_error *err);
 
 /* A file that appears under its name only when complete: written to "<path>.tmp-<pid>", then fsync and rename.
  * Write through `stream`; any error sticks and is reported by gr_writer_commit. */

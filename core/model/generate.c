@@ -187,6 +187,8 @@ static graft_status step(generator *g, graft_error *err) {
     for (int64_t i = 0; i < n_seqs && !g->stopped; i++)
         if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n)
             GR_TRY(advance(g, g->order[i], g->logits + i * g->m->config.vocab, err));
+        else if (g->callback && g->callback(g->payload, g->slots[g->order[i]].prompt, "", 0, false) != 0)
+            g->stopped = true;
 done:
     return st;
 }

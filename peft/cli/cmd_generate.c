@@ -1,150 +1,145 @@
-/* graft generate, graft chat */
+/* graft generate: one prompt, or the lines of a file in batches */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "peft/cli/session_args.h"
 
-enum { MAX_PROMPTS_BYTES = 1 << 30, MAX_STOP = 16 };
-
-/* The sampling options; o->stop points into stop[MAX_STOP]. */
-static graft_status sampling_options(const gr_args *a, gr_generate_options *o, const char **stop,
-                                     int64_t max_tokens, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    double temperature, top_p, penalty;
-    int64_t top_k, seed;
-    const char **all = gr_calloc(a->n_given + 1, sizeof *all);
-    if (!all) return gr_fail_memory(err, "options");
-    *o = (gr_generate_options){.stop = stop, .n_stop = gr_args_all(a, "stop", all)};
-    if (o->n_stop > MAX_STOP)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", MAX_STOP));
-    for (int i = 0; i < o->n_stop; i++) stop[i] = all[i];
-    GR_TRY(gr_args_int(a, "max-tokens", 1, max_tokens, &o->max_tokens, err));
-    GR_TRY(gr_args_float(a, "temperature", 0, 1e6, 0, &temperature, err));
-    GR_TRY(gr_args_float(a, "top-p", 0, 1, 1, &top_p, err));
-    GR_TRY(gr_args_float(a, "repetition-penalty", 1e-6, 1e6, 1, &penalty, err));
-    GR_TRY(gr_args_int(a, "top-k", 0, 0, &top_k, err));
-    GR_TRY(gr_args_int(a, "seed", 0, 42, &seed, err));
-    GR_TRY(gr_args_int(a, "batch", 1, 0, &o->batch, err));
-    o->temperature = (float)temperature;
-    o->top_p = (float)top_p;
-    o->repetition_penalty = (float)penalty;
-    o->top_k = (int)GR_MIN(top_k, INT32_MAX);
-    o->seed = (uint64_t)seed;
-    o->ignore_eos = gr_args_has(a, "ignore-eos");
-done:
-    free(all);
-    return st;
-}
+enum { MAX_PROMPTS_BYTES = 1 << 30 };
 
 /* ---- prompts ---- */
 
 typedef struct prompts {
     gr_ids *ids;
-    json_t **text; /* the line's "prompt", or its "messages" as the template renders them */
-    int64_t n, ids_capacity, text_capacity;
+    json_t **lines; /* as they were, with a "prompt" */
+    int64_t n, ids_capacity, lines_capacity;
+    int64_t n_replaced; /* lines that had a field of the name of a result */
 } prompts;
 
 static void release_prompts(prompts *p) {
     for (int64_t i = 0; i < p->n; i++) {
         gr_ids_release(&p->ids[i]);
-        json_decref(p->text[i]);
+        json_decref(p->lines[i]);
     }
     free(p->ids);
-    free(p->text);
+    free(p->lines);
     *p = (prompts){0};
 }
 
-static graft_status encode(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out,
-                           graft_error *err) {
-    gr_encoded e = {0};
-    graft_status st = gr_chat_encode(s->chat, messages, n, true, GR_LOSS_COMPLETION, &e, err);
-    if (st == GRAFT_OK) {
-        *out = e.ids; /* moves */
-        e.ids = (gr_ids){0};
+/* One more prompt; line is taken over. */
+static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n, json_t *line,
+                               graft_error *err) {
+    if (!gr_grow(&p->ids, &p->ids_capacity, p->n + 1, sizeof *p->ids) ||
+        !gr_grow(&p->lines, &p->lines_capacity, p->n + 1, sizeof(json_t *))) {
+        json_decref(line);
+        return gr_fail_memory(err, "prompts");
     }
-    gr_encoded_release(&e);
+    p->lines[p->n] = line;
+    p->ids[p->n] = (gr_ids){0};
+    p->n++;
+    return gr_encode_prompt(s, messages, n, &p->ids[p->n - 1], err);
+}
+
+static graft_status message_of(const json_t *m, int64_t i, gr_message *out, graft_error *err) {
+    out->role = json_string_value(json_object_get(m, "role"));
+    out->content = json_string_value(json_object_get(m, "content"));
+    out->fields = m;
+    if (out->role && out->content) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i);
+}
+
+/* The messages of a line: its "messages", or its "prompt" as a user's; before them its "system". */
+static graft_status line_messages(const json_t *line, gr_message **out, int64_t *n, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const json_t *prompt = json_object_get(line, "prompt"), *list = json_object_get(line, "messages"),
+                 *system = json_object_get(line, "system");
+    int64_t count = json_is_string(prompt) ? 1 : (int64_t)json_array_size(list);
+    gr_message *messages = gr_calloc(count + 1, sizeof *messages);
+    *out = messages;
+    *n = 0;
+    if (!messages) return gr_fail_memory(err, "messages");
+    if (json_is_string(system))
+        messages[(*n)++] = (gr_message){.role = "system", .content = json_string_value(system)};
+    else if (system && !json_is_null(system))
+        return gr_fail(err, GRAFT_BAD_INPUT, "system: expected a text");
+    if (json_is_string(prompt)) {
+        messages[(*n)++] = (gr_message){.role = "user", .content = json_string_value(prompt)};
+        return GRAFT_OK;
+    }
+    if (count == 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "expected {\"prompt\": text} or {\"messages\": [{\"role\", \"content\"}, ...]}");
+    for (int64_t i = 0; i < count; i++) GR_TRY(message_of(json_array_get(list, (size_t)i), i, &messages[(*n)++], err));
+done:
     return st;
 }
 
-/* Room for one more, then its ids; text is taken over. */
-static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n,
-                               json_t *text, graft_error *err) {
-    if (!gr_grow(&p->ids, &p->ids_capacity, p->n + 1, sizeof *p->ids) ||
-        !gr_grow(&p->text, &p->text_capacity, p->n + 1, sizeof(json_t *))) {
-        json_decref(text);
-        return gr_fail_memory(err, "prompts");
+/* What changes the prompt and is not rendered here is refused; a chat of another kind is no prompt. */
+static graft_status check_fields(const json_t *line, graft_error *err) {
+    static const char *const refused[] = {"tools", "documents"};
+    for (int i = 0; i < GR_LEN(refused); i++) {
+        const json_t *v = json_object_get(line, refused[i]);
+        if (v && !json_is_null(v) && !(json_is_array(v) && json_array_size(v) == 0))
+            return gr_fail(err, GRAFT_BAD_INPUT, "\"%s\": generate does not give them to the template; leave them out", refused[i]);
     }
-    p->text[p->n] = text;
-    p->ids[p->n] = (gr_ids){0};
-    p->n++;
-    return encode(s, messages, n, &p->ids[p->n - 1], err);
+    return GRAFT_OK;
 }
 
-static graft_status add_messages(const gr_session *s, prompts *p, json_t *list, const char *place,
-                                 graft_error *err) {
+static graft_status add_line(const gr_session *s, prompts *p, json_t *line, graft_error *err) {
     graft_status st = GRAFT_OK;
+    gr_message *messages = NULL;
     gr_str text = {0};
-    int64_t n = (int64_t)json_array_size(list);
-    gr_message *messages = gr_calloc(n, sizeof *messages);
-    if (!messages) return gr_fail_memory(err, place);
-    for (int64_t i = 0; i < n; i++) {
-        const json_t *m = json_array_get(list, (size_t)i);
-        messages[i].role = json_string_value(json_object_get(m, "role"));
-        messages[i].content = json_string_value(json_object_get(m, "content"));
-        if (!messages[i].role || !messages[i].content)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i));
+    int64_t n = 0;
+    GR_TRY(check_fields(line, err));
+    GR_TRY(line_messages(line, &messages, &n, err));
+    if (!json_is_string(json_object_get(line, "prompt"))) {
+        GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
+        json_object_set_new(line, "prompt", json_stringn(text.data ? text.data : "", (size_t)text.len));
     }
-    GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
-    GR_TRY(add_prompt(s, p, messages, n, json_stringn(text.data ? text.data : "", (size_t)text.len), err));
+    GR_TRY(add_prompt(s, p, messages, n, json_incref(line), err));
 done:
     gr_str_release(&text);
     free(messages);
-    return st == GRAFT_OK ? st : gr_fail_context(err, st, "%s", place);
+    return st;
 }
 
-static graft_status add_line(const gr_session *s, prompts *p, const char *line, int64_t len,
-                             const char *place, graft_error *err) {
-    graft_status st = GRAFT_OK;
+static graft_status parse_line(json_t **line, const char *text, int64_t len, graft_error *err) {
     json_error_t why;
-    json_t *root = json_loadb(line, (size_t)len, JSON_REJECT_DUPLICATES, &why);
-    if (!root) return gr_fail(err, GRAFT_BAD_INPUT, "%s: not JSON: %s", place, why.text);
-    json_t *prompt = json_object_get(root, "prompt"), *messages = json_object_get(root, "messages");
-    if (json_is_string(prompt)) {
-        gr_message m = {.role = "user", .content = json_string_value(prompt)};
-        st = add_prompt(s, p, &m, 1, json_incref(prompt), err);
-        if (st != GRAFT_OK) st = gr_fail_context(err, st, "%s", place);
-    } else if (json_is_array(messages) && json_array_size(messages) > 0) {
-        st = add_messages(s, p, messages, place, err);
-    } else {
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected {\"prompt\": text} or {\"messages\": [...]}", place);
-    }
-    json_decref(root);
-    return st;
+    *line = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
+    if (json_is_object(*line)) return GRAFT_OK;
+    if (*line) return gr_fail(err, GRAFT_BAD_INPUT, "expected an object {\"prompt\": text} or {\"messages\": [...]}");
+    if (json_error_code(&why) == json_error_null_character || json_error_code(&why) == json_error_null_byte_in_key)
+        return gr_fail(err, GRAFT_BAD_INPUT, "a text holds the character NUL (\\u0000), which no prompt may have");
+    return gr_fail(err, GRAFT_BAD_INPUT, "not JSON: %s", why.text);
 }
 
 static graft_status read_prompts(const gr_session *s, prompts *p, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
-    char *text = NULL, place[512];
+    bool from_stdin = strcmp(path, "-") == 0;
+    const char *name = from_stdin ? "standard input" : path;
+    char *text = NULL;
+    json_t *line = NULL;
     int64_t len = 0, number = 0;
-    GR_TRY(gr_file_read(&text, &len, path, MAX_PROMPTS_BYTES, err));
-    for (int64_t at = 0, end; at < len; at = end + 1) {
+    GR_TRY(from_stdin ? gr_stream_read(&text, &len, stdin, name, MAX_PROMPTS_BYTES, err)
+                      : gr_file_read(&text, &len, path, MAX_PROMPTS_BYTES, err));
+    for (int64_t at = gr_starts_with(text, "\xEF\xBB\xBF") ? 3 : 0, end; at < len; at = end + 1) {
         const char *newline = memchr(text + at, '\n', (size_t)(len - at));
         end = newline ? newline - text : len;
         number++;
         if ((int64_t)strspn(text + at, " \t\r") >= end - at) continue;
-        snprintf(place, sizeof place, "%s:%lld", path, (long long)number);
-        GR_TRY(add_line(s, p, text + at, end - at, place, err));
+        st = parse_line(&line, text + at, end - at, err);
+        if (st == GRAFT_OK) st = add_line(s, p, line, err);
+        if (st != GRAFT_OK) GR_TRY(gr_fail_context(err, st, "%s:%lld", name, (long long)number));
+        json_decref(line);
+        line = NULL;
     }
     if (p->n == 0)
         st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", path);
+                     "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", name);
 done:
+    json_decref(line);
     free(text);
     return st;
 }
@@ -163,17 +158,34 @@ static int on_generated(void *payload, int64_t prompt, const char *text, int64_t
     return 0;
 }
 
-static graft_status write_completions(FILE *out, const prompts *p, const gr_completion *results,
-                                      graft_error *err) {
+/* The fields of the line in their order, what was its answer as "reference", then the results. */
+static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
+    const char *key, *was = json_object_get(p->lines[i], "completion") ? "completion" : "answer";
+    json_t *value, *line = json_object();
+    bool replaced = json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
+    json_object_foreach(p->lines[i], key, value)
+        if (strcmp(key, "tokens") != 0 && (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
+            json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
+    p->n_replaced += replaced;
+    if (json_object_set_new(line, "completion", json_string(result->text)) != 0 ||
+        json_object_set_new(line, "tokens", json_integer(result->n_tokens)) != 0) {
+        json_decref(line);
+        return NULL;
+    }
+    return line;
+}
+
+static graft_status write_completions(FILE *out, prompts *p, const gr_completion *results, graft_error *err) {
     for (int64_t i = 0; i < p->n; i++) {
-        json_t *line = json_pack("{s:O?,s:s,s:I}", "prompt", p->text[i], "completion", results[i].text,
-                                 "tokens", (json_int_t)results[i].n_tokens);
+        json_t *line = result_line(p, i, &results[i]);
         if (!line)
             return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
         json_dumpf(line, out, JSON_COMPACT);
         fputc('\n', out);
         json_decref(line);
     }
+    if (p->n_replaced > 0)
+        gr_warn("%lld lines had a field \"tokens\", or \"reference\" beside an answer: it is replaced", (long long)p->n_replaced);
     return GRAFT_OK;
 }
 
@@ -218,8 +230,9 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     gr_completion result = {0};
     prompts p = {0};
     gr_message m = {.role = "user", .content = gr_args_text(a, "prompt", NULL)};
-    GR_TRY(add_prompt(s, &p, &m, 1, json_string(m.content), err));
-    if (json && !p.text[0]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
+    json_t *line = json_pack("{s:s}", "prompt", m.content);
+    GR_TRY(add_prompt(s, &p, &m, 1, line, err));
+    if (json && !line) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
     GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result,
                        json ? NULL : print_text, NULL, err));
     if (json)
@@ -236,102 +249,15 @@ graft_status gr_cmd_generate(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_session s = {0};
     gr_generate_options o;
-    const char *stop[MAX_STOP];
+    const char *stop[GR_MAX_STOP];
     if (gr_args_has(a, "prompt") == gr_args_has(a, "prompts"))
         return gr_fail(err, GRAFT_BAD_USAGE, "give either --prompt TEXT or --prompts FILE");
     if (gr_args_has(a, "out") && !gr_args_has(a, "prompts"))
         return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
-    GR_TRY(sampling_options(a, &o, stop, 256, err));
+    GR_TRY(gr_args_sampling(a, &o, stop, 256, err));
+    GR_TRY(gr_args_int(a, "batch", 1, 0, &o.batch, err));
     GR_TRY(gr_open_session(a, GR_FOR_WRITING, &s, NULL, err));
     GR_TRY(gr_args_has(a, "prompts") ? generate_file(a, &s, &o, err) : generate_one(a, &s, &o, err));
-done:
-    gr_session_close(&s);
-    return st;
-}
-
-/* ---- chat ---- */
-
-typedef struct history {
-    gr_message *messages;
-    int64_t n, capacity;
-} history;
-
-static void clear_history(history *h) {
-    for (int64_t i = 0; i < h->n; i++) free((void *)(uintptr_t)h->messages[i].content);
-    h->n = 0;
-}
-
-/* content: taken over */
-static bool add_turn(history *h, const char *role, char *content) {
-    if (!content || !gr_grow(&h->messages, &h->capacity, h->n + 1, sizeof *h->messages)) {
-        free(content);
-        return false;
-    }
-    h->messages[h->n++] = (gr_message){.role = role, .content = content};
-    return true;
-}
-
-/* One turn: the question is in the history; the answer is printed as it comes and added. */
-static graft_status answer(const gr_session *s, const gr_generate_options *o, history *h, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    gr_ids ids = {0};
-    gr_completion result = {0};
-    GR_TRY(encode(s, h->messages, h->n, &ids, err));
-    GR_TRY(gr_generate(s->model, s->tokenizer, &ids, 1, gr_chat_end_of_turn(s->chat), o, &result, print_text,
-                       NULL, err));
-    putchar('\n');
-    fflush(stdout);
-    if (!add_turn(h, "assistant", gr_strdup(result.text))) st = gr_fail_memory(err, "history");
-done:
-    gr_ids_release(&ids);
-    gr_completions_release(&result, 1);
-    return st;
-}
-
-static graft_status chat_loop(const gr_session *s, const gr_generate_options *o, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    history h = {0};
-    char *line = NULL;
-    size_t capacity = 0;
-    ssize_t len;
-    bool terminal = isatty(STDIN_FILENO);
-    if (terminal) fprintf(stderr, "/clear forgets the conversation, /exit leaves\n");
-    for (;;) {
-        if (terminal) fputs("> ", stderr);
-        if ((len = getline(&line, &capacity, stdin)) < 0) break;
-        while (len > 0 && (line[len - 1] == '\n' || line[len - 1] == '\r')) line[--len] = '\0';
-        if (len == 0) continue;
-        if (strcmp(line, "/exit") == 0 || strcmp(line, "/quit") == 0) break;
-        if (strcmp(line, "/clear") == 0) {
-            clear_history(&h);
-            continue;
-        }
-        if (!add_turn(&h, "user", gr_strndup(line, len))) GR_TRY(gr_fail_memory(err, "history"));
-        st = answer(s, o, &h, err);
-        if (st == GRAFT_BAD_USAGE && h.n > 1) {
-            gr_note("the conversation no longer fits the model's context: it starts anew");
-            char *question = gr_strdup(h.messages[h.n - 1].content);
-            clear_history(&h);
-            if (!add_turn(&h, "user", question)) GR_TRY(gr_fail_memory(err, "history"));
-            st = answer(s, o, &h, err);
-        }
-        if (st != GRAFT_OK) goto done;
-    }
-done:
-    clear_history(&h);
-    free(h.messages);
-    free(line);
-    return st;
-}
-
-graft_status gr_cmd_chat(const gr_args *a, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    gr_session s = {0};
-    gr_generate_options o;
-    const char *stop[MAX_STOP];
-    GR_TRY(sampling_options(a, &o, stop, 512, err));
-    GR_TRY(gr_open_session(a, GR_FOR_WRITING, &s, NULL, err));
-    GR_TRY(chat_loop(&s, &o, err));
 done:
     gr_session_close(&s);
     return st;

@@ -42,7 +42,6 @@ static const gr_option sampling[] = {
     {"stop", "TEXT", "end before this text; may be repeated", NULL},
     {"ignore-eos", NULL, "go on after an end token, to max-tokens", NULL},
     {"seed", "N", "seed of the sampling", NULL},
-    {"batch", "N", "prompts in flight at once", NULL},
     END,
 };
 
@@ -78,9 +77,11 @@ static const gr_option validate_options[] = {
 static const gr_option generate_options[] = {
     {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
     {"prompts", "FILE",
-     "lines {\"prompt\"} or {\"messages\"}; gives {\"prompt\", \"completion\", \"tokens\"} lines in order",
+     "lines {\"prompt\"} or {\"messages\"}, - for standard input; each comes back in order with its other fields, \"completion\" and "
+     "\"tokens\"; a completion or answer that it had is its \"reference\"",
      NULL},
     {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
+    {"batch", "N", "prompts in flight at once (as many as memory allows)", NULL},
     {"json", NULL, "the completion of --prompt as such a line", NULL},
     END,
 };

@@ -35,3 +35,45 @@ done:
     free(adapters);
     return st;
 }
+
+graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop,
+                                     int64_t max_tokens, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    double temperature, top_p, penalty;
+    int64_t top_k, seed;
+    const char **all = gr_calloc(a->n_given + 1, sizeof *all);
+    if (!all) return gr_fail_memory(err, "options");
+    *o = (gr_generate_options){.stop = stop, .n_stop = gr_args_all(a, "stop", all)};
+    if (o->n_stop > GR_MAX_STOP)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", GR_MAX_STOP));
+    for (int i = 0; i < o->n_stop; i++) {
+        stop[i] = all[i];
+        if (!*all[i]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: expected a text, found an empty one"));
+    }
+    GR_TRY(gr_args_int(a, "max-tokens", 1, max_tokens, &o->max_tokens, err));
+    GR_TRY(gr_args_float(a, "temperature", 0, 1e6, 0, &temperature, err));
+    GR_TRY(gr_args_float(a, "top-p", 0, 1, 1, &top_p, err));
+    GR_TRY(gr_args_float(a, "repetition-penalty", 1e-6, 1e6, 1, &penalty, err));
+    GR_TRY(gr_args_int(a, "top-k", 0, 0, &top_k, err));
+    GR_TRY(gr_args_int(a, "seed", 0, 42, &seed, err));
+    o->temperature = (float)temperature;
+    o->top_p = (float)top_p;
+    o->repetition_penalty = (float)penalty;
+    o->top_k = (int)GR_MIN(top_k, INT32_MAX);
+    o->seed = (uint64_t)seed;
+    o->ignore_eos = gr_args_has(a, "ignore-eos");
+done:
+    free(all);
+    return st;
+}
+
+graft_status gr_encode_prompt(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out, graft_error *err) {
+    gr_encoded e = {0};
+    graft_status st = gr_chat_encode(s->chat, messages, n, true, GR_LOSS_COMPLETION, &e, err);
+    if (st == GRAFT_OK) {
+        *out = e.ids; /* moves */
+        e.ids = (gr_ids){0};
+    }
+    gr_encoded_release(&e);
+    return st;
+}

@@ -44,4 +44,119 @@ says "validate takes overrides and options" 2 "train.seed=x: train.seed|device=c
 for r in "$SOURCE"/recipes/*.yaml "$SOURCE"/recipes/belle/llama-*.yaml; do
     says "validate ${r#"$SOURCE"/}" 0 valid "$GRAFT" validate "$r" --no-files
 done
+
+# ---- generate ----
+generate() { "$GRAFT" generate --model "$TINY" --max-tokens 4 "$@"; }
+cat >prompts.jsonl <<'P'
+{"id": 7, "prompt": "What is 3 + 4?", "answer": "7", "tags": ["a", {"b": null}]}
+{"messages": [{"role": "user", "content": "Say hello."}], "id": "x-1", "completion": "Hello!", "reference": "old"}
+{"prompt": "Name a colour.", "system": "Be brief.", "tokens": 99}
+P
+check "generate from standard input" bash -c '"$0" generate --model "$1" --max-tokens 4 --prompts - <prompts.jsonl >from-stdin' "$GRAFT" "$TINY"
+check "and from the file" generate --prompts prompts.jsonl --out from-file
+check "are the same" cmp from-stdin from-file
+check "a line keeps its fields, in order, its answer as reference" bash -c 'sed -n 1p from-file | grep -qE "^\{\"id\":7,\"prompt\":\"What is 3 \+ 4\?\",\"reference\":\"7\",\"tags\":\[\"a\",\{\"b\":null\}\],\"completion\":\".*\",\"tokens\":4\}\$"'
+check "a line of messages keeps them" bash -c 'sed -n 2p from-file | grep -qE "^\{\"messages\":.*\"id\":\"x-1\",\"reference\":\"Hello!\",\"prompt\":\".*Say hello.*\",\"completion\":\".*\",\"tokens\":4\}\$"'
+check "what is replaced is said" bash -c '"$0" generate --model "$1" --max-tokens 4 --prompts prompts.jsonl 2>&1 >/dev/null | grep -q "warning: 2 lines had a field"' "$GRAFT" "$TINY"
+check "the system text of a line is in its prompt" bash -c 'echo "{\"messages\": [{\"role\": \"system\", \"content\": \"Be brief.\"}, {\"role\": \"user\", \"content\": \"Name a colour.\"}]}" | "$0" generate --model "$1" --max-tokens 4 --prompts - >as-messages &&
+    cmp <(sed -n 3p from-file | grep -o "\"completion.*") <(grep -o "\"completion.*" as-messages)' "$GRAFT" "$TINY"
+printf '\357\273\277{"prompt": "x"}\r\n\r\n{"prompt": "y"}' >windows.jsonl
+check "a byte order mark, CRLF, no newline at the end" bash -c '[ "$("$0" generate --model "$1" --max-tokens 2 --prompts windows.jsonl | wc -l)" = 2 ]' "$GRAFT" "$TINY"
+for line in '[1]|standard input:1: expected an object' '{"prompt": 3}|standard input:1: expected {' '{"prompt": "a\u0000b"}|NUL' '{"prompt": "a", "tools": [{}]}|"tools"' \
+    '{"prompt": "a", "system": 3}|system: expected a text' '{"messages": [{"role": "user"}]}|messages[0]' '{"prompt": "a"|standard input:1: not JSON'; do
+    echo "${line%%|*}" | "$GRAFT" generate --model "$TINY" --prompts - >out.log 2>err.log
+    code=$?
+    if [ $code = 3 ] && grep -qF -- "${line#*|}" err.log; then ok "prompt ${line%%|*}"; else not_ok "prompt ${line%%|*}" "exit code $code" err.log; fi
+done
+says "an empty prompt under a template" 0 "" generate --prompt ''
+says "an empty prompt without one" 2 "prompt 1 is empty" generate --prompt '' --template none
+says "no tokens at all" 2 "--max-tokens: expected a whole number from 1" "$GRAFT" generate --model "$TINY" --prompt x --max-tokens 0
+says "an empty stop text" 2 "--stop" generate --prompt x --stop ''
+
+# ---- chat ----
+chat() { "$GRAFT" chat --model "$TINY" --max-tokens 6 "$@"; }
+printf 'hello\n/foo\n\n//etc\n/save talk.jsonl\n/system Be brief.\n/clear\nhi\n/save talk2.jsonl\n/quit\nnever\n' | chat >chat.out 2>chat.log
+check "chat reads a pipe" test "$(wc -l <talk.jsonl)" = 1
+check "an unknown command is not sent, // sends a slash" bash -c 'grep -q "no command \"/foo\"; known are /help /clear" chat.log &&
+    grep -qE "^\{\"messages\":\[\{\"role\":\"user\",\"content\":\"hello\"\},\{\"role\":\"assistant\",[^}]*\},\{\"role\":\"user\",\"content\":\"/etc\"\},\{\"role\":\"assistant\",[^}]*\}\]\}$" talk.jsonl'
+check "/system and /clear" grep -q '^{"messages":\[{"role":"system","content":"Be brief."},{"role":"user","content":"hi"},{"role":"assistant"' talk2.jsonl
+check "what chat saves is data" "$GRAFT" eval --model "$TINY" --data talk.jsonl
+check "stdout has the answers alone" bash -c '! grep -qE "known|forgotten|messages" chat.out'
+check "a pipe leaves no history" test ! -e state
+printf '/save talk.jsonl\nx\n/save talk.jsonl\n' | chat >/dev/null 2>chat.log
+check "/save replaces nothing" grep -q 'talk.jsonl exists already' chat.log
+check "/save before anything was said" grep -q 'nothing was said' chat.log
+says "a line that cannot be answered ends a pipe" 2 "context" bash -c 'printf "x %.0s" $(seq 9000) | "$0" chat --model "$1"' "$GRAFT" "$TINY"
+
+if [ "${GRAFT_SANITIZE:-0}" = 1 ]; then
+    skip "chat on a terminal" "libedit keeps memory of its own"
+    finish
+fi
+# play NAME CODE: stdin is the script of tests/e2e/pty.c
+play() {
+    local name=$1 code=$2 found
+    cat >script
+    "$BUILD/tests/pty" script "$GRAFT" chat --model "$TINY" --max-tokens 1900 --ignore-eos >pty.log 2>&1
+    found=$?
+    if [ $found = "$code" ]; then ok "$name"; else not_ok "$name" "exit code $found, expected $code" pty.log; fi
+}
+play "Ctrl-C stops the answer, not the program" 0 <<'S'
+wait > 
+send hello\r
+wait hello
+wait H
+send \3
+wait (stopped)
+wait > 
+send /save part.jsonl\r
+wait 2 messages
+wait > 
+pause
+send \4
+end
+S
+check "what was said until then is kept" grep -q '"content":"hello"},{"role":"assistant","content":"..*"' part.jsonl
+play "Ctrl-C clears a line, twice it leaves" 0 <<'S'
+wait > 
+pause
+send not sent
+wait not sent
+send \3
+wait > 
+pause
+send \3
+wait > 
+pause
+send \3
+end
+S
+check "the cleared line was not sent" bash -c '! grep -q stopped pty.log'
+play "lines are edited and remembered, in any script" 0 <<'S'
+wait > 
+pause
+send /sistem 小明x\e[D\e[D\e[D\e[D\e[D\e[D\e[D\b\e[D\e[Dy\r
+wait no command
+wait > 
+pause
+send \e[A
+wait 小明x
+send \r
+wait no command
+wait > 
+send /exit\r
+end
+S
+check "history is kept between programs" grep -q '小明x' state/graft/chat_history
+check "for its owner alone" test "$(stat -c %a state/graft/chat_history state/graft | tr '\n' ' ')" = "600 700 "
+play "the history of before" 0 <<'S'
+wait > 
+pause
+send \e[A\e[A
+wait 小明x
+send \3
+wait > 
+pause
+send \4
+end
+S
 finish
