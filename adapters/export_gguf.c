@@ -98,6 +98,18 @@ static uint32_t file_type(gr_dtype dtype) {
     }
 }
 
+/* What a GGUF says of its model beside the computation (licence, authors, languages, sampling ...) stays true of what is made of it;
+ * what is about the file itself is written anew. */
+static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
+    static const char *const anew[] = {"architecture", "type", "name", "file_type", "quantization_version", "quantized_by", "alignment"};
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
+        const char *key = gr_gguf_key(g, i, NULL);
+        bool copied = gr_starts_with(key, "general.");
+        for (int k = 0; copied && k < GR_LEN(anew); k++) copied = strcmp(key + strlen("general."), anew[k]) != 0;
+        if (copied) gr_gguf_put_copy(b, g, key);
+    }
+}
+
 static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, graft_error *err) {
     const char *base = gr_weights_path(job->m->weights), *slash = strrchr(base, '/'),
                *name = slash && slash[1] ? slash + 1 : base;
@@ -110,6 +122,7 @@ static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, gr
     gr_gguf_put_string(b, "general.name", name);
     gr_gguf_put_u32(b, "general.file_type", file_type(job->dtype));
     gr_gguf_put_u32(b, "general.quantization_version", 2);
+    if (g) copy_general(g, b);
     return gr_tokenizer_save_gguf(job->tokenizer, job->config.vocab, b, err);
 }
 

@@ -2,6 +2,7 @@
  * or shards with their index. */
 #include "adapters/merge.h"
 
+#include <dirent.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,14 +81,58 @@ done:
     return st;
 }
 
+/* ---- what goes along with a model ---- */
+
+/* The HF folder that the base is, NULL for a GGUF. */
+static const char *base_folder(const gr_merge_job *job) {
+    return gr_weights_gguf(job->m->weights) ? NULL : gr_weights_path(job->m->weights);
+}
+
+static bool goes_along(const char *name) {
+    static const char *const beginnings[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"};
+    for (int i = 0; i < GR_LEN(beginnings); i++)
+        if (strncasecmp(name, beginnings[i], strlen(beginnings[i])) == 0) return true;
+    return false;
+}
+
+/* Copies of the files of a folder that `wanted` takes. */
+static graft_status copy_files(const char *from, const char *to, bool (*wanted)(const char *name), graft_error *err) {
+    graft_status st = GRAFT_OK;
+    DIR *d = opendir(from);
+    struct dirent *e;
+    while (st == GRAFT_OK && d && (e = readdir(d))) {
+        char *source = gr_path_join(from, e->d_name), *target = gr_path_join(to, e->d_name);
+        if (!source || !target) st = gr_fail_memory(err, "path");
+        else if (wanted(e->d_name) && !gr_is_dir(source)) st = gr_file_copy(source, target, err);
+        free(source);
+        free(target);
+    }
+    if (d) closedir(d);
+    return st;
+}
+
+static bool is_template(const char *name) { return gr_ends_with(name, ".jinja"); }
+
+/* Licences and the base's further chat templates: the merged model is still the base's for both. */
+static graft_status copy_companions(const char *base, const char *folder, graft_error *err) {
+    char *from = gr_path_join(base, "additional_chat_templates"), *to = gr_path_join(folder, "additional_chat_templates");
+    graft_status st = from && to ? copy_files(base, folder, goes_along, err) : gr_fail_memory(err, "path");
+    if (st == GRAFT_OK && gr_is_dir(from)) st = gr_make_dirs(to, err);
+    if (st == GRAFT_OK && gr_is_dir(from)) st = copy_files(from, to, is_template, err);
+    free(from);
+    free(to);
+    return st;
+}
+
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {
     const char *dtype = job->dtype == GR_DTYPE_F32   ? "float32"
                         : job->dtype == GR_DTYPE_F16 ? "float16"
                                                      : "bfloat16";
     graft_status st;
     GR_TRY(write_weights(job, folder, err));
-    GR_TRY(gr_config_write_hf(&job->config, dtype, folder, err));
+    GR_TRY(gr_config_write_hf(&job->config, dtype, base_folder(job), folder, err));
     GR_TRY(gr_tokenizer_save_hf(job->tokenizer, folder, err));
+    if (base_folder(job)) GR_TRY(copy_companions(base_folder(job), folder, err));
 done:
     return st;
 }

@@ -134,7 +134,7 @@ static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, co
 static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path, graft_error *err) {
     enum { POSITIONS = 16 };
     bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
-                a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied &&
+                a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied && a->max_positions == b->max_positions && a->window == b->window &&
                 fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
     float *rope = gr_calloc(2 * POSITIONS * a->head_dim, sizeof *rope);
     if (!rope) return gr_fail_memory(err, path);

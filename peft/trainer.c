@@ -72,9 +72,10 @@ static graft_status open_model(gr_run *run, bool dry_run, graft_error *err) {
     run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
     if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
     GR_TRY(gr_model_open(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device), r->data_max_length, err));
-    if (r->data_max_length > run->model->config.max_positions)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "data.max_length is %lld: the context of %s is %lld", (long long)r->data_max_length,
-                       r->model_base, (long long)run->model->config.max_positions));
+    const gr_model_config *c = &run->model->config;
+    if (r->data_max_length > gr_config_longest(c))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base, (long long)r->data_max_length,
+                       gr_config_limit(c), (long long)gr_config_longest(c)));
     if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(run->model, (gr_dtype)quantize);
     if (quantize >= 0 && !dry_run) GR_TRY(gr_model_quantize(run->model, (gr_dtype)quantize, err));
 done:

@@ -22,6 +22,7 @@ typedef struct entry {
     gr_gguf_type type, element;
     int64_t n;            /* array: elements; string: bytes */
     const uint8_t *value; /* in the map; array: its first element */
+    int64_t begin, end;   /* where in the map type and value stand */
     int64_t *offsets;     /* array of strings: where in the map each length stands; owned */
     const char *text;     /* string: NUL-terminated copy, arena */
 } entry;
@@ -124,9 +125,8 @@ static graft_status read_array(cursor *c, entry *e) {
     return GRAFT_OK;
 }
 
-static graft_status read_entry(cursor *c, gr_gguf *g, entry *e) {
-    graft_status st = take_name(c, &g->arena, &e->key, "a metadata key");
-    if (st == GRAFT_OK) st = take_type(c, &e->type, e->key);
+static graft_status read_value(cursor *c, gr_gguf *g, entry *e) {
+    graft_status st = take_type(c, &e->type, e->key);
     if (st != GRAFT_OK) return st;
     if (e->type == GR_GGUF_ARRAY) return read_array(c, e);
     e->n = type_bytes[e->type];
@@ -142,6 +142,15 @@ static graft_status read_entry(cursor *c, gr_gguf *g, entry *e) {
     e->value = g->map.data + c->at;
     c->at += e->n;
     return GRAFT_OK;
+}
+
+static graft_status read_entry(cursor *c, gr_gguf *g, entry *e) {
+    graft_status st = take_name(c, &g->arena, &e->key, "a metadata key");
+    if (st != GRAFT_OK) return st;
+    e->begin = c->at;
+    st = read_value(c, g, e);
+    e->end = c->at;
+    return st;
 }
 
 static int by_key(const void *a, const void *b) {
@@ -259,18 +268,26 @@ done:
     return st;
 }
 
+/* ggml, ggmf, ggjt: words in the order of a little-endian machine. */
+static bool is_old_ggml(const gr_map *map) {
+    static const char *const magics[] = {"lmgg", "fmgg", "tjgg"};
+    for (int i = 0; map->size >= 4 && i < GR_LEN(magics); i++)
+        if (memcmp(map->data, magics[i], 4) == 0) return true;
+    return false;
+}
+
 static graft_status read_header(cursor *c, gr_gguf *g) {
     graft_status st;
     uint32_t version = 0;
     if (g->map.size < 4 || memcmp(g->map.data, "GGUF", 4) != 0)
-        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: not a GGUF file (it does not begin with \"GGUF\")",
-                       g->path);
+        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: not a GGUF file (it does not begin with \"GGUF\")%s", g->path,
+                       is_old_ggml(&g->map) ? ": a ggml file of before August 2023; convert the model anew" : "");
     c->at = 4;
     GR_TRY(take(c, &version, sizeof version, "the version"));
     if (version != 2 && version != 3)
         return gr_fail(c->err, GRAFT_BAD_INPUT,
-                       "%s: GGUF version %u%s; graft reads versions 2 and 3, little endian", g->path, version,
-                       version >= 1u << 24 ? " (big endian)" : "");
+                       "%s: GGUF version %u%s; graft reads versions 2 and 3, little endian", g->path,
+                       version >= 1u << 24 ? version >> 24 : version, version >= 1u << 24 ? ", big endian" : "");
     GR_TRY(take_count(c, &g->n_tensors, TENSOR_MIN_BYTES, "the number of tensors"));
     GR_TRY(take_count(c, &g->n_entries, KEY_MIN_BYTES, "the number of keys"));
 done:
@@ -347,6 +364,22 @@ static const entry *find_entry(const gr_gguf *g, const char *name) {
 
 bool gr_gguf_has(const gr_gguf *g, const char *key) {
     return find_entry(g, key) != NULL;
+}
+
+gr_gguf_type gr_gguf_type_of(const gr_gguf *g, const char *key) {
+    const entry *e = find_entry(g, key);
+    GR_ASSERT(e);
+    return e->type;
+}
+
+void gr_gguf_put_copy(gr_gguf_builder *b, const gr_gguf *g, const char *key) {
+    const entry *e = find_entry(g, key);
+    if (!e) return;
+    uint64_t len = strlen(key);
+    gr_str_add(&b->meta, (const char *)&len, sizeof len);
+    gr_str_puts(&b->meta, key);
+    gr_str_add(&b->meta, (const char *)g->map.data + e->begin, e->end - e->begin);
+    b->n_keys++;
 }
 
 static graft_status wrong_type(const gr_gguf *g, const char *key, const entry *e, const char *wanted,

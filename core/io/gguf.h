@@ -24,6 +24,7 @@ const gr_tensor *gr_gguf_find(const gr_gguf *g, const char *name); /* NULL when 
 int64_t gr_gguf_n_keys(const gr_gguf *g);
 const char *gr_gguf_key(const gr_gguf *g, int64_t i, gr_gguf_type *type);
 bool gr_gguf_has(const gr_gguf *g, const char *key);
+gr_gguf_type gr_gguf_type_of(const gr_gguf *g, const char *key); /* of a key that is there */
 graft_status gr_gguf_get_int(const gr_gguf *g, const char *key, int64_t *out, graft_error *err);
 graft_status gr_gguf_get_float(const gr_gguf *g, const char *key, double *out, graft_error *err);
 graft_status gr_gguf_get_bool(const gr_gguf *g, const char *key, bool *out, graft_error *err);
@@ -54,6 +55,8 @@ void gr_gguf_put_f32s(gr_gguf_builder *b, const char *key, const float *values, 
 void gr_gguf_put_i32s(gr_gguf_builder *b, const char *key, const int32_t *values, int64_t n);
 void gr_gguf_put_u8s(gr_gguf_builder *b, const char *key, const uint8_t *values, int64_t n);
 void gr_gguf_append(gr_gguf_builder *b, const gr_gguf_builder *more); /* no key of more is in b */
+/* Key and value of a file as they stand there; nothing when it lacks the key. */
+void gr_gguf_put_copy(gr_gguf_builder *b, const gr_gguf *g, const char *key);
 void gr_gguf_builder_release(gr_gguf_builder *b);
 /* What a reader will find of the keys, before any file is written. */
 graft_status gr_gguf_preview(gr_gguf **out, const gr_gguf_builder *b, graft_error *err);

@@ -1,9 +1,11 @@
 #include "core/io/safetensors.h"
 
+#include <dirent.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/io/tensor_stream.h"
 
 enum { PREFIX = 8, HEADER_MAX = 100 * 1000 * 1000 }; /* the limit of the reference implementation */
@@ -239,10 +241,39 @@ static graft_status check_index(const gr_safetensors *s, const char *path, const
     return GRAFT_OK;
 }
 
+/* The first name in the folder that begins and ends so, into name[256]. */
+static bool folder_has(char name[256], const char *folder, const char *begin, const char *end) {
+    DIR *d = opendir(folder);
+    struct dirent *e;
+    bool found = false;
+    while (d && !found && (e = readdir(d))) {
+        found = gr_starts_with(e->d_name, begin) && gr_ends_with(e->d_name, end);
+        if (found) snprintf(name, 256, "%s", e->d_name);
+    }
+    if (d) closedir(d);
+    return found;
+}
+
+static graft_status no_weights(const char *folder, graft_error *err) {
+    char name[256];
+    if (folder_has(name, folder, "model-", ".safetensors"))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is one of several files, and model.safetensors.index.json, which lists them, is "
+                       "missing", folder, name);
+    if (folder_has(name, folder, "", ".safetensors"))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: no model.safetensors and no index; if %s holds the weights, give it that name", folder,
+                       name);
+    if (folder_has(name, folder, "", ".bin") || folder_has(name, folder, "", ".pth") || folder_has(name, folder, "", ".pt"))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is a pickle of PyTorch, which graft does not read; save the model as safetensors "
+                       "(transformers: from_pretrained, then save_pretrained)", folder, name);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the folder holds no weights: expected model.safetensors, model.safetensors.index.json or "
+                   "adapter_model.safetensors", folder);
+}
+
 /* The file to open for path: path itself, or what its folder holds; owned. */
 static graft_status resolve(char **out, const char *path, graft_error *err) {
     static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
                                         "adapter_model.safetensors"};
+    char other[256];
     if (!gr_is_dir(path)) {
         *out = gr_strdup(path);
         return *out ? GRAFT_OK : gr_fail_memory(err, path);
@@ -252,12 +283,13 @@ static graft_status resolve(char **out, const char *path, graft_error *err) {
         if (!file) return gr_fail_memory(err, path);
         if (gr_exists(file)) {
             *out = file;
+            if (i == 0 && folder_has(other, path, "model-", ".safetensors"))
+                gr_warn("%s: %s is taken, as transformers takes it; %s beside it is not read", path, names[0], other);
             return GRAFT_OK;
         }
         free(file);
     }
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the folder holds no %s, %s or %s", path, names[0], names[1],
-                   names[2]);
+    return no_weights(path, err);
 }
 
 graft_status gr_safetensors_open(gr_safetensors **out, const char *path, graft_error *err) {
@@ -316,6 +348,10 @@ const char *gr_safetensors_skipped(const gr_safetensors *s, const char *name) {
     for (int64_t i = 0; i < s->n_skipped; i++)
         if (strcmp(s->skipped[i].name, name) == 0) return s->skipped[i].dtype;
     return NULL;
+}
+
+const char *gr_safetensors_skipped_at(const gr_safetensors *s, int64_t i) {
+    return i < s->n_skipped ? s->skipped[i].name : NULL;
 }
 
 const char *gr_safetensors_metadata(const gr_safetensors *s, const char *key) {

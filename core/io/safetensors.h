@@ -23,8 +23,8 @@ typedef struct gr_tensor {
  * U8, F8 ...: buffers such as position ids) are left out of the list; gr_safetensors_skipped tells. */
 typedef struct gr_safetensors gr_safetensors;
 
-/* path: a .safetensors file, a *.safetensors.index.json, or a folder holding model.safetensors (or its index) or
- * adapter_model.safetensors. */
+/* path: a .safetensors file, a *.safetensors.index.json, or a folder holding model.safetensors (which counts where it has an index
+ * as well, as in transformers: a warning says so), model.safetensors.index.json or adapter_model.safetensors. */
 graft_status gr_safetensors_open(gr_safetensors **out, const char *path, graft_error *err);
 void gr_safetensors_close(gr_safetensors *st);
 int64_t gr_safetensors_count(const gr_safetensors *st);
@@ -32,6 +32,8 @@ const gr_tensor *gr_safetensors_get(const gr_safetensors *st, int64_t i);
 const gr_tensor *gr_safetensors_find(const gr_safetensors *st, const char *name); /* NULL when absent */
 /* The type ("I64") of a tensor left out because of it, for the message of a caller that needs it; else NULL. */
 const char *gr_safetensors_skipped(const gr_safetensors *st, const char *name);
+/* The name of tensor i of those left out, NULL beyond the last. */
+const char *gr_safetensors_skipped_at(const gr_safetensors *st, int64_t i);
 /* Value of a key of "__metadata__" of the first file, NULL when absent. */
 const char *gr_safetensors_metadata(const gr_safetensors *st, const char *key);
 

@@ -7,7 +7,22 @@
 
 typedef enum gr_rope_scaling { GR_ROPE_NONE, GR_ROPE_LINEAR, GR_ROPE_LLAMA3 } gr_rope_scaling;
 
+/* A kind of model that graft runs: what the formats call it, and what transformers takes for keys that a config.json leaves out. */
+typedef struct gr_arch {
+    const char *hf_type;   /* model_type */
+    const char *hf_class;  /* architectures */
+    const char *gguf;      /* general.architecture */
+    bool qkv_bias;         /* q, k and v always have biases, o never */
+    int64_t max_positions; /* max_position_embeddings */
+    int64_t n_kv_heads;    /* num_key_value_heads; 0: as many as heads */
+    int64_t window;        /* sliding_window; 0: the key is ignored */
+} gr_arch;
+/* All of them, GR_N_ARCHS. */
+extern const gr_arch gr_archs[];
+enum { GR_N_ARCHS = 3 };
+
 typedef struct gr_model_config {
+    const gr_arch *arch_row; /* static */
     char arch[32];         /* GGUF's name: "llama" or "qwen2" (HF model_type: llama, mistral -> llama; qwen2) */
     int64_t n_layers;      /* L */
     int64_t hidden;        /* C */
@@ -17,6 +32,7 @@ typedef struct gr_model_config {
     int64_t ffn;           /* F */
     int64_t vocab;         /* V: rows of the embedding */
     int64_t max_positions; /* context length */
+    int64_t window;        /* sliding window of attention, 0: none */
     float norm_eps;
     double rope_theta;
     gr_rope_scaling rope_scaling;
@@ -29,11 +45,18 @@ typedef struct gr_model_config {
     int n_stop_ids;
 } gr_model_config;
 
+/* The longest sequence that graft computes: the context, or the sliding window where it is smaller (within its window sliding
+ * attention is full attention; beyond it is not implemented). gr_config_limit says which of the two that is, for messages. */
+int64_t gr_config_longest(const gr_model_config *c);
+const char *gr_config_limit(const gr_model_config *c);
+
 /* path: config.json itself. BAD_INPUT naming file and key for a missing or impossible value or an unsupported architecture. */
 graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err);
 graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err);
-/* An HF config.json (both the transformers 4 and 5 spellings of rope and dtype) and generation_config.json into folder. */
-graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *folder, graft_error *err);
+/* An HF config.json (what transformers 4 and what 5 read of rope and dtype) and generation_config.json into folder. base: the HF
+ * folder that the model comes from, whose other keys are kept and whose generation_config.json is; NULL: it was a GGUF. */
+graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *base, const char *folder,
+                                graft_error *err);
 /* What Llama-3 scaling divides frequency i of D/2 by (1 without it): the values of a GGUF's rope_freqs.weight. */
 double gr_config_rope_divisor(const gr_model_config *c, int64_t i);
 /* general.architecture and all <arch>.* keys. */

@@ -509,8 +509,8 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
                        (long long)d->o.max_tokens);
     for (int64_t i = 0; i < b->n; i++) {
         if (b->positions[i] < 0 || b->positions[i] >= d->m->rope_positions)
-            return gr_fail(err, GRAFT_BAD_USAGE, "position %d is beyond the %lld positions of the model's context", b->positions[i],
-                           (long long)d->m->rope_positions);
+            return gr_fail(err, GRAFT_BAD_USAGE, "%s: a sequence has more than %lld tokens, the %s: shorten the data with max_length",
+                           gr_weights_path(d->m->weights), (long long)d->m->rope_positions, gr_config_limit(&d->m->config));
         if (b->tokens[i] < 0 || b->tokens[i] >= d->m->config.vocab)
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "token id %d is outside the model's vocabulary of %lld: does the tokenizer belong to this model?",

@@ -53,8 +53,8 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
     for (int64_t i = 0; i < g->n; i++) {
         if (g->prompts[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
         if (g->prompts[i].n >= g->m->rope_positions)
-            return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the context of the model is %lld", (long long)i + 1,
-                           (long long)g->prompts[i].n, (long long)g->m->rope_positions);
+            return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the %s is %lld", (long long)i + 1,
+                           (long long)g->prompts[i].n, gr_config_limit(&g->m->config), (long long)g->m->rope_positions);
         *longest = GR_MAX(*longest, g->prompts[i].n);
     }
     return GRAFT_OK;

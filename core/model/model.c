@@ -112,7 +112,8 @@ graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, 
     if (!m->layers) GR_TRY(gr_fail_memory(err, "model"));
     GR_TRY(bind_files(m, err));
     for (int64_t i = 0; i < gr_model_n_linears(m); i++) gr_model_linear(m, i, name)->compute = compute;
-    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, m->config.max_positions) : m->config.max_positions;
+    int64_t longest = gr_config_longest(&m->config);
+    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
     if (!gr_weights_shape_only(m->weights)) {
         m->rope = device->alloc(device, m->rope_positions * m->config.head_dim * (int64_t)sizeof *m->rope);
         if (!m->rope) GR_TRY(gr_fail_memory(err, "rotary table"));

@@ -40,7 +40,7 @@ typedef struct gr_model {
 } gr_model;
 
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of attention.
- * max_positions: longest sequence that will be run (<= the context of the model; 0 = the context). A shape-only model cannot be run. */
+ * max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be run. */
 graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions, graft_error *err);
 void gr_model_free(gr_model *m);
 

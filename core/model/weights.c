@@ -4,12 +4,15 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "core/base/log.h"
+#include "core/model/weight_files.h"
+
 struct gr_weights {
     gr_model_config config;
     char *path;
-    gr_gguf *gguf;
-    gr_safetensors *safetensors;
+    gr_weight_files files;
     gr_weight_entry *entries;
+    const gr_tensor **tensors; /* [n] where the files have them */
     int64_t n;
     void **copies; /* [n] rows put into canonical order, where the file has them otherwise; else NULL */
 };
@@ -109,10 +112,7 @@ int64_t gr_gguf_row(int64_t row, int64_t n_heads, int64_t rows) {
 
 /* ---- opening ---- */
 
-static graft_status check_shape(const gr_weight_entry *e, const gr_tensor *t, const char *name, const char *path, graft_error *err) {
-    if (!t)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is missing (expected %lld x %lld)", path, name, (long long)e->view.rows,
-                       (long long)e->view.cols);
+static graft_status check_shape(const gr_weight_entry *e, const gr_tensor *t, const char *name, graft_error *err) {
     int64_t rows = t->n_dims == 2 ? t->shape[0] : 1, cols = t->n_dims >= 1 ? t->shape[t->n_dims - 1] : 0;
     if (t->n_dims > 2 || t->n_dims != (e->is_vector ? 1 : 2) || rows != e->view.rows || cols != e->view.cols)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has shape %lld x %lld (%d dimensions), expected %lld x %lld", t->file,
@@ -141,28 +141,41 @@ static graft_status unpermute(void **copy, gr_weight_entry *e, graft_error *err)
 
 /* The pages of entry i in the file, also where they were copied into canonical order. */
 static void drop_pages(const gr_weights *w, int64_t i) {
-    const gr_weight_entry *e = &w->entries[i];
-    const gr_tensor *t = w->gguf ? gr_gguf_find(w->gguf, e->gguf_name) : gr_safetensors_find(w->safetensors, e->name);
-    if (t) gr_map_drop(t->data, t->n_bytes);
+    if (w->tensors[i]) gr_map_drop(w->tensors[i]->data, w->tensors[i]->n_bytes);
 }
 
 static graft_status bind_tensors(gr_weights *w, graft_error *err) {
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < w->n; i++) {
         gr_weight_entry *e = &w->entries[i];
-        const char *name = w->gguf ? e->gguf_name : e->name;
-        const gr_tensor *t = w->gguf ? gr_gguf_find(w->gguf, name) : gr_safetensors_find(w->safetensors, name);
-        const char *odd = !t && w->safetensors ? gr_safetensors_skipped(w->safetensors, name) : NULL;
-        if (odd) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has type %s, expected F32, F16 or BF16", w->path, name, odd));
-        GR_TRY(check_shape(e, t, name, w->path, err));
+        const char *name = w->files.gguf ? e->gguf_name : e->name;
+        const gr_tensor *t = w->tensors[i] = gr_weight_files_take(&w->files, name);
+        if (!t) GR_TRY(gr_weight_files_missing(&w->files, name, e, w->path, err));
+        GR_TRY(check_shape(e, t, name, err));
         e->view.dtype = t->dtype;
         e->view.data = t->data;
-        if (!w->gguf || !e->permute_heads) continue;
+        if (!w->files.gguf || !e->permute_heads) continue;
         GR_TRY(unpermute(&w->copies[i], e, err));
         drop_pages(w, i);
     }
+    GR_TRY(gr_weight_files_unused(&w->files, &w->config, err));
 done:
     return st;
+}
+
+/* A config that ties the head to the embedding while the file has another head: the file's is kept, as transformers 5 does. */
+static void untie(gr_weights *w) {
+    if (!w->config.tied) return;
+    const gr_tensor *head = gr_weight_files_take(&w->files, "lm_head.weight");
+    const gr_tensor *embed = gr_weight_files_take(&w->files, "model.embed_tokens.weight");
+    if (!head || !embed) return;
+    bool same = head->dtype == embed->dtype && head->n_bytes == embed->n_bytes &&
+                memcmp(head->data, embed->data, (size_t)head->n_bytes) == 0;
+    gr_map_drop(head->data, head->n_bytes);
+    gr_map_drop(embed->data, embed->n_bytes);
+    if (same) return;
+    gr_warn("%s: tie_word_embeddings is true, but lm_head.weight is not the embedding: the head of the file is taken", w->path);
+    w->config.tied = false;
 }
 
 static graft_status open_files(gr_weights *w, const char *path, graft_error *err) {
@@ -174,14 +187,15 @@ static graft_status open_files(gr_weights *w, const char *path, graft_error *err
         if (!gr_exists(config_path))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: config.json is missing: expected a Hugging Face model folder", path));
         GR_TRY(gr_config_read_json(&w->config, config_path, err));
-        GR_TRY(gr_safetensors_open(&w->safetensors, path, err));
+        GR_TRY(gr_weight_files_open_hf(&w->files, path, err));
+        untie(w);
     } else if (gr_ends_with(path, ".json")) {
         GR_TRY(gr_config_read_json(&w->config, path, err));
     } else {
         if (!gr_exists(path))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no such model: expected a Hugging Face folder or a .gguf file", path));
-        GR_TRY(gr_gguf_open(&w->gguf, path, err));
-        GR_TRY(gr_config_read_gguf(&w->config, w->gguf, err));
+        GR_TRY(gr_weight_files_open_gguf(&w->files, path, err));
+        GR_TRY(gr_config_read_gguf(&w->config, w->files.gguf, err));
     }
 done:
     free(config_path);
@@ -196,7 +210,8 @@ graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *er
     GR_TRY(open_files(w, path, err));
     GR_TRY(gr_weights_list(&w->entries, &w->n, &w->config, err));
     w->copies = gr_calloc(w->n, sizeof *w->copies);
-    if (!w->copies) GR_TRY(gr_fail_memory(err, "model"));
+    w->tensors = gr_calloc(w->n, sizeof *w->tensors);
+    if (!w->copies || !w->tensors) GR_TRY(gr_fail_memory(err, "model"));
     if (!gr_weights_shape_only(w)) GR_TRY(bind_tensors(w, err));
     *out = w;
     w = NULL;
@@ -209,17 +224,17 @@ void gr_weights_close(gr_weights *w) {
     if (!w) return;
     for (int64_t i = 0; w->copies && i < w->n; i++) free(w->copies[i]);
     free(w->copies);
+    free(w->tensors);
     free(w->entries);
-    gr_gguf_close(w->gguf);
-    gr_safetensors_close(w->safetensors);
+    gr_weight_files_close(&w->files);
     free(w->path);
     free(w);
 }
 
 const gr_model_config *gr_weights_config(const gr_weights *w) { return &w->config; }
 const char *gr_weights_path(const gr_weights *w) { return w->path; }
-const gr_gguf *gr_weights_gguf(const gr_weights *w) { return w->gguf; }
-bool gr_weights_shape_only(const gr_weights *w) { return !w->gguf && !w->safetensors; }
+const gr_gguf *gr_weights_gguf(const gr_weights *w) { return w->files.gguf; }
+bool gr_weights_shape_only(const gr_weights *w) { return !w->files.gguf && !w->files.safetensors; }
 int64_t gr_weights_count(const gr_weights *w) { return w->n; }
 const gr_weight_entry *gr_weights_get(const gr_weights *w, int64_t i) { return &w->entries[i]; }
 

@@ -58,13 +58,13 @@ static void assert_error(graft_status status, graft_status expected, const char 
         fail_msg("status %d, expected %d with \"%s\" in: %s", status, expected, part, err.msg);
 }
 
-static gr_model *open_model(const char *path) {
+static inline gr_model *open_model(const char *path) {
     gr_model *m = NULL;
     assert_ok(gr_model_open(&m, path, device, GR_DTYPE_F32, 128, &err));
     return m;
 }
 
-static graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n,
+static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n,
                          const char *const *targets) {
     c.target_modules = targets;
     c.n_target_modules = n;
@@ -78,7 +78,7 @@ static graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n
     }
 
 /* Every matrix non-zero, so that a mistake in any shows. */
-static void fill(gr_adapter *a, uint64_t seed) {
+static inline void fill(gr_adapter *a, uint64_t seed) {
     assert_ok(gr_adapter_init(a, device, false, seed, &err));
     for (int64_t i = 0; i < a->params.n_items; i++)
         for (int64_t k = 0; k < a->params.items[i].n; k++)
@@ -86,7 +86,7 @@ static void fill(gr_adapter *a, uint64_t seed) {
                 (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
 }
 
-static const gr_adapter_module *find(const gr_adapter *a, const char *name) {
+static inline const gr_adapter_module *find(const gr_adapter *a, const char *name) {
     for (int64_t j = 0; j < a->n_modules; j++)
         if (strcmp(a->modules[j].name, name) == 0) return &a->modules[j];
     return NULL;

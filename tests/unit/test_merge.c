@@ -201,7 +201,7 @@ static void write_model(const gr_model_config *c, const gr_tokenizer *t, const c
     }
     assert_ok(gr_make_dirs(folder, &err));
     assert_ok(gr_safetensors_write(path, tensors, n, make_weight, entries, &err));
-    assert_ok(gr_config_write_hf(c, "float32", folder, &err));
+    assert_ok(gr_config_write_hf(c, "float32", NULL, folder, &err));
     assert_ok(gr_tokenizer_save_hf(t, folder, &err));
     free(tensors);
     free(entries);

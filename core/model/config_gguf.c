@@ -1,0 +1,327 @@
+/* The metadata of a GGUF: read by one table of keys, and written. What a key means is what llama.cpp takes it for. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/model/config_impl.h"
+
+static const char *arch_key(char buffer[96], const gr_model_config *c, const char *key) {
+    snprintf(buffer, 96, "%s.%s", c->arch, key);
+    return buffer;
+}
+
+/* ---- the table: every <arch>.* key; other names say nothing about the computation ---- */
+
+typedef struct key_row {
+    const char *name;
+    gr_key_kind kind;
+    size_t offset;    /* INT: in gr_model_config; an array with one value for each layer is read where all of them are equal */
+    const char *only; /* ONLY: the values that change nothing */
+    bool required;
+} key_row;
+
+#define FIELD(f) offsetof(gr_model_config, f), NULL
+
+static const key_row keys[] = {
+    {"block_count", GR_KEY_INT, FIELD(n_layers), true},
+    {"embedding_length", GR_KEY_INT, FIELD(hidden), true},
+    {"feed_forward_length", GR_KEY_INT, FIELD(ffn), true},
+    {"attention.head_count", GR_KEY_INT, FIELD(n_heads), true},
+    {"context_length", GR_KEY_INT, FIELD(max_positions), true},
+    {"attention.head_count_kv", GR_KEY_INT, FIELD(n_kv_heads), false},
+    {"attention.key_length", GR_KEY_INT, FIELD(head_dim), false},
+    {"attention.value_length", GR_KEY_READ, 0, NULL, false},
+    {"attention.layer_norm_rms_epsilon", GR_KEY_READ, 0, NULL, true},
+    {"attention.sliding_window", GR_KEY_INT, FIELD(window), false},
+    {"attention.causal", GR_KEY_ONLY, 0, "true", false},
+    {"attention.scale", GR_KEY_ONLY, 0, "0", false},
+    {"attention.clamp_kqv", GR_KEY_ONLY, 0, "0", false},
+    {"attention.max_alibi_bias", GR_KEY_ONLY, 0, "0", false},
+    {"attention.temperature_scale", GR_KEY_ONLY, 0, "0", false},
+    {"attention.output_scale", GR_KEY_ONLY, 0, "0 1", false},
+    {"attn_logit_softcapping", GR_KEY_ONLY, 0, "0", false},
+    {"final_logit_softcapping", GR_KEY_ONLY, 0, "0", false},
+    {"logit_scale", GR_KEY_ONLY, 0, "0 1", false},
+    {"embedding_scale", GR_KEY_ONLY, 0, "0 1", false},
+    {"residual_scale", GR_KEY_ONLY, 0, "0 1", false},
+    {"expert_count", GR_KEY_ONLY, 0, "0", false},
+    {"expert_used_count", GR_KEY_ONLY, 0, "0", false},
+    {"expert_weights_scale", GR_KEY_ONLY, 0, "0 1", false},
+    {"nextn_predict_layers", GR_KEY_ONLY, 0, "0", false},
+    {"use_parallel_residual", GR_KEY_ONLY, 0, "false", false},
+    {"pooling_type", GR_KEY_ONLY, 0, "0", false},
+    {"rope.freq_base", GR_KEY_READ, 0, NULL, false},
+    {"rope.dimension_count", GR_KEY_READ, 0, NULL, false},
+    {"rope.scaling.type", GR_KEY_READ, 0, NULL, false},
+    {"rope.scaling.factor", GR_KEY_READ, 0, NULL, false},
+    {"rope.scale_linear", GR_KEY_READ, 0, NULL, false},
+    {"rope.scaling.attn_factor", GR_KEY_ONLY, 0, "0 1", false},
+    {"rope.scaling.alpha", GR_KEY_ONLY, 0, "0", false},
+    {"rope.scaling.original_context_length", GR_KEY_HARMLESS, 0, NULL, false}, /* of yarn and longrope alone, which are refused */
+    {"rope.scaling.finetuned", GR_KEY_HARMLESS, 0, NULL, false},
+    {"vocab_size", GR_KEY_HARMLESS, 0, NULL, false}, /* the embedding has as many rows as it has */
+    {"tensor_data_layout", GR_KEY_HARMLESS, 0, NULL, false},
+};
+
+static const key_row *find_row(const char *name) {
+    for (int i = 0; i < GR_LEN(keys); i++)
+        if (strcmp(keys[i].name, name) == 0) return &keys[i];
+    return NULL;
+}
+
+/* A value as words: "8", "false", "yarn"; of an array its first element where all are the same, else "a list". */
+static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const char *key, graft_error *err) {
+    graft_status st;
+    double number = 0, other;
+    const char *text = "";
+    bool flag = false;
+    int64_t n = 0;
+    switch (gr_gguf_type_of(g, key)) {
+    case GR_GGUF_STRING: GR_TRY(gr_gguf_get_string(g, key, &text, NULL, err)); break;
+    case GR_GGUF_BOOL:
+        GR_TRY(gr_gguf_get_bool(g, key, &flag, err));
+        text = flag ? "true" : "false";
+        break;
+    case GR_GGUF_ARRAY:
+        GR_TRY(gr_gguf_get_array(g, key, NULL, &n, err));
+        text = "a list";
+        bool same = n > 0 && gr_gguf_array_float(g, key, 0, &number, NULL) == GRAFT_OK;
+        for (int64_t i = 1; same && i < n; i++) same = gr_gguf_array_float(g, key, i, &other, NULL) == GRAFT_OK && other == number;
+        if (!same) break;
+        snprintf(out, (size_t)size, "%g", number);
+        return GRAFT_OK;
+    default:
+        GR_TRY(gr_gguf_get_float(g, key, &number, err));
+        snprintf(out, (size_t)size, "%g", number);
+        return GRAFT_OK;
+    }
+    snprintf(out, (size_t)size, "%s", text);
+    return GRAFT_OK;
+done:
+    return st;
+}
+
+/* A count, or a list of one for each layer (as llama.cpp reads it) with all of them equal. */
+static graft_status read_count(const gr_gguf *g, const char *key, int64_t n_layers, int64_t *out, graft_error *err) {
+    int64_t n, value;
+    if (!gr_gguf_has(g, key) || gr_gguf_type_of(g, key) != GR_GGUF_ARRAY) return gr_gguf_get_int(g, key, out, err);
+    graft_status st = gr_gguf_get_array(g, key, NULL, &n, err);
+    if (st == GRAFT_OK && n != n_layers)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is a list of %lld, expected one value or one for each of %lld layers",
+                       gr_gguf_path(g), key, (long long)n, (long long)n_layers);
+    for (int64_t i = 0; st == GRAFT_OK && i < n; i++) {
+        st = gr_gguf_array_int(g, key, i, &value, err);
+        if (st == GRAFT_OK && i > 0 && value != *out)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s differs between layers (%lld and %lld): graft computes layers that are alike",
+                           gr_gguf_path(g), key, (long long)*out, (long long)value);
+        *out = value;
+    }
+    return st;
+}
+
+/* One <arch>.* key of the file: not those that are READ. */
+static graft_status check_key(const gr_gguf *g, const char *key, const char *name, gr_str *unknown, graft_error *err) {
+    const key_row *row = find_row(name);
+    char text[64];
+    if (row && row->kind != GR_KEY_ONLY) return GRAFT_OK;
+    graft_status st = value_text(text, sizeof text, g, key, err);
+    if (st != GRAFT_OK) return st;
+    if (row) return gr_key_allows(row->only, text) ? GRAFT_OK : gr_key_refuse(err, gr_gguf_path(g), key, text, row->only);
+    if (gr_key_allows("0 false", text)) return GRAFT_OK;
+    if (gr_key_smells(name)) return gr_key_refuse(err, gr_gguf_path(g), key, text, NULL);
+    gr_str_printf(unknown, "%s%s", unknown->len ? ", " : "", key);
+    return GRAFT_OK;
+}
+
+static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char full[96];
+    gr_str unknown = {0};
+    size_t prefix = strlen(c->arch);
+    for (int i = 0; i < GR_LEN(keys); i++) {
+        if (keys[i].kind != GR_KEY_INT || (!keys[i].required && !gr_gguf_has(g, arch_key(full, c, keys[i].name)))) continue;
+        GR_TRY(read_count(g, arch_key(full, c, keys[i].name), c->n_layers, (int64_t *)((char *)c + keys[i].offset), err));
+    }
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
+        const char *key = gr_gguf_key(g, i, NULL);
+        if (strncmp(key, c->arch, prefix) != 0 || key[prefix] != '.') continue;
+        GR_TRY(check_key(g, key, key + prefix + 1, &unknown, err));
+    }
+    gr_key_warn(gr_gguf_path(g), &unknown);
+done:
+    gr_str_release(&unknown);
+    return st;
+}
+
+/* ---- rotary embedding ---- */
+
+/* Llama-3 scaling is stored as one divisor per frequency: rope_freqs.weight. Find the parameters that give them. */
+static graft_status rope_factors(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    const gr_tensor *t = gr_gguf_find(g, "rope_freqs.weight");
+    if (!t) return GRAFT_OK;
+    if (t->dtype != GR_DTYPE_F32 || t->n_elements != c->head_dim / 2)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight: expected %lld f32 values", gr_gguf_path(g),
+                       (long long)(c->head_dim / 2));
+    const float *factors = t->data;
+    float largest = 1;
+    for (int64_t i = 0; i < t->n_elements; i++) largest = GR_MAX(largest, factors[i]);
+    if (largest == 1) return GRAFT_OK;
+    if (c->rope_scaling != GR_ROPE_NONE)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight beside rope.scaling: graft computes one of them", gr_gguf_path(g));
+    c->rope_scaling = GR_ROPE_LLAMA3;
+    c->rope_factor = largest, c->rope_low_freq = 1, c->rope_high_freq = 4; /* as all of Meta's models have them */
+    for (c->rope_original = 32; c->rope_original <= 1 << 17; c->rope_original *= 2) {
+        int64_t i = 0;
+        while (i < t->n_elements && fabs(gr_config_rope_divisor(c, i) / factors[i] - 1) <= 1e-3) i++;
+        if (i == t->n_elements) return GRAFT_OK;
+    }
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight does not fit Llama-3 scaling by %g", gr_gguf_path(g), c->rope_factor);
+}
+
+/* rope.scaling.factor, or the name that it had in 2023; without a type it is linear, with type none it is not applied; 0 is 1. */
+static graft_status rope_scaling(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    char type[96], factor[96];
+    const char *kind = "linear";
+    double value = 0;
+    graft_status st;
+    arch_key(type, c, "rope.scaling.type");
+    if (!gr_gguf_has(g, arch_key(factor, c, "rope.scaling.factor"))) arch_key(factor, c, "rope.scale_linear");
+    if (gr_gguf_has(g, type)) GR_TRY(gr_gguf_get_string(g, type, &kind, NULL, err));
+    bool linear = strcmp(kind, "linear") == 0;
+    if (!linear && strcmp(kind, "none") != 0) GR_TRY(gr_key_refuse(err, gr_gguf_path(g), type, kind, "none linear"));
+    GR_TRY(gr_gguf_float_or(g, factor, 0, &value, err));
+    if (!linear || value == 0 || value == 1) goto done;
+    c->rope_scaling = GR_ROPE_LINEAR;
+    c->rope_factor = value;
+    if (!gr_gguf_has(g, type)) gr_note("%s: %s %g without a type: linear, as llama.cpp takes it", gr_gguf_path(g), factor, value);
+done:
+    return st;
+}
+
+static graft_status read_rope(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    char key[96];
+    int64_t rope_dims;
+    graft_status st;
+    GR_TRY(gr_gguf_float_or(g, arch_key(key, c, "rope.freq_base"), 10000, &c->rope_theta, err));
+    GR_TRY(gr_gguf_int_or(g, arch_key(key, c, "rope.dimension_count"), c->head_dim, &rope_dims, err));
+    if (rope_dims != c->head_dim)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected the head size %lld: graft does not rotate a part of a head",
+                       gr_gguf_path(g), key, (long long)rope_dims, (long long)c->head_dim);
+    GR_TRY(rope_scaling(c, g, err));
+    GR_TRY(rope_factors(c, g, err));
+done:
+    return st;
+}
+
+/* ---- the whole ---- */
+
+static int32_t token_id(const gr_gguf *g, const char *key) {
+    int64_t id;
+    if (gr_gguf_int_or(g, key, -1, &id, NULL) != GRAFT_OK || id < 0 || id > INT32_MAX) return -1;
+    return (int32_t)id;
+}
+
+/* What the file is: a whole model of an architecture that graft runs. */
+static graft_status read_arch(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    const char *arch, *type = "model", *path = gr_gguf_path(g);
+    int64_t n_files;
+    graft_status st;
+    if (gr_gguf_has(g, "general.type")) GR_TRY(gr_gguf_get_string(g, "general.type", &type, NULL, err));
+    if (strcmp(type, "adapter") == 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: is an adapter, not a model: give it with --adapter and its base with --model", path);
+    if (strcmp(type, "model") != 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.type is \"%.40s\", expected a model", path, type);
+    GR_TRY(gr_gguf_int_or(g, "split.count", 1, &n_files, err));
+    if (n_files > 1)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: split.count is %lld: one of several files; join them with `llama-gguf-split --merge`", path,
+                       (long long)n_files);
+    GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
+    for (int i = GR_N_ARCHS - 1; i >= 0; i--) /* of several of the same name the first */
+        if (strcmp(arch, gr_archs[i].gguf) == 0) c->arch_row = &gr_archs[i];
+    if (!c->arch_row)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture \"%.40s\": graft runs llama and qwen2", path, arch);
+    snprintf(c->arch, sizeof c->arch, "%s", arch);
+done:
+    return st;
+}
+
+/* What transformers calls it: a llama with a sliding window is a mistral. */
+static void name_arch(gr_model_config *c) {
+    if (c->window == 0) return;
+    for (int i = 0; i < GR_N_ARCHS; i++)
+        if (strcmp(gr_archs[i].gguf, c->arch) == 0 && gr_archs[i].window > 0) c->arch_row = &gr_archs[i];
+}
+
+static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    const char *path = gr_gguf_path(g);
+    char key[96];
+    double eps;
+    int64_t value_length, vocab;
+    graft_status st;
+    GR_TRY(read_keys(c, g, err));
+    if (c->n_heads < 1)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld", path, arch_key(key, c, "attention.head_count"), (long long)c->n_heads);
+    if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
+    if (!c->head_dim) c->head_dim = c->hidden / c->n_heads;
+    GR_TRY(gr_gguf_int_or(g, arch_key(key, c, "attention.value_length"), c->head_dim, &value_length, err));
+    if (value_length != c->head_dim)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected attention.key_length, %lld", path, key, (long long)value_length,
+                       (long long)c->head_dim);
+    GR_TRY(gr_gguf_get_float(g, arch_key(key, c, "attention.layer_norm_rms_epsilon"), &eps, err));
+    c->norm_eps = (float)eps;
+    const gr_tensor *embed = gr_gguf_find(g, "token_embd.weight");
+    if (!embed || embed->n_dims != 2) return gr_fail(err, GRAFT_BAD_INPUT, "%s: token_embd.weight is missing or no matrix", path);
+    c->vocab = embed->shape[0];
+    GR_TRY(gr_gguf_int_or(g, arch_key(key, c, "vocab_size"), c->vocab, &vocab, err));
+    if (vocab != c->vocab)
+        gr_warn("%s: %s is %lld, the embedding has %lld rows: those count", path, key, (long long)vocab, (long long)c->vocab);
+done:
+    return st;
+}
+
+graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    graft_status st;
+    *c = (gr_model_config){.rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
+    GR_TRY(read_arch(c, g, err));
+    GR_TRY(read_sizes(c, g, err));
+    name_arch(c);
+    GR_TRY(read_rope(c, g, err));
+    c->tied = !gr_gguf_find(g, "output.weight");
+    c->qkv_bias = gr_gguf_find(g, "blk.0.attn_q.bias") != NULL;
+    c->o_bias = gr_gguf_find(g, "blk.0.attn_output.bias") != NULL;
+    c->mlp_bias = gr_gguf_find(g, "blk.0.ffn_gate.bias") != NULL;
+    c->bos = token_id(g, "tokenizer.ggml.bos_token_id");
+    c->eos = token_id(g, "tokenizer.ggml.eos_token_id");
+    c->pad = token_id(g, "tokenizer.ggml.padding_token_id");
+    gr_config_add_stop(c, c->eos);
+    gr_config_add_stop(c, token_id(g, "tokenizer.ggml.eot_token_id"));
+    GR_TRY(gr_config_check(c, gr_gguf_path(g), err));
+done:
+    return st;
+}
+
+/* ---- writing ---- */
+
+void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
+    char key[96];
+    const struct {
+        const char *key;
+        int64_t value;
+    } ints[] = {
+        {"context_length", c->max_positions},       {"embedding_length", c->hidden},
+        {"block_count", c->n_layers},               {"feed_forward_length", c->ffn},
+        {"rope.dimension_count", c->head_dim},      {"attention.head_count", c->n_heads},
+        {"attention.head_count_kv", c->n_kv_heads}, {"attention.key_length", c->head_dim},
+        {"attention.value_length", c->head_dim},    {"vocab_size", c->vocab},
+    };
+    gr_gguf_put_string(b, "general.architecture", c->arch);
+    for (int i = 0; i < GR_LEN(ints); i++) gr_gguf_put_u32(b, arch_key(key, c, ints[i].key), (uint32_t)ints[i].value);
+    if (c->window > 0) gr_gguf_put_u32(b, arch_key(key, c, "attention.sliding_window"), (uint32_t)c->window);
+    gr_gguf_put_f32(b, arch_key(key, c, "rope.freq_base"), (float)c->rope_theta);
+    gr_gguf_put_f32(b, arch_key(key, c, "attention.layer_norm_rms_epsilon"), c->norm_eps);
+    if (c->rope_scaling == GR_ROPE_LINEAR) {
+        gr_gguf_put_string(b, arch_key(key, c, "rope.scaling.type"), "linear");
+        gr_gguf_put_f32(b, arch_key(key, c, "rope.scaling.factor"), (float)c->rope_factor);
+    }
+}

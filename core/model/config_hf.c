@@ -1,0 +1,515 @@
+/* config.json and generation_config.json: read by one table of keys, written so that every other key of the base stays. */
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/model/config_impl.h"
+
+enum { CONFIG_MAX_BYTES = 16 << 20 };
+
+/* ---- the table ---- */
+
+enum { LLAMA = 1 << 0, MISTRAL = 1 << 1, QWEN2 = 1 << 2, ALL = LLAMA | MISTRAL | QWEN2 }; /* bits: rows of gr_archs */
+
+typedef struct key_row {
+    const char *name;
+    int models; /* that the row is about: a name may have several rows */
+    gr_key_kind kind;
+    size_t offset;    /* INT, FLOAT, BOOL: in gr_model_config */
+    const char *only; /* ONLY: the values that change nothing; null, [] and {} never do */
+} key_row;
+
+#define FIELD(f) offsetof(gr_model_config, f), NULL
+
+static const key_row keys[] = {
+    /* sizes */
+    {"num_hidden_layers", ALL, GR_KEY_INT, FIELD(n_layers)},
+    {"hidden_size", ALL, GR_KEY_INT, FIELD(hidden)},
+    {"num_attention_heads", ALL, GR_KEY_INT, FIELD(n_heads)},
+    {"num_key_value_heads", ALL, GR_KEY_INT, FIELD(n_kv_heads)},
+    {"head_dim", ALL, GR_KEY_INT, FIELD(head_dim)},
+    {"intermediate_size", ALL, GR_KEY_INT, FIELD(ffn)},
+    {"vocab_size", ALL, GR_KEY_INT, FIELD(vocab)},
+    {"max_position_embeddings", ALL, GR_KEY_INT, FIELD(max_positions)},
+    /* what the layers compute */
+    {"rms_norm_eps", ALL, GR_KEY_READ, 0, NULL},
+    {"attention_dropout", ALL, GR_KEY_READ, 0, NULL},
+    {"tie_word_embeddings", ALL, GR_KEY_BOOL, FIELD(tied)},
+    {"attention_bias", LLAMA, GR_KEY_BOOL, FIELD(qkv_bias)},
+    {"attention_bias", MISTRAL, GR_KEY_ONLY, 0, "false"},
+    {"attention_bias", QWEN2, GR_KEY_HARMLESS, 0, NULL}, /* as in transformers: q, k and v have biases whatever it says */
+    {"mlp_bias", LLAMA, GR_KEY_BOOL, FIELD(mlp_bias)},
+    {"mlp_bias", MISTRAL | QWEN2, GR_KEY_ONLY, 0, "false"},
+    {"hidden_act", ALL, GR_KEY_ONLY, 0, "silu swish"},
+    {"activation_function", ALL, GR_KEY_ONLY, 0, "silu swish"},
+    {"hidden_activation", ALL, GR_KEY_ONLY, 0, "silu swish"},
+    {"sliding_window", MISTRAL | QWEN2, GR_KEY_READ, 0, NULL},
+    {"sliding_window", LLAMA, GR_KEY_HARMLESS, 0, NULL}, /* ignored by transformers as well; likewise below */
+    {"use_sliding_window", QWEN2, GR_KEY_READ, 0, NULL},
+    {"use_sliding_window", LLAMA | MISTRAL, GR_KEY_HARMLESS, 0, NULL},
+    {"max_window_layers", QWEN2, GR_KEY_READ, 0, NULL},
+    {"max_window_layers", LLAMA | MISTRAL, GR_KEY_HARMLESS, 0, NULL},
+    {"layer_types", ALL, GR_KEY_READ, 0, NULL},
+    {"rope_theta", ALL, GR_KEY_READ, 0, NULL},
+    {"rope_scaling", ALL, GR_KEY_READ, 0, NULL},
+    {"rope_parameters", ALL, GR_KEY_READ, 0, NULL},
+    {"original_max_position_embeddings", ALL, GR_KEY_READ, 0, NULL},
+    {"partial_rotary_factor", ALL, GR_KEY_ONLY, 0, "1"},
+    {"rotary_pct", ALL, GR_KEY_ONLY, 0, "1"},
+    {"rope_interleaved", ALL, GR_KEY_ONLY, 0, "false"},
+    {"no_rope_layers", ALL, GR_KEY_ONLY, 0, ""},
+    {"no_rope_layer_interval", ALL, GR_KEY_ONLY, 0, "0"},
+    {"position_embedding_type", ALL, GR_KEY_ONLY, 0, "rope"},
+    {"alibi", ALL, GR_KEY_ONLY, 0, "false"},
+    {"attn_logit_softcapping", ALL, GR_KEY_ONLY, 0, "0"},
+    {"final_logit_softcapping", ALL, GR_KEY_ONLY, 0, "0"},
+    {"query_pre_attn_scalar", ALL, GR_KEY_ONLY, 0, ""},
+    {"embedding_multiplier", ALL, GR_KEY_ONLY, 0, "1"},
+    {"residual_multiplier", ALL, GR_KEY_ONLY, 0, "1"},
+    {"logits_scaling", ALL, GR_KEY_ONLY, 0, "1"},
+    {"logit_scale", ALL, GR_KEY_ONLY, 0, "1"},
+    {"scale_emb", ALL, GR_KEY_ONLY, 0, "1"},
+    {"scale_depth", ALL, GR_KEY_ONLY, 0, ""},
+    {"dim_model_base", ALL, GR_KEY_ONLY, 0, ""},
+    {"attention_chunk_size", ALL, GR_KEY_ONLY, 0, ""},
+    {"attn_temperature_tuning", ALL, GR_KEY_ONLY, 0, "false"},
+    {"num_local_experts", ALL, GR_KEY_ONLY, 0, "0"},
+    {"num_experts", ALL, GR_KEY_ONLY, 0, "0"},
+    {"n_routed_experts", ALL, GR_KEY_ONLY, 0, "0"},
+    {"num_experts_per_tok", ALL, GR_KEY_ONLY, 0, "0"},
+    {"num_nextn_predict_layers", ALL, GR_KEY_ONLY, 0, "0"},
+    {"pretraining_tp", ALL, GR_KEY_HARMLESS, 0, NULL}, /* the same products in slices */
+    {"quantization_config", ALL, GR_KEY_READ, 0, NULL},
+    {"compression_config", ALL, GR_KEY_ONLY, 0, ""},
+    {"pruned_heads", ALL, GR_KEY_ONLY, 0, ""},
+    {"is_encoder_decoder", ALL, GR_KEY_ONLY, 0, "false"},
+    {"add_cross_attention", ALL, GR_KEY_ONLY, 0, "false"},
+    {"per_layer_config", ALL, GR_KEY_ONLY, 0, ""},
+    {"text_config", ALL, GR_KEY_ONLY, 0, ""},
+    {"vision_config", ALL, GR_KEY_ONLY, 0, ""},
+    {"audio_config", ALL, GR_KEY_ONLY, 0, ""},
+    /* what it is, and its ids */
+    {"model_type", ALL, GR_KEY_READ, 0, NULL},
+    {"architectures", ALL, GR_KEY_READ, 0, NULL},
+    {"bos_token_id", ALL, GR_KEY_READ, 0, NULL},
+    {"eos_token_id", ALL, GR_KEY_READ, 0, NULL},
+    {"pad_token_id", ALL, GR_KEY_READ, 0, NULL},
+};
+
+/* Keys that have nothing to do with what graft computes. */
+static const char *const harmless[] = {
+    "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range",
+    "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", /* not of these architectures */
+    "max_sequence_length", "model_max_length", "max_seq_len", "seq_length", "sep_token_id", "unk_token_id", "decoder_start_token_id",
+    "tokenizer_class", "auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
+    "use_flash_attention_2", "use_flash_attention", "use_flash_attn", "return_dict", "output_attentions", "output_hidden_states",
+    "torchscript", "use_bfloat16", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder", "tf_legacy_loss",
+    "chunk_size_feed_forward", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "prefix", "task_specific_params",
+    "is_llama_config", "transformers.js_config", "unsloth_version", "unsloth_fixed", "mlx_version", "license", "language",
+    /* generation settings of old files */
+    "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens",
+};
+
+/* The keys of rope_scaling and rope_parameters; those that are read say for which types. */
+static const struct {
+    const char *name;
+    gr_rope_scaling type; /* of READ; the others are about every type */
+    gr_key_kind kind;
+    const char *only;
+} rope_keys[] = {
+    {"rope_type", 0, GR_KEY_HARMLESS, NULL},
+    {"type", 0, GR_KEY_HARMLESS, NULL},
+    {"rope_theta", 0, GR_KEY_HARMLESS, NULL},
+    {"factor", GR_ROPE_LINEAR, GR_KEY_READ, NULL},
+    {"factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
+    {"low_freq_factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
+    {"high_freq_factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
+    {"original_max_position_embeddings", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
+    {"original_max_position_embeddings", 0, GR_KEY_HARMLESS, NULL}, /* linear scaling has no use for it */
+    {"finetuned", 0, GR_KEY_HARMLESS, NULL},
+    {"factor", 0, GR_KEY_ONLY, "1"},
+    {"attention_factor", 0, GR_KEY_ONLY, "1"},
+    {"partial_rotary_factor", 0, GR_KEY_ONLY, "1"},
+};
+
+/* ---- reading ---- */
+
+typedef struct json_file {
+    json_t *root;
+    const char *path;
+} json_file;
+
+static graft_status json_open(json_file *f, const char *path, graft_error *err) {
+    char *text = NULL;
+    int64_t len;
+    json_error_t e;
+    graft_status st;
+    f->path = path;
+    GR_TRY(gr_file_read(&text, &len, path, CONFIG_MAX_BYTES, err));
+    f->root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &e);
+    if (!f->root) st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
+    else if (!json_is_object(f->root)) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);
+done:
+    free(text);
+    return st;
+}
+
+static bool is_empty(const json_t *v) {
+    return !v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0) || (json_is_object(v) && json_object_size(v) == 0);
+}
+
+/* A value as words: a string as it is, anything else as JSON. Owned; NULL when out of memory. */
+static char *value_text(const json_t *v) {
+    return json_is_string(v) ? gr_strdup(json_string_value(v)) : json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(7));
+}
+
+/* BAD_INPUT unless v is one of the values that change nothing. */
+static graft_status json_only(const char *path, const char *key, const json_t *v, const char *only, graft_error *err) {
+    if (is_empty(v)) return GRAFT_OK;
+    char *text = value_text(v);
+    graft_status st = text ? GRAFT_OK : gr_fail_memory(err, key);
+    if (text && !gr_key_allows(only, text)) st = gr_key_refuse(err, path, key, text, only);
+    free(text);
+    return st;
+}
+
+/* An absent or null key leaves *out alone. */
+static graft_status json_int(const json_file *f, const char *key, int64_t *out, graft_error *err) {
+    const json_t *v = json_object_get(f->root, key);
+    if (!v || json_is_null(v)) return GRAFT_OK;
+    if (!json_is_integer(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an integer", f->path, key);
+    *out = json_integer_value(v);
+    return GRAFT_OK;
+}
+
+static graft_status json_float(const json_t *object, const char *path, const char *key, double *out, graft_error *err) {
+    const json_t *v = json_object_get(object, key);
+    if (!v || json_is_null(v)) return GRAFT_OK;
+    if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a number", path, key);
+    *out = json_number_value(v);
+    return GRAFT_OK;
+}
+
+static graft_status json_bool(const json_file *f, const char *key, bool *out, graft_error *err) {
+    const json_t *v = json_object_get(f->root, key);
+    if (!v || json_is_null(v)) return GRAFT_OK;
+    if (!json_is_boolean(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected true or false", f->path, key);
+    *out = json_is_true(v);
+    return GRAFT_OK;
+}
+
+static void json_stop_ids(gr_model_config *c, const json_t *v) {
+    size_t i;
+    json_t *item;
+    if (json_is_integer(v)) gr_config_add_stop(c, json_integer_value(v));
+    json_array_foreach(v, i, item) if (json_is_integer(item)) gr_config_add_stop(c, json_integer_value(item));
+}
+
+static int32_t json_token_id(const json_file *f, const char *key) {
+    const json_t *v = json_object_get(f->root, key);
+    if (json_is_array(v)) v = json_array_get(v, 0);
+    int64_t id = json_is_integer(v) ? json_integer_value(v) : -1;
+    return id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
+}
+
+static const key_row *find_row(const char *key, const gr_arch *arch) {
+    for (int i = 0; i < GR_LEN(keys); i++)
+        if (strcmp(keys[i].name, key) == 0 && keys[i].models & 1 << (arch - gr_archs)) return &keys[i];
+    return NULL;
+}
+
+static graft_status read_key(gr_model_config *c, const json_file *f, const key_row *row, const json_t *v, graft_error *err) {
+    void *field = (char *)c + row->offset;
+    switch (row->kind) {
+    case GR_KEY_INT: return json_int(f, row->name, field, err);
+    case GR_KEY_BOOL: return json_bool(f, row->name, field, err);
+    case GR_KEY_ONLY: return json_only(f->path, row->name, v, row->only, err);
+    case GR_KEY_READ:
+    case GR_KEY_HARMLESS: break;
+    }
+    return GRAFT_OK;
+}
+
+static bool is_harmless(const char *key) {
+    for (int i = 0; i < GR_LEN(harmless); i++)
+        if (strcmp(harmless[i], key) == 0) return true;
+    return false;
+}
+
+/* Every key of the file by the table. One that it does not have is refused where its name speaks of computation, else named in a
+ * warning; what is null, empty, false or 0 says nothing. */
+static graft_status json_keys(gr_model_config *c, const json_file *f, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const char *key;
+    json_t *v;
+    gr_str unknown = {0};
+    json_object_foreach(f->root, key, v) {
+        const key_row *row = find_row(key, c->arch_row);
+        if (row) GR_TRY(read_key(c, f, row, v, err));
+        else if (is_harmless(key) || is_empty(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0)) continue;
+        else if (gr_key_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
+        else gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
+    }
+    gr_key_warn(f->path, &unknown);
+done:
+    gr_str_release(&unknown);
+    return st;
+}
+
+static graft_status json_sizes(const json_file *f, graft_error *err) {
+    static const char *const needed[] = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"};
+    for (int i = 0; i < GR_LEN(needed); i++)
+        if (is_empty(json_object_get(f->root, needed[i]))) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, needed[i]);
+    return GRAFT_OK;
+}
+
+/* layer_types of transformers 5: *slides when a layer has sliding attention. */
+static graft_status json_layer_types(const json_file *f, bool *given, bool *slides, graft_error *err) {
+    const json_t *list = json_object_get(f->root, "layer_types"), *v;
+    size_t i;
+    *given = json_is_array(list) && json_array_size(list) > 0;
+    if (!*given && !is_empty(list)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types: expected a list", f->path);
+    json_array_foreach(list, i, v) {
+        const char *type = json_is_string(v) ? json_string_value(v) : "?";
+        if (strcmp(type, "sliding_attention") == 0) *slides = true;
+        else if (strcmp(type, "full_attention") != 0)
+            return gr_key_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
+    }
+    return GRAFT_OK;
+}
+
+/* The smallest window that any layer attends within, as transformers takes it: llama has none whatever the keys say, in mistral every
+ * layer slides, in qwen2 those from max_window_layers on where use_sliding_window is true. */
+static graft_status json_window(gr_model_config *c, const json_file *f, graft_error *err) {
+    graft_status st;
+    bool use = false, given, slides = false;
+    int64_t window = c->arch_row->window, first = 28; /* transformers' default */
+    const json_t *v = json_object_get(f->root, "sliding_window");
+    GR_TRY(json_layer_types(f, &given, &slides, err));
+    if (json_is_null(v)) window = 0;
+    if (c->arch_row->window > 0) GR_TRY(json_int(f, "sliding_window", &window, err));
+    if (window < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window is %lld", f->path, (long long)window));
+    if (c->arch_row->qkv_bias) { /* qwen2 */
+        GR_TRY(json_bool(f, "use_sliding_window", &use, err));
+        GR_TRY(json_int(f, "max_window_layers", &first, err));
+        if (!use || !(given ? slides : first < c->n_layers)) window = 0;
+    }
+    if (slides && window == 0)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types has sliding_attention, but no sliding window is in use", f->path));
+    c->window = window;
+done:
+    return st;
+}
+
+/* ---- rotary embedding ---- */
+
+static const char *const rope_names[] = {"default", "linear", "llama3"};
+
+/* The type of a rope dictionary. `dynamic` changes nothing within max_position_embeddings, beyond which graft does not go. */
+static graft_status rope_type(gr_rope_scaling *out, const json_t *rope, const char *path, const char *where, graft_error *err) {
+    const json_t *type = json_object_get(rope, "rope_type"), *old = json_object_get(rope, "type");
+    *out = GR_ROPE_NONE;
+    if (type && old && !json_equal(type, old))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", path, where);
+    if (!type) type = old;
+    if (!type) return GRAFT_OK;
+    const char *name = json_string_value(type);
+    if (!name) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a name", path, where, old == type ? "type" : "rope_type");
+    if (strcmp(name, "dynamic") == 0) return GRAFT_OK;
+    for (int i = 0; i < GR_LEN(rope_names); i++) {
+        *out = (gr_rope_scaling)i;
+        if (strcmp(name, rope_names[i]) == 0) return GRAFT_OK;
+    }
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)",
+                   path, where, name);
+}
+
+/* Every key of a rope dictionary is one that its type has. */
+static graft_status rope_check(const json_t *rope, gr_rope_scaling type, const char *path, const char *where, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const char *key, *name = json_string_value(json_object_get(rope, json_object_get(rope, "rope_type") ? "rope_type" : "type"));
+    json_t *v;
+    bool dynamic = name && strcmp(name, "dynamic") == 0;
+    char full[128];
+    json_object_foreach((json_t *)rope, key, v) {
+        int i = 0;
+        while (i < GR_LEN(rope_keys) &&
+               (strcmp(rope_keys[i].name, key) != 0 || (rope_keys[i].kind == GR_KEY_READ && rope_keys[i].type != type)))
+            i++;
+        snprintf(full, sizeof full, "%s.%s", where, key);
+        if (dynamic && strcmp(key, "factor") == 0) continue;
+        if (i == GR_LEN(rope_keys)) GR_TRY(json_only(path, full, v, "", err));
+        else if (rope_keys[i].kind == GR_KEY_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
+    }
+done:
+    return st;
+}
+
+static graft_status rope_number(const json_t *rope, const char *path, const char *where, const char *key, double *out, graft_error *err) {
+    const json_t *v = json_object_get(rope, key);
+    if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a number", path, where, key);
+    *out = json_number_value(v);
+    return GRAFT_OK;
+}
+
+/* llama3's original context: of the dictionary, of the top level, or the context itself, as transformers 5 fills it in. */
+static graft_status rope_original(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
+    const json_t *inner = json_object_get(rope, "original_max_position_embeddings");
+    const json_t *outer = json_object_get(f->root, "original_max_position_embeddings");
+    double original = (double)c->max_positions;
+    if (inner && outer && !json_equal(inner, outer))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: original_max_position_embeddings differs from that of %s", f->path, where);
+    if (inner || outer) {
+        graft_status st = rope_number(inner ? rope : f->root, f->path, inner ? where : "config", "original_max_position_embeddings",
+                                      &original, err);
+        if (st != GRAFT_OK) return st;
+    }
+    c->rope_original = original >= 1 && original < 1e9 ? (int64_t)original : 0;
+    return GRAFT_OK;
+}
+
+/* The base of the rotation: of the dictionary, else of the top level. */
+static graft_status rope_theta(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
+    const json_t *inner = json_object_get(rope, "rope_theta"), *outer = json_object_get(f->root, "rope_theta");
+    graft_status st = GRAFT_OK;
+    if (inner) st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
+    else if (outer) st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
+    if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
+        gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", f->path,
+                json_number_value(outer), json_number_value(inner), where);
+    return st;
+}
+
+static bool is_truthy(const json_t *v) {
+    return !is_empty(v) && !json_is_false(v) && !(json_is_number(v) && json_number_value(v) == 0);
+}
+
+/* As transformers 5 does: rope_scaling where it says anything (all that 4 knows), else rope_parameters. */
+static graft_status json_rope(gr_model_config *c, const json_file *f, graft_error *err) {
+    const json_t *scaling = json_object_get(f->root, "rope_scaling"), *parameters = json_object_get(f->root, "rope_parameters");
+    const char *where = is_truthy(scaling) ? "rope_scaling" : "rope_parameters", *key;
+    const json_t *rope = is_truthy(scaling) ? scaling : is_truthy(parameters) ? parameters : NULL;
+    json_t *v;
+    gr_model_config other = *c;
+    graft_status st;
+    if (rope && !json_is_object(rope)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", f->path, where);
+    json_object_foreach((json_t *)rope, key, v)
+        if (json_is_object(v))
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all", f->path,
+                           where, key);
+    GR_TRY(rope_type(&c->rope_scaling, rope, f->path, where, err));
+    GR_TRY(rope_check(rope, c->rope_scaling, f->path, where, err));
+    GR_TRY(rope_theta(c, f, rope, where, err));
+    if (c->rope_scaling != GR_ROPE_NONE) GR_TRY(rope_number(rope, f->path, where, "factor", &c->rope_factor, err));
+    if (c->rope_scaling == GR_ROPE_LLAMA3) {
+        GR_TRY(rope_number(rope, f->path, where, "low_freq_factor", &c->rope_low_freq, err));
+        GR_TRY(rope_number(rope, f->path, where, "high_freq_factor", &c->rope_high_freq, err));
+        GR_TRY(rope_original(c, f, rope, where, err));
+    }
+    if (rope == scaling && is_truthy(parameters) &&
+        (rope_type(&other.rope_scaling, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK || other.rope_scaling != c->rope_scaling))
+        gr_warn("%s: rope_scaling and rope_parameters differ: the former is taken, as transformers does", f->path);
+done:
+    return st;
+}
+
+/* ---- the whole ---- */
+
+static graft_status json_quantized(const json_file *f, graft_error *err) {
+    const json_t *quantized = json_object_get(f->root, "quantization_config"); /* GPTQ, AWQ, bitsandbytes ... */
+    if (is_empty(quantized)) return GRAFT_OK;
+    const char *method = json_string_value(json_object_get(quantized, "quant_method"));
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: quantization_config: weights packed by %s cannot be trained on or merged into; take the "
+                   "model that they were made from, or its GGUF", f->path, method ? method : "another program");
+}
+
+/* The architecture of a class's name, NULL for none: LlamaForCausalLM, or LlamaModel, the decoder saved alone. */
+static const gr_arch *arch_of_class(const char *name) {
+    for (int i = 0; i < GR_N_ARCHS; i++) {
+        const char *class = gr_archs[i].hf_class;
+        size_t prefix = strlen(class) - strlen("ForCausalLM");
+        if (strcasecmp(name, class) == 0) return &gr_archs[i]; /* LLaMAForCausalLM: the spelling of 2023 */
+        if (strncmp(name, class, prefix) == 0 && strcmp(name + prefix, "Model") == 0) return &gr_archs[i];
+    }
+    return NULL;
+}
+
+static graft_status json_arch(gr_model_config *c, const json_file *f, graft_error *err) {
+    const char *type = json_string_value(json_object_get(f->root, "model_type"));
+    const json_t *list = json_object_get(f->root, "architectures"), *v;
+    size_t i;
+    for (int k = 0; type && k < GR_N_ARCHS; k++)
+        if (strcmp(type, gr_archs[k].hf_type) == 0) c->arch_row = &gr_archs[k];
+    if (!c->arch_row)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: model_type \"%s\": graft runs llama, mistral and qwen2", f->path,
+                       type ? type : "(missing)");
+    json_array_foreach(list, i, v) {
+        const char *name = json_is_string(v) ? json_string_value(v) : "?";
+        const gr_arch *named = arch_of_class(name);
+        if (!named)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: architectures is %s: graft runs models of language with one head, expected %s for "
+                           "model_type %s", f->path, name, c->arch_row->hf_class, type);
+        if (named != c->arch_row)
+            gr_warn("%s: architectures is %s, model_type %s: the latter counts, as in transformers", f->path, name, type);
+    }
+    snprintf(c->arch, sizeof c->arch, "%s", c->arch_row->gguf);
+    c->max_positions = c->arch_row->max_positions;
+    c->n_kv_heads = c->arch_row->n_kv_heads;
+    c->qkv_bias = c->arch_row->qkv_bias;
+    return GRAFT_OK;
+}
+
+static graft_status json_model(gr_model_config *c, const json_file *f, graft_error *err) {
+    graft_status st;
+    double eps = 1e-6, dropout = 0;
+    GR_TRY(json_arch(c, f, err));
+    GR_TRY(json_quantized(f, err));
+    GR_TRY(json_sizes(f, err));
+    GR_TRY(json_keys(c, f, err));
+    if (json_is_null(json_object_get(f->root, "num_key_value_heads"))) c->n_kv_heads = 0;
+    if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
+    if (!c->head_dim && c->n_heads > 0) c->head_dim = c->hidden / c->n_heads;
+    if (!c->arch_row->qkv_bias) c->o_bias = c->qkv_bias;
+    GR_TRY(json_float(f->root, f->path, "rms_norm_eps", &eps, err));
+    c->norm_eps = (float)eps;
+    GR_TRY(json_float(f->root, f->path, "attention_dropout", &dropout, err));
+    if (dropout > 0) gr_warn("%s: attention_dropout %g is not applied in training", f->path, dropout);
+    GR_TRY(json_window(c, f, err));
+    GR_TRY(json_rope(c, f, err));
+    c->bos = json_token_id(f, "bos_token_id");
+    c->eos = json_token_id(f, "eos_token_id");
+    c->pad = json_token_id(f, "pad_token_id");
+    json_stop_ids(c, json_object_get(f->root, "eos_token_id"));
+done:
+    return st;
+}
+
+graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err) {
+    json_file f = {0}, generation = {0};
+    graft_status st;
+    *c = (gr_model_config){.rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
+    char *folder = gr_strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
+    if (slash) *slash = '\0';
+    char *generation_path = folder ? gr_path_join(slash ? folder : ".", "generation_config.json") : NULL;
+    if (!generation_path) GR_TRY(gr_fail_memory(err, "config"));
+    GR_TRY(json_open(&f, path, err));
+    GR_TRY(json_model(c, &f, err));
+    if (gr_exists(generation_path)) {
+        GR_TRY(json_open(&generation, generation_path, err));
+        json_stop_ids(c, json_object_get(generation.root, "eos_token_id"));
+    }
+    GR_TRY(gr_config_check(c, path, err));
+done:
+    json_decref(f.root);
+    json_decref(generation.root);
+    free(folder);
+    free(generation_path);
+    return st;
+}

@@ -1,0 +1,140 @@
+/* config.json and generation_config.json of a model that is written: the base's own, with what changed. */
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/file.h"
+#include "core/model/config_impl.h"
+
+/* ---- rotary embedding: rope_theta and rope_scaling for transformers 4, rope_parameters for 5 ---- */
+
+static json_t *rope_json(const gr_model_config *c) {
+    static const char *const names[] = {"default", "linear", "llama3"};
+    json_t *rope = json_object();
+    json_object_set_new(rope, "rope_type", json_string(names[c->rope_scaling]));
+    if (c->rope_scaling != GR_ROPE_NONE) json_object_set_new(rope, "factor", json_real(c->rope_factor));
+    if (c->rope_scaling == GR_ROPE_LLAMA3) {
+        json_object_set_new(rope, "low_freq_factor", json_real(c->rope_low_freq));
+        json_object_set_new(rope, "high_freq_factor", json_real(c->rope_high_freq));
+        json_object_set_new(rope, "original_max_position_embeddings", json_integer(c->rope_original));
+    }
+    return rope;
+}
+
+static bool says(const json_t *root, const char *key) {
+    const json_t *v = json_object_get(root, key);
+    return v && !json_is_null(v);
+}
+
+/* Transformers 5 reads what 4 wrote, so that only 4's keys may be missing; a GGUF's model gets all of them. */
+static void put_rope(json_t *root, const gr_model_config *c, bool has_base) {
+    if (!has_base) {
+        json_t *parameters = rope_json(c);
+        json_object_set_new(parameters, "rope_theta", json_real(c->rope_theta));
+        json_object_set_new(root, "rope_parameters", parameters);
+        json_object_set_new(root, "rope_scaling", json_null());
+    } else if (!says(root, "rope_parameters")) {
+        return;
+    }
+    if (!says(root, "rope_theta")) json_object_set_new(root, "rope_theta", json_real(c->rope_theta));
+    if (!says(root, "rope_scaling") && c->rope_scaling != GR_ROPE_NONE) json_object_set_new(root, "rope_scaling", rope_json(c));
+}
+
+/* ---- the files ---- */
+
+static json_t *id_json(int32_t id) { return id < 0 ? json_null() : json_integer(id); }
+
+static json_t *stop_json(const gr_model_config *c) {
+    if (c->n_stop_ids < 2) return id_json(c->n_stop_ids ? c->stop_ids[0] : c->eos);
+    json_t *list = json_array();
+    for (int i = 0; i < c->n_stop_ids; i++) json_array_append_new(list, json_integer(c->stop_ids[i]));
+    return list;
+}
+
+/* Numbers with as few digits as keep every one of the file. Takes root. */
+static graft_status write_json(json_t *root, const char *folder, const char *name, graft_error *err) {
+    char *path = gr_path_join(folder, name), *text = NULL;
+    for (size_t digits = 15; digits <= 17; digits++) {
+        free(text);
+        text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(digits));
+        json_t *back = text ? json_loads(text, 0, NULL) : NULL;
+        bool same = json_equal(back, root);
+        json_decref(back);
+        if (same) break;
+    }
+    graft_status st = path && text ? gr_file_write(path, text, (int64_t)strlen(text), err) : gr_fail_memory(err, name);
+    free(path);
+    free(text);
+    json_decref(root);
+    return st;
+}
+
+/* The double of fewest digits that is this float: 1e-05 rather than 9.99999974737875e-06. */
+static double shortest(float x) {
+    char text[32];
+    for (int digits = 1; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    return strtod(text, NULL);
+}
+
+/* What a GGUF's model says of itself. */
+static json_t *described(const gr_model_config *c) {
+    json_t *root = json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type", c->arch_row->hf_type,
+        "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers, "hidden_size", (json_int_t)c->hidden, "num_attention_heads",
+        (json_int_t)c->n_heads, "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
+        "intermediate_size", (json_int_t)c->ffn, "vocab_size", (json_int_t)c->vocab, "max_position_embeddings",
+        (json_int_t)c->max_positions, "rms_norm_eps", shortest(c->norm_eps), "attention_bias",
+        (int)(c->qkv_bias && !c->arch_row->qkv_bias), "mlp_bias", (int)c->mlp_bias, "bos_token_id", id_json(c->bos), "eos_token_id",
+        stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
+    if (root && c->arch_row->window > 0) json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
+    if (root && c->arch_row->qkv_bias && c->window > 0) {
+        json_object_set_new(root, "use_sliding_window", json_true());
+        json_object_set_new(root, "max_window_layers", json_integer(0));
+    }
+    return root;
+}
+
+/* The base's config.json; it was read before. NULL: out of memory, or it went away. */
+static json_t *base_json(const char *base) {
+    char *path = gr_path_join(base, "config.json");
+    json_t *root = path ? json_load_file(path, 0, NULL) : NULL;
+    free(path);
+    return root;
+}
+
+static graft_status write_generation(const gr_model_config *c, const char *base, const char *folder, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *from = base ? gr_path_join(base, "generation_config.json") : NULL, *to = gr_path_join(folder, "generation_config.json");
+    if (from && to && gr_exists(from)) {
+        st = gr_file_copy(from, to, err);
+    } else {
+        json_t *root = json_pack("{s:o, s:o, s:o}", "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id",
+                                 id_json(c->pad));
+        st = root ? write_json(root, folder, "generation_config.json", err) : gr_fail_memory(err, "generation_config.json");
+    }
+    free(from);
+    free(to);
+    return st;
+}
+
+graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *base, const char *folder,
+                                graft_error *err) {
+    graft_status st;
+    json_t *root = base ? base_json(base) : described(c);
+    if (!root) return gr_fail(err, GRAFT_FAILED, "%s: config.json cannot be written", folder);
+    put_rope(root, c, base != NULL);
+    json_object_set_new(root, "architectures", json_pack("[s]", c->arch_row->hf_class));
+    if (!base || says(root, "dtype") || !says(root, "torch_dtype")) json_object_set_new(root, "dtype", json_string(dtype_name));
+    json_object_set_new(root, "torch_dtype", json_string(dtype_name)); /* what transformers 4 reads, and 5 as well */
+    if (!base || json_is_true(json_object_get(root, "tie_word_embeddings")) != c->tied)
+        json_object_set_new(root, "tie_word_embeddings", json_boolean(c->tied));
+    json_object_del(root, "auto_map"); /* names Python files that are not written */
+    json_object_del(root, "quantization_config");
+    GR_TRY(write_json(root, folder, "config.json", err));
+    GR_TRY(write_generation(c, base, folder, err));
+done:
+    return st;
+}
