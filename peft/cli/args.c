@@ -47,16 +47,31 @@ const char *gr_option_choices(const gr_option *o) {
 /* Commands of later versions, known by name: no other one is "near". */
 static const char *const later[] = {"serve", "vocab", "init", "fetch", "study", "bench", "data stats", "data clean", "data dedup", "data mix"};
 
+/* "train, validate, plan": the commands, or the second words of a group ("data"). */
+static const char *command_names(const char *group, char *out, size_t size) {
+    size_t at = 0, n = group ? strlen(group) : 0;
+    *out = '\0';
+    for (int i = 0; i < gr_n_commands(); i++) {
+        const char *name = gr_commands[i].name;
+        if (group && (strncmp(name, group, n) != 0 || name[n] != ' ')) continue;
+        if (at < size) at += (size_t)snprintf(out + at, size - at, "%s%s", at ? ", " : "", group ? name + n + 1 : name);
+    }
+    return out;
+}
+
 static graft_status unknown_command(const char *name, graft_error *err) {
     const char *names[64], *near;
+    char all[512];
+    bool data = gr_starts_with(name, "data ");
     for (int i = 0; i < GR_LEN(later); i++)
         if (strcmp(name, later[i]) == 0)
             return gr_fail(err, GRAFT_BAD_USAGE, "graft %s is not in this version (%s); `graft help` lists what is", name, GRAFT_VERSION);
     int n = GR_MIN(gr_n_commands(), GR_LEN(names));
     for (int i = 0; i < n; i++) names[i] = gr_commands[i].name;
     near = gr_nearest(name, names, n);
-    return gr_fail(err, GRAFT_BAD_USAGE, "unknown command \"%s\"%s%s%s; `graft help` lists all", name,
-                   near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+    return gr_fail(err, GRAFT_BAD_USAGE, "unknown command \"%.60s\"%s%s%s; %s: %s", name, near ? " (did you mean " : "",
+                   near ? near : "", near ? "?)" : "", data ? "graft data has" : "there are",
+                   command_names(data ? "data" : NULL, all, sizeof all));
 }
 
 static graft_status unknown_option(const gr_command *c, const char *name, graft_error *err) {
@@ -66,6 +81,15 @@ static graft_status unknown_option(const gr_command *c, const char *name, graft_
     near = gr_nearest(name, names, n);
     return gr_fail(err, GRAFT_BAD_USAGE, "graft %s has no option --%s%s%s%s; see `graft %s --help`", c->name,
                    name, near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", c->name);
+}
+
+/* "--name" or "--name=value" of an option that the command has: hardly the value of the one before it. */
+static bool is_option(const gr_command *c, const char *word) {
+    size_t n = strcspn(word, "=");
+    const gr_option *o;
+    for (int k = 0; gr_starts_with(word, "--") && (o = gr_command_option(c, k)); k++)
+        if (strlen(o->name) == n - 2 && strncmp(o->name, word + 2, n - 2) == 0) return true;
+    return false;
 }
 
 /* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took.
@@ -83,8 +107,9 @@ static graft_status parse_option(gr_args *a, const char *word, const char *follo
     if (equals) value = equals + 1;
     if (!o->value && value) return gr_fail(err, GRAFT_BAD_USAGE, "--%s takes no value", name);
     if (o->value && !value) {
-        if (!following)
-            return gr_fail(err, GRAFT_BAD_USAGE, "--%s needs a value: --%s %s", name, name, o->value);
+        if (!following || is_option(a->command, following))
+            return gr_fail(err, GRAFT_BAD_USAGE, "--%s needs a value: --%s %s%s%s%s%s", name, name, o->value,
+                           following ? " (a value of that form: --" : "", following ? name : "", following ? "=" : "", following ? "...)" : "");
         value = following;
         *used = 2;
     }
@@ -115,9 +140,16 @@ static graft_status parse_command(gr_args *a, int argc, char **argv, int *first,
         *first = 2;
     }
     if (a->command) return GRAFT_OK;
+    if (strcmp(argv[1], "data") == 0 && argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) {
+        a->command = gr_command_find("help");
+        a->arguments[a->n_arguments++] = "data";
+        *first = 3;
+        return GRAFT_OK;
+    }
     if (strcmp(argv[1], "data") == 0 && argc > 2) return unknown_command(two, err);
     if (strcmp(argv[1], "data") == 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "what to do with data is missing: `graft data preview` or `graft data make`");
+        return gr_fail(err, GRAFT_BAD_USAGE, "what to do with data is missing: graft data has %s; `graft help data` explains them",
+                       command_names("data", two, sizeof two));
     return unknown_command(argv[1], err);
 }
 

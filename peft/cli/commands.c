@@ -254,14 +254,14 @@ const gr_command gr_commands[] = {
      gr_cmd_doctor,
      {json_option}},
     {"help",
-     "explain a command, or every key of a recipe",
-     "[recipe | COMMAND] [options]",
+     "explain a command or a topic",
+     "[TOPIC | COMMAND] [options]",
      "graft help recipe",
      0,
      2,
      gr_cmd_help,
      {help_options}},
-    {"version", "print the version", "", "graft version", 0, 0, gr_cmd_version, {NULL}},
+    {"version", "the version, the commit it was built from, and the CPU level in use", "[options]", "graft version", 0, 0, gr_cmd_version, {json_option}},
 };
 
 int gr_n_commands(void) {

@@ -3,7 +3,67 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
 #include "peft/cli/commands.h"
+
+#ifndef GRAFT_COMMIT
+#define GRAFT_COMMIT "" /* of the checkout that was built, from CMake */
+#endif
+
+/* ---- topics ---- */
+
+static graft_status help_recipe(const gr_args *a, graft_error *err) {
+    if (gr_args_has(a, "json")) {
+        char *json = NULL;
+        graft_status st = gr_recipe_json_schema(&json, err);
+        if (st == GRAFT_OK) printf("%s\n", json);
+        free(json);
+        return st;
+    }
+    gr_str text = {0};
+    gr_recipe_help(&text);
+    if (text.failed) return gr_fail_memory(err, "help");
+    fputs(text.data, stdout);
+    gr_str_release(&text);
+    return GRAFT_OK;
+}
+
+static graft_status help_data(const gr_args *a, graft_error *err) {
+    (void)a, (void)err;
+    const char *name;
+    printf("graft data - samples as files and as the model sees them\n\n");
+    for (int i = 0; i < gr_n_commands(); i++)
+        if (gr_starts_with(gr_commands[i].name, "data "))
+            printf("  graft %-14s %s\n      %s\n", gr_commands[i].name, gr_commands[i].summary, gr_commands[i].example);
+    printf("\nforms of samples, told by their fields or named by `format`:");
+    for (int i = 0; (name = gr_data_format(i)); i++) printf("%s %s", i ? "," : "", name);
+    printf("\nother names of fields: columns: {prompt: NAME, completion: NAME} of a source; `graft help recipe`, section data\n");
+    return GRAFT_OK;
+}
+
+static const struct topic {
+    const char *name, *summary;
+    graft_status (*print)(const gr_args *a, graft_error *err);
+} topics[] = {
+    {"recipe", "every key of a recipe; with --json its JSON Schema", help_recipe},
+    {"data", "what can be done with data, and the forms of samples", help_data},
+};
+
+static graft_status unknown_topic(const char *name, graft_error *err) {
+    const char *names[64], *near;
+    gr_str all = {0};
+    int n = 0;
+    for (int i = 0; i < GR_LEN(topics); i++) names[n++] = topics[i].name;
+    for (int i = 0; i < gr_n_commands() && n < GR_LEN(names); i++) names[n++] = gr_commands[i].name;
+    for (int i = 0; i < n; i++) gr_str_printf(&all, "%s%s", i ? ", " : "", names[i]);
+    near = gr_nearest(name, names, n);
+    gr_fail(err, GRAFT_BAD_USAGE, "no help on \"%.60s\"%s%s%s; there is: %s", name, near ? " (did you mean " : "", near ? near : "",
+            near ? "?)" : "", all.failed ? "" : all.data);
+    gr_str_release(&all);
+    return GRAFT_BAD_USAGE;
+}
+
+/* ---- the table of commands ---- */
 
 static void print_overview(void) {
     printf(
@@ -11,8 +71,9 @@ static void print_overview(void) {
         GRAFT_VERSION);
     for (int i = 0; i < gr_n_commands(); i++)
         printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
-    printf("\n`graft COMMAND --help` explains a command, `graft help recipe` every key of a recipe.\n"
-           "exit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
+    printf("\n`graft COMMAND --help` explains a command, `graft help TOPIC` one of these:\n\n");
+    for (int i = 0; i < GR_LEN(topics); i++) printf("  %-14s %s\n", topics[i].name, topics[i].summary);
+    printf("\nexit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
            "missing or wrong,\n"
            "130 interrupted after a checkpoint was saved\n");
 }
@@ -103,7 +164,8 @@ static void print_bash_completion(void) {
     printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == data ]]; then words=\"");
     for (int i = 0; i < gr_n_commands(); i++)
         if (gr_starts_with(gr_commands[i].name, "data ")) printf("%s ", gr_commands[i].name + 5);
-    printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"recipe");
+    printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"");
+    for (int i = 0; i < GR_LEN(topics); i++) printf(" %s", topics[i].name);
     for (int i = 0; i < gr_n_commands(); i++)
         printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
     printf("\"\n    fi\n    if [[ $cur == -* || -n $words && ( $COMP_CWORD -eq 1 || $COMP_CWORD -eq 2 && "
@@ -111,22 +173,6 @@ static void print_bash_completion(void) {
            "        mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
            "    else\n        mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")\n    fi\n}\n"
            "complete -o filenames -F _graft graft\n");
-}
-
-static graft_status help_recipe(const gr_args *a, graft_error *err) {
-    if (gr_args_has(a, "json")) {
-        char *json = NULL;
-        graft_status st = gr_recipe_json_schema(&json, err);
-        if (st == GRAFT_OK) printf("%s\n", json);
-        free(json);
-        return st;
-    }
-    gr_str text = {0};
-    gr_recipe_help(&text);
-    if (text.failed) return gr_fail_memory(err, "help");
-    fputs(text.data, stdout);
-    gr_str_release(&text);
-    return GRAFT_OK;
 }
 
 graft_status gr_cmd_help(const gr_args *a, graft_error *err) {
@@ -146,20 +192,25 @@ graft_status gr_cmd_help(const gr_args *a, graft_error *err) {
         print_overview();
         return GRAFT_OK;
     }
-    if (strcmp(a->arguments[0], "recipe") == 0) return help_recipe(a, err);
+    for (int i = 0; i < GR_LEN(topics); i++)
+        if (a->n_arguments == 1 && strcmp(a->arguments[0], topics[i].name) == 0) return topics[i].print(a, err);
     snprintf(name, sizeof name, "%s%s%s", a->arguments[0], a->n_arguments > 1 ? " " : "",
              a->n_arguments > 1 ? a->arguments[1] : "");
     const gr_command *c = gr_command_find(name);
-    if (!c)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "no help on \"%s\": expected recipe or a command; `graft help` lists them", name);
+    if (!c) return unknown_topic(name, err);
     gr_print_help(c);
     return GRAFT_OK;
 }
 
 graft_status gr_cmd_version(const gr_args *a, graft_error *err) {
-    (void)a;
+    const char *why = "", *commit = *GRAFT_COMMIT ? GRAFT_COMMIT : "unknown";
+    gr_device *device = gr_cpu_device_new(1, &why);
     (void)err;
-    printf("graft %s\n", GRAFT_VERSION);
+    const char *level = device ? device->level : "no device";
+    if (gr_args_has(a, "json"))
+        printf("{\"version\": \"%s\", \"commit\": \"%s\", \"device\": \"%s\"}\n", GRAFT_VERSION, commit, level);
+    else
+        printf("graft %s (commit %s, %s)\n", GRAFT_VERSION, commit, level);
+    gr_device_free(device);
     return GRAFT_OK;
 }

@@ -45,6 +45,35 @@ for r in "$SOURCE"/recipes/*.yaml "$SOURCE"/recipes/belle/llama-*.yaml; do
     says "validate ${r#"$SOURCE"/}" 0 valid "$GRAFT" validate "$r" --no-files
 done
 
+# ---- what there is ----
+says "graft --version" 0 "graft $(sed -nE 's/^project\(graft VERSION ([0-9.]+).*/\1/p' "$SOURCE/CMakeLists.txt") (commit |, cpu-" "$GRAFT" --version
+if commit=$(git -C "$SOURCE" rev-parse --short HEAD 2>/dev/null) && [ -e "$SOURCE/.git" ]; then
+    says "the commit of the checkout" 0 "(commit $commit" "$GRAFT" version
+else
+    skip "the commit of the checkout" "not built from one"
+fi
+says "version --json" 0 '"commit": "|"device": "cpu-' "$GRAFT" version --json
+says "graft alone lists commands and topics" 0 "  generate |  recipe |  data |exit codes" "$GRAFT"
+says "an unknown command" 2 'unknown command "trian" (did you mean train?); there are: train, validate, plan' "$GRAFT" trian
+says "graft data" 2 "graft data has preview, make" "$GRAFT" data
+says "an unknown sub-command" 2 'unknown command "data maek" (did you mean data make?); graft data has: preview, make' "$GRAFT" data maek
+says "graft data --help" 0 "graft data make|prompt_completion" "$GRAFT" data --help
+says "graft help data" 0 "graft data preview|alpaca, " "$GRAFT" help data
+says "graft help data make" 0 "usage: graft data make" "$GRAFT" help data make
+says "an unknown topic" 2 'no help on "recipes" (did you mean recipe?); there is: recipe, data' "$GRAFT" help recipes
+says "an option where a value belongs" 2 "--prompt needs a value: --prompt TEXT (a value of that form: --prompt=...)" "$GRAFT" generate --prompt --model x
+says "a value that looks like an option" 0 "" "$GRAFT" generate --model "$TINY" --prompt=--model --max-tokens 1
+says "the last option without its value" 2 "--model needs a value: --model PATH" "$GRAFT" generate --model
+for option in '--dtype fp12|model.dtype' '--device cuda|cuda is not in this version' '--device gpu|auto|cpu' '--threads 0|threads' '--template klingon|chatml' \
+    '--compute fast|exact' '--quantize q9|nf4'; do
+    # shellcheck disable=SC2086 # two words
+    says "${option%%|*}" 2 "${option#*|}" "$GRAFT" generate --model "$TINY" --prompt x ${option%%|*}
+done
+for option in "--model nowhere" "--model $TINY --adapter nowhere" "--model $TINY --template nowhere.yaml"; do
+    # shellcheck disable=SC2086 # words
+    says "${option/"$TINY"/tiny}" 3 nowhere "$GRAFT" generate --prompt x $option
+done
+
 # ---- generate ----
 generate() { "$GRAFT" generate --model "$TINY" --max-tokens 4 "$@"; }
 cat >prompts.jsonl <<'P'
