@@ -210,7 +210,9 @@ graft_status graft_merge(graft_model *model, const char *out_path, const graft_m
     gr_merge_options o;
     gr_merge_report report = {0};
     GR_TRY(merge_options(&o, options, err));
-    GR_TRY(gr_check_output(out_path, o.overwrite, err));
+    gr_output out = {.path = out_path, .folder = o.format == GR_FORMAT_HF, .overwrite = o.overwrite,
+                     .inputs = (const char *const *)s->inputs, .n_inputs = s->n_inputs};
+    GR_TRY(gr_output_check(&out, err));
     GR_TRY(gr_merge(s->model, s->tokenizer, s->adapters, s->scales, s->n_adapters, NULL, &o, out_path,
                     &report, err));
     if (result) *result = (graft_merge_result){report.max_logit_difference, report.n_bytes};

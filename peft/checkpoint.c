@@ -7,6 +7,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/output.h"
 #include "core/io/h5.h"
 
 enum { CHECKPOINT_VERSION = 1 };
@@ -227,6 +228,14 @@ done:
     return st;
 }
 
+static bool has_state(const char *output_dir, int64_t step) {
+    char *folder = gr_checkpoint_folder(output_dir, step), *path = folder ? gr_path_join(folder, "state.h5") : NULL;
+    bool there = path && gr_exists(path);
+    free(folder);
+    free(path);
+    return there;
+}
+
 /* Steps of the checkpoints in output_dir, newest first; *steps is the caller's. -1 when out of memory. */
 static int64_t list_checkpoints(int64_t **steps, const char *output_dir) {
     int64_t n = 0, capacity = 0;
@@ -238,7 +247,7 @@ static int64_t list_checkpoints(int64_t **steps, const char *output_dir) {
         char *end;
         if (!gr_starts_with(e->d_name, "checkpoint-")) continue;
         long long step = strtoll(e->d_name + strlen("checkpoint-"), &end, 10);
-        if (*end || step < 0) continue;
+        if (*end || step < 0 || !has_state(output_dir, step)) continue;
         if (!gr_grow(steps, &capacity, n + 1, sizeof **steps)) {
             n = -1;
             break;
@@ -285,7 +294,7 @@ void gr_checkpoint_prune(const char *output_dir, int64_t keep, int64_t best_step
             continue;
         }
         char *folder = gr_checkpoint_folder(output_dir, steps[i]);
-        if (folder) gr_remove_all(folder);
+        if (folder) gr_remove_piece(folder);
         free(folder);
     }
     free(steps);

@@ -31,7 +31,11 @@ typedef struct gr_run {
     char *recipe_text; /* resolved */
     gr_train_callback *progress; /* may be NULL */
     void *payload;
-    FILE *log;
+    FILE *log;         /* run.log, NULL before gr_folder_open */
+    FILE *early;       /* what is logged until then */
+    char *early_text;
+    size_t early_len;
+    int64_t started;   /* time(2) */
 } gr_run;
 
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
@@ -40,6 +44,18 @@ graft_status gr_run_steps(gr_run *run, graft_error *err);
 void gr_run_saved(const char *folder);
 /* Write what the run has learned: adapter/ or model/. */
 graft_status gr_run_export(gr_run *run, graft_error *err);
+
+/* ---- folder.c: the run's folder ---- */
+
+/* BAD_USAGE when r's output_dir may not be trained into: it holds what is no run of graft, or a run and nothing was said about it, or
+ * what the recipe reads. */
+graft_status gr_folder_check(const gr_recipe *r, const gr_train_options *o, graft_error *err);
+/* Keep what is logged from now on for run.log. */
+graft_status gr_folder_listen(gr_run *run, graft_error *err);
+/* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
+graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err);
 graft_status gr_run_facts_save(gr_run *run, graft_error *err);
+/* Close the logs, with how the run ended: status and err (may be NULL) of the whole. */
+void gr_folder_end(gr_run *run, graft_status status, const graft_error *err);
 
 #endif

@@ -1,6 +1,5 @@
 /* A model ready for use: the base, the adapters on it, its tokenizer and chat template, from paths as people
  * give them. */
-#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,31 +29,6 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     else
         *out = gr_strdup(path);
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
-}
-
-/* True for a folder that holds files alone and among them a model or an adapter, or nothing at all. */
-static bool is_replaceable(const char *folder) {
-    struct dirent *e;
-    bool empty = true, files = true;
-    DIR *dir = opendir(folder);
-    while (dir && (e = readdir(dir))) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
-        char *path = gr_path_join(folder, e->d_name);
-        files = files && path && !gr_is_dir(path);
-        empty = false;
-        free(path);
-    }
-    if (dir) closedir(dir);
-    return dir && (empty || (files && (has_file(folder, "config.json") || has_file(folder, "adapter_config.json"))));
-}
-
-graft_status gr_check_output(const char *path, bool overwrite, graft_error *err) {
-    if (!gr_exists(path)) return GRAFT_OK;
-    if (!overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; --overwrite replaces it", path);
-    if (gr_is_dir(path) && !is_replaceable(path))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder that holds more than a model or an adapter: it is not replaced; "
-                       "write elsewhere, or remove it first", path);
-    return GRAFT_OK;
 }
 
 /* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is
@@ -102,6 +76,29 @@ static graft_status add_adapter(gr_session *s, const char *given, graft_error *e
     GR_TRY(gr_adapter_attach(a, s->model, scale, err));
 done:
     free(path);
+    return st;
+}
+
+/* What the session reads, and whether the command may write where it wants to. */
+static graft_status list_inputs(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const gr_output none = {0}, *out = o->output ? o->output : &none;
+    const char *template = o->template_name && gr_exists(o->template_name) ? o->template_name : NULL;
+    const char *const others[] = {o->model, base, template};
+    double scale;
+    s->inputs = gr_calloc(GR_LEN(others) + o->n_adapters + out->n_inputs, sizeof *s->inputs);
+    if (!s->inputs) return gr_fail_memory(err, "session");
+    for (int i = 0; i < GR_LEN(others) + out->n_inputs; i++) {
+        const char *path = i < GR_LEN(others) ? others[i] : out->inputs[i - GR_LEN(others)];
+        if (path && !(s->inputs[s->n_inputs++] = gr_strdup(path))) GR_TRY(gr_fail_memory(err, "session"));
+    }
+    for (int i = 0; i < o->n_adapters; i++) GR_TRY(split_scale(o->adapters[i], &s->inputs[s->n_inputs++], &scale, err));
+    if (!out->path) goto done;
+    gr_output all = *out;
+    all.inputs = (const char *const *)s->inputs;
+    all.n_inputs = s->n_inputs;
+    GR_TRY(gr_output_check(&all, err));
+done:
     return st;
 }
 
@@ -155,6 +152,7 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     s->adapters = gr_calloc(o->n_adapters + 1, sizeof(gr_adapter *));
     s->scales = gr_calloc(o->n_adapters + 1, sizeof *s->scales);
     if (!s->adapters || !s->scales) GR_TRY(gr_fail_memory(err, "session"));
+    GR_TRY(list_inputs(s, o, base, err));
     GR_TRY(open_device(s, o->threads, err));
     st = open_model(s, o, base, err);
     if (st != GRAFT_OK && strcmp(base, run) != 0)
@@ -177,6 +175,8 @@ void gr_session_close(gr_session *s) {
     for (int i = 0; i < s->n_adapters; i++) gr_adapter_free(s->adapters[i]);
     free(s->adapters);
     free(s->scales);
+    for (int i = 0; i < s->n_inputs; i++) free(s->inputs[i]);
+    free(s->inputs);
     gr_chat_free(s->chat);
     gr_tokenizer_free(s->tokenizer);
     gr_model_free(s->model);

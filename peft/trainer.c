@@ -1,13 +1,10 @@
 /* Set-up and end of a run: what the recipe names is opened, the memory is planned, the folder is made, the result is written. */
 #include "peft/trainer.h"
 
-#include <dirent.h>
 #include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include "adapters/export.h"
 #include "core/base/file.h"
@@ -303,105 +300,7 @@ static void report_plan(const gr_run *run, gr_str *out) {
     else gr_str_puts(out, " (base weights are mapped from disk)\n");
 }
 
-/* ---- the run's folder ---- */
-
-/* What graft itself puts into a run's folder; --overwrite removes these and nothing else (run.log, the lock,
- * is emptied). */
-static const char *const run_files[] = {"recipe.yaml", "adapter", "model", "metrics.jsonl", "trainer_state.json", "loss.svg"};
-
-static bool is_run(const char *dir) {
-    char *path = gr_path_join(dir, "recipe.yaml");
-    bool exists = path && gr_exists(path);
-    free(path);
-    return exists;
-}
-
-static void remove_run(const char *dir) {
-    struct dirent *e;
-    DIR *entries = opendir(dir);
-    while (entries && (e = readdir(entries))) {
-        char *path = gr_starts_with(e->d_name, "events.out.tfevents.") ? gr_path_join(dir, e->d_name) : NULL;
-        if (path) gr_remove_all(path);
-        free(path);
-    }
-    if (entries) closedir(entries);
-    for (int i = 0; i < GR_LEN(run_files); i++) {
-        char *path = gr_path_join(dir, run_files[i]);
-        if (path) gr_remove_all(path);
-        free(path);
-    }
-    gr_checkpoint_prune(dir, 0, -1);
-}
-
-static graft_status write_recipe(gr_run *run, graft_error *err) {
-    char *path = gr_path_join(run->r->_output_dir, "recipe.yaml");
-    graft_status st = path ? gr_file_write(path, run->recipe_text, (int64_t)strlen(run->recipe_text), err) : gr_fail_memory(err, "recipe");
-    free(path);
-    return st;
-}
-
-static graft_status check_folder(const gr_recipe *r, const gr_train_options *o, graft_error *err) {
-    if (!is_run(r->_output_dir) || o->resume || o->overwrite) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s already holds a run: continue it with --resume, replace it with --overwrite, or name "
-                   "another output_dir", r->_output_dir);
-}
-
-/* run.log is also the run's lock: one process trains into a folder. */
-static graft_status open_log(gr_run *run, const char *dir, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    char *path = gr_path_join(dir, "run.log");
-    if (!path) return gr_fail_memory(err, "run.log");
-    run->log = fopen(path, "a");
-    if (!run->log) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", path));
-    if (flock(fileno(run->log), LOCK_EX | LOCK_NB) != 0)
-        GR_TRY(gr_fail(err, GRAFT_FAILED, "%s is in use: another graft trains into this folder", path));
-done:
-    free(path);
-    return st;
-}
-
-/* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
-static graft_status open_folder(gr_run *run, const gr_train_options *o, graft_error *err) {
-    const char *dir = run->r->_output_dir;
-    char *last = NULL;
-    gr_str text = {0};
-    graft_status st;
-    GR_TRY(gr_recipe_print(run->r, &text, err));
-    if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
-    run->identity.recipe = run->recipe_text;
-    GR_TRY(gr_make_dirs(dir, err));
-    GR_TRY(open_log(run, dir, err));
-    if (o->overwrite && is_run(dir)) remove_run(dir);
-    run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;
-    run->state.best_step = -1;
-    if (o->resume) GR_TRY(gr_checkpoint_last(&last, dir, err));
-    if (!last && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
-    gr_log_tee(run->log);
-    if (last) {
-        GR_TRY(gr_checkpoint_load(last, run->params, &run->state, &run->identity, err));
-        gr_note("resuming from %s", last);
-        gr_run_saved(last);
-    } else if (o->resume) {
-        gr_note("%s holds no checkpoint: starting from the beginning", dir);
-    }
-    GR_TRY(write_recipe(run, err));
-    GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last ? run->state.step : -1, err));
-done:
-    free(last);
-    gr_str_release(&text);
-    return st;
-}
-
 /* ---- the end ---- */
-
-graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
-    gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
-                          .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
-                          .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
-                          .best_step = run->state.best_step, .global_step = run->state.step,
-                          .epoch = (double)run->state.step / (double)GR_MAX(run->steps_per_epoch, 1)};
-    return gr_metrics_save(run->metrics, &facts, err);
-}
 
 graft_status gr_run_export(gr_run *run, graft_error *err) {
     graft_status st;
@@ -446,10 +345,6 @@ static void close_run(gr_run *run) {
     gr_model_free(run->model);
     gr_device_free(run->device);
     free(run->recipe_text);
-    if (run->log) {
-        gr_log_tee(NULL);
-        fclose(run->log);
-    }
 }
 
 static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_result *result, graft_error *err) {
@@ -486,7 +381,8 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     interrupted = saved = 0;
     phase = GR_PHASE_SETUP;
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
-    if (!o->dry_run) GR_TRY(check_folder(r, o, err));
+    if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
+    if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
     GR_TRY(open_model(&run, o->dry_run, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
@@ -501,7 +397,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(plan_memory(&run, gr_longest_sample(run.train), err));
     if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.model, true, true, err));
     GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
-    GR_TRY(open_folder(&run, o, err));
+    GR_TRY(gr_folder_open(&run, o, err));
     result->n_trainable = run.params->n_parameters;
     int64_t tokens_before = run.state.num_tokens;
     double steps_started = gr_now();
@@ -517,6 +413,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(export_result(&run, err));
     result->seconds = gr_now() - started;
 done:
+    gr_folder_end(&run, st, err);
     close_run(&run);
     phase = GR_PHASE_IDLE;
     interrupted = 0;

@@ -2,6 +2,7 @@
 #ifndef GR_TRAINER_H
 #define GR_TRAINER_H
 
+#include "core/base/output.h"
 #include "peft/evaluate.h"
 #include "peft/recipe.h"
 
@@ -62,6 +63,8 @@ typedef struct gr_session {
     gr_adapter **adapters;
     double *scales;
     int n_adapters;
+    char **inputs; /* files and folders that it reads: what no output may replace (core/base/output.h) */
+    int n_inputs;
 } gr_session;
 
 typedef struct gr_session_options {
@@ -75,13 +78,11 @@ typedef struct gr_session_options {
     int quantize;                 /* enum gr_recipe_quantize */
     int threads;                  /* <= 0: all */
     int64_t max_positions;        /* 0: the model's context */
+    const gr_output *output;      /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
 } gr_session_options;
 
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
 void gr_session_close(gr_session *s);
-/* BAD_USAGE when path exists and may not be replaced by a model or an adapter: without overwrite anything; with it a folder that holds
- * something else (a run, a home). */
-graft_status gr_check_output(const char *path, bool overwrite, graft_error *err);
 /* The files of the base model (owned path) behind a model, a run or an adapter. */
 graft_status gr_session_base(char **base, const char *path, graft_error *err);
 

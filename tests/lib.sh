@@ -31,4 +31,14 @@ check() {
     shift
     if "$@" >"$WORK/check.log" 2>&1; then ok "$name"; else not_ok "$name" "$* gave $?" "$WORK/check.log"; fi
 }
+# same FILE FILE: both hold something, and the same.
+same() { [ -s "$1" ] && [ -s "$2" ] && cmp "$1" "$2"; }
+# refused NAME CODE WORDS COMMAND ...: it fails with CODE and says WORDS.
+refused() {
+    local name=$1 code=$2 words=$3 found
+    shift 3
+    "$@" >"$WORK/refused.log" 2>&1 </dev/null
+    found=$?
+    if [ $found = "$code" ] && grep -qF -- "$words" "$WORK/refused.log"; then ok "$name"; else not_ok "$name" "code $found, expected $code and: $words" "$WORK/refused.log"; fi
+}
 finish() { exit $((n_failed > 0)); }

@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/output.h"
+
 /* ---- reading ---- */
 
 graft_status gr_map_open(gr_map *map, const char *path, graft_error *err) {
@@ -102,15 +104,14 @@ static char *temporary_name(const char *path) {
 }
 
 graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
-    struct stat info;
-    bool device = stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+    bool device = gr_is_device(path);
     *w = (gr_writer){.path = gr_strdup(path), .tmp_path = device ? NULL : temporary_name(path)};
     if (!w->path || (!device && !w->tmp_path)) {
         gr_writer_abort(w);
         return gr_fail_memory(err, path);
     }
     if (device) {
-        w->stream = fopen(path, "we");
+        w->stream = fopen(path, "ae"); /* standard output may be a file that holds something already */
     } else {
         unlink(w->tmp_path); /* left by a killed process of the same id; O_EXCL follows no planted link */
         int fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -198,7 +199,7 @@ static char *trimmed(const char *path) {
     return gr_strndup(path, n);
 }
 
-static bool is_empty_dir(const char *path) {
+bool gr_is_empty_dir(const char *path) {
     DIR *d = opendir(path);
     if (!d) return false;
     int n = 0;
@@ -210,7 +211,7 @@ static bool is_empty_dir(const char *path) {
 
 static graft_status check_free(const char *path, bool replace, graft_error *err) {
     struct stat info;
-    if (replace || lstat(path, &info) != 0 || is_empty_dir(path)) return GRAFT_OK;
+    if (replace || lstat(path, &info) != 0 || gr_is_empty_dir(path)) return GRAFT_OK;
     return gr_fail(
         err, GRAFT_BAD_USAGE,
         "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
@@ -246,10 +247,16 @@ static int sync_entry(const char *path, const struct stat *info, int flag, struc
     return rc;
 }
 
+/* What graft replaced lies in old: what it did not write there itself goes on to path. */
+static void leave(const char *old, const char *path) {
+    gr_carry_strangers(old, path);
+    gr_remove_all(old);
+}
+
 /* Put tmp in path's place; what was there, if anything, ends under tmp's name and is removed. */
 static bool swap_in(const char *tmp, const char *path) {
     struct stat info;
-    if (lstat(path, &info) != 0 || is_empty_dir(path)) return rename(tmp, path) == 0;
+    if (lstat(path, &info) != 0 || gr_is_empty_dir(path)) return rename(tmp, path) == 0;
     if (renameat2(AT_FDCWD, tmp, AT_FDCWD, path, RENAME_EXCHANGE) != 0) {
         /* A file system without exchange: two renames, the old content put back when the second fails. */
         char *old = gr_format("%s.old", tmp);
@@ -260,11 +267,11 @@ static bool swap_in(const char *tmp, const char *path) {
             errno = saved;
             ok = false;
         }
-        if (ok) gr_remove_all(old);
+        if (ok) leave(old, path);
         free(old);
         return ok;
     }
-    gr_remove_all(tmp);
+    leave(tmp, path);
     return true;
 }
 
@@ -273,6 +280,7 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
     char *target = trimmed(path);
     if (!target) return gr_fail_memory(err, path);
     GR_TRY(check_free(target, replace, err));
+    GR_TRY(gr_mark_folder(tmp, err));
     if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0)
         GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
     if (!swap_in(tmp, target)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
@@ -309,6 +317,14 @@ graft_status gr_make_dirs(const char *path, graft_error *err) {
 
 bool gr_exists(const char *path) {
     return access(path, F_OK) == 0;
+}
+
+bool gr_is_device(const char *path) {
+    static const char *const standard[] = {"/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/"};
+    struct stat info;
+    for (int i = 0; i < GR_LEN(standard); i++)
+        if (gr_starts_with(path, standard[i])) return true;
+    return stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
 }
 
 bool gr_is_dir(const char *path) {

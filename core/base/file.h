@@ -37,7 +37,8 @@ graft_status gr_file_write(const char *path, const void *data, int64_t len, graf
 graft_status gr_file_copy(const char *from, const char *to, graft_error *err);
 
 /* A folder that appears only when complete: made as "<path>.tmp-<pid>" (its name in *tmp, owned), renamed by commit.
- * An existing path that is not an empty folder is refused with BAD_USAGE unless replace is set. */
+ * An existing path that is not an empty folder is refused with BAD_USAGE unless replace is set; then what graft did not write there
+ * (core/base/output.h: commit marks the folder) goes on to the new one. */
 graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_error *err);
 graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graft_error *err);
 /* Remove a file or a whole folder; missing is fine. */
@@ -46,6 +47,9 @@ void gr_remove_all(const char *path);
 graft_status gr_make_dirs(const char *path, graft_error *err);
 bool gr_exists(const char *path);
 bool gr_is_dir(const char *path);
+bool gr_is_empty_dir(const char *path);
+/* A device or a pipe: written in place, never renamed over. The process's own streams count as such, whatever they are bound to. */
+bool gr_is_device(const char *path);
 /* "dir/name" on the heap, NULL when out of memory. */
 char *gr_path_join(const char *dir, const char *name);
 

@@ -86,6 +86,7 @@ graft_status gr_cmd_data_make(const gr_args *a, graft_error *err) {
     GR_TRY(gr_args_int(a, "seed", 0, 1, &seed, err));
     GR_TRY(parse_steps(gr_args_text(a, "steps", "1-3"), &o, err));
     o.seed = (uint64_t)seed;
+    if (out) GR_TRY(gr_output_check(&(gr_output){.path = out, .overwrite = gr_args_has(a, "overwrite")}, err));
     if (out) GR_TRY(gr_writer_open(&w, out, err));
     GR_TRY(gr_make_school_math(&o, out ? w.stream : stdout, err));
     if (out) GR_TRY(gr_writer_commit(&w, err));

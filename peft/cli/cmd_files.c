@@ -6,10 +6,11 @@
 #include "core/base/file.h"
 #include "peft/cli/session_args.h"
 
-static graft_status check_out(const gr_args *a, const char **out, graft_error *err) {
+/* Whether it may be written is checked with the session's inputs. */
+static graft_status need_out(const gr_args *a, const char **out, graft_error *err) {
     *out = gr_args_text(a, "out", NULL);
     if (!*out) return gr_fail(err, GRAFT_BAD_USAGE, "no place to write to: give --out PATH");
-    return gr_check_output(*out, gr_args_has(a, "overwrite"), err);
+    return GRAFT_OK;
 }
 
 static void print_merge(const char *out, const gr_merge_report *r) {
@@ -36,7 +37,7 @@ graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
     gr_merge_options o = {.overwrite = gr_args_has(a, "overwrite")};
     gr_merge_report report = {0};
     const char *out;
-    GR_TRY(check_out(a, &out, err));
+    GR_TRY(need_out(a, &out, err));
     GR_TRY(gr_written_type(&o.dtype, gr_args_text(a, "dtype", NULL), err));
     GR_TRY(gr_format_of(&o.format, out, gr_args_text(a, "format", NULL), "hf", err));
     if (o.format == GR_FORMAT_HF && o.dtype >= 0 && gr_dtype_get((gr_dtype)o.dtype)->block > 1)
@@ -56,7 +57,7 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     gr_session s = {0};
     const char *out;
     gr_model_format format;
-    GR_TRY(check_out(a, &out, err));
+    GR_TRY(need_out(a, &out, err));
     GR_TRY(gr_format_of(&format, out, gr_args_text(a, "format", NULL), "peft", err));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     if (s.n_adapters != 1)

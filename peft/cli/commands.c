@@ -82,6 +82,7 @@ static const gr_option generate_options[] = {
      NULL},
     {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
     {"batch", "N", "prompts in flight at once (as many as memory allows)", NULL},
+    {"overwrite", NULL, "replace the file of --out", NULL},
     {"json", NULL, "the completion of --prompt as such a line", NULL},
     END,
 };
@@ -89,6 +90,7 @@ static const gr_option generate_options[] = {
 static const gr_option eval_options[] = {
     {"metrics", "LIST", "loss, exact_match, or both with a comma", "eval.metrics"},
     {"out", "FILE", "one line a sample, with \"tokens\" (targets) and \"nll\" (their sum, nats)", NULL},
+    {"overwrite", NULL, "replace the file of --out", NULL},
     {"limit", "N", "the first N samples only", NULL},
     {"max-tokens", "N", "new tokens of an answer at most (256)", NULL},
     {"batch-tokens", "N", NULL, "eval.batch_tokens"},
@@ -138,6 +140,7 @@ static const gr_option make_options[] = {
     {"language", "NAME", "en, zh or both", NULL},
     {"steps", "RANGE", "steps of a solution, such as 1-3", NULL},
     {"out", "FILE", "where the lines go (standard output)", NULL},
+    {"overwrite", NULL, "replace the file of --out", NULL},
     END,
 };
 

@@ -151,6 +151,7 @@ check "the name of --out says the format of an adapter" says 'out/named.gguf' "$
 check "it is a GGUF" cmp -n 4 out/named.gguf out/q4.gguf
 check "convert the base" "$GRAFT" merge --model "$TINY" --dtype bf16 --out out/base.gguf
 for m in merged merged.gguf; do
+    rm -f m.jsonl m.out m.nll
     check "evaluate $m" evaluate m.jsonl --model out/$m
     sed -nE 's/.*"nll": ?([^,}]*).*/\1/p' m.jsonl >m.nll
     sed -nE 's/.*"nll": ?([^,}]*).*/\1/p' large.jsonl >large.nll

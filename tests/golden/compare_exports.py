@@ -114,7 +114,7 @@ def graft_nll(args, model, path, folder):
     out = os.path.join(folder, "nll.jsonl")
     R.run([
         R.program(args.bin, "graft"), "eval", "--model", model, "--data", path, "--template", "none",
-        "--loss-on", "all", "--dtype", "fp32", "--threads", args.threads, "--out", out
+        "--loss-on", "all", "--dtype", "fp32", "--threads", args.threads, "--out", out, "--overwrite"
     ])
     with open(out, encoding="utf-8") as f:
         rows = [json.loads(line) for line in f]

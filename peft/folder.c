@@ -1,0 +1,291 @@
+/* The folder of a run: what is in it, whose it is, and its log. */
+#include <dirent.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/base/output.h"
+#include "kernels/threads.h"
+#include "peft/run.h"
+
+/* ---- whose folder it is ---- */
+
+/* What graft itself puts into a run's folder besides checkpoints and events: files, and folders written as one piece. run.log, the lock,
+ * is emptied, never removed. */
+static const char *const run_files[] = {"recipe.yaml", "metrics.jsonl", "trainer_state.json", "loss.svg"};
+static const char *const run_pieces[] = {"adapter", "model"};
+
+static bool has(const char *dir, const char *name) {
+    char *path = gr_path_join(dir, name);
+    bool exists = path && gr_exists(path);
+    free(path);
+    return exists;
+}
+
+/* A run of a graft that wrote no marks yet: a recipe as graft prints it, and the state that follows a checkpoint. */
+static bool is_old_run(const char *dir) {
+    char first[32] = "", *path = has(dir, "trainer_state.json") ? gr_path_join(dir, "recipe.yaml") : NULL;
+    FILE *f = path ? fopen(path, "re") : NULL;
+    if (f) first[fread(first, 1, sizeof first - 1, f)] = '\0';
+    if (f) fclose(f);
+    free(path);
+    return gr_starts_with(first, "extends: null\nmodel:\n  base: ");
+}
+
+static bool is_run(const char *dir) {
+    return gr_is_marked(dir, "run") || is_old_run(dir);
+}
+
+/* True for names that a run writes, in its folder. */
+static bool is_run_name(const char *name, size_t len) {
+    static const char *const prefixes[] = {"checkpoint-", "events.out.tfevents."};
+    for (int i = 0; i < GR_LEN(run_files); i++)
+        if (strlen(run_files[i]) == len && strncmp(run_files[i], name, len) == 0) return true;
+    for (int i = 0; i < GR_LEN(run_pieces); i++)
+        if (strlen(run_pieces[i]) == len && strncmp(run_pieces[i], name, len) == 0) return true;
+    for (int i = 0; i < GR_LEN(prefixes); i++)
+        if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0) return true;
+    return len == 0 || strncmp(name, "run.log", len) == 0;
+}
+
+/* What the recipe reads must not be what the run writes: its folder, or one of its files. */
+static graft_status check_input(const char *dir, const char *key, const char *input, graft_error *err) {
+    char *real = input ? realpath(input, NULL) : NULL, *folder = realpath(dir, NULL);
+    graft_status st = GRAFT_OK;
+    if (real && folder && gr_path_within(real, folder)) {
+        const char *name = real + strlen(folder);
+        name += strspn(name, "/");
+        if (is_run_name(name, strcspn(name, "/")))
+            st = gr_fail(err, GRAFT_BAD_USAGE, "%s: a run in output_dir %s would replace its input %s: name another output_dir", key, dir, input);
+    }
+    free(real);
+    free(folder);
+    return st;
+}
+
+static graft_status check_inputs(const gr_recipe *r, graft_error *err) {
+    graft_status st;
+    GR_TRY(check_input(r->_output_dir, "model.base", r->model_base, err));
+    GR_TRY(check_input(r->_output_dir, "adapter.init_from", r->adapter_init_from, err));
+    GR_TRY(check_input(r->_output_dir, "data.template", r->data_template, err));
+    for (int i = 0; i < r->data_train.n; i++) GR_TRY(check_input(r->_output_dir, "data.train", r->data_train.items[i].path, err));
+    for (int i = 0; i < r->data_eval.n; i++) GR_TRY(check_input(r->_output_dir, "data.eval", r->data_eval.items[i].path, err));
+done:
+    return st;
+}
+
+graft_status gr_folder_check(const gr_recipe *r, const gr_train_options *o, graft_error *err) {
+    const char *dir = r->_output_dir;
+    graft_status st = check_inputs(r, err);
+    if (st != GRAFT_OK || !gr_exists(dir) || gr_is_empty_dir(dir)) return st;
+    if (!gr_is_dir(dir)) return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s is a file: name a folder of the run's own", dir);
+    if (!is_run(dir))
+        return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s holds files and is no run of graft: nothing in it is touched; name a folder of "
+                       "the run's own, such as %s%sruns/1", dir, strcmp(dir, ".") == 0 ? "" : dir, strcmp(dir, ".") == 0 ? "" : "/");
+    if (o->resume || o->overwrite) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s already holds a run: continue it with --resume, replace it with --overwrite, or name "
+                   "another output_dir", dir);
+}
+
+/* Each name of dir for which wanted answers true, to act. */
+static void each_entry(const char *dir, bool (*wanted)(const char *name), void (*act)(const char *path)) {
+    DIR *entries = opendir(dir);
+    for (struct dirent *e; entries && (e = readdir(entries));) {
+        char *path = wanted(e->d_name) ? gr_path_join(dir, e->d_name) : NULL;
+        if (path) act(path);
+        free(path);
+    }
+    if (entries) closedir(entries);
+}
+
+static bool is_events(const char *name) {
+    return gr_starts_with(name, "events.out.tfevents.");
+}
+
+/* "checkpoint-12.tmp-4711": what a killed process was writing; this one has the lock. */
+static bool is_unfinished(const char *name) {
+    const char *tmp = strstr(name, ".tmp-");
+    return tmp && tmp[5] && strspn(tmp + 5, "0123456789") == strlen(tmp + 5) && is_run_name(name, (size_t)(tmp - name));
+}
+
+static void remove_run(const char *dir) {
+    each_entry(dir, is_events, gr_remove_all);
+    for (int i = 0; i < GR_LEN(run_files); i++) {
+        char *path = gr_path_join(dir, run_files[i]);
+        if (path && !gr_is_dir(path)) gr_remove_all(path);
+        free(path);
+    }
+    for (int i = 0; i < GR_LEN(run_pieces); i++) {
+        char *path = gr_path_join(dir, run_pieces[i]);
+        if (path) gr_remove_piece(path);
+        free(path);
+    }
+    gr_checkpoint_prune(dir, 0, -1);
+}
+
+/* ---- the mark and the log ---- */
+
+static void time_text(char out[32], int64_t t) {
+    time_t when = (time_t)t;
+    struct tm parts;
+    if (!localtime_r(&when, &parts) || strftime(out, 32, "%Y-%m-%d %H:%M:%S %z", &parts) == 0) out[0] = '\0';
+}
+
+/* The run's mark, which also tells what it is about: `graft inspect` shows it. */
+static graft_status write_mark(const gr_run *run, const char *status, const char *error, graft_error *err) {
+    const gr_recipe *r = run->r;
+    char when[32];
+    gr_str text = {0};
+    char *path = gr_path_join(r->_output_dir, GR_MARK_FILE);
+    gr_str_printf(&text, "graft %s run\nstatus: %s\n", GRAFT_VERSION, status);
+    if (error) gr_str_printf(&text, "error: %s\n", error);
+    gr_str_printf(&text, "base: %s\n", r->model_base);
+    for (int i = 0; i < r->data_train.n; i++) gr_str_printf(&text, "data: %s\n", r->data_train.items[i].path);
+    gr_str_printf(&text, "step: %lld of %lld\n", (long long)run->state.step, (long long)run->total_steps);
+    if (run->state.best_step >= 0)
+        gr_str_printf(&text, "best: step %lld, eval loss %.4f\n", (long long)run->state.best_step, run->state.best_eval_loss);
+    time_text(when, run->started);
+    gr_str_printf(&text, "started: %s\n", when);
+    if (strcmp(status, "running") != 0) {
+        time_text(when, (int64_t)time(NULL));
+        gr_str_printf(&text, "ended: %s\n", when);
+    }
+    graft_status st = path && !text.failed ? gr_file_write(path, text.data, text.len, err) : gr_fail_memory(err, "run");
+    gr_str_release(&text);
+    free(path);
+    return st;
+}
+
+graft_status gr_folder_listen(gr_run *run, graft_error *err) {
+    run->started = (int64_t)time(NULL);
+    run->early = open_memstream(&run->early_text, &run->early_len);
+    if (!run->early) return gr_fail_memory(err, "run.log");
+    gr_log_tee(run->early);
+    return GRAFT_OK;
+}
+
+/* The words of this process's command line, as a shell would take them. */
+static void put_command(FILE *out) {
+    char *text = NULL;
+    int64_t len = 0;
+    if (gr_file_read(&text, &len, "/proc/self/cmdline", 1 << 20, NULL) != GRAFT_OK) return;
+    fputs("command:", out);
+    for (const char *word = text; word < text + len; word += strlen(word) + 1) {
+        bool plain = *word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%")];
+        fputs(plain ? " " : " '", out);
+        for (const char *c = word; *c; c++) {
+            if (*c == '\'') fputs("'\\''", out);
+            else fputc(*c == '\n' ? ' ' : *c, out);
+        }
+        if (!plain) fputc('\'', out);
+    }
+    fputc('\n', out);
+    free(text);
+}
+
+/* run.log is also the run's lock: one process trains into a folder. */
+static graft_status open_log(gr_run *run, const char *dir, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *path = gr_path_join(dir, "run.log");
+    if (!path) return gr_fail_memory(err, "run.log");
+    FILE *log = fopen(path, "ae");
+    if (!log) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", path));
+    if (flock(fileno(log), LOCK_EX | LOCK_NB) != 0) {
+        fclose(log);
+        GR_TRY(gr_fail(err, GRAFT_FAILED, "%s is in use: another graft trains into this folder", path));
+    }
+    run->log = log;
+done:
+    free(path);
+    return st;
+}
+
+/* The head of this process's part of the log, and what was said before the log was there. */
+static void begin_log(gr_run *run) {
+    char when[32];
+    time_text(when, run->started);
+    fprintf(run->log, "graft %s, started %s\n", GRAFT_VERSION, when);
+    put_command(run->log);
+    fprintf(run->log, "machine: %s, %d threads\n", run->device->level, gr_threads_count(run->device->threads));
+    gr_log_tee(NULL);
+    fclose(run->early);
+    run->early = NULL;
+    fputs(run->early_text, run->log);
+    fflush(run->log);
+    gr_log_tee(run->log);
+}
+
+/* ---- opening ---- */
+
+static graft_status write_recipe(gr_run *run, graft_error *err) {
+    char *path = gr_path_join(run->r->_output_dir, "recipe.yaml");
+    graft_status st = path ? gr_file_write(path, run->recipe_text, (int64_t)strlen(run->recipe_text), err) : gr_fail_memory(err, "recipe");
+    free(path);
+    return st;
+}
+
+graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err) {
+    const char *dir = run->r->_output_dir;
+    char *last = NULL;
+    gr_str text = {0};
+    graft_status st;
+    GR_TRY(gr_recipe_print(run->r, &text, err));
+    if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
+    run->identity.recipe = run->recipe_text;
+    run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;
+    run->state.best_step = -1;
+    GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(gr_folder_check(run->r, o, err)); /* once more: the set-up took its time */
+    GR_TRY(open_log(run, dir, err));
+    each_entry(dir, is_unfinished, gr_remove_all);
+    if (o->overwrite) remove_run(dir);
+    if (o->resume) GR_TRY(gr_checkpoint_last(&last, dir, err));
+    if (!last && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
+    begin_log(run);
+    if (!last) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
+    if (last) {
+        GR_TRY(gr_checkpoint_load(last, run->params, &run->state, &run->identity, err));
+        gr_note("resuming from %s", last);
+        gr_run_saved(last);
+        GR_TRY(write_mark(run, "running", NULL, err));
+    } else if (o->resume) {
+        gr_note("%s holds no checkpoint: starting from the beginning", dir);
+    }
+    GR_TRY(write_recipe(run, err));
+    GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last ? run->state.step : -1, err));
+done:
+    free(last);
+    gr_str_release(&text);
+    return st;
+}
+
+/* ---- the end ---- */
+
+graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
+    gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
+                          .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
+                          .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
+                          .best_step = run->state.best_step, .global_step = run->state.step,
+                          .epoch = (double)run->state.step / (double)GR_MAX(run->steps_per_epoch, 1)};
+    return gr_metrics_save(run->metrics, &facts, err);
+}
+
+void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
+    const char *how = status == GRAFT_OK ? "finished" : status == GRAFT_INTERRUPTED ? "interrupted" : "failed";
+    const char *why = status != GRAFT_OK && err ? err->msg : NULL;
+    char when[32];
+    gr_log_tee(NULL);
+    if (run->early) fclose(run->early);
+    free(run->early_text);
+    if (!run->log) return;
+    if (run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */
+    time_text(when, (int64_t)time(NULL));
+    fprintf(run->log, "%s %s at step %lld of %lld%s%s\n", how, when, (long long)run->state.step, (long long)run->total_steps,
+            why ? ": " : "", why ? why : "");
+    fclose(run->log);
+}
