@@ -172,6 +172,7 @@ graft_status graft_eval(graft_model *model, const char *data, graft_eval_result 
                          .template_name = gr_chat_name(s->chat),
                          .loss_on = GR_LOSS_COMPLETION,
                          .max_length = s->model->config.max_positions,
+                         .n_rows = s->model->config.vocab,
                          .truncation = GR_TRUNCATE_KEEP_ANSWER};
     double loss = NAN;
     GR_TRY(gr_dataset_load(&d, &o, s->tokenizer, s->chat, s->device->threads, err));

@@ -119,11 +119,7 @@ static graft_status open_model(gr_session *s, const gr_session_options *o, const
     int quantize = gr_quantize_type(o->quantize);
     if (quantize >= 0) GR_TRY(gr_model_quantize(s->model, (gr_dtype)quantize, err));
     GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));
-    int64_t n_vocab = gr_tokenizer_get_info(s->tokenizer)->n_vocab;
-    if (n_vocab > s->model->config.vocab)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: the tokenizer has %lld tokens, the embedding only %lld rows", base,
-                       (long long)n_vocab, (long long)s->model->config.vocab));
+    gr_tokenizer_note_rows(s->tokenizer, s->model->config.vocab, base);
 done:
     return st;
 }

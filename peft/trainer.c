@@ -83,10 +83,7 @@ static graft_status open_text(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     graft_status st;
     GR_TRY(gr_tokenizer_open(&run->tokenizer, r->model_base, err));
-    int64_t n_vocab = gr_tokenizer_get_info(run->tokenizer)->n_vocab;
-    if (n_vocab > run->model->config.vocab)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the tokenizer has %lld ids, the model's embedding %lld rows: they do not belong together",
-                       r->model_base, (long long)n_vocab, (long long)run->model->config.vocab));
+    gr_tokenizer_note_rows(run->tokenizer, run->model->config.vocab, r->model_base);
     GR_TRY(gr_chat_open(&run->chat, r->data_template, r->data_system, run->tokenizer, err));
 done:
     return st;
@@ -107,7 +104,7 @@ static graft_status cache_folder(char **folder, const gr_recipe *r, graft_error 
 static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list *sources, const char *cache, graft_error *err) {
     const gr_recipe *r = run->r;
     gr_data_options o = {.sources = sources->items, .n_sources = sources->n, .template_name = r->data_template,
-                         .loss_on = (gr_loss_on)r->data_loss_on, .max_length = r->data_max_length,
+                         .loss_on = (gr_loss_on)r->data_loss_on, .max_length = r->data_max_length, .n_rows = run->model->config.vocab,
                          .truncation = (gr_truncation)r->data_truncation,
                          .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN, .cache_dir = cache};
     return gr_dataset_load(out, &o, run->tokenizer, run->chat, run->device->threads, err);

@@ -342,6 +342,7 @@ graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const g
     if (!d->weight) GR_TRY(gr_fail_memory(err, "data set"));
     for (int i = 0; i < o->n_sources; i++) d->weight[i] = o->sources[i].weight;
     report(d, o);
+    if (o->n_rows > 0) GR_TRY(gr_tokenizer_check_rows(t, d->ids, d->offset[d->n_samples], o->n_rows, o->sources[0].path, err));
     *out = d;
     d = NULL;
 done:

@@ -30,6 +30,7 @@ typedef struct gr_data_options {
     const char *template_name; /* as in gr_chat_open; kept for messages */
     gr_loss_on loss_on;
     int64_t max_length; /* tokens */
+    int64_t n_rows;     /* of the model's embedding: an id beyond them is an error; 0: no model */
     gr_truncation truncation;
     bool pretrain;         /* texts joined by EOS and cut to max_length, every token a target */
     const char *cache_dir; /* NULL: no cache; else "<dir>/<key>.h5", key = hash of contents, tokenizer, template, options */

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "core/base/log.h"
 #include "core/model/sample.h"
 #include "kernels/philox.h"
 
@@ -49,12 +50,17 @@ static uint64_t prompt_key(const gr_ids *prompts, int64_t i) {
 }
 
 static graft_status check_prompts(const generator *g, int64_t *longest, graft_error *err) {
+    char name[32];
+    graft_status st;
     *longest = 0;
     for (int64_t i = 0; i < g->n; i++) {
         if (g->prompts[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
         if (g->prompts[i].n >= g->m->rope_positions)
             return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the %s is %lld", (long long)i + 1,
                            (long long)g->prompts[i].n, gr_config_limit(&g->m->config), (long long)g->m->rope_positions);
+        snprintf(name, sizeof name, "prompt %lld", (long long)i + 1);
+        st = gr_tokenizer_check_rows(g->t, g->prompts[i].data, g->prompts[i].n, g->m->config.vocab, name, err);
+        if (st != GRAFT_OK) return st;
         *longest = GR_MAX(*longest, g->prompts[i].n);
     }
     return GRAFT_OK;
@@ -66,6 +72,8 @@ static graft_status prepare(generator *g, graft_error *err) {
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
     int64_t max_len = GR_MIN(longest + g->o->max_tokens, g->m->rope_positions);
+    if (max_len < longest + g->o->max_tokens && max_len == c->window)
+        gr_warn("answers end where a sequence has %lld tokens, the %s", (long long)max_len, gr_config_limit(c));
     each = 2 * max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float); /* rows, and at most as much in panels */
     g->n_slots = g->o->batch > 0 ? g->o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each));
     g->n_slots = GR_MIN(g->n_slots, g->n);

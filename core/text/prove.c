@@ -278,7 +278,7 @@ static graft_status compare_added(proof *p, const gr_tokenizer *t) {
     graft_status st = GRAFT_OK;
     for (int32_t i = 0; i < t->n_added; i++) {
         const gr_added *a = &t->added[i];
-        if (gr_is_byte_name(a->text, a->len)) continue;
+        if (gr_is_byte_name(a->text, a->len) || a->id >= p->b->info.n_vocab) continue; /* left out: it has no row */
         for (int k = 0; k < GR_LEN(around); k++)
             GR_TRY(compare_text(p, around[k][0], a->text, a->len, around[k][1]));
     }

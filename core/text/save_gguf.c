@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/text/impl.h"
 
 #define KEY(name) "tokenizer.ggml." name
@@ -18,11 +19,11 @@ enum { PADDING_LEN = 24 };
 
 /* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that
  * the order of merging stays; what no merge makes comes last. */
-static void scores_from_merges(const gr_tokenizer *t, float *scores) {
-    for (int64_t i = 0; i < t->info.n_vocab; i++) scores[i] = -(float)t->n_merges;
+static void scores_from_merges(const gr_tokenizer *t, int64_t n, float *scores) {
+    for (int64_t i = 0; i < GR_MIN(n, t->info.n_vocab); i++) scores[i] = -(float)t->n_merges;
     for (uint64_t i = 0; t->pairs.slots && i <= t->pairs.mask; i++) {
         const gr_pair *p = &t->pairs.slots[i];
-        if (p->key != UINT64_MAX) scores[p->id] = GR_MAX(scores[p->id], -(float)p->rank);
+        if (p->key != UINT64_MAX && p->id < n) scores[p->id] = GR_MAX(scores[p->id], -(float)p->rank);
     }
 }
 
@@ -33,14 +34,14 @@ static bool fill_columns(const gr_tokenizer *t, int64_t n, columns *c) {
     c->types = gr_calloc(n, sizeof *c->types);
     c->padding = gr_calloc(n, PADDING_LEN);
     if (!c->texts || !c->lens || !c->scores || !c->types || !c->padding) return false;
-    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+    for (int64_t i = 0; i < GR_MIN(n, t->info.n_vocab); i++) {
         const gr_piece *p = &t->pieces[i];
         c->texts[i] = p->text;
         c->lens[i] = p->len;
         c->scores[i] = (float)p->score;
         c->types[i] = (int32_t)p->type;
     }
-    if (t->info.kind == GR_TOKENIZER_SPM_BPE && t->n_merges > 0) scores_from_merges(t, c->scores);
+    if (t->info.kind == GR_TOKENIZER_SPM_BPE && t->n_merges > 0) scores_from_merges(t, n, c->scores);
     for (int64_t i = 0; i < n; i++) {
         if (c->lens[i] > 0) continue;
         /* beyond the vocabulary, or a gap in it: llama.cpp wants every row named, and once */
@@ -68,8 +69,8 @@ static bool put_merges(const gr_tokenizer *t, gr_gguf_builder *b) {
     return ok;
 }
 
-static void put_id(gr_gguf_builder *b, const char *key, int32_t id) {
-    if (id >= 0) gr_gguf_put_u32(b, key, (uint32_t)id);
+static void put_id(gr_gguf_builder *b, const char *key, int32_t id, int64_t n_vocab) {
+    if (id >= 0 && id < n_vocab) gr_gguf_put_u32(b, key, (uint32_t)id);
 }
 
 static bool has_step(const gr_tokenizer *t, gr_norm_kind kind) {
@@ -78,15 +79,31 @@ static bool has_step(const gr_tokenizer *t, gr_norm_kind kind) {
     return false;
 }
 
+/* llama.cpp wants as many tokens as the embedding has rows. Those beyond can be left out where no text but their own name becomes
+ * them: added tokens, which nothing that the model computes can be about. */
+static graft_status check_spare(const gr_tokenizer *t, int64_t n_vocab, graft_error *err) {
+    int64_t n = 0, first = -1;
+    for (int64_t i = n_vocab; i < t->info.n_vocab; i++) {
+        const gr_piece *p = &t->pieces[i];
+        if (p->len == 0) continue;
+        if (p->type == GR_PIECE_NORMAL)
+            return gr_fail(err, GRAFT_BAD_INPUT, "the piece \"%.*s\" (id %lld) has no row in the model's embedding of %lld: a GGUF needs one",
+                           (int)GR_MIN(p->len, 60), p->text, (long long)i, (long long)n_vocab);
+        if (n++ == 0) first = i;
+    }
+    if (n > 0)
+        gr_warn("%lld added tokens without a row in the embedding (\"%.*s\" ...) are not in the GGUF: their names are plain text there",
+                (long long)n, (int)GR_MIN(t->pieces[first].len, 60), t->pieces[first].text);
+    return GRAFT_OK;
+}
+
 static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err) {
     static const char *const models[] = {
         [GR_TOKENIZER_BPE] = "gpt2", [GR_TOKENIZER_SPM_BPE] = "llama", [GR_TOKENIZER_SPM_UNIGRAM] = "t5"};
     const gr_tokenizer_info *info = &t->info;
     columns c = {0};
     graft_status st = GRAFT_OK;
-    if (n_vocab < info->n_vocab)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer has %lld pieces, the model only %lld rows",
-                       (long long)info->n_vocab, (long long)n_vocab));
+    GR_TRY(check_spare(t, n_vocab, err));
     if (t->byte_level && (!*info->pre || t->prefix_space))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "GGUF has no name for this tokenizer's pre-tokenizer"));
     if (!fill_columns(t, n_vocab, &c)) GR_TRY(gr_fail_memory(err, "vocabulary"));
@@ -96,10 +113,10 @@ static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_bui
     if (!t->byte_level) gr_gguf_put_f32s(b, KEY("scores"), c.scores, n_vocab);
     gr_gguf_put_i32s(b, KEY("token_type"), c.types, n_vocab);
     if (t->byte_level && !put_merges(t, b)) GR_TRY(gr_fail_memory(err, "merges"));
-    put_id(b, KEY("bos_token_id"), info->bos);
-    put_id(b, KEY("eos_token_id"), info->eos);
-    put_id(b, KEY("padding_token_id"), info->pad);
-    put_id(b, KEY("unknown_token_id"), info->unk);
+    put_id(b, KEY("bos_token_id"), info->bos, n_vocab);
+    put_id(b, KEY("eos_token_id"), info->eos, n_vocab);
+    put_id(b, KEY("padding_token_id"), info->pad, n_vocab);
+    put_id(b, KEY("unknown_token_id"), info->unk, n_vocab);
     gr_gguf_put_bool(b, KEY("add_bos_token"), info->add_bos);
     gr_gguf_put_bool(b, KEY("add_eos_token"), info->add_eos);
     gr_gguf_put_bool(b, KEY("add_space_prefix"), info->add_space_prefix);

@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/text/impl.h"
 
 void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size) {
@@ -347,4 +348,23 @@ graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error
     free(json);
     free(model);
     return st;
+}
+
+graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what, graft_error *err) {
+    if (t->info.n_vocab <= rows) return GRAFT_OK;
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < rows || ids[i] >= t->info.n_vocab) continue;
+        const gr_piece *p = &t->pieces[ids[i]];
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: holds the token \"%.*s\" (id %d), for which the model's embedding of %lld rows has none", what,
+                       (int)GR_MIN(p->len, 60), p->text ? p->text : "", ids[i], (long long)rows);
+    }
+    return GRAFT_OK;
+}
+
+void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *path) {
+    const int64_t n = t->info.n_vocab;
+    if (n <= rows) return;
+    const gr_piece *p = &t->pieces[n - 1];
+    gr_note("%s: the tokenizer has ids up to %lld (\"%.*s\"), the embedding %lld rows: texts with a token beyond them are refused", path,
+            (long long)n - 1, (int)GR_MIN(p->len, 60), p->text ? p->text : "", (long long)rows);
 }

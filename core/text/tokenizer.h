@@ -70,6 +70,10 @@ int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece);
 /* Merges of a BPE in rank order, "left right" as GGUF and tokenizer.json have them; n_merges is 0 for the others. */
 int64_t gr_tokenizer_n_merges(const gr_tokenizer *t);
 const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len);
+/* A model's embedding may have fewer rows than the tokenizer ids: a spare token is no fault until a text has it. BAD_INPUT naming
+ * what ("prompt 1") and the first of ids[n] without a row, as a token. note_rows says beforehand, once, how many there are. */
+graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what, graft_error *err);
+void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *path);
 /* XXH3-64 over everything that changes ids: recorded in adapters and cache keys. */
 uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
 
@@ -81,7 +85,8 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
  * pieces of the vocabulary and the added tokens among text. form ("a GGUF") is for the message: BAD_INPUT with the first text
  * that differs and the likely cause. */
 graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *written, const char *form, graft_error *err);
-/* Add all tokenizer.ggml.* keys and tokenizer.chat_template to a GGUF; n_vocab rows (extra rows are unused pieces). BAD_INPUT where
+/* Add all tokenizer.ggml.* keys and tokenizer.chat_template to a GGUF; n_vocab rows (extra rows are unused pieces; added tokens
+ * without a row are left out, with a warning). BAD_INPUT where
  * GGUF cannot hold the tokenizer: where what was added, read back, makes other ids (gr_tokenizer_prove). */
 graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err);
 

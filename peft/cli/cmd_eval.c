@@ -38,6 +38,7 @@ static graft_status load_data(const gr_args *a, const gr_session *s, const gr_re
                          .n_sources = 1,
                          .template_name = gr_chat_name(s->chat),
                          .loss_on = (gr_loss_on)r->data_loss_on,
+                         .n_rows = s->model->config.vocab,
                          .max_length = gr_args_has(a, "max-length") ? r->data_max_length : context,
                          .truncation = (gr_truncation)r->data_truncation};
     return gr_dataset_load(out, &o, s->tokenizer, s->chat, s->device->threads, err);

@@ -166,7 +166,12 @@ bad 3 "no tokenizer" "m tokenizer" generate --model m
 model m && truncate -s 9000 m/tokenizer.json
 bad 3 "tokenizer.json is cut" "m/tokenizer.json" generate --model m
 model m && sed -i '0,/"id": 0,/s//"id": 700, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
-bad 3 "vocabulary larger than the embedding" "m 640" generate --model m
+bad 3 "a prompt with a token beyond the embedding" "prompt <far> 700 640" generate --model m --template none --prompt "x <far>"
+data '{"text": "x <far>"}\n' d.jsonl
+bad 3 "data with a token beyond the embedding" "d.jsonl <far> 700 640" "$GRAFT" eval --model m --data d.jsonl --template none --loss-on all
+check "a vocabulary larger than the embedding" generate --model m --template none
+check "a vocabulary larger than the embedding: merged" "$GRAFT" merge --model m --out spare.gguf
+check "a vocabulary larger than the embedding: its GGUF" generate --model spare.gguf --template none
 model m && printf '{{ messages | unheard_of }}' >m/chat_template.jinja
 bad 2 "a chat template that nobody knows" "smollm2 chatml" generate --model m
 
