@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/sniff.h"
 #include "core/io/h5.h"
 
 enum { JSON_MAX_BYTES = 16 << 20 };
@@ -278,16 +279,19 @@ done:
 }
 
 static graft_status describe_file(description *d, const char *path, graft_error *err) {
-    char magic[9] = "";
+    char head[GR_SNIFF_BYTES];
     FILE *f = fopen(path, "re");
     if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
-    size_t n = fread(magic, 1, 8, f);
+    int64_t n = (int64_t)fread(head, 1, sizeof head, f);
     fclose(f);
-    if (n >= 4 && memcmp(magic, "GGUF", 4) == 0) return describe_gguf(d, path, err);
-    if (n == 8 && memcmp(magic, "graft-h5", 8) == 0) return describe_h5(d, path, err);
-    if (gr_ends_with(path, ".safetensors") || gr_ends_with(path, ".safetensors.index.json"))
+    gr_kind kind = gr_sniff(head, n, NULL);
+    if (kind == GR_KIND_GGUF) return describe_gguf(d, path, err);
+    if (kind == GR_KIND_HDF5) return describe_h5(d, path, err);
+    if (kind == GR_KIND_SAFETENSORS || gr_ends_with(path, ".safetensors") || gr_ends_with(path, ".safetensors.index.json"))
         return describe_safetensors(d, path, err);
     if (gr_ends_with(path, "config.json")) return describe_config(d, path, err);
+    graft_status st = gr_expect_kind(head, n, GR_KIND_UNKNOWN, NULL, path, err);
+    if (st != GRAFT_OK) return st;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s: neither GGUF, safetensors, config.json, nor a checkpoint or cache of graft", path);
 }

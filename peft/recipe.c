@@ -152,7 +152,7 @@ static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, con
     gr_yaml *tree = NULL, *base = NULL, *extends;
     const char *base_path = NULL;
     chain[depth] = path;
-    GR_TRY(gr_file_read(&text, &len, path, MAX_RECIPE_BYTES, err));
+    GR_TRY(gr_file_read_raw(&text, &len, path, MAX_RECIPE_BYTES, err));
     GR_TRY(gr_yaml_parse(&tree, &r->arena, text, len, path, true, err));
     if (tree->kind != GR_YAML_MAP && !gr_yaml_is_null(tree))
         GR_TRY(gr_yaml_fail(tree, false, err, "a recipe is a mapping (key: value), found %s",

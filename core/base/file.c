@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/output.h"
+#include "core/base/sniff.h"
 
 /* ---- reading ---- */
 
@@ -71,12 +72,24 @@ done:
     return st;
 }
 
-graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+graft_status gr_file_read_raw(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
     FILE *f = fopen(path, "re");
     if (!f) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
     graft_status st = gr_stream_read(text, len, f, path, max_bytes, err);
     fclose(f);
     return st;
+}
+
+graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+    char *bytes;
+    int64_t n;
+    graft_status st = gr_file_read_raw(&bytes, &n, path, max_bytes, err);
+    if (st != GRAFT_OK) return st;
+    st = gr_expect_kind(bytes, n, GR_KIND_UNKNOWN, NULL, path, err);
+    if (st != GRAFT_OK) return free(bytes), st;
+    *text = bytes;
+    *len = n;
+    return GRAFT_OK;
 }
 
 /* ---- writing a file ---- */

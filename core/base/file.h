@@ -16,10 +16,13 @@ void gr_map_close(gr_map *map);
  * touched. */
 void gr_map_drop(const void *data, int64_t bytes);
 
-/* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes. */
+/* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes, and where the
+ * first bytes show that it is something else (sniff.h). */
 graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
 /* The same of an open stream, which stays the caller's; name: for messages. */
 graft_status gr_stream_read(char **text, int64_t *len, FILE *stream, const char *name, int64_t max_bytes, graft_error *err);
+/* The same for a reader that knows UTF-16 and all else by itself. */
+graft_status gr_file_read_raw(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
 
 /* A file that appears under its name only when complete: written to "<path>.tmp-<pid>", then fsync and rename.
  * Write through `stream`; any error sticks and is reported by gr_writer_commit. */

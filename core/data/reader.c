@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/sniff.h"
 #include "core/text/utf8.h"
 
 /* ---- text that jansson accepts ---- */
@@ -127,16 +128,15 @@ done:
 static graft_status index_samples(gr_reader *r, int64_t limit, graft_error *err) {
     const char *text = (const char *)r->map.data;
     int64_t size = r->map.size, at = 0, first, line = 1;
-    if (size >= 2 && (!memcmp(text, "\xFF\xFE", 2) || !memcmp(text, "\xFE\xFF", 2)))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: is UTF-16; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
-                       r->path);
+    graft_status st = gr_expect_kind(text, size, GR_KIND_UNKNOWN, "samples in JSON or JSONL", r->path, err);
+    if (st != GRAFT_OK) return st;
     if (size >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) at = 3;
     for (first = at; first < size && is_space(text[first]); first++) line += text[first] == '\n';
     if (first == size)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: empty, expected JSONL (one object a line) or a JSON array",
                        r->path);
     r->is_array = text[first] == '[';
-    graft_status st = r->is_array ? index_array(r, first, line, limit, err) : index_lines(r, at, limit, err);
+    st = r->is_array ? index_array(r, first, line, limit, err) : index_lines(r, at, limit, err);
     if (st == GRAFT_OK && r->n_spans == 0)
         st = gr_fail(err, GRAFT_BAD_INPUT, "%s: an empty list, no samples", r->path);
     return st;

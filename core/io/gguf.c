@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/sniff.h"
 #include "core/io/tensor_stream.h"
 
 /* Bytes of a value of each gr_gguf_type; 0: of variable length. */
@@ -299,6 +300,7 @@ graft_status gr_gguf_open(gr_gguf **out, const char *path, graft_error *err) {
     gr_gguf *g = gr_calloc(1, sizeof *g);
     if (!g || !(g->path = gr_strdup(path))) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(gr_map_open(&g->map, path, err));
+    GR_TRY(gr_expect_kind(g->map.data, g->map.size, GR_KIND_GGUF, "a GGUF file", path, err));
     cursor c = {.g = g, .err = err};
     GR_TRY(read_header(&c, g));
     GR_TRY(read_metadata(&c, g));

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
+#include "core/base/sniff.h"
 #include "core/io/tensor_stream.h"
 
 enum { PREFIX = 8, HEADER_MAX = 100 * 1000 * 1000 }; /* the limit of the reference implementation */
@@ -160,6 +161,7 @@ static graft_status open_shard(gr_safetensors *s, char *path, graft_error *err) 
     shard *f = &s->shards[s->n_shards++]; /* may move later: tensors borrow only its path and map */
     *f = (shard){.path = path};
     graft_status st = gr_map_open(&f->map, path, err);
+    if (st == GRAFT_OK) st = gr_expect_kind(f->map.data, f->map.size, GR_KIND_SAFETENSORS, "a safetensors file", path, err);
     return st == GRAFT_OK ? read_shard(s, f, err) : st;
 }
 

@@ -123,6 +123,24 @@ bad 2 "eval share" "data.eval" train data.eval=1.5
 
 # ---- models ----
 bad 3 "no such model" "nowhere" generate --model nowhere
+# What is no such file at all: the error says what it is.
+pointer='version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'
+for f in model.safetensors config.json tokenizer.json tokenizer_config.json; do
+    model m && data "$pointer" "m/$f"
+    bad 3 "a git-LFS pointer as $f" "m/$f git-LFS pull" generate --model m
+done
+data "$pointer" m.gguf
+bad 3 "a git-LFS pointer as GGUF" "m.gguf git-LFS pull" generate --model m.gguf
+bad 3 "inspect of a git-LFS pointer" "m.gguf git-LFS pull" "$GRAFT" inspect m.gguf
+model m && rm m/tokenizer.json && data "$pointer" m/tokenizer.model
+bad 3 "a git-LFS pointer as tokenizer.model" "m/tokenizer.model git-LFS pull" generate --model m
+model m && data '<!DOCTYPE html><html><title>401</title></html>' m/model.safetensors
+bad 3 "an HTML page as weights" "m/model.safetensors HTML download" generate --model m
+bad 3 "inspect of an HTML page" "m/model.safetensors HTML" "$GRAFT" inspect m
+model m && data 'Entry not found' m/model.safetensors
+bad 3 "an answer of a server as weights" "m/model.safetensors Entry not found" generate --model m
+model m && mv m/model.safetensors m/pytorch_model.bin
+bad 3 "pickled weights" "m: pytorch_model.bin save_pretrained" generate --model m
 model m && rm m/config.json
 bad 3 "no config.json" "m config.json" generate --model m
 model m && sed -i '1s/{/{"quantization_config": {"quant_method": "gptq", "bits": 4},/' m/config.json
@@ -204,6 +222,12 @@ fi
 bad 3 "no such data" "nowhere.jsonl" evaluate nowhere.jsonl
 : >d.jsonl
 bad 3 "empty data" "d.jsonl" evaluate d.jsonl
+data "$pointer" d.jsonl
+bad 3 "a git-LFS pointer as data" "d.jsonl git-LFS" evaluate d.jsonl
+data 'PAR1\025\004' d.parquet
+bad 3 "Parquet as data" "d.parquet pandas.read_parquet JSONL" evaluate d.parquet
+data 'PK\003\004\024' d.zip
+bad 3 "zip as data" "d.zip unpack" evaluate d.zip
 data '\n \n' d.jsonl
 bad 3 "blank data" "d.jsonl" evaluate d.jsonl
 data '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion":\n' d.jsonl
@@ -218,6 +242,14 @@ data '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n' d.jsonl
 bad 3 "a sample without its answer" "d.jsonl:2 completion" evaluate d.jsonl
 data '{"messages": [{"role": "wizard", "content": "b"}, {"role": "assistant", "content": "c"}]}\n' d.jsonl
 bad 3 "an unknown role" "d.jsonl:1 wizard" evaluate d.jsonl
+for field in '"label": false' '"kto_tag": true' '"rejected": "c"' '"images": ["x.png"]' '"weight": 0.5' '"tools": 7' '"train": false'; do
+    data "{\"prompt\": \"a\", \"completion\": \"b\"}\\n{\"prompt\": \"a\", \"completion\": \"b\", $field}\\n" d.jsonl
+    bad 3 "a sample with $field" "d.jsonl:2 ${field%%:*}" evaluate d.jsonl
+done
+for field in '"weight": 0.5' '"tool_calls": [7]' '"function_call": "x"' '"content": [{"type": "image"}]'; do
+    data "{\"messages\": [{\"role\": \"user\", \"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"b\", $field}]}\\n" d.jsonl
+    bad 3 "a message with $field" "d.jsonl:1 message 2: ${field%%:*}" evaluate d.jsonl
+done
 data '{"messages": [{"role": "user", "content": "b"}]}\n' d.jsonl
 bad 3 "nothing to learn" "d.jsonl" evaluate d.jsonl
 data '{"prompt": "a", "completion": "b"}\n' d.jsonl

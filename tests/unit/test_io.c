@@ -55,7 +55,7 @@ static void assert_error(graft_status status, graft_status expected, const graft
 
 static char *slurp(const char *path, int64_t *len) {
     char *data = NULL;
-    assert_ok(gr_file_read(&data, len, path, 1 << 24, &err));
+    assert_ok(gr_file_read_raw(&data, len, path, 1 << 24, &err));
     return data;
 }
 
