@@ -56,9 +56,12 @@ void gr_adapter_detach_all(gr_model *m);
 double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module); /* without user_scale */
 void gr_adapter_free(gr_adapter *a);
 
-/* PEFT folder (adapter_config.json, adapter_model.safetensors, README.md). path may also be a graft run: its adapter/ is taken.
+/* PEFT folder (adapter_config.json, adapter_model.safetensors, README.md). path may also be a graft run (its adapter/ is taken) or a
+ * checkpoint of one.
  * Load checks names, shapes against the model, finite values; unsupported kinds (DoRA, modules_to_save ...) are refused by name. */
 graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
+/* The files of an adapter into a folder that exists, read back. */
+graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err);
 /* Writes a complete folder atomically and reads it back. replace: an existing adapter folder is replaced. */
 graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err);
 /* base_model_name_or_path of an adapter or run folder (owned string), so that --model may be left out. */

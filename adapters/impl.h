@@ -32,6 +32,7 @@ typedef struct gr_peft_config {
     gr_adapter_config config; /* without targets: the tensors say what is adapted */
     uint64_t tokenizer_hash;  /* of our own key "graft"; 0 when absent */
     int64_t vocab;            /* likewise */
+    const char *base_path;    /* likewise: the way from the folder to the base, NULL when absent */
     gr_arena arena;           /* owns config's strings and lists */
 } gr_peft_config;
 

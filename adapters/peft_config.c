@@ -117,6 +117,8 @@ static graft_status read_graft_key(gr_peft_config *c, const json_t *root, const 
     const char *hash = json_string_value(json_object_get(own, "tokenizer_hash"));
     graft_status st = read_number(own, path, "vocab", &vocab, err);
     if (hash) c->tokenizer_hash = strtoull(hash, NULL, 16);
+    const char *base_path = json_string_value(json_object_get(own, "base_path"));
+    if (base_path && !(c->base_path = gr_arena_strdup(&c->arena, base_path))) return gr_fail_memory(err, path);
     c->vocab = vocab >= 1 && vocab <= INT32_MAX ? (int64_t)vocab : 0;
     return st;
 }
@@ -217,10 +219,15 @@ graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_e
                                         "layer_replication", "auto_mapping",    "megatron_config"};
     const gr_adapter_config *c = &a->config;
     graft_status st = GRAFT_OK;
-    char hash[20], *text = NULL;
+    const char *slash = strrchr(path, '/');
+    char hash[20], *text = NULL, *folder = slash ? gr_strndup(path, slash - path + 1) : gr_strdup(".");
+    char *base_path = folder ? gr_path_relative(c->base, folder) : NULL; /* a moved run finds a base that moved with it */
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)a->tokenizer_hash);
     json_t *own = json_pack("{s:s, s:I}", "version", GRAFT_VERSION, "vocab", (json_int_t)a->vocab);
     if (a->tokenizer_hash) json_object_set_new(own, "tokenizer_hash", json_string(hash));
+    if (base_path) json_object_set_new(own, "base_path", json_string(base_path));
+    free(base_path);
+    free(folder);
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, "
         "s:o}",

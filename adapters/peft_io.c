@@ -33,9 +33,14 @@ static graft_status find_folder(char **folder, const char *path, graft_error *er
         free(config);
         inside = config = NULL;
     }
-    st = gr_fail(err, GRAFT_BAD_INPUT,
-                 "%s: no %s in it: expected a PEFT adapter folder, or a graft run with adapter/", path,
-                 CONFIG_FILE);
+    free(inside);
+    inside = gr_path_join(path, "state.h5");
+    if (inside && gr_exists(inside))
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a run "
+                     "gives is in its own folder", path);
+    else
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no %s in it: expected a PEFT adapter folder, or a run of graft or one of its checkpoints", path,
+                     CONFIG_FILE);
 done:
     free(inside);
     free(config);
@@ -292,6 +297,15 @@ graft_status gr_adapter_base(char **base, const char *path, graft_error *err) {
     if (!*config.config.base)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: base_model_name_or_path is missing: name the base with --model", config_path));
+    if (config.base_path && !gr_exists(config.config.base)) {
+        if (!(*base = gr_path_join(folder, config.base_path))) GR_TRY(gr_fail_memory(err, path));
+        if (gr_exists(*base)) goto done;
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: its base is neither %s nor, from its folder, %s: was it moved? name it with --model", path,
+                     config.config.base, config.base_path);
+        free(*base);
+        *base = NULL;
+        goto done;
+    }
     *base = gr_strdup(config.config.base);
     if (!*base) st = gr_fail_memory(err, path);
 done:
@@ -356,24 +370,29 @@ static graft_status check_config(const gr_adapter *a, const char *path, graft_er
     return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: what was written reads back differently", path);
 }
 
-graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err) {
+graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err) {
     graft_status st;
-    char *tmp = NULL, *config = NULL, *tensors = NULL, *card = NULL;
-    GR_TRY(gr_dir_begin(&tmp, folder, replace, err));
-    config = gr_path_join(tmp, CONFIG_FILE);
-    tensors = gr_path_join(tmp, TENSOR_FILE);
-    card = gr_path_join(tmp, "README.md");
+    char *config = gr_path_join(folder, CONFIG_FILE), *tensors = gr_path_join(folder, TENSOR_FILE), *card = gr_path_join(folder, "README.md");
     if (!config || !tensors || !card) GR_TRY(gr_fail_memory(err, folder));
     GR_TRY(gr_peft_config_write(a, config, err));
     GR_TRY(save_tensors(a, tensors, err));
     GR_TRY(gr_model_card_write(a, card, err));
     GR_TRY(check_config(a, config, err));
+done:
+    free(config);
+    free(tensors);
+    free(card);
+    return st;
+}
+
+graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err) {
+    graft_status st;
+    char *tmp = NULL;
+    GR_TRY(gr_dir_begin(&tmp, folder, replace, err));
+    GR_TRY(gr_adapter_write(a, tmp, err));
     GR_TRY(gr_dir_commit(tmp, folder, replace, err));
 done:
     if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
     free(tmp);
-    free(config);
-    free(tensors);
-    free(card);
     return st;
 }

@@ -112,7 +112,7 @@ done:
     return st;
 }
 
-graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
+graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
                                 graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
@@ -131,6 +131,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, cons
     gr_h5 *sealed = h;
     h = NULL; /* commit frees it, whatever happens */
     GR_TRY(gr_h5_commit(sealed, err));
+    if (adapter) GR_TRY(gr_adapter_write(adapter, tmp, err));
     GR_TRY(gr_dir_commit(tmp, folder, true, err));
 done:
     gr_h5_close(h);

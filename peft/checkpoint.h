@@ -3,7 +3,7 @@
 #ifndef GR_CHECKPOINT_H
 #define GR_CHECKPOINT_H
 
-#include "core/model/params.h"
+#include "adapters/adapter.h"
 
 /* Where a run is. Everything here is saved. */
 typedef struct gr_train_state {
@@ -27,8 +27,9 @@ typedef struct gr_train_identity {
     const char *recipe; /* resolved, as gr_recipe_print gives it; borrowed */
 } gr_train_identity;
 
-/* Write checkpoint-<step> atomically; an existing one of the same step is replaced. */
-graft_status gr_checkpoint_save(const char *output_dir, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
+/* Write checkpoint-<step> atomically; an existing one of the same step is replaced. adapter: p's own, written beside the state as a PEFT
+ * adapter, so that a checkpoint is one; NULL: every weight is trained. */
+graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
                                 graft_error *err);
 /* Read a checkpoint into allocated parameters of the same names and shapes. s and id may be NULL (values only; then the optimizer's
  * moments are left alone). BAD_USAGE when it belongs to other data, steps, batch size or seed, or to a recipe

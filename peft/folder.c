@@ -234,7 +234,7 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     char *last = NULL;
     gr_str text = {0};
     graft_status st;
-    GR_TRY(gr_recipe_print(run->r, &text, err));
+    GR_TRY(gr_recipe_print_absolute(run->r, &text, err));
     if (!(run->recipe_text = gr_str_take(&text))) GR_TRY(gr_fail_memory(err, "recipe"));
     run->identity.recipe = run->recipe_text;
     run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;

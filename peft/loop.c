@@ -220,7 +220,7 @@ static graft_status save(loop *l, graft_error *err) {
     int64_t best = run->r->save_best ? run->state.best_step : -1;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
-    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->params, &run->state, &run->identity, err));
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, run->params, &run->state, &run->identity, err));
     gr_run_saved(folder);
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);

@@ -221,6 +221,15 @@ done:
     return st;
 }
 
+/* A run is where it lies, wherever it was made. */
+static graft_status set_output_dir(gr_yaml *tree, gr_recipe *r, const char *folder, graft_error *err) {
+    gr_yaml *value = gr_arena_alloc(&r->arena, sizeof *value);
+    if (!value) return gr_fail_memory(err, folder);
+    *value = (gr_yaml){.kind = GR_YAML_SCALAR, .key = "output_dir", .file = folder, .text = folder};
+    gr_yaml_set(tree, value);
+    return GRAFT_OK;
+}
+
 /* What the recipe asks for as a whole, once every value was looked at. */
 static graft_status check_whole(gr_reading *rd, bool complete) {
     graft_status st = gr_recipe_check(rd->r, rd->nodes, rd->wrong, rd->problems);
@@ -237,8 +246,13 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
     gr_reading rd = {.r = r, .problems = problems, .err = err};
     *out = NULL;
     if (!r) return gr_fail_memory(err, "recipe");
-    r->path = gr_arena_strdup(&r->arena, path ? path : "");
+    const char *folder = path && gr_is_dir(path) ? gr_arena_strdup(&r->arena, path) : NULL;
+    char *inside = folder ? gr_path_join(path, "recipe.yaml") : NULL;
+    r->path = gr_arena_strdup(&r->arena, inside ? inside : path ? path : "");
+    free(inside);
     if (!r->path) GR_TRY(gr_fail_memory(err, "recipe"));
+    if (folder && !gr_exists(r->path))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s is a folder without recipe.yaml: expected a recipe, or a run of graft", folder));
     GR_TRY(read_defaults(&rd));
     rd.files = o->files;
     if (path) GR_TRY(load_tree(&tree, r, r->path, chain, 0, err));
@@ -248,6 +262,7 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
         *tree = (gr_yaml){
             .kind = GR_YAML_MAP, .file = r->path, .from_file = path != NULL, .line = 1, .column = 1};
     }
+    if (folder) GR_TRY(set_output_dir(tree, r, folder, err));
     for (int i = 0; i < n_overrides; i++) GR_TRY(apply_override(&tree, r, overrides[i], err));
     GR_TRY(read_tree(&rd, tree));
     GR_TRY(check_whole(&rd, o->complete));
@@ -256,6 +271,28 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
         r = NULL;
     }
 done:
+    gr_recipe_free(r);
+    return st;
+}
+
+graft_status gr_recipe_parse(gr_recipe **out, const char *text, const char *name, graft_error *err) {
+    graft_status st;
+    gr_yaml *tree = NULL;
+    gr_problems problems = {0};
+    gr_recipe *r = gr_calloc(1, sizeof *r);
+    gr_reading rd = {.r = r, .problems = &problems, .err = err};
+    *out = NULL;
+    if (!r) return gr_fail_memory(err, "recipe");
+    r->path = gr_arena_strdup(&r->arena, name);
+    if (!r->path) GR_TRY(gr_fail_memory(err, "recipe"));
+    GR_TRY(read_defaults(&rd));
+    GR_TRY(gr_yaml_parse(&tree, &r->arena, text, (int64_t)strlen(text), r->path, false, err));
+    GR_TRY(read_tree(&rd, tree));
+    if (problems.n > 0) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: %s", name, problems.items[0].text));
+    *out = r;
+    r = NULL;
+done:
+    gr_problems_release(&problems);
     gr_recipe_free(r);
     return st;
 }

@@ -55,7 +55,7 @@ typedef struct gr_recipe {
     gr_arena arena;   /* owns every string and list */
 } gr_recipe;
 
-/* Read path (NULL: the defaults; with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
+/* Read path (NULL: the defaults; a run's folder: its recipe.yaml, with that folder as output_dir; with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
  * recipe's folder), apply overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected
  * and the nearest known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
 graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
@@ -88,6 +88,10 @@ graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *er
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name);
 /* The resolved recipe as YAML with every key; reading it back gives the same recipe. */
 graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err);
+/* The same with paths from the root on: it means the same in every working directory. */
+graft_status gr_recipe_print_absolute(const gr_recipe *r, gr_str *out, graft_error *err);
+/* A resolved recipe from its text; name: what it is called in messages. */
+graft_status gr_recipe_parse(gr_recipe **out, const char *text, const char *name, graft_error *err);
 /* Documentation from the table: for people (graft help recipe), and a JSON Schema for editors. */
 void gr_recipe_help(gr_str *out);
 graft_status gr_recipe_json_schema(char **json /* owned */, graft_error *err);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "peft/recipe_schema.h"
 
 /* ---- the resolved recipe ---- */
@@ -72,9 +73,24 @@ static void put_double(gr_str *out, double v) {
         gr_str_puts(out, text);
 }
 
-static void put_source(gr_str *out, const gr_data_source *s) {
+/* absolute: a path that leads somewhere is written from the root on, so that it does so from every folder. */
+static void put_path(gr_str *out, const char *path, bool absolute) {
+    char *whole = absolute ? gr_path_absolute(path) : NULL;
+    put_text(out, whole ? whole : path);
+    free(whole);
+}
+
+/* True when the text of a STRING key names a file or folder. */
+static bool is_path(const gr_key *k, const char *text) {
+    if (strcmp(k->name, "output_dir") == 0) return true;
+    if (strcmp(k->name, "cache") == 0) return strcmp(text, "auto") != 0 && strcmp(text, "none") != 0;
+    if (strcmp(k->name, "template") == 0 && !gr_ends_with(text, ".yaml") && !gr_ends_with(text, ".jinja")) return false;
+    return (strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 || strcmp(k->name, "template") == 0) && gr_exists(text);
+}
+
+static void put_source(gr_str *out, const gr_data_source *s, bool absolute) {
     gr_str_puts(out, "\n    - path: ");
-    put_text(out, s->path);
+    put_path(out, s->path, absolute && gr_exists(s->path));
     gr_str_puts(out, "\n      format: ");
     put_text(out, s->format);
     gr_str_puts(out, "\n      columns: {");
@@ -98,7 +114,7 @@ static void put_source(gr_str *out, const gr_data_source *s) {
         gr_str_puts(out, "null");
 }
 
-static void put_lists(gr_str *out, const gr_key *k, const void *field) {
+static void put_lists(gr_str *out, const gr_key *k, const void *field, bool absolute) {
     if (k->type == GR_KEY_LIST) {
         const gr_list *list = field;
         gr_str_putc(out, '[');
@@ -123,17 +139,17 @@ static void put_lists(gr_str *out, const gr_key *k, const void *field) {
             put_double(out, list->share);
         else if (list->n == 0)
             gr_str_puts(out, "null");
-        for (int i = 0; i < list->n; i++) put_source(out, &list->items[i]);
+        for (int i = 0; i < list->n; i++) put_source(out, &list->items[i], absolute);
     }
 }
 
-static void put_value(gr_str *out, const gr_key *k, const void *field) {
+static void put_value(gr_str *out, const gr_key *k, const void *field, bool absolute) {
     char choice[32] = "";
     int64_t i;
     switch (k->type) {
     case GR_KEY_STRING:
         if (*(const char *const *)field)
-            put_text(out, *(const char *const *)field);
+            put_path(out, *(const char *const *)field, absolute && is_path(k, *(const char *const *)field));
         else
             gr_str_puts(out, "null");
         break;
@@ -158,21 +174,33 @@ static void put_value(gr_str *out, const gr_key *k, const void *field) {
             gr_str_printf(out, "%lld", (long long)i);
         break;
     default:
-        put_lists(out, k, field);
+        put_lists(out, k, field, absolute);
     }
 }
 
-graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err) {
+void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out) {
+    put_value(out, k, (const char *)r + k->offset, false);
+}
+
+static graft_status print_recipe(const gr_recipe *r, bool absolute, gr_str *out, graft_error *err) {
     const char *section = "";
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (strcmp(section, k->section) != 0 && *k->section) gr_str_printf(out, "%s:\n", k->section);
         section = k->section;
         gr_str_printf(out, "%s%s: ", *section ? "  " : "", k->name);
-        put_value(out, k, (const char *)r + k->offset);
+        put_value(out, k, (const char *)r + k->offset, absolute);
         gr_str_putc(out, '\n');
     }
     return out->failed ? gr_fail_memory(err, "recipe") : GRAFT_OK;
+}
+
+graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err) {
+    return print_recipe(r, false, out, err);
+}
+
+graft_status gr_recipe_print_absolute(const gr_recipe *r, gr_str *out, graft_error *err) {
+    return print_recipe(r, true, out, err);
 }
 
 /* ---- help ---- */

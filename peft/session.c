@@ -24,6 +24,9 @@ static bool is_adapter(const char *path) {
 graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     *out = NULL;
     if (is_adapter(path)) return gr_adapter_base(out, path, err);
+    if (gr_is_dir(path) && has_file(path, "state.h5"))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a "
+                       "run gives is in its own folder", path);
     if (gr_is_dir(path) && !has_file(path, "config.json") && has_file(path, "model"))
         *out = gr_path_join(path, "model");
     else
@@ -31,18 +34,15 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
 }
 
-/* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/model), NULL when there is
- * none. */
+/* The recipe of the run that path is or lies in (runs/x, runs/x/adapter, runs/x/checkpoint-9), NULL when there is none. */
 static gr_recipe *run_recipe(const char *path) {
-    static const char *const places[] = {"recipe.yaml", "../recipe.yaml"};
     gr_recipe *r = NULL;
-    bool inner =
-        gr_ends_with(path, "/adapter") || gr_ends_with(path, "/model") || gr_ends_with(path, "/adapter/");
-    for (int i = 0; !r && i < (inner ? 2 : 1); i++) {
-        char *file = gr_path_join(path, places[i]);
-        if (file && gr_exists(file) && gr_recipe_load(&r, file, NULL, 0, NULL) != GRAFT_OK) r = NULL;
-        free(file);
-    }
+    char *real = realpath(path, NULL), *name = real ? strrchr(real, '/') : NULL;
+    bool inner = name && (strcmp(name, "/adapter") == 0 || strcmp(name, "/model") == 0 || gr_starts_with(name, "/checkpoint-"));
+    char *file = real ? gr_path_join(real, inner ? "../recipe.yaml" : "recipe.yaml") : NULL;
+    if (file && gr_exists(file) && gr_recipe_load(&r, file, NULL, 0, NULL) != GRAFT_OK) r = NULL;
+    free(file);
+    free(real);
     return r;
 }
 

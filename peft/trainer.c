@@ -134,6 +134,7 @@ done:
 static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
     const gr_recipe *r = run->r;
     gr_adapter *from = NULL;
+    char *base = NULL;
     graft_status st;
     if (r->adapter_method == GR_METHOD_FULL) {
         run->params = &run->full;
@@ -143,11 +144,13 @@ static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
         GR_TRY(gr_model_attach_params(run->model, &run->full, true, err));
         goto done;
     }
+    base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
+    if (!base) GR_TRY(gr_fail_memory(err, "base"));
     gr_adapter_config c = {.rank = r->adapter_rank, .alpha = r->adapter_alpha, .dropout = r->adapter_dropout,
                            .use_rslora = r->adapter_use_rslora, .target_modules = r->adapter_target_modules.items,
                            .n_target_modules = r->adapter_target_modules.n, .rank_pattern = r->adapter_rank_pattern.items,
                            .n_rank_pattern = r->adapter_rank_pattern.n, .alpha_pattern = r->adapter_alpha_pattern.items,
-                           .n_alpha_pattern = r->adapter_alpha_pattern.n, .base = r->model_base};
+                           .n_alpha_pattern = r->adapter_alpha_pattern.n, .base = base};
     GR_TRY(gr_adapter_plan(&run->adapter, &c, run->model, err));
     run->params = &run->adapter->params;
     if (dry_run) goto done;
@@ -159,6 +162,7 @@ static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
     }
     GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
 done:
+    free(base);
     gr_adapter_free(from);
     return st;
 }

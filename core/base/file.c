@@ -349,3 +349,33 @@ char *gr_path_join(const char *dir, const char *name) {
     bool slash = *dir && !gr_ends_with(dir, "/");
     return gr_format("%s%s%s", dir, slash ? "/" : "", name);
 }
+
+char *gr_path_absolute(const char *path) {
+    if (*path == '/') return gr_strdup(path);
+    while (gr_starts_with(path, "./")) path += 2 + strspn(path + 2, "/");
+    char *cwd = getcwd(NULL, 0), *out = cwd ? gr_path_join(cwd, strcmp(path, ".") == 0 ? "" : path) : NULL;
+    free(cwd);
+    return out;
+}
+
+char *gr_path_relative(const char *path, const char *folder) {
+    char *to = realpath(path, NULL), *from = realpath(folder, NULL);
+    gr_str out = {0};
+    bool found = to && from;
+    if (found) {
+        size_t same = 0; /* length of the folders that both are in */
+        for (size_t i = 0;; i++) {
+            bool ends = (to[i] == '/' || !to[i]) && (from[i] == '/' || !from[i]);
+            if (ends) same = i;
+            if (to[i] != from[i] || !to[i]) break;
+        }
+        for (const char *c = from + same; *c; c++)
+            if (*c == '/' && c[1]) gr_str_puts(&out, "../");
+        gr_str_puts(&out, to + same + (to[same] == '/'));
+        if (out.len == 0) gr_str_putc(&out, '.');
+    }
+    free(to);
+    free(from);
+    if (!found) return NULL;
+    return gr_str_take(&out);
+}

@@ -53,6 +53,10 @@ bool gr_is_dir(const char *path);
 bool gr_is_empty_dir(const char *path);
 /* A device or a pipe: written in place, never renamed over. The process's own streams count as such, whatever they are bound to. */
 bool gr_is_device(const char *path);
+/* path from the root on (owned): under the working directory when it is relative. Links stay. */
+char *gr_path_absolute(const char *path);
+/* The way from folder to path (owned), both existing, through no link: "../../models/a". NULL when there is none. */
+char *gr_path_relative(const char *path, const char *folder);
 /* "dir/name" on the heap, NULL when out of memory. */
 char *gr_path_join(const char *dir, const char *name);
 
