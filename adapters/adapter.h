@@ -56,14 +56,17 @@ void gr_adapter_detach_all(gr_model *m);
 double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module); /* without user_scale */
 void gr_adapter_free(gr_adapter *a);
 
-/* PEFT folder (adapter_config.json, adapter_model.safetensors, README.md). path may also be a graft run (its adapter/ is taken) or a
- * checkpoint of one.
- * Load checks names, shapes against the model, finite values; unsupported kinds (DoRA, modules_to_save ...) are refused by name. */
+/* path: a PEFT folder (adapter_config.json, adapter_model.safetensors), a folder of mlx-lm (adapters.safetensors), a GGUF LoRA, a graft
+ * run (its adapter/ is taken) or a checkpoint of one, or a folder whose only sub-folder with an adapter_config.json is meant. Load checks names, shapes against
+ * the model, element types, finite values, and that the matrices are those that the configuration targets; unsupported kinds (DoRA,
+ * modules_to_save ...) are refused by name. */
 graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
 /* The files of an adapter into a folder that exists, read back. */
 graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err);
 /* Writes a complete folder atomically and reads it back. replace: an existing adapter folder is replaced. */
 graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err);
+/* Does path name an adapter (and no model)? */
+bool gr_adapter_is(const char *path);
 /* base_model_name_or_path of an adapter or run folder (owned string), so that --model may be left out. */
 graft_status gr_adapter_base(char **base, const char *path, graft_error *err);
 /* GGUF LoRA for llama.cpp: rsLoRA and alpha patterns folded (conventions 1.2), q/k rows of B permuted for "llama". */

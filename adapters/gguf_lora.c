@@ -2,7 +2,10 @@
 #include "adapters/impl.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+
+/* ---- writing ---- */
 
 typedef struct lora_export {
     const gr_adapter *a;
@@ -98,5 +101,192 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
 done:
     gr_gguf_builder_release(&b);
     gr_arena_release(&arena);
+    return st;
+}
+
+/* ---- reading ---- */
+
+typedef struct lora_import {
+    gr_model *m;
+    const gr_gguf *g;
+    const gr_tensor **a, **b; /* [n], by module index of gr_adapter_module_at */
+    const gr_weight_entry **entries;
+    bool *found;
+    int64_t n;
+} lora_import;
+
+static graft_status check_header(const gr_gguf *g, const gr_model *m, double *alpha, graft_error *err) {
+    const char *type = "", *kind = "", *arch;
+    graft_status st = GRAFT_OK;
+    if (gr_gguf_has(g, "general.type")) GR_TRY(gr_gguf_get_string(g, "general.type", &type, NULL, err));
+    if (strcmp(type, "adapter") != 0)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: general.type is \"%s\", expected \"adapter\": this GGUF is no adapter",
+                       gr_gguf_path(g), type));
+    GR_TRY(gr_gguf_get_string(g, "adapter.type", &kind, NULL, err));
+    if (strcmp(kind, "lora") != 0)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.type is \"%s\", expected \"lora\"", gr_gguf_path(g),
+                       kind));
+    if (gr_gguf_has(g, "adapter.alora.invocation_tokens"))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: adapter.alora.invocation_tokens: activated LoRA is not supported",
+                       gr_gguf_path(g)));
+    GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
+    if (strcmp(arch, m->config.arch) != 0)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture is \"%s\", the base's is \"%s\"",
+                       gr_gguf_path(g), arch, m->config.arch));
+    GR_TRY(gr_gguf_float_or(g, "adapter.lora.alpha", 0, alpha, err));
+    if (!isfinite(*alpha))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.lora.alpha is not finite", gr_gguf_path(g)));
+done:
+    return st;
+}
+
+/* The module whose base tensor the name of a pair begins with, -1 when there is none. */
+static int64_t find_entry(const lora_import *x, const char *name, size_t len) {
+    for (int64_t i = 0; i < x->n; i++) {
+        const char *known = x->entries[i] ? x->entries[i]->gguf_name : "";
+        if (strlen(known) == len && strncmp(known, name, len) == 0) return i;
+    }
+    return -1;
+}
+
+static graft_status take_tensors(lora_import *x, graft_error *err) {
+    int64_t found = 0;
+    for (int64_t k = 0; k < gr_gguf_n_tensors(x->g); k++) {
+        const gr_tensor *t = gr_gguf_tensor(x->g, k);
+        bool a = gr_ends_with(t->name, ".lora_a"), b = gr_ends_with(t->name, ".lora_b");
+        int64_t i = a || b ? find_entry(x, t->name, strlen(t->name) - strlen(".lora_a")) : -1;
+        if (i < 0)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %s", t->file, t->name,
+                           a || b ? "the base has no such tensor: is this the adapter's base model?"
+                                  : "no matrix of a LoRA");
+        if (i == 0 && x->m->config.tied)
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: "
+                           "graft cannot",
+                           t->file, t->name);
+        (a ? x->a : x->b)[i] = t;
+    }
+    for (int64_t i = 0; i < x->n; i++) {
+        const gr_tensor *one = x->a[i] ? x->a[i] : x->b[i];
+        if (!x->a[i] != !x->b[i])
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: tensor %s has no partner: a LoRA is a pair of lora_a and lora_b",
+                           gr_gguf_path(x->g), one->name);
+        x->found[i] = one != NULL;
+        found += x->found[i];
+    }
+    if (found == 0) return gr_fail(err, GRAFT_BAD_INPUT, "%s: no LoRA matrices in it", gr_gguf_path(x->g));
+    return GRAFT_OK;
+}
+
+/* Each module's rank is that of its tensors; the patterns are whole names. */
+static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pattern *patterns,
+                               gr_arena *arena, graft_error *err) {
+    for (int64_t i = 0; i < x->n; i++) {
+        char name[96];
+        int64_t out, in;
+        if (!x->found[i]) continue;
+        int64_t rank = x->b[i]->n_dims == 2 ? x->b[i]->shape[1] : 0;
+        gr_adapter_module_at(x->m, i, name, &out, &in);
+        if (rank < 1 || rank > INT16_MAX)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its rank is no number from 1 to %d",
+                           x->b[i]->file, x->b[i]->name, INT16_MAX);
+        if (c->rank == 0) c->rank = rank;
+        if (rank == c->rank) continue;
+        char *copy = gr_arena_strdup(arena, name);
+        if (!copy) return gr_fail_memory(err, name);
+        patterns[c->n_rank_pattern++] = (gr_pattern){.pattern = copy, .value = (double)rank};
+    }
+    return GRAFT_OK;
+}
+
+static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    float *rows = NULL;
+    for (int64_t j = 0; j < a->n_modules; j++) {
+        gr_adapter_module *module = &a->modules[j];
+        int64_t i = module->linear + 1, R = module->rank, N = module->out,
+                heads = x->entries[i]->permute_heads;
+        bool flipped = gr_adapter_is_embedding(module);
+        float *to = gr_params_value(&a->params, module->b);
+        if (alpha == 0) module->alpha = (double)R; /* the loader then does not scale */
+        GR_TRY(gr_adapter_load_matrix(x->a[i], gr_params_value(&a->params, module->a),
+                                      flipped ? module->in : R, flipped ? R : module->in, false, "lora_b",
+                                      err));
+        GR_TRY(gr_adapter_load_matrix(x->b[i], to, N, R, false, "lora_a", err));
+        if (!heads) continue;
+        free(rows);
+        rows = gr_calloc(N * R, sizeof *rows);
+        if (!rows) GR_TRY(gr_fail_memory(err, module->name));
+        memcpy(rows, to, (size_t)(N * R) * sizeof *rows);
+        for (int64_t n = 0; n < N; n++)
+            memcpy(to + n * R, rows + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
+    }
+done:
+    free(rows);
+    return st;
+}
+
+graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training,
+                               graft_error *err) {
+    graft_status st;
+    gr_gguf *g = NULL;
+    gr_adapter *a = NULL;
+    gr_arena arena = {0};
+    double alpha = 0;
+    char *base = NULL;
+    gr_adapter_config c = {0};
+    lora_import x = {.m = m, .n = 1 + gr_model_n_linears(m)};
+    gr_pattern *patterns = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *patterns);
+    x.a = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.a);
+    x.b = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.b);
+    x.entries = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.entries);
+    x.found = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.found);
+    if (!patterns || !x.a || !x.b || !x.entries || !x.found) GR_TRY(gr_fail_memory(err, path));
+    for (int64_t i = 0; i < x.n; i++) {
+        char name[96], weight[128];
+        int64_t rows, cols;
+        gr_adapter_module_at(m, i, name, &rows, &cols);
+        snprintf(weight, sizeof weight, "%s.weight", name);
+        x.entries[i] = gr_weights_find(m->weights, weight);
+    }
+    GR_TRY(gr_gguf_open(&g, path, err));
+    x.g = g;
+    GR_TRY(check_header(g, m, &alpha, err));
+    GR_TRY(take_tensors(&x, err));
+    GR_TRY(read_ranks(&x, &c, patterns, &arena, err));
+    GR_TRY(gr_gguf_lora_base(&base, path, err));
+    c.rank_pattern = patterns;
+    c.alpha = alpha != 0 ? alpha : (double)c.rank;
+    c.base = base;
+    st = gr_adapter_build(&a, &c, m, x.found, err);
+    GR_TRY(st == GRAFT_BAD_USAGE ? gr_fail_context(err, GRAFT_BAD_INPUT, "%s", path) : st);
+    GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
+    GR_TRY(load_pairs(a, &x, alpha, err));
+    *out = a;
+    a = NULL;
+done:
+    gr_adapter_free(a);
+    gr_gguf_close(g);
+    gr_arena_release(&arena);
+    free(base);
+    return st;
+}
+
+graft_status gr_gguf_lora_base(char **base, const char *path, graft_error *err) {
+    static const char key[] = "general.base_model.0.name";
+    gr_gguf *g = NULL;
+    const char *name;
+    graft_status st;
+    *base = NULL;
+    GR_TRY(gr_gguf_open(&g, path, err));
+    if (!gr_gguf_has(g, key)) goto done;
+    GR_TRY(gr_gguf_get_string(g, key, &name, NULL, err));
+    *base = gr_strdup(name);
+    if (!*base) st = gr_fail_memory(err, path);
+done:
+    gr_gguf_close(g);
     return st;
 }

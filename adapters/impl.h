@@ -2,9 +2,20 @@
 #ifndef GR_ADAPTERS_IMPL_H
 #define GR_ADAPTERS_IMPL_H
 
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
 #include <string.h>
 
 #include "adapters/adapter.h"
+
+/* ---- patterns.c ---- */
+
+/* prefix pattern suffix, anchored at the start; BAD_USAGE naming pattern. Free with pcre2_code_free. */
+graft_status gr_regex_compile(pcre2_code **out, const char *prefix, const char *pattern, const char *suffix,
+                              graft_error *err);
+graft_status gr_regex_match(bool *yes, const pcre2_code *regex, const char *pattern, const char *name, graft_error *err);
+/* "q_proj" is the suffix of "model.layers.0.self_attn.q_proj" in whole components. */
+bool gr_has_suffix(const char *name, const char *suffix);
 
 /* ---- lora.c ---- */
 
@@ -26,13 +37,26 @@ static inline const char *gr_last_component(const char *name) {
     return dot ? dot + 1 : name;
 }
 
-/* ---- peft_config.c: adapter_config.json ---- */
+/* ---- locate.c ---- */
 
+#define GR_ADAPTER_CONFIG "adapter_config.json"
+#define GR_ADAPTER_TENSORS "adapter_model.safetensors"
+#define GR_MLX_TENSORS "adapters.safetensors"
+
+/* Where the adapter that path names lies: a folder with an adapter_config.json (path itself, adapter/ of a run, the only
+ * sub-folder that is one), or a GGUF file. *place is owned. */
+graft_status gr_adapter_locate(char **place, const char *path, graft_error *err);
+
+/* ---- peft_config.c, mlx_config.c, peft_targets.c: adapter_config.json ---- */
+
+struct json_t;
 typedef struct gr_peft_config {
     gr_adapter_config config; /* without targets: the tensors say what is adapted */
     uint64_t tokenizer_hash;  /* of our own key "graft"; 0 when absent */
     int64_t vocab;            /* likewise */
     const char *base_path;    /* likewise: the way from the folder to the base, NULL when absent */
+    bool mlx;                 /* mlx-lm's form: other names, matrices transposed, a scale */
+    struct json_t *root;      /* the file */
     gr_arena arena;           /* owns config's strings and lists */
 } gr_peft_config;
 
@@ -40,8 +64,29 @@ typedef struct gr_peft_config {
  * modules_to_save ...). */
 graft_status gr_peft_config_read(gr_peft_config *c, const char *path, graft_error *err);
 void gr_peft_config_release(gr_peft_config *c);
+/* The values of mlx-lm's form into c. */
+graft_status gr_mlx_config_read(gr_peft_config *c, const char *path, graft_error *err);
+/* Are the modules with matrices those that the configuration targets? found: by module index of m. */
+graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
+                                   graft_error *err);
+graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
+                                  graft_error *err);
+graft_status gr_peft_read_number(const struct json_t *root, const char *path, const char *key, double *out,
+                                 graft_error *err);
 graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_error *err);
 /* README.md: what the adapter is and how to load it. */
 graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_error *err);
+
+/* ---- load.c ---- */
+
+/* A matrix of a file, [rows,cols] there, into dst, float32, as it is or transposed. BAD_INPUT for another shape (expected:
+ * by what) and for values that are not finite. */
+graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows, int64_t cols, bool transposed,
+                                    const char *expected, graft_error *err);
+/* ---- gguf_lora.c ---- */
+graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
+/* The base that the file names, owned; NULL when it names none. */
+graft_status gr_gguf_lora_base(char **base, const char *path, graft_error *err);
+bool gr_is_gguf(const char *path); /* by its first bytes */
 
 #endif

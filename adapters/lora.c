@@ -1,8 +1,6 @@
 #include "adapters/impl.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
 #include <math.h>
-#include <pcre2.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,40 +11,6 @@ static const char EMBEDDING[] = "model.embed_tokens";
 static const double MAX_ALPHA = 1e6; /* far beyond use, and no product with it leaves float32 */
 
 /* ---- which modules: names, suffixes, regular expressions ---- */
-
-static graft_status regex_compile(pcre2_code **out, const char *prefix, const char *pattern,
-                                  const char *suffix, graft_error *err) {
-    int code = 0;
-    PCRE2_SIZE at = 0;
-    char *whole = gr_format("%s%s%s", prefix, pattern, suffix);
-    if (!whole) return gr_fail_memory(err, "a pattern");
-    *out =
-        pcre2_compile((PCRE2_SPTR)whole, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
-    free(whole);
-    if (*out) return GRAFT_OK;
-    PCRE2_UCHAR why[120];
-    pcre2_get_error_message(code, why, sizeof why);
-    return gr_fail(err, GRAFT_BAD_USAGE, "\"%s\" is not a regular expression: %s", pattern,
-                   (const char *)why);
-}
-
-static graft_status regex_match(bool *yes, const pcre2_code *regex, const char *pattern, const char *name,
-                                graft_error *err) {
-    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
-    if (!data) return gr_fail_memory(err, "a pattern");
-    int rc = pcre2_match(regex, (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL);
-    pcre2_match_data_free(data);
-    *yes = rc >= 0;
-    if (rc < 0 && rc != PCRE2_ERROR_NOMATCH)
-        return gr_fail(err, GRAFT_BAD_USAGE, "the pattern \"%s\" is too expensive to match", pattern);
-    return GRAFT_OK;
-}
-
-/* "q_proj" is the suffix of "model.layers.0.self_attn.q_proj" in whole components. */
-static bool has_suffix(const char *name, const char *suffix) {
-    size_t n = strlen(name), k = strlen(suffix);
-    return n >= k && strcmp(name + n - k, suffix) == 0 && (n == k || name[n - k - 1] == '.');
-}
 
 void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in) {
     if (i == 0) {
@@ -92,16 +56,16 @@ static graft_status mark_target(bool *wanted, const char *target, gr_model *m, g
     char name[96];
     int64_t out, in;
     bool found = false, all = strcmp(target, "all-linear") == 0;
-    if (strpbrk(target, "*+?[](){}^$|\\")) GR_TRY(regex_compile(&regex, "(?:", target, ")$", err));
+    if (strpbrk(target, "*+?[](){}^$|\\")) GR_TRY(gr_regex_compile(&regex, "(?:", target, ")$", err));
     for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
         bool yes;
         gr_adapter_module_at(m, i, name, &out, &in);
         if (all)
             yes = i > 0 && strcmp(name, "lm_head") != 0;
         else if (!regex)
-            yes = *target && has_suffix(name, target);
+            yes = *target && gr_has_suffix(name, target);
         else
-            GR_TRY(regex_match(&yes, regex, target, name, err));
+            GR_TRY(gr_regex_match(&yes, regex, target, name, err));
         wanted[i] |= yes;
         found |= yes;
     }
@@ -116,7 +80,7 @@ static graft_status pattern_value(double *value, const gr_pattern *patterns, pcr
                                   const char *name, graft_error *err) {
     for (int i = 0; i < n; i++) {
         bool yes;
-        graft_status st = regex_match(&yes, regex[i], patterns[i].pattern, name, err);
+        graft_status st = gr_regex_match(&yes, regex[i], patterns[i].pattern, name, err);
         if (st != GRAFT_OK) return st;
         if (!yes) continue;
         *value = patterns[i].value;
@@ -165,7 +129,7 @@ static graft_status compile_patterns(pcre2_code ***out, const gr_pattern *patter
     *out = gr_calloc(GR_MAX(n, 1), sizeof **out);
     if (!*out) return gr_fail_memory(err, "patterns");
     for (int i = 0; i < n; i++)
-        GR_TRY(regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
+        GR_TRY(gr_regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
 done:
     return st;
 }
@@ -230,7 +194,7 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
             char name[96];
             int64_t out, in;
             gr_adapter_module_at(m, i, name, &out, &in);
-            if (has_suffix(name, target)) all &= wanted[i];
+            if (gr_has_suffix(name, target)) all &= wanted[i];
         }
         if (!all) target = a->modules[j].name;
         for (int i = 0; i < n; i++) seen |= strcmp(targets[i], target) == 0;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 
 enum { MAX_BYTES = 16 << 20 };
 
@@ -30,10 +31,50 @@ static const struct {
     {"arrow_config", "Arrow routing is not supported: load its LoRAs one by one"},
     {"kasa_config", "KaSA is not supported: train an ordinary LoRA"},
     {"velora_config", "VeLoRA is not supported: train an ordinary LoRA"},
+    {"monteclora_config", "MonteCLoRA is not supported: train an ordinary LoRA"},
+    {"ensure_weight_tying",
+     "adapters tied between embedding and head are not supported: merge with PEFT and use the merged "
+     "model as base"},
 };
 
-/* Initialisations that also change the base weights: such an adapter is nothing without that changed base. */
-static const char *const base_changing_inits[] = {"pissa", "olora", "corda", "loftq", "lora_ga"};
+/* Initialisations that leave the base alone: only the matrices that training made of them matter. The others
+ * (pissa, olora, corda, loftq, lora_ga ...) also change the base weights, and such an adapter is nothing
+ * without that changed base. */
+static const char *const harmless_inits[] = {"gaussian", "eva", "orthogonal"};
+
+/* Keys that are read, or say nothing about the result. */
+static const char *const known_keys[] = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "enable_lora",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out", /* PEFT itself sets it to false for ordinary linears */
+    "graft",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora"};
 
 static bool is_off(const json_t *v) {
     if (json_is_array(v)) return json_array_size(v) == 0;
@@ -45,7 +86,8 @@ static bool is_off(const json_t *v) {
 
 static graft_status check_supported(const json_t *root, const char *path, graft_error *err) {
     const json_t *type = json_object_get(root, "peft_type"), *bias = json_object_get(root, "bias");
-    const json_t *init = json_object_get(root, "init_lora_weights");
+    const json_t *init = json_object_get(root, "init_lora_weights"),
+                 *task = json_object_get(root, "task_type");
     if (!json_is_string(type) || strcmp(json_string_value(type), "LORA") != 0)
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: peft_type is %s, expected \"LORA\": merge other kinds with PEFT and use the "
@@ -59,18 +101,35 @@ static graft_status check_supported(const json_t *root, const char *path, graft_
                        "%s: bias: expected \"none\": trained biases are not supported, merge with PEFT and "
                        "use the merged model as base",
                        path);
-    for (int i = 0; json_is_string(init) && i < GR_LEN(base_changing_inits); i++)
-        if (gr_starts_with(json_string_value(init), base_changing_inits[i]))
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "%s: init_lora_weights \"%s\" changed the base too: convert to a plain LoRA with PEFT "
-                "(save_pretrained with path_initial_model_for_weight_conversion)",
-                path, json_string_value(init));
+    bool harmless = !json_is_string(init);
+    for (int i = 0; !harmless && i < GR_LEN(harmless_inits); i++)
+        harmless = strcasecmp(json_string_value(init), harmless_inits[i]) == 0;
+    if (!harmless)
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: init_lora_weights \"%s\" changes the base too: convert to a plain LoRA with PEFT "
+                       "(save_pretrained with path_initial_model_for_weight_conversion)",
+                       path, json_string_value(init));
+    if (!is_off(task) && (!json_is_string(task) || strcmp(json_string_value(task), "CAUSAL_LM") != 0))
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: task_type is %s, expected CAUSAL_LM: an adapter for another task does not fit a "
+                       "causal language model",
+                       path, json_is_string(task) ? json_string_value(task) : "no string");
     return GRAFT_OK;
 }
 
-static graft_status read_number(const json_t *root, const char *path, const char *key, double *out,
-                                graft_error *err) {
+/* PEFT drops keys that it does not know with a warning; so do we. */
+static void name_unknown(const json_t *root, const char *path) {
+    const char *key;
+    const json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)root, key, value) {
+        bool known = is_off(value);
+        for (int i = 0; !known && i < GR_LEN(known_keys); i++) known = strcmp(key, known_keys[i]) == 0;
+        if (!known) gr_warn("%s: %s is not known and is left out of account, as in PEFT", path, key);
+    }
+}
+
+graft_status gr_peft_read_number(const json_t *root, const char *path, const char *key, double *out,
+                                 graft_error *err) {
     const json_t *v = json_object_get(root, key);
     if (!v || json_is_null(v)) return GRAFT_OK;
     if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a number", path, key);
@@ -98,14 +157,15 @@ static graft_status read_patterns(const json_t *root, const char *path, const ch
     return GRAFT_OK;
 }
 
-static graft_status check_targets(const json_t *targets, const char *path, graft_error *err) {
+/* null, a string, or a list of strings. */
+static graft_status check_names(const json_t *root, const char *key, const char *path, graft_error *err) {
     size_t i;
-    json_t *item;
-    if (!targets || json_is_null(targets) || json_is_string(targets)) return GRAFT_OK;
-    bool good = json_is_array(targets);
-    json_array_foreach(targets, i, item) good &= json_is_string(item);
+    json_t *item, *list = json_object_get(root, key);
+    if (!list || json_is_null(list) || json_is_string(list)) return GRAFT_OK;
+    bool good = json_is_array(list);
+    json_array_foreach(list, i, item) good &= json_is_string(item);
     if (good) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: target_modules: expected a list of names, or a string", path);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a list of names, or a string", path, key);
 }
 
 /* Our own additions; anybody else's adapter has none. */
@@ -115,7 +175,7 @@ static graft_status read_graft_key(gr_peft_config *c, const json_t *root, const 
     double vocab = 0;
     if (!json_is_object(own)) return GRAFT_OK;
     const char *hash = json_string_value(json_object_get(own, "tokenizer_hash"));
-    graft_status st = read_number(own, path, "vocab", &vocab, err);
+    graft_status st = gr_peft_read_number(own, path, "vocab", &vocab, err);
     if (hash) c->tokenizer_hash = strtoull(hash, NULL, 16);
     const char *base_path = json_string_value(json_object_get(own, "base_path"));
     if (base_path && !(c->base_path = gr_arena_strdup(&c->arena, base_path))) return gr_fail_memory(err, path);
@@ -124,14 +184,21 @@ static graft_status read_graft_key(gr_peft_config *c, const json_t *root, const 
 }
 
 static graft_status read_values(gr_peft_config *c, const json_t *root, const char *path, graft_error *err) {
-    graft_status st;
+    static const char *const numbers[] = {"r", "lora_alpha"};
+    static const char *const names[] = {"target_modules", "exclude_modules", "layers_pattern"};
+    graft_status st = GRAFT_OK;
     double rank = 8, alpha = 8, dropout = 0; /* PEFT's defaults */
     gr_adapter_config *a = &c->config;
     const json_t *base = json_object_get(root, "base_model_name_or_path"),
                  *rslora = json_object_get(root, "use_rslora");
-    GR_TRY(read_number(root, path, "r", &rank, err));
-    GR_TRY(read_number(root, path, "lora_alpha", &alpha, err));
-    GR_TRY(read_number(root, path, "lora_dropout", &dropout, err));
+    for (int i = 0; i < GR_LEN(numbers); i++)
+        if (json_is_null(json_object_get(root, numbers[i])))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: %s is null, expected a number: the scale of the adapter depends on it", path,
+                           numbers[i]));
+    GR_TRY(gr_peft_read_number(root, path, "r", &rank, err));
+    GR_TRY(gr_peft_read_number(root, path, "lora_alpha", &alpha, err));
+    GR_TRY(gr_peft_read_number(root, path, "lora_dropout", &dropout, err));
     if (!(rank >= 1 && rank <= INT16_MAX) || rank != floor(rank))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: r is %g, expected a whole number from 1 to %d", path, rank,
                        INT16_MAX));
@@ -140,7 +207,7 @@ static graft_status read_values(gr_peft_config *c, const json_t *root, const cha
     if (rslora && !json_is_boolean(rslora) && !json_is_null(rslora))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: use_rslora: expected true or false", path));
     a->rank = (int64_t)rank, a->alpha = alpha, a->dropout = dropout, a->use_rslora = json_is_true(rslora);
-    GR_TRY(check_targets(json_object_get(root, "target_modules"), path, err));
+    for (int i = 0; i < GR_LEN(names); i++) GR_TRY(check_names(root, names[i], path, err));
     GR_TRY(read_patterns(root, path, "rank_pattern", &c->arena, &a->rank_pattern, &a->n_rank_pattern, err));
     GR_TRY(
         read_patterns(root, path, "alpha_pattern", &c->arena, &a->alpha_pattern, &a->n_alpha_pattern, err));
@@ -162,8 +229,17 @@ graft_status gr_peft_config_read(gr_peft_config *c, const char *path, graft_erro
     root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     if (!root) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, why.line, why.column, why.text));
     if (!json_is_object(root)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path));
-    GR_TRY(check_supported(root, path, err));
-    GR_TRY(read_values(c, root, path, err));
+    c->root = root;
+    root = NULL;
+    c->mlx = !json_object_get(c->root, "peft_type") &&
+             (json_object_get(c->root, "lora_parameters") || json_object_get(c->root, "fine_tune_type"));
+    if (c->mlx) {
+        GR_TRY(gr_mlx_config_read(c, path, err));
+    } else {
+        GR_TRY(check_supported(c->root, path, err));
+        GR_TRY(read_values(c, c->root, path, err));
+        name_unknown(c->root, path);
+    }
 done:
     json_decref(root);
     free(text);
@@ -173,6 +249,7 @@ done:
 
 void gr_peft_config_release(gr_peft_config *c) {
     gr_arena_release(&c->arena);
+    json_decref(c->root);
     *c = (gr_peft_config){0};
 }
 

@@ -15,15 +15,9 @@ static bool has_file(const char *folder, const char *name) {
     return found;
 }
 
-/* A run of method lora, or a PEFT folder: no model by itself. */
-static bool is_adapter(const char *path) {
-    return gr_is_dir(path) && !has_file(path, "config.json") &&
-           (has_file(path, "adapter_config.json") || has_file(path, "adapter"));
-}
-
 graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     *out = NULL;
-    if (is_adapter(path)) return gr_adapter_base(out, path, err);
+    if (gr_adapter_is(path)) return gr_adapter_base(out, path, err);
     if (gr_is_dir(path) && has_file(path, "state.h5"))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a "
                        "run gives is in its own folder", path);
@@ -138,7 +132,7 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     graft_status st = GRAFT_OK;
     char *base = NULL, *first = NULL;
     double scale;
-    bool model_is_adapter = o->model && is_adapter(o->model);
+    bool model_is_adapter = o->model && gr_adapter_is(o->model);
     *s = (gr_session){0};
     if (!o->model && o->n_adapters == 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "no model: give --model, or --adapter with a run or an adapter");

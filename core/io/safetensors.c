@@ -18,6 +18,7 @@ typedef struct shard {
 
 typedef struct skipped {
     const char *name, *dtype;
+    gr_tensor tensor; /* without a dtype */
 } skipped;
 
 struct gr_safetensors {
@@ -85,11 +86,15 @@ static graft_status place_data(gr_safetensors *s, gr_tensor *t, const uint8_t *d
     return GRAFT_OK;
 }
 
-static graft_status skip_tensor(gr_safetensors *s, const char *name, const char *dtype, graft_error *err) {
+static graft_status skip_tensor(gr_safetensors *s, gr_tensor t, const char *dtype, const json_t *entry,
+                                graft_error *err) {
+    const json_t *shape = json_object_get(entry, "shape");
     char *kept = gr_arena_strdup(&s->names, dtype);
     if (!kept || !gr_grow(&s->skipped, &s->skipped_cap, s->n_skipped + 1, sizeof *s->skipped))
-        return gr_fail_memory(err, name);
-    s->skipped[s->n_skipped++] = (skipped){.name = name, .dtype = kept};
+        return gr_fail_memory(err, t.name);
+    t.n_dims = json_array_size(shape) <= GR_MAX_DIMS ? (int)json_array_size(shape) : -1;
+    for (int d = 0; d < t.n_dims; d++) t.shape[d] = json_integer_value(json_array_get(shape, (size_t)d));
+    s->skipped[s->n_skipped++] = (skipped){.name = t.name, .dtype = kept, .tensor = t};
     return GRAFT_OK;
 }
 
@@ -108,7 +113,9 @@ static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t 
     const char *name = gr_arena_strdup(&s->names, key);
     if (!name) return gr_fail_memory(err, key);
     int dtype = gr_dtype_from_safetensors(dtype_name);
-    if (dtype < 0) return skip_tensor(s, name, dtype_name, err);
+    if (dtype < 0)
+        return skip_tensor(s, (gr_tensor){.name = name, .file = f->path, .data = data + begin, .n_bytes = bytes},
+                           dtype_name, entry, err);
     gr_tensor t = {.name = name, .dtype = (gr_dtype)dtype, .file = f->path};
     if ((st = read_shape(&t, f, entry, err)) != GRAFT_OK) return st;
     if (t.n_bytes != bytes)
@@ -354,6 +361,12 @@ const char *gr_safetensors_skipped(const gr_safetensors *s, const char *name) {
 
 const char *gr_safetensors_skipped_at(const gr_safetensors *s, int64_t i) {
     return i < s->n_skipped ? s->skipped[i].name : NULL;
+}
+
+const gr_tensor *gr_safetensors_odd(const gr_safetensors *s, int64_t i, const char **type) {
+    if (i >= s->n_skipped) return NULL;
+    *type = s->skipped[i].dtype;
+    return &s->skipped[i].tensor;
 }
 
 const char *gr_safetensors_metadata(const gr_safetensors *s, const char *key) {

@@ -34,6 +34,9 @@ const gr_tensor *gr_safetensors_find(const gr_safetensors *st, const char *name)
 const char *gr_safetensors_skipped(const gr_safetensors *st, const char *name);
 /* The name of tensor i of those left out, NULL beyond the last. */
 const char *gr_safetensors_skipped_at(const gr_safetensors *st, int64_t i);
+/* Tensor i of those left out, NULL beyond the last: its data as it lies in the file, perhaps unaligned, its shape (n_dims -1: more
+ * dimensions than GR_MAX_DIMS) and the name of its type; dtype says nothing. */
+const gr_tensor *gr_safetensors_odd(const gr_safetensors *st, int64_t i, const char **type);
 /* Value of a key of "__metadata__" of the first file, NULL when absent. */
 const char *gr_safetensors_metadata(const gr_safetensors *st, const char *key);
 
