@@ -1,9 +1,11 @@
-/* graft.h - graft as a library: train what a recipe says, open a model with its adapters, generate, score, merge.
+/* graft.h - graft as a library: train what a recipe says, open a model with its adapters, generate, score, merge, export.
  *
- * Functions that can fail return graft_status and fill the caller's graft_error (NULL is fine) with one line that names
- * the file, the key and what was expected. Nothing here prints results or ends the process; notes and progress go to stderr.
- * Strings are UTF-8. Pointers handed in are borrowed for the call alone. A graft_model is used by one thread at a time;
- * different models are independent. Structs of options may be all zero: zero means the default. */
+ * Functions that can fail return graft_status and fill the caller's graft_error (NULL is fine): on failure with one line that names
+ * the file, the key and what was expected, on success with nothing (status GRAFT_OK, msg ""). A pointer that must not be NULL and is
+ * gives GRAFT_BAD_USAGE with its name; results are then untouched, or NULL. Nothing here prints results or ends the process; notes and
+ * progress go to stderr. Strings are UTF-8. Pointers handed in are borrowed for the call alone; what a function hands out is freed as it
+ * says. A graft_model is used by one thread at a time; different models are independent; one training runs at a time in a process.
+ * Structs of options may be all zero, and pointers to them NULL: zero means the default. */
 #ifndef GRAFT_H
 #define GRAFT_H
 
@@ -24,10 +26,23 @@ GRAFT_API void graft_quiet(int quiet);
 
 /* ---- training ---- */
 
+typedef struct graft_train_progress { /* after a step */
+    int64_t step, total_steps;
+    double epoch, loss; /* loss: nats per target token of this step */
+    double learning_rate, tokens_per_second;
+    double eval_loss;    /* NaN: nothing was evaluated after this step */
+    double seconds_left; /* NaN until it can be told */
+} graft_train_progress;
+
+/* Called after each step, by the thread that called graft_train. Nonzero: save a checkpoint and return GRAFT_INTERRUPTED. */
+typedef int graft_train_callback(void *payload, const graft_train_progress *progress);
+
 typedef struct graft_train_options {
     int resume;    /* continue the run in output_dir from its last checkpoint */
     int overwrite; /* replace an existing run */
     int dry_run;   /* only say what would happen; needs no weights */
+    graft_train_callback *callback;
+    void *payload; /* of the callback */
 } graft_train_options;
 
 typedef struct graft_train_result { /* NaN where not measured */
@@ -37,11 +52,13 @@ typedef struct graft_train_result { /* NaN where not measured */
 } graft_train_result;
 
 /* Run a recipe (a YAML file, or NULL for the defaults) under overrides "section.key=value". The run's folder is the recipe's
- * output_dir. options and result may be NULL. */
+ * output_dir. options and result may be NULL. BAD_USAGE: the recipe or an override; BAD_INPUT: a file that it names; INTERRUPTED: by
+ * the callback or graft_train_interrupt, with a checkpoint saved. */
 GRAFT_API graft_status graft_train(const char *recipe, const char *const *overrides, int n_overrides,
                                    const graft_train_options *options, graft_train_result *result, graft_error *err);
 
-/* Let a running graft_train save a checkpoint after its current step and return GRAFT_INTERRUPTED. For signal handlers. */
+/* Let a running graft_train save a checkpoint after its current step and return GRAFT_INTERRUPTED; nothing when none runs. For signal
+ * handlers and other threads. */
 GRAFT_API void graft_train_interrupt(void);
 
 /* ---- models ---- */
@@ -58,7 +75,8 @@ typedef struct graft_model_options {
 } graft_model_options;
 
 /* path: a HF folder or a .gguf file; NULL = the base that the first adapter remembers. adapters: PEFT folders or runs of
- * graft, each "path" or "path:scale". options may be NULL. */
+ * graft, each "path" or "path:scale". options may be NULL. *out is closed with graft_model_close. BAD_INPUT: a file is missing or wrong;
+ * BAD_USAGE: an option, or no model at all. */
 GRAFT_API graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters, int n_adapters,
                                         const graft_model_options *options, graft_error *err);
 GRAFT_API void graft_model_close(graft_model *model); /* NULL is fine */
@@ -71,12 +89,12 @@ typedef struct graft_message {
 } graft_message;
 
 typedef struct graft_generate_options {
-    int64_t max_tokens;        /* 0 = 256 */
+    int64_t max_tokens;        /* new tokens at most; 0 = 256 */
     double temperature;        /* 0 = greedy */
     int top_k;                 /* 0 = off */
     double top_p;              /* 0 = off */
     double repetition_penalty; /* 0 = off */
-    uint64_t seed;
+    uint64_t seed;             /* of the sampling */
     const char *const *stop; /* strings that end the text */
     int n_stop;
 } graft_generate_options;
@@ -84,39 +102,71 @@ typedef struct graft_generate_options {
 /* New text while it is made, in whole characters; not NUL-terminated. Nonzero stops the generation. */
 typedef int graft_text_callback(void *payload, const char *text, size_t length);
 
-/* The answer to a conversation. *text is the whole answer, freed with graft_free. options and callback may be NULL. */
+/* The answer to a conversation. *text is the whole answer (what there is of it when the callback stopped it), freed with graft_free.
+ * options and callback may be NULL. BAD_USAGE: an option, or a conversation that does not fit the model's context; BAD_INPUT: roles that
+ * the template cannot render. */
 GRAFT_API graft_status graft_chat(graft_model *model, const graft_message *messages, int64_t n,
                                   const graft_generate_options *options, graft_text_callback *callback, void *payload,
                                   char **text, graft_error *err);
 /* The same for one user turn. */
 GRAFT_API graft_status graft_generate(graft_model *model, const char *prompt, const graft_generate_options *options,
                                       graft_text_callback *callback, void *payload, char **text, graft_error *err);
+
+typedef struct graft_conversation {
+    const graft_message *messages;
+    int64_t n;
+} graft_conversation;
+
+/* The same for many at once, with conversation number i from 0; done: its text is complete (length may be 0). */
+typedef int graft_batch_callback(void *payload, int64_t i, const char *text, size_t length, int done);
+
+/* The answers to n conversations, computed together: each is what graft_chat gives, sooner. texts[n] is filled in their order, each freed
+ * with graft_free; all are NULL when it fails. A callback that stops leaves the texts that there are, "" for those not begun. */
+GRAFT_API graft_status graft_chat_batch(graft_model *model, const graft_conversation *conversations, int64_t n,
+                                        const graft_generate_options *options, graft_batch_callback *callback, void *payload,
+                                        char **texts, graft_error *err);
+/* The same for n user turns. */
+GRAFT_API graft_status graft_generate_batch(graft_model *model, const char *const *prompts, int64_t n,
+                                            const graft_generate_options *options, graft_batch_callback *callback, void *payload,
+                                            char **texts, graft_error *err);
+/* Frees a text from here; NULL is fine. */
 GRAFT_API void graft_free(void *p);
 
-/* ---- scoring and merging ---- */
+/* ---- scoring, merging, exporting ---- */
 
 typedef struct graft_eval_result {
     double loss; /* mean, nats per target token */
     int64_t samples, targets;
 } graft_eval_result;
 
-/* The loss on a JSON or JSONL file of any form that recipes accept. */
+/* The loss on a JSON or JSONL file of any form that recipes accept. BAD_INPUT: the file, with its line. */
 GRAFT_API graft_status graft_eval(graft_model *model, const char *data, graft_eval_result *result, graft_error *err);
 
 typedef struct graft_merge_options {
-    const char *format; /* "hf" (NULL): a folder; "gguf": a file */
-    const char *dtype;  /* "fp32", "bf16", "fp16", "q8_0"; NULL = the base's own, bf16 for a quantised one */
-    int overwrite;
+    const char *format; /* "hf": a folder; "gguf": a file; NULL = as out_path ends (.gguf) */
+    const char *dtype;  /* "fp32", "bf16", "fp16", in a GGUF also "q8_0", "q6_k", "q5_k_m", "q4_k_m"; NULL = the base's own, bf16 for a
+                           quantised one */
+    int overwrite;      /* an existing model may be replaced; never one that this model was read from */
 } graft_merge_options;
 
 typedef struct graft_merge_result {
     double max_logit_difference; /* base + adapters against the written files as read back */
+    double largest_logit;        /* its yardstick */
     int64_t bytes;
 } graft_merge_result;
 
-/* Write the model with its adapters merged into the weights (none: a conversion). options and result may be NULL. */
+/* Write the model with its adapters merged into the weights (none: a conversion). options and result may be NULL. BAD_USAGE: an option, or
+ * a place that may not be written to. */
 GRAFT_API graft_status graft_merge(graft_model *model, const char *out_path, const graft_merge_options *options,
                                    graft_merge_result *result, graft_error *err);
+
+typedef struct graft_export_options {
+    const char *format; /* "peft": a folder; "gguf": llama.cpp's LoRA file; NULL = as out_path ends (.gguf) */
+    int overwrite;
+} graft_export_options;
+
+/* Write the model's one adapter for other programs. options may be NULL. BAD_USAGE: no adapter or several, an option, the place. */
+GRAFT_API graft_status graft_export(graft_model *model, const char *out_path, const graft_export_options *options, graft_error *err);
 
 #ifdef __cplusplus
 }
