@@ -342,9 +342,9 @@ static void a_step_that_is_not_finite_is_skipped(void **state) {
     assert_memory_equal(three, four, (size_t)n); /* the fourth step changed nothing */
     assert_non_null(strstr(log, "step 4 skipped: the loss of training sample 15 is not finite"));
     free(log);
-    assert_int_equal(train_with_nan("skip", 9, &err), GRAFT_OK);
+    assert_int_equal(train_with_nan("skip", 54, &err), GRAFT_OK); /* eleven skips, never in a row */
     json_t *rows = read_metrics("loss");
-    assert_int_equal(json_array_size(rows), 9);
+    assert_int_equal(json_array_size(rows), 54);
     json_array_foreach(rows, i, row) { /* an epoch is five steps */
         assert_int_equal(json_is_null(json_object_get(row, "loss")), (i + 1) % 5 == 4);
         assert_int_equal(json_is_null(json_object_get(row, "grad_norm")), (i + 1) % 5 == 4);
