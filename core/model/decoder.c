@@ -41,6 +41,7 @@ struct gr_decoder {
     float *head_x, *head_h, *head_dx; /* [head_rows,C], [head_rows,R], [head_rows,C] */
     float *head_nll, *head_weight;
     int32_t *head_idx, *head_target;
+    uint64_t *head_key;  /* [head_rows] randomness keys of the gathered rows */
     int64_t head_rows;
     float *xd;           /* [n,widest input] a LoRA input after dropout */
     float *embed_h, *embed_y;
@@ -145,6 +146,7 @@ static void plan_head(gr_decoder *d, planner *p, const widths *w) {
     d->head_weight = floats(p, rows, 1);
     d->head_idx = place(p, rows, sizeof(int32_t));
     d->head_target = place(p, rows, sizeof(int32_t));
+    d->head_key = place(p, rows, sizeof(uint64_t));
     if (d->o.training) d->head_dx = floats(p, rows, w->C);
 }
 
@@ -263,7 +265,8 @@ static product product_of(gr_decoder *d, int64_t layer, int site) {
 
 static product head_product(gr_decoder *d) {
     const gr_linear *head = &d->m->head;
-    return (product){.group = {head}, .n_group = 1, .K = head->w.cols, .N = head->w.rows, .h = d->head_h};
+    return (product){.group = {head}, .n_group = 1, .K = head->w.cols, .N = head->w.rows, .h = d->head_h,
+                     .site = (uint32_t)(d->m->config.n_layers * SITES_PER_LAYER)};
 }
 
 static bool has_lora(const product *p) {
@@ -475,6 +478,7 @@ static int64_t next_head_rows(gr_decoder *d, const gr_batch *b, int64_t *row) {
         if (b->weight[*row] == 0) continue;
         d->head_idx[count] = (int32_t)*row;
         d->head_target[count] = b->targets[*row];
+        d->head_key[count] = b->row_key[*row];
         d->head_weight[count++] = b->weight[*row];
     }
     return count;
@@ -488,15 +492,14 @@ static void head_loss(gr_decoder *d, const gr_batch *b, float scale, float *nll,
     memset(nll, 0, (size_t)b->n * sizeof *nll);
     if (train) memset(d->dbranch, 0, (size_t)(b->n * C) * sizeof *d->dbranch);
     while ((count = next_head_rows(d, b, &row)) > 0) {
-        /* the head's LoRA input has no dropout: its rows are gathered, not a run of the batch */
-        const gr_linear *const *group = head.group;
+        const gr_batch gathered = {.n = count, .row_key = d->head_key};
         op->gather_rows(d->dev, d->head_x, d->xf, d->head_idx, count, C);
-        op->linear_forward(d->dev, d->logits, V, d->head_h, d->head_x, d->head_x, group, 1, count);
+        product_forward(d, &head, d->logits, d->head_x, &gathered, train);
         for (int64_t i = 0; i < count; i++) d->head_weight[i] *= scale;
         op->cross_entropy(d->dev, d->head_nll, d->logits, d->head_target, train ? d->head_weight : NULL, count, V);
         for (int64_t i = 0; i < count; i++) nll[d->head_idx[i]] = d->head_nll[i];
         if (!train) continue;
-        op->linear_backward(d->dev, d->head_dx, false, NULL, d->dh, d->logits, V, d->head_x, d->head_x, d->head_h, group, 1, count);
+        product_backward(d, &head, d->head_dx, d->logits, d->head_x, &gathered);
         op->scatter_rows(d->dev, d->dbranch, d->head_dx, d->head_idx, count, C);
     }
 }

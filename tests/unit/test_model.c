@@ -296,6 +296,74 @@ static void a_training_step_allocates_nothing(void **state) {
     close_world(&w);
 }
 
+/* An adapter of the head alone, B not zero, on the NO_ADAPTER world of a golden model. */
+static void put_adapter_on_head(world *w) {
+    const char *const head[] = {"lm_head"};
+    gr_adapter_config c = {.rank = 4, .alpha = 8, .target_modules = head, .n_target_modules = 1, .base = "tiny"};
+    MUST(gr_adapter_plan(&w->a, &c, w->m, err));
+    MUST(gr_adapter_init(w->a, w->device, true, 3, err));
+    w->params = &w->a->params;
+    for (int64_t i = 0; i < w->params->n_floats; i++) w->params->value[i] = 0.1f * sinf(0.7f * (float)i);
+    MUST(gr_adapter_attach(w->a, w->m, 1.0, err));
+}
+
+/* The mean loss of the batch with dropout, sequence by sequence or whole; gradients are added. */
+static double loss_with_dropout(world *w, float dropout, bool split) {
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = w->batch.n, .training = true, .dropout = dropout, .seed = 5};
+    float *nll = calloc((size_t)w->batch.n, sizeof *nll);
+    double sum = 0;
+    size_t i;
+    json_t *seq;
+    MUST(gr_decoder_new(&d, w->m, &o, err));
+    if (!split) MUST(gr_decoder_train(d, &w->batch, 1.0f / (float)w->n_targets, nll, err));
+    for (int64_t r = 0; r < w->batch.n; r++) sum += nll[r];
+    json_array_foreach(json_object_get(json_object_get(w->golden, "batch"), "sequences"), i, seq) {
+        gr_batch one = {0};
+        if (!split) break;
+        append_sequence(&one, seq, i);
+        MUST(gr_decoder_train(d, &one, 1.0f / (float)w->n_targets, nll, err));
+        for (int64_t r = 0; r < one.n; r++) sum += nll[r];
+        gr_batch_release(&one);
+    }
+    free(nll);
+    gr_decoder_free(d);
+    return sum / (double)w->n_targets;
+}
+
+/* The head's LoRA input has dropout like every other: the loss feels it, the masks are a row's own, and gradients are those of the
+ * masked product. */
+static void dropout_reaches_the_head(void **state) {
+    (void)state;
+    for (int g = 0; g < GR_LEN(golden_models); g++) {
+        world w = open_world(golden_models[g], NO_ADAPTER, 2);
+        put_adapter_on_head(&w);
+        int64_t n = w.params->n_floats;
+        float *at = malloc((size_t)n * sizeof *at), *grad = malloc((size_t)n * sizeof *grad);
+        assert_true(at && grad);
+        double whole = loss_with_dropout(&w, 0.5f, false), split, none, analytic = 0;
+        memcpy(grad, w.params->grad, (size_t)n * sizeof *grad);
+        memset(w.params->grad, 0, (size_t)n * sizeof *grad);
+        split = loss_with_dropout(&w, 0.5f, true);
+        none = loss_with_dropout(&w, 0, false);
+        if (fabs(whole - none) < 1e-4) fail_msg("%s: loss %g with dropout, %g without", golden_models[g], whole, none);
+        assert_true(fabs(whole - split) < 1e-6);
+        memcpy(at, w.params->value, (size_t)n * sizeof *at);
+        double loss[2];
+        for (int side = 0; side < 2; side++) {
+            for (int64_t i = 0; i < n; i++) w.params->value[i] = at[i] + (side ? -1 : 1) * cosf((float)i) / 256;
+            loss[side] = loss_with_dropout(&w, 0.5f, false);
+        }
+        for (int64_t i = 0; i < n; i++) analytic += grad[i] * (double)cosf((float)i);
+        double numeric = (loss[0] - loss[1]) * 128;
+        if (fabs(numeric - analytic) > 1e-2 * fabs(analytic))
+            fail_msg("%s: difference quotient %g, gradient %g", golden_models[g], numeric, analytic);
+        free(at);
+        free(grad);
+        close_world(&w);
+    }
+}
+
 static void zero_b_changes_no_logit(void **state) {
     (void)state;
     world w = open_world(golden_models[0], 0, 2);
@@ -475,6 +543,7 @@ int main(void) {
         {"batch_and_threads_change_nothing, int8", batch_and_threads_change_nothing, NULL, NULL, &int8},
         {"batch_and_threads_change_nothing, bf16", batch_and_threads_change_nothing, NULL, NULL, &bf16},
         cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
+        cmocka_unit_test(dropout_reaches_the_head),
         {"cache_gives_the_same_logits", cache_gives_the_same_logits, NULL, NULL, &exact},
         {"cache_gives_the_same_logits, int8", cache_gives_the_same_logits, NULL, NULL, &int8},
         {"cache_gives_the_same_logits, bf16", cache_gives_the_same_logits, NULL, NULL, &bf16},
