@@ -307,7 +307,6 @@ graft_status graft_eval(graft_model *model, const char *data, graft_eval_result 
     gr_data_source source = {.path = data, .format = "auto", .weight = 1};
     gr_data_options o = {.sources = &source,
                          .n_sources = 1,
-                         .template_name = gr_chat_name(s->chat),
                          .loss_on = GR_LOSS_COMPLETION,
                          .max_length = s->model->rope_positions,
                          .n_rows = s->model->config.vocab,

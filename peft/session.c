@@ -105,8 +105,7 @@ static graft_status open_device(gr_session *s, int threads, graft_error *err) {
 static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base,
                                graft_error *err) {
     graft_status st = GRAFT_OK;
-    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), o->max_positions,
-                         err));
+    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), 0, err));
     if (gr_weights_shape_only(s->model->weights))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it",
                        base));

@@ -103,7 +103,7 @@ static graft_status cache_folder(char **folder, const gr_recipe *r, graft_error 
 
 static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list *sources, const char *cache, graft_error *err) {
     const gr_recipe *r = run->r;
-    gr_data_options o = {.sources = sources->items, .n_sources = sources->n, .template_name = r->data_template,
+    gr_data_options o = {.sources = sources->items, .n_sources = sources->n,
                          .loss_on = (gr_loss_on)r->data_loss_on, .max_length = r->data_max_length, .n_rows = run->model->config.vocab,
                          .truncation = (gr_truncation)r->data_truncation,
                          .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN, .cache_dir = cache};

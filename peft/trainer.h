@@ -77,7 +77,6 @@ typedef struct gr_session_options {
     int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
     int quantize;                 /* enum gr_recipe_quantize */
     int threads;                  /* <= 0: all */
-    int64_t max_positions;        /* 0: the model's context */
     const gr_output *output;      /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
 } gr_session_options;
 

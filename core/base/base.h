@@ -88,7 +88,5 @@ void gr_arena_release(gr_arena *a);
 
 /* Seconds of the monotonic clock. */
 double gr_now(void);
-/* Peak resident set of this process in bytes. */
-int64_t gr_peak_rss(void);
 
 #endif

@@ -27,7 +27,6 @@ typedef struct gr_data_source {
 typedef struct gr_data_options {
     const gr_data_source *sources;
     int n_sources;
-    const char *template_name; /* as in gr_chat_open; kept for messages */
     gr_loss_on loss_on;
     int64_t max_length; /* tokens */
     int64_t n_rows;     /* of the model's embedding: an id beyond them is an error; 0: no model */

@@ -19,7 +19,6 @@ static graft_status load(const gr_recipe *r, int64_t last, const gr_tokenizer *t
     }
     gr_data_options o = {.sources = sources,
                          .n_sources = r->data_train.n,
-                         .template_name = gr_chat_name(chat),
                          .loss_on = (gr_loss_on)r->data_loss_on,
                          .max_length = r->data_max_length,
                          .truncation = (gr_truncation)r->data_truncation,

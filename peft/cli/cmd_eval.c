@@ -36,7 +36,6 @@ static graft_status load_data(const gr_args *a, const gr_session *s, const gr_re
     source.limit = limit;
     gr_data_options o = {.sources = &source,
                          .n_sources = 1,
-                         .template_name = gr_chat_name(s->chat),
                          .loss_on = (gr_loss_on)r->data_loss_on,
                          .n_rows = s->model->config.vocab,
                          .max_length = gr_args_has(a, "max-length") ? r->data_max_length : context,
