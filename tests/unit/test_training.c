@@ -290,7 +290,7 @@ static void make_model_with_nan(int32_t id) {
     }
     snprintf(path, sizeof path, "%s/model.safetensors", from);
     snprintf(to, sizeof to, "%s/nan/model.safetensors", folder);
-    assert_int_equal(gr_file_read(&text, &len, path, 1 << 24, &err), GRAFT_OK);
+    assert_int_equal(gr_file_read_raw(&text, &len, path, 1 << 24, &err), GRAFT_OK);
     assert_int_equal(gr_safetensors_open(&st, path, &err), GRAFT_OK);
     const gr_tensor *embedding = gr_safetensors_find(st, "model.embed_tokens.weight");
     assert_non_null(embedding);
@@ -321,7 +321,7 @@ static char *read_run(const char *name, int64_t *len) {
     char path[128], *text;
     graft_error err = {0};
     snprintf(path, sizeof path, "%s/run/%s", folder, name);
-    if (gr_file_read(&text, len, path, 1 << 24, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    if (gr_file_read_raw(&text, len, path, 1 << 24, &err) != GRAFT_OK) fail_msg("%s", err.msg);
     return text;
 }
 
