@@ -31,6 +31,8 @@ typedef struct gr_merge_report {
 graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err);
 /* --dtype in a recipe's spelling (fp32), a file's (f32, q8_0) or llama.cpp's (Q4_K_M); NULL: -1, the base's own. */
 graft_status gr_written_type(int *dtype, const char *name, graft_error *err);
+/* Type i of those that can be written, as help names it (fp32 ... q4_k_m), *folder: in an HF folder as well; NULL past the last. */
+const char *gr_written_type_name(int i, bool *folder);
 
 /* W + sum_j scale_j * B_j A_j in float32, rounded once. No adapters: a conversion. `trained` (may be NULL) replaces weights by name
  * (method: full). m is the opened base with the adapters attached (the logits of "base + adapter" come from it). A tied head that an

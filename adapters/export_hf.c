@@ -124,11 +124,23 @@ static graft_status copy_companions(const char *base, const char *folder, graft_
     return st;
 }
 
+/* transformers' classes have some biases together, always or never. */
+static graft_status check_biases(const gr_model_config *c, graft_error *err) {
+    const gr_arch *arch = c->arch_row;
+    bool llama = strcmp(arch->hf_type, "llama") == 0;
+    bool fits = arch->qkv_bias ? c->qkv_bias && !c->o_bias && !c->mlp_bias : llama ? c->qkv_bias == c->o_bias : !c->qkv_bias && !c->o_bias && !c->mlp_bias;
+    if (fits) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "an HF %s has %s: this model's biases (q, k, v: %s; o: %s; mlp: %s) fit only a GGUF (--out FILE.gguf)",
+                   arch->hf_type, arch->qkv_bias ? "biases of q, k and v alone" : llama ? "biases of q, k, v and o or of none" : "no biases",
+                   c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
+}
+
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {
     const char *dtype = job->dtype == GR_DTYPE_F32   ? "float32"
                         : job->dtype == GR_DTYPE_F16 ? "float16"
                                                      : "bfloat16";
     graft_status st;
+    GR_TRY(check_biases(&job->config, err));
     GR_TRY(write_weights(job, folder, err));
     GR_TRY(gr_config_write_hf(&job->config, dtype, base_folder(job), folder, err));
     GR_TRY(gr_tokenizer_save_hf(job->tokenizer, folder, err));

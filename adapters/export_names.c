@@ -22,18 +22,27 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
     return GRAFT_OK;
 }
 
+/* The types of matrices that are written; in files F32 is fp32's name, and Q4_K that of what llama.cpp calls its mixture Q4_K_M. */
+static const struct {
+    gr_dtype dtype;
+    const char *name;
+    bool folder;
+} writable[] = {
+    {GR_DTYPE_F32, "fp32", true},   {GR_DTYPE_F16, "fp16", true},     {GR_DTYPE_BF16, "bf16", true},    {GR_DTYPE_Q8_0, "q8_0", false},
+    {GR_DTYPE_Q6_K, "q6_k", false}, {GR_DTYPE_Q5_K, "q5_k_m", false}, {GR_DTYPE_Q4_K, "q4_k_m", false},
+};
+
+const char *gr_written_type_name(int i, bool *folder) {
+    if (i >= GR_LEN(writable)) return NULL;
+    if (folder) *folder = writable[i].folder;
+    return writable[i].name;
+}
+
 graft_status gr_written_type(int *dtype, const char *name, graft_error *err) {
-    static const gr_dtype writable[] = {GR_DTYPE_F32,  GR_DTYPE_F16,  GR_DTYPE_BF16, GR_DTYPE_Q8_0,
-                                        GR_DTYPE_Q6_K, GR_DTYPE_Q5_K, GR_DTYPE_Q4_K};
-    static const char *const others[][2] = {{"fp32", "f32"}, {"fp16", "f16"}, {"q4_k_m", "q4_k"}, {"q5_k_m", "q5_k"}};
-    const char *plain = name;
     *dtype = -1;
     if (!name) return GRAFT_OK;
-    for (int i = 0; i < GR_LEN(others); i++)
-        if (strcasecmp(name, others[i][0]) == 0) plain = others[i][1];
-    int found = gr_dtype_from_name(plain);
     for (int i = 0; i < GR_LEN(writable); i++)
-        if (found == (int)writable[i]) *dtype = found;
+        if (strcasecmp(name, writable[i].name) == 0 || (int)writable[i].dtype == gr_dtype_from_name(name)) *dtype = (int)writable[i].dtype;
     if (*dtype >= 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"", name);
 }

@@ -22,13 +22,13 @@ static const char *const smells[] = {"multiplier", "scale",   "scaling", "softca
                                      "residual",   "logit",   "qk",      "kq",       "quant", "activation", "act_fn",  "prun",   "factor",
                                      "theta",      "pattern", "mamba",   "ssm",      "conv",  "recurrent",  "attention"};
 
-bool gr_key_smells(const char *name) {
+bool gr_config_smells(const char *name) {
     for (int i = 0; i < GR_LEN(smells); i++)
         if (strcasestr(name, smells[i])) return true;
     return false;
 }
 
-bool gr_key_allows(const char *only, const char *value) {
+bool gr_config_allows(const char *only, const char *value) {
     char *end;
     double number = strtod(value, &end);
     bool is_number = *value && !*end;
@@ -42,7 +42,7 @@ bool gr_key_allows(const char *only, const char *value) {
     return false;
 }
 
-graft_status gr_key_refuse(graft_error *err, const char *file, const char *key, const char *value, const char *only) {
+graft_status gr_config_refuse(graft_error *err, const char *file, const char *key, const char *value, const char *only) {
     if (!only || !*only) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %.60s: graft does not compute that", file, key, value);
     char words[64] = "";
     for (const char *w = only; *w; w += strspn(w, " ")) {
@@ -53,7 +53,7 @@ graft_status gr_key_refuse(graft_error *err, const char *file, const char *key, 
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %.60s: graft computes only %s", file, key, value, words);
 }
 
-void gr_key_warn(const char *file, const gr_str *names) {
+void gr_config_warn(const char *file, const gr_str *names) {
     if (names->len > 0) gr_warn("%s: keys that graft does not know, taken to change nothing: %s", file, names->data);
 }
 

@@ -15,7 +15,7 @@ static const char *arch_key(char buffer[96], const gr_model_config *c, const cha
 
 typedef struct key_row {
     const char *name;
-    gr_key_kind kind;
+    gr_config_kind kind;
     size_t offset;    /* INT: in gr_model_config; an array with one value for each layer is read where all of them are equal */
     const char *only; /* ONLY: the values that change nothing */
     bool required;
@@ -24,44 +24,44 @@ typedef struct key_row {
 #define FIELD(f) offsetof(gr_model_config, f), NULL
 
 static const key_row keys[] = {
-    {"block_count", GR_KEY_INT, FIELD(n_layers), true},
-    {"embedding_length", GR_KEY_INT, FIELD(hidden), true},
-    {"feed_forward_length", GR_KEY_INT, FIELD(ffn), true},
-    {"attention.head_count", GR_KEY_INT, FIELD(n_heads), true},
-    {"context_length", GR_KEY_INT, FIELD(max_positions), true},
-    {"attention.head_count_kv", GR_KEY_INT, FIELD(n_kv_heads), false},
-    {"attention.key_length", GR_KEY_INT, FIELD(head_dim), false},
-    {"attention.value_length", GR_KEY_READ, 0, NULL, false},
-    {"attention.layer_norm_rms_epsilon", GR_KEY_READ, 0, NULL, true},
-    {"attention.sliding_window", GR_KEY_INT, FIELD(window), false},
-    {"attention.causal", GR_KEY_ONLY, 0, "true", false},
-    {"attention.scale", GR_KEY_ONLY, 0, "0", false},
-    {"attention.clamp_kqv", GR_KEY_ONLY, 0, "0", false},
-    {"attention.max_alibi_bias", GR_KEY_ONLY, 0, "0", false},
-    {"attention.temperature_scale", GR_KEY_ONLY, 0, "0", false},
-    {"attention.output_scale", GR_KEY_ONLY, 0, "0 1", false},
-    {"attn_logit_softcapping", GR_KEY_ONLY, 0, "0", false},
-    {"final_logit_softcapping", GR_KEY_ONLY, 0, "0", false},
-    {"logit_scale", GR_KEY_ONLY, 0, "0 1", false},
-    {"embedding_scale", GR_KEY_ONLY, 0, "0 1", false},
-    {"residual_scale", GR_KEY_ONLY, 0, "0 1", false},
-    {"expert_count", GR_KEY_ONLY, 0, "0", false},
-    {"expert_used_count", GR_KEY_ONLY, 0, "0", false},
-    {"expert_weights_scale", GR_KEY_ONLY, 0, "0 1", false},
-    {"nextn_predict_layers", GR_KEY_ONLY, 0, "0", false},
-    {"use_parallel_residual", GR_KEY_ONLY, 0, "false", false},
-    {"pooling_type", GR_KEY_ONLY, 0, "0", false},
-    {"rope.freq_base", GR_KEY_READ, 0, NULL, false},
-    {"rope.dimension_count", GR_KEY_READ, 0, NULL, false},
-    {"rope.scaling.type", GR_KEY_READ, 0, NULL, false},
-    {"rope.scaling.factor", GR_KEY_READ, 0, NULL, false},
-    {"rope.scale_linear", GR_KEY_READ, 0, NULL, false},
-    {"rope.scaling.attn_factor", GR_KEY_ONLY, 0, "0 1", false},
-    {"rope.scaling.alpha", GR_KEY_ONLY, 0, "0", false},
-    {"rope.scaling.original_context_length", GR_KEY_HARMLESS, 0, NULL, false}, /* of yarn and longrope alone, which are refused */
-    {"rope.scaling.finetuned", GR_KEY_HARMLESS, 0, NULL, false},
-    {"vocab_size", GR_KEY_HARMLESS, 0, NULL, false}, /* the embedding has as many rows as it has */
-    {"tensor_data_layout", GR_KEY_HARMLESS, 0, NULL, false},
+    {"block_count", GR_CONFIG_INT, FIELD(n_layers), true},
+    {"embedding_length", GR_CONFIG_INT, FIELD(hidden), true},
+    {"feed_forward_length", GR_CONFIG_INT, FIELD(ffn), true},
+    {"attention.head_count", GR_CONFIG_INT, FIELD(n_heads), true},
+    {"context_length", GR_CONFIG_INT, FIELD(max_positions), true},
+    {"attention.head_count_kv", GR_CONFIG_INT, FIELD(n_kv_heads), false},
+    {"attention.key_length", GR_CONFIG_INT, FIELD(head_dim), false},
+    {"attention.value_length", GR_CONFIG_READ, 0, NULL, false},
+    {"attention.layer_norm_rms_epsilon", GR_CONFIG_READ, 0, NULL, true},
+    {"attention.sliding_window", GR_CONFIG_INT, FIELD(window), false},
+    {"attention.causal", GR_CONFIG_ONLY, 0, "true", false},
+    {"attention.scale", GR_CONFIG_ONLY, 0, "0", false},
+    {"attention.clamp_kqv", GR_CONFIG_ONLY, 0, "0", false},
+    {"attention.max_alibi_bias", GR_CONFIG_ONLY, 0, "0", false},
+    {"attention.temperature_scale", GR_CONFIG_ONLY, 0, "0", false},
+    {"attention.output_scale", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"attn_logit_softcapping", GR_CONFIG_ONLY, 0, "0", false},
+    {"final_logit_softcapping", GR_CONFIG_ONLY, 0, "0", false},
+    {"logit_scale", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"embedding_scale", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"residual_scale", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"expert_count", GR_CONFIG_ONLY, 0, "0", false},
+    {"expert_used_count", GR_CONFIG_ONLY, 0, "0", false},
+    {"expert_weights_scale", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"nextn_predict_layers", GR_CONFIG_ONLY, 0, "0", false},
+    {"use_parallel_residual", GR_CONFIG_ONLY, 0, "false", false},
+    {"pooling_type", GR_CONFIG_ONLY, 0, "0", false},
+    {"rope.freq_base", GR_CONFIG_READ, 0, NULL, false},
+    {"rope.dimension_count", GR_CONFIG_READ, 0, NULL, false},
+    {"rope.scaling.type", GR_CONFIG_READ, 0, NULL, false},
+    {"rope.scaling.factor", GR_CONFIG_READ, 0, NULL, false},
+    {"rope.scale_linear", GR_CONFIG_READ, 0, NULL, false},
+    {"rope.scaling.attn_factor", GR_CONFIG_ONLY, 0, "0 1", false},
+    {"rope.scaling.alpha", GR_CONFIG_ONLY, 0, "0", false},
+    {"rope.scaling.original_context_length", GR_CONFIG_HARMLESS, 0, NULL, false}, /* of yarn and longrope alone, which are refused */
+    {"rope.scaling.finetuned", GR_CONFIG_HARMLESS, 0, NULL, false},
+    {"vocab_size", GR_CONFIG_HARMLESS, 0, NULL, false}, /* the embedding has as many rows as it has */
+    {"tensor_data_layout", GR_CONFIG_HARMLESS, 0, NULL, false},
 };
 
 static const key_row *find_row(const char *name) {
@@ -124,12 +124,12 @@ static graft_status read_count(const gr_gguf *g, const char *key, int64_t n_laye
 static graft_status check_key(const gr_gguf *g, const char *key, const char *name, gr_str *unknown, graft_error *err) {
     const key_row *row = find_row(name);
     char text[64];
-    if (row && row->kind != GR_KEY_ONLY) return GRAFT_OK;
+    if (row && row->kind != GR_CONFIG_ONLY) return GRAFT_OK;
     graft_status st = value_text(text, sizeof text, g, key, err);
     if (st != GRAFT_OK) return st;
-    if (row) return gr_key_allows(row->only, text) ? GRAFT_OK : gr_key_refuse(err, gr_gguf_path(g), key, text, row->only);
-    if (gr_key_allows("0 false", text)) return GRAFT_OK;
-    if (gr_key_smells(name)) return gr_key_refuse(err, gr_gguf_path(g), key, text, NULL);
+    if (row) return gr_config_allows(row->only, text) ? GRAFT_OK : gr_config_refuse(err, gr_gguf_path(g), key, text, row->only);
+    if (gr_config_allows("0 false", text)) return GRAFT_OK;
+    if (gr_config_smells(name)) return gr_config_refuse(err, gr_gguf_path(g), key, text, NULL);
     gr_str_printf(unknown, "%s%s", unknown->len ? ", " : "", key);
     return GRAFT_OK;
 }
@@ -140,7 +140,7 @@ static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error 
     gr_str unknown = {0};
     size_t prefix = strlen(c->arch);
     for (int i = 0; i < GR_LEN(keys); i++) {
-        if (keys[i].kind != GR_KEY_INT || (!keys[i].required && !gr_gguf_has(g, arch_key(full, c, keys[i].name)))) continue;
+        if (keys[i].kind != GR_CONFIG_INT || (!keys[i].required && !gr_gguf_has(g, arch_key(full, c, keys[i].name)))) continue;
         GR_TRY(read_count(g, arch_key(full, c, keys[i].name), c->n_layers, (int64_t *)((char *)c + keys[i].offset), err));
     }
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
@@ -148,7 +148,7 @@ static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error 
         if (strncmp(key, c->arch, prefix) != 0 || key[prefix] != '.') continue;
         GR_TRY(check_key(g, key, key + prefix + 1, &unknown, err));
     }
-    gr_key_warn(gr_gguf_path(g), &unknown);
+    gr_config_warn(gr_gguf_path(g), &unknown);
 done:
     gr_str_release(&unknown);
     return st;
@@ -189,7 +189,7 @@ static graft_status rope_scaling(gr_model_config *c, const gr_gguf *g, graft_err
     if (!gr_gguf_has(g, arch_key(factor, c, "rope.scaling.factor"))) arch_key(factor, c, "rope.scale_linear");
     if (gr_gguf_has(g, type)) GR_TRY(gr_gguf_get_string(g, type, &kind, NULL, err));
     bool linear = strcmp(kind, "linear") == 0;
-    if (!linear && strcmp(kind, "none") != 0) GR_TRY(gr_key_refuse(err, gr_gguf_path(g), type, kind, "none linear"));
+    if (!linear && strcmp(kind, "none") != 0) GR_TRY(gr_config_refuse(err, gr_gguf_path(g), type, kind, "none linear"));
     GR_TRY(gr_gguf_float_or(g, factor, 0, &value, err));
     if (!linear || value == 0 || value == 1) goto done;
     c->rope_scaling = GR_ROPE_LINEAR;

@@ -17,7 +17,7 @@ enum { LLAMA = 1 << 0, MISTRAL = 1 << 1, QWEN2 = 1 << 2, ALL = LLAMA | MISTRAL |
 typedef struct key_row {
     const char *name;
     int models; /* that the row is about: a name may have several rows */
-    gr_key_kind kind;
+    gr_config_kind kind;
     size_t offset;    /* INT, FLOAT, BOOL: in gr_model_config */
     const char *only; /* ONLY: the values that change nothing; null, [] and {} never do */
 } key_row;
@@ -26,77 +26,77 @@ typedef struct key_row {
 
 static const key_row keys[] = {
     /* sizes */
-    {"num_hidden_layers", ALL, GR_KEY_INT, FIELD(n_layers)},
-    {"hidden_size", ALL, GR_KEY_INT, FIELD(hidden)},
-    {"num_attention_heads", ALL, GR_KEY_INT, FIELD(n_heads)},
-    {"num_key_value_heads", ALL, GR_KEY_INT, FIELD(n_kv_heads)},
-    {"head_dim", ALL, GR_KEY_INT, FIELD(head_dim)},
-    {"intermediate_size", ALL, GR_KEY_INT, FIELD(ffn)},
-    {"vocab_size", ALL, GR_KEY_INT, FIELD(vocab)},
-    {"max_position_embeddings", ALL, GR_KEY_INT, FIELD(max_positions)},
+    {"num_hidden_layers", ALL, GR_CONFIG_INT, FIELD(n_layers)},
+    {"hidden_size", ALL, GR_CONFIG_INT, FIELD(hidden)},
+    {"num_attention_heads", ALL, GR_CONFIG_INT, FIELD(n_heads)},
+    {"num_key_value_heads", ALL, GR_CONFIG_INT, FIELD(n_kv_heads)},
+    {"head_dim", ALL, GR_CONFIG_INT, FIELD(head_dim)},
+    {"intermediate_size", ALL, GR_CONFIG_INT, FIELD(ffn)},
+    {"vocab_size", ALL, GR_CONFIG_INT, FIELD(vocab)},
+    {"max_position_embeddings", ALL, GR_CONFIG_INT, FIELD(max_positions)},
     /* what the layers compute */
-    {"rms_norm_eps", ALL, GR_KEY_READ, 0, NULL},
-    {"attention_dropout", ALL, GR_KEY_READ, 0, NULL},
-    {"tie_word_embeddings", ALL, GR_KEY_BOOL, FIELD(tied)},
-    {"attention_bias", LLAMA, GR_KEY_BOOL, FIELD(qkv_bias)},
-    {"attention_bias", MISTRAL, GR_KEY_ONLY, 0, "false"},
-    {"attention_bias", QWEN2, GR_KEY_HARMLESS, 0, NULL}, /* as in transformers: q, k and v have biases whatever it says */
-    {"mlp_bias", LLAMA, GR_KEY_BOOL, FIELD(mlp_bias)},
-    {"mlp_bias", MISTRAL | QWEN2, GR_KEY_ONLY, 0, "false"},
-    {"hidden_act", ALL, GR_KEY_ONLY, 0, "silu swish"},
-    {"activation_function", ALL, GR_KEY_ONLY, 0, "silu swish"},
-    {"hidden_activation", ALL, GR_KEY_ONLY, 0, "silu swish"},
-    {"sliding_window", MISTRAL | QWEN2, GR_KEY_READ, 0, NULL},
-    {"sliding_window", LLAMA, GR_KEY_HARMLESS, 0, NULL}, /* ignored by transformers as well; likewise below */
-    {"use_sliding_window", QWEN2, GR_KEY_READ, 0, NULL},
-    {"use_sliding_window", LLAMA | MISTRAL, GR_KEY_HARMLESS, 0, NULL},
-    {"max_window_layers", QWEN2, GR_KEY_READ, 0, NULL},
-    {"max_window_layers", LLAMA | MISTRAL, GR_KEY_HARMLESS, 0, NULL},
-    {"layer_types", ALL, GR_KEY_READ, 0, NULL},
-    {"rope_theta", ALL, GR_KEY_READ, 0, NULL},
-    {"rope_scaling", ALL, GR_KEY_READ, 0, NULL},
-    {"rope_parameters", ALL, GR_KEY_READ, 0, NULL},
-    {"original_max_position_embeddings", ALL, GR_KEY_READ, 0, NULL},
-    {"partial_rotary_factor", ALL, GR_KEY_ONLY, 0, "1"},
-    {"rotary_pct", ALL, GR_KEY_ONLY, 0, "1"},
-    {"rope_interleaved", ALL, GR_KEY_ONLY, 0, "false"},
-    {"no_rope_layers", ALL, GR_KEY_ONLY, 0, ""},
-    {"no_rope_layer_interval", ALL, GR_KEY_ONLY, 0, "0"},
-    {"position_embedding_type", ALL, GR_KEY_ONLY, 0, "rope"},
-    {"alibi", ALL, GR_KEY_ONLY, 0, "false"},
-    {"attn_logit_softcapping", ALL, GR_KEY_ONLY, 0, "0"},
-    {"final_logit_softcapping", ALL, GR_KEY_ONLY, 0, "0"},
-    {"query_pre_attn_scalar", ALL, GR_KEY_ONLY, 0, ""},
-    {"embedding_multiplier", ALL, GR_KEY_ONLY, 0, "1"},
-    {"residual_multiplier", ALL, GR_KEY_ONLY, 0, "1"},
-    {"logits_scaling", ALL, GR_KEY_ONLY, 0, "1"},
-    {"logit_scale", ALL, GR_KEY_ONLY, 0, "1"},
-    {"scale_emb", ALL, GR_KEY_ONLY, 0, "1"},
-    {"scale_depth", ALL, GR_KEY_ONLY, 0, ""},
-    {"dim_model_base", ALL, GR_KEY_ONLY, 0, ""},
-    {"attention_chunk_size", ALL, GR_KEY_ONLY, 0, ""},
-    {"attn_temperature_tuning", ALL, GR_KEY_ONLY, 0, "false"},
-    {"num_local_experts", ALL, GR_KEY_ONLY, 0, "0"},
-    {"num_experts", ALL, GR_KEY_ONLY, 0, "0"},
-    {"n_routed_experts", ALL, GR_KEY_ONLY, 0, "0"},
-    {"num_experts_per_tok", ALL, GR_KEY_ONLY, 0, "0"},
-    {"num_nextn_predict_layers", ALL, GR_KEY_ONLY, 0, "0"},
-    {"pretraining_tp", ALL, GR_KEY_HARMLESS, 0, NULL}, /* the same products in slices */
-    {"quantization_config", ALL, GR_KEY_READ, 0, NULL},
-    {"compression_config", ALL, GR_KEY_ONLY, 0, ""},
-    {"pruned_heads", ALL, GR_KEY_ONLY, 0, ""},
-    {"is_encoder_decoder", ALL, GR_KEY_ONLY, 0, "false"},
-    {"add_cross_attention", ALL, GR_KEY_ONLY, 0, "false"},
-    {"per_layer_config", ALL, GR_KEY_ONLY, 0, ""},
-    {"text_config", ALL, GR_KEY_ONLY, 0, ""},
-    {"vision_config", ALL, GR_KEY_ONLY, 0, ""},
-    {"audio_config", ALL, GR_KEY_ONLY, 0, ""},
+    {"rms_norm_eps", ALL, GR_CONFIG_READ, 0, NULL},
+    {"attention_dropout", ALL, GR_CONFIG_READ, 0, NULL},
+    {"tie_word_embeddings", ALL, GR_CONFIG_BOOL, FIELD(tied)},
+    {"attention_bias", LLAMA, GR_CONFIG_BOOL, FIELD(qkv_bias)},
+    {"attention_bias", MISTRAL, GR_CONFIG_ONLY, 0, "false"},
+    {"attention_bias", QWEN2, GR_CONFIG_HARMLESS, 0, NULL}, /* as in transformers: q, k and v have biases whatever it says */
+    {"mlp_bias", LLAMA, GR_CONFIG_BOOL, FIELD(mlp_bias)},
+    {"mlp_bias", MISTRAL | QWEN2, GR_CONFIG_ONLY, 0, "false"},
+    {"hidden_act", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
+    {"activation_function", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
+    {"hidden_activation", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
+    {"sliding_window", MISTRAL | QWEN2, GR_CONFIG_READ, 0, NULL},
+    {"sliding_window", LLAMA, GR_CONFIG_HARMLESS, 0, NULL}, /* ignored by transformers as well; likewise below */
+    {"use_sliding_window", QWEN2, GR_CONFIG_READ, 0, NULL},
+    {"use_sliding_window", LLAMA | MISTRAL, GR_CONFIG_HARMLESS, 0, NULL},
+    {"max_window_layers", QWEN2, GR_CONFIG_READ, 0, NULL},
+    {"max_window_layers", LLAMA | MISTRAL, GR_CONFIG_HARMLESS, 0, NULL},
+    {"layer_types", ALL, GR_CONFIG_READ, 0, NULL},
+    {"rope_theta", ALL, GR_CONFIG_READ, 0, NULL},
+    {"rope_scaling", ALL, GR_CONFIG_READ, 0, NULL},
+    {"rope_parameters", ALL, GR_CONFIG_READ, 0, NULL},
+    {"original_max_position_embeddings", ALL, GR_CONFIG_READ, 0, NULL},
+    {"partial_rotary_factor", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"rotary_pct", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"rope_interleaved", ALL, GR_CONFIG_ONLY, 0, "false"},
+    {"no_rope_layers", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"no_rope_layer_interval", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"position_embedding_type", ALL, GR_CONFIG_ONLY, 0, "rope"},
+    {"alibi", ALL, GR_CONFIG_ONLY, 0, "false"},
+    {"attn_logit_softcapping", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"final_logit_softcapping", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"query_pre_attn_scalar", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"embedding_multiplier", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"residual_multiplier", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"logits_scaling", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"logit_scale", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"scale_emb", ALL, GR_CONFIG_ONLY, 0, "1"},
+    {"scale_depth", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"dim_model_base", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"attention_chunk_size", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"attn_temperature_tuning", ALL, GR_CONFIG_ONLY, 0, "false"},
+    {"num_local_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"num_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"n_routed_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"num_experts_per_tok", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"num_nextn_predict_layers", ALL, GR_CONFIG_ONLY, 0, "0"},
+    {"pretraining_tp", ALL, GR_CONFIG_HARMLESS, 0, NULL}, /* the same products in slices */
+    {"quantization_config", ALL, GR_CONFIG_READ, 0, NULL},
+    {"compression_config", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"pruned_heads", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"is_encoder_decoder", ALL, GR_CONFIG_ONLY, 0, "false"},
+    {"add_cross_attention", ALL, GR_CONFIG_ONLY, 0, "false"},
+    {"per_layer_config", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"text_config", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"vision_config", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"audio_config", ALL, GR_CONFIG_ONLY, 0, ""},
     /* what it is, and its ids */
-    {"model_type", ALL, GR_KEY_READ, 0, NULL},
-    {"architectures", ALL, GR_KEY_READ, 0, NULL},
-    {"bos_token_id", ALL, GR_KEY_READ, 0, NULL},
-    {"eos_token_id", ALL, GR_KEY_READ, 0, NULL},
-    {"pad_token_id", ALL, GR_KEY_READ, 0, NULL},
+    {"model_type", ALL, GR_CONFIG_READ, 0, NULL},
+    {"architectures", ALL, GR_CONFIG_READ, 0, NULL},
+    {"bos_token_id", ALL, GR_CONFIG_READ, 0, NULL},
+    {"eos_token_id", ALL, GR_CONFIG_READ, 0, NULL},
+    {"pad_token_id", ALL, GR_CONFIG_READ, 0, NULL},
 };
 
 /* Keys that have nothing to do with what graft computes. */
@@ -121,22 +121,22 @@ static const char *const harmless[] = {
 static const struct {
     const char *name;
     gr_rope_scaling type; /* of READ; the others are about every type */
-    gr_key_kind kind;
+    gr_config_kind kind;
     const char *only;
 } rope_keys[] = {
-    {"rope_type", 0, GR_KEY_HARMLESS, NULL},
-    {"type", 0, GR_KEY_HARMLESS, NULL},
-    {"rope_theta", 0, GR_KEY_HARMLESS, NULL},
-    {"factor", GR_ROPE_LINEAR, GR_KEY_READ, NULL},
-    {"factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
-    {"low_freq_factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
-    {"high_freq_factor", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
-    {"original_max_position_embeddings", GR_ROPE_LLAMA3, GR_KEY_READ, NULL},
-    {"original_max_position_embeddings", 0, GR_KEY_HARMLESS, NULL}, /* linear scaling has no use for it */
-    {"finetuned", 0, GR_KEY_HARMLESS, NULL},
-    {"factor", 0, GR_KEY_ONLY, "1"},
-    {"attention_factor", 0, GR_KEY_ONLY, "1"},
-    {"partial_rotary_factor", 0, GR_KEY_ONLY, "1"},
+    {"rope_type", 0, GR_CONFIG_HARMLESS, NULL},
+    {"type", 0, GR_CONFIG_HARMLESS, NULL},
+    {"rope_theta", 0, GR_CONFIG_HARMLESS, NULL},
+    {"factor", GR_ROPE_LINEAR, GR_CONFIG_READ, NULL},
+    {"factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
+    {"low_freq_factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
+    {"high_freq_factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
+    {"original_max_position_embeddings", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
+    {"original_max_position_embeddings", 0, GR_CONFIG_HARMLESS, NULL}, /* linear scaling has no use for it */
+    {"finetuned", 0, GR_CONFIG_HARMLESS, NULL},
+    {"factor", 0, GR_CONFIG_ONLY, "1"},
+    {"attention_factor", 0, GR_CONFIG_ONLY, "1"},
+    {"partial_rotary_factor", 0, GR_CONFIG_ONLY, "1"},
 };
 
 /* ---- reading ---- */
@@ -175,7 +175,7 @@ static graft_status json_only(const char *path, const char *key, const json_t *v
     if (is_empty(v)) return GRAFT_OK;
     char *text = value_text(v);
     graft_status st = text ? GRAFT_OK : gr_fail_memory(err, key);
-    if (text && !gr_key_allows(only, text)) st = gr_key_refuse(err, path, key, text, only);
+    if (text && !gr_config_allows(only, text)) st = gr_config_refuse(err, path, key, text, only);
     free(text);
     return st;
 }
@@ -228,11 +228,11 @@ static const key_row *find_row(const char *key, const gr_arch *arch) {
 static graft_status read_key(gr_model_config *c, const json_file *f, const key_row *row, const json_t *v, graft_error *err) {
     void *field = (char *)c + row->offset;
     switch (row->kind) {
-    case GR_KEY_INT: return json_int(f, row->name, field, err);
-    case GR_KEY_BOOL: return json_bool(f, row->name, field, err);
-    case GR_KEY_ONLY: return json_only(f->path, row->name, v, row->only, err);
-    case GR_KEY_READ:
-    case GR_KEY_HARMLESS: break;
+    case GR_CONFIG_INT: return json_int(f, row->name, field, err);
+    case GR_CONFIG_BOOL: return json_bool(f, row->name, field, err);
+    case GR_CONFIG_ONLY: return json_only(f->path, row->name, v, row->only, err);
+    case GR_CONFIG_READ:
+    case GR_CONFIG_HARMLESS: break;
     }
     return GRAFT_OK;
 }
@@ -254,10 +254,10 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
         const key_row *row = find_row(key, c->arch_row);
         if (row) GR_TRY(read_key(c, f, row, v, err));
         else if (is_harmless(key) || is_empty(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0)) continue;
-        else if (gr_key_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
+        else if (gr_config_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
         else gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
     }
-    gr_key_warn(f->path, &unknown);
+    gr_config_warn(f->path, &unknown);
 done:
     gr_str_release(&unknown);
     return st;
@@ -280,7 +280,7 @@ static graft_status json_layer_types(const json_file *f, bool *given, bool *slid
         const char *type = json_is_string(v) ? json_string_value(v) : "?";
         if (strcmp(type, "sliding_attention") == 0) *slides = true;
         else if (strcmp(type, "full_attention") != 0)
-            return gr_key_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
+            return gr_config_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
     }
     return GRAFT_OK;
 }
@@ -341,12 +341,12 @@ static graft_status rope_check(const json_t *rope, gr_rope_scaling type, const c
     json_object_foreach((json_t *)rope, key, v) {
         int i = 0;
         while (i < GR_LEN(rope_keys) &&
-               (strcmp(rope_keys[i].name, key) != 0 || (rope_keys[i].kind == GR_KEY_READ && rope_keys[i].type != type)))
+               (strcmp(rope_keys[i].name, key) != 0 || (rope_keys[i].kind == GR_CONFIG_READ && rope_keys[i].type != type)))
             i++;
         snprintf(full, sizeof full, "%s.%s", where, key);
         if (dynamic && strcmp(key, "factor") == 0) continue;
         if (i == GR_LEN(rope_keys)) GR_TRY(json_only(path, full, v, "", err));
-        else if (rope_keys[i].kind == GR_KEY_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
+        else if (rope_keys[i].kind == GR_CONFIG_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
     }
 done:
     return st;

@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "adapters/export.h"
 #include "peft/cli/commands.h"
+#include "peft/recipe_schema.h"
 
 #ifndef GRAFT_COMMIT
 #define GRAFT_COMMIT "" /* of the checkout that was built, from CMake */
@@ -41,11 +43,39 @@ static graft_status help_data(const gr_args *a, graft_error *err) {
     return GRAFT_OK;
 }
 
+static graft_status help_models(const gr_args *a, graft_error *err) {
+    (void)a, (void)err;
+    const char *name;
+    bool folder;
+    printf("what graft runs\n\narchitectures (a key or tensor beyond what they compute is refused by name):\n");
+    for (int i = 0; i < GR_N_ARCHS; i++)
+        printf("  %-10s model_type %s (%s), in a GGUF %s\n", gr_archs[i].hf_type, gr_archs[i].hf_type, gr_archs[i].hf_class, gr_archs[i].gguf);
+    printf("\ntypes of weights that are read:\n  safetensors");
+    for (int d = 0; d < GR_DTYPE_COUNT; d++)
+        if (gr_dtype_get((gr_dtype)d)->safetensors_name) printf(" %s", gr_dtype_get((gr_dtype)d)->safetensors_name);
+    printf("\n  GGUF       ");
+    for (int d = 0; d < GR_DTYPE_COUNT; d++)
+        if (gr_dtype_get((gr_dtype)d)->gguf_type >= 0) printf(" %s", gr_dtype_get((gr_dtype)d)->name);
+    printf("\n\ntypes that `graft merge --dtype` writes:\n  HF folder  ");
+    for (int i = 0; (name = gr_written_type_name(i, &folder)); i++)
+        if (folder) printf(" %s", name);
+    printf("\n  GGUF       ");
+    for (int i = 0; (name = gr_written_type_name(i, &folder)); i++) printf(" %s", name);
+    for (int i = 0; i < gr_recipe_n_keys(); i++)
+        if (strcmp(gr_recipe_keys[i].section, "model") == 0 && strcmp(gr_recipe_keys[i].name, "quantize") == 0)
+            printf("\n\na plain base held in few bits (model.quantize, --quantize): %s", gr_recipe_keys[i].constraint);
+    printf("\n\nchat templates by name (auto: the model's own):\n ");
+    for (int i = 0; gr_chat_names()[i]; i++) printf(" %s", gr_chat_names()[i]);
+    printf("\n");
+    return GRAFT_OK;
+}
+
 static const struct topic {
     const char *name, *summary;
     graft_status (*print)(const gr_args *a, graft_error *err);
 } topics[] = {
     {"recipe", "every key of a recipe; with --json its JSON Schema", help_recipe},
+    {"models", "architectures, types of weights that are read and written, chat templates", help_models},
     {"data", "what can be done with data, and the forms of samples", help_data},
 };
 

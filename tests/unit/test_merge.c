@@ -235,8 +235,123 @@ static void test_merge_llama_biases(void **state) {
     const float *stored = gr_gguf_find(g, "blk.1.attn_k.bias")->data;
     const float *bias = gr_weights_find(m->weights, "model.layers.1.self_attn.k_proj.bias")->view.data;
     assert_true(stored[1] == bias[c.head_dim / 2] && stored[2] == bias[1]);
+    m->config.o_bias = false; /* transformers' llama has biases of q, k, v and o or none */
+    o.format = GR_FORMAT_HF;
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("biased-hf"), NULL, &err), GRAFT_BAD_INPUT, "q, k, v: yes; o: no");
     gr_model_free(back);
     gr_model_free(m);
+    gr_tokenizer_free(t);
+}
+
+static void put_text(const char *path, const char *text) {
+    assert_ok(gr_file_write(path, text, (int64_t)strlen(text), &err));
+}
+
+static char *text_of(const char *path) {
+    char *text = NULL;
+    int64_t len;
+    assert_ok(gr_file_read(&text, &len, path, 1 << 20, &err));
+    return text;
+}
+
+static void assert_holds(const char *path, const char *part) {
+    char *text = text_of(path);
+    if (!strstr(text, part)) fail_msg("%s: no \"%s\" in %s", path, part, text);
+    free(text);
+}
+
+/* A mistral with keys, files and licences of its own, as an HF folder. */
+static gr_tokenizer *write_mistral(void) {
+    gr_tokenizer *t = NULL;
+    gr_model *m = open_model(TINY);
+    gr_model_config c = m->config;
+    gr_model_free(m);
+    c.arch_row = &gr_archs[1];
+    c.window = 128, c.max_positions = 512;
+    assert_ok(gr_tokenizer_open(&t, TINY, &err));
+    write_model(&c, t, at("mistral"));
+    char *config = text_of(at("mistral/config.json"));
+    config[strrchr(config, '}') - config] = '\0';
+    char *more = gr_format("%s, \"initializer_range\": 0.041666666666666664, \"_name_or_path\": \"x/y\", \"auto_map\": {\"A\": \"b.C\"}}", config);
+    put_text(at("mistral/config.json"), more);
+    free(config);
+    free(more);
+    put_text(at("mistral/generation_config.json"), "{\"temperature\": 0.6, \"eos_token_id\": [2, 5]}");
+    put_text(at("mistral/LICENSE.txt"), "licence");
+    put_text(at("mistral/NOTICE"), "notice");
+    put_text(at("mistral/README.md"), "readme");
+    assert_ok(gr_make_dirs(at("mistral/additional_chat_templates"), &err));
+    put_text(at("mistral/additional_chat_templates/rag.jinja"), "rag");
+    return t;
+}
+
+static graft_status same_data(void *context, int64_t i, void *dst, graft_error *e) {
+    const gr_tensor *t = gr_gguf_tensor(context, i);
+    (void)e;
+    memcpy(dst, t->data, (size_t)t->n_bytes);
+    return GRAFT_OK;
+}
+
+/* The GGUF once more with a licence and tags in it. */
+static void add_licence(const char *from, const char *to) {
+    gr_gguf *g = NULL;
+    gr_gguf_builder b = {0};
+    assert_ok(gr_gguf_open(&g, from, &err));
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) gr_gguf_put_copy(&b, g, gr_gguf_key(g, i, NULL));
+    gr_gguf_put_string(&b, "general.license", "apache-2.0");
+    gr_gguf_put_strings(&b, "general.tags", (const char *const[]){"a", "bc"}, NULL, 2);
+    gr_gguf_put_string(&b, "general.quantized_by", "somebody");
+    gr_tensor *list = gr_calloc(gr_gguf_n_tensors(g), sizeof *list);
+    for (int64_t i = 0; i < gr_gguf_n_tensors(g); i++) list[i] = *gr_gguf_tensor(g, i);
+    assert_ok(gr_gguf_write(to, &b, list, gr_gguf_n_tensors(g), same_data, g, &err));
+    free(list);
+    gr_gguf_builder_release(&b);
+    gr_gguf_close(g);
+}
+
+static void merge_plain(const char *from, const gr_tokenizer *t, gr_model_format format, const char *to) {
+    gr_merge_options o = {.format = format, .dtype = -1};
+    gr_model *m = open_model(from);
+    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, to, NULL, &err));
+    gr_model_free(m);
+}
+
+/* A merged model carries what its base says of itself. */
+static void test_what_goes_along(void **state) {
+    (void)state;
+    gr_tokenizer *t = write_mistral();
+    merge_plain(at("mistral"), t, GR_FORMAT_HF, at("kept"));
+    static const char *const kept[] = {"\"MistralForCausalLM\"", "\"model_type\": \"mistral\"", "\"sliding_window\": 128",
+                                       "\"max_position_embeddings\": 512", "\"_name_or_path\": \"x/y\"", "0.04166666666666666"};
+    for (int i = 0; i < GR_LEN(kept); i++) assert_holds(at("kept/config.json"), kept[i]);
+    char *config = text_of(at("kept/config.json"));
+    assert_null(strstr(config, "auto_map")); /* Python files that are not there */
+    free(config);
+    assert_holds(at("kept/generation_config.json"), "{\"temperature\": 0.6, \"eos_token_id\": [2, 5]}");
+    assert_holds(at("kept/LICENSE.txt"), "licence");
+    assert_holds(at("kept/NOTICE"), "notice");
+    assert_holds(at("kept/additional_chat_templates/rag.jinja"), "rag");
+    assert_false(gr_exists(at("kept/README.md")));
+    merge_plain(at("mistral"), t, GR_FORMAT_GGUF, at("mistral.gguf"));
+    add_licence(at("mistral.gguf"), at("licensed.gguf"));
+    merge_plain(at("licensed.gguf"), t, GR_FORMAT_GGUF, at("again.gguf"));
+    gr_gguf *g = NULL;
+    const char *text, *arch;
+    int64_t n, window;
+    assert_ok(gr_gguf_open(&g, at("again.gguf"), &err));
+    assert_ok(gr_gguf_get_string(g, "general.license", &text, NULL, &err));
+    assert_string_equal(text, "apache-2.0");
+    assert_ok(gr_gguf_array_string(g, "general.tags", 1, &text, &n, &err));
+    assert_true(n == 2 && memcmp(text, "bc", 2) == 0);
+    assert_false(gr_gguf_has(g, "general.quantized_by")); /* of the file, not of the model */
+    assert_ok(gr_gguf_get_string(g, "general.architecture", &arch, NULL, &err));
+    assert_string_equal(arch, "llama");
+    assert_ok(gr_gguf_get_int(g, "llama.attention.sliding_window", &window, &err));
+    assert_int_equal(window, 128);
+    gr_gguf_close(g);
+    merge_plain(at("again.gguf"), t, GR_FORMAT_HF, at("back")); /* a mistral again */
+    assert_holds(at("back/config.json"), "\"model_type\": \"mistral\"");
+    assert_holds(at("back/config.json"), "\"sliding_window\": 128");
     gr_tokenizer_free(t);
 }
 
@@ -574,6 +689,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
         cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_merge_llama_biases),
+        cmocka_unit_test(test_what_goes_along),
         cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_tied_head_and_embedding),
         cmocka_unit_test(test_inspect),       cmocka_unit_test(test_mixtures),
         cmocka_unit_test(test_wrong_read_back), cmocka_unit_test(test_wrong_files), cmocka_unit_test(test_names),
