@@ -41,6 +41,10 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
                       const gr_params *trained, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
                       graft_error *err);
 
+/* Memory that gr_merge of m without adapters takes besides the model, at most: one tensor, the written files as they are read back, and
+ * the logits of the probe. dtype: F32, F16 or BF16. */
+int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype);
+
 /* What a path is (safetensors, HF folder, adapter, GGUF model, GGUF LoRA, checkpoint, token cache, run) and what is in it: a table
  * for people, or with json one JSON object, to out. */
 graft_status gr_inspect(const char *path, bool json, FILE *out, graft_error *err);

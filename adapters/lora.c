@@ -342,7 +342,7 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
     graft_status st = GRAFT_OK;
     gr_lora **slots;
     int *n;
-    GR_ASSERT(a->params.value);
+    bool planned = !a->params.value; /* the shapes alone */
     /* Room for all first: a failure leaves the model as it was. */
     for (int64_t j = 0; j < a->n_modules; j++) {
         GR_TRY(check_fits(&a->modules[j], m, err));
@@ -356,8 +356,8 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
         slots_of(module, m, &slots, &n);
         (*slots)[(*n)++] = (gr_lora){.rank = module->rank,
                                      .scale = (float)(user_scale * gr_adapter_scale(a, module)),
-                                     .A = gr_params_value(&a->params, module->a),
-                                     .B = gr_params_value(&a->params, module->b),
+                                     .A = planned ? NULL : gr_params_value(&a->params, module->a),
+                                     .B = planned ? NULL : gr_params_value(&a->params, module->b),
                                      .dA = gr_params_grad(&a->params, module->a),
                                      .dB = gr_params_grad(&a->params, module->b)};
     }

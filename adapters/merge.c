@@ -163,6 +163,16 @@ static int quantised_type(const gr_model *m) {
     return -1;
 }
 
+int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
+    int64_t file = 0, largest = 0, cols = 1;
+    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+        const gr_weight *w = &gr_weights_get(m->weights, i)->view;
+        int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
+        file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
+    }
+    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
+}
+
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     static const gr_dtype quantised[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K};
     gr_dtype own = job->m->embed.dtype;

@@ -47,4 +47,7 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
  * FAILED, naming what is wrong, when they are not. */
 graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report *report, graft_error *err);
 
+/* Memory of the probe besides both models' weights. */
+int64_t gr_merge_probe_bytes(const gr_model *m);
+
 #endif

@@ -74,6 +74,8 @@ struct gr_device {
     bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
     void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, zeroed; NULL when out of memory */
     void (*free)(gr_device *d, void *p);
+    int64_t (*footprint)(int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
+    int64_t shared_bytes;                /* that operations share as scratch, at most; what is never touched takes no memory */
     struct gr_threads *threads; /* CPU: the pool, also for core's own parallel work */
     void *impl;                 /* the backend's own */
 };

@@ -23,6 +23,19 @@ int64_t gr_longest_sample(const gr_dataset *d) {
     return longest;
 }
 
+static int64_t rows_allowed(const gr_dataset *d, int64_t batch_tokens) {
+    return GR_MAX(batch_tokens > 0 ? batch_tokens : BATCH_TOKENS, gr_longest_sample(d));
+}
+
+int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens) {
+    int64_t allowed = rows_allowed(d, batch_tokens), largest = 1;
+    for (int64_t first = 0, end; first < d->n_samples; first = end) {
+        end = batch_end(d, first, allowed);
+        largest = GR_MAX(largest, d->offset[end] - d->offset[first]);
+    }
+    return largest;
+}
+
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
                          int64_t *targets, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -31,7 +44,8 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     gr_progress progress;
     double total = 0;
     int64_t n_targets = 0;
-    gr_decoder_options o = {.max_tokens = GR_MAX(batch_tokens > 0 ? batch_tokens : BATCH_TOKENS, gr_longest_sample(d))};
+    int64_t allowed = rows_allowed(d, batch_tokens);
+    gr_decoder_options o = {.max_tokens = gr_evaluate_rows(d, batch_tokens)};
     int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
     float *row_nll = gr_calloc(o.max_tokens, sizeof *row_nll);
     if (!idx || !row_nll) GR_TRY(gr_fail_memory(err, "evaluation"));
@@ -39,7 +53,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     GR_TRY(gr_decoder_new(&decoder, m, &o, err));
     if (label) gr_progress_start(&progress, label, d->n_samples);
     for (int64_t first = 0, end; first < d->n_samples; first = end) {
-        end = batch_end(d, first, o.max_tokens);
+        end = batch_end(d, first, allowed);
         if (gr_trainer_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
         GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
         GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
@@ -70,6 +84,15 @@ static void last_answer(const gr_dataset *d, int64_t i, int64_t *start, int64_t 
     while (*end > d->offset[i] && !d->target[*end - 1]) --*end;
     *start = *end;
     while (*start > d->offset[i] && d->target[*start - 1]) --*start;
+}
+
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d) {
+    int64_t longest = 1, start, end;
+    for (int64_t i = 0; i < d->n_samples; i++) {
+        last_answer(d, i, &start, &end);
+        longest = GR_MAX(longest, start - d->offset[i]);
+    }
+    return gr_generate_bytes(m, d->n_samples, longest, &(gr_generate_options){.max_tokens = GR_EXACT_MATCH_TOKENS});
 }
 
 typedef struct match_progress {

@@ -5,8 +5,14 @@
 #include "core/data/dataset.h"
 #include "core/model/generate.h"
 
+enum { GR_EXACT_MATCH_TOKENS = 256 }; /* new tokens of an answer at most, during a run */
+
 /* Tokens of the longest sample, at least 1. */
 int64_t gr_longest_sample(const gr_dataset *d);
+/* Rows of the largest batch of gr_evaluate. */
+int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens);
+/* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last token. */
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
 /* INTERRUPTED once gr_trainer_interrupt was called; the same holds below. */

@@ -5,10 +5,10 @@
 
 #include "core/base/log.h"
 #include "peft/evaluate.h"
-#include "peft/run.h"
+#include "peft/plan.h"
 #include "peft/schedule.h"
 
-enum { MAX_SKIPS_IN_A_ROW = 10, EXACT_MATCH_TOKENS = 256 };
+enum { MAX_SKIPS_IN_A_ROW = 10 };
 
 typedef struct loop {
     gr_run *run;
@@ -52,8 +52,6 @@ done:
     return st;
 }
 
-static int64_t sample_length(const gr_dataset *d, int64_t i) { return d->offset[i + 1] - d->offset[i]; }
-
 static int64_t count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
     int64_t count = 0; /* a sequence's first id is never predicted */
     for (int64_t s = 0; s < n; s++)
@@ -76,9 +74,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums
     *sums = (step_sums){.targets = count_targets(d, idx, n), .bad_sample = -1};
     memset(run->params->grad, 0, (size_t)run->params->n_floats * sizeof(float));
     for (int64_t first = 0, end; first < n; first = end) {
-        int64_t rows = 0;
-        for (end = first; end < n && (end == first || rows + sample_length(d, idx[end]) <= run->plan.max_tokens); end++)
-            rows += sample_length(d, idx[end]);
+        (void)gr_plan_micro_batch(run, idx, first, n, &end);
         GR_TRY(gr_batch_fill(&l->batch, d, idx + first, end - first, run->state.epoch, err));
         GR_TRY(gr_decoder_train(run->decoder, &l->batch, 1.0f / (float)GR_MAX(sums->targets, 1), l->nll, err));
         for (int64_t seq = 0; seq < l->batch.n_seqs; seq++)
@@ -191,7 +187,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, EXACT_MATCH_TOKENS, NULL,
+        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, GR_EXACT_MATCH_TOKENS, NULL,
                                        &row.exact_match, NULL, NULL, err));
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);

@@ -16,13 +16,18 @@ typedef struct gr_run {
     gr_tokenizer *tokenizer;
     gr_chat *chat;
     gr_model *model;
-    int64_t base_bytes;      /* memory of the quantised base; 0: not quantised */
+    int64_t base_bytes;      /* of the quantised matrices; 0: none */
     gr_adapter *adapter;     /* method lora, else NULL */
     gr_params *params;       /* what is trained: the adapter's, or `full` */
     gr_params full;
     gr_dataset *train, *eval; /* eval: NULL when there is none */
     gr_decoder *decoder;
-    gr_decoder_options plan; /* micro-batch tokens and recompute policy */
+    gr_decoder_options plan; /* rows of the largest micro-batch and recompute policy */
+    int64_t micro_tokens;    /* rows that a micro-batch of several samples has at most */
+    gr_memory memory;        /* as planned */
+    int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */
+    int by_cgroup;
+    int64_t samples, mean_tokens; /* of the training set, also where it is only assumed; 0: not known */
     int64_t total_steps, steps_per_epoch, eval_every, save_every, log_every; /* 0: at the end only */
     gr_train_identity identity;
     gr_train_state state;

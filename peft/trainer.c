@@ -9,10 +9,8 @@
 #include "adapters/export.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "peft/plan.h"
 #include "peft/run.h"
-#include "peft/schedule.h"
-
-enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 
 /* The mutable globals: a signal handler can reach nothing else. Of the two texts the one that `saved` names (1 or 2; 0: none) is whole,
  * the other may be in the making. */
@@ -61,20 +59,20 @@ int gr_quantize_type(int recipe_quantize) {
 
 /* ---- opening what the recipe names ---- */
 
-static graft_status open_model(gr_run *run, bool dry_run, graft_error *err) {
+/* The headers of the model's files: sizes, no weights yet. */
+static graft_status open_model(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     graft_status st;
     int quantize = gr_quantize_type(r->model_quantize);
     const char *why = NULL;
     run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
     if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
-    GR_TRY(gr_model_open(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device), r->data_max_length, err));
+    GR_TRY(gr_model_open_shape(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device), r->data_max_length, err));
     const gr_model_config *c = &run->model->config;
     if (r->data_max_length > gr_config_longest(c))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base, (long long)r->data_max_length,
                        gr_config_limit(c), (long long)gr_config_longest(c)));
     if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(run->model, (gr_dtype)quantize);
-    if (quantize >= 0 && !dry_run) GR_TRY(gr_model_quantize(run->model, (gr_dtype)quantize, err));
 done:
     return st;
 }
@@ -130,19 +128,14 @@ done:
     return st;
 }
 
-/* Decide what is trained; allocate only for a real run. */
-static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
+/* Decide what is trained, and give the model its shape with it; nothing is allocated. */
+static graft_status plan_params(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
-    gr_adapter *from = NULL;
     char *base = NULL;
     graft_status st;
     if (r->adapter_method == GR_METHOD_FULL) {
         run->params = &run->full;
-        GR_TRY(gr_model_add_params(run->model, &run->full, err));
-        if (dry_run) goto done;
-        GR_TRY(gr_params_allocate(&run->full, run->device, true, err));
-        GR_TRY(gr_model_attach_params(run->model, &run->full, true, err));
-        goto done;
+        return gr_model_add_params(run->model, &run->full, err);
     }
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -153,7 +146,33 @@ static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
                            .n_alpha_pattern = r->adapter_alpha_pattern.n, .base = base};
     GR_TRY(gr_adapter_plan(&run->adapter, &c, run->model, err));
     run->params = &run->adapter->params;
-    if (dry_run) goto done;
+    GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
+done:
+    free(base);
+    return st;
+}
+
+/* ---- reading and allocating what was planned ---- */
+
+static graft_status load_model(gr_run *run, graft_error *err) {
+    graft_status st;
+    int quantize = gr_quantize_type(run->r->model_quantize);
+    gr_adapter_detach_all(run->model); /* the shapes alone */
+    GR_TRY(gr_model_load(run->model, err));
+    if (quantize >= 0) GR_TRY(gr_model_quantize(run->model, (gr_dtype)quantize, err));
+done:
+    return st;
+}
+
+static graft_status load_params(gr_run *run, graft_error *err) {
+    const gr_recipe *r = run->r;
+    gr_adapter *from = NULL;
+    graft_status st;
+    if (!run->adapter) {
+        GR_TRY(gr_params_allocate(&run->full, run->device, true, err));
+        GR_TRY(gr_model_attach_params(run->model, &run->full, true, err));
+        goto done;
+    }
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
     GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
     if (r->adapter_init_from) {
@@ -162,143 +181,8 @@ static graft_status open_params(gr_run *run, bool dry_run, graft_error *err) {
     }
     GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
 done:
-    free(base);
     gr_adapter_free(from);
     return st;
-}
-
-/* ---- the plan: steps and memory ---- */
-
-static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
-
-static bool has_fractional_weight(const gr_dataset *d) {
-    for (int i = 0; i < d->n_sources; i++)
-        if (d->weight[i] != floor(d->weight[i])) return true;
-    return false;
-}
-
-static graft_status plan_steps(gr_run *run, graft_error *err) {
-    const gr_recipe *r = run->r;
-    int64_t total = 0, whole = (int64_t)floor(r->train_num_train_epochs);
-    for (int64_t epoch = 0; epoch <= whole; epoch++) { /* data set weights may give each epoch its own number of samples */
-        int64_t *order, n;
-        graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
-        if (st != GRAFT_OK) return st;
-        free(order);
-        double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
-        int64_t steps = batches_of(n, r->train_batch_size);
-        if (epoch == 0) run->steps_per_epoch = steps;
-        if (r->train_max_steps > 0) break;
-        if (!has_fractional_weight(run->train)) { /* every epoch is like this one */
-            total = whole * steps +
-                    (int64_t)ceil((r->train_num_train_epochs - (double)whole) * (double)steps);
-            break;
-        }
-        total += (int64_t)ceil(share * (double)steps);
-    }
-    run->total_steps = r->train_max_steps > 0 ? r->train_max_steps : total;
-    if (run->total_steps < 1) return gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step", r->train_num_train_epochs);
-    run->eval_every = r->eval_every >= 0 ? r->eval_every : GR_MAX(1, run->total_steps / EVALUATIONS);
-    run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
-    run->log_every = r->log_every > 0 ? r->log_every : GR_MAX(1, run->total_steps / LOGGED_WINDOWS);
-    run->identity = (gr_train_identity){.data_key = (int64_t)run->train->key, .total_steps = run->total_steps,
-                                        .batch_size = r->train_batch_size, .seed = r->train_seed};
-    return GRAFT_OK;
-}
-
-/* Bytes the system can still give: MemAvailable. */
-static int64_t available_memory(void) {
-    long long kib = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %lld kB", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib > 0 ? (int64_t)kib * 1024 : (int64_t)8 << 30;
-}
-
-static int64_t params_bytes(const gr_run *run) { return run->params->n_floats * 4 * (int64_t)sizeof(float); }
-
-static int64_t int8_bytes(const gr_run *run) {
-    return run->r->model_compute == GR_COMPUTE_INT8 ? gr_model_int8_bytes(run->model, true, true) : 0;
-}
-
-/* All that training keeps in memory; a base that is not quantised is mapped from disk. */
-static int64_t needed_memory(const gr_run *run) {
-    return gr_decoder_plan_bytes(run->model, &run->plan) + params_bytes(run) + int8_bytes(run) + run->base_bytes;
-}
-
-/* Rows of a micro-batch and what backward computes again: the fastest that memory_limit allows. */
-static graft_status plan_memory(gr_run *run, int64_t longest, graft_error *err) {
-    const gr_recipe *r = run->r;
-    int64_t free_before = available_memory() + run->model->quantized_bytes;
-    int64_t limit = r->train_memory_limit > 0 ? r->train_memory_limit : free_before / 4 * 3;
-    int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
-    int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
-    int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
-    gr_decoder_options *o = &run->plan;
-    *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
-    for (int64_t rows = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));; rows = GR_MAX(longest, rows / 2)) {
-        o->max_tokens = rows;
-        for (int policy = first; policy <= last; policy++) {
-            o->recompute = (gr_recompute)policy;
-            if (needed_memory(run) <= limit) return GRAFT_OK;
-        }
-        if (rows == longest || r->train_micro_batch_tokens > 0) break;
-    }
-    return gr_fail(err, GRAFT_BAD_USAGE,
-                   "training needs %.1f MiB for micro-batches of %lld tokens, train.memory_limit allows %.1f MiB: shorten data.max_length or "
-                   "raise the limit", (double)needed_memory(run) / (1 << 20),
-                   (long long)o->max_tokens, (double)limit / (1 << 20));
-}
-
-const char *gr_thousands(int64_t n, char out[32]) {
-    char digits[24];
-    int len = snprintf(digits, sizeof digits, "%lld", (long long)n), k = 0;
-    for (int i = 0; i < len; i++) {
-        out[k++] = digits[i];
-        if ((len - i) % 3 == 1 && i + 1 < len && digits[i] != '-') out[k++] = ',';
-    }
-    out[k] = '\0';
-    return out;
-}
-
-static int64_t model_parameters(const gr_model *m) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
-        const gr_weight *w = &gr_weights_get(m->weights, i)->view;
-        n += w->rows * w->cols;
-    }
-    return n;
-}
-
-static void report_plan(const gr_run *run, gr_str *out) {
-    static const char *const policies[] = {"none", "selective", "full"};
-    const gr_recipe *r = run->r;
-    char text[32];
-    int64_t base = model_parameters(run->model), trained = run->params->n_parameters, scratch = gr_decoder_plan_bytes(run->model, &run->plan);
-    gr_str_printf(out, "base                  %s (%s, ", r->model_base, run->model->config.arch);
-    gr_str_puts(out, gr_thousands(base, text));
-    gr_str_puts(out, " parameters)\ntrainable parameters  ");
-    gr_str_puts(out, gr_thousands(trained, text));
-    gr_str_printf(out, " (%.3f %% of the base)\n", 100.0 * (double)trained / (double)base);
-    if (run->train) {
-        gr_str_puts(out, "training samples      ");
-        gr_str_puts(out, gr_thousands(run->train->n_samples, text));
-        gr_str_puts(out, "\nsteps                 ");
-        gr_str_puts(out, gr_thousands(run->total_steps, text));
-        gr_str_printf(out, " (%lld an epoch, warmup %lld)\n", (long long)run->steps_per_epoch,
-                      (long long)gr_warmup_steps(r, run->total_steps));
-    }
-    gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, recompute %s\n",
-                  (long long)r->train_batch_size, (long long)run->plan.max_tokens, policies[run->plan.recompute]);
-    gr_str_printf(out, "memory                %.2f GiB trained state, %.2f GiB step scratch", (double)params_bytes(run) / (1 << 30),
-                  (double)scratch / (1 << 30));
-    if (int8_bytes(run)) gr_str_printf(out, ", %.2f GiB int8 forms", (double)int8_bytes(run) / (1 << 30));
-    if (run->base_bytes > 0)
-        gr_str_printf(out, ", %.2f GiB base in %s (embedding, head and norms are mapped from disk)\n",
-                      (double)run->base_bytes / (1 << 30), gr_dtype_get((gr_dtype)gr_quantize_type(r->model_quantize))->name);
-    else gr_str_puts(out, " (base weights are mapped from disk)\n");
 }
 
 /* ---- the end ---- */
@@ -330,6 +214,10 @@ static graft_status export_result(gr_run *run, graft_error *err) {
         st = folder ? gr_checkpoint_load(folder, run->params, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
         free(folder);
     }
+    if (!run->adapter) { /* a whole model is written: the steps' scratch makes room */
+        gr_decoder_free(run->decoder);
+        run->decoder = NULL;
+    }
     return st == GRAFT_OK ? gr_run_export(run, err) : st;
 }
 
@@ -348,26 +236,49 @@ static void close_run(gr_run *run) {
     free(run->recipe_text);
 }
 
+/* True when every data file is there; *missing: the first that is not, NULL when none is named. */
+static bool has_data(const gr_recipe *r, const char **missing) {
+    const gr_source_list *lists[] = {&r->data_train, &r->data_eval};
+    *missing = NULL;
+    for (int k = 0; k < GR_LEN(lists); k++)
+        for (int i = 0; i < lists[k]->n && !*missing; i++)
+            if (!gr_exists(lists[k]->items[i].path)) *missing = lists[k]->items[i].path;
+    return r->data_train.n > 0 && !*missing;
+}
+
+/* What a dry run without data says: steps of an assumed set, or of none. */
+static graft_status assume_data(gr_run *run, const gr_train_options *o, graft_error *err) {
+    run->samples = o->samples;
+    run->mean_tokens = o->mean_tokens > 0 ? o->mean_tokens : run->r->data_max_length;
+    return gr_plan_steps(run, err);
+}
+
 static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_result *result, graft_error *err) {
     const gr_recipe *r = run->r;
     graft_status st;
-    bool has_data = r->data_train.n > 0 && !gr_weights_shape_only(run->model->weights);
-    for (int i = 0; has_data && i < r->data_train.n; i++) has_data = gr_exists(r->data_train.items[i].path);
-    GR_TRY(open_params(run, true, err));
-    if (has_data) {
-        GR_TRY(open_text(run, err));
-        GR_TRY(open_data(run, err));
-        GR_TRY(plan_steps(run, err));
-        GR_TRY(plan_memory(run, gr_longest_sample(run->train), err));
-    } else {
-        run->plan = (gr_decoder_options){.max_tokens = r->data_max_length, .training = true, .recompute = GR_RECOMPUTE_SELECTIVE};
-    }
+    const char *missing;
+    bool shape = gr_weights_shape_only(run->model->weights), data = has_data(r, &missing) && !shape && o->samples == 0;
+    gr_plan_facts facts = {0};
+    GR_TRY(plan_params(run, err));
+    if (!shape) GR_TRY(open_text(run, err));
+    if (data) GR_TRY(open_data(run, err));
+    GR_TRY(data ? gr_plan_steps(run, err) : assume_data(run, o, err));
+    graft_status fits = gr_plan_memory(run, data ? gr_longest_sample(run->train) : r->data_max_length, err);
+    if (fits != GRAFT_OK && fits != GRAFT_BAD_USAGE) GR_TRY(fits);
+    gr_plan_facts_of(run, &facts);
+    if (o->calibrate && facts.fits) GR_TRY(gr_plan_time(run, &facts, err));
     result->n_trainable = run->params->n_parameters;
     result->steps = run->total_steps;
-    result->state_bytes = params_bytes(run);
-    result->scratch_bytes = gr_decoder_plan_bytes(run->model, &run->plan);
+    result->state_bytes = run->memory.trained;
+    result->scratch_bytes = run->memory.scratch;
     result->base_bytes = run->base_bytes;
-    if (o->report) report_plan(run, o->report);
+    if (o->report) gr_plan_report(run, &facts, shape ? NULL : missing, o->report);
+    if (o->facts) *o->facts = facts;
+    st = fits;
+    if (fits != GRAFT_OK && r->train_memory_limit <= 0) { /* the machine's limit, which the plan tells: no mistake of the recipe */
+        st = GRAFT_OK;
+        if (err) *err = (graft_error){0};
+    }
 done:
     return st;
 }
@@ -384,18 +295,21 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
     if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
-    GR_TRY(open_model(&run, o->dry_run, err));
+    GR_TRY(open_model(&run, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
         goto done;
     }
+    GR_TRY(plan_params(&run, err));
+    GR_TRY(gr_plan_least(&run, err));
     GR_TRY(open_text(&run, err));
     GR_TRY(check_interrupt(err));
     GR_TRY(open_data(&run, err));
     GR_TRY(check_interrupt(err));
-    GR_TRY(open_params(&run, false, err));
-    GR_TRY(plan_steps(&run, err));
-    GR_TRY(plan_memory(&run, gr_longest_sample(run.train), err));
+    GR_TRY(gr_plan_steps(&run, err));
+    GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
+    GR_TRY(load_model(&run, err));
+    GR_TRY(load_params(&run, err));
     if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.model, true, true, err));
     GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
     GR_TRY(gr_folder_open(&run, o, err));

@@ -16,11 +16,39 @@ typedef struct gr_train_progress {
 /* Nonzero: save a checkpoint and leave, as gr_trainer_interrupt does. */
 typedef int gr_train_callback(void *payload, const gr_train_progress *progress);
 
+/* Memory of a run in bytes. What is always there: program to threads; besides it either the steps' scratch with an evaluation (or the writing
+ * of an adapter), or the writing of a whole model. */
+typedef struct gr_memory {
+    int64_t program;    /* the program with its libraries, the tokenizer */
+    int64_t data;       /* tokenised samples */
+    int64_t base;       /* weights as they lie in their files, mapped: the system may take these pages back */
+    int64_t made;       /* of the base: quantised weights, int8 forms, rotary table, floats of norms */
+    int64_t trained;    /* values, gradients, two moments */
+    int64_t threads;    /* scratch that operations share */
+    int64_t scratch;    /* of a step: activations, gradients of them, logits */
+    int64_t evaluation; /* the larger of loss and exact match, with its KV cache */
+    int64_t result;     /* writing the adapter or the model, and reading it back */
+    int64_t total;      /* peak */
+} gr_memory;
+
+/* What `graft plan` tells besides steps and parameters. Times are seconds, NaN: not known; disk is bytes, -1: not known. */
+typedef struct gr_plan_facts {
+    gr_memory memory;
+    int64_t limit, available; /* of memory: what the run may take in all; what this process could still take when it began */
+    int by_cgroup, fits;      /* a control group says what is available; total <= limit */
+    double step_seconds, evaluation_seconds, run_seconds;
+    int64_t checkpoint_bytes, result_bytes, cache_bytes, disk_bytes, disk_free; /* disk_bytes: all of the run */
+    int64_t tokens_per_step;
+} gr_plan_facts;
+
 typedef struct gr_train_options {
     bool resume;    /* continue the run in output_dir from its last checkpoint */
     bool overwrite; /* replace an existing run */
     bool dry_run;   /* say what would happen: parameters, memory, steps; no weights needed */
-    gr_str *report; /* dry_run: the plan as text for people (may be NULL) */
+    gr_str *report; /* dry_run: the plan as text for people (may be NULL); written also where the run would be refused */
+    gr_plan_facts *facts; /* dry_run: the same as numbers (may be NULL) */
+    bool calibrate;       /* dry_run: measure the time of a step */
+    int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
     gr_train_callback *progress; /* may be NULL */
     void *payload;
 } gr_train_options;

@@ -97,7 +97,7 @@ static void *place(planner *p, int64_t n, int64_t size) {
 
 static float *floats(planner *p, int64_t n, int64_t width) { return place(p, n * width, sizeof(float)); }
 
-static int64_t head_rows_of(const gr_model *m, const gr_decoder_options *o) {
+int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o) {
     int64_t rows = HEAD_FLOATS / m->config.vocab;
     rows = GR_MIN(GR_MAX(rows, HEAD_ROWS_MIN), HEAD_ROWS_MAX);
     return GR_MIN(rows, o->max_tokens);
@@ -153,7 +153,7 @@ static void plan_head(gr_decoder *d, planner *p, const widths *w) {
 static void plan(gr_decoder *d, planner *p) {
     widths w = d->w = widths_of(d->m);
     int64_t n = d->o.max_tokens;
-    d->head_rows = head_rows_of(d->m, &d->o);
+    d->head_rows = gr_decoder_head_rows(d->m, &d->o);
     plan_layers(d, p, &w);
     plan_head(d, p, &w);
     d->xf = floats(p, n, w.C);
@@ -212,7 +212,7 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     graft_status st = GRAFT_OK;
     planner measure = {0}, real = {0};
     *out = NULL;
-    if (gr_weights_shape_only(m->weights))
+    if (!m->rope)
         return gr_fail(err, GRAFT_BAD_USAGE, "%s has no weights: only --dry-run works with a config.json", gr_weights_path(m->weights));
     gr_decoder *d = gr_calloc(1, sizeof *d);
     if (!d || !(d->layers = gr_calloc(m->config.n_layers, sizeof *d->layers))) GR_TRY(gr_fail_memory(err, "decoder"));
@@ -586,6 +586,13 @@ graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots
         return gr_fail_memory(err, "KV cache");
     }
     return GRAFT_OK;
+}
+
+int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len) {
+    const gr_model_config *g = &m->config;
+    int64_t blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK, wide = (g->head_dim + 31) / 32 * 32;
+    return m->device->footprint(2 * g->n_kv_heads * g->head_dim * g->n_layers * 4 * n_slots * max_len) +
+           m->device->footprint(2 * GR_KV_BLOCK * wide * g->n_kv_heads * g->n_layers * 4 * n_slots * blocks);
 }
 
 void gr_kv_cache_release(gr_kv_cache *c) {

@@ -26,6 +26,8 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
 void gr_decoder_free(gr_decoder *d);
 /* Bytes of step scratch that a decoder with these options would allocate: the plan, without running. */
 int64_t gr_decoder_plan_bytes(const gr_model *m, const gr_decoder_options *o);
+/* Rows of logits that it holds at once. */
+int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o);
 
 /* Evaluation: nll[n] (natural log; 0 on rows without a target) of each row's target. */
 graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err);
@@ -45,6 +47,8 @@ typedef struct gr_kv_cache {
 } gr_kv_cache;
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err);
 void gr_kv_cache_release(gr_kv_cache *c);
+/* Memory of such a cache once every position was filled. */
+int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len);
 /* Run new tokens: sequence s of the batch continues slot slots[s] (b->positions must continue its length). logits[n_seqs, V] of each
  * sequence's last row. */
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, graft_error *err);

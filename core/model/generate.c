@@ -66,17 +66,30 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
     return GRAFT_OK;
 }
 
+/* Slots and their length for n prompts, and the rows of a step. */
+static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o, int64_t *max_len, int64_t *rows) {
+    const gr_model_config *c = &m->config;
+    *max_len = GR_MIN(longest + o->max_tokens, m->rope_positions);
+    int64_t each = 2 * *max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float); /* rows, and at most as much in panels */
+    int64_t slots = GR_MIN(o->batch > 0 ? o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each)), n);
+    *rows = GR_MAX(GR_MIN(PREFILL_TOKENS, slots * *max_len), slots);
+    return slots;
+}
+
+int64_t gr_generate_bytes(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o) {
+    int64_t max_len, rows, slots = slots_for(m, n, longest, o, &max_len, &rows), V = m->config.vocab;
+    gr_decoder_options options = {.max_tokens = rows};
+    return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(gr_decoder_plan_bytes(m, &options)) + (slots + 1) * V * 4;
+}
+
 static graft_status prepare(generator *g, graft_error *err) {
     const gr_model_config *c = &g->m->config;
-    int64_t longest, each;
+    int64_t longest, max_len, rows;
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
-    int64_t max_len = GR_MIN(longest + g->o->max_tokens, g->m->rope_positions);
+    g->n_slots = slots_for(g->m, g->n, longest, g->o, &max_len, &rows);
     if (max_len < longest + g->o->max_tokens && max_len == c->window)
         gr_warn("answers end where a sequence has %lld tokens, the %s", (long long)max_len, gr_config_limit(c));
-    each = 2 * max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float); /* rows, and at most as much in panels */
-    g->n_slots = g->o->batch > 0 ? g->o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each));
-    g->n_slots = GR_MIN(g->n_slots, g->n);
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
     g->order = gr_calloc(g->n_slots, sizeof *g->order);
     g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);
@@ -84,7 +97,7 @@ static graft_status prepare(generator *g, graft_error *err) {
     if (!g->slots || !g->order || !g->logits || !g->scratch) GR_TRY(gr_fail_memory(err, "generation"));
     for (int64_t s = 0; s < g->n_slots; s++) g->slots[s].prompt = -1;
     GR_TRY(gr_kv_cache_init(&g->cache, g->m, g->n_slots, max_len, err));
-    gr_decoder_options options = {.max_tokens = GR_MAX(GR_MIN(PREFILL_TOKENS, g->n_slots * max_len), g->n_slots)};
+    gr_decoder_options options = {.max_tokens = rows};
     GR_TRY(gr_decoder_new(&g->decoder, g->m, &options, err));
 done:
     return st;

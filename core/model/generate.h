@@ -35,4 +35,7 @@ graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *promp
                          graft_error *err);
 void gr_completions_release(gr_completion *c, int64_t n);
 
+/* Memory that generation of n prompts of up to `longest` tokens takes besides model and prompts, at most. */
+int64_t gr_generate_bytes(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o);
+
 #endif

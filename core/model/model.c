@@ -83,12 +83,14 @@ static graft_status vector_data(gr_model *m, const gr_weight_entry *e, const flo
     return GRAFT_OK;
 }
 
-static graft_status bind_files(gr_model *m, graft_error *err) {
+/* convert: norms and biases become floats; without, their slots stay empty. */
+static graft_status bind_files(gr_model *m, bool convert, graft_error *err) {
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         target t = find_target(m, e->name);
         if (t.is_embed) m->embed = e->view;
+        else if (!convert && (t.vector || t.is_bias)) continue;
         else if (t.vector) GR_TRY(vector_data(m, e, &t.vector->w, err));
         else if (t.is_bias) GR_TRY(vector_data(m, e, &t.linear->bias, err));
         else t.linear->w = e->view;
@@ -98,31 +100,47 @@ done:
     return st;
 }
 
-graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
-                           graft_error *err) {
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+                                 graft_error *err) {
     graft_status st;
     char name[96];
     *out = NULL;
     gr_model *m = gr_calloc(1, sizeof *m);
     if (!m) return gr_fail_memory(err, "model");
     m->device = device, m->compute = compute;
-    GR_TRY(gr_weights_open(&m->weights, path, err));
+    GR_TRY(gr_weights_open_headers(&m->weights, path, err));
     m->config = *gr_weights_config(m->weights);
     m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);
     if (!m->layers) GR_TRY(gr_fail_memory(err, "model"));
-    GR_TRY(bind_files(m, err));
+    GR_TRY(bind_files(m, false, err));
     for (int64_t i = 0; i < gr_model_n_linears(m); i++) gr_model_linear(m, i, name)->compute = compute;
     int64_t longest = gr_config_longest(&m->config);
     m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
-    if (!gr_weights_shape_only(m->weights)) {
-        m->rope = device->alloc(device, m->rope_positions * m->config.head_dim * (int64_t)sizeof *m->rope);
-        if (!m->rope) GR_TRY(gr_fail_memory(err, "rotary table"));
-        gr_config_rope_table(&m->config, m->rope, m->rope_positions);
-    }
     *out = m;
     m = NULL;
 done:
     gr_model_free(m);
+    return st;
+}
+
+graft_status gr_model_load(gr_model *m, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    if (gr_weights_shape_only(m->weights)) return GRAFT_OK;
+    GR_TRY(gr_weights_load(m->weights, err));
+    GR_TRY(bind_files(m, true, err));
+    m->rope = m->device->alloc(m->device, m->rope_positions * m->config.head_dim * (int64_t)sizeof *m->rope);
+    if (!m->rope) GR_TRY(gr_fail_memory(err, "rotary table"));
+    gr_config_rope_table(&m->config, m->rope, m->rope_positions);
+done:
+    return st;
+}
+
+graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+                           graft_error *err) {
+    graft_status st = gr_model_open_shape(out, path, device, compute, max_positions, err);
+    if (st != GRAFT_OK || (st = gr_model_load(*out, err)) == GRAFT_OK) return st;
+    gr_model_free(*out);
+    *out = NULL;
     return st;
 }
 
@@ -157,7 +175,10 @@ graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, 
         int64_t index = gr_params_find(p, e->name);
         if (index < 0) return gr_fail(err, GRAFT_BAD_INPUT, "trained weights: %s is missing", e->name);
         float *value = gr_params_value(p, index), *grad = gr_params_grad(p, index);
-        if (initialise) gr_dtype_get(e->view.dtype)->to_f32(value, e->view.data, e->view.rows * e->view.cols);
+        if (initialise) {
+            gr_dtype_get(e->view.dtype)->to_f32(value, e->view.data, e->view.rows * e->view.cols);
+            gr_weights_rest(m->weights, e->view.data);
+        }
         gr_weight trained = {.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = value};
         target t = find_target(m, e->name);
         if (t.is_embed) m->embed = trained, m->dembed = grad;

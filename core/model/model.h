@@ -43,6 +43,14 @@ typedef struct gr_model {
  * max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be run. */
 graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions, graft_error *err);
 void gr_model_free(gr_model *m);
+/* The same in two steps: the headers alone, so that sizes are known before anything is read or allocated; then the weights. Between them the
+ * model is a shape: what is attached to it counts in plans, and nothing can be run. */
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+                                 graft_error *err);
+graft_status gr_model_load(gr_model *m, graft_error *err);
+/* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and with int8
+ * forms of all frozen linears; a shape without files counts as bf16. The other forms: gr_model_quantized_bytes, gr_model_int8_bytes. */
+int64_t gr_model_file_bytes(gr_model *m, int quantise, bool int8);
 
 /* All linears that an adapter may target, in layer order q k v o gate up down ..., then lm_head. */
 int64_t gr_model_n_linears(const gr_model *m);
@@ -55,6 +63,8 @@ gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]);
  * that either stays. Notes what was done. BAD_INPUT for a weight that is not finite. Before adapters are attached; the model
  * cannot be merged afterwards. */
 graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err);
+/* The type that a linear's matrix gets. */
+gr_dtype gr_model_quantized_type(const gr_weight *w, gr_dtype type);
 /* Bytes of the matrices that it would make (also of a shape-only model). */
 int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type);
 

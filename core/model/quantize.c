@@ -10,7 +10,7 @@
 enum { PIECE = 1024, CHUNK = 64 * PIECE };
 
 /* The type that a linear's matrix gets: its own when it is quantised already, or when no block fits its rows. */
-static gr_dtype type_of(const gr_weight *w, gr_dtype type) {
+gr_dtype gr_model_quantized_type(const gr_weight *w, gr_dtype type) {
     bool plain = w->dtype == GR_DTYPE_F32 || w->dtype == GR_DTYPE_F16 || w->dtype == GR_DTYPE_BF16;
     if (!plain) return w->dtype;
     if (w->cols % gr_dtype_get(type)->block == 0) return type;
@@ -25,8 +25,25 @@ int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type) {
     int64_t bytes = 0;
     for (int64_t i = 0; i < n_matrices(m); i++) {
         const gr_weight *w = &gr_model_linear(m, i, name)->w;
-        gr_dtype to = type_of(w, type);
+        gr_dtype to = gr_model_quantized_type(w, type);
         if (to != w->dtype) bytes += gr_dtype_bytes(to, w->rows * w->cols);
+    }
+    return bytes;
+}
+
+int64_t gr_model_file_bytes(gr_model *m, int quantise, bool int8) {
+    char name[96];
+    int64_t bytes = 0;
+    bool shape = gr_weights_shape_only(m->weights);
+    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+        const gr_weight *w = &gr_weights_get(m->weights, i)->view;
+        bytes += gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
+    }
+    for (int64_t i = 0; i < gr_model_n_linears(m); i++) { /* those that are not read any more */
+        const gr_weight *w = &gr_model_linear(m, i, name)->w;
+        bool replaced = quantise >= 0 && i < n_matrices(m) && gr_model_quantized_type(w, (gr_dtype)quantise) != w->dtype;
+        bool is_embedding = i == n_matrices(m) && m->config.tied;
+        if (replaced || (int8 && !is_embedding)) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
     }
     return bytes;
 }
@@ -87,7 +104,7 @@ graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err) {
     for (int64_t i = 0; i < n_matrices(m); i++) {
         gr_weight *w = &gr_model_linear(m, i, name)->w;
         int64_t n = w->rows * w->cols;
-        job j = {.from = w, .type = type_of(w, type), .to = to};
+        job j = {.from = w, .type = gr_model_quantized_type(w, type), .to = to};
         if (j.type == w->dtype) {
             if (t.kept++ == 0) t.kept_type = w->dtype;
             continue;

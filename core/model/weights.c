@@ -154,11 +154,19 @@ static graft_status bind_tensors(gr_weights *w, graft_error *err) {
         GR_TRY(check_shape(e, t, name, err));
         e->view.dtype = t->dtype;
         e->view.data = t->data;
-        if (!w->files.gguf || !e->permute_heads) continue;
-        GR_TRY(unpermute(&w->copies[i], e, err));
-        drop_pages(w, i);
     }
     GR_TRY(gr_weight_files_unused(&w->files, &w->config, err));
+done:
+    return st;
+}
+
+graft_status gr_weights_load(gr_weights *w, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    for (int64_t i = 0; w->files.gguf && i < w->n; i++) {
+        if (!w->entries[i].permute_heads || w->copies[i]) continue;
+        GR_TRY(unpermute(&w->copies[i], &w->entries[i], err));
+        drop_pages(w, i);
+    }
 done:
     return st;
 }
@@ -202,7 +210,7 @@ done:
     return st;
 }
 
-graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *err) {
+graft_status gr_weights_open_headers(gr_weights **out, const char *path, graft_error *err) {
     graft_status st;
     *out = NULL;
     gr_weights *w = gr_calloc(1, sizeof *w);
@@ -217,6 +225,14 @@ graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *er
     w = NULL;
 done:
     gr_weights_close(w);
+    return st;
+}
+
+graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *err) {
+    graft_status st = gr_weights_open_headers(out, path, err);
+    if (st != GRAFT_OK || (st = gr_weights_load(*out, err)) == GRAFT_OK) return st;
+    gr_weights_close(*out);
+    *out = NULL;
     return st;
 }
 
@@ -245,7 +261,7 @@ const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name) {
 }
 
 void gr_weights_rest(const gr_weights *w, const void *data) {
-    for (int64_t i = 0; i < w->n; i++)
+    for (int64_t i = 0; w && i < w->n; i++)
         if (w->entries[i].view.data == data) drop_pages(w, i);
 }
 

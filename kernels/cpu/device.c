@@ -106,12 +106,18 @@ static header *map_large(size_t bytes) {
     return h;
 }
 
+enum { LARGE = 4 << 20 };
+
+static int64_t cpu_footprint(int64_t bytes) {
+    const int64_t page = 2 << 20, size = bytes + (int64_t)sizeof(header);
+    return bytes < LARGE ? size : (size + page - 1) / page * page;
+}
+
 static void *aligned_zeros(int64_t bytes) {
-    const int64_t large = 4 << 20;
     if (bytes < 0 || bytes > INT64_MAX / 2) return NULL;
     size_t size = ((size_t)bytes + 63) / 64 * 64 + sizeof(header);
-    header *h = bytes < large ? aligned_alloc(64, size) : map_large(size);
-    if (h && bytes < large) memset(h, 0, size);
+    header *h = bytes < LARGE ? aligned_alloc(64, size) : map_large(size);
+    if (h && bytes < LARGE) memset(h, 0, size);
     return h ? h + 1 : NULL;
 }
 
@@ -164,6 +170,7 @@ gr_device *gr_cpu_device_new(int n_threads, const char **why) {
     if (!d || !cpu) goto failed;
     d->impl = cpu;
     d->alloc = cpu_alloc, d->free = cpu_free;
+    d->footprint = cpu_footprint, d->shared_bytes = GR_CPU_SHARED;
     if (!choose_level(d, why)) goto failed;
     d->threads = gr_threads_new(n_threads);
     *why = "cannot start the threads; ask for fewer (threads: 1)";

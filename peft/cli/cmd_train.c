@@ -53,6 +53,25 @@ static void set_number(json_t *object, const char *key, double v) {
     json_object_set_new(object, key, isfinite(v) ? json_real(v) : json_null());
 }
 
+static void put_facts(json_t *out, const gr_plan_facts *f) {
+    const gr_memory *m = &f->memory;
+    json_t *memory = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "program", (json_int_t)m->program, "data", (json_int_t)m->data,
+                               "base", (json_int_t)m->base, "made", (json_int_t)m->made, "trained", (json_int_t)m->trained, "threads",
+                               (json_int_t)m->threads, "scratch", (json_int_t)m->scratch, "evaluation", (json_int_t)m->evaluation, "result",
+                               (json_int_t)m->result, "total", (json_int_t)m->total);
+    json_t *disk = json_pack("{s:I,s:I,s:I,s:I,s:I}", "checkpoint", (json_int_t)f->checkpoint_bytes, "result", (json_int_t)f->result_bytes,
+                             "cache", (json_int_t)f->cache_bytes, "total", (json_int_t)f->disk_bytes, "free", (json_int_t)f->disk_free);
+    json_object_set_new(out, "memory", memory);
+    json_object_set_new(out, "memory_limit", json_integer(f->limit));
+    json_object_set_new(out, "memory_available", json_integer(f->available));
+    json_object_set_new(out, "fits", json_boolean(f->fits));
+    json_object_set_new(out, "tokens_per_step", json_integer(f->tokens_per_step));
+    set_number(out, "seconds_per_step", f->step_seconds);
+    set_number(out, "seconds_per_evaluation", f->evaluation_seconds);
+    set_number(out, "seconds", f->run_seconds);
+    json_object_set_new(out, "disk", disk);
+}
+
 static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
     json_t *out =
         json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
@@ -61,6 +80,7 @@ static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_t
         json_object_set_new(out, "state_bytes", json_integer(result->state_bytes));
         json_object_set_new(out, "scratch_bytes", json_integer(result->scratch_bytes));
         json_object_set_new(out, "base_bytes", json_integer(result->base_bytes));
+        put_facts(out, o->facts);
     } else {
         set_number(out, "loss", result->final_loss);
         set_number(out, "eval_loss", result->final_eval_loss);
@@ -89,11 +109,14 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     gr_recipe *r = NULL;
     gr_str report = {0}; /* the plan of a dry run */
     gr_train_result result;
+    gr_plan_facts facts = {0};
     o->report = &report;
+    o->facts = &facts;
     GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     catch_signals();
-    GR_TRY(gr_train(r, o, &result, err));
+    st = gr_train(r, o, &result, err);
+    if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
     if (gr_args_has(a, "json"))
         print_json(r, o, &result);
     else if (o->dry_run && report.data)
@@ -116,10 +139,14 @@ graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
 }
 
 graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
-    gr_train_options o = {.dry_run = true};
+    gr_train_options o = {.dry_run = true, .calibrate = true};
     int64_t ranks;
     graft_status st = gr_args_int(a, "ranks", 1, 1, &ranks, err);
+    if (st == GRAFT_OK) st = gr_args_int(a, "samples", 1, 0, &o.samples, err);
+    if (st == GRAFT_OK) st = gr_args_int(a, "mean-tokens", 1, 0, &o.mean_tokens, err);
     if (st != GRAFT_OK) return st;
+    if (o.mean_tokens > 0 && o.samples == 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens goes with --samples N");
     if (ranks > 1)
         return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
     return run(a, &o, err);

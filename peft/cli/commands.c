@@ -66,7 +66,12 @@ static const gr_option train_options[] = {
     END,
 };
 
-static const gr_option plan_options[] = {{"ranks", "N", "processes that train together (1)", NULL}, END};
+static const gr_option plan_options[] = {
+    {"ranks", "N", "processes that train together (1)", NULL},
+    {"samples", "N", "plan for so many samples in place of the recipe's data", NULL},
+    {"mean-tokens", "L", "tokens of such a sample (data.max_length)", NULL},
+    END,
+};
 
 static const gr_option validate_options[] = {
     {"print", NULL, "the resolved recipe, with every key", NULL},
@@ -169,7 +174,7 @@ const gr_command gr_commands[] = {
      gr_cmd_validate,
      {validate_options, machine_options, json_option}},
     {"plan",
-     "parameters, steps and memory of a recipe, without running it",
+     "parameters, steps, memory, time and disk of a recipe, without running it",
      "RECIPE [section.key=value ...] [options]",
      "graft plan recipes/belle/llama-7b-lora-2m.yaml",
      1,

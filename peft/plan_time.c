@@ -1,0 +1,191 @@
+/* Time of a step by measuring: the decoder itself runs one layer and two at the model's shapes, on weights that are made up; the difference is
+ * a layer, the rest embedding and head. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/base/memory.h"
+#include "peft/plan.h"
+
+enum { LAYERS = 2, BUFFERS = 256 };
+static const double WORK = 2e11; /* operations of a measurement, about: seconds on small machines */
+
+typedef struct rig {
+    gr_model model;
+    gr_layer layers[LAYERS];
+    gr_device *device;
+    void *buffers[BUFFERS];
+    int n_buffers;
+    bool failed;
+} rig;
+
+/* Memory with a byte repeated that makes 0.01 of floats of any width, so that nothing is denormal. */
+static void *made_up(rig *g, int64_t bytes, int fill) {
+    void *p = g->n_buffers < BUFFERS ? g->device->alloc(g->device, bytes) : NULL;
+    if (!p) return g->failed = true, NULL;
+    memset(p, fill, (size_t)bytes);
+    return g->buffers[g->n_buffers++] = p;
+}
+
+static float *gradient(rig *g, int64_t n) { return made_up(g, n * (int64_t)sizeof(float), 0); }
+
+static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_run *run, bool quantised) {
+    int quantize = gr_quantize_type(run->r->model_quantize);
+    gr_dtype dtype = gr_weights_shape_only(run->model->weights) ? GR_DTYPE_BF16 : from->w.dtype;
+    int64_t n = from->w.rows * from->w.cols;
+    if (quantised && quantize >= 0) dtype = gr_model_quantized_type(&from->w, (gr_dtype)quantize);
+    if (!run->adapter) dtype = GR_DTYPE_F32;
+    *to = (gr_linear){.w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols}, .compute = from->compute, .n_lora = from->n_lora};
+    to->w.data = made_up(g, gr_dtype_bytes(dtype, n), 0x3c);
+    if (!run->adapter) to->dw = gradient(g, n);
+    if (from->n_lora == 0) return;
+    to->lora = made_up(g, from->n_lora * (int64_t)sizeof *to->lora, 0);
+    for (int i = 0; to->lora && i < from->n_lora; i++) {
+        int64_t R = from->lora[i].rank, a = R * from->w.cols, b = R * from->w.rows;
+        to->lora[i] = (gr_lora){.rank = R, .scale = from->lora[i].scale, .A = made_up(g, a * 4, 0x3c), .B = made_up(g, b * 4, 0x3c),
+                                .dA = gradient(g, a), .dB = gradient(g, b)};
+    }
+}
+
+static void make_vector(rig *g, gr_vector *v, int64_t n, bool full) { *v = (gr_vector){made_up(g, n * 4, 0x3c), full ? gradient(g, n) : NULL}; }
+
+static void make_rig(rig *g, const gr_run *run) {
+    const gr_model *from = run->model;
+    const gr_model_config *c = &from->config;
+    gr_layer *l = &g->layers[0];
+    const gr_layer *s = &from->layers[0];
+    bool full = !run->adapter;
+    g->device = run->device;
+    g->model = (gr_model){.config = *c, .device = run->device, .compute = from->compute, .layers = g->layers, .embed = from->embed,
+                          .rope_positions = from->rope_positions};
+    gr_linear *to[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+    const gr_linear *source[] = {&s->q, &s->k, &s->v, &s->o, &s->gate, &s->up, &s->down};
+    for (int i = 0; i < GR_LEN(to); i++) make_linear(g, to[i], source[i], run, true);
+    make_vector(g, &l->input_norm, c->hidden, full);
+    make_vector(g, &l->post_norm, c->hidden, full);
+    make_vector(g, &g->model.norm, c->hidden, full);
+    g->layers[1] = g->layers[0];
+    gr_linear embed = {.w = from->embed};
+    make_linear(g, &embed, &embed, run, false);
+    g->model.embed = embed.w, g->model.dembed = embed.dw;
+    gr_linear head = from->head;
+    head.w.rows = c->vocab, head.w.cols = c->hidden;
+    make_linear(g, &g->model.head, &head, run, false);
+    if (c->tied) g->model.head.w = embed.w, g->model.head.dw = embed.dw;
+    g->model.rope = made_up(g, from->rope_positions * c->head_dim * 4, 0);
+    if (g->model.rope) gr_config_rope_table(c, g->model.rope, from->rope_positions);
+}
+
+static void free_rig(rig *g) {
+    if (g->model.int8) g->device->free(g->device, g->model.int8);
+    for (int i = 0; i < g->n_buffers; i++) g->device->free(g->device, g->buffers[i]);
+}
+
+/* Sequences of the data's mean length and share of targets, `rows` in all. */
+static graft_status made_batch(gr_batch *b, const gr_run *run, int64_t rows, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    int64_t mean = GR_MAX(2, GR_MIN(run->mean_tokens > 0 ? run->mean_tokens : rows, run->model->rope_positions)), V = run->model->config.vocab;
+    double share = run->train ? (double)run->train->n_targets / (double)run->train->offset[run->train->n_samples] : 0.5;
+    int32_t *ids = gr_calloc(rows, sizeof *ids);
+    uint8_t *target = gr_calloc(rows, 1);
+    if (!ids || !target) GR_TRY(gr_fail_memory(err, "measuring"));
+    for (int64_t i = 0; i < rows; i++) ids[i] = (int32_t)(i * 7919 % V);
+    for (int64_t at = 0, n; at < rows; at += n) {
+        n = GR_MIN(mean, rows - at);
+        for (int64_t i = 0; i < n; i++) target[i] = (double)i >= (1 - share) * (double)n;
+        GR_TRY(gr_batch_append(b, ids + at, target, n, (uint64_t)at, err));
+    }
+done:
+    free(ids);
+    free(target);
+    return st;
+}
+
+/* Seconds of a batch forward and backward, and forward alone, through so many layers: the best of three. */
+static graft_status measure(rig *g, const gr_run *run, const gr_batch *b, int layers, double *train, double *eval, graft_error *err) {
+    graft_status st;
+    gr_decoder *d = NULL;
+    gr_decoder_options o = run->plan;
+    float *nll = gr_calloc(b->n, sizeof *nll);
+    if (!nll) GR_TRY(gr_fail_memory(err, "measuring"));
+    g->model.config.n_layers = layers, o.max_tokens = b->n;
+    GR_TRY(gr_decoder_new(&d, &g->model, &o, err));
+    *train = *eval = INFINITY;
+    for (int i = 0; i < 3; i++) {
+        double start = gr_now();
+        GR_TRY(gr_decoder_train(d, b, 1e-3f, nll, err));
+        double middle = gr_now();
+        GR_TRY(gr_decoder_eval(d, b, nll, err));
+        if (i > 0) *train = fmin(*train, middle - start), *eval = fmin(*eval, gr_now() - middle); /* the first touches memory */
+    }
+done:
+    gr_decoder_free(d);
+    free(nll);
+    return st;
+}
+
+/* Seconds of an update of all parameters: zeroing, norm and AdamW. */
+static double update_seconds(rig *g, const gr_run *run) {
+    enum { MOST = 4 << 20 };
+    int64_t n = GR_MIN(run->params->n_floats, MOST);
+    float *p[4];
+    double squares;
+    for (int i = 0; i < 4; i++) p[i] = made_up(g, n * (int64_t)sizeof(float), 0x3c);
+    if (g->failed) return 0;
+    gr_adamw a = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f, .grad_scale = 1, .step = 1};
+    double start = gr_now();
+    run->device->ops->sum_squares(run->device, &squares, p[3], n);
+    run->device->ops->adamw(run->device, p[0], p[1], p[2], p[3], n, &a);
+    memset(p[3], 0, (size_t)n * sizeof(float));
+    return (gr_now() - start) * (double)run->params->n_floats / (double)n;
+}
+
+/* Rows that take about as long as one waits gladly. */
+static int64_t rows_to_measure(const gr_run *run) {
+    const gr_model_config *c = &run->model->config;
+    double weights = (double)c->hidden * (double)(3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + c->vocab);
+    return GR_MIN(run->plan.max_tokens, GR_MAX(32, (int64_t)(WORK / (6 * weights))));
+}
+
+/* Nothing to say where the made-up layer itself takes more than half of what is free. */
+static bool too_large(const gr_run *run, int64_t rows) {
+    const gr_model_config *c = &run->model->config;
+    gr_decoder_options o = run->plan;
+    o.max_tokens = rows;
+    int64_t weights = c->hidden * (3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + 2 * c->vocab);
+    return weights * (run->adapter ? 2 : 8) + gr_decoder_plan_bytes(run->model, &o) > run->available / 2;
+}
+
+graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    rig g = {.n_buffers = 0};
+    gr_batch b = {0};
+    double one, two, one_eval, two_eval;
+    int64_t rows = rows_to_measure(run), L = run->model->config.n_layers;
+    if (too_large(run, rows)) {
+        gr_note("time is not measured: one layer would take more than half of the free memory");
+        return GRAFT_OK;
+    }
+    make_rig(&g, run);
+    double update = update_seconds(&g, run);
+    if (g.failed) GR_TRY(gr_fail_memory(err, "measuring"));
+    g.model.config.n_layers = LAYERS;
+    if (run->r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(&g.model, true, true, err));
+    GR_TRY(made_batch(&b, run, rows, err));
+    GR_TRY(measure(&g, run, &b, 1, &one, &one_eval, err));
+    GR_TRY(measure(&g, run, &b, LAYERS, &two, &two_eval, err));
+    double layer = fmax(two - one, 0.01 * one), layer_eval = fmax(two_eval - one_eval, 0.01 * one_eval);
+    double token = (one + (double)(L - 1) * layer) / (double)rows, token_eval = (one_eval + (double)(L - 1) * layer_eval) / (double)rows;
+    if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens;
+    f->step_seconds = token * (double)f->tokens_per_step + update;
+    if (run->eval) f->evaluation_seconds = token_eval * (double)run->eval->offset[run->eval->n_samples];
+    if (run->total_steps > 0 && run->samples > 0) {
+        int64_t evaluations = !run->eval ? 0 : run->eval_every > 0 ? (run->total_steps + run->eval_every - 1) / run->eval_every : 1;
+        f->run_seconds = f->step_seconds * (double)run->total_steps + (evaluations ? f->evaluation_seconds * (double)evaluations : 0);
+    }
+done:
+    free_rig(&g);
+    gr_batch_release(&b);
+    return st;
+}
