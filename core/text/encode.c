@@ -98,40 +98,6 @@ static bool encode_model(job *j, const char *word, int64_t len) {
     return gr_bpe_encode(j->t, &j->s, word, len, j->ids);
 }
 
-/* Byte-level words of text[0..len). */
-static bool encode_words(job *j, const char *text, int64_t len) {
-    gr_str *buffer = &j->s.words;
-    if (j->t->prefix_space && len > 0 && text[0] != ' ') {
-        gr_str_clear(buffer);
-        gr_str_putc(buffer, ' ');
-        gr_str_add(buffer, text, len);
-        if (buffer->failed) return false;
-        text = buffer->data;
-        len = buffer->len;
-    }
-    for (int64_t i = 0, n; i < len; i += n) {
-        n = gr_word_length(j->t, text + i, len - i);
-        if (!encode_model(j, text + i, n)) return false;
-    }
-    return true;
-}
-
-/* Every digit (any Unicode number) stands alone. */
-static bool encode_digits(job *j, const char *text, int64_t len) {
-    int64_t start = 0;
-    int size;
-    for (int64_t i = 0; i < len; i += size) {
-        size = 8;
-        if (i + 8 <= len && gr_all_ascii(gr_read8(text + i)) &&
-            !gr_bytes_between(gr_read8(text + i), '0', '9'))
-            continue;
-        if (!(gr_class_at(j->t, text + i, len - i, &size) & GR_CLASS_NUMBER)) continue;
-        if (!encode_words(j, text + start, i - start) || !encode_words(j, text + i, size)) return false;
-        start = i + size;
-    }
-    return encode_words(j, text + start, len - start);
-}
-
 /* Metaspace: spaces become U+2581, one is put before the text, and words start at each. */
 static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     const gr_tokenizer *t = j->t;
@@ -156,19 +122,56 @@ static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     return start == out->len || encode_model(j, out->data + start, out->len - start);
 }
 
+/* The words of text[0..len) by the regular expression; each goes to the model, or through Metaspace. */
+static bool encode_words(job *j, const char *text, int64_t len, bool first) {
+    gr_str *buffer = &j->s.words;
+    bool meta = j->t->meta_spaces;
+    if (j->t->prefix_space && len > 0 && text[0] != ' ') {
+        gr_str_clear(buffer);
+        gr_str_putc(buffer, ' ');
+        gr_str_add(buffer, text, len);
+        if (buffer->failed) return false;
+        text = buffer->data;
+        len = buffer->len;
+    }
+    for (int64_t i = 0, n; i < len; i += n) {
+        n = gr_word_length(j->t, text + i, len - i);
+        if (!(meta ? encode_meta(j, text + i, n, first && i == 0) : encode_model(j, text + i, n)))
+            return false;
+    }
+    return true;
+}
+
+/* Every digit (any Unicode number) stands alone. */
+static bool encode_digits(job *j, const char *text, int64_t len, bool first) {
+    int64_t start = 0;
+    int size;
+    if (!j->t->split_digits) return encode_words(j, text, len, first);
+    for (int64_t i = 0; i < len; i += size) {
+        size = 8;
+        if (i + 8 <= len && gr_all_ascii(gr_read8(text + i)) &&
+            !gr_bytes_between(gr_read8(text + i), '0', '9'))
+            continue;
+        if (!(gr_class_at(j->t, text + i, len - i, &size) & GR_CLASS_NUMBER)) continue;
+        if (!encode_words(j, text + start, i - start, first && start == 0) ||
+            !encode_words(j, text + i, size, first && i == 0))
+            return false;
+        start = i + size;
+    }
+    return encode_words(j, text + start, len - start, first && start == 0);
+}
+
+/* The pre-tokenizers in the order that a tokenizer.json may have them: white space dropped, digits, a regular
+ * expression, then bytes or Metaspace. */
 static bool encode_section(job *j, const char *text, int64_t len, bool first) {
     const gr_tokenizer *t = j->t;
-    if (len == 0) return true;
-    if (t->split_digits) return encode_digits(j, text, len);
-    if (t->byte_level) return encode_words(j, text, len);
-    if (!t->meta_spaces) return encode_model(j, text, len);
-    if (!t->split_whitespace) return encode_meta(j, text, len, first);
-    for (int64_t i = 0; i < len;) { /* words between white space, which is dropped */
+    if (!t->split_whitespace) return encode_digits(j, text, len, first);
+    for (int64_t i = 0; i < len;) {
         i += space_prefix(t, text + i, len - i);
         int64_t start = i;
         for (int size; i < len; i += size)
             if (gr_class_at(t, text + i, len - i, &size) & GR_CLASS_SPACE) break;
-        if (i > start && !encode_meta(j, text + start, i - start, first && start == 0)) return false;
+        if (i > start && !encode_digits(j, text + start, i - start, first && start == 0)) return false;
     }
     return true;
 }

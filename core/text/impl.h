@@ -118,6 +118,7 @@ typedef struct gr_piece {
     int32_t len, raw_len;
     double score;
     gr_piece_type type;
+    bool in_text; /* what plain text may become */
 } gr_piece;
 
 typedef struct gr_merge {

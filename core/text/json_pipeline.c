@@ -131,7 +131,14 @@ graft_status gr_json_normalizer(gr_tokenizer *t, const json_t *j, const char *pa
 
 static bool normalizer_drops_spaces(const gr_tokenizer *t) {
     for (int i = 0; i < t->n_norm; i++)
-        if (t->norm[i].kind == GR_NORM_REPLACE && strcmp(t->norm[i].from, " ") == 0) return true;
+        if (t->norm[i].kind == GR_NORM_REPLACE && strcmp(t->norm[i].from, " ") == 0 &&
+            !strchr(t->norm[i].to, ' ')) {
+            bool again = false; /* a later step may bring spaces */
+            for (int k = i + 1; k < t->n_norm; k++) again |= t->norm[k].to && strchr(t->norm[k].to, ' ');
+            for (int k = i + 1; k < t->n_norm; k++)
+                again |= t->norm[k].kind == GR_NORM_NFKC || t->norm[k].kind == GR_NORM_NFKD;
+            return !again;
+        }
     return false;
 }
 
@@ -160,8 +167,10 @@ static gr_prepend prepend_scheme(const json_t *j) {
 }
 
 static bool is_meta_space(const json_t *j) {
-    const char *replacement = gr_json_str(j, "replacement");
-    return is_type(j, "Metaspace") && replacement && strcmp(replacement, GR_META_SPACE) == 0;
+    const char *replacement = gr_json_str(j, "replacement"), *scheme = gr_json_str(j, "prepend_scheme");
+    bool known = !scheme || strcmp(scheme, "never") == 0 || strcmp(scheme, "first") == 0 ||
+                 strcmp(scheme, "always") == 0;
+    return is_type(j, "Metaspace") && known && replacement && strcmp(replacement, GR_META_SPACE) == 0;
 }
 
 graft_status gr_json_pre_tokenizer(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err) {
@@ -183,7 +192,7 @@ graft_status gr_json_pre_tokenizer(gr_tokenizer *t, const json_t *j, const char 
         return GRAFT_OK;
     }
     if (is_type(j, "Split")) return read_split(t, j, path, err);
-    if (is_type(j, "WhitespaceSplit")) {
+    if (is_type(j, "WhitespaceSplit") && t->words == GR_WORDS_NONE) {
         t->split_whitespace = true;
         return GRAFT_OK;
     }

@@ -56,7 +56,8 @@ bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, do
                                .len = (int32_t)len,
                                .raw_len = (int32_t)len,
                                .score = score,
-                               .type = type};
+                               .type = type,
+                               .in_text = type == GR_PIECE_NORMAL || type == GR_PIECE_USER};
     return true;
 }
 
@@ -72,7 +73,10 @@ static bool undo_alphabet(gr_tokenizer *t, gr_piece *p, const int16_t *to_byte, 
     int32_t n = 0;
     for (int32_t i = 0, size; i < p->len; i += size) {
         int32_t point = gr_utf8_decode(p->text + i, p->len - i, &size, NULL);
-        if (point < 0 || point >= n_points || to_byte[point] < 0) return true;
+        if (point < 0 || point >= n_points || to_byte[point] < 0) {
+            p->in_text = false; /* no text is written so in the alphabet */
+            return true;
+        }
         raw[n++] = (char)to_byte[point];
     }
     p->raw = raw;
@@ -91,10 +95,6 @@ static bool build_raw_bytes(gr_tokenizer *t) {
     return true;
 }
 
-static bool is_plain(const gr_piece *p) {
-    return p->type == GR_PIECE_NORMAL || p->type == GR_PIECE_USER;
-}
-
 static bool build_tables(gr_tokenizer *t) {
     int64_t n = t->info.n_vocab;
     if (!gr_table_init(&t->by_text, n) || !gr_table_init(&t->by_raw, n)) return false;
@@ -103,7 +103,7 @@ static bool build_tables(gr_tokenizer *t) {
         if (!p->text) *p = (gr_piece){.text = "", .raw = "", .type = GR_PIECE_UNUSED}; /* a gap between ids */
         if (p->len == 0) continue;
         gr_table_add(&t->by_text, p->text, p->len, (int32_t)i);
-        if (is_plain(p) && p->raw_len > 0) gr_table_add(&t->by_raw, p->raw, p->raw_len, (int32_t)i);
+        if (p->in_text && p->raw_len > 0) gr_table_add(&t->by_raw, p->raw, p->raw_len, (int32_t)i);
     }
     for (int b = 0; b < 256; b++) {
         char c = (char)b, name[8];
@@ -185,7 +185,7 @@ static bool build_prefixes(gr_tokenizer *t) {
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
         if (p->type == GR_PIECE_NORMAL) t->min_score = GR_MIN(t->min_score, p->score);
-        if ((is_plain(p) || (t->bytes_match && p->type == GR_PIECE_BYTE)) && p->len > 0)
+        if ((p->in_text || (t->bytes_match && p->type == GR_PIECE_BYTE)) && p->len > 0)
             t->prefixes.keys[t->prefixes.n++] = (gr_prefix_key){p->text, p->len, (int32_t)i};
     }
     gr_prefix_sort(&t->prefixes);
@@ -284,7 +284,7 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     if (!build_tables(t) || !build_added(t)) return gr_fail_memory(err, "vocabulary");
     if (info->kind == GR_TOKENIZER_SPM_UNIGRAM) {
         if (!build_prefixes(t)) return gr_fail_memory(err, "vocabulary");
-    } else if (t->byte_level || t->n_merges > 0) {
+    } else if (t->byte_level || t->merges) {
         graft_status st = build_pairs(t, path, err);
         if (st != GRAFT_OK) return st;
     } else if (!build_ranks(t)) {
@@ -350,13 +350,16 @@ graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error
     return st;
 }
 
-graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what, graft_error *err) {
+graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows,
+                                     const char *what, graft_error *err) {
     if (t->info.n_vocab <= rows) return GRAFT_OK;
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < rows || ids[i] >= t->info.n_vocab) continue;
         const gr_piece *p = &t->pieces[ids[i]];
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: holds the token \"%.*s\" (id %d), for which the model's embedding of %lld rows has none", what,
-                       (int)GR_MIN(p->len, 60), p->text ? p->text : "", ids[i], (long long)rows);
+        return gr_fail(
+            err, GRAFT_BAD_INPUT,
+            "%s: holds the token \"%.*s\" (id %d), for which the model's embedding of %lld rows has none",
+            what, (int)GR_MIN(p->len, 60), p->text ? p->text : "", ids[i], (long long)rows);
     }
     return GRAFT_OK;
 }
@@ -365,6 +368,7 @@ void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *pat
     const int64_t n = t->info.n_vocab;
     if (n <= rows) return;
     const gr_piece *p = &t->pieces[n - 1];
-    gr_note("%s: the tokenizer has ids up to %lld (\"%.*s\"), the embedding %lld rows: texts with a token beyond them are refused", path,
-            (long long)n - 1, (int)GR_MIN(p->len, 60), p->text ? p->text : "", (long long)rows);
+    gr_note("%s: the tokenizer has ids up to %lld (\"%.*s\"), the embedding %lld rows: texts with a token "
+            "beyond them are refused",
+            path, (long long)n - 1, (int)GR_MIN(p->len, 60), p->text ? p->text : "", (long long)rows);
 }

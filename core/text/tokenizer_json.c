@@ -132,6 +132,35 @@ static graft_status read_merges(gr_tokenizer *t, const json_t *merges, const cha
     return GRAFT_OK;
 }
 
+/* Does the normalizer make something else of the piece? */
+static bool is_normalized(const gr_tokenizer *t, const gr_piece *p) {
+    gr_scratch s = {0};
+    const char *text;
+    int64_t len;
+    bool changed = gr_normalize(t, &s, p->text, p->len, false, &text, &len) &&
+                   (len != p->len || memcmp(text, p->text, (size_t)len) != 0);
+    gr_str_release(&s.normal[0]);
+    gr_str_release(&s.normal[1]);
+    return changed;
+}
+
+/* HF finds an added token of spaces also in what another one beside it has stripped: both at once are not
+ * known. */
+static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_error *err) {
+    const gr_added *strips = NULL, *space = NULL;
+    int size;
+    for (int32_t i = 0; i < t->n_added; i++) {
+        const gr_added *a = &t->added[i];
+        if (a->lstrip || a->rstrip) strips = a;
+        if (a->len > 0 && gr_class_at(t, a->text, a->len, &size) & GR_CLASS_SPACE) space = a;
+    }
+    if (!strips || !space || strips == space) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: added_tokens: \"%.60s\" strips spaces and token %d begins with one: both in one file "
+                   "are not known",
+                   path, strips->text, space->id);
+}
+
 static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error *err) {
     size_t i;
     const json_t *value;
@@ -142,10 +171,16 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error
         int64_t id = json_integer_value(json_object_get(value, "id"));
         bool special = gr_json_flag(value, "special", false);
         gr_piece_type type = special ? GR_PIECE_CONTROL : GR_PIECE_USER;
+        bool known = t->pieces[id].text != NULL, single_word = gr_json_flag(value, "single_word", false);
         if (is_byte_piece(t, json_string_value(content), json_string_length(content))) type = GR_PIECE_BYTE;
         if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content),
                           t->pieces[id].score, type))
             return gr_fail_memory(err, "added tokens");
+        /* The model knows its vocabulary alone. What of it is a control token is found as such, unless it is
+         * looked for as a word or in another form. */
+        bool found = !single_word &&
+                     !(gr_json_flag(value, "normalized", !special) && is_normalized(t, &t->pieces[id]));
+        t->pieces[id].in_text = known && type != GR_PIECE_BYTE && (!special || !found);
         t->added[t->n_added++] = (gr_added){.text = t->pieces[id].text,
                                             .len = t->pieces[id].len,
                                             .id = (int32_t)id,
@@ -153,7 +188,7 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error
                                             .normalized = gr_json_flag(value, "normalized", !special),
                                             .lstrip = gr_json_flag(value, "lstrip", false),
                                             .rstrip = gr_json_flag(value, "rstrip", false),
-                                            .single_word = gr_json_flag(value, "single_word", false)};
+                                            .single_word = single_word};
     }
     return GRAFT_OK;
 }
@@ -190,24 +225,51 @@ static graft_status read_model(gr_tokenizer *t, const json_t *model, const char 
     if (unigram && t->byte_level)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
+    if (!unigram && !json_is_array(json_object_get(model, "merges")))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: model.merges is missing: no BPE", path));
 done:
     return st;
+}
+
+/* Without an unknown token HF drops characters that the vocabulary lacks (BPE), or fails at them (unigram); a
+ * ByteLevel pre_tokenizer before a model with other bytes makes pieces of pieces. */
+static graft_status check_complete(const gr_tokenizer *t, const char *path, graft_error *err) {
+    bool bytes = t->byte_level || t->byte_fallback;
+    for (int b = 0; b < 256; b++) bytes &= t->byte_ids[b] >= 0;
+    if (t->model_unk < 0 && !bytes && t->byte_level)
+        gr_warn("%s: not every byte is in the vocabulary, and there is no unknown token: the others are "
+                "dropped, as HF tokenizers does",
+                path);
+    else if (t->model_unk < 0 && !bytes)
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: model.unk_token is missing, and not every byte is in the vocabulary: text that "
+                       "it lacks would be dropped",
+                       path);
+    if (t->byte_level && t->byte_fallback && !bytes)
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: the ByteLevel pre_tokenizer with byte_fallback and a vocabulary without its "
+                       "bytes is not known",
+                       path);
+    return GRAFT_OK;
 }
 
 /* unk: a name (BPE) or an id (unigram); needs the tables. */
 static graft_status read_unknown(gr_tokenizer *t, const json_t *model, const char *path, graft_error *err) {
     const char *name = gr_json_str(model, "unk_token");
     const json_t *id = json_object_get(model, "unk_id");
+    graft_status st = GRAFT_OK;
     if (name && !*name) name = NULL;
     if (name) t->model_unk = gr_tokenizer_find(t, name);
     if (json_is_integer(id) && json_integer_value(id) >= 0 && json_integer_value(id) < t->info.n_vocab)
         t->model_unk = (int32_t)json_integer_value(id);
     if ((name || json_is_integer(id)) && t->model_unk < 0 && !t->byte_level) /* bytes leave nothing unknown */
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path);
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path));
+    GR_TRY(check_complete(t, path, err));
     t->info.unk = t->model_unk;
     if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL)
         t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
-    return GRAFT_OK;
+done:
+    return st;
 }
 
 static graft_status build(gr_tokenizer **out, const json_t *root, const char *path, graft_error *err) {
@@ -232,6 +294,7 @@ static graft_status build(gr_tokenizer **out, const json_t *root, const char *pa
     GR_TRY(gr_json_post_processor(t, json_object_get(root, "post_processor"), path, err));
     GR_TRY(read_vocab(t, vocab, path, err));
     GR_TRY(read_added(t, added, err));
+    GR_TRY(check_strips(t, path, err));
     GR_TRY(read_model(t, model, path, err));
     GR_TRY(gr_tokenizer_finish(t, path, err));
     GR_TRY(read_unknown(t, model, path, err));

@@ -466,7 +466,7 @@ static void test_published_json(void **state) {
         "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}"
         ","
         "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\u2581\"}]},"
-        "\"model\":{\"byte_fallback\":true,\"merges\":[],\"vocab\":{\"\u2581\":0,\"a\":1,\"b\":2}}}");
+        "\"model\":{\"byte_fallback\":true,\"unk_token\":\"b\",\"merges\":[],\"vocab\":{\"\u2581\":0,\"a\":1,\"b\":2}}}");
     gr_ids ids = {0};
     gr_str text = {0};
     assert_ok(gr_tokenizer_encode(t, "a a b", 5, true, &ids, &err)); /* found with the space before it */

@@ -236,6 +236,98 @@ static void test_old_sentencepiece(void **state) {
     "\",\"split\":" split "}"
 #define UNK "\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false}]"
 
+#define MODEL(merges, flags)                                                                                 \
+    "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true" flags                           \
+    ",\"vocab\":{\"<unk>\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6,"    \
+    "\"1\":7,\"12\":8,\"x\":9,\" \":10,\" a\":11,\"2\":12},\"merges\":" merges "}"
+#define REFUSED_META(scheme) "{" SPM_MODEL("true") "," META(scheme, "true") "}"
+/* Pipelines in which a part was left out without a word; the ids are those of HF tokenizers. */
+static void test_pipelines(void **state) {
+    (void)state;
+    static const struct {
+        const char *json, *text;
+        int32_t ids[6];
+        int n;
+    } rows[] = {
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               ",\"byte_fallback\":true") ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?"
+                                          "i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+"
+                                          "|\\\\p{N}{1,3}| "
+                                          "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+"
+                                          "(?!\\\\S)|\\\\s+\"},\"behavior\":\"Isolated\",\"invert\":false}}",
+         "ab  ab a12",
+         {5, 10, 10, 5, 11, 8},
+         6},
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               "") ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":"
+                   "\"WhitespaceSplit\"},{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_"
+                   "scheme\":\"first\",\"split\":false}]}}",
+         "  a ab a",
+         {2, 5, 2},
+         3},
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               ",\"byte_fallback\":true") ",\"pre_tokenizer\":{\"type\":\"WhitespaceSplit\"}}",
+         "a\t ab",
+         {2, 5},
+         2},
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               "") ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\","
+                   "\"individual_digits\":true},{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\","
+                   "\"prepend_scheme\":\"first\",\"split\":false}]}}",
+         "a12 a",
+         {4, 7, 12, 4},
+         4},
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               "") ",\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\","
+                   "\"pattern\":{\"Regex\":\"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?"
+                   "\\\\p{L}+|\\\\p{N}{1,3}| "
+                   "?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"},"
+                   "\"behavior\":\"Isolated\",\"invert\":false},{\"type\":\"Metaspace\",\"replacement\":"
+                   "\"\\u2581\",\"prepend_scheme\":\"first\",\"split\":false}]}}",
+         "ab ab",
+         {4, 3, 4, 3},
+         4},
+        {MODEL("[]", "") ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_"
+                         "scheme\":\"first\",\"split\":false}}",
+         "ab a",
+         {1, 2, 3, 1, 2},
+         5},
+        {MODEL(
+             "[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+             "") ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":"
+                 "\"first\",\"split\":false},\"added_tokens\":[{\"id\":9,\"content\":\"x\",\"special\":true,"
+                 "\"normalized\":false,\"single_word\":true,\"lstrip\":false,\"rstrip\":false}]}",
+         "x ax",
+         {9, 4, 9},
+         3},
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               ",\"ignore_merges\":true") ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":"
+                                          "\"\\u2581\",\"prepend_scheme\":\"first\",\"split\":false},\"added_"
+                                          "tokens\":[{\"id\":13,\"content\":\"\\u2581x\",\"special\":false,"
+                                          "\"normalized\":false,\"single_word\":true,\"lstrip\":false,"
+                                          "\"rstrip\":false}]}",
+         "x a\u2581x",
+         {1, 9, 4, 1, 9},
+         5},
+    };
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        gr_tokenizer *t = parse(rows[i].json);
+        check_ids(t, rows[i].text, rows[i].n, rows[i].ids);
+        gr_tokenizer_free(t);
+    }
+    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"byte_fallback\":true,\"merges\":[]}}",
+            "unk_token is missing");
+    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB "}," BYTES "}", "merges is missing");
+    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB
+            ",\"byte_fallback\":true,\"unk_token\":\"h\",\"merges\":[]}," BYTES "}",
+            "byte_fallback");
+    refused(REFUSED_META("second"), "second");
+    refused(
+        "{" BYTE_MODEL "," BYTES
+        ",\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"rstrip\":true},{\"id\":10,\"content\":\"  \"}]}",
+        "strips spaces");
+}
+
 /* A conversion that would change ids is refused with an example. */
 static void test_conversions_are_proved(void **state) {
     (void)state;
@@ -281,9 +373,10 @@ static void test_conversions_are_proved(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_added_byte_pieces), cmocka_unit_test(test_default_words),
-        cmocka_unit_test(test_gguf_without_keys), cmocka_unit_test(test_merge_twice),
-        cmocka_unit_test(test_old_sentencepiece), cmocka_unit_test(test_conversions_are_proved),
+        cmocka_unit_test(test_added_byte_pieces),      cmocka_unit_test(test_default_words),
+        cmocka_unit_test(test_gguf_without_keys),      cmocka_unit_test(test_merge_twice),
+        cmocka_unit_test(test_old_sentencepiece),      cmocka_unit_test(test_pipelines),
+        cmocka_unit_test(test_conversions_are_proved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
