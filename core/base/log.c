@@ -14,7 +14,7 @@ enum { LINE_MAX_BYTES = 1024, BAR_WIDTH = 20 };
 static struct {
     pthread_mutex_t lock;
     FILE *tee;
-    bool quiet;
+    bool quiet, mute;
     bool drawn; /* a progress line without a newline stands on the terminal */
 } log_state = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -30,6 +30,12 @@ void gr_log_quiet(bool quiet) {
     pthread_mutex_unlock(&log_state.lock);
 }
 
+void gr_log_mute(bool mute) {
+    pthread_mutex_lock(&log_state.lock);
+    log_state.mute = mute;
+    pthread_mutex_unlock(&log_state.lock);
+}
+
 static void put_line(FILE *stream, const char *line) {
     fputs(line, stream);
     fputc('\n', stream);
@@ -39,12 +45,12 @@ static void put_line(FILE *stream, const char *line) {
 /* A whole line to stderr (unless silent) and to the tee. */
 static void emit(const char *line, bool silent) {
     pthread_mutex_lock(&log_state.lock);
-    if (!silent) {
+    if (!silent && !log_state.mute) {
         if (log_state.drawn) fputs("\r\033[K", stderr);
         log_state.drawn = false;
         put_line(stderr, line);
     }
-    if (log_state.tee) put_line(log_state.tee, line);
+    if (log_state.tee && !log_state.mute) put_line(log_state.tee, line);
     pthread_mutex_unlock(&log_state.lock);
 }
 

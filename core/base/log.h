@@ -8,6 +8,8 @@
 /* Copy of everything that is logged, one line a message (run.log); NULL stops it. The stream stays the caller's. */
 void gr_log_tee(FILE *stream);
 void gr_log_quiet(bool quiet); /* drop notes and progress; warnings stay */
+/* Drop warnings as well, also from the tee: while a file that graft wrote is read back, whose source was warned about before. */
+void gr_log_mute(bool mute);
 void gr_note(const char *format, ...) GR_PRINTF(1, 2);
 void gr_warn(const char *format, ...) GR_PRINTF(1, 2);
 

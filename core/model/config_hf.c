@@ -271,11 +271,14 @@ static graft_status json_sizes(const json_file *f, graft_error *err) {
 }
 
 /* layer_types of transformers 5: *slides when a layer has sliding attention. */
-static graft_status json_layer_types(const json_file *f, bool *given, bool *slides, graft_error *err) {
+static graft_status json_layer_types(const json_file *f, int64_t n_layers, bool *given, bool *slides, graft_error *err) {
     const json_t *list = json_object_get(f->root, "layer_types"), *v;
     size_t i;
     *given = json_is_array(list) && json_array_size(list) > 0;
     if (!*given && !is_empty(list)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types: expected a list", f->path);
+    if (*given && (int64_t)json_array_size(list) != n_layers)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types has %zu entries, expected one for each of %lld layers", f->path,
+                       json_array_size(list), (long long)n_layers);
     json_array_foreach(list, i, v) {
         const char *type = json_is_string(v) ? json_string_value(v) : "?";
         if (strcmp(type, "sliding_attention") == 0) *slides = true;
@@ -292,7 +295,7 @@ static graft_status json_window(gr_model_config *c, const json_file *f, graft_er
     bool use = false, given, slides = false;
     int64_t window = c->arch_row->window, first = 28; /* transformers' default */
     const json_t *v = json_object_get(f->root, "sliding_window");
-    GR_TRY(json_layer_types(f, &given, &slides, err));
+    GR_TRY(json_layer_types(f, c->n_layers, &given, &slides, err));
     if (json_is_null(v)) window = 0;
     if (c->arch_row->window > 0) GR_TRY(json_int(f, "sliding_window", &window, err));
     if (window < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window is %lld", f->path, (long long)window));

@@ -75,6 +75,7 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
         {"{\"attention_dropout\": 0.1}", NULL, "attention_dropout 0.1 is not applied"},
         {"{\"quantization_config\": {\"quant_method\": \"awq\"}}", "quantization_config: weights packed by awq", NULL},
         {"{\"layer_types\": [\"full_attention\", \"linear_attention\"]}", "layer_types is linear_attention", NULL},
+        {"{\"layer_types\": [\"full_attention\"]}", "layer_types has 1 entries", NULL},
         {"{\"layer_types\": [\"full_attention\", \"sliding_attention\"]}", "no sliding window is in use", NULL},
     };
     gr_model_config c;
