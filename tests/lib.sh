@@ -33,6 +33,8 @@ check() {
 }
 # same FILE FILE: both hold something, and the same.
 same() { [ -s "$1" ] && [ -s "$2" ] && cmp "$1" "$2"; }
+# differ FILE FILE: both hold something, and not the same.
+differ() { [ -s "$1" ] && [ -s "$2" ] && ! cmp -s "$1" "$2"; }
 # refused NAME CODE WORDS COMMAND ...: it fails with CODE and says WORDS.
 refused() {
     local name=$1 code=$2 words=$3 found

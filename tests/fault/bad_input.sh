@@ -330,9 +330,11 @@ for f in out/checkpoint-*/state.h5; do truncate -s 1000 "$f"; done
 bad 3 "truncated checkpoints" "out checkpoint state.h5" train --resume
 rm -rf out && cp -r kept out
 put out/checkpoint-4/state.h5 3000 'damaged'
-check "one damaged checkpoint: the one before it is taken" train --resume
+check "one damaged checkpoint: the run goes on" train --resume
+check "from the one before it" grep -qF "resuming from out/checkpoint-2" out/run.log
 rm -rf out
 check "resume where no run is: it starts" train --resume
+check "and says so" grep -qF "holds no checkpoint: starting from the beginning" out/run.log
 rm -rf out
 
 # ---- places to write to ----

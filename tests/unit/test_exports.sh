@@ -7,5 +7,6 @@ if [ "${GRAFT_SANITIZE:-0}" = 1 ]; then # the sanitizers' own symbols are export
     grep '^graft_' "$WORK/exported" >"$WORK/own"
     mv "$WORK/own" "$WORK/exported"
 fi
+check "its headers declare functions" grep -qx graft_train "$WORK/declared"
 check "the library exports what its headers declare" diff "$WORK/declared" "$WORK/exported"
 finish

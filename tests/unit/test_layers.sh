@@ -25,6 +25,7 @@ while read -r file line included; do
     elif [ "$from" = 20 ] && [ "$to" != 20 ]; then echo "$file:$line: kernels/ may include kernels/ alone"
     fi
 done <"$WORK/includes" >"$WORK/wrong"
+check "includes are found" test "$(wc -l <"$WORK/includes")" -gt 100
 if [ -s "$WORK/wrong" ]; then not_ok "includes only go downwards" "see" "$WORK/wrong"; else ok "includes only go downwards"; fi
 
 grep -rnE '\b(exit|_exit|abort|printf|puts|putchar)\(' --include='*.c' kernels core adapters peft |
