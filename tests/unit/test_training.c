@@ -77,7 +77,7 @@ static void begin(overrides *o, const char *model, int64_t steps) {
     for (const char *const *same =
              (const char *const[]){"model.dtype=fp32", "data.shuffle=false", "data.cache=none",
                                    "train.batch_size=4", "log.every=1", "log.tensorboard=false",
-                                   "log.plot=false", "threads=2", NULL};
+                                   "log.plot=false", "threads=1", NULL};
          *same; same++)
         add(o, "%s", *same);
 }
