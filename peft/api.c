@@ -188,10 +188,16 @@ done:
     return st;
 }
 
+static bool is_role(const char *role) {
+    static const char *const roles[] = {"system", "user", "assistant", "tool"};
+    for (int i = 0; i < GR_LEN(roles); i++)
+        if (strcmp(role, roles[i]) == 0) return true;
+    return false;
+}
+
 /* The ids of conversation number (from 1; 0: the only one). */
 static graft_status encode(const gr_session *s, const graft_conversation *c, int64_t number, gr_ids *out, graft_error *err) {
     graft_status st = GRAFT_OK;
-    gr_encoded e = {0};
     gr_message *turns = NULL;
     if (c->n < 1) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "a conversation has %lld messages, expected at least one", (long long)c->n));
     GR_TRY(need(c->messages, "messages", err));
@@ -200,13 +206,12 @@ static graft_status encode(const gr_session *s, const graft_conversation *c, int
     for (int64_t i = 0; i < c->n; i++) {
         if (!c->messages[i].role || !c->messages[i].content)
             GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "messages[%lld].%s is NULL", (long long)i, c->messages[i].role ? "content" : "role"));
+        if (!is_role(c->messages[i].role))
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld] has the role \"%.40s\", expected system, user, assistant or tool", (long long)i, c->messages[i].role));
         turns[i] = (gr_message){.role = c->messages[i].role, .content = c->messages[i].content};
     }
-    GR_TRY(gr_chat_encode(s->chat, turns, c->n, true, GR_LOSS_COMPLETION, &e, err));
-    *out = e.ids; /* moves */
-    e.ids = (gr_ids){0};
+    st = gr_chat_prompt(s->chat, &(gr_conversation){.messages = turns, .n = c->n}, out, err);
 done:
-    gr_encoded_release(&e);
     free(turns);
     return st != GRAFT_OK && number > 0 ? gr_fail_context(err, st, "conversation %lld", (long long)number) : st;
 }

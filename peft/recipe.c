@@ -314,3 +314,7 @@ void gr_recipe_free(gr_recipe *r) {
     gr_arena_release(&r->arena);
     free(r);
 }
+
+gr_chat_options gr_recipe_chat(const gr_recipe *r) {
+    return (gr_chat_options){.name = r->data_template, .system = r->data_system, .args = r->data_template_args};
+}

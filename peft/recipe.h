@@ -43,6 +43,7 @@ enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPO
 #define GR_C_INT_NULL     int64_t
 #define GR_C_LIST         gr_list
 #define GR_C_MAP          gr_pattern_list
+#define GR_C_VALUES       const char *
 #define GR_C_SOURCES      gr_source_list
 #define GR_C_EVAL_SOURCES gr_source_list
 
@@ -84,6 +85,8 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
 void gr_recipe_free(gr_recipe *r);
 /* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run: model.base). */
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);
+/* The recipe's chat template, as gr_chat_open wants it; borrowed from r. */
+gr_chat_options gr_recipe_chat(const gr_recipe *r);
 /* True when eval.metrics names it. */
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name);
 /* The resolved recipe as YAML with every key; reading it back gives the same recipe. */

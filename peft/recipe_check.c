@@ -42,6 +42,8 @@ static const struct peer {
     {"val_size", "use data.eval: a share such as 0.02"},
     {"eval_dataset", "use data.eval"},
     {"chat_template", "use data.template"},
+    {"chat_template_kwargs", "use data.template_args"},
+    {"enable_thinking", "use data.template_args: {enable_thinking: false}"},
     {"train_on_inputs", "use data.loss_on: all"},
     {"train_on_prompt", "use data.loss_on: all"},
     {"assistant_only_loss", "use data.loss_on: completion"},

@@ -153,6 +153,9 @@ static void put_value(gr_str *out, const gr_key *k, const void *field, bool abso
         else
             gr_str_puts(out, "null");
         break;
+    case GR_KEY_VALUES: /* JSON is YAML */
+        gr_str_puts(out, *(const char *const *)field);
+        break;
     case GR_KEY_FLOAT:
         put_double(out, *(const double *)field);
         break;
@@ -227,6 +230,8 @@ static const char *form(const gr_key *k) {
         return "name or list of names";
     case GR_KEY_MAP:
         return "{pattern: number}";
+    case GR_KEY_VALUES:
+        return "{name: value}";
     case GR_KEY_SOURCES:
         return "path or list of sources";
     case GR_KEY_EVAL_SOURCES:
@@ -313,6 +318,8 @@ static json_t *value_schema(const gr_key *k) {
     case GR_KEY_LIST:
         return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items",
                          "type", "string");
+    case GR_KEY_VALUES:
+        return json_pack("{s:[s,s]}", "type", "object", "null");
     case GR_KEY_MAP:
         return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties",
                          number_schema(k, "number"));

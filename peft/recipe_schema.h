@@ -17,6 +17,7 @@ typedef enum gr_key_type {
     GR_KEY_INT_NULL,
     GR_KEY_LIST,
     GR_KEY_MAP,
+    GR_KEY_VALUES,
     GR_KEY_SOURCES,
     GR_KEY_EVAL_SOURCES
 } gr_key_type;

@@ -2,6 +2,7 @@
 #include "peft/recipe_values.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,6 +179,41 @@ done:
     return st;
 }
 
+/* YAML as JSON: a scalar without quotes is what YAML 1.2 takes it for. NULL when memory is short. */
+static json_t *json_of(const gr_yaml *n) {
+    int64_t i;
+    double f;
+    if (n->kind == GR_YAML_MAP) {
+        json_t *object = json_object();
+        for (const gr_yaml *c = n->child; c; c = c->next) json_object_set_new(object, c->key, json_of(c));
+        return object;
+    }
+    if (n->kind == GR_YAML_LIST) {
+        json_t *list = json_array();
+        for (const gr_yaml *c = n->child; c; c = c->next) json_array_append_new(list, json_of(c));
+        return list;
+    }
+    if (gr_yaml_is_null(n)) return json_null();
+    if (plain_word(n, "true") || plain_word(n, "True")) return json_true();
+    if (plain_word(n, "false") || plain_word(n, "False")) return json_false();
+    if (n->plain && parse_int(n->text, &i)) return json_integer(i);
+    if (n->plain && parse_float(n->text, &f) && isfinite(f)) return json_real(f);
+    return json_string(n->text);
+}
+
+/* A mapping of any values, kept as the text of a JSON object. */
+static graft_status read_values(gr_reading *rd, const gr_yaml *n, const gr_key *k, const char **field) {
+    *field = "{}";
+    if (gr_yaml_is_null(n)) return GRAFT_OK;
+    if (n->kind != GR_YAML_MAP) return expected(rd, n, k, "a mapping such as {enable_thinking: false}");
+    json_t *object = json_of(n);
+    char *text = object ? json_dumps(object, JSON_REAL_PRECISION(17)) : NULL;
+    json_decref(object);
+    *field = text ? gr_arena_strdup(&rd->r->arena, text) : NULL;
+    free(text);
+    return *field ? GRAFT_OK : gr_fail_memory(rd->err, k->name);
+}
+
 graft_status gr_resolve_path(gr_arena *arena, const gr_yaml *n, const char *path, const char **out, graft_error *err) {
     const char *slash = n->from_file ? strrchr(n->file, '/') : NULL;
     *out = path;
@@ -329,6 +365,8 @@ graft_status gr_read_value(gr_reading *rd, const gr_yaml *n, const gr_key *k) {
         return read_enum(rd, n, k, field);
     case GR_KEY_LIST:
         return read_list(rd, n, k, field);
+    case GR_KEY_VALUES:
+        return read_values(rd, n, k, field);
     case GR_KEY_MAP:
         return read_map(rd, n, k, field);
     case GR_KEY_SOURCES:

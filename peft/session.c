@@ -117,13 +117,32 @@ done:
     return st;
 }
 
+/* The template that the adapter at path was trained with, as it lies in its folder; NULL when there is none. Owned. */
+static char *trained_template(const char *path) {
+    static const char *const places[] = {"chat_template.jinja", "adapter/chat_template.jinja"};
+    char *text = NULL;
+    int64_t n;
+    for (int i = 0; !text && i < GR_LEN(places); i++) {
+        char *file = gr_path_join(path, places[i]);
+        if (file && gr_exists(file) && gr_file_read(&text, &n, file, 1 << 22, NULL) != GRAFT_OK) text = NULL;
+        free(file);
+    }
+    return text;
+}
+
+/* What is asked for, else what was trained with: the text beside the adapter, or the run's recipe. */
 static graft_status open_chat(gr_session *s, const gr_session_options *o, const char *run, graft_error *err) {
     if (o->template_name && !*o->template_name) return GRAFT_OK;
     gr_recipe *r = o->template_name ? NULL : run_recipe(run);
-    const char *name = o->template_name ? o->template_name : r ? r->data_template : "auto";
-    const char *text = o->system ? o->system : r ? r->data_system : NULL;
-    graft_status st = gr_chat_open(&s->chat, name, text, s->tokenizer, err);
+    char *trained = o->template_name ? NULL : trained_template(run);
+    gr_chat_options chat = {.name = o->template_name, .source = trained};
+    if (r && !trained) chat = gr_recipe_chat(r);
+    if (trained && r) chat.name = r->data_template;
+    if (o->system) chat.system = o->system;
+    if (o->template_args) chat.args = o->template_args;
+    graft_status st = gr_chat_open(&s->chat, &chat, s->tokenizer, err);
     gr_recipe_free(r);
+    free(trained);
     return st;
 }
 

@@ -82,7 +82,8 @@ static graft_status open_text(gr_run *run, graft_error *err) {
     graft_status st;
     GR_TRY(gr_tokenizer_open(&run->tokenizer, r->model_base, err));
     gr_tokenizer_note_rows(run->tokenizer, run->model->config.vocab, r->model_base);
-    GR_TRY(gr_chat_open(&run->chat, r->data_template, r->data_system, run->tokenizer, err));
+    gr_chat_options chat = gr_recipe_chat(r);
+    GR_TRY(gr_chat_open(&run->chat, &chat, run->tokenizer, err));
 done:
     return st;
 }

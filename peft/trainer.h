@@ -99,8 +99,9 @@ typedef struct gr_session_options {
     const char *model;            /* a model, or a run or adapter (which is attached first); NULL: the base of the first adapter */
     const char *const *adapters;  /* "path" or "path:scale" */
     int n_adapters;
-    const char *template_name;    /* as gr_chat_open; NULL: that of the run's recipe, else "auto"; "": no chat is opened */
-    const char *system;           /* NULL: that of the run's recipe, else the template's own */
+    const char *template_name;    /* as in gr_chat_options; NULL: the one trained with, else "auto"; "": no chat is opened */
+    const char *system;           /* as in gr_chat_options; NULL: the one trained with, else the template's own */
+    const char *template_args;    /* as in gr_chat_options.args, over what was trained with */
     int dtype;                    /* enum gr_recipe_dtype */
     int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
     int quantize;                 /* enum gr_recipe_quantize */

@@ -9,7 +9,7 @@
 #include "core/io/h5.h"
 
 enum {
-    CACHE_VERSION = 3
+    CACHE_VERSION = 4
 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
 static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {
@@ -99,8 +99,11 @@ static graft_status read_cache(gr_dataset *d, gr_h5 *h, int n_sources, int64_t n
     GR_TRY(gr_h5_get(h, "/ids", GR_H5_I32, d->ids, n_ids, err));
     GR_TRY(gr_h5_get(h, "/target", GR_H5_U8, d->target, n_ids, err));
     GR_TRY(read_remarks(d, h, err));
-    GR_TRY(gr_h5_get_int(h, "n_truncated", &d->n_truncated, err));
-    GR_TRY(gr_h5_get_int(h, "n_dropped", &d->n_dropped, err));
+    GR_TRY(gr_h5_get_int(h, "n_truncated", &d->lost.truncated, err));
+    GR_TRY(gr_h5_get_int(h, "n_dropped", &d->lost.dropped, err));
+    GR_TRY(gr_h5_get_int(h, "n_lost_turns", &d->lost.turns, err));
+    GR_TRY(gr_h5_get_int(h, "n_lost_prompt", &d->lost.prompt, err));
+    GR_TRY(gr_h5_get_int(h, "n_lost_answer", &d->lost.answer, err));
     GR_TRY(gr_h5_get_int(h, "n_empty", &d->n_empty, err));
     GR_TRY(gr_h5_get_int(h, "n_targets", &d->n_targets, err));
     if (!consistent(d, n_ids, n_sources, n_vocab))
@@ -141,8 +144,11 @@ static graft_status write_cache(gr_h5 *h, const gr_dataset *d, graft_error *err)
     GR_TRY(gr_h5_put(h, "/ids", GR_H5_I32, 1, &n_ids, d->ids, err));
     GR_TRY(gr_h5_put(h, "/target", GR_H5_U8, 1, &n_ids, d->target, err));
     GR_TRY(gr_h5_put(h, "/remarks", GR_H5_U8, 1, &n_remarks, remarks, err));
-    GR_TRY(gr_h5_put_int(h, "n_truncated", d->n_truncated, err));
-    GR_TRY(gr_h5_put_int(h, "n_dropped", d->n_dropped, err));
+    GR_TRY(gr_h5_put_int(h, "n_truncated", d->lost.truncated, err));
+    GR_TRY(gr_h5_put_int(h, "n_dropped", d->lost.dropped, err));
+    GR_TRY(gr_h5_put_int(h, "n_lost_turns", d->lost.turns, err));
+    GR_TRY(gr_h5_put_int(h, "n_lost_prompt", d->lost.prompt, err));
+    GR_TRY(gr_h5_put_int(h, "n_lost_answer", d->lost.answer, err));
     GR_TRY(gr_h5_put_int(h, "n_empty", d->n_empty, err));
     GR_TRY(gr_h5_put_int(h, "n_targets", d->n_targets, err));
 done:

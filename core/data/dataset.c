@@ -5,6 +5,7 @@
 
 #include "core/base/log.h"
 #include "core/data/cache.h"
+#include "core/data/fit.h"
 #include "core/data/reader.h"
 
 enum {
@@ -17,8 +18,9 @@ enum {
 typedef struct chunk {
     gr_ids ids;
     uint8_t *target; /* [ids.n] */
-    int64_t target_capacity, n, len[CHUNK_SAMPLES];
-    int64_t n_truncated, n_dropped, n_empty;
+    int64_t *len; /* [n] */
+    int64_t target_capacity, len_capacity, n, n_empty;
+    gr_losses lost;
     graft_status st;
     graft_error err;
 } chunk;
@@ -40,91 +42,153 @@ typedef struct builder {
 
 /* ---- one sample ---- */
 
+static gr_loss_on loss_on(const job *j) {
+    return j->o->pretrain ? GR_LOSS_ALL : j->o->loss_on;
+}
+
 /* Whether any answer that counts says something: an end-of-turn token alone is nothing to learn. */
-static bool has_answer(const gr_message *messages, int64_t n, gr_loss_on loss_on) {
+static bool has_answer(const gr_message *messages, int64_t n, gr_loss_on on) {
     for (int64_t i = n - 1; i >= 0; i--) {
         const gr_message *m = &messages[i];
         if (strcmp(m->role, "assistant") || m->no_loss) continue;
-        if (m->content[strspn(m->content, " \t\r\n")]) return true;
-        if (loss_on == GR_LOSS_LAST) return false;
+        if (m->content[strspn(m->content, " \t\r\n")] || m->fields) return true;
+        if (on == GR_LOSS_LAST) return false;
     }
-    return loss_on == GR_LOSS_ALL;
+    return on == GR_LOSS_ALL;
 }
 
-/* Raw text: BOS where the tokenizer wants one, its tokens, EOS; everything after the first id is a target. */
+/* Does text end, but for white space, with the token's own text? */
+static bool ends_with_token(const gr_tokenizer *t, int32_t id, const char *text, int64_t n) {
+    int64_t len = 0;
+    const char *piece = id < 0 ? NULL : gr_tokenizer_piece(t, id, &len, NULL, NULL);
+    while (n > 0 && strchr(" \t\r\n", text[n - 1])) n--;
+    return piece && len > 0 && n >= len && memcmp(text + n - len, piece, (size_t)len) == 0;
+}
+
+static bool starts_with_token(const gr_tokenizer *t, int32_t id, const char *text, int64_t n) {
+    int64_t len = 0;
+    const char *piece = id < 0 ? NULL : gr_tokenizer_piece(t, id, &len, NULL, NULL);
+    return piece && len > 0 && n >= len && memcmp(text, piece, (size_t)len) == 0;
+}
+
+static bool has_control(const gr_tokenizer *t, const gr_ids *ids, int64_t from) {
+    gr_piece_type type;
+    for (int64_t i = from; i < ids->n; i++) {
+        gr_tokenizer_piece(t, ids->data[i], NULL, NULL, &type);
+        if (type == GR_PIECE_CONTROL) return true;
+    }
+    return false;
+}
+
+/* Raw text: BOS where the tokenizer wants one, its tokens (control tokens in it are ids, as HF tokenizers have them), EOS where the text
+ * has no end token; everything after the first id is a target. */
 static graft_status encode_text(const job *j, const char *text, gr_encoded *e, graft_error *err) {
     const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
-    bool parse_special = !j->chat || !strcmp(gr_chat_name(j->chat), "none");
-    if (info->add_bos && info->bos >= 0 && !gr_ids_push(&e->ids, info->bos))
+    int64_t n = (int64_t)strlen(text), first;
+    e->ids.n = e->n_sequences = 0;
+    if (info->add_bos && info->bos >= 0 && !starts_with_token(j->t, info->bos, text, n) && !gr_ids_push(&e->ids, info->bos))
         return gr_fail_memory(err, "tokens");
-    graft_status st = gr_tokenizer_encode(j->t, text, (int64_t)strlen(text), parse_special, &e->ids, err);
+    first = e->ids.n;
+    graft_status st = gr_tokenizer_encode(j->t, text, n, true, &e->ids, err);
     if (st != GRAFT_OK) return st;
-    if (info->eos >= 0 && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
-    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n + 1, 1)) return gr_fail_memory(err, "tokens");
+    if (has_control(j->t, &e->ids, first)) gr_tally_add(j->r->tally, GR_REMARK_CONTROL_TEXT, NULL);
+    bool ended = ends_with_token(j->t, info->eos, text, n) || (j->chat && ends_with_token(j->t, gr_chat_end_of_turn(j->chat), text, n));
+    if (info->eos >= 0 && !ended && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
+    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n + 1, 1) || !gr_grow(&e->end, &e->end_capacity, 1, sizeof *e->end))
+        return gr_fail_memory(err, "tokens");
     memset(e->target, 1, (size_t)e->ids.n);
-    e->answer_start = GR_MIN(1, e->ids.n);
+    e->end[e->n_sequences++] = e->ids.n;
     return GRAFT_OK;
 }
 
-/* Which ids [*start, *end) stay so that at most max are left. What follows the last target teaches nothing
- * and goes first; then the prompt's left end, of which one id stays to predict the answer; then the answer's
- * right end. take() puts BOS in the place of the first id left where the prompt had one. */
-static void keep_answer(const gr_encoded *e, int64_t max, int64_t *start, int64_t *end) {
-    while (*end > max && !e->target[*end - 1]) --*end;
-    *start = GR_MAX(0, GR_MIN(*end - max, e->answer_start - 1));
-    *end = GR_MIN(*end, *start + max);
-}
-
-/* The sample's ids, cut to max_length, to the chunk; dropped when nothing is left to learn. */
-static graft_status take(const job *j, int64_t i, chunk *c, const gr_encoded *e) {
-    int64_t n = e->ids.n, start = 0, end = n, max = j->o->max_length, n_targets = 0;
-    char where[400];
-    bool too_long = n > max && !j->o->pretrain;
-    if (too_long) {
-        switch (j->o->truncation) {
-        case GR_TRUNCATE_KEEP_ANSWER:
-            keep_answer(e, max, &start, &end);
-            break;
-        case GR_TRUNCATE_RIGHT:
-            end = max;
-            break;
-        case GR_TRUNCATE_DROP:
-            end = 0;
-            break;
-        case GR_TRUNCATE_ERROR:
-            gr_reader_where(j->r, i, where, sizeof where);
-            return gr_fail(&c->err, GRAFT_BAD_INPUT,
-                           "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer",
-                           where, (long long)n, (long long)max);
-        }
-    }
+/* Ids [start, end) of e to the chunk as a sample; nothing when they hold nothing to learn. */
+static graft_status put(chunk *c, const gr_encoded *e, int64_t start, int64_t end, bool *learned) {
+    int64_t len = end - start, need = c->ids.n + len, n_targets = 0;
     for (int64_t k = start + 1; k < end; k++) n_targets += e->target[k]; /* no row predicts the first id */
-    if (n_targets == 0) {
-        c->n_dropped += too_long;
-        c->n_empty += !too_long;
-        return GRAFT_OK;
-    }
-    c->n_truncated += too_long;
-    int64_t len = end - start, need = c->ids.n + len;
-    if (!gr_grow(&c->ids.data, &c->ids.capacity, need, sizeof *c->ids.data) ||
-        !gr_grow(&c->target, &c->target_capacity, need, 1))
+    *learned = n_targets > 0;
+    if (n_targets == 0) return GRAFT_OK;
+    if (!gr_grow(&c->ids.data, &c->ids.capacity, need, sizeof *c->ids.data) || !gr_grow(&c->target, &c->target_capacity, need, 1) ||
+        !gr_grow(&c->len, &c->len_capacity, c->n + 1, sizeof *c->len))
         return gr_fail_memory(&c->err, "tokens");
     memcpy(c->ids.data + c->ids.n, e->ids.data + start, (size_t)len * sizeof *c->ids.data);
     memcpy(c->target + c->ids.n, e->target + start, (size_t)len);
     c->target[c->ids.n] = 0;
-    const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
-    if (start > 0 && len > 1 && !c->target[c->ids.n + 1] && info->add_bos && e->ids.data[0] == info->bos)
-        c->ids.data[c->ids.n] = info->bos; /* models that know BOS as the first id go astray without it */
     c->ids.n = need;
     c->len[c->n++] = len;
     return GRAFT_OK;
 }
 
-static graft_status encode_sample(const job *j, int64_t i, gr_sample *s, gr_encoded *e, chunk *c) {
+/* Sequence `which` of e, longer than max_length, to the chunk as truncation says. x: its conversation; NULL: raw text. */
+static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encoded *e, int64_t which, const gr_conversation *x, gr_encoded *shorter) {
+    graft_status st = GRAFT_OK;
+    char where[400];
+    int64_t start = which ? e->end[which - 1] : 0, end = e->end[which], max = j->o->max_length, kept;
+    bool learned = false;
+    gr_fit fit = {.answer = true};
+    switch (j->o->truncation) {
+    case GR_TRUNCATE_KEEP_ANSWER:
+        kept = gr_fit_end(e, start, end);
+        if (kept - start <= max || !x) { /* what follows the last answer is all that goes; of a raw text, its right end */
+            fit.answer = kept - start > max;
+            GR_TRY(put(c, e, start, GR_MIN(kept, start + max), &learned));
+            break;
+        }
+        GR_TRY(gr_fit_sequence(j->chat, j->t, x, loss_on(j), max, e, which, shorter, &fit, &c->err));
+        if (!fit.dropped) GR_TRY(put(c, shorter, 0, shorter->ids.n, &learned));
+        break;
+    case GR_TRUNCATE_RIGHT:
+        GR_TRY(put(c, e, start, start + max, &learned));
+        break;
+    case GR_TRUNCATE_DROP:
+        break;
+    case GR_TRUNCATE_ERROR:
+        gr_reader_where(j->r, i, where, sizeof where);
+        return gr_fail(&c->err, GRAFT_BAD_INPUT, "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer", where,
+                       (long long)(end - start), (long long)max);
+    }
+    c->lost.dropped += !learned;
+    c->lost.truncated += learned;
+    c->lost.turns += learned && fit.turns;
+    c->lost.prompt += learned && fit.prompt;
+    c->lost.answer += learned && fit.answer;
+done:
+    return st;
+}
+
+static graft_status take(const job *j, int64_t i, chunk *c, const gr_encoded *e, const gr_conversation *x, gr_encoded *shorter) {
+    graft_status st = GRAFT_OK;
+    for (int64_t k = 0, start = 0; k < e->n_sequences; start = e->end[k++]) {
+        bool learned;
+        if (e->end[k] - start > j->o->max_length && !j->o->pretrain) {
+            GR_TRY(take_long(j, i, c, e, k, x, shorter));
+            continue;
+        }
+        GR_TRY(put(c, e, start, e->end[k], &learned));
+        c->n_empty += !learned;
+    }
+done:
+    return st;
+}
+
+static graft_status encode_messages(const job *j, const gr_sample *s, const gr_conversation *x, gr_encoded *e, graft_error *err) {
+    if (s->is_pair && gr_chat_is_rendered(j->chat, s->messages[0].content)) {
+        gr_tally_add(j->r->tally, GR_REMARK_RENDERED, NULL);
+        return gr_chat_encode_rendered(j->chat, s->messages[0].content, s->messages[1].content, e, err);
+    }
+    graft_status st = gr_chat_encode(j->chat, x, loss_on(j), e, err);
+    if (st != GRAFT_OK) return st;
+    for (int64_t k = 0; k < e->n_unwritten; k++) gr_tally_add(j->r->tally, GR_REMARK_LEFT_OUT, NULL);
+    for (int64_t k = 0; k < e->n_parted; k++) gr_tally_add(j->r->tally, GR_REMARK_PARTED, NULL);
+    if (e->n_sequences > 1) gr_tally_add(j->r->tally, GR_REMARK_APART, NULL);
+    return GRAFT_OK;
+}
+
+static graft_status encode_sample(const job *j, int64_t i, gr_sample *s, gr_encoded *e, gr_encoded *shorter, chunk *c) {
     char where[400];
     graft_status st = gr_reader_parse(j->r, i, s, &c->err);
     if (st != GRAFT_OK) return st;
-    e->ids.n = e->answer_start = 0;
+    gr_conversation x = {.messages = s->messages, .n = s->n_messages, .tools = s->tools, .documents = s->documents};
+    const gr_conversation *conversation = NULL;
     gr_reader_where(j->r, i, where, sizeof where);
     if (s->text) {
         if (!s->text[0]) return c->n_empty++, GRAFT_OK;
@@ -132,11 +196,11 @@ static graft_status encode_sample(const job *j, int64_t i, gr_sample *s, gr_enco
     } else if (!j->chat) {
         return gr_fail(&c->err, GRAFT_BAD_USAGE, "%s: messages need a template, none was given", where);
     } else {
-        gr_loss_on loss_on = j->o->pretrain ? GR_LOSS_ALL : j->o->loss_on;
-        if (!has_answer(s->messages, s->n_messages, loss_on)) return c->n_empty++, GRAFT_OK;
-        st = gr_chat_encode(j->chat, s->messages, s->n_messages, false, loss_on, e, &c->err);
+        if (!has_answer(s->messages, s->n_messages, loss_on(j))) return c->n_empty++, GRAFT_OK;
+        st = encode_messages(j, s, &x, e, &c->err);
+        if (!s->is_pair || !gr_chat_is_rendered(j->chat, s->messages[0].content)) conversation = &x;
     }
-    return st == GRAFT_OK ? take(j, i, c, e) : gr_fail_context(&c->err, st, "%s", where);
+    return st == GRAFT_OK ? take(j, i, c, e, conversation, shorter) : gr_fail_context(&c->err, st, "%s", where);
 }
 
 static void encode_chunk(void *context, int64_t index, int worker) {
@@ -144,14 +208,16 @@ static void encode_chunk(void *context, int64_t index, int worker) {
     job *j = context;
     chunk *c = &j->chunks[index];
     gr_sample sample = {0};
-    gr_encoded encoded = {0};
-    c->ids.n = c->n = c->n_truncated = c->n_dropped = c->n_empty = 0;
+    gr_encoded encoded = {0}, shorter = {0};
+    c->ids.n = c->n = c->n_empty = 0;
+    c->lost = (gr_losses){0};
     c->st = GRAFT_OK;
     int64_t first = j->first + index * CHUNK_SAMPLES, end = GR_MIN(first + CHUNK_SAMPLES, j->first + j->n);
     for (int64_t i = first; i < end && c->st == GRAFT_OK; i++)
-        c->st = encode_sample(j, i, &sample, &encoded, c);
+        c->st = encode_sample(j, i, &sample, &encoded, &shorter, c);
     gr_sample_release(&sample);
     gr_encoded_release(&encoded);
+    gr_encoded_release(&shorter);
 }
 
 /* ---- the data set ---- */
@@ -205,8 +271,11 @@ static graft_status append_chunk(builder *b, const job *j, const chunk *c, int s
         if (err) *err = c->err;
         return c->st;
     }
-    b->d->n_truncated += c->n_truncated;
-    b->d->n_dropped += c->n_dropped;
+    b->d->lost.truncated += c->lost.truncated;
+    b->d->lost.dropped += c->lost.dropped;
+    b->d->lost.turns += c->lost.turns;
+    b->d->lost.prompt += c->lost.prompt;
+    b->d->lost.answer += c->lost.answer;
     b->d->n_empty += c->n_empty;
     if (j->o->pretrain) return append_stream(b, c, source, j->o->max_length, err);
     for (int64_t i = 0, at = 0; i < c->n; at += c->len[i++]) {
@@ -278,12 +347,13 @@ static graft_status build(gr_dataset *d, const gr_data_options *o, const gr_toke
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "%s%s: nothing to learn from: %lld samples without an answer, %lld too long",
                        o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "",
-                       (long long)d->n_empty, (long long)d->n_dropped));
+                       (long long)d->n_empty, (long long)d->lost.dropped));
     for (int64_t i = 0; i < b.n_ids; i++) d->n_targets += d->target[i];
 done:
     for (int k = 0; k < ROUND_CHUNKS; k++) {
         gr_ids_release(&j->chunks[k].ids);
         free(j->chunks[k].target);
+        free(j->chunks[k].len);
     }
     free(j);
     return st;
@@ -307,9 +377,10 @@ static graft_status check_options(const gr_data_options *o, graft_error *err) {
 }
 
 static void report(const gr_dataset *d, const gr_data_options *o) {
-    if (d->n_truncated || d->n_dropped)
-        gr_warn("data: max_length %lld: %lld samples truncated, %lld dropped", (long long)o->max_length,
-                (long long)d->n_truncated, (long long)d->n_dropped);
+    const gr_losses *l = &d->lost;
+    if (l->truncated || l->dropped)
+        gr_warn("data: max_length %lld: %lld samples truncated (%lld lost old turns, %lld text of the prompt, %lld the answer's end), %lld dropped",
+                (long long)o->max_length, (long long)l->truncated, (long long)l->turns, (long long)l->prompt, (long long)l->answer, (long long)l->dropped);
     if (d->n_empty) gr_warn("data: %lld samples without an answer to learn dropped", (long long)d->n_empty);
     for (const char *line = d->remarks, *end; line && (end = strchr(line, '\n')); line = end + 1) {
         char *text;

@@ -35,6 +35,12 @@ typedef struct gr_data_options {
     const char *cache_dir; /* NULL: no cache; else "<dir>/<key>.h5", key = hash of contents, tokenizer, template, options */
 } gr_data_options;
 
+/* What max_length took from how many samples. */
+typedef struct gr_losses {
+    int64_t truncated, dropped;    /* cut, or left out since nothing to learn would have been left */
+    int64_t turns, prompt, answer; /* of the truncated ones: lost whole old turns, text of the prompt, the end of an answer */
+} gr_losses;
+
 typedef struct gr_dataset {
     int64_t n_samples;
     int64_t *offset;   /* [n_samples+1] into ids/target */
@@ -43,7 +49,8 @@ typedef struct gr_dataset {
     int32_t *source;   /* [n_samples] index of its source */
     double *weight;    /* [n_sources] */
     int n_sources;
-    int64_t n_truncated, n_dropped, n_empty; /* counted and reported */
+    gr_losses lost;
+    int64_t n_empty;   /* samples without an answer to learn */
     int64_t n_targets; /* sum of target */
     char *remarks; /* what was left aside or assumed: lines of "<index of the source>\t<text>\n", or NULL; reported by load */
     bool from_cache;

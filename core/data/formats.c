@@ -268,6 +268,7 @@ static graft_status convert_prompt(gr_conversion *c) {
     GR_TRY(push_history(c));
     GR_TRY(push_part(c, "prompt", "user"));
     if (gr_form_has_answers(c->r->format)) GR_TRY(push_part(c, "completion", "assistant"));
+    c->s->is_pair = c->s->n_messages == 2 && !json_is_array(field(c->r, c->s->root, "prompt")) && !json_is_array(field(c->r, c->s->root, "completion"));
 done:
     return st;
 }

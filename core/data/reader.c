@@ -158,6 +158,7 @@ static void sample_clear(gr_sample *s) {
     s->rounded = false;
     s->text = NULL;
     s->tools = s->documents = NULL;
+    s->is_pair = false;
     s->n_messages = 0;
 }
 

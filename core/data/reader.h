@@ -18,6 +18,7 @@ typedef struct gr_sample {
     gr_message *messages;
     int64_t n_messages, capacity;
     const json_t *tools, *documents; /* borrowed from root, or NULL */
+    bool is_pair;     /* its messages are the strings prompt and completion */
     const char *text;
 } gr_sample;
 

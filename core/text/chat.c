@@ -1,452 +1,417 @@
+/* Opening a chat template: its Jinja text, system text and arguments, and what is learned of it by rendering small conversations. */
+#include "core/text/chat_impl.h"
+
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <xxhash.h>
 
-#include "core/text/chat_template.h"
-#include "core/text/impl.h"
+#include "core/base/log.h"
 
-/* A pattern, cut at control tokens and {content}. */
-typedef struct chat_op {
-    enum { OP_TEXT, OP_CONTROL, OP_CONTENT } kind;
-    const char *text;
-    int64_t len;
-    int32_t id;
-} chat_op;
+/* ---- renderings ---- */
 
-enum { OPS_MAX = 32 };
+void gr_rendering_release(gr_rendering *r) {
+    free(r->text);
+    free(r->spans);
+    free(r->trusted);
+    *r = (gr_rendering){0};
+}
 
-typedef struct chat_pattern {
-    chat_op ops[OPS_MAX];
-    int n, content,
-        end;    /* index of {content} and of the control token that ends the turn; -1 when there is none */
-    int answer; /* the assistant's: where the answer starts */
-} chat_pattern;
+void gr_renderer_release(gr_renderer *r) {
+    gr_jinja_run_free(r->run);
+    gr_arena_release(&r->repaired);
+    free(r->messages);
+    *r = (gr_renderer){0};
+}
 
-struct gr_chat {
-    gr_arena arena;
-    gr_chat_template row;
-    chat_pattern begin, gap, role[GR_ROLE_COUNT];
-    const char *system; /* text when the messages have none; NULL for none */
-    const gr_tokenizer *t;
-    uint64_t hash;
-};
+static void set_token(gr_renderer *r, const char *name, int32_t id) {
+    const gr_tokenizer *t = r->c->t;
+    if (id >= 0) gr_jinja_set(r->run, name, gr_jinja_string(r->run, t->pieces[id].text, t->pieces[id].len, GR_FROM_TEMPLATE));
+}
 
-static const char *const ROLES[GR_ROLE_COUNT] = {"system", "user", "assistant", "tool"};
+static int kind_of_key(const char *key) {
+    static const struct {
+        const char *key;
+        int kind;
+    } kinds[] = {{"role", GR_FROM_ROLE},
+                 {"content", GR_FROM_CONTENT},
+                 {"tool_calls", GR_FROM_CALLS},
+                 {"function_call", GR_FROM_CALLS},
+                 {"reasoning_content", GR_FROM_REASONING},
+                 {"reasoning", GR_FROM_REASONING},
+                 {"thinking", GR_FROM_REASONING}};
+    for (int i = 0; i < GR_LEN(kinds); i++)
+        if (strcmp(key, kinds[i].key) == 0) return kinds[i].kind;
+    return GR_FROM_OTHER;
+}
 
-static bool add_op(chat_pattern *p, chat_op op) {
-    if (op.kind == OP_TEXT && op.len == 0) return true;
-    if (p->n == OPS_MAX) return false;
-    if (op.kind == OP_CONTENT && p->content < 0) p->content = p->n;
-    if (op.kind == OP_CONTROL && p->content >= 0 && p->end < 0) p->end = p->n;
-    p->ops[p->n++] = op;
+/* A message's text, with what is no UTF-8 repaired. */
+static gr_jinja_value text_value(gr_renderer *r, const char *s, int32_t origin) {
+    int64_t n = (int64_t)strlen(s);
+    if (!gr_utf8_valid(s, n)) {
+        gr_str valid = {0};
+        gr_utf8_repair(s, n, &valid);
+        const char *copy = valid.data ? gr_arena_strdup(&r->repaired, valid.data) : NULL;
+        gr_str_release(&valid);
+        s = copy ? copy : "";
+        n = (int64_t)strlen(s);
+    }
+    return gr_jinja_string(r->run, s, n, origin);
+}
+
+static gr_jinja_value message_value(gr_renderer *r, const gr_message *m, int64_t i) {
+    const char *key;
+    json_t *value;
+    gr_jinja_value d = gr_jinja_dict(r->run, m->fields ? (int64_t)json_object_size(m->fields) : 2, gr_origin(i, GR_FROM_OTHER));
+    if (!m->fields) {
+        gr_jinja_dict_add(r->run, d, "role", text_value(r, m->role ? m->role : "", gr_origin(i, GR_FROM_ROLE)));
+        gr_jinja_dict_add(r->run, d, "content", text_value(r, m->content ? m->content : "", gr_origin(i, GR_FROM_CONTENT)));
+        return d;
+    }
+    json_object_foreach((json_t *)(uintptr_t)m->fields, key, value)
+        gr_jinja_dict_add(r->run, d, key, gr_jinja_json(r->run, value, gr_origin(i, kind_of_key(key))));
+    return d;
+}
+
+graft_status gr_renderer_start(gr_renderer *r, const gr_chat *c, const gr_conversation *x, graft_error *err) {
+    const gr_tokenizer_info *info = &c->t->info;
+    if (r->c != c) gr_renderer_release(r);
+    r->c = c;
+    if (!r->run) r->run = gr_jinja_run_new(c->jinja);
+    if (!r->run || !gr_grow(&r->messages, &r->capacity, x->n, sizeof *r->messages)) return gr_fail_memory(err, "rendering a conversation");
+    if (x->n < 1) return gr_fail(err, GRAFT_BAD_INPUT, "a conversation has no messages");
+    gr_arena_release(&r->repaired);
+    gr_jinja_begin(r->run, c->now, c->utc);
+    set_token(r, "bos_token", info->bos);
+    set_token(r, "eos_token", info->eos);
+    set_token(r, "pad_token", info->pad);
+    set_token(r, "unk_token", info->unk);
+    json_t *none = json_null();
+    gr_jinja_set(r->run, "tools", gr_jinja_json(r->run, x->tools ? x->tools : none, GR_FROM_TOOLS));
+    gr_jinja_set(r->run, "documents", gr_jinja_json(r->run, x->documents ? x->documents : none, GR_FROM_DOCUMENTS));
+    for (int64_t i = 0; i < x->n; i++) r->messages[i] = message_value(r, &x->messages[i], i);
+    return GRAFT_OK;
+}
+
+/* A role such as "user" may be part of a control token ("<|user|>"); one that holds more than a word may not. */
+static bool is_word(const char *s, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!((s[i] >= 'a' && s[i] <= 'z') || (s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= '0' && s[i] <= '9') || s[i] == '_' || s[i] == '-')) return false;
+    return n < 32;
+}
+
+static bool add_trusted(gr_rendering *r, bool all) {
+    int64_t start = 0;
+    r->n_trusted = 0;
+    for (int64_t i = 0; i < r->n_spans; start = r->spans[i++].end) {
+        int32_t origin = r->spans[i].origin & GR_JINJA_ORIGIN;
+        bool role = gr_origin_message(origin) >= 0 && gr_origin_kind(origin) == GR_FROM_ROLE && is_word(r->text + start, r->spans[i].end - start);
+        if (!all && origin != GR_FROM_TEMPLATE && !role) continue;
+        if (r->n_trusted && r->trusted[r->n_trusted - 1].end == start) {
+            r->trusted[r->n_trusted - 1].end = r->spans[i].end;
+            continue;
+        }
+        if (!gr_grow(&r->trusted, &r->trusted_capacity, r->n_trusted + 1, sizeof *r->trusted)) return false;
+        r->trusted[r->n_trusted++] = (gr_range){start, r->spans[i].end};
+    }
     return true;
 }
 
-/* Literal text: control tokens of the tokenizer in it become ids. */
-static bool add_literal(chat_pattern *p, const gr_tokenizer *t, const char *text, int64_t len) {
-    int64_t at = 0;
+graft_status gr_renderer_render(gr_renderer *r, int64_t n, bool add_generation_prompt, gr_rendering *out, graft_error *err) {
+    const char *text;
+    const gr_jinja_span *spans;
+    gr_jinja_set(r->run, "messages", gr_jinja_list(r->run, r->messages, n, GR_FROM_TEMPLATE));
+    gr_jinja_set(r->run, "add_generation_prompt", gr_jinja_bool(add_generation_prompt));
+    graft_status st = gr_jinja_render(r->run, &text, &out->n, &spans, &out->n_spans, NULL, err);
+    if (st != GRAFT_OK) return st;
+    if (!gr_grow(&out->text, &out->capacity, out->n + 1, 1) || !gr_grow(&out->spans, &out->span_capacity, out->n_spans + 1, sizeof *out->spans))
+        return gr_fail_memory(err, "rendering a conversation");
+    memcpy(out->text, text, (size_t)out->n);
+    out->text[out->n] = '\0';
+    if (out->n_spans) memcpy(out->spans, spans, (size_t)out->n_spans * sizeof *spans);
+    return add_trusted(out, r->c->parses_text) ? GRAFT_OK : gr_fail_memory(err, "rendering a conversation");
+}
+
+bool gr_rendering_message(const gr_rendering *r, int64_t i, int64_t *first, int64_t *end) {
+    int64_t start = 0;
+    bool found = false;
+    for (int64_t k = 0; k < r->n_spans; start = r->spans[k++].end) {
+        if (gr_origin_message(r->spans[k].origin) != i || gr_origin_kind(r->spans[k].origin) == GR_FROM_ROLE) continue;
+        if (!found) *first = start;
+        *end = r->spans[k].end;
+        found = true;
+    }
+    return found;
+}
+
+/* The next control token that the template wrote in [from, to); false when there is none. */
+static bool next_control(const gr_chat *c, const gr_rendering *r, int64_t from, int64_t to, gr_match *m) {
+    int64_t k = 0;
+    while (gr_added_next(c->t, &c->t->added_raw, r->text, to, from, true, m)) {
+        int64_t end = m->at + c->t->pieces[m->id].len;
+        while (k < r->n_trusted && r->trusted[k].end <= m->at) k++;
+        if (m->special && k < r->n_trusted && r->trusted[k].start <= m->at && end <= r->trusted[k].end) {
+            m->end = end;
+            return true;
+        }
+        from = end;
+    }
+    return false;
+}
+
+int64_t gr_rendering_turn_end(const gr_chat *c, const gr_rendering *r, int64_t from, int64_t to, int32_t *id) {
+    int64_t end = -1;
     gr_match m;
-    for (int64_t from = 0; gr_added_next(t, &t->added_raw, text, len, from, true, &m); from = m.end) {
-        if (t->pieces[m.id].type != GR_PIECE_CONTROL) continue;
-        if (!add_op(p, (chat_op){.kind = OP_TEXT, .text = text + at, .len = m.start - at}) ||
-            !add_op(p, (chat_op){.kind = OP_CONTROL, .id = m.id}))
-            return false;
-        at = m.end;
+    for (; next_control(c, r, from, to, &m); from = m.end) {
+        end = m.end;
+        if (id) *id = m.id;
+        if (m.id == c->end_of_turn || m.id == c->t->info.eos) break;
     }
-    return add_op(p, (chat_op){.kind = OP_TEXT, .text = text + at, .len = len - at});
+    return end;
 }
 
-static graft_status compile(chat_pattern *p, const gr_chat *c, const char *text, graft_error *err) {
-    const struct {
-        const char *mark;
-        chat_op op;
-    } marks[] = {{"{content}", {.kind = OP_CONTENT}},
-                 {"{bos}", {.kind = OP_CONTROL, .id = c->t->info.bos}},
-                 {"{eos}", {.kind = OP_CONTROL, .id = c->t->info.eos}}};
-    *p = (chat_pattern){.content = -1, .end = -1};
-    bool ok = true;
-    for (const char *s = text, *start = text; s && ok;) {
-        int found = -1;
-        const char *next = s;
-        for (; *next && found < 0; next += found < 0)
-            for (int i = 0; i < GR_LEN(marks); i++)
-                if (gr_starts_with(next, marks[i].mark)) found = i;
-        ok = add_literal(p, c->t, start, next - start);
-        if (found >= 0 && (marks[found].op.kind == OP_CONTENT || marks[found].op.id >= 0))
-            ok = ok && add_op(p, marks[found].op);
-        s = start = found < 0 ? NULL : next + strlen(marks[found].mark);
-    }
-    return ok ? GRAFT_OK
-              : gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the pattern \"%.60s\" has too many parts",
-                        c->row.name, text);
+/* ---- what a template does, seen in small conversations ---- */
+
+/* Renders messages given as role, content, role, content ... , NULL. */
+static graft_status try_out(const gr_chat *c, const char *const *texts, bool prompt, gr_rendering *out, graft_error *err) {
+    enum { MOST = 8 };
+    gr_message m[MOST];
+    gr_conversation x = {.messages = m};
+    gr_renderer r = {0};
+    for (; texts[2 * x.n] && x.n < MOST; x.n++) m[x.n] = (gr_message){.role = texts[2 * x.n], .content = texts[2 * x.n + 1]};
+    graft_status st = gr_renderer_start(&r, c, &x, err);
+    if (st == GRAFT_OK) st = gr_renderer_render(&r, x.n, prompt, out, err);
+    gr_renderer_release(&r);
+    return st;
 }
 
-static graft_status compile_all(gr_chat *c, graft_error *err) {
-    graft_status st;
-    GR_TRY(compile(&c->begin, c, c->row.begin, err));
-    GR_TRY(compile(&c->gap, c, c->row.gap, err));
-    for (int i = 0; i < GR_ROLE_COUNT; i++)
-        if (c->row.pattern[i]) GR_TRY(compile(&c->role[i], c, c->row.pattern[i], err));
-    chat_pattern *answer = &c->role[GR_ROLE_ASSISTANT];
-    /* The prompt ends before {content}; a mere space there (LLaMA-2) is the model's to write. */
-    answer->answer = answer->content;
-    if (answer->content == 1 && answer->ops[0].kind == OP_TEXT && answer->ops[0].len == 1) answer->answer = 0;
-    if (answer->end >= 0 || c->t->info.eos < 0) goto done;
-    /* An answer ends with eos where the pattern has no control token of its own. */
-    if (answer->n == OPS_MAX)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s: the assistant pattern is too long",
-                       c->row.name));
-    answer->end = answer->content + 1;
-    memmove(&answer->ops[answer->end + 1], &answer->ops[answer->end],
-            (size_t)(answer->n - answer->end) * sizeof(chat_op));
-    answer->ops[answer->end] = (chat_op){.kind = OP_CONTROL, .id = c->t->info.eos};
-    answer->n++;
+#define ASK    "user", "What is it?"
+#define ANSWER "assistant", "A river."
+
+/* The end of turn, the generation prompt and the opening. A template that refuses these conversations is known by what it writes later. */
+static graft_status look(gr_chat *c, graft_error *err) {
+    static const char *const turn[] = {ASK, ANSWER, NULL}, *const ask[] = {ASK, NULL};
+    gr_rendering whole = {0}, question = {0}, prompt = {0};
+    gr_match m;
+    int64_t first, end;
+    c->end_of_turn = -1;
+    if (try_out(c, turn, false, &whole, NULL) == GRAFT_OK && gr_rendering_message(&whole, 1, &first, &end)) {
+        if (next_control(c, &whole, end, whole.n, &m)) c->end_of_turn = m.id;
+        for (int64_t from = 0; !c->opening && next_control(c, &whole, from, whole.n, &m); from = m.end)
+            if (m.id != c->t->info.bos && m.at < first) c->opening = gr_strndup(c->t->pieces[m.id].text, c->t->pieces[m.id].len);
+    }
+    bool both = try_out(c, ask, false, &question, NULL) == GRAFT_OK && try_out(c, ask, true, &prompt, NULL) == GRAFT_OK;
+    bool longer = both && prompt.n >= question.n && memcmp(prompt.text, question.text, (size_t)question.n) == 0;
+    c->generation = gr_strdup(longer ? prompt.text + question.n : "");
+    gr_rendering_release(&whole);
+    gr_rendering_release(&question);
+    gr_rendering_release(&prompt);
+    return c->generation ? GRAFT_OK : gr_fail_memory(err, "chat template");
+}
+
+/* ---- the system text ---- */
+
+static graft_status set_source(gr_chat *c, char *source, graft_error *err) {
+    if (!source) return gr_fail_memory(err, "chat template");
+    free(c->source);
+    gr_jinja_free(c->jinja);
+    c->source = source;
+    c->jinja = NULL;
+    const char *title = strcmp(c->name, "auto") == 0 ? "auto (the model's own)" : c->name;
+    return gr_jinja_parse(&c->jinja, source, (int64_t)strlen(source), title, err);
+}
+
+/* Does the template write a system message that is given? */
+static graft_status check_system(const gr_chat *c, const char *system, graft_error *err) {
+    const char *const texts[] = {ASK, NULL};
+    gr_rendering r = {0};
+    graft_error why;
+    graft_status st = try_out(c, texts, true, &r, &why);
+    if (st != GRAFT_OK)
+        st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: %s", why.msg);
+    else if (*system && !strstr(r.text, system)) { /* trimmed by the template, perhaps */
+        char *start = gr_strdup(system + strspn(system, " \t\r\n"));
+        int64_t n = start ? (int64_t)strlen(start) : 0;
+        while (n > 0 && strchr(" \t\r\n", start[n - 1])) start[--n] = '\0';
+        if (start && !strstr(r.text, start)) st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: chat template %s does not write system messages", c->name);
+        free(start);
+    }
+    gr_rendering_release(&r);
+    return st;
+}
+
+/* The start of a rendering that ends where the header of its first user turn begins, or NULL when that cannot be told: a turn's header is
+ * what stands between an answer's end and the next question. */
+static char *before_header(const gr_chat *c, const gr_rendering *plain) {
+    static const char *const two[] = {ASK, ANSWER, "user", "Where?", ANSWER, NULL};
+    gr_rendering r = {0};
+    int64_t first, end = 0, next = 0, next_end, last, last_end = 0, ask = 0, ask_end;
+    char *found = NULL;
+    if (try_out(c, two, false, &r, NULL) == GRAFT_OK && gr_rendering_message(&r, 1, &first, &end) && gr_rendering_message(&r, 2, &next, &next_end) &&
+        gr_rendering_message(&r, 3, &last, &last_end) && gr_rendering_message(plain, 0, &ask, &ask_end)) {
+        int64_t tail = r.n - last_end; /* what follows an answer at the very end */
+        const char *header = r.text + end + tail;
+        int64_t n = next - end - tail;
+        while (n > 0 && strchr(" \t\r\n", *header)) header++, n--;
+        bool same = n > 0 && memcmp(r.text + end, r.text + last_end, (size_t)GR_MIN(tail, next - end)) == 0;
+        if (same && n <= ask && memcmp(plain->text + ask - n, header, (size_t)n) == 0) found = gr_strndup(plain->text, ask - n);
+    }
+    gr_rendering_release(&r);
+    return found;
+}
+
+/* system: "" - the template's default system text goes, where it can be told from the rest. */
+static graft_status leave_out_system(gr_chat *c, graft_error *err) {
+    static const char *const ask[] = {ASK, NULL}, *const one[] = {"system", "Be a bird.", ASK, NULL}, *const other[] = {"system", "Fly high!", ASK, NULL};
+    gr_rendering plain = {0}, a = {0}, b = {0};
+    char *before = NULL;
+    graft_status st = GRAFT_OK;
+    GR_TRY(try_out(c, ask, false, &plain, err));
+    if (try_out(c, one, false, &a, NULL) != GRAFT_OK || try_out(c, other, false, &b, NULL) != GRAFT_OK) {
+        gr_note("chat template %s takes no system message: it is taken to have no default one either", c->name);
+        goto done;
+    }
+    int64_t head = 0, tail = 0, most = GR_MIN(plain.n, GR_MIN(a.n, b.n));
+    while (head < most && plain.text[head] == a.text[head] && plain.text[head] == b.text[head]) head++;
+    while (tail < most && plain.text[plain.n - 1 - tail] == a.text[a.n - 1 - tail] && plain.text[plain.n - 1 - tail] == b.text[b.n - 1 - tail]) tail++;
+    if (head + tail >= plain.n) goto done; /* it has no default system text */
+    before = before_header(c, &plain);
+    if (!before)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                       "data.system: \"\": the default system text of chat template %s cannot be told from the rest; give a text, or a template of your own "
+                       "without one",
+                       c->name));
+    const char *bos = c->t->info.bos >= 0 ? c->t->pieces[c->t->info.bos].text : NULL;
+    bool own = bos && gr_starts_with(before, bos) && !gr_starts_with(plain.text + strlen(before), bos); /* not the header's */
+    const char *kept = own ? bos : "";
+    if (strlen(before) == strlen(kept)) goto done;
+    GR_TRY(set_source(c, gr_chat_template_without(c->source, before, kept), err));
 done:
+    free(before);
+    gr_rendering_release(&plain);
+    gr_rendering_release(&a);
+    gr_rendering_release(&b);
     return st;
 }
 
-static graft_status unknown_template(const gr_tokenizer *t, const char *name, graft_error *err) {
-    gr_str list = {0};
-    int n = 0;
-    for (; NULL != gr_chat_names()[n]; n++) gr_str_printf(&list, "%s%s", n ? ", " : "", gr_chat_names()[n]);
-    const char *choices = list.data ? list.data : "", *nearest = gr_nearest(name, gr_chat_names(), n);
-    graft_status st;
-    if (strcmp(name, "auto") == 0)
-        st = gr_fail(err, GRAFT_BAD_USAGE,
-                     "%s; name one: template: %s, or a FILE.yaml with {system, user, assistant}",
-                     t->info.chat_template ? "the model's own chat template is none that graft recognises"
-                                           : "the model has no chat template",
-                     choices);
-    else
-        st = gr_fail(err, GRAFT_BAD_USAGE,
-                     "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.yaml", name,
-                     nearest ? ", did you mean " : "", nearest ? nearest : "", choices);
-    gr_str_release(&list);
-    return st;
-}
+/* ---- opening ---- */
 
-static graft_status choose(gr_chat *c, const char *name, graft_error *err) {
-    if (gr_ends_with(name, ".yaml") || gr_ends_with(name, ".yml"))
-        return gr_chat_template_read(&c->row, name, &c->arena, err);
-    const gr_chat_template *row = gr_chat_template_find(name);
-    if (strcmp(name, "auto") == 0 && c->t->info.chat_template)
-        row = gr_chat_template_recognise(c->t->info.chat_template);
-    if (!row) return unknown_template(c->t, name, err);
-    c->row = *row;
-    for (int i = 0; i < GR_LEN(row->needs) && row->needs[i]; i++) {
-        int32_t id = gr_tokenizer_find(c->t, row->needs[i]);
-        if (id < 0 || c->t->pieces[id].type != GR_PIECE_CONTROL)
-            return gr_fail(err, GRAFT_BAD_USAGE,
-                           "chat template %s needs the control token %s, which the tokenizer lacks; alpaca, "
-                           "belle and none need no "
-                           "such token",
-                           row->name, row->needs[i]);
+static graft_status read_args(json_t **args, const char *text, graft_error *err) {
+    static const char *const own[] = {"messages", "tools", "documents", "add_generation_prompt"};
+    const char *key;
+    json_t *value;
+    json_error_t why;
+    *args = json_loads(text, JSON_REJECT_DUPLICATES, &why);
+    if (!json_is_object(*args))
+        return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: expected a mapping such as {enable_thinking: false}%s%s", *args ? "" : ": ", *args ? "" : why.text);
+    json_object_foreach(*args, key, value) {
+        bool name = *key && strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == strlen(key) && !(*key >= '0' && *key <= '9');
+        if (!name) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: \"%.60s\" is no name of a variable", key);
+        for (int i = 0; i < GR_LEN(own); i++)
+            if (strcmp(key, own[i]) == 0) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: %s is given by the data", key);
     }
     return GRAFT_OK;
 }
 
-static uint64_t hash_chat(const gr_chat *c) {
-    const gr_chat_template *r = &c->row;
-    const char *texts[] = {r->begin,      r->gap,        c->system,    r->pattern[0],
-                           r->pattern[1], r->pattern[2], r->pattern[3]};
-    uint64_t h =
-        (uint64_t)(r->trim | r->fold_system << 1 | r->skip_empty_system << 2 | r->parse_special << 3);
-    for (int i = 0; i < GR_LEN(texts); i++)
-        h = XXH3_64bits_withSeed(texts[i] ? texts[i] : "\1", strlen(texts[i] ? texts[i] : "\1"), h);
-    return h;
+/* Arguments that the template never names would be lost without a word. */
+static graft_status check_used(const gr_chat *c, const json_t *args, graft_error *err) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)args, key, value)
+        if (!gr_jinja_uses(c->jinja, key)) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
+    return GRAFT_OK;
 }
 
-graft_status gr_chat_open(gr_chat **out, const char *name, const char *system, const gr_tokenizer *t,
-                          graft_error *err) {
+static graft_status read_clock(gr_chat *c, graft_error *err) {
+    const char *epoch = getenv("SOURCE_DATE_EPOCH");
+    char *end;
+    c->now = (int64_t)time(NULL);
+    if (!epoch || !*epoch) return GRAFT_OK;
+    c->now = strtoll(epoch, &end, 10);
+    c->utc = true;
+    return *end || c->now < 0 || c->now > 253402300799 ? gr_fail(err, GRAFT_BAD_USAGE, "SOURCE_DATE_EPOCH: \"%.40s\" is no number of seconds", epoch) : GRAFT_OK;
+}
+
+static void hash(gr_chat *c) {
+    enum { RULES = 2 }; /* of ids and masks: another number makes caches of other rules strangers */
+    c->hash = XXH3_64bits_withSeed(c->source, strlen(c->source), RULES + c->parses_text);
+    if (!gr_jinja_uses(c->jinja, "strftime_now")) return;
+    struct tm day;
+    time_t now = (time_t)c->now;
+    if (c->utc ? gmtime_r(&now, &day) != NULL : localtime_r(&now, &day) != NULL)
+        c->hash = XXH3_64bits_withSeed(&day.tm_yday, sizeof day.tm_yday, c->hash + (uint64_t)day.tm_year);
+    gr_note("chat template %s writes the present date into conversations; SOURCE_DATE_EPOCH in the environment fixes it", c->name);
+}
+
+graft_status gr_chat_open(gr_chat **out, const gr_chat_options *o, const gr_tokenizer *t, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *source = NULL;
+    json_t *args = NULL;
     gr_chat *c = gr_calloc(1, sizeof *c);
+    *out = NULL;
     if (!c) return gr_fail_memory(err, "chat template");
     c->t = t;
-    graft_status st;
-    GR_TRY(choose(c, name, err));
-    c->system = system ? gr_arena_strdup(&c->arena, system) : c->row.default_system;
-    if (system && !c->system) GR_TRY(gr_fail_memory(err, "chat template"));
-    if (c->system && !*c->system) c->system = NULL;
-    if (c->system && !c->row.pattern[GR_ROLE_SYSTEM])
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "chat template %s has no system pattern, but a system text is given", c->row.name));
-    GR_TRY(compile_all(c, err));
-    c->hash = hash_chat(c);
+    c->name = gr_strdup(o->name ? o->name : "auto");
+    if (!c->name) GR_TRY(gr_fail_memory(err, "chat template"));
+    c->parses_text = strcmp(c->name, "none") == 0 && !o->source;
+    if (o->args) GR_TRY(read_args(&args, o->args, err));
+    GR_TRY(read_clock(c, err));
+    GR_TRY(gr_chat_template_find(&source, o, t, err));
+    st = set_source(c, source, err);
+    source = NULL;
+    GR_TRY(st);
+    GR_TRY(check_used(c, args, err));
+    const char *system = o->system && *o->system ? o->system : NULL;
+    if (system || json_object_size(args)) GR_TRY(set_source(c, gr_chat_template_with(c->source, system, args), err));
+    if (system) GR_TRY(check_system(c, system, err));
+    if (o->system && !*o->system && !c->parses_text) GR_TRY(leave_out_system(c, err));
+    GR_TRY(look(c, err));
+    c->narrows = strstr(c->source, "endgeneration") != NULL;
+    hash(c);
+    if (c->end_of_turn < 0 && !c->parses_text)
+        gr_warn("chat template %s ends an answer with no control token: the model is not taught where to stop", c->name);
     *out = c;
     c = NULL;
 done:
+    json_decref(args);
+    free(source);
     gr_chat_free(c);
     return st;
 }
 
 void gr_chat_free(gr_chat *c) {
     if (!c) return;
-    gr_arena_release(&c->arena);
+    gr_jinja_free(c->jinja);
+    free(c->name);
+    free(c->source);
+    free(c->generation);
+    free(c->opening);
     free(c);
 }
 
 const char *gr_chat_name(const gr_chat *c) {
-    return c->row.name;
+    return c->name;
 }
 
 int32_t gr_chat_end_of_turn(const gr_chat *c) {
-    const chat_pattern *answer = &c->role[GR_ROLE_ASSISTANT];
-    return c->row.parse_special || answer->end < 0 ? -1 : answer->ops[answer->end].id;
+    return c->parses_text ? -1 : c->end_of_turn;
 }
 
 uint64_t gr_chat_hash(const gr_chat *c) {
     return c->hash;
 }
 
-void gr_encoded_release(gr_encoded *e) {
-    gr_ids_release(&e->ids);
-    free(e->target);
-    *e = (gr_encoded){0};
+const char *gr_chat_source(const gr_chat *c) {
+    return c->parses_text ? NULL : c->source;
 }
 
-/* ---- writing a conversation: to ids with a mask, or to text ---- */
-
-typedef struct writer {
-    const gr_chat *c;
-    gr_encoded *out;  /* NULL when rendering */
-    gr_str *rendered; /* NULL when encoding */
-    gr_str run;       /* text since the last control token or boundary */
-    bool target;      /* what is written now is learned */
-    bool after_text;  /* the last thing encoded was text, not a control token */
-    graft_error *err;
-} writer;
-
-/* Give the ids from `first` on their mask. */
-static graft_status mark(writer *w, int64_t first) {
-    gr_encoded *e = w->out;
-    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n, 1))
-        return gr_fail_memory(w->err, "encoding a conversation");
-    if (e->ids.n > first) memset(e->target + first, w->target, (size_t)(e->ids.n - first));
-    return GRAFT_OK;
+bool gr_chat_is_rendered(const gr_chat *c, const char *prompt) {
+    int32_t bos = c->t->info.bos;
+    if (bos >= 0 && c->t->pieces[bos].len && gr_starts_with(prompt, c->t->pieces[bos].text)) return true;
+    return c->opening && gr_starts_with(prompt, c->opening);
 }
 
-/* Encode the pending text. */
-static graft_status flush(writer *w) {
-    if (w->rendered || w->run.len == 0)
-        return w->run.failed ? gr_fail_memory(w->err, "encoding a conversation") : GRAFT_OK;
-    int64_t before = w->out->ids.n;
-    graft_status st = gr_tokenizer_encode_part(w->c->t, w->run.data, w->run.len, w->c->row.parse_special,
-                                               w->after_text, &w->out->ids, w->err);
-    gr_str_clear(&w->run);
-    w->after_text = true;
-    return st == GRAFT_OK ? mark(w, before) : st;
-}
-
-static void put_text(writer *w, const char *text, int64_t len) {
-    gr_str_add(w->rendered ? w->rendered : &w->run, text, len);
-}
-
-static graft_status put_control(writer *w, int32_t id) {
-    if (w->rendered) {
-        gr_str_add(w->rendered, w->c->t->pieces[id].text, w->c->t->pieces[id].len);
-        return GRAFT_OK;
-    }
-    graft_status st = flush(w);
-    if (st != GRAFT_OK) return st;
-    w->after_text = false;
-    if (!gr_ids_push(&w->out->ids, id)) return gr_fail_memory(w->err, "encoding a conversation");
-    return mark(w, w->out->ids.n - 1);
-}
-
-static graft_status set_target(writer *w, bool target) {
-    graft_status st = w->target == target ? GRAFT_OK : flush(w);
-    w->target = target;
-    return st;
-}
-
-/* ops[first..last) of a pattern. */
-static graft_status put_ops(writer *w, const chat_pattern *p, int first, int last, const char *content,
-                            int64_t len) {
-    graft_status st = GRAFT_OK;
-    for (int i = first; i < last && st == GRAFT_OK; i++) {
-        const chat_op *op = &p->ops[i];
-        if (op->kind == OP_CONTROL)
-            st = put_control(w, op->id);
-        else if (op->kind == OP_TEXT)
-            put_text(w, op->text, op->len);
-        else
-            put_text(w, content, len);
-    }
-    return st;
-}
-
-/* As Python's str.strip(). */
-static void trim(const gr_tokenizer *t, const char **s, int64_t *n) {
-    int64_t first = -1, last = 0;
-    int size;
-    for (int64_t i = 0; i < *n; i += size) {
-        int32_t point = gr_utf8_decode(*s + i, *n - i, &size, NULL);
-        if (point >= 0 &&
-            ((gr_char_class(t, (uint32_t)point) & GR_CLASS_SPACE) || (point >= 0x1C && point <= 0x1F)))
-            continue;
-        if (first < 0) first = i;
-        last = i + size;
-    }
-    *s += first < 0 ? 0 : first;
-    *n = first < 0 ? 0 : last - first;
-}
-
-typedef struct turn {
-    int role;
-    bool learned; /* an answer whose content and end are targets */
-    bool all;     /* so is everything else in the turn */
-    bool last_answer;
-} turn;
-
-static graft_status put_turn(writer *w, turn x, const char *content, int64_t len) {
-    const chat_pattern *p = &w->c->role[x.role];
-    bool answer = x.role == GR_ROLE_ASSISTANT;
-    graft_status st;
-    int header = answer ? p->answer : p->content, end = p->end < 0 ? p->n : p->end + 1;
-    GR_TRY(set_target(w, x.all));
-    GR_TRY(put_ops(w, p, 0, header, content, len));
-    if (answer) {
-        GR_TRY(flush(w)); /* the model sees the prompt alone when it generates */
-        GR_TRY(set_target(w, x.learned));
-        if (w->out && x.last_answer) w->out->answer_start = w->out->ids.n;
-    }
-    GR_TRY(put_ops(w, p, header, end, content, len));
-    if (end < p->n) GR_TRY(set_target(w, false)); /* template text after the end of a turn is never learned */
-    GR_TRY(put_ops(w, p, end, p->n, content, len));
-done:
-    return st;
-}
-
-static int role_of(const gr_message *m) {
-    for (int i = 0; i < GR_ROLE_COUNT; i++)
-        if (m->role && strcmp(m->role, ROLES[i]) == 0) return i;
-    return -1;
-}
-
-/* Roles that this template can express, in an order that it can. */
-static graft_status check_roles(const gr_chat *c, const gr_message *m, int64_t n, graft_error *err) {
-    if (n < 1) return gr_fail(err, GRAFT_BAD_INPUT, "a conversation has no messages");
-    for (int64_t i = 0, turn_number = 0; i < n; i++) {
-        int role = role_of(&m[i]);
-        if (role < 0)
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "message %lld has the role \"%.40s\"; expected system, user, assistant or tool",
-                           (long long)i + 1, m[i].role ? m[i].role : "");
-        if (!c->row.pattern[role])
-            return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s has no form for the role %s",
-                           (long long)i + 1, c->row.name, ROLES[role]);
-        if (c->row.lone_tool && role == GR_ROLE_TOOL && i > 0 && role_of(&m[i - 1]) == GR_ROLE_TOOL)
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "message %lld: chat template %s has no form for two tool messages in a row; join them",
-                (long long)i + 1, c->row.name);
-        if (role == GR_ROLE_SYSTEM && i > 0 && (c->row.fold_system || c->row.skip_empty_system))
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "message %lld: in chat template %s a system message must come first",
-                           (long long)i + 1, c->row.name);
-        if (role == GR_ROLE_SYSTEM) continue;
-        if (c->row.fold_system && (role == GR_ROLE_USER) != (turn_number % 2 == 0))
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "message %lld: in chat template %s user and assistant must take turns, user first",
-                           (long long)i + 1, c->row.name);
-        turn_number++;
-    }
-    return GRAFT_OK;
-}
-
-/* The content of a message as it is put into its pattern; folded holds it when the system text is put before
- * it. */
-static graft_status prepare(const gr_chat *c, const char *system, const char **content, int64_t *len,
-                            gr_str *folded, graft_error *err) {
-    if (system) {
-        const chat_pattern *p = &c->role[GR_ROLE_SYSTEM];
-        for (int i = 0; i < p->n; i++) {
-            if (p->ops[i].kind == OP_CONTENT)
-                gr_str_puts(folded, system);
-            else if (p->ops[i].kind == OP_TEXT)
-                gr_str_add(folded, p->ops[i].text, p->ops[i].len);
-        }
-        gr_str_add(folded, *content, *len);
-        if (folded->failed) return gr_fail_memory(err, "encoding a conversation");
-        *content = folded->data;
-        *len = folded->len;
-    }
-    if (c->row.trim) trim(c->t, content, len);
-    return GRAFT_OK;
-}
-
-static graft_status put_messages(writer *w, const gr_message *m, int64_t n, bool generation,
-                                 gr_loss_on loss_on) {
-    const gr_chat *c = w->c;
-    gr_str folded = {0};
-    int64_t last_answer = -1;
-    graft_status st;
-    for (int64_t i = 0; i < n; i++)
-        if (role_of(&m[i]) == GR_ROLE_ASSISTANT && !m[i].no_loss) last_answer = i;
-    bool given = role_of(&m[0]) == GR_ROLE_SYSTEM, all = loss_on == GR_LOSS_ALL;
-    const char *system = given ? m[0].content : c->system;
-    GR_TRY(set_target(w, all));
-    GR_TRY(put_ops(w, &c->begin, 0, c->begin.n, "", 0));
-    if (system && !c->row.fold_system && !(c->row.skip_empty_system && !*system)) {
-        const char *content = system;
-        int64_t len = (int64_t)strlen(content);
-        GR_TRY(prepare(c, NULL, &content, &len, &folded, w->err));
-        GR_TRY(put_turn(w, (turn){.role = GR_ROLE_SYSTEM, .all = all && !(given && m[0].no_loss)}, content,
-                        len));
-    }
-    for (int64_t i = given; i < n; i++) {
-        const char *content = m[i].content;
-        int64_t len = (int64_t)strlen(content);
-        int role = role_of(&m[i]);
-        bool learned = !m[i].no_loss && (all || loss_on == GR_LOSS_COMPLETION || i == last_answer);
-        if (i > 0 && role_of(&m[i - 1]) == GR_ROLE_ASSISTANT) GR_TRY(put_ops(w, &c->gap, 0, c->gap.n, "", 0));
-        gr_str_clear(&folded);
-        GR_TRY(prepare(c, c->row.fold_system && i == given ? system : NULL, &content, &len, &folded, w->err));
-        GR_TRY(put_turn(w, (turn){role, learned, all && !m[i].no_loss, i == last_answer}, content, len));
-    }
-    if (generation) {
-        if (role_of(&m[n - 1]) == GR_ROLE_ASSISTANT) GR_TRY(put_ops(w, &c->gap, 0, c->gap.n, "", 0));
-        const chat_pattern *p = &c->role[GR_ROLE_ASSISTANT];
-        GR_TRY(set_target(w, false));
-        GR_TRY(put_ops(w, p, 0, p->answer, "", 0));
-    }
-    GR_TRY(flush(w));
-done:
-    gr_str_release(&folded);
-    return st;
-}
-
-graft_status gr_chat_encode(const gr_chat *c, const gr_message *messages, int64_t n,
-                            bool add_generation_prompt, gr_loss_on loss_on, gr_encoded *out,
-                            graft_error *err) {
-    writer w = {.c = c, .out = out, .err = err};
-    const gr_tokenizer_info *info = &c->t->info;
-    graft_status st;
-    out->ids.n = 0;
-    out->answer_start = -1;
-    GR_TRY(check_roles(c, messages, n, err));
-    GR_TRY(put_messages(&w, messages, n, add_generation_prompt, loss_on));
-    if (info->add_bos && info->bos >= 0 && (out->ids.n == 0 || out->ids.data[0] != info->bos)) {
-        if (!gr_ids_push(&out->ids, 0)) GR_TRY(gr_fail_memory(err, "encoding a conversation"));
-        GR_TRY(mark(&w, out->ids.n - 1));
-        memmove(out->ids.data + 1, out->ids.data, (size_t)(out->ids.n - 1) * sizeof *out->ids.data);
-        memmove(out->target + 1, out->target, (size_t)(out->ids.n - 1));
-        out->ids.data[0] = info->bos;
-        if (out->answer_start >= 0) out->answer_start++;
-    }
-    if (out->ids.n > 0) out->target[0] = 0; /* nothing predicts the first token */
-    if (out->answer_start < 0) out->answer_start = out->ids.n;
-done:
-    gr_str_release(&w.run);
-    return st;
-}
-
-graft_status gr_chat_render(const gr_chat *c, const gr_message *messages, int64_t n,
-                            bool add_generation_prompt, gr_str *out, graft_error *err) {
-    writer w = {.c = c, .rendered = out, .err = err};
-    graft_status st = check_roles(c, messages, n, err);
-    if (st == GRAFT_OK) st = put_messages(&w, messages, n, add_generation_prompt, GR_LOSS_COMPLETION);
-    gr_str_add(out, "", 0);
-    if (st == GRAFT_OK && out->failed) st = gr_fail_memory(err, "rendering a conversation");
-    return st;
+bool gr_chat_parses_text(const gr_chat *c) {
+    return c->parses_text;
 }

@@ -1,38 +1,29 @@
-/* chat_template.h - a chat template as data: patterns holding {content}, {bos} and {eos}; inside core/text.
- */
+/* chat_template.h - inside core/text: where a chat template's Jinja text comes from, and what is put around it. */
 #ifndef GR_CHAT_TEMPLATE_H
 #define GR_CHAT_TEMPLATE_H
 
+#include <jansson.h>
+
 #include "core/text/chat.h"
+#include "core/text/jinja.h"
 
-enum { GR_ROLE_SYSTEM, GR_ROLE_USER, GR_ROLE_ASSISTANT, GR_ROLE_TOOL, GR_ROLE_COUNT };
+/* core/text/templates/NAME.jinja, built in by CMake; the last row has no name. */
+typedef struct gr_named_template {
+    const char *name, *source;
+} gr_named_template;
+extern const gr_named_template gr_chat_templates[];
+extern const char *const gr_chat_template_names[]; /* NULL-terminated */
 
-/* An answer's pattern is split at {content}: what is before it is also the generation prompt. A pattern for
- * an answer without a control token after {content} gets eos there. */
-typedef struct gr_chat_template {
-    const char *name;
-    const char *begin;                  /* once, before everything; "" for nothing */
-    const char *pattern[GR_ROLE_COUNT]; /* NULL: the template cannot express that role */
-    const char *gap;                    /* between an answer and the next message; "" for nothing */
-    const char *default_system;         /* NULL: none */
-    const char *needs[4];               /* control tokens that the tokenizer must have */
-    const char *has[4], *has_not[8];    /* recognition: parts of the model's Jinja text */
-    bool trim;                          /* white space around a content is dropped */
-    bool fold_system; /* the system pattern is put before the first user content; roles must alternate */
-    bool skip_empty_system;
-    bool lone_tool;     /* tool messages in a row would share one turn, which a pattern cannot say: refused */
-    bool parse_special; /* control tokens written in the content are parsed */
-} gr_chat_template;
+/* The template that options name, as Jinja text; owned. */
+graft_status gr_chat_template_find(char **source, const gr_chat_options *o, const gr_tokenizer *t, graft_error *err);
+/* A mapping {system, user, assistant[, tool, begin, gap, default_system]} of patterns with {content}, {bos}, {eos} as Jinja text; owned.
+ * An answer whose pattern has no control token of t after {content} gets eos there. */
+graft_status gr_chat_template_from_yaml(char **source, const char *yaml, int64_t n, const char *path, const gr_tokenizer *t, graft_error *err);
 
-/* NULL when unknown. */
-const gr_chat_template *gr_chat_template_find(const char *name);
-const gr_chat_template *gr_chat_template_recognise(const char *jinja);
-
-/* chat_file.c: {system, user, assistant[, tool, begin, gap, default_system]}; strings are allocated in arena.
- */
-graft_status gr_chat_template_read(gr_chat_template *out, const char *path, gr_arena *arena,
-                                   graft_error *err);
-graft_status gr_chat_template_parse(gr_chat_template *out, const char *yaml, int64_t n, const char *path,
-                                    gr_arena *arena, graft_error *err);
+/* source with args as the defaults of its variables, and with system as the text of conversations that have no system message (NULL: as
+ * it is). Owned. */
+char *gr_chat_template_with(const char *source, const char *system, const json_t *args);
+/* source with the text `left_out` at the start of its renderings without a system message replaced by `kept`. Owned. */
+char *gr_chat_template_without(const char *source, const char *left_out, const char *kept);
 
 #endif

@@ -75,7 +75,7 @@ bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *
             i = end - 1; /* as HF: the text of a refused match is not searched again */
             continue;
         }
-        *m = (gr_match){.start = i, .end = end, .id = a->id};
+        *m = (gr_match){.start = i, .end = end, .at = i, .id = a->id, .special = a->special};
         int64_t at;
         if (a->lstrip)
             while (m->start > from && last_class(t, text, m->start, &at) & GR_CLASS_SPACE) m->start = at;
@@ -89,9 +89,34 @@ typedef struct job {
     const gr_tokenizer *t;
     gr_scratch s;
     gr_ids *ids;
-    bool special;   /* control tokens are parsed */
-    bool continued; /* the next stretch of text goes on after other text */
+    bool special; /* control tokens are parsed */
+    const gr_range *trusted; /* where alone they are, [n_trusted], in order; NULL: everywhere */
+    int64_t n_trusted;
+    gr_layout *layout; /* NULL: not wanted */
 } job;
+
+static bool is_trusted(const job *j, int64_t start, int64_t end) {
+    if (!j->trusted) return true;
+    for (int64_t low = 0, high = j->n_trusted; low < high;) {
+        int64_t i = (low + high) / 2;
+        if (j->trusted[i].end <= start)
+            low = i + 1;
+        else if (j->trusted[i].start > start)
+            high = i;
+        else
+            return end <= j->trusted[i].end;
+    }
+    return false;
+}
+
+/* Text [start, end) becomes the ids from here on. */
+static bool note(job *j, int64_t start, int64_t end, bool added) {
+    gr_layout *l = j->layout;
+    if (!l || start == end) return true;
+    if (!gr_grow(&l->items, &l->capacity, l->n + 1, sizeof *l->items)) return false;
+    l->items[l->n++] = (gr_stretch){.start = start, .end = end, .id = j->ids->n, .added = added};
+    return true;
+}
 
 static bool encode_model(job *j, const char *word, int64_t len) {
     if (j->t->info.kind == GR_TOKENIZER_SPM_UNIGRAM) return gr_unigram_encode(j->t, &j->s, word, len, j->ids);
@@ -105,7 +130,7 @@ static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     gr_str_clear(out);
     bool prepend = t->meta_prepend == GR_PREPEND_ALWAYS || (t->meta_prepend == GR_PREPEND_FIRST && first);
     bool starts = len > 0 && (text[0] == ' ' || (len >= 3 && memcmp(text, GR_META_SPACE, 3) == 0));
-    if (prepend && !starts && !j->continued) gr_str_puts(out, GR_META_SPACE);
+    if (prepend && !starts) gr_str_puts(out, GR_META_SPACE);
     for (int64_t i = 0; i < len; i++) {
         if (text[i] == ' ')
             gr_str_puts(out, GR_META_SPACE);
@@ -180,7 +205,7 @@ static bool encode_section(job *j, const char *text, int64_t len, bool first) {
 static bool encode_stretch(job *j, const char *text, int64_t len, bool first) {
     const gr_tokenizer *t = j->t;
     if (len == 0) return true;
-    if (!gr_normalize(t, &j->s, text, len, j->continued, &text, &len)) return false;
+    if (!gr_normalize(t, &j->s, text, len, &text, &len)) return false;
     gr_match m;
     int64_t at = 0;
     while (gr_added_next(t, &t->added_normalized, text, len, at, j->special, &m)) {
@@ -201,37 +226,47 @@ static bool encode_text(job *j, const char *text, int64_t len) {
     }
     gr_match m;
     int64_t at = 0;
-    while (gr_added_next(t, &t->added_raw, text, len, at, j->special, &m)) {
-        if (!encode_stretch(j, text + at, m.start - at, at == 0) || !gr_ids_push(j->ids, m.id)) return false;
+    for (int64_t from = 0; gr_added_next(t, &t->added_raw, text, len, from, j->special, &m); from = m.end) {
+        if (j->trusted && m.special && !is_trusted(j, m.at, m.at + t->pieces[m.id].len)) {
+            m.end = m.at + t->pieces[m.id].len; /* plain text, and white space beside it stays */
+            continue;
+        }
+        if (!note(j, at, m.start, false) || !encode_stretch(j, text + at, m.start - at, at == 0)) return false;
+        if (!note(j, m.start, m.end, true) || !gr_ids_push(j->ids, m.id)) return false;
         at = m.end;
-        j->continued = false;
     }
-    return encode_stretch(j, text + at, len - at, at == 0);
+    return note(j, at, len, false) && encode_stretch(j, text + at, len - at, at == 0);
 }
 
-graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len,
-                                      bool parse_special, bool continued, gr_ids *ids, graft_error *err) {
+static graft_status encode(job *j, const char *text, int64_t len, graft_error *err) {
+    const gr_tokenizer *t = j->t;
     if (len >= INT32_MAX)
         return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
-    job j = {.t = t, .ids = ids, .special = parse_special, .continued = continued};
-    if (t->caches && !(j.s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
+    if (t->caches && !(j->s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
     /* what English takes, so that few texts grow the list more than once */
-    bool ok = gr_grow(&ids->data, &ids->capacity, ids->n + len / 4, sizeof *ids->data) &&
-              encode_text(&j, text, len);
-    if (t->caches) gr_cache_give(t->caches, j.s.cache);
-    gr_str_release(&j.s.repaired);
-    gr_str_release(&j.s.normal[0]);
-    gr_str_release(&j.s.normal[1]);
-    gr_str_release(&j.s.words);
-    free(j.s.symbols);
-    free(j.s.heap);
-    free(j.s.nodes);
+    bool ok = gr_grow(&j->ids->data, &j->ids->capacity, j->ids->n + len / 4, sizeof *j->ids->data) &&
+              encode_text(j, text, len);
+    if (t->caches) gr_cache_give(t->caches, j->s.cache);
+    gr_str_release(&j->s.repaired);
+    gr_str_release(&j->s.normal[0]);
+    gr_str_release(&j->s.normal[1]);
+    gr_str_release(&j->s.words);
+    free(j->s.symbols);
+    free(j->s.heap);
+    free(j->s.nodes);
     return ok ? GRAFT_OK : gr_fail_memory(err, "tokenising");
 }
 
 graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special,
                                  gr_ids *ids, graft_error *err) {
-    return gr_tokenizer_encode_part(t, text, len, parse_special, false, ids, err);
+    job j = {.t = t, .ids = ids, .special = parse_special};
+    return encode(&j, text, len, err);
+}
+
+graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted, int64_t n_trusted,
+                                         gr_ids *ids, gr_layout *layout, graft_error *err) {
+    job j = {.t = t, .ids = ids, .special = true, .trusted = trusted, .n_trusted = n_trusted, .layout = layout};
+    return encode(&j, text, len, err);
 }
 
 /* ---- decoding ---- */

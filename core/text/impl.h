@@ -261,7 +261,7 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
 /* ---- stages ---- */
 
 /* normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued,
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
                   const char **out, int64_t *out_len);
 graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path,
                              graft_error *err);
@@ -295,15 +295,29 @@ bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool 
 /* encode.c */
 typedef struct gr_match {
     int64_t start, end; /* in bytes, stripped whitespace included */
+    int64_t at;         /* where the token's own text starts */
     int32_t id;
+    bool special;
 } gr_match;
 /* The next added token in text[from..len), leftmost and longest; false when there is none. */
 bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
                    int64_t from, bool special, gr_match *m);
-/* gr_tokenizer_encode; continued: text goes on after other text, so SentencePiece's dummy prefix is left out.
- */
-graft_status gr_tokenizer_encode_part(const gr_tokenizer *t, const char *text, int64_t len,
-                                      bool parse_special, bool continued, gr_ids *ids, graft_error *err);
+/* gr_tokenizer_encode with control tokens as ids where they lie wholly within a trusted range (in order, [n_trusted]; NULL:
+ * everywhere). text is valid UTF-8. layout (may be NULL) is appended to: which stretch of text became which ids. */
+typedef struct gr_range {
+    int64_t start, end;
+} gr_range;
+typedef struct gr_stretch {
+    int64_t start, end; /* of the text, in bytes */
+    int64_t id;         /* index of its first id; the next stretch's is the end */
+    bool added;         /* one added token, with the white space that it takes */
+} gr_stretch;
+typedef struct gr_layout {
+    gr_stretch *items;
+    int64_t n, capacity;
+} gr_layout;
+graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted, int64_t n_trusted,
+                                         gr_ids *ids, gr_layout *layout, graft_error *err);
 
 /* GPT-2's printable alphabet for bytes. */
 void gr_byte_alphabet(uint16_t to_point[256]);

@@ -178,8 +178,7 @@ static bool is_in_form(const char *s, int64_t n, gr_norm_kind form) {
     return true;
 }
 
-static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s, int64_t n, bool continued,
-                  gr_str *out) {
+static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s, int64_t n, gr_str *out) {
     switch (step->kind) {
     case GR_NORM_NFC:
     case GR_NORM_NFD:
@@ -189,7 +188,7 @@ static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s
         gr_str_add(out, s, n);
         break;
     case GR_NORM_PREPEND:
-        if (n > 0 && !continued) gr_str_puts(out, step->to);
+        if (n > 0) gr_str_puts(out, step->to);
         gr_str_add(out, s, n);
         break;
     case GR_NORM_REPLACE:
@@ -217,12 +216,12 @@ static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s
     return !out->failed;
 }
 
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, bool continued,
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
                   const char **out, int64_t *out_len) {
     for (int i = 0; i < t->n_norm; i++) {
         gr_str *to = &s->normal[i % 2];
         gr_str_clear(to);
-        if (!apply(t, &t->norm[i], text, len, continued, to)) return false;
+        if (!apply(t, &t->norm[i], text, len, to)) return false;
         text = to->data ? to->data : "";
         len = to->len;
     }

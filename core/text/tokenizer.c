@@ -197,7 +197,7 @@ static bool add_normalized(gr_tokenizer *t, int32_t i, gr_prefix_set *set) {
     gr_scratch s = {0};
     const char *text;
     int64_t len;
-    bool ok = gr_normalize(t, &s, t->added[i].text, t->added[i].len, false, &text, &len);
+    bool ok = gr_normalize(t, &s, t->added[i].text, t->added[i].len, &text, &len);
     char *copy = ok ? gr_text_alloc(t, len + 1, 1) : NULL;
     if (copy && len > 0) {
         memcpy(copy, text, (size_t)len);

@@ -44,7 +44,8 @@ graft_status gr_cmd_data_preview(const gr_args *a, graft_error *err) {
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "nothing to show: give a recipe, or --model and --data"));
     GR_TRY(gr_session_base(&base, r->model_base, err));
     GR_TRY(gr_tokenizer_open(&t, base, err));
-    GR_TRY(gr_chat_open(&chat, r->data_template, r->data_system, t, err));
+    gr_chat_options how = gr_recipe_chat(r);
+    GR_TRY(gr_chat_open(&chat, &how, t, err));
     threads = gr_threads_new((int)GR_MIN(r->_threads, 1024));
     if (!threads) GR_TRY(gr_fail(err, GRAFT_FAILED, "cannot start threads"));
     GR_TRY(load(r, n > INT64_MAX - first ? INT64_MAX : first + n, t, chat, threads, &d, err));

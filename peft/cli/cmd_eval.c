@@ -93,8 +93,8 @@ static graft_status write_samples(const char *path, const gr_dataset *d, const s
 
 static void print_json(const gr_dataset *d, const scores *x) {
     json_t *out = json_pack("{s:I,s:I,s:I,s:I}", "samples", (json_int_t)d->n_samples, "target_tokens",
-                            (json_int_t)d->n_targets, "truncated", (json_int_t)d->n_truncated, "dropped",
-                            (json_int_t)(d->n_dropped + d->n_empty));
+                            (json_int_t)d->n_targets, "truncated", (json_int_t)d->lost.truncated, "dropped",
+                            (json_int_t)(d->lost.dropped + d->n_empty));
     if (!isnan(x->loss)) {
         json_object_set_new(out, "loss", json_real(x->loss));
         json_object_set_new(out, "perplexity", json_real(exp(x->loss)));
@@ -108,8 +108,8 @@ static void print_json(const gr_dataset *d, const scores *x) {
 static void print_table(const gr_dataset *d, const scores *x) {
     char text[32];
     printf("samples        %s", gr_thousands(d->n_samples, text));
-    if (d->n_truncated) printf(", %lld truncated", (long long)d->n_truncated);
-    if (d->n_dropped + d->n_empty) printf(", %lld left out", (long long)(d->n_dropped + d->n_empty));
+    if (d->lost.truncated) printf(", %lld truncated", (long long)d->lost.truncated);
+    if (d->lost.dropped + d->n_empty) printf(", %lld left out", (long long)(d->lost.dropped + d->n_empty));
     printf("\ntarget tokens  %s\n", gr_thousands(d->n_targets, text));
     if (!isnan(x->loss)) printf("loss           %.4f\nperplexity     %.3f\n", x->loss, exp(x->loss));
     if (!isnan(x->exact_match))

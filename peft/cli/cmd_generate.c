@@ -30,8 +30,7 @@ static void release_prompts(prompts *p) {
 }
 
 /* One more prompt; line is taken over. */
-static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message *messages, int64_t n, json_t *line,
-                               graft_error *err) {
+static graft_status add_prompt(const gr_session *s, prompts *p, const gr_conversation *x, json_t *line, graft_error *err) {
     if (!gr_grow(&p->ids, &p->ids_capacity, p->n + 1, sizeof *p->ids) ||
         !gr_grow(&p->lines, &p->lines_capacity, p->n + 1, sizeof(json_t *))) {
         json_decref(line);
@@ -40,13 +39,14 @@ static graft_status add_prompt(const gr_session *s, prompts *p, const gr_message
     p->lines[p->n] = line;
     p->ids[p->n] = (gr_ids){0};
     p->n++;
-    return gr_encode_prompt(s, messages, n, &p->ids[p->n - 1], err);
+    return gr_chat_prompt(s->chat, x, &p->ids[p->n - 1], err);
 }
 
 static graft_status message_of(const json_t *m, int64_t i, gr_message *out, graft_error *err) {
     out->role = json_string_value(json_object_get(m, "role"));
     out->content = json_string_value(json_object_get(m, "content"));
     out->fields = m;
+    if (out->role && !out->content && json_is_array(json_object_get(m, "tool_calls"))) out->content = "";
     if (out->role && out->content) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld]: expected {\"role\": text, \"content\": text}", (long long)i);
 }
@@ -76,15 +76,11 @@ done:
     return st;
 }
 
-/* What changes the prompt and is not rendered here is refused; a chat of another kind is no prompt. */
-static graft_status check_fields(const json_t *line, graft_error *err) {
-    static const char *const refused[] = {"tools", "documents"};
-    for (int i = 0; i < GR_LEN(refused); i++) {
-        const json_t *v = json_object_get(line, refused[i]);
-        if (v && !json_is_null(v) && !(json_is_array(v) && json_array_size(v) == 0))
-            return gr_fail(err, GRAFT_BAD_INPUT, "\"%s\": generate does not give them to the template; leave them out", refused[i]);
-    }
-    return GRAFT_OK;
+/* What a line gives to the template beside its messages. */
+static graft_status list_of(const json_t *line, const char *name, const json_t **out, graft_error *err) {
+    const json_t *v = json_object_get(line, name);
+    *out = json_is_array(v) && json_array_size(v) ? v : NULL;
+    return !v || json_is_null(v) || json_is_array(v) ? GRAFT_OK : gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a list", name);
 }
 
 static graft_status add_line(const gr_session *s, prompts *p, json_t *line, graft_error *err) {
@@ -92,13 +88,15 @@ static graft_status add_line(const gr_session *s, prompts *p, json_t *line, graf
     gr_message *messages = NULL;
     gr_str text = {0};
     int64_t n = 0;
-    GR_TRY(check_fields(line, err));
     GR_TRY(line_messages(line, &messages, &n, err));
+    gr_conversation x = {.messages = messages, .n = n};
+    GR_TRY(list_of(line, "tools", &x.tools, err));
+    GR_TRY(list_of(line, "documents", &x.documents, err));
     if (!json_is_string(json_object_get(line, "prompt"))) {
-        GR_TRY(gr_chat_render(s->chat, messages, n, true, &text, err));
+        GR_TRY(gr_chat_render(s->chat, &x, true, &text, err));
         json_object_set_new(line, "prompt", json_stringn(text.data ? text.data : "", (size_t)text.len));
     }
-    GR_TRY(add_prompt(s, p, messages, n, json_incref(line), err));
+    GR_TRY(add_prompt(s, p, &x, json_incref(line), err));
 done:
     gr_str_release(&text);
     free(messages);
@@ -231,7 +229,7 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     prompts p = {0};
     gr_message m = {.role = "user", .content = gr_args_text(a, "prompt", NULL)};
     json_t *line = json_pack("{s:s}", "prompt", m.content);
-    GR_TRY(add_prompt(s, &p, &m, 1, line, err));
+    GR_TRY(add_prompt(s, &p, &(gr_conversation){.messages = &m, .n = 1}, line, err));
     if (json && !line) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
     GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result,
                        json ? NULL : print_text, NULL, err));

@@ -71,14 +71,3 @@ done:
     free(all);
     return st;
 }
-
-graft_status gr_encode_prompt(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out, graft_error *err) {
-    gr_encoded e = {0};
-    graft_status st = gr_chat_encode(s->chat, messages, n, true, GR_LOSS_COMPLETION, &e, err);
-    if (st == GRAFT_OK) {
-        *out = e.ids; /* moves */
-        e.ids = (gr_ids){0};
-    }
-    gr_encoded_release(&e);
-    return st;
-}

@@ -20,7 +20,5 @@ enum { GR_MAX_STOP = 16 };
 /* The sampling options; o->stop points into stop[GR_MAX_STOP]. max_tokens: the default. */
 graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop, int64_t max_tokens,
                               graft_error *err);
-/* The ids of a conversation up to where the answer begins; *out is the caller's (gr_ids_release). */
-graft_status gr_encode_prompt(const gr_session *s, const gr_message *messages, int64_t n, gr_ids *out, graft_error *err);
 
 #endif

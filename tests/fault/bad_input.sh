@@ -205,7 +205,11 @@ check "a vocabulary larger than the embedding" generate --model m --template non
 check "a vocabulary larger than the embedding: merged" "$GRAFT" merge --model m --out spare.gguf
 check "a vocabulary larger than the embedding: its GGUF" generate --model spare.gguf --template none
 model m && printf '{{ messages | unheard_of }}' >m/chat_template.jinja
-bad 2 "a chat template that nobody knows" "smollm2 chatml" generate --model m
+bad 3 "a chat template with an unknown filter" "line 1 unheard_of supported" generate --model m
+model m && printf '\n{%% include "x" %%}' >m/chat_template.jinja
+bad 3 "a chat template with an unknown statement" "line 2 include supported" generate --model m
+model m && printf '{{ raise_exception("no pirates") }}' >m/chat_template.jinja
+bad 3 "a chat template that refuses" "refuses no pirates" generate --model m
 
 # ---- GGUF ----
 if "$GRAFT" merge --model "$TINY" --dtype fp32 --out base.gguf >merge.log 2>&1; then

@@ -18,7 +18,7 @@ train() { # makes run/ with recipe.yaml, adapter/ and checkpoint-2/state.h5
 }
 case $target in
 fuzz_chat)
-    must cp "$golden"/chat/*.jinja seeds
+    must cp "$golden"/chat/*.jinja "$SOURCE"/core/text/templates/*.jinja seeds
     printf '%s: "<%s>{content}{eos}"\n' system s user u assistant a >seeds/template.yaml
     ;;
 fuzz_data)

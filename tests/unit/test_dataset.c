@@ -93,7 +93,8 @@ typedef struct setup {
 static setup set_up(const char *template_name, bool add_bos) {
     graft_error err = {0};
     setup s = {.t = byte_tokenizer(add_bos), .threads = gr_threads_new(2)};
-    if (gr_chat_open(&s.chat, template_name, "", s.t, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+    gr_chat_options o = {.name = template_name, .system = ""};
+    if (gr_chat_open(&s.chat, &o, s.t, &err) != GRAFT_OK) fail_msg("%s", err.msg);
     return s;
 }
 
@@ -217,17 +218,19 @@ static void test_truncation(void **state) {
     } keep[] = {
         {32, "<|im_start|>user\n012345<|im_end|>\n<|im_start|>assistant\n[[ABCDE<|im_end|>]]\n"},
         {31, "<|im_start|>user\n012345<|im_end|>\n<|im_start|>assistant\n[[ABCDE<|im_end|>]]"},
-        {23, "2345<|im_end|>\n<|im_start|>assistant\n[[ABCDE<|im_end|>]]"},
-        {7, "\n[[ABCDE<|im_end|>]]"},
-        {4, "\n[[ABC]]"},
-        {2, "\n[[A]]"},
+        /* the frame stays; the question loses its middle */
+        {29, "<|im_start|>user\n0145<|im_end|>\n<|im_start|>assistant\n[[ABCDE<|im_end|>]]"},
+        {25, "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n[[ABCDE<|im_end|>]]"},
+        /* then the answer its end, and no end token is taught there */
+        {24, "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n[[ABCDE]]"},
+        {20, "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n[[A]]"},
     };
     for (int i = 0; i < GR_LEN(keep); i++) {
         o.max_length = keep[i].max;
         d = load(&s, &o);
         assert_true(d->offset[1] <= o.max_length);
         if (i > 0) assert_int_equal(d->offset[1], o.max_length);
-        assert_int_equal(d->n_truncated, i > 0);
+        assert_int_equal(d->lost.truncated, i > 0);
         assert_preview(d, &s, 0, keep[i].expected);
         gr_dataset_free(d);
     }
@@ -235,10 +238,13 @@ static void test_truncation(void **state) {
     for (int max = 8; max >= 5; max -= 3) {
         o.max_length = max;
         d = load(&with_bos, &o);
-        assert_preview(d, &with_bos, 0, max == 8 ? "<|im_start|>5[[ABCDE<|endoftext|>]]" : "5[[ABCD]]");
+        assert_preview(d, &with_bos, 0, max == 8 ? "<|im_start|>5[[ABCDE<|endoftext|>]]" : "<|im_start|>5[[ABC]]");
         gr_dataset_free(d);
     }
     tear_down(&with_bos);
+    o.max_length = 19; /* the frame alone: nothing can be learned */
+    assert_int_equal(gr_dataset_load(&d, &o, s.t, s.chat, s.threads, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "1 too long"));
     o.truncation = GR_TRUNCATE_RIGHT;
     o.max_length = 28;
     d = load(&s, &o);
@@ -288,7 +294,7 @@ static void test_threads_and_cache(void **state) {
         assert_int_equal(d->n_samples, 3000);
         assert_int_equal(d->key, first->key);
         assert_int_equal(d->n_targets, first->n_targets);
-        assert_int_equal(d->n_truncated, first->n_truncated);
+        assert_int_equal(d->lost.truncated, first->lost.truncated);
         assert_memory_equal(d->offset, first->offset, 3001 * sizeof *d->offset);
         assert_memory_equal(d->ids, first->ids, (size_t)n_ids * sizeof *d->ids);
         assert_memory_equal(d->target, first->target, (size_t)n_ids);

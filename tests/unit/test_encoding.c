@@ -193,7 +193,7 @@ static void test_fast_unicode(void **state) {
         char s[16] = "e"; /* U+0301 composes with it */
         int64_t n = 1 + gr_utf8_encode(point, s + 1), out_len;
         const char *out;
-        assert_true(gr_normalize(t, &scratch, s, n, false, &out, &out_len));
+        assert_true(gr_normalize(t, &scratch, s, n, &out, &out_len));
         char *wanted = (char *)utf8proc_NFC((const utf8proc_uint8_t *)s);
         assert_int_equal(strlen(wanted), out_len);
         assert_memory_equal(wanted, out, (size_t)out_len);

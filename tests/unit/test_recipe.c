@@ -114,7 +114,7 @@ static void bad_cases(void **state) {
         {"train:\n  sharding: zero1\n", "not in this version"},
         {"train:\n  every: 3\n", "it is written eval.every or save.every or log.every"},
         {"save:\n  evrey: 3\n", "did you mean save.every?"},
-        {"data:\n  template: klingon\n", "@2:13: data.template: unknown template \"klingon\"; expected auto, FILE.jinja, FILE.yaml, smollm2"},
+        {"data:\n  template: klingon\n", "@2:13: data.template: unknown template \"klingon\"; expected auto, FILE.jinja, FILE.yaml, alpaca"},
         {"data:\n  template: chat-ml\n", "did you mean chatml?"},
         {"data:\n  train: [{path: a, format: alpacca}]\n", "@2:29: data.train: unknown format \"alpacca\" (did you mean alpaca?)"},
         {"data:\n  train: 5\n  trian: x\n", "did you mean data.train?"},

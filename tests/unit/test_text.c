@@ -208,13 +208,19 @@ static const struct {
 } CHATS[] = {{"smollm2", "smollm2"}, {"chatml", "smollm2"}, {"qwen2", "qwen2"},   {"qwen2.5", "qwen2"},
              {"llama-3", "llama3"},  {"llama-2", "sp-bpe"}, {"alpaca", "sp-bpe"}, {"belle", "sp-bpe"}};
 
-static int64_t read_messages(const json_t *list, gr_message *out) {
+static gr_chat *open_chat(const char *name, const char *source, const char *system, const char *args, const gr_tokenizer *t) {
+    gr_chat *c = NULL;
+    gr_chat_options o = {.name = name, .source = source, .system = system, .args = args};
+    assert_ok(gr_chat_open(&c, &o, t, &err));
+    return c;
+}
+
+static gr_conversation conversation(const json_t *list, gr_message *out) {
     size_t i;
     const json_t *m;
-    json_array_foreach(list, i, m) out[i] =
-        (gr_message){.role = json_string_value(json_object_get(m, "role")),
-                     .content = json_string_value(json_object_get(m, "content"))};
-    return (int64_t)json_array_size(list);
+    json_array_foreach(list, i, m) out[i] = (gr_message){.role = json_string_value(json_object_get(m, "role")),
+                                                         .content = json_string_value(json_object_get(m, "content"))};
+    return (gr_conversation){.messages = out, .n = (int64_t)json_array_size(list)};
 }
 
 static void test_chat_golden(void **state) {
@@ -223,25 +229,23 @@ static void test_chat_golden(void **state) {
     int n_cases = 0;
     for (int k = 0; k < GR_LEN(CHATS); k++) {
         gr_tokenizer *t = open_golden(CHATS[k].tokenizer);
-        gr_chat *c = NULL;
+        gr_chat *c = open_chat(CHATS[k].name, NULL, NULL, NULL, t);
         size_t i;
-        assert_ok(gr_chat_open(&c, CHATS[k].name, NULL, t, &err));
         json_array_foreach(root, i, row) {
             if (strcmp(json_string_value(json_object_get(row, "template")), CHATS[k].name) != 0) continue;
             gr_message m[16];
-            int64_t n = read_messages(json_object_get(row, "messages"), m);
-            gr_str text = {0};
-            gr_encoded e = {0};
+            gr_conversation x = conversation(json_object_get(row, "messages"), m);
+            gr_str text = {0}, back = {0};
+            gr_ids ids = {0};
             bool prompt = json_is_true(json_object_get(row, "add_generation_prompt"));
-            assert_ok(gr_chat_render(c, m, n, prompt, &text, &err));
+            assert_ok(gr_chat_render(c, &x, prompt, &text, &err));
             assert_string_equal(text.data, json_string_value(json_object_get(row, "text")));
-            assert_ok(gr_chat_encode(c, m, n, prompt, GR_LOSS_COMPLETION, &e, &err));
-            gr_str back = {0};
-            assert_ok(gr_tokenizer_decode(t, e.ids.data, e.ids.n, false, &back, &err));
-            if (t->byte_level) assert_string_equal(back.data, text.data);
+            assert_ok(gr_chat_prompt(c, &x, &ids, &err));
+            if (prompt) assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, false, &back, &err));
+            if (prompt && t->byte_level) assert_string_equal(back.data, text.data);
             gr_str_release(&back);
             gr_str_release(&text);
-            gr_encoded_release(&e);
+            gr_ids_release(&ids);
             n_cases++;
         }
         gr_chat_free(c);
@@ -251,61 +255,39 @@ static void test_chat_golden(void **state) {
     json_decref(root);
 }
 
-static void test_chat_recognition(void **state) {
-    (void)state;
-    for (int k = 0; k < GR_LEN(CHATS); k++) {
-        char path[512], *text;
-        int64_t n;
-        snprintf(path, sizeof path, "%s/golden/chat/%s.jinja", TESTS_DIR, CHATS[k].name);
-        assert_ok(gr_file_read(&text, &n, path, 1 << 20, &err));
-        const gr_chat_template *row = gr_chat_template_recognise(text);
-        assert_non_null(row);
-        assert_string_equal(row->name, CHATS[k].name);
-        free(text);
-    }
-    static const struct {
-        const char *jinja, *name; /* NULL: a relative that renders differently */
-    } others[] = {
-        {"{{ messages }}", NULL},
-        {"'<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>'", NULL},
-        {"'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'", NULL},
-        {"<|start_header_id|> <|end_header_id|> <|eot_id|> trim Cutting Knowledge Date: December 2023", NULL},
-        {"bos_token + '[INST] ' + message['content'] + ' [/INST]'", NULL},
-        {"{% if tools %} <|im_start|> <|im_end|> 'You are a helpful assistant.' <tool_response>",
-         "qwen2.5-base"},
-    };
-    for (int i = 0; i < GR_LEN(others); i++) {
-        const gr_chat_template *row = gr_chat_template_recognise(others[i].jinja);
-        assert_true(!row == !others[i].name);
-        if (row) assert_string_equal(row->name, others[i].name);
-    }
-    gr_tokenizer *t = open_golden("gpt2");
+static void check_unknown(const char *name, const gr_tokenizer *t, const char *hint) {
     gr_chat *c = NULL;
-    assert_int_equal(gr_chat_open(&c, "auto", NULL, t, &err), GRAFT_BAD_USAGE);
-    assert_non_null(strstr(err.msg, "alpaca"));
-    assert_int_equal(gr_chat_open(&c, "smollm2", NULL, t, &err), GRAFT_BAD_USAGE);
-    assert_non_null(strstr(err.msg, "<|im_start|>"));
-    assert_int_equal(gr_chat_open(&c, "lama-3", NULL, t, &err), GRAFT_BAD_USAGE);
-    assert_non_null(strstr(err.msg, "llama-3"));
+    assert_int_equal(gr_chat_open(&c, &(gr_chat_options){.name = name}, t, &err), GRAFT_BAD_USAGE);
+    assert_null(c);
+    if (!strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
+}
+
+static void test_chat_unknown(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("gpt2");
+    check_unknown("auto", t, "alpaca");
+    check_unknown("smollm2", t, "<|im_start|>");
+    check_unknown("lama-3", t, "llama-3");
     gr_tokenizer_free(t);
 }
 
-/* The learned ids of a conversation, decoded, with '|' between stretches. */
-static char *learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on) {
+/* The learned ids of a conversation, decoded, with '|' between stretches and '/' between sequences. */
+static char *learned(const gr_tokenizer *t, const gr_chat *c, const gr_conversation *x, gr_loss_on on) {
     gr_encoded e = {0};
     gr_str text = {0};
-    assert_ok(gr_chat_encode(c, m, n, false, on, &e, &err));
-    for (int64_t i = 0; i < e.ids.n; i++) {
+    assert_ok(gr_chat_encode(c, x, on, &e, &err));
+    for (int64_t i = 0, s = 0; i < e.ids.n; i++) {
         if (e.target[i]) assert_ok(gr_tokenizer_decode(t, &e.ids.data[i], 1, false, &text, &err));
-        if (e.target[i] && (i + 1 == e.ids.n || !e.target[i + 1])) gr_str_putc(&text, '|');
+        if (e.target[i] && (i + 1 == e.end[s] || !e.target[i + 1])) gr_str_putc(&text, '|');
+        if (i + 1 == e.end[s] && ++s < e.n_sequences) gr_str_putc(&text, '/');
     }
     gr_encoded_release(&e);
+    gr_str_add(&text, "", 0);
     return gr_str_take(&text);
 }
 
-static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n,
-                          gr_loss_on on, const char *wanted) {
-    char *text = learned(t, c, m, n, on);
+static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on, const char *wanted) {
+    char *text = learned(t, c, &(gr_conversation){.messages = m, .n = n}, on);
     assert_string_equal(text, wanted);
     free(text);
 }
@@ -313,69 +295,67 @@ static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_mess
 static void test_chat_masks(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("smollm2");
-    gr_chat *c = NULL;
+    gr_chat *c = open_chat("smollm2", NULL, "", NULL, t);
     gr_message m[] = {{.role = "user", .content = "Hi"},
                       {.role = "assistant", .content = "One"},
                       {.role = "user", .content = "<|im_end|>"},
                       {.role = "assistant", .content = "Two"}};
-    assert_ok(gr_chat_open(&c, "smollm2", "", t, &err));
+    gr_conversation prompt = {.messages = m, .n = 3}, whole = {.messages = m, .n = 4};
     assert_int_equal(gr_chat_end_of_turn(c), gr_tokenizer_find(t, "<|im_end|>"));
     check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|");
     check_learned(t, c, m, 4, GR_LOSS_LAST, "Two<|im_end|>|");
     check_learned(t, c, m, 2, GR_LOSS_ALL, "user\nHi<|im_end|>|<|im_start|>assistant\nOne<|im_end|>|");
     m[1].no_loss = true;
     check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "Two<|im_end|>|");
-    gr_encoded prompt = {0}, whole = {0};
-    assert_ok(gr_chat_encode(c, m, 3, true, GR_LOSS_COMPLETION, &prompt, &err));
-    assert_ok(gr_chat_encode(c, m, 4, false, GR_LOSS_COMPLETION, &whole, &err));
-    assert_int_equal(whole.answer_start,
-                     prompt.ids.n); /* the model is trained on what it sees when it generates */
-    assert_memory_equal(whole.ids.data, prompt.ids.data, (size_t)prompt.ids.n * sizeof(int32_t));
+    gr_encoded e = {0};
+    gr_ids before = {0};
+    assert_ok(gr_chat_prompt(c, &prompt, &before, &err));
+    assert_ok(gr_chat_encode(c, &whole, GR_LOSS_COMPLETION, &e, &err));
+    int64_t first = 0;
+    while (!e.target[first]) first++;
+    assert_int_equal(first, before.n); /* the model is trained on what it sees when it generates */
+    assert_memory_equal(e.ids.data, before.data, (size_t)before.n * sizeof(int32_t));
     gr_message wrong[] = {{.role = "robot", .content = "x"}};
-    assert_int_equal(gr_chat_encode(c, wrong, 1, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
-    assert_int_equal(gr_chat_encode(c, wrong, 0, false, GR_LOSS_ALL, &whole, &err), GRAFT_BAD_INPUT);
-    gr_encoded_release(&prompt);
-    gr_encoded_release(&whole);
+    assert_int_equal(gr_chat_encode(c, &(gr_conversation){.messages = wrong, .n = 1}, GR_LOSS_ALL, &e, &err), GRAFT_BAD_INPUT);
+    assert_int_equal(gr_chat_encode(c, &(gr_conversation){.messages = wrong, .n = 0}, GR_LOSS_ALL, &e, &err), GRAFT_BAD_INPUT);
+    gr_encoded_release(&e);
+    gr_ids_release(&before);
     gr_chat_free(c);
-    assert_ok(gr_chat_open(&c, "belle", NULL, t, &err));
+    c = open_chat("belle", NULL, NULL, NULL, t);
     m[1].no_loss = false;
     check_learned(t, c, m, 4, GR_LOSS_COMPLETION, "One<|im_end|>|Two<|im_end|>|"); /* eos of this tokenizer */
     gr_chat_free(c);
-    assert_ok(gr_chat_open(&c, "none", NULL, t, &err));
+    c = open_chat("none", NULL, NULL, NULL, t);
     check_learned(t, c, m + 2, 2, GR_LOSS_COMPLETION, "Two<|im_end|>|");
+    gr_chat_free(c);
+    gr_tokenizer_free(t);
+}
+
+/* Tools speak within a user turn of Qwen2.5; two in a row share one. */
+static void test_chat_tool(void **state) {
+    (void)state;
+    gr_tokenizer *t = open_golden("qwen2");
+    gr_chat *c = open_chat("qwen2.5", NULL, NULL, NULL, t);
+    gr_str text = {0};
+    gr_message m[] = {{.role = "tool", .content = "7"}, {.role = "tool", .content = "8"}};
+    assert_ok(gr_chat_render(c, &(gr_conversation){.messages = m, .n = 2}, false, &text, &err));
+    assert_non_null(strstr(text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n"));
+    gr_str_release(&text);
     gr_chat_free(c);
     gr_tokenizer_free(t);
 }
 
 /* In a SentencePiece model the text after an answer's start goes on: no second dummy prefix, so the ids are
  * those of the whole. */
-/* Qwen2.5 shows what a tool says in a user turn; two in a row would share one. */
-static void test_chat_tool(void **state) {
-    (void)state;
-    gr_tokenizer *t = open_golden("qwen2");
-    gr_chat *c = NULL;
-    gr_str text = {0};
-    gr_message m[] = {{.role = "tool", .content = "7"}, {.role = "tool", .content = "8"}};
-    assert_ok(gr_chat_open(&c, "qwen2.5", "", t, &err));
-    assert_ok(gr_chat_render(c, m, 1, false, &text, &err));
-    assert_string_equal(text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response><|im_end|>\n");
-    assert_int_equal(gr_chat_render(c, m, 2, false, &text, &err), GRAFT_BAD_INPUT);
-    assert_non_null(strstr(err.msg, "two tool messages"));
-    gr_str_release(&text);
-    gr_chat_free(c);
-    gr_tokenizer_free(t);
-}
-
 static void test_chat_spm_boundary(void **state) {
     (void)state;
     gr_tokenizer *t = open_golden("sp-bpe");
-    gr_chat *c = NULL;
+    gr_chat *c = open_chat("llama-2", NULL, NULL, NULL, t);
     gr_message m[] = {{.role = "user", .content = "What is it?"}, {.role = "assistant", .content = "The river."}};
     gr_encoded e = {0};
     gr_ids whole = {0};
     const char *text = "<s>[INST] What is it? [/INST] The river. </s>";
-    assert_ok(gr_chat_open(&c, "llama-2", NULL, t, &err));
-    assert_ok(gr_chat_encode(c, m, 2, false, GR_LOSS_COMPLETION, &e, &err));
+    assert_ok(gr_chat_encode(c, &(gr_conversation){.messages = m, .n = 2}, GR_LOSS_COMPLETION, &e, &err));
     assert_ok(gr_tokenizer_encode(t, text, (int64_t)strlen(text), true, &whole, &err));
     assert_int_equal(e.ids.n, whole.n);
     assert_memory_equal(e.ids.data, whole.data, (size_t)whole.n * sizeof(int32_t));
@@ -386,13 +366,13 @@ static void test_chat_spm_boundary(void **state) {
 }
 
 static void parse_yaml(const char *yaml, graft_status wanted, const char *hint) {
-    gr_arena arena = {0};
-    gr_chat_template row;
+    gr_tokenizer *t = open_golden("smollm2");
+    char *source;
     err.msg[0] = '\0';
-    assert_int_equal(gr_chat_template_parse(&row, yaml, (int64_t)strlen(yaml), "t.yaml", &arena, &err),
-                     wanted);
+    assert_int_equal(gr_chat_template_from_yaml(&source, yaml, (int64_t)strlen(yaml), "t.yaml", t, &err), wanted);
     if (hint && !strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
-    gr_arena_release(&arena);
+    free(source);
+    gr_tokenizer_free(t);
 }
 
 static void test_chat_file(void **state) {
@@ -564,7 +544,7 @@ static void test_hostile_charsmap(void **state) {
         const char *result;
         int64_t n;
         snprintf(out, sizeof out, "text %u a\xcc\x81", seed);
-        assert_true(gr_normalize(t, &s, out, (int64_t)strlen(out), false, &result, &n));
+        assert_true(gr_normalize(t, &s, out, (int64_t)strlen(out), &result, &n));
         gr_str_release(&s.normal[0]);
         gr_tokenizer_free(t);
     }
@@ -598,7 +578,7 @@ int main(void) {
         cmocka_unit_test(test_long_words),
         cmocka_unit_test(test_gguf_round_trip),
         cmocka_unit_test(test_chat_golden),
-        cmocka_unit_test(test_chat_recognition),
+        cmocka_unit_test(test_chat_unknown),
         cmocka_unit_test(test_chat_masks),
         cmocka_unit_test(test_chat_tool),
         cmocka_unit_test(test_chat_spm_boundary),
