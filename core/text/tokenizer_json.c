@@ -137,7 +137,7 @@ static bool is_normalized(const gr_tokenizer *t, const gr_piece *p) {
     gr_scratch s = {0};
     const char *text;
     int64_t len;
-    bool changed = gr_normalize(t, &s, p->text, p->len, false, &text, &len) &&
+    bool changed = gr_normalize(t, &s, p->text, p->len, &text, &len) &&
                    (len != p->len || memcmp(text, p->text, (size_t)len) != 0);
     gr_str_release(&s.normal[0]);
     gr_str_release(&s.normal[1]);
