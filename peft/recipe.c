@@ -265,6 +265,8 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
     if (folder) GR_TRY(set_output_dir(tree, r, folder, err));
     for (int i = 0; i < n_overrides; i++) GR_TRY(apply_override(&tree, r, overrides[i], err));
     GR_TRY(read_tree(&rd, tree));
+    for (int i = 0; i < r->data_train.n; i++) r->data_train.items[i].encoding = r->data_encoding;
+    for (int i = 0; i < r->data_eval.n; i++) r->data_eval.items[i].encoding = r->data_encoding;
     GR_TRY(check_whole(&rd, o->complete));
     if (problems->n == 0) {
         *out = r;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/data/content.h"
 #include "peft/recipe_check.h"
 
 static graft_status expected(gr_reading *rd, const gr_yaml *n, const gr_key *k, const char *what) {
@@ -259,6 +260,9 @@ static graft_status read_string(gr_reading *rd, const gr_yaml *n, const gr_key *
     *field = gr_yaml_is_null(n) ? NULL : n->text;
     if (*field && strcmp(k->name, "template") == 0 && !is_path && strcmp(n->text, "auto") != 0)
         return known_name(rd, n, k, "template", template_name, "auto, FILE.jinja, FILE.yaml");
+    graft_error why = {0};
+    if (strcmp(k->name, "encoding") == 0 && gr_encoding_check(*field, &why) != GRAFT_OK)
+        return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s.%s: %s", k->section, k->name, why.msg);
     return is_path && *field ? read_path(rd, n, k, field) : GRAFT_OK;
 }
 

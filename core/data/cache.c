@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include "core/base/log.h"
+#include "core/data/content.h"
 #include "core/data/reader.h"
 #include "core/io/h5.h"
 
@@ -24,6 +25,7 @@ static graft_status add_source(gr_str *text, const gr_data_source *source, graft
                   source->format ? source->format : "auto");
     for (int i = 0; i < source->n_columns; i++)
         gr_str_printf(text, "column %s %s\n", source->columns[i].name, source->columns[i].column);
+    if (!gr_encoding_is_utf8(source->encoding)) gr_str_printf(text, "encoding %s\n", source->encoding);
     for (int i = 0; i < source->n_ignore; i++) gr_str_printf(text, "ignore %s\n", source->ignore[i]);
 done:
     gr_map_close(&map);

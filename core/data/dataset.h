@@ -14,7 +14,7 @@ typedef enum gr_truncation { GR_TRUNCATE_KEEP_ANSWER, GR_TRUNCATE_RIGHT, GR_TRUN
 typedef struct gr_column { const char *name, *column; } gr_column; /* graft's name -> the file's */
 
 typedef struct gr_data_source {
-    const char *path;   /* .json (array) or .jsonl, or a folder with train.jsonl */
+    const char *path;   /* .json (array), .jsonl, .csv or .tsv, also as .gz, or a folder with train.jsonl */
     const char *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text */
     const gr_column *columns;
     int n_columns;
@@ -22,6 +22,7 @@ typedef struct gr_data_source {
     int64_t limit; /* at most so many samples from the file's start; 0 = all */
     const char *const *ignore; /* fields of samples and messages that are left aside without a word */
     int n_ignore;
+    const char *encoding; /* utf-8 (NULL), replace (bytes that are no UTF-8 read as U+FFFD), or a name that iconv knows */
 } gr_data_source;
 
 typedef struct gr_data_options {

@@ -37,6 +37,15 @@ const char *gr_form_name(const gr_form *f) {
     return f->name;
 }
 
+bool gr_form_knows(const char *name, int64_t len) {
+    for (int i = 0; i < GR_LEN(formats); i++)
+        for (int k = 0; k < 2; k++) {
+            const char *known = formats[i].required[k];
+            if (known && (int64_t)strlen(known) == len && !memcmp(known, name, (size_t)len)) return true;
+        }
+    return false;
+}
+
 bool gr_form_has_turns(const gr_form *f) {
     return strcmp(f->name, "text") != 0;
 }

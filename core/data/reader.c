@@ -3,8 +3,10 @@
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
-#include "core/base/sniff.h"
+#include "core/data/content.h"
+#include "core/data/csv.h"
 #include "core/text/utf8.h"
 
 /* ---- text that jansson accepts ---- */
@@ -48,8 +50,7 @@ static void mend(gr_str *out, const char *text, int64_t len) {
 /* ---- where the samples are ---- */
 
 static graft_status add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err) {
-    if (!gr_grow(&r->spans, &r->span_capacity, r->n_spans + 1, sizeof *r->spans))
-        return gr_fail_memory(err, r->path);
+    if (!gr_grow(&r->spans, &r->span_capacity, r->n_spans + 1, sizeof *r->spans)) return gr_fail_memory(err, r->path);
     r->spans[r->n_spans++] = (gr_span){start, end - start, line};
     return GRAFT_OK;
 }
@@ -90,9 +91,7 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
             continue;
         }
         if (is_space(c)) continue;
-        if (closed)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: text after the end of the array", r->path,
-                           (long long)line));
+        if (closed) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: text after the end of the array", r->path, (long long)line));
         if (depth == 0) { /* the opening bracket of the file */
             depth = 1;
             continue;
@@ -101,8 +100,8 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
         if (ends && start >= 0)
             GR_TRY(add_span(r, start, at, start_line, err));
         else if (ends && (c == ',' || comma))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: a comma with no sample %s it", r->path,
-                           (long long)line, c == ',' ? "before" : "after"));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: a comma with no sample %s it", r->path, (long long)line,
+                           c == ',' ? "before" : "after"));
         if (ends) {
             closed = c == ']';
             comma = c == ',';
@@ -114,31 +113,129 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
         depth += c == '[' || c == '{';
         depth -= c == ']' || c == '}';
         if (depth < 1)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: unexpected \"%c\" in the array", r->path,
-                           (long long)line, c));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: unexpected \"%c\" in the array", r->path, (long long)line, c));
     }
     if (!closed && (limit == 0 || r->n_spans < limit))
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s:%lld: the file ends inside the array (after %lld whole samples): is it cut off?",
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: the file ends inside the array (after %lld whole samples): is it cut off?",
                      r->path, (long long)line, (long long)r->n_spans);
 done:
     return st;
 }
 
+/* ---- CSV ---- */
+
+static graft_status fail_csv(const gr_reader *r, int64_t line, const char *why, graft_error *err) {
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: %s", r->path, (long long)line, why);
+}
+
+/* The names of the columns, at the file's start. */
+static graft_status read_header(gr_reader *r, int64_t at, int64_t *size, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_csv_record names = {0};
+    const char *why = gr_csv_read(&names, (const char *)r->map.data + at, r->map.size - at, r->delimiter, size);
+    if (why) GR_TRY(fail_csv(r, 1, why, err));
+    r->header = gr_arena_alloc(&r->arena, names.n * (int64_t)sizeof *r->header);
+    if (!r->header) GR_TRY(gr_fail_memory(err, r->path));
+    for (int64_t i = 0; i < names.n; i++) {
+        int64_t start = i ? names.ends[i - 1] : 0, end = names.ends[i];
+        while (start < end && is_space(names.text.data[start])) start++;
+        while (end > start && is_space(names.text.data[end - 1])) end--;
+        char *name = gr_arena_alloc(&r->arena, end - start + 1);
+        if (!name) GR_TRY(gr_fail_memory(err, r->path));
+        memcpy(name, names.text.data + start, (size_t)(end - start));
+        r->header[r->n_header++] = name;
+        if (strlen(name) < (size_t)(end - start) || !gr_utf8_valid(name, end - start))
+            GR_TRY(fail_csv(r, 1, "the name of a column is no UTF-8: name the file's encoding (data.encoding: gb18030, latin1 ...)",
+                            err));
+        for (int64_t k = 0; k < i; k++)
+            if (!strcmp(r->header[k], name)) GR_TRY(fail_csv(r, 1, "two columns of one name", err));
+    }
+done:
+    gr_csv_release(&names);
+    return st;
+}
+
+static graft_status index_csv(gr_reader *r, int64_t at, int64_t limit, graft_error *err) {
+    const char *text = (const char *)r->map.data;
+    graft_status st = GRAFT_OK;
+    int64_t size, line = 1;
+    GR_TRY(read_header(r, at, &size, err));
+    for (;;) {
+        for (int64_t k = at; k < at + size; k++) line += text[k] == '\n';
+        at += size;
+        if (at >= r->map.size || (limit > 0 && r->n_spans >= limit)) break;
+        const char *why = gr_csv_read(NULL, text + at, r->map.size - at, r->delimiter, &size);
+        if (why) GR_TRY(fail_csv(r, line, why, err));
+        int64_t end = at + size;
+        while (end > at && (text[end - 1] == '\n' || text[end - 1] == '\r')) end--;
+        if (end > at) GR_TRY(add_span(r, at, end, line, err));
+    }
+    if (r->n_spans == 0) GR_TRY(fail_csv(r, 1, "a header without records", err));
+done:
+    return st;
+}
+
+/* Whether the file is CSV, by its name or because its first line is a list of columns that a form has; sets its delimiter. */
+static bool find_csv(gr_reader *r, int64_t at) {
+    const char *text = (const char *)r->map.data + at, *end = strrchr(r->path, '.');
+    int64_t n = r->map.size - at, size, known = 0;
+    int len = (int)strlen(r->path);
+    if (end && !strcasecmp(end, ".gz")) len -= 3;
+    bool csv = len > 4 && !strncasecmp(r->path + len - 4, ".csv", 4), tsv = len > 4 && !strncasecmp(r->path + len - 4, ".tsv", 4);
+    gr_csv_record names = {0};
+    r->delimiter = tsv ? '\t' : gr_csv_delimiter(text, n);
+    if (!csv && !tsv && !gr_csv_read(&names, text, n, r->delimiter, &size) && names.n > 1)
+        for (int64_t i = 0; i < names.n; i++) {
+            int64_t start = i ? names.ends[i - 1] : 0;
+            known += gr_form_knows(names.text.data + start, names.ends[i] - start);
+        }
+    gr_csv_release(&names);
+    return csv || tsv || known > 0;
+}
+
+static json_t *csv_row(const gr_reader *r, const gr_csv_record *cells) {
+    json_t *row = json_object();
+    for (int64_t i = 0; row && i < r->n_header; i++) {
+        int64_t start = i ? cells->ends[i - 1] : 0;
+        if (json_object_set_new(row, r->header[i], json_stringn(cells->text.data + start, (size_t)(cells->ends[i] - start)))) {
+            json_decref(row);
+            return NULL;
+        }
+    }
+    return row;
+}
+
+/* NULL in *row: text that is no UTF-8 (or no memory). */
+static graft_status parse_csv(const gr_reader *r, int64_t i, const char *text, int64_t len, json_t **row, graft_error *err) {
+    gr_csv_record cells = {0};
+    graft_status st = GRAFT_OK;
+    int64_t size;
+    const char *why = gr_csv_read(&cells, text, len, r->delimiter, &size);
+    if (!why && cells.n != r->n_header)
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: %lld cells, the header has %lld: is a quote or a delimiter missing?", r->path,
+                     (long long)r->spans[i].line, (long long)cells.n, (long long)r->n_header);
+    else if (why)
+        st = fail_csv(r, r->spans[i].line, why, err);
+    *row = st == GRAFT_OK ? csv_row(r, &cells) : NULL;
+    gr_csv_release(&cells);
+    return st;
+}
+
+/* ---- what the file is ---- */
+
 static graft_status index_samples(gr_reader *r, int64_t limit, graft_error *err) {
     const char *text = (const char *)r->map.data;
     int64_t size = r->map.size, at = 0, first, line = 1;
-    graft_status st = gr_expect_kind(text, size, GR_KIND_UNKNOWN, "samples in JSON or JSONL", r->path, err);
-    if (st != GRAFT_OK) return st;
+    graft_status st;
     if (size >= 3 && !memcmp(text, "\xEF\xBB\xBF", 3)) at = 3;
     for (first = at; first < size && is_space(text[first]); first++) line += text[first] == '\n';
     if (first == size)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: empty, expected JSONL (one object a line) or a JSON array",
-                       r->path);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: empty, expected JSONL (one object a line), a JSON array or CSV", r->path);
     r->is_array = text[first] == '[';
+    if (!r->is_array && text[first] != '{' && find_csv(r, at)) return index_csv(r, at, limit, err);
+    r->delimiter = 0;
     st = r->is_array ? index_array(r, first, line, limit, err) : index_lines(r, at, limit, err);
-    if (st == GRAFT_OK && r->n_spans == 0)
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: an empty list, no samples", r->path);
+    if (st == GRAFT_OK && r->n_spans == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: an empty list, no samples", r->path);
     return st;
 }
 
@@ -168,8 +265,7 @@ void gr_sample_release(gr_sample *s) {
     *s = (gr_sample){0};
 }
 
-static graft_status fail_json(const gr_reader *r, const gr_span *span, const json_error_t *e,
-                              graft_error *err) {
+static graft_status fail_json(const gr_reader *r, const gr_span *span, const json_error_t *e, graft_error *err) {
     const char *text = (const char *)r->map.data;
     int64_t line_start = span->start;
     while (line_start > 0 && text[line_start - 1] != '\n') line_start--;
@@ -178,9 +274,8 @@ static graft_status fail_json(const gr_reader *r, const gr_span *span, const jso
     snprintf(why, sizeof why, "%s", e->text);
     for (char *c = why; *c; c++)
         if ((uint8_t)*c < 0x20) *c = ' ';
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld:%lld: bad JSON: %s%s", r->path,
-                   (long long)span->line + e->line - 1, column, why,
-                   r->is_array ? "" : " (expected a JSON array, or one object a line)");
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld:%lld: bad JSON: %s%s", r->path, (long long)span->line + e->line - 1, column, why,
+                   r->is_array ? "" : " (expected a JSON array, one object a line, or a CSV with a header)");
 }
 
 /* Whole numbers stay whole, for templates that write them; with one beyond 64 bits all become fractions. */
@@ -191,18 +286,52 @@ static json_t *load(const char *text, int64_t len, bool *rounded, json_error_t *
     return *rounded ? json_loadb(text, (size_t)len, FLAGS | JSON_DECODE_INT_AS_REAL, e) : root;
 }
 
+/* The root of JSON or of a record; NULL without an error: what is wrong is in *e, or the text is no UTF-8. */
+static graft_status parse_text(const gr_reader *r, int64_t i, const char *text, int64_t len, json_t **root, bool *rounded,
+                               json_error_t *e, graft_error *err) {
+    *rounded = false;
+    if (r->delimiter) return parse_csv(r, i, text, len, root, err);
+    *root = load(text, len, rounded, e);
+    return GRAFT_OK;
+}
+
+/* Bytes that are no UTF-8, or half of a surrogate pair: what else a reader refuses that reads the mended text. */
+static graft_status fail_text(const gr_reader *r, const gr_span *span, graft_error *err) {
+    const char *text = (const char *)r->map.data + span->start;
+    int64_t line = span->line;
+    for (int64_t at = 0; at < span->len;) {
+        int size;
+        line += text[at] == '\n';
+        if (gr_utf8_decode(text + at, span->len - at, &size, NULL) < 0)
+            return gr_fail(
+                err, GRAFT_BAD_INPUT,
+                "%s:%lld: byte 0x%02X is no UTF-8: name the file's encoding (data.encoding: gb18030, big5, latin1 ...), or "
+                "read such bytes as U+FFFD (data.encoding: replace)",
+                r->path, (long long)line, (uint8_t)text[at]);
+        at += size;
+    }
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s:%lld: \\ud800 to \\udfff alone is half a character; data.encoding: replace reads it as U+FFFD", r->path,
+                   (long long)span->line);
+}
+
 static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, bool *rounded, graft_error *err) {
     const gr_span *span = &r->spans[i];
     const char *text = (const char *)r->map.data + span->start;
-    json_error_t e;
-    *root = load(text, span->len, rounded, &e);
-    if (!*root) {
-        gr_str mended = {0};
-        mend(&mended, text, span->len);
-        if (!mended.failed) *root = load(mended.data, mended.len, rounded, &e);
-        gr_str_release(&mended);
-    }
-    return *root ? GRAFT_OK : fail_json(r, span, &e, err);
+    json_error_t e, e2;
+    graft_status st = parse_text(r, i, text, span->len, root, rounded, &e, err);
+    if (st != GRAFT_OK || *root) return st;
+    gr_str mended = {0};
+    mend(&mended, text, span->len);
+    st = mended.failed ? gr_fail_memory(err, r->path) : parse_text(r, i, mended.data, mended.len, root, rounded, &e2, err);
+    gr_str_release(&mended);
+    if (st != GRAFT_OK) return st;
+    if (!*root && !gr_utf8_valid(text, span->len)) return fail_text(r, span, err);
+    if (!*root) return r->delimiter ? gr_fail_memory(err, r->path) : fail_json(r, span, &e, err);
+    if (r->replace) return gr_tally_add(r->tally, GR_REMARK_REPLACED, NULL), GRAFT_OK;
+    json_decref(*root);
+    *root = NULL;
+    return fail_text(r, span, err);
 }
 
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err) {
@@ -223,8 +352,7 @@ graft_status gr_source_file(char **file, const char *path, graft_error *err) {
     if (gr_exists(*file)) return GRAFT_OK;
     free(*file);
     *file = NULL;
-    if (gr_is_dir(path))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: a folder without train.jsonl; name the file", path);
+    if (gr_is_dir(path)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: a folder without train.jsonl; name the file", path);
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such file", path);
 }
 
@@ -257,7 +385,8 @@ graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft
     gr_tally_init(r->tally);
     GR_TRY(gr_source_file(&r->path, source->path, err));
     GR_TRY(copy_names(r, source, err));
-    GR_TRY(gr_map_open(&r->map, r->path, err));
+    r->replace = gr_encoding_is_replace(source->encoding);
+    GR_TRY(gr_content_open(&r->map, r->path, source->encoding, err));
     GR_TRY(index_samples(r, source->limit, err));
     GR_TRY(parse_json(r, 0, &first, &rounded, err));
     GR_TRY(gr_form_find(r, source->format, first, err));

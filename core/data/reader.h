@@ -34,7 +34,10 @@ enum { GR_USED_FIELDS = 16 };
 struct gr_reader {
     gr_map map;
     char *path; /* of the file itself, also when a folder was given */
-    bool is_array;
+    bool is_array, replace; /* a JSON array; bytes that are no text read as U+FFFD */
+    char delimiter;         /* of a CSV, else 0 */
+    char **header;          /* names of a CSV's columns */
+    int64_t n_header;
     gr_span *spans;
     int64_t n_spans, span_capacity, next;
     gr_arena arena;
@@ -64,6 +67,7 @@ void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
 graft_status gr_form_find(gr_reader *r, const char *name, const json_t *first, graft_error *err);
 const char *gr_form_name(const gr_form *f);
 bool gr_form_has_answers(const gr_form *f);
+bool gr_form_knows(const char *name, int64_t len); /* a field that some form requires */
 bool gr_form_has_turns(const gr_form *f); /* messages, not raw text */
 /* s->root to s->messages or s->text. */
 graft_status gr_form_convert(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);

@@ -233,6 +233,11 @@ static void remark_order(const gr_conversion *c, int64_t first) {
 graft_status gr_form_push_turns(gr_conversion *c, const json_t *turns, const char *name) {
     graft_status st = GRAFT_OK;
     int64_t first = c->s->n_messages;
+    if (json_is_string(turns) && gr_field_says(turns)) { /* in a cell of a CSV */
+        const json_t *inside = parse_inside(c, turns);
+        if (!inside) return gr_form_fail(c, "\"%s\" is a string that is no JSON, expected a list of messages", name);
+        turns = inside;
+    }
     if (!json_is_array(turns)) return gr_form_fail(c, "\"%s\" is %s, expected a list of messages", name, gr_json_type(turns));
     if (json_array_size(turns) == 0) return gr_form_fail(c, "\"%s\" is an empty list", name);
     for (size_t k = 0; k < json_array_size(turns); k++) {

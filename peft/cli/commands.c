@@ -47,7 +47,8 @@ static const gr_option sampling[] = {
 
 static const gr_option data_options[] = {
     /* how samples become tokens */
-    {"data", "FILE", "samples: .json or .jsonl in any of the known forms", "data.train"},
+    {"data", "FILE", "samples: .json, .jsonl or .csv (or .gz of these) in any of the known forms", "data.train"},
+    {"encoding", "NAME", NULL, "data.encoding"},
     {"loss-on", "WHAT", NULL, "data.loss_on"},
     {"max-length", "N", NULL, "data.max_length"},
     {"truncation", "HOW", NULL, "data.truncation"},

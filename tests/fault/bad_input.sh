@@ -283,7 +283,18 @@ bad 3 "no prompts" "p.jsonl" "$GRAFT" generate --model "$TINY" --prompts p.jsonl
 data '[1, 99999]\n' ids
 bad 3 "ids beyond the vocabulary" "ids:1" "$GRAFT" tokenize --model "$TINY" --decode ids
 printf '{"prompt": "a\377b", "completion": "c\376"}\n' >d.jsonl
-check "invalid UTF-8 in data reads as U+FFFD" evaluate d.jsonl
+bad 3 "bytes that are no UTF-8" "d.jsonl:1 0xFF data.encoding gb18030 replace" evaluate d.jsonl
+check "bytes that are no UTF-8 read as U+FFFD when asked for" evaluate d.jsonl --encoding replace
+bad 2 "an unknown encoding" "data.encoding klingon gb18030" evaluate d.jsonl --encoding klingon
+bad 3 "bytes that are not of the encoding" "d.jsonl:1 gb18030" evaluate d.jsonl --encoding gb18030
+printf 'prompt,completion\na,b\n' | gzip >d.csv.gz
+check "a packed CSV" evaluate d.csv.gz
+head -c 30 d.csv.gz >e.csv.gz
+bad 3 "a packed file that is cut" "e.csv.gz cut off" evaluate e.csv.gz
+printf 'prompt,completion\na,b\n"c,d\n' >d.csv
+bad 3 "a quote that is never closed" "d.csv:3 quote" evaluate d.csv
+printf 'prompt,completion\na,b\nc,d,e\n' >d.csv
+bad 3 "a cell too many" "d.csv:3 3 cells 2" evaluate d.csv
 
 # ---- adapters ----
 adapter() {

@@ -30,6 +30,23 @@ fuzz_data)
             echo '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
         } >seeds/$format
     done
+    {
+        printf '\0'
+        printf 'prompt,completion\n"a ""b"",\n",c\nd,e\n'
+    } >seeds/csv
+    {
+        printf '\0'
+        head -n 3 "$TINY/train.jsonl" | gzip -n
+    } >seeds/gzip
+    {
+        printf '\0'
+        printf '{"tools": "[{}]", "messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}],'
+        printf '"tool_calls": [{"function": {"name": "f"}}], "weight": 0}, {"role": "tool_call", "content": "{\\"name\\": \\"f\\", \\"arguments\\": {}}"}]}\n'
+    } >seeds/tools
+    ;;
+fuzz_csv)
+    printf ',a,"b ""c"",\r\nd"\r\n\n,"",x"y\n' >seeds/comma
+    printf ';instruction;output\n"1;2";3\n' >seeds/semicolon
     ;;
 fuzz_gguf)
     train

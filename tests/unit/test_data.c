@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 #include <jansson.h>
+#include <zlib.h>
 
 #include "core/base/file.h"
 #include "core/data/dataset.h"
@@ -73,8 +74,8 @@ static void read_all(gr_str *out, const gr_data_source *source, const char **for
         }
         if (rec.text) gr_str_printf(out, "text=%s", rec.text);
         for (int64_t i = 0; i < rec.n_messages; i++) {
-            gr_str_printf(out, "%s%s%s=%s", i ? "|" : "", rec.messages[i].role,
-                          rec.messages[i].no_loss ? "!" : "", rec.messages[i].content);
+            gr_str_printf(out, "%s%s%s=%s", i ? "|" : "", rec.messages[i].role, rec.messages[i].no_loss ? "!" : "",
+                          rec.messages[i].content);
             add_json(out, "", rec.messages[i].fields);
         }
         add_json(out, "|tools=", rec.tools);
@@ -114,8 +115,7 @@ static void test_formats(void **state) {
          "\"completion\":[{\"role\":\"assistant\",\"content\":\"c\"}]}",
          "prompt_completion", "system=s|user=u|assistant=c;"},
         {"{\"question\":\"q\",\"answer\":\"a\"}", "question_answer", "user=q|assistant=a;"},
-        {"{\"question\":\"q\",\"std_answer\":\"a\",\"class\":\"math\"}", "question_answer",
-         "user=q|assistant=a;"},
+        {"{\"question\":\"q\",\"std_answer\":\"a\",\"class\":\"math\"}", "question_answer", "user=q|assistant=a;"},
         {"{\"text\":\"t\"}", "text", "text=t;"},
         {"{\"prompt\":\"p\",\"class\":\"c\"}", "prompt", "user=p;"},
         /* what a file may look like */
@@ -124,14 +124,7 @@ static void test_formats(void **state) {
         {"{\"text\":\"a\\u0000b\"}", "text",
          "text=a\xEF\xBF\xBD"
          "b;"},
-        {"{\"text\":\"\\ud83d\\ude00 \\ud83d \\ude00 \\\\ud83d\"}", "text",
-         "text=\xF0\x9F\x98\x80 \xEF\xBF\xBD \xEF\xBF\xBD \\ud83d;"},
-        {"{\"text\":\"a\xFF"
-         "b\xE4\xBD\"}",
-         "text",
-         "text=a\xEF\xBF\xBD"
-         "b\xEF\xBF\xBD;"},
-        {"{\"text\":\"\xED\xA0\x80\"}", "text", "text=\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD;"},
+        {"{\"text\":\"\\ud83d\\ude00 \\\\ud83d\"}", "text", "text=\xF0\x9F\x98\x80 \\ud83d;"},
         {"{\"text\":\"a\",\"id\":123456789012345678901234567890,\"x\":1e300}", "text", "text=a;"},
         {"{\"text\":\"a\",\"text\":\"b\"}", "text", "text=b;"},
     };
@@ -142,8 +135,7 @@ static void test_formats(void **state) {
         read_all(&got, &(gr_data_source){.path = put("f.jsonl", cases[i].text)}, &format);
         assert_string_equal(got.data, cases[i].expected);
         assert_string_equal(format, cases[i].format);
-        read_all(&got, &(gr_data_source){.path = put("f.jsonl", cases[i].text), .format = cases[i].format},
-                 &format);
+        read_all(&got, &(gr_data_source){.path = put("f.jsonl", cases[i].text), .format = cases[i].format}, &format);
         assert_string_equal(got.data, cases[i].expected);
     }
     gr_str_release(&got);
@@ -171,12 +163,14 @@ static void test_messages(void **state) {
         /* the older form becomes the newer */
         {SAMPLE(USER "{\"role\":\"assistant\",\"content\":null,\"function_call\":{\"name\":\"f\",\"arguments\":\"{}\"}},"
                      "{\"role\":\"function\",\"name\":\"f\",\"content\":\"t\"}"),
-         "user=u|assistant={\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+         "user=u|assistant={\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":"
+         "\"f\","
          "\"arguments\":\"{}\"}}]}|tool=t{\"role\":\"tool\",\"content\":\"t\",\"name\":\"f\"};"},
         {"{\"conversations\":[{\"from\":\"human\",\"value\":\"h\"},{\"from\":\"function_call\",\"value\":\"{\\\"name\\\":"
          "\\\"f\\\",\\\"arguments\\\":{}}\"},{\"from\":\"function_call\",\"value\":\"[{\\\"name\\\":\\\"g\\\",\\\"arguments\\\":"
          "{\\\"x\\\":1}}]\"},{\"from\":\"observation\",\"value\":\"o\"}],\"tools\":\"[{\\\"name\\\":\\\"f\\\"}]\"}",
-         "user=h|assistant={\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":\"f\","
+         "user=h|assistant={\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"type\":\"function\",\"function\":{\"name\":"
+         "\"f\","
          "\"arguments\":{}}},{\"type\":\"function\",\"function\":{\"name\":\"g\",\"arguments\":{\"x\":1}}}]}|tool=o|"
          "tools=[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}];"},
         /* tools and documents of the sample */
@@ -194,8 +188,9 @@ static void test_messages(void **state) {
         {SAMPLE(USER "{\"role\":\"assistant\",\"reasoning_content\":\"r\",\"content\":\"a\"}"),
          "user=u|assistant=a{\"role\":\"assistant\",\"reasoning_content\":\"r\",\"content\":\"a\"};"},
         /* turns that are not learned */
-        {SAMPLE("{\"role\":\"assistant\",\"content\":\"a\",\"train\":false},{\"role\":\"user\",\"content\":\"u\",\"weight\":1},"
-                "{\"role\":\"assistant\",\"content\":\"b\",\"training\":0},{\"role\":\"assistant\",\"content\":\"c\",\"loss\":true}"),
+        {SAMPLE(
+             "{\"role\":\"assistant\",\"content\":\"a\",\"train\":false},{\"role\":\"user\",\"content\":\"u\",\"weight\":1},"
+             "{\"role\":\"assistant\",\"content\":\"b\",\"training\":0},{\"role\":\"assistant\",\"content\":\"c\",\"loss\":true}"),
          "assistant!=a|user=u|assistant!=b|assistant=c;"},
     };
     (void)state;
@@ -259,7 +254,8 @@ static void test_refused_fields(void **state) {
     char text[512];
     for (int i = 0; i < GR_LEN(cases); i++) {
         const char *name = "label";
-        snprintf(text, sizeof text, "{\"prompt\":\"p\",\"completion\":\"c\"}\n{\"prompt\":\"p\",\"completion\":\"c\",%s}", cases[i].fields);
+        snprintf(text, sizeof text, "{\"prompt\":\"p\",\"completion\":\"c\"}\n{\"prompt\":\"p\",\"completion\":\"c\",%s}",
+                 cases[i].fields);
         read_all(&got, &(gr_data_source){.path = put("r.jsonl", text), .ignore = &name, .n_ignore = 0}, NULL);
         const char *expected = cases[i].expected ? cases[i].expected : "user=p|assistant=c;user=p|assistant=c;";
         if (!strstr(got.data, expected) || (cases[i].expected && !strstr(got.data, "r.jsonl:2: ")))
@@ -331,10 +327,8 @@ static void test_hostile_files(void **state) {
         {"{\"system\":\"s\",\"messages\":[{\"role\":\"system\",\"content\":\"t\"}]}", "which one counts"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"weight\":0.5}]}", "must be 0 or 1"},
         {"{\"conversations\":[{\"value\":\"a\"}]}", "no \"from\""},
-        {"{\"instruction\":\"i\",\"input\":\"\",\"output\":\"o\",\"history\":[[\"q\"]]}",
-         "[question, answer] pairs"},
-        {"{\"instruction\":\"i\",\"input\":\"\",\"output\":\"o\",\"history\":\"q\"}",
-         "\"history\" is a string"},
+        {"{\"instruction\":\"i\",\"input\":\"\",\"output\":\"o\",\"history\":[[\"q\"]]}", "[question, answer] pairs"},
+        {"{\"instruction\":\"i\",\"input\":\"\",\"output\":\"o\",\"history\":\"q\"}", "\"history\" is a string"},
         {"{\"instruction\":\"i\",\"instances\":[]}", "one object {input, output}"},
         {"[{\"question\":\"q\",\"answer\":\"a\"},\n\n{\"question\":\"q\"}]", ":3 (sample 2): no \"answer\""},
     };
@@ -342,8 +336,7 @@ static void test_hostile_files(void **state) {
     gr_str got = {0};
     for (int i = 0; i < GR_LEN(cases); i++) {
         read_all(&got, &(gr_data_source){.path = put("bad.jsonl", cases[i].text)}, NULL);
-        if (!strstr(got.data, cases[i].expected))
-            fail_msg("\"%s\" not in \"%s\"", cases[i].expected, got.data);
+        if (!strstr(got.data, cases[i].expected)) fail_msg("\"%s\" not in \"%s\"", cases[i].expected, got.data);
         assert_non_null(strstr(got.data, "bad.jsonl"));
         assert_null(strchr(got.data, '\n'));
     }
@@ -361,14 +354,142 @@ static void test_hostile_files(void **state) {
     gr_str_release(&got);
 }
 
+/* Bytes that are no UTF-8: an error with the line, U+FFFD when asked for, or another encoding. */
+static void test_encodings(void **state) {
+    static const struct {
+        const char *text, *encoding, *expected;
+    } cases[] = {
+        {"{\"text\":\"a\"}\n{\"text\":\"a\xFF\"}", NULL,
+         "e.jsonl:2: byte 0xFF is no UTF-8: name the file's encoding (data.encoding: gb18030"},
+        {"[{\"text\":\n\"a\xC4\xE3\"}]", "utf-8", "e.jsonl:2: byte 0xC4 is no UTF-8"},
+        {"{\"text\":\"\\ud83d \"}", NULL, "e.jsonl:1: \\ud800 to \\udfff alone is half a character"},
+        {"text\na\xFF\n", NULL, "e.jsonl:1:"},
+        {"text,id\n\"a\n\xFF\",1\n", NULL, "e.jsonl:3: byte 0xFF"},
+        {"t\xFFt,text\na,b\n", NULL, "e.jsonl:1: the name of a column is no UTF-8"},
+        {"{\"text\":\"a\xFF"
+         "b\xE4\xBD\"}",
+         "replace",
+         "text=a\xEF\xBF\xBD"
+         "b\xEF\xBF\xBD;"},
+        {"{\"text\":\"\xED\xA0\x80\\udc00\"}", "replace", "text=\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD;"},
+        {"text,id\na\xFF,1\n", "replace", "text=a\xEF\xBF\xBD;"},
+        {"{\"text\":\"\xC4\xE3\xBA\xC3\x81\x5C\"}", "gb18030",
+         "text=\xE4\xBD\xA0\xE5\xA5\xBD\xE4\xB9\x97;"}, /* 0x5C is no backslash there */
+        {"[{\"text\":\"\xE9\"},\n{\"text\":\"b\"}]", "latin1", "text=\xC3\xA9;text=b;"},
+        {"{\"text\":\"a\"}\n{\"text\":\"\xFF\xFF\"}", "gb18030", "e.jsonl:2: byte 0xFF is no gb18030: is data.encoding right?"},
+        {"{\"text\":\"a\"}\n\x81", "gb18030", "e.jsonl:2: byte 0x81 at the end is no gb18030"},
+        {"{\"text\":\"a\"}", "klingon", "unknown encoding \"klingon\": expected utf-8, replace, or one that iconv knows"},
+    };
+    (void)state;
+    gr_str got = {0};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        read_all(&got, &(gr_data_source){.path = put("e.jsonl", cases[i].text), .encoding = cases[i].encoding}, NULL);
+        if (!strstr(got.data, cases[i].expected)) fail_msg("%d: \"%s\" not in \"%s\"", i, cases[i].expected, got.data);
+    }
+    static const char utf16[] = "\xFF\xFE{\0\"\0t\0e\0x\0t\0\"\0:\0\"\0\x60\x4F\"\0}\0";
+    read_all(&got, &(gr_data_source){.path = put_bytes("e.jsonl", utf16, sizeof utf16 - 1), .encoding = "utf-16"}, NULL);
+    assert_string_equal(got.data, "text=\xE4\xBD\xA0;");
+    read_all(&got, &(gr_data_source){.path = put_bytes("e.jsonl", utf16, sizeof utf16 - 1)}, NULL);
+    assert_non_null(strstr(got.data, "is text in UTF-16"));
+    /* a character across the border of what is converted at once */
+    gr_str large = {0};
+    for (int i = 0; i < 40000; i++) gr_str_printf(&large, "%s\xC4\xE3\"}\n", i % 3 ? "{\"text\":\"" : "{\"text\":\"a");
+    read_all(&got, &(gr_data_source){.path = put_bytes("e.jsonl", large.data, (size_t)large.len), .encoding = "gb18030"}, NULL);
+    assert_int_equal(got.len, 40000 / 3 + 1 + 40000 * 9);
+    gr_str_release(&large);
+    gr_str_release(&got);
+}
+
+static void test_csv(void **state) {
+    static const struct {
+        const char *name, *text, *expected;
+    } cases[] = {
+        {"a.csv", "instruction,input,output\nadd,1 2,3\n", "user=add\n1 2|assistant=3;"},
+        {"a.csv", "\xEF\xBB\xBFprompt, completion \r\n\"a \"\"b\"\",\r\nc\", d\r\n\r\ne,5\" f\r\n",
+         "user=a \"b\",\r\nc|assistant= d;user=e|assistant=5\" f;"},
+        {"a.csv", ",text\n0,a\n1,\n2,\"\"", "text=a;text=;text=;"},
+        {"a.CSV", "question;answer\n\"1;5\";b", "user=1;5|assistant=b;"},
+        {"a.tsv", "question\tanswer\na,b\tc", "user=a,b|assistant=c;"},
+        {"a.txt", "\"prompt\",completion\na,b", "user=a|assistant=b;"},
+        {"a.csv", "text\na\nb", "text=a;text=b;"},
+        {"a.csv", "messages,id\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"u\"\"}]\",1", "user=u;"},
+        {"a.csv", "prompt,completion,label\na,b,\nc,d,0\n", "a.csv:3: \"label\" is preference data"},
+        {"a.csv", "prompt,completion\n\"a\nb\",c\nd\n", "a.csv:4: 1 cells, the header has 2"},
+        {"a.csv", "prompt,completion\na,b,c\n", "a.csv:2: 3 cells, the header has 2"},
+        {"a.csv", "prompt,completion\na,b\n\nc,\"d\n", "a.csv:4: a quote that is opened here is never closed"},
+        {"a.csv", "prompt,completion\n\"a\"b,c\n", "a.csv:2: text after the closing quote"},
+        {"a.csv", "prompt,completion\n", "a header without records"},
+        {"a.csv", "prompt,prompt\na,b\n", "two columns of one name"},
+        {"a.csv", "a,b\nc,d\n", "keys a, b"},
+        {"a.txt", "a,b\nc,d\n", "bad JSON"},
+        {"a.csv", "{\"text\":\"a\"}\n", "text=a;"},
+    };
+    (void)state;
+    gr_str got = {0};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        read_all(&got, &(gr_data_source){.path = put(cases[i].name, cases[i].text)}, NULL);
+        if (!strstr(got.data, cases[i].expected)) fail_msg("%d: \"%s\" not in \"%s\"", i, cases[i].expected, got.data);
+    }
+    read_all(&got, &(gr_data_source){.path = put("a.csv", "text\na\nb\nc\n"), .limit = 2}, NULL);
+    assert_string_equal(got.data, "text=a;text=b;");
+    gr_str_release(&got);
+}
+
+/* bytes as a gzip file */
+static const char *put_gzip(const char *name, const char *text, int64_t n, int64_t times, const char *mode) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    gzFile f = gzopen(path, mode);
+    assert_non_null(f);
+    for (int64_t i = 0; i < times; i++) assert_int_equal(gzwrite(f, text, (unsigned)n), n);
+    assert_int_equal(gzclose(f), Z_OK);
+    static char kept[128];
+    return strcpy(kept, path);
+}
+
+static void test_gzip(void **state) {
+    static const char line[] = "{\"text\":\"a\"}\n", csv[] = "prompt,completion\na,b\n";
+    (void)state;
+    gr_str got = {0};
+    graft_error err = {0};
+    char *bytes;
+    int64_t n;
+    put_gzip("a.jsonl.gz", line, sizeof line - 1, 1, "w");
+    const char *path = put_gzip("a.jsonl.gz", line, sizeof line - 1, 2, "a"); /* a second member */
+    read_all(&got, &(gr_data_source){.path = path}, NULL);
+    assert_string_equal(got.data, "text=a;text=a;text=a;");
+    read_all(&got, &(gr_data_source){.path = put_gzip("a.csv.gz", csv, sizeof csv - 1, 1, "w")}, NULL);
+    assert_string_equal(got.data, "user=a|assistant=b;");
+    read_all(&got, &(gr_data_source){.path = put_gzip("b.jsonl.gz", "{\"text\":\"\xC4\xE3\"}", 13, 1, "w"), .encoding = "gb18030"},
+             NULL);
+    assert_string_equal(got.data, "text=\xE4\xBD\xA0;");
+    path = put_gzip("c.jsonl.gz", line, sizeof line - 1, 100, "w");
+    assert_int_equal(gr_file_read_raw(&bytes, &n, path, 1 << 20, &err), GRAFT_OK);
+    read_all(&got, &(gr_data_source){.path = put_bytes("cut.gz", bytes, (size_t)n - 9)}, NULL);
+    assert_non_null(strstr(got.data, "cut.gz: ends inside its gzip data: is it cut off?"));
+    bytes[n - 6] ^= 1; /* of the checksum */
+    read_all(&got, &(gr_data_source){.path = put_bytes("bad.gz", bytes, (size_t)n)}, NULL);
+    assert_non_null(strstr(got.data, "bad.gz: damaged gzip data (incorrect data check)"));
+    bytes[n - 6] ^= 1;
+    char *more = gr_calloc(n + 2, 1);
+    memcpy(more, bytes, (size_t)n);
+    read_all(&got, &(gr_data_source){.path = put_bytes("pad.gz", more, (size_t)n + 2)}, NULL);
+    assert_int_equal(got.len, 100 * 7);
+    more[n] = 'x';
+    read_all(&got, &(gr_data_source){.path = put_bytes("tail.gz", more, (size_t)n + 2)}, NULL);
+    assert_non_null(strstr(got.data, "tail.gz: other bytes after the end"));
+    free(more);
+    free(bytes);
+    read_all(&got, &(gr_data_source){.path = put_gzip("p.gz", "PAR1....", 8, 1, "w")}, NULL);
+    assert_non_null(strstr(got.data, "p.gz: is a Parquet file"));
+    gr_str_release(&got);
+}
+
 static void test_source_options(void **state) {
     (void)state;
     gr_str got = {0};
-    const char *path =
-        put("train.jsonl",
-            "{\"q\":\"a\",\"r\":\"b\",\"text\":\"t\"}\n{\"q\":\"c\",\"r\":\"d\",\"text\":\"t\"}\n");
-    gr_column qa[] = {{"question", "q"}, {"answer", "r"}}, pc[] = {{"prompt", "q"}, {"completion", "r"}},
-              odd[] = {{"quest", "q"}};
+    const char *path = put("train.jsonl", "{\"q\":\"a\",\"r\":\"b\",\"text\":\"t\"}\n{\"q\":\"c\",\"r\":\"d\",\"text\":\"t\"}\n");
+    gr_column qa[] = {{"question", "q"}, {"answer", "r"}}, pc[] = {{"prompt", "q"}, {"completion", "r"}}, odd[] = {{"quest", "q"}};
     const char *format = "?";
     read_all(&got, &(gr_data_source){.path = folder, .columns = qa, .n_columns = 2}, &format);
     assert_string_equal(got.data, "user=a|assistant=b;user=c|assistant=d;");
@@ -378,13 +499,10 @@ static void test_source_options(void **state) {
     assert_string_equal(format, "prompt_completion");
     read_all(&got, &(gr_data_source){.path = path}, &format);
     assert_string_equal(format, "text");
-    read_all(&got,
-             &(gr_data_source){.path = path, .format = "question_answer", .columns = odd, .n_columns = 1},
-             NULL);
+    read_all(&got, &(gr_data_source){.path = path, .format = "question_answer", .columns = odd, .n_columns = 1}, NULL);
     assert_non_null(strstr(got.data, "columns: \"quest\" is no field of format question_answer"));
     read_all(&got, &(gr_data_source){.path = path, .format = "alpaca"}, NULL);
-    assert_non_null(
-        strstr(got.data, "format alpaca needs instruction and output, the keys here are: q, r, text"));
+    assert_non_null(strstr(got.data, "format alpaca needs instruction and output, the keys here are: q, r, text"));
     read_all(&got, &(gr_data_source){.path = path, .format = "alpacca"}, NULL);
     assert_non_null(strstr(got.data, "unknown format \"alpacca\" (did you mean alpaca?)"));
     read_all(&got, &(gr_data_source){.path = "/proc"}, NULL);
@@ -433,12 +551,9 @@ static void test_shared_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_messages),
-        cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_hostile_files),
-        cmocka_unit_test(test_source_options),
-        cmocka_unit_test(test_shared_files),
+        cmocka_unit_test(test_formats),       cmocka_unit_test(test_messages),       cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_hostile_files), cmocka_unit_test(test_encodings),      cmocka_unit_test(test_csv),
+        cmocka_unit_test(test_gzip),          cmocka_unit_test(test_source_options), cmocka_unit_test(test_shared_files),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
