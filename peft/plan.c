@@ -119,6 +119,7 @@ typedef struct what_if {
     int quantize;     /* gr_dtype, -1: not */
     double rank;      /* of the recipe's, as a factor */
     double length;    /* of the longest sample, likewise */
+    int64_t eval_rows; /* tokens evaluated at once at most, 0: as the recipe says */
 } what_if;
 
 static int64_t data_bytes(const gr_dataset *d) {
@@ -143,8 +144,9 @@ static int64_t shared_bytes(const gr_run *run, int64_t rows) {
     return GR_MIN(run->device->footprint(run->device->shared_bytes), bytes);
 }
 
-static int64_t evaluation_bytes(const gr_run *run) {
-    int64_t rows = run->eval ? gr_evaluate_rows(run->eval, run->r->eval_batch_tokens) : run->r->data_max_length;
+static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
+    int64_t wanted = at_once > 0 ? at_once : run->r->eval_batch_tokens;
+    int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
     gr_decoder_options o = {.max_tokens = rows};
     if (!run->eval && run->train) return 0;
     int64_t loss = run->device->footprint(gr_decoder_plan_bytes(run->model, &o)) + rows * BYTES_PER_ROW;
@@ -174,16 +176,18 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     a.trained = 4 * footprint((int64_t)((double)run->params->n_floats * w->rank) * (int64_t)sizeof(float));
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch = footprint(gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
-    a.evaluation = evaluation_bytes(run);
+    a.evaluation = evaluation_bytes(run, w->eval_rows);
     a.result = result_bytes(run);
     int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? 0 : a.result);
     a.total = a.program + a.data + a.base + a.made + a.trained + a.threads + (full ? GR_MAX(steps, a.result) : steps);
     return a;
 }
 
-static what_if as_it_is(const gr_run *run) { return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1}; }
+static what_if as_it_is(const gr_run *run) { return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0}; }
 
 /* ---- choosing ---- */
+
+enum { CHANGES = 7 };
 
 /* One more thing to change, in the order of what it costs, until the memory fits. */
 static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *out) {
@@ -201,12 +205,17 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
         gr_str_printf(out, "train.micro_batch_tokens=%lld", (long long)longest);
         return true;
     case 2:
+        if (!run->eval || memory_of(run, w).evaluation <= evaluation_bytes(run, longest)) return false;
+        w->eval_rows = longest;
+        gr_str_printf(out, "eval.batch_tokens=%lld", (long long)longest);
+        return true;
+    case 3:
         if (!run->adapter || w->quantize >= 0 || !plain || r->model_compute == GR_COMPUTE_INT8) return false;
         w->quantize = GR_DTYPE_NF4;
         gr_str_puts(out, "model.quantize=nf4");
         return true;
-    case 3:
     case 4:
+    case 5:
         if (longest < 64) return false;
         w->length /= 2;
         gr_str_printf(out, "data.max_length=%lld", (long long)((double)longest * w->length));
@@ -224,13 +233,13 @@ void gr_plan_advice(gr_run *run, gr_str *out) {
     gr_decoder_options kept = run->plan;
     what_if w = as_it_is(run);
     bool first = true;
-    for (int step = 0; step < 6; step++) {
+    for (int step = 0; step < CHANGES; step++) {
         gr_str one = {0};
         if (change(run, &w, step, longest, &one)) {
             int64_t total = memory_of(run, &w).total;
             gr_str_printf(out, "%s%s (%.2f GiB)", first ? "" : ", with it ", one.data ? one.data : "", (double)total / (1 << 30));
             first = false;
-            if (total <= run->memory_limit) step = 6;
+            if (total <= run->memory_limit) step = CHANGES;
         }
         gr_str_release(&one);
     }

@@ -43,4 +43,24 @@ refused() {
     found=$?
     if [ $found = "$code" ] && grep -qF -- "$words" "$WORK/refused.log"; then ok "$name"; else not_ok "$name" "code $found, expected $code and: $words" "$WORK/refused.log"; fi
 }
+# large_model DIR [FFN]: the tiny model with 20 layers of so many feed-forward units (10,000: 156 MB), all zeros, so that the file has
+# holes.
+large_model() {
+    local header="" at=0 end line shape n ffn=${2:-10000}
+    mkdir "$1"
+    cp "$TINY"/*.json "$TINY/chat_template.jinja" "$1"
+    sed -i 's/"intermediate_size": 160/"intermediate_size": '"$ffn"'/; s/"num_hidden_layers": 2/"num_hidden_layers": 20/' "$1/config.json"
+    while read -r line; do
+        shape=${line##*[} n=1
+        for size in ${shape//,/ }; do n=$((n * size)); done
+        end=$((at + 4 * n))
+        header+="${header:+,}$line],\"data_offsets\":[$at,$end]}"
+        at=$end
+    done < <(grep -aoE '"model[^"]*":\{"dtype":"F32","shape":\[[0-9,]+' "$TINY/model.safetensors" | sed -E 's/([[,])160/\1'"$ffn"'/' |
+        awk '/layers.0/ {for (i = 0; i < 20; i++) {l = $0; sub(/layers.0/, "layers." i, l); print l}} !/layers/')
+    while [ $(((${#header} + 2) % 8)) != 0 ]; do header+=" "; done
+    printf "$(printf '\\x%02x\\x%02x\\x%02x\\x00\\x00\\x00\\x00\\x00' $(((${#header} + 2) % 256)) $(((${#header} + 2) / 256 % 256)) 0)" >"$1/model.safetensors"
+    printf '{%s}' "$header" >>"$1/model.safetensors"
+    truncate -s $((8 + ${#header} + 2 + at)) "$1/model.safetensors"
+}
 finish() { exit $((n_failed > 0)); }

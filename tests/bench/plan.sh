@@ -1,8 +1,8 @@
 #!/bin/bash
-# plan.sh GRAFT MODEL.gguf [key=value ...] - what `graft plan` says of four kinds of runs beside the peak resident memory that they take:
+# plan.sh BUILD MODEL.gguf [key=value ...] - what `graft plan` says of four kinds of runs beside the peak resident memory that they take:
 # LoRA on a folder in bf16, LoRA on the GGUF, nf4, every weight. Each must be within 5 %. Takes some minutes and 4 GiB.
 set -eu
-graft=$(realpath "$1") model=$(realpath "$2")
+graft=$(realpath "$1/graft") peak=$(realpath "$1/tests/peak") model=$(realpath "$2")
 shift 2
 work=$(mktemp -d "${TMPDIR:-/tmp}/graft-plan-XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -22,8 +22,8 @@ run() {
     local name=$1 planned measured off
     shift
     planned=$("$graft" plan recipe.yaml "$@" --json 2>/dev/null | sed -n '/"memory": {/,/}/s/.*"total": \([0-9]*\).*/\1/p')
-    /usr/bin/time -f 'peak %M' "$graft" train recipe.yaml --overwrite "$@" >run.log 2>&1 || { cat run.log; exit 1; }
-    measured=$(($(sed -n 's/^peak //p' run.log) * 1024))
+    "$peak" peak.txt "$graft" train recipe.yaml --overwrite "$@" >run.log 2>&1 || { cat run.log; exit 1; }
+    measured=$(cat peak.txt)
     off=$(awk -v p="$planned" -v m="$measured" 'BEGIN {printf "%+.1f", 100 * (p - m) / m}')
     printf '%-6s planned %7.1f MB  measured %7.1f MB  %s %%\n' "$name" "$(awk "BEGIN {print $planned / 1e6}")" "$(awk "BEGIN {print $measured / 1e6}")" "$off"
     awk -v o="$off" 'BEGIN {exit !(o > 5 || o < -5)}' && failed=1

@@ -168,25 +168,6 @@ check "prompts alone == prompts together with int8 products" cmp q8.out alone.ou
 check "export a PEFT folder" "$GRAFT" export --adapter runs/a --format peft --out out/peft
 check "it holds the same matrices" cmp runs/a/adapter/adapter_model.safetensors out/peft/adapter_model.safetensors
 check "export a GGUF adapter" "$GRAFT" export --adapter runs/a --model "$TINY" --format gguf --out out/lora.gguf
-# large_model DIR: the tiny model with 20 layers of 10,000 feed-forward units: 156 MB, all zeros, so that the file has holes
-large_model() {
-    local header="" at=0 end line shape n
-    mkdir "$1"
-    cp "$TINY"/*.json "$TINY/chat_template.jinja" "$1"
-    sed -i 's/"intermediate_size": 160/"intermediate_size": 10000/; s/"num_hidden_layers": 2/"num_hidden_layers": 20/' "$1/config.json"
-    while read -r line; do
-        shape=${line##*[} n=1
-        for size in ${shape//,/ }; do n=$((n * size)); done
-        end=$((at + 4 * n))
-        header+="${header:+,}$line],\"data_offsets\":[$at,$end]}"
-        at=$end
-    done < <(grep -aoE '"model[^"]*":\{"dtype":"F32","shape":\[[0-9,]+' "$TINY/model.safetensors" | sed -E 's/([[,])160/\110000/' |
-        awk '/layers.0/ {for (i = 0; i < 20; i++) {l = $0; sub(/layers.0/, "layers." i, l); print l}} !/layers/')
-    while [ $(((${#header} + 2) % 8)) != 0 ]; do header+=" "; done
-    printf "$(printf '\\x%02x\\x%02x\\x%02x\\x00\\x00\\x00\\x00\\x00' $(((${#header} + 2) % 256)) $(((${#header} + 2) / 256 % 256)) 0)" >"$1/model.safetensors"
-    printf '{%s}' "$header" >>"$1/model.safetensors"
-    truncate -s $((8 + ${#header} + 2 + at)) "$1/model.safetensors"
-}
 if [ "${GRAFT_SANITIZE:-0}" = 1 ]; then
     skip "merging takes little memory" "sanitizers reserve their own"
 else
