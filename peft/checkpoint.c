@@ -33,9 +33,6 @@ static const field state_fields[] = {
 static const field identity_fields[] = {FIELD(data_key), FIELD(total_steps), FIELD(batch_size), FIELD(seed)};
 #undef FIELD
 
-static const char *const identity_meaning[] = {"other training data, template or tokenizer", "another number of steps",
-                                               "another train.batch_size", "another train.seed"};
-
 char *gr_checkpoint_folder(const char *output_dir, int64_t step) {
     return gr_format("%s/checkpoint-%lld", output_dir, (long long)step);
 }
@@ -125,6 +122,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
     GR_TRY(gr_h5_put_text(h, "recipe", id->recipe, err));
     GR_TRY(gr_h5_put_int(h, "n_tensors", p->n_items, err));
     GR_TRY(put_fields(h, state_fields, GR_LEN(state_fields), s, err));
+    GR_TRY(gr_h5_put_int(h, "compute_dtype", id->compute_dtype, err));
     GR_TRY(gr_h5_put_int(h, "evaluated_step", s->evaluated_step, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
     GR_TRY(put_tensors(h, p, err));
@@ -142,89 +140,43 @@ done:
     return st;
 }
 
-static bool is_key(const char *line, const char *const *keys, int n) { /* of "  key: value" */
-    for (int i = 0; i < n; i++)
-        if (gr_starts_with(line + 2, keys[i]) && line[2 + strlen(keys[i])] == ':') return true;
-    return false;
-}
-
-/* True for a line "  key: value" of a resolved recipe's section that makes the result. Memory never does; steps, batch size, seed and
- * what the data says are compared as numbers; where the weights began no longer matters. */
-static bool makes_result(const char *section, const char *line) {
-    static const char *const others[] = {"max_steps",  "num_train_epochs",       "batch_size",   "seed", "micro_batch_tokens",
-                                         "init_from", "gradient_checkpointing", "memory_limit", "on_nonfinite"};
-    static const char *const model[] = {"dtype", "compute", "quantize"}, *const data[] = {"shuffle"};
-    if (gr_starts_with(section, "model:")) return is_key(line, model, GR_LEN(model));
-    if (gr_starts_with(section, "data:")) return is_key(line, data, GR_LEN(data));
-    if (!gr_starts_with(section, "adapter:") && !gr_starts_with(section, "train:")) return false;
-    return !is_key(line, others, GR_LEN(others));
-}
-
-/* The first line in which two resolved recipes differ and that makes the result, in place in each; both have the same keys in the same
- * order. *section stands in `now`. */
-static bool find_difference(const char *before, const char *now, const char **section, const char **old_line, const char **new_line) {
-    *section = "";
-    while (*before && *now) {
-        size_t old_len = strcspn(before, "\n"), new_len = strcspn(now, "\n");
-        if (*now != ' ') *section = now;
-        *old_line = before;
-        *new_line = now;
-        if ((old_len != new_len || memcmp(before, now, old_len) != 0) && *now == ' ' && *before == ' ' && makes_result(*section, now)) return true;
-        before += old_len + (before[old_len] != 0);
-        now += new_len + (now[new_len] != 0);
-    }
-    return false;
-}
-
-static graft_status check_recipe(gr_h5 *h, const char *recipe, const char *path, graft_error *err) {
-    char *saved = NULL;
-    const char *section, *before, *now;
+/* The fields that tell what the run is, in saved; recipe is owned by the caller. */
+static graft_status get_identity(gr_h5 *h, gr_train_identity *saved, char **recipe, graft_error *err) {
     graft_status st;
-    GR_TRY(gr_h5_get_text(h, "recipe", &saved, err));
-    if (find_difference(saved, recipe, &section, &before, &now))
-        st = gr_fail(err, GRAFT_BAD_USAGE, "%s was made with \"%.*s\", the recipe now says %.*s.%.*s: resume with the same recipe, or start anew "
-                     "with --overwrite", path, (int)strcspn(before + 2, "\n"), before + 2, (int)strcspn(section, ":"), section,
-                     (int)strcspn(now + 2, "\n"), now + 2);
-done:
-    free(saved);
-    return st;
-}
-
-static graft_status check_identity(gr_h5 *h, const gr_train_identity *id, const char *path, graft_error *err) {
-    gr_train_identity saved;
-    graft_status st;
-    GR_TRY(get_fields(h, identity_fields, GR_LEN(identity_fields), &saved, err));
-    for (int i = 0; i < GR_LEN(identity_fields); i++) {
-        size_t at = identity_fields[i].offset;
-        if (memcmp((const char *)&saved + at, (const char *)id + at, sizeof(int64_t)) != 0)
-            return gr_fail(err, GRAFT_BAD_USAGE, "%s was made with %s than this recipe says: resume with the same recipe, or start anew "
-                           "with --overwrite", path, identity_meaning[i]);
-    }
-    GR_TRY(check_recipe(h, id->recipe, path, err));
+    GR_TRY(get_fields(h, identity_fields, GR_LEN(identity_fields), saved, err));
+    if (gr_h5_get_int(h, "compute_dtype", &saved->compute_dtype, NULL) != GRAFT_OK) saved->compute_dtype = -1; /* an older graft */
+    GR_TRY(gr_h5_get_text(h, "recipe", recipe, err));
+    saved->recipe = *recipe;
 done:
     return st;
 }
 
-graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, const gr_train_identity *id, graft_error *err) {
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check, const void *context,
+                                graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
+    gr_train_state state;
+    gr_train_identity saved;
     int64_t version, n_tensors;
-    char *path = gr_path_join(folder, "state.h5");
+    char *recipe = NULL, *path = gr_path_join(folder, "state.h5");
     if (!path) return gr_fail_memory(err, "checkpoint");
     GR_TRY(gr_h5_open(&h, path, err));
     GR_TRY(gr_h5_get_int(h, "graft_checkpoint_version", &version, err));
     if (version != CHECKPOINT_VERSION)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", path, (long long)version, CHECKPOINT_VERSION));
+    GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), &state, err));
+    if (gr_h5_get_int(h, "evaluated_step", &state.evaluated_step, NULL) != GRAFT_OK) state.evaluated_step = state.step; /* an older graft */
+    GR_TRY(get_identity(h, &saved, &recipe, err));
+    if (check) GR_TRY(check(context, folder, &saved, &state, err));
     GR_TRY(gr_h5_get_int(h, "n_tensors", &n_tensors, err));
     if (n_tensors != p->n_items)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
                        (long long)n_tensors, (long long)p->n_items));
-    if (id) GR_TRY(check_identity(h, id, path, err));
-    if (s) GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), s, err));
-    if (s && gr_h5_get_int(h, "evaluated_step", &s->evaluated_step, NULL) != GRAFT_OK) s->evaluated_step = s->step; /* an older graft */
     GR_TRY(get_tensors(h, p, s ? N_GROUPS : 1, path, err));
+    if (s) *s = state;
 done:
     gr_h5_close(h);
+    free(recipe);
     free(path);
     return st;
 }

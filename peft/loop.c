@@ -288,7 +288,10 @@ static graft_status begin(loop *l, graft_error *err) {
     int64_t patience = run->r->eval_early_stopping_patience;
     graft_status st = load_order(l, err);
     if (st == GRAFT_OK && run->state.step > 0) st = evaluate_and_save(l, true, err);
-    if (patience > 0 && run->state.evals_since_best >= patience) l->stop = true;
+    if (patience > 0 && run->state.evals_since_best >= patience) {
+        gr_note("the run has stopped early: with eval.early_stopping_patience raised, it goes on");
+        l->stop = true;
+    }
     return st;
 }
 

@@ -74,7 +74,7 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err) {
     run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
     run->log_every = r->log_every > 0 ? r->log_every : GR_MAX(1, run->total_steps / LOGGED_WINDOWS);
     run->identity = (gr_train_identity){.data_key = run->train ? (int64_t)run->train->key : 0, .total_steps = run->total_steps,
-                                        .batch_size = r->train_batch_size, .seed = r->train_seed};
+                                        .batch_size = r->train_batch_size, .seed = r->train_seed, .compute_dtype = gr_compute_type(r->model_dtype, run->device)};
 done:
     return st;
 }

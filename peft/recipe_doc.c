@@ -182,7 +182,7 @@ static void put_value(gr_str *out, const gr_key *k, const void *field, bool abso
 }
 
 void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out) {
-    put_value(out, k, (const char *)r + k->offset, false);
+    put_value(out, k, (const char *)r + k->offset, true);
 }
 
 static graft_status print_recipe(const gr_recipe *r, bool absolute, gr_str *out, graft_error *err) {

@@ -40,7 +40,7 @@ void gr_key_range(const gr_key *k, double *min, double *max);
 /* Choice i of an ENUM into out[32]; false past the last. */
 bool gr_key_choice(const gr_key *k, int i, char out[32]);
 
-/* The value of a key as the resolved recipe has it. */
+/* The value of a key as the resolved recipe of a run has it. */
 void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out);
 
 #endif

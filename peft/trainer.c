@@ -212,7 +212,7 @@ static graft_status export_result(gr_run *run, graft_error *err) {
     if (best_is_older && run->adapter) return GRAFT_OK;
     if (best_is_older) {
         char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
-        st = folder ? gr_checkpoint_load(folder, run->params, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
+        st = folder ? gr_checkpoint_load(folder, run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
         free(folder);
     }
     if (!run->adapter) { /* a whole model is written: the steps' scratch makes room */

@@ -3,7 +3,8 @@
 # BUILD is the build folder (default: build), SOURCE the repository. Each case ends in one line on stdout:
 #   ok NAME | not ok NAME (and why, indented) | skip NAME (why)
 # and the script's last call is `finish`.
-set -u
+set -uo pipefail
+export SHELLOPTS # also in the shells that checks start: a command that fails counts, whatever reads its output. Hence no grep -q behind a pipe.
 SOURCE=${SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 BUILD=$(cd "${BUILD:-$SOURCE/build}" && pwd)
 GRAFT=$BUILD/graft

@@ -23,7 +23,7 @@ export PKG_CONFIG_PATH=$WORK/$lib/pkgconfig LD_LIBRARY_PATH=$WORK/$lib
 check "the example compiles" cc -std=c11 -Wall -Wextra -Werror "$SOURCE/tests/e2e/example.c" $(pkg-config --cflags --libs graft) -o example
 check "the example trains and answers" ./example "$TINY" "$TINY/train.jsonl" run 'What is 3 + 4?' train.max_steps=4 \
     train.batch_size=4 data.cache=none model.dtype=fp32
-check "the example reports an error" bash -c './example nowhere nothing.jsonl run2 x 2>&1 | grep -q nowhere'
+check "the example reports an error" bash -c '! ./example nowhere nothing.jsonl run2 x 2>error.log && grep nowhere error.log'
 # shellcheck disable=SC2046 # flags
 check "the example links statically" cc -std=c11 "$SOURCE/tests/e2e/example.c" -I usr/include "$lib/libgraft.a" \
     $(pkg-config --static --libs graft | tr ' ' '\n' | grep -v -e '^-lgraft$') -o static-example
@@ -42,7 +42,7 @@ check "the example builds with it" cmake --build project/build
 check "and runs" env -u LD_LIBRARY_PATH project/build/example "$TINY" "$TINY/train.jsonl" run4 'What is 3 + 4?' train.max_steps=1 \
     train.batch_size=4 data.cache=none model.dtype=fp32
 sed -i 's/graft 0.1/graft 9.9/' project/CMakeLists.txt
-check "another version is not found" bash -c '! cmake -S project -B project/other -DCMAKE_PREFIX_PATH="$1/usr" 2>&1 | grep -q "Generating done"' _ "$WORK"
+check "another version is not found" bash -c '! cmake -S project -B project/other -DCMAKE_PREFIX_PATH="$1/usr" 2>cmake.log && grep -F graft cmake.log' _ "$WORK"
 if command -v c++ >/dev/null; then
     echo '#include <graft.h>' >header.cpp
     check "the header is C++ as well" c++ -std=c++11 -Wall -Wextra -Werror -fsyntax-only -I usr/include header.cpp
@@ -50,5 +50,5 @@ else
     skip "the header is C++ as well" "no c++ here"
 fi
 check "the installed program runs" usr/bin/graft version
-check "the man page formats" bash -c '! command -v man >/dev/null || man -l usr/share/man/man1/graft.1 | grep -q EXIT'
+check "the man page formats" bash -c '! command -v man >/dev/null || man -l usr/share/man/man1/graft.1 | grep EXIT'
 finish
