@@ -15,7 +15,6 @@ typedef struct gr_weight {
     gr_dtype dtype;
     int64_t rows, cols;
     const void *data;
-    uint64_t version; /* counts changes of a trained weight: a prepacked form is renewed when it differs */
 } gr_weight;
 
 /* One low-rank adapter of a linear. All pointers borrowed; a NULL gradient means frozen. */

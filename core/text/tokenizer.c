@@ -314,16 +314,6 @@ int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece) {
     return gr_table_find(&t->by_text, piece, (int64_t)strlen(piece));
 }
 
-int64_t gr_tokenizer_n_merges(const gr_tokenizer *t) {
-    return t->n_merges;
-}
-
-const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len) {
-    GR_ASSERT(i >= 0 && i < t->n_merges);
-    if (len) *len = t->merges[i].len;
-    return t->merges[i].text;
-}
-
 static graft_status open_gguf(gr_tokenizer **out, const char *path, graft_error *err) {
     gr_gguf *g = NULL;
     graft_status st = gr_gguf_open(&g, path, err);

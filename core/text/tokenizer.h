@@ -67,9 +67,6 @@ const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t);
 const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score, gr_piece_type *type);
 /* -1 when there is no such piece; exact vocabulary entry ("<|im_end|>"). */
 int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece);
-/* Merges of a BPE in rank order, "left right" as GGUF and tokenizer.json have them; n_merges is 0 for the others. */
-int64_t gr_tokenizer_n_merges(const gr_tokenizer *t);
-const char *gr_tokenizer_merge(const gr_tokenizer *t, int64_t i, int64_t *len);
 /* A model's embedding may have fewer rows than the tokenizer ids: a spare token is no fault until a text has it. BAD_INPUT naming
  * what ("prompt 1") and the first of ids[n] without a row, as a token. note_rows says beforehand, once, how many there are. */
 graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what, graft_error *err);
