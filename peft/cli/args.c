@@ -283,12 +283,27 @@ static void free_overrides(char **list, int n) {
     free(list);
 }
 
+/* An error about an override that an option made begins with the option as it was written. */
+static void name_option(const gr_args *a, char *const *list, graft_error *err) {
+    for (int i = 0, n = 0; i < a->n_given; i++) {
+        const gr_option *o = a->given[i].option;
+        if (!o->key) continue;
+        size_t len = strlen(list[n]);
+        bool found = strncmp(err->msg, list[n], len) == 0 && err->msg[len] == ':';
+        char *msg = found ? gr_format("--%s %.100s%s", o->name, a->given[i].value, err->msg + len) : NULL;
+        if (msg) snprintf(err->msg, sizeof err->msg, "%s", msg);
+        free(msg);
+        n++;
+    }
+}
+
 graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
                             graft_error *err) {
     char **list;
     int n;
     graft_status st = overrides(a, first_override, &list, &n, err);
-    if (st == GRAFT_OK) st = gr_recipe_load(out, path, (const char *const *)list, n, err);
+    if (st == GRAFT_OK && (st = gr_recipe_load(out, path, (const char *const *)list, n, err)) != GRAFT_OK && err)
+        name_option(a, list, err);
     free_overrides(list, n);
     return st;
 }

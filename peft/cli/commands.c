@@ -34,7 +34,7 @@ static const gr_option text_options[] = {
 };
 
 static const gr_option sampling[] = {
-    {"max-tokens", "N", "new tokens at most", NULL},
+    {"max-tokens", "N", "new tokens at most (256; in chat 512)", NULL},
     {"temperature", "T", "0 (the default): the best token each time", NULL},
     {"top-k", "K", "sample among the K best tokens; 0: all", NULL},
     {"top-p", "P", "sample among the best tokens that sum to P", NULL},

@@ -65,7 +65,8 @@ says "an unknown topic" 2 'no help on "recipes" (did you mean recipe?); there is
 says "an option where a value belongs" 2 "--prompt needs a value: --prompt TEXT (a value of that form: --prompt=...)" "$GRAFT" generate --prompt --model x
 says "a value that looks like an option" 0 "" "$GRAFT" generate --model "$TINY" --prompt=--model --max-tokens 1
 says "the last option without its value" 2 "--model needs a value: --model PATH" "$GRAFT" generate --model
-for option in '--dtype fp12|model.dtype' '--device cuda|cuda is not in this version' '--device gpu|auto|cpu' '--threads 0|threads' '--template klingon|chatml' \
+for option in '--dtype fp12|error: --dtype fp12: model.dtype' '--device cuda|error: --device cuda: device: cuda is not in this version' '--device gpu|auto|cpu' \
+    '--threads 0|error: --threads 0' '--template klingon|error: --template klingon: data.template: unknown template' \
     '--compute fast|exact' '--quantize q9|nf4'; do
     # shellcheck disable=SC2086 # two words
     says "${option%%|*}" 2 "${option#*|}" "$GRAFT" generate --model "$TINY" --prompt x ${option%%|*}

@@ -93,7 +93,7 @@ static void check_linear(gr_device *d) {
     const int64_t sizes[] = {N * K, N * K, O * K, O, R * K, O * R, N * O};
     for (int i = 0; i < 7; i++) fill(inputs[i], sizes[i], 10 + i);
     t.lora = (gr_lora){.rank = R, .scale = 0.7f, .A = t.A, .B = t.B, .dA = dA, .dB = dB};
-    t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w, 0}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = dw, .dbias = dbias};
+    t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = dw, .dbias = dbias};
     const gr_linear *group = &t.l;
     for (int tied = 0; tied < 2; tied++) {
         t.tied = tied;
@@ -180,7 +180,7 @@ static double rope_loss(gr_device *d, void *context) {
 /* The table [5, F] is x; embed_forward reads it, embed_backward adds to its gradient. */
 static double embed_loss(gr_device *d, void *context) {
     rows *t = context;
-    gr_weight table = {GR_DTYPE_F32, N, F, t->x, 0};
+    gr_weight table = {GR_DTYPE_F32, N, F, t->x};
     d->ops->embed_forward(d, t->y, &table, t->ids, N, 1.3f);
     return dot(t->y, t->dy, N * F);
 }
