@@ -87,6 +87,5 @@ graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows
 graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
 /* The base that the file names, owned; NULL when it names none. */
 graft_status gr_gguf_lora_base(char **base, const char *path, graft_error *err);
-bool gr_is_gguf(const char *path); /* by its first bytes */
 
 #endif

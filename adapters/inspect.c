@@ -1,6 +1,7 @@
 /* What is this path, and what is in it? Every kind of file becomes the same description (a JSON object: path,
  * kind, facts, tensors), which is printed as it is or as a table. */
 #include "adapters/export.h"
+#include "adapters/impl.h"
 
 #include <dirent.h>
 #include <jansson.h>
@@ -52,6 +53,14 @@ static graft_status describe_safetensors(description *d, const char *path, graft
     if (!d->kind) d->kind = "safetensors";
     for (int64_t i = 0; i < gr_safetensors_count(files); i++)
         add_file_tensor(d, gr_safetensors_get(files, i));
+    const char *type;
+    for (int64_t i = 0; gr_safetensors_odd(files, i, &type); i++) { /* of types that graft does not compute with */
+        const gr_tensor *t = gr_safetensors_odd(files, i, &type);
+        int64_t n = t->n_dims < 0 ? 0 : 1;
+        for (int k = 0; k < t->n_dims; k++)
+            if (t->shape[k] < 0 || !gr_mul_ok(&n, n, t->shape[k])) n = 0;
+        add_tensor(d, t->name, type, GR_MAX(t->n_dims, 0), t->shape, n, t->n_bytes);
+    }
     gr_safetensors_close(files);
     return GRAFT_OK;
 }
@@ -142,6 +151,16 @@ done:
     return st;
 }
 
+/* What the file leaves out of its tokenizer, and what is taken. */
+static void add_silences(description *d, const gr_gguf *g) {
+    const char *model = "";
+    if (!gr_gguf_has(g, "tokenizer.ggml.model") || gr_gguf_get_string(g, "tokenizer.ggml.model", &model, NULL, NULL) != GRAFT_OK) return;
+    if (strcmp(model, "gpt2") == 0 && !gr_gguf_has(g, "tokenizer.ggml.pre"))
+        json_object_set_new(d->facts, "tokenizer.ggml.pre", json_string("(missing: llama.cpp's default)"));
+    if (!gr_gguf_has(g, "tokenizer.ggml.add_bos_token"))
+        json_object_set_new(d->facts, "tokenizer.ggml.add_bos_token", json_string("(missing: as llama.cpp decides)"));
+}
+
 static graft_status describe_gguf(description *d, const char *path, graft_error *err) {
     gr_gguf *g;
     const char *type = "";
@@ -154,6 +173,7 @@ static graft_status describe_gguf(description *d, const char *path, graft_error 
         const char *key = gr_gguf_key(g, i, &value);
         GR_TRY(add_gguf_key(d, g, key, value, err));
     }
+    add_silences(d, g);
     for (int64_t i = 0; i < gr_gguf_n_tensors(g); i++) add_file_tensor(d, gr_gguf_tensor(g, i));
 done:
     gr_gguf_close(g);
@@ -245,6 +265,39 @@ static char *present(const char *folder, const char *name) {
     return NULL;
 }
 
+/* PEFT's or mlx-lm's: the configuration, and the matrices where they are. */
+static graft_status describe_adapter(description *d, const char *folder, const char *config, graft_error *err) {
+    graft_status st;
+    char *tensors = present(folder, GR_ADAPTER_TENSORS), *mlx = tensors ? NULL : present(folder, GR_MLX_TENSORS);
+    d->kind = mlx ? "mlx-lm adapter" : "PEFT adapter";
+    GR_TRY(add_json_file(d, config, err));
+    if (!mlx && !tensors) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s/%s is missing", folder, GR_ADAPTER_TENSORS));
+    GR_TRY(describe_safetensors(d, mlx ? mlx : tensors, err));
+done:
+    free(tensors);
+    free(mlx);
+    return st;
+}
+
+/* Nothing of graft's or of others' lies in the folder itself: an adapter in a sub-folder may. */
+static graft_status describe_inside(description *d, const char *path, graft_error *err) {
+    char *place = NULL, *config = NULL;
+    graft_status st;
+    if (!gr_adapter_is(path))
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: a folder without adapter_config.json, config.json, recipe.yaml or state.h5: "
+                       "nothing graft knows",
+                       path);
+    GR_TRY(gr_adapter_locate(&place, path, err));
+    config = gr_path_join(place, GR_ADAPTER_CONFIG);
+    if (!config) GR_TRY(gr_fail_memory(err, path));
+    GR_TRY(describe_adapter(d, place, config, err));
+done:
+    free(place);
+    free(config);
+    return st;
+}
+
 static graft_status describe_folder(description *d, const char *path, graft_error *err) {
     graft_status st;
     char *adapter = present(path, "adapter_config.json"), *state = present(path, "state.h5"),
@@ -252,9 +305,7 @@ static graft_status describe_folder(description *d, const char *path, graft_erro
     char *config = present(path, "config.json"), *weights = present(path, "model.safetensors");
     if (!weights) weights = present(path, "model.safetensors.index.json");
     if (adapter) {
-        d->kind = "PEFT adapter";
-        GR_TRY(add_json_file(d, adapter, err));
-        GR_TRY(describe_safetensors(d, path, err));
+        GR_TRY(describe_adapter(d, path, adapter, err));
     } else if (state) {
         GR_TRY(describe_h5(d, state, err));
     } else if (recipe) {
@@ -264,10 +315,7 @@ static graft_status describe_folder(description *d, const char *path, graft_erro
         GR_TRY(describe_config(d, config, err));
         if (weights) GR_TRY(describe_safetensors(d, path, err));
     } else {
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s: a folder without adapter_config.json, config.json, recipe.yaml or state.h5: "
-                     "nothing graft knows",
-                     path);
+        st = describe_inside(d, path, err);
     }
 done:
     free(adapter);

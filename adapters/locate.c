@@ -7,6 +7,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/sniff.h"
 
 static bool has_file(const char *folder, const char *name) {
     char *path = gr_path_join(folder, name);
@@ -15,12 +16,18 @@ static bool has_file(const char *folder, const char *name) {
     return found;
 }
 
-bool gr_is_gguf(const char *path) {
-    char magic[4] = "";
+/* The first bytes of a file, how many; 0 for what is none. */
+static int64_t read_head(const char *path, char head[GR_SNIFF_BYTES]) {
     FILE *f = gr_is_dir(path) ? NULL : fopen(path, "re");
-    bool yes = f && fread(magic, 1, 4, f) == 4 && memcmp(magic, "GGUF", 4) == 0;
+    int64_t n = f ? (int64_t)fread(head, 1, GR_SNIFF_BYTES, f) : 0;
     if (f) fclose(f);
-    return yes;
+    return n;
+}
+
+static bool is_gguf(const char *path) {
+    char head[GR_SNIFF_BYTES];
+    int64_t n = read_head(path, head);
+    return gr_sniff(head, n, NULL) == GR_KIND_GGUF;
 }
 
 /* The sub-folders that hold an adapter: how many, the first by name in *name (owned), all of them in list. */
@@ -59,15 +66,17 @@ static graft_status not_found(const char *path, graft_error *err) {
                        path, GR_ADAPTER_CONFIG);
     if (has_file(path, "state.h5"))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a run gives is in "
+                       "%s is a checkpoint without an adapter, of a run of method full or of an older graft: "
+                       "what such a run gives is in "
                        "its own folder",
                        path);
     if (has_file(path, "config.json"))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: no %s in it: this is a model, not an adapter", path,
                        GR_ADAPTER_CONFIG);
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: no %s in it: expected a PEFT adapter folder, or a run of graft or one of its checkpoints", path,
-                   GR_ADAPTER_CONFIG);
+    return gr_fail(
+        err, GRAFT_BAD_INPUT,
+        "%s: no %s in it: expected a PEFT adapter folder, or a run of graft or one of its checkpoints", path,
+        GR_ADAPTER_CONFIG);
 }
 
 static graft_status in_folder(char **place, const char *path, graft_error *err) {
@@ -99,7 +108,8 @@ done:
 static graft_status named_file(char **place, const char *path, graft_error *err) {
     static const char *const pickles[] = {".bin", ".pt", ".pth", ".ckpt"};
     const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
-    if (gr_is_gguf(path)) {
+    char head[GR_SNIFF_BYTES];
+    if (is_gguf(path)) {
         *place = gr_strdup(path);
         return *place ? GRAFT_OK : gr_fail_memory(err, path);
     }
@@ -110,6 +120,8 @@ static graft_status named_file(char **place, const char *path, graft_error *err)
                 "%s is a pickle of PyTorch, which graft does not read: load it with PEFT and save it with "
                 "safe_serialization=True",
                 path);
+    if (gr_ends_with(path, ".gguf"))
+        return gr_expect_kind(head, read_head(path, head), GR_KIND_GGUF, "a GGUF LoRA", path, err);
     if (strcmp(name, GR_ADAPTER_TENSORS) != 0 && strcmp(name, GR_MLX_TENSORS) != 0 &&
         strcmp(name, GR_ADAPTER_CONFIG) != 0)
         return gr_fail(err, GRAFT_BAD_INPUT,
@@ -139,7 +151,7 @@ bool gr_adapter_is(const char *path) {
         yes = !has_file(path, "config.json") &&
               (has_file(path, GR_ADAPTER_CONFIG) || has_file(path, "adapter") ||
                (!has_file(path, "recipe.yaml") && find_inside(path, &name, &list) == 1));
-    } else if (gr_is_gguf(path) && gr_gguf_open(&g, path, NULL) == GRAFT_OK) {
+    } else if (is_gguf(path) && gr_gguf_open(&g, path, NULL) == GRAFT_OK) {
         yes = gr_gguf_has(g, "general.type") &&
               gr_gguf_get_string(g, "general.type", &type, NULL, NULL) == GRAFT_OK &&
               strcmp(type, "adapter") == 0;

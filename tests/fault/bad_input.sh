@@ -197,6 +197,10 @@ model m && rm m/tokenizer.json
 bad 3 "no tokenizer" "m tokenizer" generate --model m
 model m && truncate -s 9000 m/tokenizer.json
 bad 3 "tokenizer.json is cut" "m/tokenizer.json" generate --model m
+model m && sed -i 's/"normalizer": null/"normalizer": {"type": "Lowercase"}/' m/tokenizer.json
+bad 3 "a normalizer that is not known" "m/tokenizer.json Lowercase" generate --model m
+model m && sed -i 's/"lstrip": false/"lstrip": true/' m/tokenizer.json
+bad 3 "a tokenizer that GGUF cannot hold" "GGUF ids lstrip" "$GRAFT" merge --model m --format gguf --out out
 model m && sed -i '0,/"id": 0,/s//"id": 700, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
 bad 3 "a prompt with a token beyond the embedding" "prompt <far> 700 640" generate --model m --template none --prompt "x <far>"
 data '{"text": "x <far>"}\n' d.jsonl
@@ -322,6 +326,24 @@ adapter && put a/adapter_model.safetensors 39000 '\377\377\377\377\377\377\377\3
 bad 3 "NaN in an adapter" "a/adapter_model.safetensors lora" with_a
 adapter && sed -i '1s/layers.1.mlp.up_proj.lora_B/layers.1.mlp.up_prjo.lora_B/' a/adapter_model.safetensors
 bad 3 "adapter: misnamed tensor" "a/adapter_model.safetensors up_pr" with_a
+adapter && sed -i '1s/"dtype":"F32"/"dtype":"I32"/' a/adapter_model.safetensors
+bad 3 "adapter: a matrix in I32" "a/adapter_model.safetensors lora_ I32 F64" with_a
+adapter && sed -i '/model.layers.1.mlp.up_proj/d' a/adapter_config.json
+bad 3 "adapter: a matrix that is no target" "a/adapter_config.json model.layers.1.mlp.up_proj" with_a
+adapter && sed -i 's/"model.layers.1.mlp.up_proj"/"lm_head", &/' a/adapter_config.json
+bad 3 "adapter: a target without a matrix" "a/adapter_config.json lm_head saved" with_a
+adapter && mv a/adapter_model.safetensors a/adapter_model.bin
+bad 3 "adapter as a pickle" "a/adapter_model.bin safe_serialization" generate --model "$TINY" --adapter a/adapter_model.bin
+adapter && mv a/adapter_model.safetensors a/adapters.safetensors && echo '{"fine_tune_type": "dora"}' >a/adapter_config.json
+bad 3 "an mlx-lm adapter of DoRA" "a/adapter_config.json dora" with_a
+"$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out lora.gguf >export.log 2>&1 || not_ok "GGUF LoRA: a file to damage" "export failed" export.log
+bad 3 "GGUF LoRA of another model" "lora.gguf general.architecture" generate --model "$QWEN" --adapter lora.gguf
+cp base.gguf model.gguf
+bad 3 "a model as adapter" "model.gguf no adapter" generate --model "$TINY" --adapter model.gguf
+truncate -s 3000 lora.gguf
+bad 3 "GGUF LoRA: truncated" "lora.gguf" generate --model "$TINY" --adapter lora.gguf
+data "$pointer" lora.gguf
+bad 3 "a git-LFS pointer as adapter" "lora.gguf git-LFS" generate --model "$TINY" --adapter lora.gguf
 head -c 5000 /dev/zero >junk
 bad 3 "inspect what is nothing" "junk" "$GRAFT" inspect junk
 
