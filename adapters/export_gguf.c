@@ -110,6 +110,21 @@ static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
     }
 }
 
+/* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named chat templates. */
+static void copy_tokenizer(const gr_gguf *g, gr_gguf_builder *b) {
+    static const char *const anew[] = {"bos", "eos", "unknown", "padding"};
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
+        const char *key = gr_gguf_key(g, i, NULL);
+        bool id = gr_starts_with(key, "tokenizer.ggml.") && gr_ends_with(key, "_token_id"), written = false;
+        for (int k = 0; id && k < GR_LEN(anew); k++) {
+            const char *name = key + strlen("tokenizer.ggml.");
+            written |= gr_starts_with(name, anew[k]) && strcmp(name + strlen(anew[k]), "_token_id") == 0;
+        }
+        if ((id && !written) || gr_starts_with(key, "tokenizer.chat_template.") || strcmp(key, "tokenizer.chat_templates") == 0)
+            gr_gguf_put_copy(b, g, key);
+    }
+}
+
 static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, graft_error *err) {
     const char *base = gr_weights_path(job->m->weights), *slash = strrchr(base, '/'),
                *name = slash && slash[1] ? slash + 1 : base;
@@ -122,7 +137,10 @@ static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, gr
     gr_gguf_put_string(b, "general.name", name);
     gr_gguf_put_u32(b, "general.file_type", file_type(job->dtype));
     gr_gguf_put_u32(b, "general.quantization_version", 2);
-    if (g) copy_general(g, b);
+    if (g) {
+        copy_general(g, b);
+        copy_tokenizer(g, b);
+    }
     return gr_tokenizer_save_gguf(job->tokenizer, job->config.vocab, b, err);
 }
 

@@ -296,6 +296,7 @@ graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_err
     c->pad = token_id(g, "tokenizer.ggml.padding_token_id");
     gr_config_add_stop(c, c->eos);
     gr_config_add_stop(c, token_id(g, "tokenizer.ggml.eot_token_id"));
+    gr_config_add_stop(c, token_id(g, "tokenizer.ggml.eom_token_id")); /* ends an answer in llama.cpp as well */
     GR_TRY(gr_config_check(c, gr_gguf_path(g), err));
 done:
     return st;

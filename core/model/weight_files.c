@@ -111,8 +111,9 @@ graft_status gr_weight_files_missing(const gr_weight_files *f, const char *name,
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor lm_head.weight is missing (expected %lld x %lld): if the model's head is its "
                        "embedding, config.json should say \"tie_word_embeddings\": true", path, (long long)e->view.rows,
                        (long long)e->view.cols);
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is missing (expected %lld x %lld)", path, name, (long long)e->view.rows,
-                   (long long)e->view.cols);
+    bool others = f->n > 0 && strcmp(name, "model.embed_tokens.weight") == 0; /* the first one: names of another program? */
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is missing (expected %lld x %lld)%s%s", path, name, (long long)e->view.rows,
+                   (long long)e->view.cols, others ? "; the file has names such as " : "", others ? f->items[0].tensor->name : "");
 }
 
 /* Tables that programs computed from the configuration and saved. */

@@ -301,6 +301,8 @@ static void add_licence(const char *from, const char *to) {
     gr_gguf_put_string(&b, "general.license", "apache-2.0");
     gr_gguf_put_strings(&b, "general.tags", (const char *const[]){"a", "bc"}, NULL, 2);
     gr_gguf_put_string(&b, "general.quantized_by", "somebody");
+    gr_gguf_put_u32(&b, "tokenizer.ggml.eom_token_id", 7);
+    gr_gguf_put_string(&b, "tokenizer.chat_template.rag", "rag");
     gr_tensor *list = gr_calloc(gr_gguf_n_tensors(g), sizeof *list);
     for (int64_t i = 0; i < gr_gguf_n_tensors(g); i++) list[i] = *gr_gguf_tensor(g, i);
     assert_ok(gr_gguf_write(to, &b, list, gr_gguf_n_tensors(g), same_data, g, &err));
@@ -344,12 +346,14 @@ static void test_what_goes_along(void **state) {
     assert_ok(gr_gguf_array_string(g, "general.tags", 1, &text, &n, &err));
     assert_true(n == 2 && memcmp(text, "bc", 2) == 0);
     assert_false(gr_gguf_has(g, "general.quantized_by")); /* of the file, not of the model */
+    assert_true(gr_gguf_has(g, "tokenizer.ggml.eom_token_id") && gr_gguf_has(g, "tokenizer.chat_template.rag"));
     assert_ok(gr_gguf_get_string(g, "general.architecture", &arch, NULL, &err));
     assert_string_equal(arch, "llama");
     assert_ok(gr_gguf_get_int(g, "llama.attention.sliding_window", &window, &err));
     assert_int_equal(window, 128);
     gr_gguf_close(g);
     merge_plain(at("again.gguf"), t, GR_FORMAT_HF, at("back")); /* a mistral again */
+    assert_holds(at("back/generation_config.json"), "7"); /* ends an answer, as in llama.cpp */
     assert_holds(at("back/config.json"), "\"model_type\": \"mistral\"");
     assert_holds(at("back/config.json"), "\"sliding_window\": 128");
     gr_tokenizer_free(t);
