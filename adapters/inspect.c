@@ -4,11 +4,15 @@
 #include "adapters/impl.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "core/base/file.h"
+#include "core/base/output.h"
 #include "core/base/sniff.h"
 #include "core/io/h5.h"
 
@@ -228,6 +232,39 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+/* A run's log is locked while it runs. */
+static bool is_running(const char *folder) {
+    char *path = gr_path_join(folder, "run.log");
+    int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    bool running = fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) != 0;
+    if (fd >= 0) close(fd);
+    free(path);
+    return running;
+}
+
+/* What the mark of a run tells, line by line: status, base, data, best step ... */
+static void add_mark(description *d, const char *folder, const char *mark) {
+    for (const char *line = strchr(mark, '\n'), *end; line && line[1]; line = end) {
+        const char *colon = strstr(++line, ": ");
+        end = strchr(line, '\n');
+        if (!colon || (end && colon > end)) continue;
+        char *key = gr_strndup(line, colon - line);
+        const char *text = colon + 2;
+        int64_t len = end ? end - text : (int64_t)strlen(text);
+        json_t *before = key ? json_object_get(d->facts, key) : NULL;
+        if (key && strcmp(key, "status") == 0 && len == 7 && strncmp(text, "running", 7) == 0 && !is_running(folder)) {
+            add_text(d, key, "killed", 6); /* it could not say how it ended */
+        } else if (before) { /* a list: data */
+            char *both = gr_format("%s, %.*s", json_string_value(before), (int)len, text);
+            if (both) add_text(d, key, both, (int64_t)strlen(both));
+            free(both);
+        } else if (key) {
+            add_text(d, key, text, len);
+        }
+        free(key);
+    }
+}
+
 /* What a run's folder holds, and how far it came. */
 static graft_status describe_run(description *d, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -235,7 +272,10 @@ static graft_status describe_run(description *d, const char *path, graft_error *
     int64_t n = 0, capacity = 0;
     json_t *contents = json_array();
     DIR *dir = opendir(path);
+    char *mark = gr_mark_read(path), *base = NULL;
     d->kind = "run";
+    if (mark) add_mark(d, path, mark);
+    else if (gr_adapter_base(&base, path, NULL) == GRAFT_OK) add_text(d, "base", base, (int64_t)strlen(base));
     if (!dir) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
     for (struct dirent *e; (e = readdir(dir));) {
         if (e->d_name[0] == '.') continue;
@@ -249,6 +289,8 @@ static graft_status describe_run(description *d, const char *path, graft_error *
     if (!state) GR_TRY(gr_fail_memory(err, path));
     if (gr_exists(state)) GR_TRY(add_json_file(d, state, err));
 done:
+    free(mark);
+    free(base);
     for (int64_t i = 0; i < n; i++) free(names[i]);
     free(names);
     free(state);
@@ -304,11 +346,12 @@ static graft_status describe_folder(description *d, const char *path, graft_erro
          *recipe = present(path, "recipe.yaml");
     char *config = present(path, "config.json"), *weights = present(path, "model.safetensors");
     if (!weights) weights = present(path, "model.safetensors.index.json");
-    if (adapter) {
-        GR_TRY(describe_adapter(d, path, adapter, err));
-    } else if (state) {
+    if (state) {
         GR_TRY(describe_h5(d, state, err));
-    } else if (recipe) {
+        json_object_set_new(d->facts, "adapter", json_boolean(adapter != NULL)); /* is it one as well? */
+    } else if (adapter) {
+        GR_TRY(describe_adapter(d, path, adapter, err));
+    } else if (recipe || gr_is_marked(path, "run")) {
         GR_TRY(describe_run(d, path, err));
     } else if (config) {
         if (weights) d->kind = "Hugging Face model";
@@ -356,11 +399,51 @@ static void print_text(FILE *out, const char *text, size_t width) {
     if (shown < n) fprintf(out, "... (%zu bytes)", n);
 }
 
+/* A tensor's line in the table but for its count; with grouped, numbers between dots are a star: all layers in one line. */
+static void tensor_line(const json_t *tensor, bool grouped, gr_str *line) {
+    const json_t *item;
+    size_t j;
+    gr_str shape = {0};
+    json_array_foreach(json_object_get(tensor, "shape"), j, item)
+        gr_str_printf(&shape, "%s%lld", j ? " x " : "", (long long)json_integer_value(item));
+    gr_str_printf(line, "%-5s %-16s ", json_string_value(json_object_get(tensor, "dtype")), shape.data ? shape.data : "");
+    for (const char *c = json_string_value(json_object_get(tensor, "name")), *start = c; *c; c++) {
+        size_t digits = grouped && c > start && c[-1] == '.' ? strspn(c, "0123456789") : 0;
+        if (digits > 0 && c[digits] == '.') {
+            gr_str_putc(line, '*');
+            c += digits - 1;
+        } else {
+            gr_str_putc(line, *c);
+        }
+    }
+    gr_str_release(&shape);
+}
+
+/* Line by line; those of a checkpoint by kind, which has each of its matrices three times. */
+static void print_tensors(const description *d, FILE *out) {
+    bool grouped = strcmp(d->kind, "checkpoint") == 0;
+    json_t *groups = json_object(), *tensor, *count; /* line -> how many */
+    const char *text;
+    size_t i;
+    json_array_foreach(d->tensors, i, tensor) {
+        gr_str line = {0};
+        tensor_line(tensor, grouped, &line);
+        if (!grouped && line.data) fputs("  ", out), print_text(out, line.data, 192), fputc('\n', out);
+        else if (line.data) json_object_set_new(groups, line.data, json_integer(1 + json_integer_value(json_object_get(groups, line.data))));
+        gr_str_release(&line);
+    }
+    json_object_foreach(groups, text, count) {
+        fprintf(out, "  %4lld x ", (long long)json_integer_value(count));
+        print_text(out, text, 192);
+        fputc('\n', out);
+    }
+    json_decref(groups);
+}
+
 static void print_table(const description *d, const char *path, FILE *out) {
     enum { TEXT_WIDTH = 80, KEY_WIDTH = 28 };
     const char *key;
-    json_t *value, *item;
-    size_t i, j;
+    json_t *value;
     fprintf(out, "%s: %s\n", path, d->kind);
     json_object_foreach(d->facts, key, value) {
         char *text =
@@ -370,16 +453,7 @@ static void print_table(const description *d, const char *path, FILE *out) {
         fputc('\n', out);
         free(text);
     }
-    json_array_foreach(d->tensors, i, value) {
-        gr_str shape = {0};
-        json_array_foreach(json_object_get(value, "shape"), j, item)
-            gr_str_printf(&shape, "%s%lld", j ? " x " : "", (long long)json_integer_value(item));
-        fprintf(out, "  %-5s %-16s ", json_string_value(json_object_get(value, "dtype")),
-                shape.data ? shape.data : "");
-        print_text(out, json_string_value(json_object_get(value, "name")), 160);
-        fputc('\n', out);
-        gr_str_release(&shape);
-    }
+    print_tensors(d, out);
     if (json_array_size(d->tensors) > 0)
         fprintf(out, "%zu tensors, %lld elements, %.1f MB\n", json_array_size(d->tensors),
                 (long long)d->n_elements, (double)d->n_bytes / 1e6);

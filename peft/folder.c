@@ -136,6 +136,13 @@ static void time_text(char out[32], int64_t t) {
     if (!localtime_r(&when, &parts) || strftime(out, 32, "%Y-%m-%d %H:%M:%S %z", &parts) == 0) out[0] = '\0';
 }
 
+/* From the root on, so that it is found from everywhere. */
+static void put_path(gr_str *out, const char *key, const char *path) {
+    char *whole = gr_exists(path) ? gr_path_absolute(path) : NULL;
+    gr_str_printf(out, "%s: %s\n", key, whole ? whole : path);
+    free(whole);
+}
+
 /* The run's mark, which also tells what it is about: `graft inspect` shows it. */
 static graft_status write_mark(const gr_run *run, const char *status, const char *error, graft_error *err) {
     const gr_recipe *r = run->r;
@@ -144,8 +151,8 @@ static graft_status write_mark(const gr_run *run, const char *status, const char
     char *path = gr_path_join(r->_output_dir, GR_MARK_FILE);
     gr_str_printf(&text, "graft %s run\nstatus: %s\n", GRAFT_VERSION, status);
     if (error) gr_str_printf(&text, "error: %s\n", error);
-    gr_str_printf(&text, "base: %s\n", r->model_base);
-    for (int i = 0; i < r->data_train.n; i++) gr_str_printf(&text, "data: %s\n", r->data_train.items[i].path);
+    put_path(&text, "base", r->model_base);
+    for (int i = 0; i < r->data_train.n; i++) put_path(&text, "data", r->data_train.items[i].path);
     gr_str_printf(&text, "step: %lld of %lld\n", (long long)run->state.step, (long long)run->total_steps);
     if (run->state.best_step >= 0)
         gr_str_printf(&text, "best: step %lld, eval loss %.4f\n", (long long)run->state.best_step, run->state.best_eval_loss);
@@ -269,12 +276,18 @@ done:
 /* ---- the end ---- */
 
 graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
+    /* The best adapter is always exported; a checkpoint of it is there when one was due. */
+    char *checkpoint = run->state.best_step >= 0 && run->adapter ? gr_checkpoint_folder(run->r->_output_dir, run->state.best_step) : NULL;
+    char *adapter = checkpoint && !gr_exists(checkpoint) && run->r->save_best ? gr_path_join(run->r->_output_dir, "adapter") : NULL;
     gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
                           .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
                           .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
-                          .best_step = run->state.best_step, .global_step = run->state.step,
+                          .best_step = run->state.best_step, .best_folder = adapter, .global_step = run->state.step,
                           .epoch = (double)run->state.step / (double)GR_MAX(run->steps_per_epoch, 1)};
-    return gr_metrics_save(run->metrics, &facts, err);
+    graft_status st = gr_metrics_save(run->metrics, &facts, err);
+    free(checkpoint);
+    free(adapter);
+    return st;
 }
 
 void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {

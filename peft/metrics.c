@@ -312,7 +312,9 @@ static void put_state(gr_str *s, gr_metrics *m, const gr_run_facts *facts) {
     put_named_real(s, "best_metric", facts->best_metric);
     gr_str_puts(s, "  \"best_model_checkpoint\": ");
     char *best =
-        facts->best_step < 0 ? NULL : gr_format("%s/checkpoint-%lld", m->folder, (long long)facts->best_step);
+        facts->best_step < 0   ? NULL
+        : facts->best_folder ? gr_strdup(facts->best_folder)
+                             : gr_format("%s/checkpoint-%lld", m->folder, (long long)facts->best_step);
     if (best)
         put_json_string(s, best);
     else

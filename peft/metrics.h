@@ -22,6 +22,7 @@ typedef struct gr_run_facts { /* what trainer_state.json says of the run as a wh
     double num_train_epochs;
     double best_metric; /* NaN: none yet */
     int64_t best_step;  /* -1: none */
+    const char *best_folder; /* that holds it; NULL: the checkpoint of best_step */
     int64_t global_step; /* steps done and the epoch they reached; 0: those of the last row */
     double epoch;
 } gr_run_facts;

@@ -125,8 +125,7 @@ graft_status gr_output_check(const gr_output *o, graft_error *err) {
 
 /* ---- the mark ---- */
 
-/* The mark's text (owned), NULL when there is none. */
-static char *read_mark(const char *folder) {
+char *gr_mark_read(const char *folder) {
     char *path = gr_path_join(folder, GR_MARK_FILE), *text = NULL;
     int64_t len;
     if (path && gr_exists(path) && gr_file_read(&text, &len, path, MAX_MARK_BYTES, NULL) != GRAFT_OK) text = NULL;
@@ -135,7 +134,7 @@ static char *read_mark(const char *folder) {
 }
 
 bool gr_is_marked(const char *folder, const char *kind) {
-    char *text = read_mark(folder), version[64], found[32];
+    char *text = gr_mark_read(folder), version[64], found[32];
     bool marked = text && sscanf(text, "graft %63s %31s", version, found) == 2 && strcmp(found, kind) == 0;
     free(text);
     return marked;
@@ -176,7 +175,7 @@ static bool is_ours(const char *mark, const char *name) {
 
 /* Each entry of folder that graft wrote is removed (to NULL), or each that it did not write is moved to `to`. */
 static void sweep(const char *folder, const char *to) {
-    char *mark = read_mark(folder);
+    char *mark = gr_mark_read(folder);
     DIR *dir = opendir(folder);
     for (struct dirent *e; dir && (e = readdir(dir));) {
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0 || is_ours(mark, e->d_name) != !to) continue;

@@ -29,6 +29,8 @@ bool gr_path_within(const char *path, const char *folder);
 
 /* Mark folder as one piece of what it now holds. */
 graft_status gr_mark_folder(const char *folder, graft_error *err);
+/* The text of folder's mark (owned), NULL when there is none. */
+char *gr_mark_read(const char *folder);
 /* True when folder bears the mark of that kind. */
 bool gr_is_marked(const char *folder, const char *kind);
 /* Move what graft did not write from folder to another, names that exist there excepted. A folder without a mark is taken for one of an

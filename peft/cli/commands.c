@@ -17,7 +17,7 @@ static const gr_option machine_options[] = {
 static const gr_option model_options[] = {
     {"model", "PATH",
      "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
-    {"adapter", "PATH[:SCALE]", "a run or a PEFT folder, on the model; may be repeated", NULL},
+    {"adapter", "PATH[:SCALE]", "a run, a checkpoint of one or a PEFT folder, on the model; may be repeated", NULL},
     END,
 };
 
@@ -58,8 +58,8 @@ static const gr_option data_options[] = {
 /* ---- each command's own ---- */
 
 static const gr_option train_options[] = {
-    {"resume", NULL, "continue the run in output_dir from its last checkpoint", NULL},
-    {"overwrite", NULL, "replace an existing run", NULL},
+    {"resume", NULL, "continue the run in output_dir from its last checkpoint; also with more steps, where the schedule allows it", NULL},
+    {"overwrite", NULL, "replace an existing run; what is no run is never touched", NULL},
     {"dry-run", NULL, "say what would happen: parameters, memory, steps; needs no weights", NULL},
     {"output-dir", "PATH", NULL, "output_dir"},
     {"max-steps", "N", NULL, "train.max_steps"},
@@ -160,7 +160,7 @@ static const gr_option help_options[] = {
 const gr_command gr_commands[] = {
     {"train",
      "train what a recipe says",
-     "RECIPE [section.key=value ...] [options]",
+     "RECIPE | RUN [section.key=value ...] [options]",
      "graft train recipes/quickstart.yaml train.learning_rate=1e-3",
      1,
      GR_ANY_NUMBER,

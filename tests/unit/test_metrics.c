@@ -146,6 +146,14 @@ static void test_state(void **state) {
     assert_true(json_real_value(json_object_get(json_array_get(history, 9), "eval_exact_match")) == 0.5);
     json_decref(o);
     free(text);
+    gr_run_facts elsewhere = facts;
+    elsewhere.best_folder = "runs/x/adapter";
+    assert_int_equal(gr_metrics_open(&m, folder, false, false, 9, &err), GRAFT_OK);
+    assert_int_equal(gr_metrics_save(m, &elsewhere, &err), GRAFT_OK);
+    gr_metrics_close(m);
+    text = read_text("trainer_state.json", &len);
+    assert_non_null(strstr(text, "\"best_model_checkpoint\": \"runs/x/adapter\""));
+    free(text);
     text = read_text("loss.svg", &len);
     assert_true(gr_starts_with(text, "<svg ") && gr_ends_with(text, "</svg>\n"));
     free(text);
