@@ -167,7 +167,7 @@ static jvalue split_spaces(run *r, jvalue v, int64_t most) {
         if (at >= s->n) break;
         start = at;
         if (most-- == 0) {
-            gr_j_push(r, list, strip(r, gr_j_slice(r, v, start, s->n), NULL, 2));
+            gr_j_push(r, list, gr_j_slice(r, v, start, s->n));
             break;
         }
         while (at < s->n && !gr_j_is_space(gr_utf8_read(s->s + at, s->n - at, &size))) at += size;
@@ -733,7 +733,7 @@ static jvalue absolute(run *r, int32_t line, jvalue v) {
     return gr_j_fail(r, line, "abs needs a number, not %s", gr_j_type(v));
 }
 
-/* round(precision=0, method="common"): a float, halves to even as Python has them. */
+/* round(precision=0, method="common"): halves to even as Python has them; a whole number stays one. */
 static jvalue rounded(run *r, int32_t line, jvalue v, const jargs *args) {
     double f;
     int64_t i;
@@ -742,6 +742,7 @@ static jvalue rounded(run *r, int32_t line, jvalue v, const jargs *args) {
     int64_t digits = arg_int(r, args, 0, "precision", 0);
     if (!gr_j_number(v, &f, &i, &whole) || given(args, 1, "method")) return gr_j_fail(r, line, "round needs a number and no method");
     if (digits < 0 || digits > 15) return gr_j_fail(r, line, "round to %lld digits is not supported", (long long)digits);
+    if (whole) return J(J_INT, i, i);
     snprintf(text, sizeof text, "%.*f", (int)digits, f);
     return J(J_FLOAT, f, strtod(text, NULL));
 }
@@ -811,6 +812,7 @@ static const struct {
 
 /* Filters of one text: whatever comes in is made one. */
 static jvalue text_filter(run *r, int32_t line, filter_id id, jvalue v, const jargs *args) {
+    if (id == F_INDENT && v.kind != J_STRING) return gr_j_fail(r, line, "indent needs a string, not %s", gr_j_type(v));
     v = gr_j_to_string(r, v);
     if (!gr_j_ok(r)) return v;
     switch (id) {
@@ -890,9 +892,9 @@ jvalue gr_j_filter(run *r, int32_t line, const char *name, jvalue v, const jargs
     case F_REVERSE:
         return reversed(r, line, v);
     case F_INT:
-        return to_int(r, v, args);
     case F_FLOAT:
-        return to_float(r, v, args);
+        if (v.kind == J_UNDEFINED) return gr_j_fail(r, line, "%s needs a value, not undefined", name);
+        return filters[found].id == F_INT ? to_int(r, v, args) : to_float(r, v, args);
     case F_ABS:
         return absolute(r, line, v);
     case F_ROUND:
@@ -903,6 +905,7 @@ jvalue gr_j_filter(run *r, int32_t line, const char *name, jvalue v, const jargs
     case F_SUM:
         return total(r, line, v, args);
     case F_ATTR:
+        if (v.kind == J_DICT) return (jvalue){0}; /* attributes alone: no items */
         return args->n ? gr_j_attribute(r, line, v, c_string(r, gr_j_str(gr_j_to_string(r, args->values[0])))) : gr_j_fail(r, line, "attr needs a name");
     case F_FORMAT: {
         jvalue all = gr_j_new_list(r, J_TUPLE, args->n);
@@ -974,7 +977,9 @@ jvalue gr_j_format(run *r, int32_t line, jvalue format, jvalue values) {
         i = at;
         start = at + 1;
     }
-    if (gr_j_ok(r) && values.kind == J_TUPLE && next < gr_j_items(values)->n) gr_j_fail(r, line, "a format has fewer places than values");
+    bool one = values.kind > J_UNDEFINED && values.kind <= J_STRING, left = one && next == 0;
+    if (values.kind == J_TUPLE) left = next < gr_j_items(values)->n;
+    if (gr_j_ok(r) && left) gr_j_fail(r, line, "a format has fewer places than values");
     gr_jb_slice(r, &b, s, GR_MIN(start, s->n), s->n);
     return gr_jb_take(r, &b, s->markup);
 }

@@ -170,7 +170,7 @@ static jvalue slice(run *r, const jnode *e) {
     if (!gr_j_ok(r)) return object;
     if (object.kind == J_UNDEFINED) return fail_undefined(r, e->line, object);
     bool text = object.kind == J_STRING;
-    if (!text && (!gr_j_is_list(object) || gr_j_items(object)->lazy)) return undefined("a slice");
+    if (!text && (!gr_j_is_list(object) || gr_j_items(object)->lazy)) return gr_j_fail(r, e->line, "%s has no slices", gr_j_type(object));
     int64_t n = gr_j_length(r, e->line, object);
     jvalue by = e->d ? gr_j_eval(r, e->d) : J(J_INT, i, 1);
     int64_t step = by.kind == J_NONE ? 1 : by.as.i;
@@ -321,8 +321,10 @@ static jvalue arithmetic(run *r, int32_t line, int op, double x, double y, int64
         return whole && j >= 0 ? gr_j_fail(r, line, "a number grows too large") : J(J_FLOAT, f, p);
     }
     if (!whole) {
-        double m = op == OP_ADD ? x + y : op == OP_SUB ? x - y : op == OP_MUL ? x * y : op == OP_FLOORDIV ? floor(x / y) : x - y * floor(x / y);
-        return J(J_FLOAT, f, m);
+        double rest = op == OP_MOD || op == OP_FLOORDIV ? fmod(x, y) : 0;
+        if (rest != 0 && (rest < 0) != (y < 0)) rest += y; /* of y's sign, as in Python */
+        double m = op == OP_ADD ? x + y : op == OP_SUB ? x - y : op == OP_MUL ? x * y : rest;
+        return J(J_FLOAT, f, op == OP_FLOORDIV ? nearbyint((x - rest) / y) : m);
     }
     if (op == OP_ADD)
         overflow = __builtin_add_overflow(i, j, &k);
@@ -547,6 +549,7 @@ static void for_loop(run *r, const jnode *e) {
     }
     *loop = (jloop){.items = items};
     r->loop = loop;
+    bool whole = false; /* jinja2's else comes when no round ran to its end: after `continue` in each, too */
     for (int64_t i = 0; i < items->n && gr_j_ok(r) && r->flow != FLOW_BREAK; i++) {
         inner->n = 0;
         loop->index = i;
@@ -554,11 +557,12 @@ static void for_loop(run *r, const jnode *e) {
         assign(r, inner, e->a, items->items[i]);
         r->flow = 0;
         execute(r, e->items, e->n);
+        whole |= !r->flow;
     }
     r->flow = 0;
     r->scope = was;
     r->loop = outer;
-    if (items->n == 0 && gr_j_ok(r)) execute(r, e->other, e->n_other);
+    if (!whole && gr_j_ok(r)) execute(r, e->other, e->n_other);
 }
 
 /* A body with a scope of its own. */
