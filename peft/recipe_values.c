@@ -230,7 +230,8 @@ graft_status gr_resolve_path(gr_arena *arena, const gr_yaml *n, const char *path
 static graft_status read_path(gr_reading *rd, const gr_yaml *n, const gr_key *k, const char **field) {
     graft_status st = gr_resolve_path(&rd->r->arena, n, n->text, field, rd->err);
     if (st != GRAFT_OK || !rd->files || gr_exists(*field)) return st;
-    return gr_problem_at(rd->problems, n, GR_AT_FILE, "%s.%s: nothing is there: \"%s\"", k->section, k->name, n->text);
+    return gr_problem_at(rd->problems, n, GR_AT_FILE, "%s.%s: nothing is there: \"%s\"%s", k->section, k->name, n->text,
+                         strcmp(k->name, "base") == 0 ? gr_hub_hint(n->text) : "");
 }
 
 /* A name of a list that other files keep; also: what else may be written. */

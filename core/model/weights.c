@@ -201,7 +201,8 @@ static graft_status open_files(gr_weights *w, const char *path, graft_error *err
         GR_TRY(gr_config_read_json(&w->config, path, err));
     } else {
         if (!gr_exists(path))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no such model: expected a Hugging Face folder or a .gguf file", path));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no such model: expected a Hugging Face folder or a .gguf file%s", path,
+                           gr_hub_hint(path)));
         GR_TRY(gr_weight_files_open_gguf(&w->files, path, err));
         GR_TRY(gr_config_read_gguf(&w->config, w->files.gguf, err));
     }

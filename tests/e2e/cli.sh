@@ -76,6 +76,10 @@ for option in "--model nowhere" "--model $TINY --adapter nowhere" "--model $TINY
     says "${option/"$TINY"/tiny}" 3 nowhere "$GRAFT" generate --prompt x $option
 done
 
+says "a name of the hub" 3 "Nobody/no-model: no such model|hf download" "$GRAFT" generate --model Nobody/no-model --prompt x
+says "in a recipe" 3 'model.base: nothing is there: "Nobody/no-model"; a model of the Hugging Face hub' "$GRAFT" validate "$SOURCE/recipes/quickstart.yaml" \
+    model.base=Nobody/no-model data.train="$TINY/train.jsonl"
+
 # ---- generate ----
 generate() { "$GRAFT" generate --model "$TINY" --max-tokens 4 "$@"; }
 cat >prompts.jsonl <<'P'
