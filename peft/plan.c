@@ -39,10 +39,11 @@ static graft_status count_steps(gr_run *run, int64_t *total, graft_error *err) {
     *total = 0;
     for (int64_t epoch = 0; epoch <= whole; epoch++) { /* data set weights may give each epoch its own number of samples */
         int64_t *order, n;
+        double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
+        if (share <= 0 && epoch > 0) break;
         graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
         if (st != GRAFT_OK) return st;
         free(order);
-        double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
         int64_t steps = batches_of(n, r->train_batch_size);
         if (epoch == 0) run->steps_per_epoch = steps;
         if (r->train_max_steps > 0) break;
@@ -69,7 +70,7 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err) {
     }
     run->total_steps = r->train_max_steps > 0 ? r->train_max_steps : total;
     if (run->total_steps < 1 && run->samples > 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step", r->train_num_train_epochs));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step: raise it, or the weights of data.train", r->train_num_train_epochs));
     run->eval_every = r->eval_every >= 0 ? r->eval_every : GR_MAX(1, run->total_steps / EVALUATIONS);
     run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
     run->log_every = r->log_every > 0 ? r->log_every : GR_MAX(1, run->total_steps / LOGGED_WINDOWS);

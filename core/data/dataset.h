@@ -63,11 +63,12 @@ typedef struct gr_dataset {
 graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *options, const gr_tokenizer *t, const gr_chat *chat,
                              struct gr_threads *threads, graft_error *err);
 void gr_dataset_free(gr_dataset *d);
-/* Take the share (0..1) of the samples chosen by seed out of d into a new set (train/eval split); both keep file order. */
+/* Take the share (0..1) of the samples chosen by seed out of d into a new set (train/eval split); both keep file order. A
+ * single sample stays in d, with a warning: *eval is NULL. */
 graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dataset **eval, graft_error *err);
 
 /* The order of an epoch: sample indices, a function of (seed, epoch) alone; weights applied; shuffle false = file order.
- * *order is owned by the caller. */
+ * *order is owned by the caller; small weights may leave an epoch without samples, *n = 0. */
 graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t **order, int64_t *n, graft_error *err);
 
 /* One raw sample as messages, for eval and preview: iterate a source without tokenising. The reader owns what it returns until

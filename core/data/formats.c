@@ -277,7 +277,8 @@ static graft_status convert_prompt(gr_conversion *c) {
     GR_TRY(push_history(c));
     GR_TRY(push_part(c, "prompt", "user"));
     if (gr_form_has_answers(c->r->format)) GR_TRY(push_part(c, "completion", "assistant"));
-    c->s->is_pair = c->s->n_messages == 2 && !json_is_array(field(c->r, c->s->root, "prompt")) && !json_is_array(field(c->r, c->s->root, "completion"));
+    c->s->is_pair = c->s->n_messages == 2 && !json_is_array(field(c->r, c->s->root, "prompt")) &&
+                    !json_is_array(field(c->r, c->s->root, "completion"));
 done:
     return st;
 }
@@ -359,15 +360,25 @@ static void list_forms(gr_str *out) {
     }
 }
 
-static graft_status fail_form(const gr_reader *r, const json_t *first, graft_error *err) {
+/* The last form is prompts alone, unless other fields look like answers. */
+static graft_status find_prompt(const gr_form **out, const gr_reader *r, const json_t *first, graft_error *err) {
+    const gr_form *prompt = &formats[GR_LEN(formats) - 1];
     char where[400], keys[400];
-    gr_str forms = {0};
+    gr_str hint = {0};
+    gr_form_hint(r, first, &hint);
+    if (!hint.len && has_columns(r, prompt) && has_required(r, prompt, first)) {
+        *out = prompt;
+        return GRAFT_OK;
+    }
     gr_reader_where(r, 0, where, sizeof where);
     list_keys(first, keys, sizeof keys);
-    list_forms(&forms);
-    gr_fail(err, GRAFT_BAD_INPUT, "%s: no known form has the keys %s; forms are %s; map other names with columns", where, keys,
-            forms.data ? forms.data : "");
-    gr_str_release(&forms);
+    if (!hint.len) {
+        gr_str_puts(&hint, "; forms are ");
+        list_forms(&hint);
+        gr_str_puts(&hint, "; map other names with columns");
+    }
+    gr_fail(err, GRAFT_BAD_INPUT, "%s: no known form has the keys %s%s", where, keys, hint.data ? hint.data : "");
+    gr_str_release(&hint);
     return GRAFT_BAD_INPUT;
 }
 
@@ -375,6 +386,7 @@ static graft_status find_named(const gr_form **out, const gr_reader *r, const ch
     const char *names[GR_LEN(formats)];
     gr_conversion c = {.r = r, .err = err};
     char keys[400];
+    gr_str hint = {0};
     for (int i = 0; i < GR_LEN(formats); i++) {
         names[i] = formats[i].name;
         if (strcmp(formats[i].name, name)) continue;
@@ -385,9 +397,12 @@ static graft_status find_named(const gr_form **out, const gr_reader *r, const ch
         *out = &formats[i];
         if (has_required(r, *out, first)) return GRAFT_OK;
         list_keys(first, keys, sizeof keys);
+        gr_form_hint(r, first, &hint);
         const char *and = (*out)->required[1];
-        return gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s; map other names with columns", name,
-                            (*out)->required[0], and? " and " : "", and? and : "", keys);
+        gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s%s", name, (*out)->required[0], and? " and " : "", and? and : "",
+                     keys, hint.len ? hint.data : "; map other names with columns");
+        gr_str_release(&hint);
+        return GRAFT_BAD_INPUT;
     }
     const char *near = gr_nearest(name, names, GR_LEN(formats));
     gr_str forms = {0};
@@ -407,10 +422,11 @@ static graft_status find_form(const gr_form **out, const gr_reader *r, const cha
     for (int i = 0; i < GR_LEN(formats); i++) {
         const gr_form *f = &formats[i];
         if (!has_columns(r, f) || !has_required(r, f, first) || (f->mark && !field(r, first, f->mark))) continue;
+        if (!gr_form_has_answers(f)) break;
         *out = f;
         return GRAFT_OK;
     }
-    return fail_form(r, first, err);
+    return find_prompt(out, r, first, err);
 }
 
 graft_status gr_form_find(gr_reader *r, const char *name, const json_t *first, graft_error *err) {

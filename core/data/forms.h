@@ -35,6 +35,11 @@ graft_status gr_form_push_turns(gr_conversion *c, const json_t *turns, const cha
 /* The tools and documents of the sample. */
 graft_status gr_form_read_tools(gr_conversion *c);
 
+/* ---- hints.c ---- */
+
+/* Add "; write data: {train: [...]}" with the columns that would make a form of these fields, or nothing. */
+void gr_form_hint(const gr_reader *r, const json_t *object, gr_str *out);
+
 /* ---- fields.c ---- */
 
 /* Whether a field of a sample or message is there and says something: null, "", [] and {} do not. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/data/dataset.h"
 #include "kernels/philox.h"
 
@@ -21,8 +22,8 @@ static void shuffle(int64_t *items, int64_t n, uint64_t seed, uint32_t purpose, 
 
 /* The samples of one source that a fractional weight adds in this epoch: a window that wanders, epoch after
  * epoch, over a fixed shuffled circle of them, so that 0.5 takes one half and next time the other. */
-static graft_status add_fraction(int32_t *count, const gr_dataset *d, int64_t first, int64_t n,
-                                 double fraction, uint64_t seed, int64_t epoch, graft_error *err) {
+static graft_status add_fraction(int32_t *count, const gr_dataset *d, int64_t first, int64_t n, double fraction, uint64_t seed,
+                                 int64_t epoch, graft_error *err) {
     int64_t *circle = gr_calloc(n, sizeof *circle);
     if (!circle) return gr_fail_memory(err, "order of samples");
     for (int64_t i = 0; i < n; i++) circle[i] = first + i;
@@ -35,12 +36,10 @@ static graft_status add_fraction(int32_t *count, const gr_dataset *d, int64_t fi
 }
 
 /* How often each sample occurs in this epoch. The samples of a source lie together. */
-static graft_status count_samples(int32_t *count, const gr_dataset *d, uint64_t seed, int64_t epoch,
-                                  graft_error *err) {
+static graft_status count_samples(int32_t *count, const gr_dataset *d, uint64_t seed, int64_t epoch, graft_error *err) {
     for (int64_t first = 0, n; first < d->n_samples; first += n) {
         double weight = d->weight[d->source[first]], whole = floor(weight);
-        for (n = 0; first + n < d->n_samples && d->source[first + n] == d->source[first]; n++)
-            count[first + n] = (int32_t)whole;
+        for (n = 0; first + n < d->n_samples && d->source[first + n] == d->source[first]; n++) count[first + n] = (int32_t)whole;
         if (weight == whole) continue;
         graft_status st = add_fraction(count, d, first, n, weight - whole, seed, epoch, err);
         if (st != GRAFT_OK) return st;
@@ -48,19 +47,15 @@ static graft_status count_samples(int32_t *count, const gr_dataset *d, uint64_t 
     return GRAFT_OK;
 }
 
-graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffled,
-                              int64_t **order, int64_t *n, graft_error *err) {
+graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffled, int64_t **order, int64_t *n,
+                              graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t total = 0, at = 0, *list = NULL;
     int32_t most = 0, *count = gr_calloc(d->n_samples, sizeof *count);
     if (!count) return gr_fail_memory(err, "order of samples");
     GR_TRY(count_samples(count, d, seed, epoch, err));
     for (int64_t i = 0; i < d->n_samples; i++) total += count[i], most = GR_MAX(most, count[i]);
-    if (total == 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "data: the weights of the sources leave no sample in epoch %lld; raise them",
-                       (long long)epoch + 1));
-    list = gr_calloc(total, sizeof *list);
+    list = gr_calloc(GR_MAX(total, 1), sizeof *list);
     if (!list) GR_TRY(gr_fail_memory(err, "order of samples"));
     for (int32_t round = 0; round < most; round++) /* file order, repeated samples in a second pass */
         for (int64_t i = 0; i < d->n_samples; i++)
@@ -92,16 +87,17 @@ static void take_samples(gr_dataset *to, const gr_dataset *d, const uint8_t *cho
     to->n_samples = n;
 }
 
-graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dataset **eval,
-                              graft_error *err) {
+graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dataset **eval, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t n = d->n_samples, n_ids = 0, *list = NULL;
     uint8_t *chosen = NULL;
     gr_dataset *e = NULL;
     *eval = NULL;
-    if (!(share > 0 && share < 1))
-        return gr_fail(err, GRAFT_BAD_USAGE, "data.eval: a share is between 0 and 1, this is %g", share);
-    if (n < 2) return gr_fail(err, GRAFT_BAD_INPUT, "data.eval: a single sample cannot be split");
+    if (!(share > 0 && share < 1)) return gr_fail(err, GRAFT_BAD_USAGE, "data.eval: a share is between 0 and 1, this is %g", share);
+    if (n < 2) {
+        gr_warn("data.eval: a single sample cannot be split: it is trained, nothing is evaluated");
+        return GRAFT_OK;
+    }
     int64_t n_eval = GR_MIN(n - 1, GR_MAX(1, (int64_t)floor(share * (double)n + 0.5)));
     list = gr_calloc(n, sizeof *list);
     chosen = gr_calloc(n, sizeof *chosen);

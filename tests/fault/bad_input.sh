@@ -258,6 +258,8 @@ data '[{"prompt": "a", "completion": "b"},' d.json
 bad 3 "an array without its end" "d.json" evaluate d.json
 data '{"this": "a", "that": "b"}\n' d.jsonl
 bad 3 "an unknown form" "d.jsonl this prompt" evaluate d.jsonl
+data '{"query": "a", "response": "b"}\n' d.jsonl
+bad 3 "another set's names of fields" "d.jsonl columns: {prompt: query completion: response}" evaluate d.jsonl
 data '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 7}\n' d.jsonl
 bad 3 "a number for a text" "d.jsonl:2 completion" evaluate d.jsonl
 data '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n' d.jsonl

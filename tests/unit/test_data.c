@@ -485,6 +485,30 @@ static void test_gzip(void **state) {
     gr_str_release(&got);
 }
 
+/* Fields that no form has: the columns to write. */
+static void test_hints(void **state) {
+    static const struct {
+        const char *text, *expected;
+    } cases[] = {
+        {"{\"prompt\":\"a\",\"response\":\"b\"}", "h.jsonl, columns: {completion: response}}]}"},
+        {"{\"Query\":\"a\",\"the answer\":\"b\",\"Answer\":\"c\"}", "columns: {prompt: Query, completion: Answer}}]}"},
+        {"{\"input\":\"a\",\"output\":\"b\"}", "columns: {prompt: input, completion: output}}]}"},
+        {"{\"instruction\":\"a\",\"input\":\"b\",\"response\":\"c\"}", "columns: {output: response}}]}"},
+        {"{\"question\":\"a\",\"response\":\"b\",\"system_prompt\":\"s\"}", "columns: {prompt: question, completion: response, system: system_prompt}}]}"},
+        {"{\"dialogue\":[{\"role\":\"user\",\"content\":\"b\"}]}", "columns: {messages: dialogue}}]}"},
+        {"{\"chat\":[{\"from\":\"human\",\"value\":\"b\"}]}", "columns: {conversations: chat}}]}"},
+        {"{\"body\":\"a\"}", "columns: {text: body}}]}"},
+        {"{\"response\":\"a\"}", "forms are messages {messages}"},
+    };
+    (void)state;
+    gr_str got = {0};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        read_all(&got, &(gr_data_source){.path = put("h.jsonl", cases[i].text)}, NULL);
+        if (!strstr(got.data, cases[i].expected)) fail_msg("\"%s\" not in \"%s\"", cases[i].expected, got.data);
+    }
+    gr_str_release(&got);
+}
+
 static void test_source_options(void **state) {
     (void)state;
     gr_str got = {0};
@@ -553,7 +577,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),       cmocka_unit_test(test_messages),       cmocka_unit_test(test_refused_fields),
         cmocka_unit_test(test_hostile_files), cmocka_unit_test(test_encodings),      cmocka_unit_test(test_csv),
-        cmocka_unit_test(test_gzip),          cmocka_unit_test(test_source_options), cmocka_unit_test(test_shared_files),
+        cmocka_unit_test(test_gzip),
+        cmocka_unit_test(test_hints),          cmocka_unit_test(test_source_options), cmocka_unit_test(test_shared_files),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
