@@ -237,8 +237,9 @@ graft_status gr_json_decoder(gr_tokenizer *t, const json_t *j, const char *path,
 static int32_t template_id(const json_t *j, const json_t *special) {
     const char *name = gr_json_str(special, "id");
     const json_t *entry = name ? json_object_get(json_object_get(j, "special_tokens"), name) : NULL;
-    const json_t *id = json_array_get(json_object_get(entry, "ids"), 0);
-    return json_is_integer(id) && json_integer_value(id) >= 0 && json_integer_value(id) < INT32_MAX
+    const json_t *ids = json_object_get(entry, "ids"), *id = json_array_get(ids, 0);
+    return json_array_size(ids) == 1 && json_is_integer(id) && json_integer_value(id) >= 0 &&
+                   json_integer_value(id) < INT32_MAX
                ? (int32_t)json_integer_value(id)
                : -1;
 }
@@ -249,15 +250,17 @@ graft_status gr_json_post_processor(gr_tokenizer *t, const json_t *j, const char
     if (!is_type(j, "TemplateProcessing")) return unknown(j, "post_processor", path, err);
     const json_t *part;
     size_t i;
-    bool after = false;
+    bool after = false, one = !t->info.add_bos && !t->info.add_eos;
     json_array_foreach(json_object_get(j, "single"), i, part) {
         const json_t *special = json_object_get(part, "SpecialToken");
-        if (json_object_get(part, "Sequence")) after = true;
+        if (json_object_get(part, "Sequence")) one &= !after, after = true;
         if (!special) continue;
         int32_t id = template_id(j, special), *slot = after ? &t->info.eos : &t->info.bos;
-        if (id < 0) return unknown(part, "post_processor", path, err);
+        bool *added = after ? &t->info.add_eos : &t->info.add_bos;
+        if (id < 0 || *added)
+            return unknown(part, "post_processor (more than one token on a side)", path, err);
         *slot = id;
-        *(after ? &t->info.add_eos : &t->info.add_bos) = true;
+        *added = true;
     }
-    return GRAFT_OK;
+    return one && after ? GRAFT_OK : unknown(j, "post_processor", path, err);
 }

@@ -161,14 +161,40 @@ static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_
                    path, strips->text, space->id);
 }
 
-static graft_status read_added(gr_tokenizer *t, const json_t *added, graft_error *err) {
+/* The id that HF tokenizers gives the content: its own in the vocabulary, else the next one; *highest: of the
+ * added tokens so far. */
+static int64_t next_id(const json_t *vocab, const char *content, int64_t *highest) {
+    const json_t *known = json_object_get(vocab, content), *entry;
+    int64_t size = (int64_t)(json_object_size(vocab) + json_array_size(vocab)),
+            id = GR_MAX(size, *highest + 1);
     size_t i;
+    if (known) id = json_integer_value(known);
+    json_array_foreach(vocab, i, entry) { /* unigram: [piece, score] */
+        const char *piece = json_string_value(json_array_get(entry, 0));
+        if (piece && strcmp(piece, content) == 0) id = (int64_t)i;
+    }
+    *highest = GR_MAX(*highest, id);
+    return id;
+}
+
+static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_t *vocab, const char *path,
+                               graft_error *err) {
+    size_t i;
+    int64_t highest = -1;
     const json_t *value;
     t->added = gr_text_alloc(t, (int64_t)json_array_size(added), sizeof *t->added);
     if (!t->added) return gr_fail_memory(err, "added tokens");
     json_array_foreach(added, i, value) {
         const json_t *content = json_object_get(value, "content");
         int64_t id = json_integer_value(json_object_get(value, "id"));
+        int64_t hf_id = next_id(vocab, json_string_value(content), &highest);
+        if (id != hf_id)
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it "
+                           "%lld: what the vocabulary lacks "
+                           "follows it in order and without gaps; saving the tokenizer again with "
+                           "transformers writes it so",
+                           path, json_string_value(content), (long long)id, (long long)hf_id);
         bool special = gr_json_flag(value, "special", false);
         gr_piece_type type = special ? GR_PIECE_CONTROL : GR_PIECE_USER;
         bool known = t->pieces[id].text != NULL, single_word = gr_json_flag(value, "single_word", false);
@@ -293,7 +319,7 @@ static graft_status build(gr_tokenizer **out, const json_t *root, const char *pa
     GR_TRY(gr_json_decoder(t, json_object_get(root, "decoder"), path, err));
     GR_TRY(gr_json_post_processor(t, json_object_get(root, "post_processor"), path, err));
     GR_TRY(read_vocab(t, vocab, path, err));
-    GR_TRY(read_added(t, added, err));
+    GR_TRY(read_added(t, added, vocab, path, err));
     GR_TRY(check_strips(t, path, err));
     GR_TRY(read_model(t, model, path, err));
     GR_TRY(gr_tokenizer_finish(t, path, err));
@@ -367,9 +393,25 @@ static graft_status read_template(gr_tokenizer *t, const char *folder, const jso
     return st;
 }
 
+/* The token that the post_processor puts before (after) a text is the one that the configuration calls so. */
+static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t last, const char *folder,
+                                graft_error *err) {
+    bool bos = t->info.add_bos && first >= 0 && first != t->info.bos;
+    if (!bos && !(t->info.add_eos && last >= 0 && last != t->info.eos)) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: tokenizer.json's post_processor adds \"%.60s\" %s a text, tokenizer_config.json's %s "
+                   "is \"%.60s\": they must be one "
+                   "token, or %s be false",
+                   folder, t->pieces[bos ? first : last].text, bos ? "before" : "after",
+                   bos ? "bos_token" : "eos_token", t->pieces[bos ? t->info.bos : t->info.eos].text,
+                   bos ? "add_bos_token" : "add_eos_token");
+}
+
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
     json_t *config = NULL, *map = NULL, *added = NULL;
     graft_status st;
+    int32_t first = t->info.add_bos ? t->info.bos : -1,
+            last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
     GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
     GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
     GR_TRY(load_file(&added, folder, "added_tokens.json", err));
@@ -380,6 +422,7 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
     check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder);
     t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
     t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
+    GR_TRY(check_sides(t, first, last, folder, err));
     GR_TRY(read_template(t, folder, config, err));
     t->info.folder = gr_arena_strdup(&t->arena, folder);
     if (!t->info.folder) GR_TRY(gr_fail_memory(err, "tokenizer"));

@@ -202,9 +202,11 @@ bad 3 "a normalizer that is not known" "m/tokenizer.json Lowercase" generate --m
 model m && sed -i 's/"lstrip": false/"lstrip": true/' m/tokenizer.json
 bad 3 "a tokenizer that GGUF cannot hold" "GGUF ids lstrip" "$GRAFT" merge --model m --format gguf --out out
 model m && sed -i '0,/"id": 0,/s//"id": 700, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
-bad 3 "a prompt with a token beyond the embedding" "prompt <far> 700 640" generate --model m --template none --prompt "x <far>"
+bad 3 "an added token with a gap before it" "m/tokenizer.json <far> 700 640" generate --model m
+model m && sed -i '0,/"id": 0,/s//"id": 640, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
+bad 3 "a prompt with a token beyond the embedding" "prompt <far> 640" generate --model m --template none --prompt "x <far>"
 data '{"text": "x <far>"}\n' d.jsonl
-bad 3 "data with a token beyond the embedding" "d.jsonl <far> 700 640" "$GRAFT" eval --model m --data d.jsonl --template none --loss-on all
+bad 3 "data with a token beyond the embedding" "d.jsonl <far> 640" "$GRAFT" eval --model m --data d.jsonl --template none --loss-on all
 check "a vocabulary larger than the embedding" generate --model m --template none
 check "a vocabulary larger than the embedding: merged" "$GRAFT" merge --model m --out spare.gguf
 check "a vocabulary larger than the embedding: its GGUF" generate --model spare.gguf --template none

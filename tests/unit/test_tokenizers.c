@@ -240,6 +240,11 @@ static void test_old_sentencepiece(void **state) {
     "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true" flags                           \
     ",\"vocab\":{\"<unk>\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6,"    \
     "\"1\":7,\"12\":8,\"x\":9,\" \":10,\" a\":11,\"2\":12},\"merges\":" merges "}"
+#define SPECIAL(name) "{\"SpecialToken\":{\"id\":\"" name "\",\"type_id\":0}}"
+#define SEQUENCE      "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}"
+#define TEMPLATE(single)                                                                                     \
+    "{\"type\":\"TemplateProcessing\",\"single\":[" single                                                   \
+    "],\"special_tokens\":{\"x\":{\"id\":\"x\",\"ids\":[7]},\"y\":{\"id\":\"y\",\"ids\":[8]}}}"
 #define REFUSED_META(scheme) "{" SPM_MODEL("true") "," META(scheme, "true") "}"
 /* Pipelines in which a part was left out without a word; the ids are those of HF tokenizers. */
 static void test_pipelines(void **state) {
@@ -321,6 +326,22 @@ static void test_pipelines(void **state) {
     refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB
             ",\"byte_fallback\":true,\"unk_token\":\"h\",\"merges\":[]}," BYTES "}",
             "byte_fallback");
+    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":10,\"content\":\"<m>\"}]}",
+            "HF tokenizers gives it 9");
+    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":9,\"content\":\"hi\"}]}",
+            "HF tokenizers gives it 2");
+    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":7,\"content\":\"<m>\"}]}",
+            "HF tokenizers gives it 9");
+    refused("{" BYTE_MODEL "," BYTES
+            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SPECIAL("y") "," SEQUENCE) "}",
+            "more than one token");
+    refused("{" BYTE_MODEL "," BYTES
+            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SEQUENCE) "}",
+            "post_processor");
+    gr_tokenizer *t = parse("{" BYTE_MODEL "," BYTES
+                            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SPECIAL("y")) "}");
+    assert_true(t->info.add_bos && t->info.bos == 7 && t->info.add_eos && t->info.eos == 8);
+    gr_tokenizer_free(t);
     refused(REFUSED_META("second"), "second");
     refused(
         "{" BYTE_MODEL "," BYTES
