@@ -9,7 +9,9 @@
 
 typedef struct rules {
     pcre2_code *target, *excluded; /* where the file has a string */
-    const json_t *targets, *exclusions, *layers, *layer_patterns;
+    const json_t *targets, *exclusions, *layers;
+    pcre2_code **layer; /* [n_layer]: where a name holds its layer's number, the group idx */
+    size_t n_layer;
 } rules;
 
 static bool is_named(const json_t *list, const char *name) {
@@ -30,25 +32,19 @@ static bool is_listed(const json_t *list, const char *name) {
     return found;
 }
 
-/* The number behind "layers" (or the names of layers_pattern), -1 when name has none. */
+/* The number behind "layers" (or what layers_pattern names), -1 when name has none. */
 static int64_t layer_of(const rules *r, const char *name) {
-    const json_t *names = r->layer_patterns;
-    const char *single = json_string_value(names);
-    size_t n_names = single ? *single != '\0' : json_array_size(names);
-    for (const char *dot = strchr(name, '.'); dot; dot = strchr(dot + 1, '.')) {
-        const char *part = dot;
-        char *end;
-        while (part > name && part[-1] != '.') part--;
-        int64_t layer = strtoll(dot + 1, &end, 10);
-        bool fits = n_names == 0 && part > name; /* any name that is not the first */
-        for (size_t i = 0; i < n_names; i++) {
-            const char *wanted = single ? single : json_string_value(json_array_get(names, i));
-            fits |=
-                strlen(wanted) == (size_t)(dot - part) && strncmp(part, wanted, (size_t)(dot - part)) == 0;
-        }
-        if (fits && end > dot + 1 && *end == '.') return layer;
+    int64_t layer = -1;
+    for (size_t i = 0; i < r->n_layer && layer < 0; i++) {
+        char number[20];
+        PCRE2_SIZE len = sizeof number;
+        pcre2_match_data *data = pcre2_match_data_create_from_pattern(r->layer[i], NULL);
+        if (data && pcre2_match(r->layer[i], (PCRE2_SPTR)name, PCRE2_ZERO_TERMINATED, 0, 0, data, NULL) > 0 &&
+            pcre2_substring_copy_byname(data, (PCRE2_SPTR) "idx", (PCRE2_UCHAR *)number, &len) == 0)
+            layer = strtoll(number, NULL, 10);
+        pcre2_match_data_free(data);
     }
-    return -1;
+    return layer;
 }
 
 static bool in_layers(const rules *r, const char *name) {
@@ -82,14 +78,33 @@ done:
     return st;
 }
 
+/* PEFT puts each name of layers_pattern into a regular expression; without any, the first number counts that
+ * is not at the start. */
+static graft_status read_layer_patterns(rules *r, const json_t *names, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const char *single = json_string_value(names);
+    size_t n = single ? *single != '\0' : json_array_size(names);
+    r->layer = gr_calloc((int64_t)n + 1, sizeof *r->layer);
+    if (!r->layer) GR_TRY(gr_fail_memory(err, "layers_pattern"));
+    if (n == 0) {
+        GR_TRY(gr_regex_compile(&r->layer[r->n_layer++], "", ".*?\\.[^.]*\\.(?<idx>[0-9]+)\\.", "", err));
+        goto done;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const char *name = single ? single : json_string_value(json_array_get(names, i));
+        GR_TRY(gr_regex_compile(&r->layer[r->n_layer++], "(?:^|.*?\\.)", name, "\\.(?<idx>[0-9]+)\\.", err));
+    }
+done:
+    return st;
+}
+
 static graft_status read_rules(rules *r, const json_t *root, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     size_t i;
     const json_t *item;
     *r = (rules){.targets = json_object_get(root, "target_modules"),
                  .exclusions = json_object_get(root, "exclude_modules"),
-                 .layers = json_object_get(root, "layers_to_transform"),
-                 .layer_patterns = json_object_get(root, "layers_pattern")};
+                 .layers = json_object_get(root, "layers_to_transform")};
     bool good =
         !r->layers || json_is_null(r->layers) || json_is_integer(r->layers) || json_is_array(r->layers);
     json_array_foreach(r->layers, i, item) good &= json_is_integer(item);
@@ -98,6 +113,7 @@ static graft_status read_rules(rules *r, const json_t *root, const char *path, g
                        "%s: layers_to_transform: expected a layer's number, or a list of them", path));
     if (json_is_string(r->targets))
         GR_TRY(gr_regex_compile(&r->target, "(?:", json_string_value(r->targets), ")$", err));
+    GR_TRY(read_layer_patterns(r, json_object_get(root, "layers_pattern"), err));
     if (json_string_length(r->exclusions) > 0)
         GR_TRY(gr_regex_compile(&r->excluded, "(?:", json_string_value(r->exclusions), ")$", err));
 done:
@@ -152,5 +168,7 @@ graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const b
 done:
     pcre2_code_free(r.target);
     pcre2_code_free(r.excluded);
+    for (size_t i = 0; i < r.n_layer; i++) pcre2_code_free(r.layer[i]);
+    free(r.layer);
     return st;
 }
