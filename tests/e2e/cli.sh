@@ -14,7 +14,7 @@ says() {
         return
     fi
     while IFS= read -r word; do
-        if ! cat out.log err.log | grep -qF -- "$word"; then
+        if ! grep -qF -- "$word" out.log err.log; then
             not_ok "$name" "no \"$word\"" out.log err.log
             return
         fi
