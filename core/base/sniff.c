@@ -77,15 +77,12 @@ static gr_kind sniff_further(const uint8_t *s, int64_t n, const char **what) {
     while (at < n && isspace(s[at])) at++;
     for (int i = 0; i < GR_LEN(html); i++)
         if (n - at >= (int64_t)strlen(html[i]) && !strncasecmp((const char *)s + at, html[i], strlen(html[i])))
-            return *what = "an HTML page instead of the file; download the file itself, perhaps with a login",
-                   GR_KIND_FOREIGN;
-    if (n > 34 && !memcmp(s, "PK\x03\x04", 4) && contains(s + 30, GR_MIN(n - 30, 120), "data.pkl"))
-        return *what = torch, GR_KIND_FOREIGN;
-    if (n > 34 && !memcmp(s, "PK\x03\x04", 4) &&
-        (contains(s + 30, GR_MIN(n - 30, 60), "[Content_Types].xml") || contains(s + 30, 20, "xl/")))
+            return *what = "an HTML page instead of the file; download the file itself, perhaps with a login", GR_KIND_FOREIGN;
+    bool zip = n > 34 && !memcmp(s, "PK\x03\x04", 4); /* the name of its first file is told from byte 30 */
+    if (zip && contains(s + 30, GR_MIN(n - 30, 120), "data.pkl")) return *what = torch, GR_KIND_FOREIGN;
+    if (zip && (contains(s + 30, GR_MIN(n - 30, 60), "[Content_Types].xml") || contains(s + 30, GR_MIN(n - 30, 20), "xl/")))
         return *what = "an Excel workbook or another office document; save its table as CSV (UTF-8)", GR_KIND_FOREIGN;
-    if (n > 4 && s[0] == 0x80 && s[1] >= 2 && s[1] <= 5 && memchr("}(]c\x8A\x95", s[2], 6))
-        return *what = torch, GR_KIND_FOREIGN;
+    if (n > 4 && s[0] == 0x80 && s[1] >= 2 && s[1] <= 5 && memchr("}(]c\x8A\x95", s[2], 6)) return *what = torch, GR_KIND_FOREIGN;
     if (n >= 8 && ((s[0] && !s[1] && s[2] && !s[3] && s[4] && !s[5]) || (!s[0] && s[1] && !s[2] && s[3] && !s[4] && s[5])))
         return *what = "text in UTF-16; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8, or UTF-16BE)", GR_KIND_UTF16;
     return GR_KIND_UNKNOWN;

@@ -192,9 +192,9 @@ static graft_status read_content(gr_conversion *c, turn *t) {
 
 /* Calls of tools in turns of their own, one after the other, are one turn's: the model would learn to stop between them. */
 static bool joins_last_call(gr_conversion *c, const turn *t) {
-    if (c->s->n_messages == 0) return false;
-    const gr_message *last = c->s->messages + c->s->n_messages - 1;
-    if (!t->role->call || !c->last_call || c->message != c->last_call + 1 || last->no_loss != t->m.no_loss) return false;
+    if (!t->role->call || !c->last_call || c->message != c->last_call + 1) return false;
+    const gr_message *last = &c->s->messages[c->s->n_messages - 1];
+    if (last->no_loss != t->m.no_loss) return false;
     return json_array_extend(json_object_get(last->fields, "tool_calls"), t->calls) == 0;
 }
 
