@@ -17,7 +17,7 @@ static const gr_option machine_options[] = {
 static const gr_option model_options[] = {
     {"model", "PATH",
      "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
-    {"adapter", "PATH[:SCALE]", "a run, a checkpoint of one or a PEFT folder, on the model; may be repeated", NULL},
+    {"adapter", "PATH[:SCALE]", "a run, a checkpoint of one, a PEFT or mlx-lm folder or a GGUF LoRA, on the model; may be repeated", NULL},
     END,
 };
 

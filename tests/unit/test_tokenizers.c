@@ -157,6 +157,8 @@ static void test_gguf_without_keys(void **state) {
     assert_ok(gr_tokenizer_save_gguf(t, N_BYTE_LEVEL, &b, &err)); /* and the name stays */
     assert_ok(from_keys(&again, &b));
     assert_string_equal(again->info.pre, "default");
+    assert_int_equal(gr_tokenizer_save_hf(t, "/nowhere", &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "no form in a Hugging Face folder"));
     gr_tokenizer_free(again);
     gr_tokenizer_free(t);
     put_byte_level(&b, "a b,ab c");
