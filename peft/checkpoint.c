@@ -213,6 +213,13 @@ static int64_t list_checkpoints(int64_t **steps, const char *output_dir) {
     return n;
 }
 
+bool gr_checkpoint_any(const char *output_dir) {
+    int64_t *steps;
+    int64_t n = list_checkpoints(&steps, output_dir);
+    free(steps);
+    return n != 0;
+}
+
 graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err) {
     int64_t *steps;
     int64_t n = list_checkpoints(&steps, output_dir);

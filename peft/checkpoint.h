@@ -42,6 +42,8 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
 /* The folder of the newest intact checkpoint (owned; NULL when there is none at all). Damaged ones are passed over with a warning;
  * BAD_INPUT when all are damaged. */
 graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err);
+/* True when output_dir holds a checkpoint, whole or damaged. */
+bool gr_checkpoint_any(const char *output_dir);
 char *gr_checkpoint_folder(const char *output_dir, int64_t step);
 /* Remove all but the newest `keep` checkpoints; that of best_step (-1: none) stays. */
 void gr_checkpoint_prune(const char *output_dir, int64_t keep, int64_t best_step);

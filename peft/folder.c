@@ -300,7 +300,8 @@ void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
     if (!run->log) return;
     if (run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */
     time_text(when, (int64_t)time(NULL));
-    fprintf(run->log, "%s %s at step %lld of %lld%s%s\n", how, when, (long long)run->state.step, (long long)run->total_steps,
-            why ? ": " : "", why ? why : "");
+    fprintf(run->log, "%s %s", how, when);
+    if (status != GRAFT_INTERRUPTED) fprintf(run->log, " at step %lld of %lld", (long long)run->state.step, (long long)run->total_steps);
+    fprintf(run->log, "%s%s\n", why ? ": " : "", why ? why : "");
     fclose(run->log);
 }

@@ -298,8 +298,8 @@ static graft_status begin(loop *l, graft_error *err) {
 static graft_status check_interrupt(const loop *l, graft_error *err) {
     const gr_run *run = l->run;
     if (!gr_trainer_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
-    if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "interrupted before the first step: nothing was saved");
-    return gr_fail(err, GRAFT_INTERRUPTED, "interrupted at step %lld of %lld, saved in %s/checkpoint-%lld: continue with --resume",
+    if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was saved");
+    return gr_fail(err, GRAFT_INTERRUPTED, "at step %lld of %lld, saved in %s/checkpoint-%lld: continue with --resume",
                    (long long)run->state.step, (long long)run->total_steps, run->r->_output_dir, (long long)run->state.step);
 }
 

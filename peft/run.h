@@ -33,6 +33,7 @@ typedef struct gr_run {
     gr_train_state state;
     double last_eval_loss; /* NaN: none in this process */
     gr_metrics *metrics;
+    bool resumes;      /* from a checkpoint */
     char *recipe_text; /* resolved */
     gr_train_callback *progress; /* may be NULL */
     void *payload;

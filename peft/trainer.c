@@ -33,7 +33,7 @@ void gr_run_saved(const char *folder) {
 
 /* Between the parts of a set-up, which takes long for much data. */
 static graft_status check_interrupt(graft_error *err) {
-    return interrupted ? gr_fail(err, GRAFT_INTERRUPTED, "interrupted before the first step: nothing was written") : GRAFT_OK;
+    return interrupted ? gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was written") : GRAFT_OK;
 }
 
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
@@ -176,7 +176,7 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     }
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
     GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
-    if (r->adapter_init_from) {
+    if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->model, false, err));
         GR_TRY(gr_adapter_copy(run->adapter, from, err));
     }
@@ -285,7 +285,7 @@ done:
 }
 
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err) {
-    gr_run run = {.r = r, .progress = o->progress, .payload = o->payload};
+    gr_run run = {.r = r, .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir), .progress = o->progress, .payload = o->payload};
     gr_train_result ignored;
     graft_status st;
     double started = gr_now();

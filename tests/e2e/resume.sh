@@ -54,9 +54,9 @@ kill -INT $pid
 check "Ctrl-C: code 130" ended int 130
 check "it says at once what happens" holds int.log 'the step is being finished and saved (a second time: leave at once)'
 step=$(ls runs/int | sed -n 's/^checkpoint-//p' | sort -n | tail -1)
-check "it says where it was saved" holds int.log "interrupted at step $step of 4000, saved in runs/int/checkpoint-$step"
+check "it says where it was saved" holds int.log "interrupted: at step $step of 4000, saved in runs/int/checkpoint-$step"
 check "and it was" test -s "runs/int/checkpoint-$step/state.h5" -a -s "runs/int/checkpoint-$step/adapter_model.safetensors"
-check "the log tells of it" holds runs/int/run.log "interrupted at step $step of 4000"
+check "the log tells of it" grep -qE "^interrupted 20.*: at step $step of 4000, saved in runs/int/checkpoint-$step" runs/int/run.log
 check "so does the mark" holds runs/int/.graft 'status: interrupted'
 # A data set so large that an evaluation takes its time.
 for _ in $(seq 40); do cat base/train.jsonl; done >many.jsonl
@@ -185,6 +185,9 @@ check "export to GGUF" "$G" export --adapter $c --out lora.gguf
 check "eval" "$G" eval --adapter $c --data d.jsonl
 check "chat" bash -c 'echo hi | "$0" chat --max-tokens 2 "$1"' "$G" $c
 check "init_from" train from adapter.init_from=$c train.max_steps=1
+mv runs/a runs/b
+check "and a run is resumed when what it began with is gone" train from --resume adapter.init_from=$c train.max_steps=1
+mv runs/b runs/a
 check "the last one is the run's adapter, bit for bit" bash -c '"$0" train tiny.yaml output_dir=runs/l save.best=false' "$G"
 check "as its file says" same runs/l/adapter/adapter_model.safetensors runs/l/checkpoint-12/adapter_model.safetensors
 check "a run of every weight" train full adapter.method=full adapter.dropout=0 train.learning_rate=1e-3 train.max_steps=2
