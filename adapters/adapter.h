@@ -37,6 +37,7 @@ typedef struct gr_adapter {
     gr_adapter_module *modules;
     int64_t n_modules;
     gr_params params;
+    char *chat_template;      /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the arena */
     uint64_t tokenizer_hash;  /* of the tokenizer it was trained with, 0 unknown */
     int64_t vocab;            /* embedding rows of the base it was planned for */
     gr_arena arena;

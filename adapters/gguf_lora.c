@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define KEY_TEMPLATE "tokenizer.chat_template" /* as a model's file has it */
+
 /* ---- writing ---- */
 
 typedef struct lora_export {
@@ -96,6 +98,7 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     if (*a->config.base) gr_gguf_put_string(&b, "general.base_model.0.name", a->config.base);
     if (*a->config.base) gr_gguf_put_u32(&b, "general.base_model.count", 1);
     gr_gguf_put_string(&b, "adapter.type", "lora");
+    if (a->chat_template) gr_gguf_put_string(&b, KEY_TEMPLATE, a->chat_template);
     gr_gguf_put_f32(&b, "adapter.lora.alpha", (float)x.alpha);
     GR_TRY(gr_gguf_write(path, &b, tensors, n, produce, &x, err));
 done:
@@ -265,6 +268,12 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
     GR_TRY(st == GRAFT_BAD_USAGE ? gr_fail_context(err, GRAFT_BAD_INPUT, "%s", path) : st);
     GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
     GR_TRY(load_pairs(a, &x, alpha, err));
+    if (gr_gguf_has(g, KEY_TEMPLATE)) {
+        const char *text;
+        GR_TRY(gr_gguf_get_string(g, KEY_TEMPLATE, &text, NULL, err));
+        a->chat_template = gr_arena_strdup(&a->arena, text);
+        if (!a->chat_template) GR_TRY(gr_fail_memory(err, path));
+    }
     *out = a;
     a = NULL;
 done:

@@ -40,6 +40,7 @@ static inline const char *gr_last_component(const char *name) {
 /* ---- locate.c ---- */
 
 #define GR_ADAPTER_CONFIG "adapter_config.json"
+#define GR_ADAPTER_TEMPLATE "chat_template.jinja"
 #define GR_ADAPTER_TENSORS "adapter_model.safetensors"
 #define GR_MLX_TENSORS "adapters.safetensors"
 

@@ -318,6 +318,19 @@ static graft_status check_base(const gr_peft_config *c, const gr_model *m, const
                    path, (long long)c->vocab, (long long)m->config.vocab);
 }
 
+/* The chat template beside the adapter, where there is one. */
+static graft_status read_template(gr_adapter *a, const char *folder, graft_error *err) {
+    enum { MOST = 1 << 22 };
+    char *path = gr_path_join(folder, GR_ADAPTER_TEMPLATE), *text = NULL;
+    int64_t n;
+    graft_status st = path ? GRAFT_OK : gr_fail_memory(err, folder);
+    if (st == GRAFT_OK && gr_exists(path)) st = gr_file_read(&text, &n, path, MOST, err);
+    if (st == GRAFT_OK && text && !(a->chat_template = gr_arena_strdup(&a->arena, text))) st = gr_fail_memory(err, folder);
+    free(path);
+    free(text);
+    return st;
+}
+
 static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *m, bool training,
                                 graft_error *err) {
     graft_status st;
@@ -341,6 +354,7 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     if (st == GRAFT_BAD_USAGE) st = gr_fail_context(err, GRAFT_BAD_INPUT, "%s", config_path);
     GR_TRY(st);
     a->tokenizer_hash = config.tokenizer_hash;
+    GR_TRY(read_template(a, folder, err));
     GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
     GR_TRY(load_values(a, &l, expected, err));
     if (config.mlx)

@@ -207,6 +207,7 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
                        gr_weights_path(job->m->weights));
     job->config = job->m->config;
+    gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->tokenizer));
     GR_TRY(choose_dtype(job, err));
     for (int i = 0; i < job->n_adapters; i++)
         if (module_of(job->adapters[i], "lm_head.weight") ||

@@ -117,32 +117,23 @@ done:
     return st;
 }
 
-/* The template that the adapter at path was trained with, as it lies in its folder; NULL when there is none. Owned. */
-static char *trained_template(const char *path) {
-    static const char *const places[] = {"chat_template.jinja", "adapter/chat_template.jinja"};
-    char *text = NULL;
-    int64_t n;
-    for (int i = 0; !text && i < GR_LEN(places); i++) {
-        char *file = gr_path_join(path, places[i]);
-        if (file && gr_exists(file) && gr_file_read(&text, &n, file, 1 << 22, NULL) != GRAFT_OK) text = NULL;
-        free(file);
-    }
-    return text;
-}
-
-/* What is asked for, else what was trained with: the text beside the adapter, or the run's recipe. */
+/* What is asked for, else what was trained with: the text in the adapter's files, or the run's recipe. What was trained with or asked for
+ * by name goes into what is written from here. template_name "": only for that. */
 static graft_status open_chat(gr_session *s, const gr_session_options *o, const char *run, graft_error *err) {
-    if (o->template_name && !*o->template_name) return GRAFT_OK;
-    gr_recipe *r = o->template_name ? NULL : run_recipe(run);
-    char *trained = o->template_name ? NULL : trained_template(run);
-    gr_chat_options chat = {.name = o->template_name, .source = trained};
+    bool files = o->template_name && !*o->template_name;
+    const char *name = files ? NULL : o->template_name, *trained = name || s->n_adapters == 0 ? NULL : s->adapters[0]->chat_template;
+    gr_recipe *r = name ? NULL : run_recipe(run);
+    graft_status st = GRAFT_OK;
+    gr_chat_options chat = {.name = name, .source = trained};
     if (r && !trained) chat = gr_recipe_chat(r);
-    if (trained && r) chat.name = r->data_template;
+    if (trained) chat.name = r ? r->data_template : "trained";
     if (o->system) chat.system = o->system;
     if (o->template_args) chat.args = o->template_args;
-    graft_status st = gr_chat_open(&s->chat, &chat, s->tokenizer, err);
+    if (files && !trained && !r) goto done;
+    GR_TRY(gr_chat_open(&s->chat, &chat, s->tokenizer, err));
+    if (name || trained || r) GR_TRY(gr_chat_carry(s->chat, s->tokenizer, err));
+done:
     gr_recipe_free(r);
-    free(trained);
     return st;
 }
 

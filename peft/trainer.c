@@ -175,6 +175,8 @@ static graft_status load_params(gr_run *run, graft_error *err) {
         goto done;
     }
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
+    const char *template = gr_chat_source(run->chat);
+    if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template))) GR_TRY(gr_fail_memory(err, "chat template"));
     GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->model, false, err));
@@ -197,6 +199,7 @@ graft_status gr_run_export(gr_run *run, graft_error *err) {
     } else {
         gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
         gr_merge_report report;
+        GR_TRY(gr_chat_carry(run->chat, run->tokenizer, err));
         GR_TRY(gr_merge(run->model, run->tokenizer, NULL, NULL, 0, &run->full, &o, path, &report, err));
         gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
     }

@@ -113,6 +113,16 @@ void gr_config_add_stop(gr_model_config *c, int64_t id) {
     c->stop_ids[c->n_stop_ids++] = (int32_t)id;
 }
 
+void gr_config_lead_stop(gr_model_config *c, int64_t id) {
+    gr_model_config was = *c;
+    if (id < 0) return;
+    c->led = true;
+    c->n_stop_ids = 0;
+    gr_config_add_stop(c, id);
+    for (int i = 0; i < was.n_stop_ids; i++) gr_config_add_stop(c, was.stop_ids[i]);
+    if (was.n_stop_ids == 0) gr_config_add_stop(c, was.eos);
+}
+
 /* ---- the rotary table ---- */
 
 double gr_config_rope_divisor(const gr_model_config *c, int64_t i) {

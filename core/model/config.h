@@ -42,6 +42,7 @@ typedef struct gr_model_config {
     bool qkv_bias, o_bias, mlp_bias;
     int32_t bos, eos, pad; /* -1: none */
     int32_t stop_ids[8];   /* eos_token_id of generation_config.json / config.json, all of them */
+    bool led;              /* gr_config_lead_stop changed them: written files say so */
     int n_stop_ids;
 } gr_model_config;
 
@@ -53,6 +54,8 @@ const char *gr_config_limit(const gr_model_config *c);
 /* path: config.json itself. BAD_INPUT naming file and key for a missing or impossible value or an unsupported architecture. */
 graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err);
 graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err);
+/* Make id the first of the ids that generation stops at; -1: nothing changes. */
+void gr_config_lead_stop(gr_model_config *c, int64_t id);
 /* An HF config.json (what transformers 4 and what 5 read of rope and dtype) and generation_config.json into folder. base: the HF
  * folder that the model comes from, whose other keys are kept and whose generation_config.json is; NULL: it was a GGUF. */
 graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name, const char *base, const char *folder,

@@ -108,7 +108,12 @@ static json_t *base_json(const char *base) {
 static graft_status write_generation(const gr_model_config *c, const char *base, const char *folder, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *from = base ? gr_path_join(base, "generation_config.json") : NULL, *to = gr_path_join(folder, "generation_config.json");
-    if (from && to && gr_exists(from)) {
+    bool there = from && gr_exists(from);
+    json_t *kept = there && c->led ? json_load_file(from, 0, NULL) : NULL; /* it was read before */
+    if (kept) {
+        json_object_set_new(kept, "eos_token_id", stop_json(c));
+        st = write_json(kept, folder, "generation_config.json", err);
+    } else if (to && there) {
         st = gr_file_copy(from, to, err);
     } else {
         json_t *root = json_pack("{s:o, s:o, s:o}", "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id",
@@ -131,6 +136,7 @@ graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name
     json_object_set_new(root, "torch_dtype", json_string(dtype_name)); /* what transformers 4 reads, and 5 as well */
     if (!base || json_is_true(json_object_get(root, "tie_word_embeddings")) != c->tied)
         json_object_set_new(root, "tie_word_embeddings", json_boolean(c->tied));
+    if (base && c->led) json_object_set_new(root, "eos_token_id", stop_json(c));
     json_object_del(root, "auto_map"); /* names Python files that are not written */
     json_object_del(root, "quantization_config");
     GR_TRY(write_json(root, folder, "config.json", err));

@@ -412,6 +412,11 @@ bool gr_chat_is_rendered(const gr_chat *c, const char *prompt) {
     return c->opening && gr_starts_with(prompt, c->opening);
 }
 
+graft_status gr_chat_carry(const gr_chat *c, gr_tokenizer *t, graft_error *err) {
+    if (c->parses_text) return GRAFT_OK;
+    return gr_tokenizer_carry(t, c->source, c->end_of_turn, !gr_jinja_uses(c->jinja, "eos_token"), err);
+}
+
 bool gr_chat_parses_text(const gr_chat *c) {
     return c->parses_text;
 }

@@ -67,6 +67,9 @@ int32_t gr_chat_end_of_turn(const gr_chat *c);
 uint64_t gr_chat_hash(const gr_chat *c); /* of all that changes ids or masks */
 /* The Jinja text that says all of it, system text and arguments included: what goes into the files of a trained model. NULL for none. */
 const char *gr_chat_source(const gr_chat *c);
+/* Give what is trained with it to the files that t writes from here on (gr_tokenizer_carry); none gives nothing. The token that ends an
+ * answer becomes eos there, unless the template writes eos as another token. */
+graft_status gr_chat_carry(const gr_chat *c, gr_tokenizer *t, graft_error *err);
 /* Does the template take control tokens in messages for ids (none alone)? */
 bool gr_chat_parses_text(const gr_chat *c);
 /* NULL-terminated list of the known names, for help and errors. */

@@ -168,6 +168,8 @@ typedef enum gr_lead {
 
 struct gr_tokenizer {
     gr_tokenizer_info info;
+    const char *carried; /* gr_tokenizer_carry: what files get instead of info.chat_template and info.eos; NULL: nothing */
+    int32_t carried_end, carried_eos;
     gr_arena arena; /* every string and array below, unless said otherwise */
 
     gr_piece *pieces;         /* [info.n_vocab] */

@@ -51,6 +51,41 @@ static graft_status write_json(const char *folder, const char *name, json_t *val
     return st;
 }
 
+/* Reads a config whose huge numbers ("no limit": 10^30) are no integers; the others stay whole. */
+static json_t *read_config(const char *path) {
+    const char *key;
+    json_t *value, *root = json_load_file(path, 0, NULL);
+    void *next;
+    if (root || !(root = json_load_file(path, JSON_DECODE_INT_AS_REAL, NULL))) return root;
+    json_object_foreach_safe(root, next, key, value) {
+        double v = json_is_real(value) ? json_real_value(value) : 0.5;
+        if (v == (double)(int64_t)v && v > -1e15 && v < 1e15) json_object_set_new(root, key, json_integer((json_int_t)v));
+    }
+    return root;
+}
+
+/* What is carried into a config file of the folder; one that is not there stays so. */
+static graft_status carry_into(const gr_tokenizer *t, const char *folder, const char *name, bool with_template, graft_error *err) {
+    char *path = gr_path_join(folder, name);
+    if (!path) return gr_fail_memory(err, "path");
+    json_t *root = gr_exists(path) ? read_config(path) : NULL;
+    free(path);
+    if (!root) return GRAFT_OK;
+    if (t->carried_eos != t->info.eos) json_object_set_new(root, "eos_token", json_stringn(t->pieces[t->carried_eos].text, (size_t)t->pieces[t->carried_eos].len));
+    if (with_template) json_object_set_new(root, "chat_template", json_string(t->carried));
+    return write_json(folder, name, root, JSON_INDENT(2), err);
+}
+
+static graft_status carry(const gr_tokenizer *t, const char *folder, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    if (!t->carried) return st;
+    GR_TRY(carry_into(t, folder, "tokenizer_config.json", true, err));
+    GR_TRY(carry_into(t, folder, "special_tokens_map.json", false, err));
+    GR_TRY(write_file(folder, "chat_template.jinja", t->carried, err));
+done:
+    return st;
+}
+
 /* ---- merges of a SentencePiece BPE ---- */
 
 typedef struct split { /* a pair that makes a piece */
@@ -290,9 +325,12 @@ done:
 }
 
 graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, graft_error *err) {
-    if (t->info.folder) return copy_files(t->info.folder, folder, err);
     gr_tokenizer *back = NULL;
     graft_status st;
+    if (t->info.folder) {
+        st = copy_files(t->info.folder, folder, err);
+        return st == GRAFT_OK ? carry(t, folder, err) : st;
+    }
     if (t->words == GR_WORDS_DEFAULT)
         GR_TRY(gr_fail(
             err, GRAFT_BAD_INPUT,
@@ -300,6 +338,7 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
             "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
             "the key to the model's own pre-tokenizer"));
     GR_TRY(write_files(t, folder, err));
+    GR_TRY(carry(t, folder, err));
     GR_TRY(gr_tokenizer_open(&back, folder, err));
     GR_TRY(gr_tokenizer_prove(t, back, "a Hugging Face folder", err));
 done:

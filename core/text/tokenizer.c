@@ -362,3 +362,14 @@ void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *pat
             "beyond them are refused",
             path, (long long)n - 1, (int)GR_MIN(p->len, 60), p->text ? p->text : "", (long long)rows);
 }
+
+graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int32_t end_of_turn, bool as_eos, graft_error *err) {
+    t->carried = gr_arena_strdup(&t->arena, chat_template);
+    t->carried_end = end_of_turn;
+    t->carried_eos = as_eos && end_of_turn >= 0 ? end_of_turn : t->info.eos;
+    return t->carried ? GRAFT_OK : gr_fail_memory(err, "chat template");
+}
+
+int32_t gr_tokenizer_carried_end(const gr_tokenizer *t) {
+    return t->carried ? t->carried_end : -1;
+}

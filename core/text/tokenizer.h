@@ -74,6 +74,11 @@ void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *pat
 /* XXH3-64 over everything that changes ids: recorded in adapters and cache keys. */
 uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
 
+/* How a trained model is to be spoken to, in the files that are written from here on: the chat template, the token that ends an answer (-1:
+ * none), and whether that token becomes the tokenizer's eos. What t itself does stays. Before t is shared among threads. */
+graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int32_t end_of_turn, bool as_eos, graft_error *err);
+int32_t gr_tokenizer_carried_end(const gr_tokenizer *t); /* -1: none is carried */
+
 /* Write the tokenizer's files into an existing folder: copies of the HF files it was read from, or, when read from a GGUF, an
  * equivalent tokenizer.json, tokenizer_config.json (tokenizer_class PreTrainedTokenizerFast), special_tokens_map.json and
  * chat_template.jinja that HF tokenizers loads and that gives the same ids, which is proved by reading it back. */
