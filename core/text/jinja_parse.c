@@ -516,6 +516,7 @@ static jargs_node arguments(parser *p, bool parameters) {
         bool named = !spread && peek(p)->kind == T_NAME && is(&p->tokens[p->next + 1], T_OP, "=");
         int32_t name = named || parameters ? expect_name(p, "a parameter's name") : spread ? ARG_SPREAD : ARG_POSITIONAL;
         if (named) p->next++;
+        if (parameters && !named && l.n && l.items[l.n - 1]) fail(p, peek(p)->line, "a parameter without default after one with");
         nodes_add(p, &l, parameters && !named ? NULL : expression(p));
         if (!gr_grow(&names, &capacity, l.n, sizeof *names)) break;
         names[l.n - 1] = name;
