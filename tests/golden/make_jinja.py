@@ -6,6 +6,7 @@ Each case is {template, variables, text} or, where jinja2 raises, {template, var
     make_jinja.py [--out tests/golden/jinja_cases.json]
 """
 import argparse
+import copy
 import datetime
 import json
 import os
@@ -169,7 +170,7 @@ def main():
     cases = []
     for source in TEMPLATES:
         try:
-            cases.append({"template": source, "text": environment().from_string(source).render(**TALK)})
+            cases.append({"template": source, "text": environment().from_string(source).render(**copy.deepcopy(TALK))})
         except Exception:  # whatever it is, there is no text
             cases.append({"template": source, "error": True})
     with open(args.out, "w", encoding="utf-8") as f:
