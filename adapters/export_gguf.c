@@ -111,8 +111,8 @@ static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
 }
 
 /* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named chat templates. */
-static void copy_tokenizer(const gr_gguf *g, gr_gguf_builder *b) {
-    static const char *const anew[] = {"bos", "eos", "unknown", "padding"};
+static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b) {
+    const char *const anew[] = {"bos", "eos", "unknown", "padding", end_is_new ? "eot" : "eos"};
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
         const char *key = gr_gguf_key(g, i, NULL);
         bool id = gr_starts_with(key, "tokenizer.ggml.") && gr_ends_with(key, "_token_id"), written = false;
@@ -139,7 +139,7 @@ static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, gr
     gr_gguf_put_u32(b, "general.quantization_version", 2);
     if (g) {
         copy_general(g, b);
-        copy_tokenizer(g, b);
+        copy_tokenizer(g, gr_tokenizer_carried_end(job->tokenizer) >= 0, b);
     }
     return gr_tokenizer_save_gguf(job->tokenizer, job->config.vocab, b, err);
 }
