@@ -65,6 +65,8 @@ static graft_status line_messages(const json_t *line, gr_message **out, int64_t 
         messages[(*n)++] = (gr_message){.role = "system", .content = json_string_value(system)};
     else if (system && !json_is_null(system))
         return gr_fail(err, GRAFT_BAD_INPUT, "system: expected a text");
+    if (json_is_string(prompt) && json_is_array(list)) /* as a line of results has them, whose prompt is rendered already */
+        return gr_fail(err, GRAFT_BAD_INPUT, "both \"prompt\" and \"messages\": leave one out");
     if (json_is_string(prompt)) {
         messages[(*n)++] = (gr_message){.role = "user", .content = json_string_value(prompt)};
         return GRAFT_OK;

@@ -99,7 +99,7 @@ check "the system text of a line is in its prompt" bash -c 'echo "{\"messages\":
 printf '\357\273\277{"prompt": "x"}\r\n\r\n{"prompt": "y"}' >windows.jsonl
 check "a byte order mark, CRLF, no newline at the end" bash -c '[ "$("$0" generate --model "$1" --max-tokens 2 --prompts windows.jsonl | wc -l)" = 2 ]' "$GRAFT" "$TINY"
 for line in '[1]|standard input:1: expected an object' '{"prompt": 3}|standard input:1: expected {' '{"prompt": "a\u0000b"}|NUL' '{"prompt": "a", "tools": [{"name": "f"}]}|does not write the tools' \
-    '{"prompt": "a", "system": 3}|system: expected a text' '{"messages": [{"role": "user"}]}|messages[0]' '{"prompt": "a"|standard input:1: not JSON'; do
+    '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}|leave one out' '{"prompt": "a", "system": 3}|system: expected a text' '{"messages": [{"role": "user"}]}|messages[0]' '{"prompt": "a"|standard input:1: not JSON'; do
     echo "${line%%|*}" | "$GRAFT" generate --model "$TINY" --prompts - >out.log 2>err.log
     code=$?
     if [ $code = 3 ] && grep -qF -- "${line#*|}" err.log; then ok "prompt ${line%%|*}"; else not_ok "prompt ${line%%|*}" "exit code $code" err.log; fi
