@@ -36,6 +36,24 @@ int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens) {
     return largest;
 }
 
+int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
+    int64_t count = 0;
+    for (int64_t s = 0; s < n; s++)
+        for (int64_t i = d->offset[idx[s]] + 1; i < d->offset[idx[s] + 1]; i++) count += d->target[i] != 0;
+    return count;
+}
+
+int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens) {
+    int64_t allowed = rows_allowed(d, batch_tokens), largest = 1;
+    for (int64_t first = 0, end; first < d->n_samples; first = end) {
+        int64_t count = 0;
+        end = batch_end(d, first, allowed);
+        for (int64_t s = first; s < end; s++) count += gr_count_targets(d, &s, 1);
+        largest = GR_MAX(largest, count);
+    }
+    return largest;
+}
+
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
                          int64_t *targets, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -45,7 +63,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     double total = 0;
     int64_t n_targets = 0;
     int64_t allowed = rows_allowed(d, batch_tokens);
-    gr_decoder_options o = {.max_tokens = gr_evaluate_rows(d, batch_tokens)};
+    gr_decoder_options o = {.max_tokens = gr_evaluate_rows(d, batch_tokens), .max_targets = gr_evaluate_targets(d, batch_tokens)};
     int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
     float *row_nll = gr_calloc(o.max_tokens, sizeof *row_nll);
     if (!idx || !row_nll) GR_TRY(gr_fail_memory(err, "evaluation"));

@@ -9,8 +9,11 @@ enum { GR_EXACT_MATCH_TOKENS = 256 }; /* new tokens of an answer at most, during
 
 /* Tokens of the longest sample, at least 1. */
 int64_t gr_longest_sample(const gr_dataset *d);
-/* Rows of the largest batch of gr_evaluate. */
+/* Rows of the largest batch of gr_evaluate, and the most targets of one. */
 int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens);
+int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens);
+/* Targets of samples idx[n]: a sequence's first id is never predicted. */
+int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n);
 /* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last token. */
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per

@@ -52,13 +52,6 @@ done:
     return st;
 }
 
-static int64_t count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
-    int64_t count = 0; /* a sequence's first id is never predicted */
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t i = d->offset[idx[s]] + 1; i < d->offset[idx[s] + 1]; i++) count += d->target[i] != 0;
-    return count;
-}
-
 typedef struct step_sums {
     double nll;
     int64_t tokens, targets;
@@ -71,7 +64,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums
     gr_run *run = l->run;
     const gr_dataset *d = run->train;
     graft_status st = GRAFT_OK;
-    *sums = (step_sums){.targets = count_targets(d, idx, n), .bad_sample = -1};
+    *sums = (step_sums){.targets = gr_count_targets(d, idx, n), .bad_sample = -1};
     memset(run->params->grad, 0, (size_t)run->params->n_floats * sizeof(float));
     for (int64_t first = 0, end; first < n; first = end) {
         (void)gr_plan_micro_batch(run, idx, first, n, &end);

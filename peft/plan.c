@@ -94,19 +94,21 @@ int64_t gr_plan_micro_batch(const gr_run *run, const int64_t *idx, int64_t first
     return rows;
 }
 
-/* Rows of the largest micro-batch that this run will meet: its order is known. */
-static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *largest, graft_error *err) {
-    int64_t batch = run->r->train_batch_size, steps = run->total_steps, most = GR_MAX(longest, run->micro_tokens);
-    *largest = most;
+/* Rows of the largest micro-batch that this run will meet, and the most targets of one: its order is known. */
+static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *rows, int64_t *targets, graft_error *err) {
+    int64_t batch = run->r->train_batch_size, steps = run->total_steps;
+    *rows = GR_MAX(longest, run->micro_tokens), *targets = 0;
     if (!run->train || steps > SEARCHED_SAMPLES / batch) return GRAFT_OK;
-    *largest = 1;
-    for (int64_t epoch = 0; steps > 0 && *largest < most; epoch++) {
+    *rows = *targets = 1;
+    for (int64_t epoch = 0; steps > 0; epoch++) {
         int64_t *order, n;
         graft_status st = gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch, run->r->data_shuffle, &order, &n, err);
         if (st != GRAFT_OK) return st;
         for (int64_t at = 0; at < n && steps > 0; at += batch, steps--)
-            for (int64_t first = at, end; first < GR_MIN(at + batch, n); first = end)
-                *largest = GR_MAX(*largest, gr_plan_micro_batch(run, order, first, GR_MIN(at + batch, n), &end));
+            for (int64_t first = at, end; first < GR_MIN(at + batch, n); first = end) {
+                *rows = GR_MAX(*rows, gr_plan_micro_batch(run, order, first, GR_MIN(at + batch, n), &end));
+                *targets = GR_MAX(*targets, gr_count_targets(run->train, order + first, end - first));
+            }
         free(order);
         if (n == 0 && epoch > 1000) break; /* weights that leave no sample: the run says so */
     }
@@ -148,7 +150,7 @@ static int64_t shared_bytes(const gr_run *run, int64_t rows) {
 static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
     int64_t wanted = at_once > 0 ? at_once : run->r->eval_batch_tokens;
     int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
-    gr_decoder_options o = {.max_tokens = rows};
+    gr_decoder_options o = {.max_tokens = rows, .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
     if (!run->eval && run->train) return 0;
     int64_t loss = run->device->footprint(gr_decoder_plan_bytes(run->model, &o)) + rows * BYTES_PER_ROW;
     return gr_recipe_has_metric(run->r, "exact_match") && run->eval ? GR_MAX(loss, gr_exact_match_bytes(run->model, run->eval)) : loss;
@@ -293,7 +295,7 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     set_limit(run);
     int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));
     for (run->micro_tokens = most;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
-        graft_status st = largest_micro_batch(run, longest, &o->max_tokens, err);
+        graft_status st = largest_micro_batch(run, longest, &o->max_tokens, &o->max_targets, err);
         if (st != GRAFT_OK) return st;
         for (int policy = first; policy <= last; policy++) {
             o->recompute = (gr_recompute)policy;

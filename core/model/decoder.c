@@ -100,7 +100,7 @@ static float *floats(planner *p, int64_t n, int64_t width) { return place(p, n *
 int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o) {
     int64_t rows = HEAD_FLOATS / m->config.vocab;
     rows = GR_MIN(GR_MAX(rows, HEAD_ROWS_MIN), HEAD_ROWS_MAX);
-    return GR_MIN(rows, o->max_tokens);
+    return GR_MIN(rows, o->max_targets > 0 ? GR_MIN(o->max_targets, o->max_tokens) : o->max_tokens);
 }
 
 static void plan_layer(layer_acts *a, planner *p, const widths *w, int64_t n) {

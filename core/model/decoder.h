@@ -16,6 +16,7 @@ typedef enum gr_recompute { /* what backward computes again instead of keeping *
 
 typedef struct gr_decoder_options {
     int64_t max_tokens;     /* rows of the largest batch */
+    int64_t max_targets;    /* of them with a target, in the batch that has most; 0: all. More only take more turns of the head */
     bool training;          /* plan for backward */
     gr_recompute recompute;
     float dropout;          /* LoRA input dropout; 0 = none */

@@ -42,8 +42,7 @@ int64_t gr_model_file_bytes(gr_model *m, int quantise, bool int8) {
     for (int64_t i = 0; i < gr_model_n_linears(m); i++) { /* those that are not read any more */
         const gr_weight *w = &gr_model_linear(m, i, name)->w;
         bool replaced = quantise >= 0 && i < n_matrices(m) && gr_model_quantized_type(w, (gr_dtype)quantise) != w->dtype;
-        bool is_embedding = i == n_matrices(m) && m->config.tied;
-        if (replaced || (int8 && !is_embedding)) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
+        if (replaced || int8) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
     }
     return bytes;
 }

@@ -56,6 +56,8 @@ static void test_from_f32(void **state) {
     CHECK_FROM(GR_DTYPE_Q5_1, weight_values, weight_q5_1_bytes);
     CHECK_FROM(GR_DTYPE_Q8_0, weight_values, weight_q8_0_bytes);
     CHECK_FROM(GR_DTYPE_Q4_K, weight_values, weight_q4_k_bytes);
+    CHECK_FROM(GR_DTYPE_Q5_K, weight_values, weight_q5_k_bytes);
+    CHECK_FROM(GR_DTYPE_Q6_K, weight_values, weight_q6_k_bytes);
     CHECK_FROM(GR_DTYPE_NF4, weight_values, weight_nf4_bytes);
 }
 
