@@ -124,15 +124,14 @@ static graft_status copy_companions(const char *base, const char *folder, graft_
     return st;
 }
 
-/* transformers' classes have some biases together, always or never. */
+/* transformers' classes have biases together: qwen2 of q, k and v always, llama of q, k, v and o or none, mistral none. */
 static graft_status check_biases(const gr_model_config *c, graft_error *err) {
     const gr_arch *arch = c->arch_row;
-    bool llama = strcmp(arch->hf_type, "llama") == 0;
-    bool fits = arch->qkv_bias ? c->qkv_bias && !c->o_bias && !c->mlp_bias : llama ? c->qkv_bias == c->o_bias : !c->qkv_bias && !c->o_bias && !c->mlp_bias;
-    if (fits) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "an HF %s has %s: this model's biases (q, k, v: %s; o: %s; mlp: %s) fit only a GGUF (--out FILE.gguf)",
-                   arch->hf_type, arch->qkv_bias ? "biases of q, k and v alone" : llama ? "biases of q, k, v and o or of none" : "no biases",
-                   c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
+    bool llama = strcmp(arch->hf_type, "llama") == 0, attention = c->qkv_bias == (arch->qkv_bias || (llama && c->o_bias));
+    if (attention && (llama || (!c->o_bias && !c->mlp_bias))) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "an HF folder of a %s cannot hold this model's biases (q, k, v: %s; o: %s; mlp: %s): write a GGUF (--out FILE.gguf)",
+                   arch->hf_type, c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
 }
 
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {

@@ -17,10 +17,11 @@ _Static_assert(GR_LEN(gr_archs) == GR_N_ARCHS, "the number that the header says"
 /* ---- keys ---- */
 
 /* Words of names that speak of computation: what transformers and llama.cpp compute otherwise has one of them in its name. */
-static const char *const smells[] = {"multiplier", "scale",   "scaling", "softcap",  "norm",  "expert",     "moe",     "window", "rope",
-                                     "rotary",     "alibi",   "bias",    "clip",     "clamp", "parallel",   "mup",     "sparse", "causal",
-                                     "residual",   "logit",   "qk",      "kq",       "quant", "activation", "act_fn",  "prun",   "factor",
-                                     "theta",      "pattern", "mamba",   "ssm",      "conv",  "recurrent",  "attention"};
+static const char *const smells[] = {
+    "multiplier", "scale", "scaling",   "softcap",    "norm",     "expert", "moe",    "window", "rope",     "rotary",
+    "alibi",      "bias",  "clip",      "clamp",      "parallel", "mup",    "sparse", "causal", "residual", "logit",
+    "qk",         "kq",    "quant",     "activation", "act_fn",   "prun",   "factor", "theta",  "pattern",  "mamba",
+    "ssm",        "conv",  "recurrent", "attention",  "_act",     "heads",  "ntk",    "logn"};
 
 bool gr_config_smells(const char *name) {
     for (int i = 0; i < GR_LEN(smells); i++)
@@ -88,13 +89,13 @@ graft_status gr_config_check(const gr_model_config *c, const char *file, graft_e
     };
     graft_status st;
     GR_TRY(check_range(file, "sliding_window", c->window, 0, 1 << 24, err));
-    for (int i = 0; i < GR_LEN(sizes); i++)
-        GR_TRY(check_range(file, sizes[i].key, sizes[i].value, 1, sizes[i].max, err));
+    for (int i = 0; i < GR_LEN(sizes); i++) GR_TRY(check_range(file, sizes[i].key, sizes[i].value, 1, sizes[i].max, err));
     if (c->n_heads % c->n_kv_heads)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %lld heads are not a multiple of %lld key/value heads", file,
                        (long long)c->n_heads, (long long)c->n_kv_heads);
     if (c->head_dim % 2) return gr_fail(err, GRAFT_BAD_INPUT, "%s: head size %lld is odd", file, (long long)c->head_dim);
-    if (!(c->norm_eps > 0 && c->norm_eps < 1)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: the norm's epsilon is not in (0, 1)", file);
+    if (!(c->norm_eps > 0 && c->norm_eps < 1))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the norm's epsilon is not in (0, 1)", file);
     if (!(c->rope_theta > 0 && c->rope_theta < 1e12))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope theta %g is impossible", file, c->rope_theta);
     if (c->rope_scaling != GR_ROPE_NONE && !(c->rope_factor > 0 && c->rope_factor < 1e6))

@@ -58,7 +58,8 @@ static const key_row keys[] = {
     {"rope.scale_linear", GR_CONFIG_READ, 0, NULL, false},
     {"rope.scaling.attn_factor", GR_CONFIG_ONLY, 0, "0 1", false},
     {"rope.scaling.alpha", GR_CONFIG_ONLY, 0, "0", false},
-    {"rope.scaling.original_context_length", GR_CONFIG_HARMLESS, 0, NULL, false}, /* of yarn and longrope alone, which are refused */
+    {"rope.scaling.original_context_length", GR_CONFIG_HARMLESS, 0, NULL,
+     false}, /* of yarn and longrope alone, which are refused */
     {"rope.scaling.finetuned", GR_CONFIG_HARMLESS, 0, NULL, false},
     {"vocab_size", GR_CONFIG_HARMLESS, 0, NULL, false}, /* the embedding has as many rows as it has */
     {"tensor_data_layout", GR_CONFIG_HARMLESS, 0, NULL, false},
@@ -78,7 +79,9 @@ static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const 
     bool flag = false;
     int64_t n = 0;
     switch (gr_gguf_type_of(g, key)) {
-    case GR_GGUF_STRING: GR_TRY(gr_gguf_get_string(g, key, &text, NULL, err)); break;
+    case GR_GGUF_STRING:
+        GR_TRY(gr_gguf_get_string(g, key, &text, NULL, err));
+        break;
     case GR_GGUF_BOOL:
         GR_TRY(gr_gguf_get_bool(g, key, &flag, err));
         text = flag ? "true" : "false";
@@ -113,8 +116,9 @@ static graft_status read_count(const gr_gguf *g, const char *key, int64_t n_laye
     for (int64_t i = 0; st == GRAFT_OK && i < n; i++) {
         st = gr_gguf_array_int(g, key, i, &value, err);
         if (st == GRAFT_OK && i > 0 && value != *out)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s differs between layers (%lld and %lld): graft computes layers that are alike",
-                           gr_gguf_path(g), key, (long long)*out, (long long)value);
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: %s differs between layers (%lld and %lld): graft computes layers that are alike", gr_gguf_path(g),
+                           key, (long long)*out, (long long)value);
         *out = value;
     }
     return st;
@@ -168,7 +172,8 @@ static graft_status rope_factors(gr_model_config *c, const gr_gguf *g, graft_err
     for (int64_t i = 0; i < t->n_elements; i++) largest = GR_MAX(largest, factors[i]);
     if (largest == 1) return GRAFT_OK;
     if (c->rope_scaling != GR_ROPE_NONE)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight beside rope.scaling: graft computes one of them", gr_gguf_path(g));
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight beside rope.scaling: graft computes one of them",
+                       gr_gguf_path(g));
     c->rope_scaling = GR_ROPE_LLAMA3;
     c->rope_factor = largest, c->rope_low_freq = 1, c->rope_high_freq = 4; /* as all of Meta's models have them */
     for (c->rope_original = 32; c->rope_original <= 1 << 17; c->rope_original *= 2) {
@@ -176,7 +181,8 @@ static graft_status rope_factors(gr_model_config *c, const gr_gguf *g, graft_err
         while (i < t->n_elements && fabs(gr_config_rope_divisor(c, i) / factors[i] - 1) <= 1e-3) i++;
         if (i == t->n_elements) return GRAFT_OK;
     }
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight does not fit Llama-3 scaling by %g", gr_gguf_path(g), c->rope_factor);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope_freqs.weight does not fit Llama-3 scaling by %g", gr_gguf_path(g),
+                   c->rope_factor);
 }
 
 /* rope.scaling.factor, or the name that it had in 2023; without a type it is linear, with type none it is not applied; 0 is 1. */
@@ -229,12 +235,14 @@ static graft_status read_arch(gr_model_config *c, const gr_gguf *g, graft_error 
     graft_status st;
     if (gr_gguf_has(g, "general.type")) GR_TRY(gr_gguf_get_string(g, "general.type", &type, NULL, err));
     if (strcmp(type, "adapter") == 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: is an adapter, not a model: give it with --adapter and its base with --model", path);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: is an adapter, not a model: give it with --adapter and its base with --model",
+                       path);
     if (strcmp(type, "model") != 0)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.type is \"%.40s\", expected a model", path, type);
     GR_TRY(gr_gguf_int_or(g, "split.count", 1, &n_files, err));
     if (n_files > 1)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: split.count is %lld: one of several files; join them with `llama-gguf-split --merge`", path,
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: split.count is %lld: one of several files; join them with `llama-gguf-split --merge`", path,
                        (long long)n_files);
     GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
     for (int i = GR_N_ARCHS - 1; i >= 0; i--) /* of several of the same name the first */
@@ -261,13 +269,14 @@ static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error
     graft_status st;
     GR_TRY(read_keys(c, g, err));
     if (c->n_heads < 1)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld", path, arch_key(key, c, "attention.head_count"), (long long)c->n_heads);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld", path, arch_key(key, c, "attention.head_count"),
+                       (long long)c->n_heads);
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (!c->head_dim) c->head_dim = c->hidden / c->n_heads;
     GR_TRY(gr_gguf_int_or(g, arch_key(key, c, "attention.value_length"), c->head_dim, &value_length, err));
     if (value_length != c->head_dim)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected attention.key_length, %lld", path, key, (long long)value_length,
-                       (long long)c->head_dim);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected attention.key_length, %lld", path, key,
+                       (long long)value_length, (long long)c->head_dim);
     GR_TRY(gr_gguf_get_float(g, arch_key(key, c, "attention.layer_norm_rms_epsilon"), &eps, err));
     c->norm_eps = (float)eps;
     const gr_tensor *embed = gr_gguf_find(g, "token_embd.weight");
@@ -310,11 +319,16 @@ void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
         const char *key;
         int64_t value;
     } ints[] = {
-        {"context_length", c->max_positions},       {"embedding_length", c->hidden},
-        {"block_count", c->n_layers},               {"feed_forward_length", c->ffn},
-        {"rope.dimension_count", c->head_dim},      {"attention.head_count", c->n_heads},
-        {"attention.head_count_kv", c->n_kv_heads}, {"attention.key_length", c->head_dim},
-        {"attention.value_length", c->head_dim},    {"vocab_size", c->vocab},
+        {"context_length", c->max_positions},
+        {"embedding_length", c->hidden},
+        {"block_count", c->n_layers},
+        {"feed_forward_length", c->ffn},
+        {"rope.dimension_count", c->head_dim},
+        {"attention.head_count", c->n_heads},
+        {"attention.head_count_kv", c->n_kv_heads},
+        {"attention.key_length", c->head_dim},
+        {"attention.value_length", c->head_dim},
+        {"vocab_size", c->vocab},
     };
     gr_gguf_put_string(b, "general.architecture", c->arch);
     for (int i = 0; i < GR_LEN(ints); i++) gr_gguf_put_u32(b, arch_key(key, c, ints[i].key), (uint32_t)ints[i].value);

@@ -99,23 +99,21 @@ static const key_row keys[] = {
     {"pad_token_id", ALL, GR_CONFIG_READ, 0, NULL},
 };
 
-/* Keys that have nothing to do with what graft computes. */
-static const char *const harmless[] = {
-    "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range",
-    "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", /* not of these architectures */
-    "max_sequence_length", "model_max_length", "max_seq_len", "seq_length", "sep_token_id", "unk_token_id", "decoder_start_token_id",
-    "tokenizer_class", "auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled",
-    "use_flash_attention_2", "use_flash_attention", "use_flash_attn", "return_dict", "output_attentions", "output_hidden_states",
-    "torchscript", "use_bfloat16", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder", "tf_legacy_loss",
-    "chunk_size_feed_forward", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type", "prefix", "task_specific_params",
-    "is_llama_config", "transformers.js_config", "unsloth_version", "unsloth_fixed", "mlx_version", "license", "language",
+/* Keys that have nothing to do with what graft computes, in words. */
+static const char harmless[] =
+    "_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype use_cache initializer_range attn_pdrop "
+    "resid_pdrop embd_pdrop hidden_dropout max_sequence_length model_max_length max_seq_len seq_length sep_token_id "
+    "unk_token_id decoder_start_token_id tokenizer_class auto_map attn_implementation _attn_implementation "
+    "_attn_implementation_autoset _flash_attn_2_enabled use_flash_attention_2 use_flash_attention use_flash_attn "
+    "flash_attention gradient_checkpointing initializer_factor return_dict output_attentions output_hidden_states "
+    "torchscript use_bfloat16 is_decoder cross_attention_hidden_size tie_encoder_decoder tf_legacy_loss "
+    "chunk_size_feed_forward finetuning_task id2label label2id num_labels problem_type prefix task_specific_params "
+    "is_llama_config transformers.js_config unsloth_version unsloth_fixed mlx_version license language "
     /* generation settings of old files */
-    "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
-    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
-    "begin_suppress_tokens",
-};
+    "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature "
+    "top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+    "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
+    "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens";
 
 /* The keys of rope_scaling and rope_parameters; those that are read say for which types. */
 static const struct {
@@ -154,20 +152,28 @@ static graft_status json_open(json_file *f, const char *path, graft_error *err) 
     f->path = path;
     GR_TRY(gr_file_read(&text, &len, path, CONFIG_MAX_BYTES, err));
     f->root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &e);
-    if (!f->root) st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
-    else if (!json_is_object(f->root)) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);
+    if (!f->root)
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
+    else if (!json_is_object(f->root))
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);
 done:
     free(text);
     return st;
 }
 
 static bool is_empty(const json_t *v) {
-    return !v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0) || (json_is_object(v) && json_object_size(v) == 0);
+    return !v || json_is_null(v) || (json_is_array(v) && json_array_size(v) == 0) ||
+           (json_is_object(v) && json_object_size(v) == 0);
+}
+
+static bool is_truthy(const json_t *v) {
+    return !is_empty(v) && !json_is_false(v) && !(json_is_number(v) && json_number_value(v) == 0);
 }
 
 /* A value as words: a string as it is, anything else as JSON. Owned; NULL when out of memory. */
 static char *value_text(const json_t *v) {
-    return json_is_string(v) ? gr_strdup(json_string_value(v)) : json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(7));
+    return json_is_string(v) ? gr_strdup(json_string_value(v))
+                             : json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(7));
 }
 
 /* BAD_INPUT unless v is one of the values that change nothing. */
@@ -228,19 +234,17 @@ static const key_row *find_row(const char *key, const gr_arch *arch) {
 static graft_status read_key(gr_model_config *c, const json_file *f, const key_row *row, const json_t *v, graft_error *err) {
     void *field = (char *)c + row->offset;
     switch (row->kind) {
-    case GR_CONFIG_INT: return json_int(f, row->name, field, err);
-    case GR_CONFIG_BOOL: return json_bool(f, row->name, field, err);
-    case GR_CONFIG_ONLY: return json_only(f->path, row->name, v, row->only, err);
+    case GR_CONFIG_INT:
+        return json_int(f, row->name, field, err);
+    case GR_CONFIG_BOOL:
+        return json_bool(f, row->name, field, err);
+    case GR_CONFIG_ONLY:
+        return json_only(f->path, row->name, v, row->only, err);
     case GR_CONFIG_READ:
-    case GR_CONFIG_HARMLESS: break;
+    case GR_CONFIG_HARMLESS:
+        break;
     }
     return GRAFT_OK;
-}
-
-static bool is_harmless(const char *key) {
-    for (int i = 0; i < GR_LEN(harmless); i++)
-        if (strcmp(harmless[i], key) == 0) return true;
-    return false;
 }
 
 /* Every key of the file by the table. One that it does not have is refused where its name speaks of computation, else named in a
@@ -252,10 +256,14 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
     gr_str unknown = {0};
     json_object_foreach(f->root, key, v) {
         const key_row *row = find_row(key, c->arch_row);
-        if (row) GR_TRY(read_key(c, f, row, v, err));
-        else if (is_harmless(key) || is_empty(v) || json_is_false(v) || (json_is_number(v) && json_number_value(v) == 0)) continue;
-        else if (gr_config_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
-        else gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
+        if (row)
+            GR_TRY(read_key(c, f, row, v, err));
+        else if (gr_config_allows(harmless, key) || !is_truthy(v))
+            continue;
+        else if (gr_config_smells(key))
+            GR_TRY(json_only(f->path, key, v, "", err));
+        else
+            gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
     }
     gr_config_warn(f->path, &unknown);
 done:
@@ -264,9 +272,11 @@ done:
 }
 
 static graft_status json_sizes(const json_file *f, graft_error *err) {
-    static const char *const needed[] = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"};
+    static const char *const needed[] = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+                                         "vocab_size"};
     for (int i = 0; i < GR_LEN(needed); i++)
-        if (is_empty(json_object_get(f->root, needed[i]))) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, needed[i]);
+        if (is_empty(json_object_get(f->root, needed[i])))
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, needed[i]);
     return GRAFT_OK;
 }
 
@@ -281,15 +291,16 @@ static graft_status json_layer_types(const json_file *f, int64_t n_layers, bool 
                        json_array_size(list), (long long)n_layers);
     json_array_foreach(list, i, v) {
         const char *type = json_is_string(v) ? json_string_value(v) : "?";
-        if (strcmp(type, "sliding_attention") == 0) *slides = true;
+        if (strcmp(type, "sliding_attention") == 0)
+            *slides = true;
         else if (strcmp(type, "full_attention") != 0)
             return gr_config_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
     }
     return GRAFT_OK;
 }
 
-/* The smallest window that any layer attends within, as transformers takes it: llama has none whatever the keys say, in mistral every
- * layer slides, in qwen2 those from max_window_layers on where use_sliding_window is true. */
+/* The smallest window that any layer attends within, as transformers takes it: llama has none whatever the keys say, in mistral
+ * every layer slides, in qwen2 those from max_window_layers on where use_sliding_window is true. */
 static graft_status json_window(gr_model_config *c, const json_file *f, graft_error *err) {
     graft_status st;
     bool use = false, given, slides = false;
@@ -320,7 +331,8 @@ static graft_status rope_type(gr_rope_scaling *out, const json_t *rope, const ch
     const json_t *type = json_object_get(rope, "rope_type"), *old = json_object_get(rope, "type");
     *out = GR_ROPE_NONE;
     if (type && old && !json_equal(type, old))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", path, where);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", path,
+                       where);
     if (!type) type = old;
     if (!type) return GRAFT_OK;
     const char *name = json_string_value(type);
@@ -330,8 +342,9 @@ static graft_status rope_type(gr_rope_scaling *out, const json_t *rope, const ch
         *out = (gr_rope_scaling)i;
         if (strcmp(name, rope_names[i]) == 0) return GRAFT_OK;
     }
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)",
-                   path, where, name);
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)", path, where,
+                   name);
 }
 
 /* Every key of a rope dictionary is one that its type has. */
@@ -348,14 +361,17 @@ static graft_status rope_check(const json_t *rope, gr_rope_scaling type, const c
             i++;
         snprintf(full, sizeof full, "%s.%s", where, key);
         if (dynamic && strcmp(key, "factor") == 0) continue;
-        if (i == GR_LEN(rope_keys)) GR_TRY(json_only(path, full, v, "", err));
-        else if (rope_keys[i].kind == GR_CONFIG_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
+        if (i == GR_LEN(rope_keys))
+            GR_TRY(json_only(path, full, v, "", err));
+        else if (rope_keys[i].kind == GR_CONFIG_ONLY)
+            GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
     }
 done:
     return st;
 }
 
-static graft_status rope_number(const json_t *rope, const char *path, const char *where, const char *key, double *out, graft_error *err) {
+static graft_status rope_number(const json_t *rope, const char *path, const char *where, const char *key, double *out,
+                                graft_error *err) {
     const json_t *v = json_object_get(rope, key);
     if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a number", path, where, key);
     *out = json_number_value(v);
@@ -382,16 +398,14 @@ static graft_status rope_original(gr_model_config *c, const json_file *f, const 
 static graft_status rope_theta(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
     const json_t *inner = json_object_get(rope, "rope_theta"), *outer = json_object_get(f->root, "rope_theta");
     graft_status st = GRAFT_OK;
-    if (inner) st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
-    else if (outer) st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
+    if (inner)
+        st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
+    else if (outer)
+        st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
     if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
         gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", f->path,
                 json_number_value(outer), json_number_value(inner), where);
     return st;
-}
-
-static bool is_truthy(const json_t *v) {
-    return !is_empty(v) && !json_is_false(v) && !(json_is_number(v) && json_number_value(v) == 0);
 }
 
 /* As transformers 5 does: rope_scaling where it says anything (all that 4 knows), else rope_parameters. */
@@ -403,10 +417,9 @@ static graft_status json_rope(gr_model_config *c, const json_file *f, graft_erro
     gr_model_config other = *c;
     graft_status st;
     if (rope && !json_is_object(rope)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", f->path, where);
-    json_object_foreach((json_t *)rope, key, v)
-        if (json_is_object(v))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all", f->path,
-                           where, key);
+    json_object_foreach((json_t *)rope, key, v) if (json_is_object(v)) return gr_fail(
+        err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all", f->path, where,
+        key);
     GR_TRY(rope_type(&c->rope_scaling, rope, f->path, where, err));
     GR_TRY(rope_check(rope, c->rope_scaling, f->path, where, err));
     GR_TRY(rope_theta(c, f, rope, where, err));
@@ -417,7 +430,8 @@ static graft_status json_rope(gr_model_config *c, const json_file *f, graft_erro
         GR_TRY(rope_original(c, f, rope, where, err));
     }
     if (rope == scaling && is_truthy(parameters) &&
-        (rope_type(&other.rope_scaling, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK || other.rope_scaling != c->rope_scaling))
+        (rope_type(&other.rope_scaling, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK ||
+         other.rope_scaling != c->rope_scaling))
         gr_warn("%s: rope_scaling and rope_parameters differ: the former is taken, as transformers does", f->path);
 done:
     return st;
@@ -429,8 +443,10 @@ static graft_status json_quantized(const json_file *f, graft_error *err) {
     const json_t *quantized = json_object_get(f->root, "quantization_config"); /* GPTQ, AWQ, bitsandbytes ... */
     if (is_empty(quantized)) return GRAFT_OK;
     const char *method = json_string_value(json_object_get(quantized, "quant_method"));
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: quantization_config: weights packed by %s cannot be trained on or merged into; take the "
-                   "model that they were made from, or its GGUF", f->path, method ? method : "another program");
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: quantization_config: weights packed by %s cannot be trained on or merged into; take the "
+                   "model that they were made from, or its GGUF",
+                   f->path, method ? method : "another program");
 }
 
 /* The architecture of a class's name, NULL for none: LlamaForCausalLM, or LlamaModel, the decoder saved alone. */
@@ -457,8 +473,10 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
         const char *name = json_is_string(v) ? json_string_value(v) : "?";
         const gr_arch *named = arch_of_class(name);
         if (!named)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: architectures is %s: graft runs models of language with one head, expected %s for "
-                           "model_type %s", f->path, name, c->arch_row->hf_class, type);
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: architectures is %s: graft runs models of language with one head, expected %s for "
+                           "model_type %s",
+                           f->path, name, c->arch_row->hf_class, type);
         if (named != c->arch_row)
             gr_warn("%s: architectures is %s, model_type %s: the latter counts, as in transformers", f->path, name, type);
     }

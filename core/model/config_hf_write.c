@@ -42,7 +42,9 @@ static void put_rope(json_t *root, const gr_model_config *c, bool has_base) {
 
 /* ---- the files ---- */
 
-static json_t *id_json(int32_t id) { return id < 0 ? json_null() : json_integer(id); }
+static json_t *id_json(int32_t id) {
+    return id < 0 ? json_null() : json_integer(id);
+}
 
 static json_t *stop_json(const gr_model_config *c) {
     if (c->n_stop_ids < 2) return id_json(c->n_stop_ids ? c->stop_ids[0] : c->eos);
@@ -81,15 +83,16 @@ static double shortest(float x) {
 
 /* What a GGUF's model says of itself. */
 static json_t *described(const gr_model_config *c) {
-    json_t *root = json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type", c->arch_row->hf_type,
-        "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers, "hidden_size", (json_int_t)c->hidden, "num_attention_heads",
-        (json_int_t)c->n_heads, "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
-        "intermediate_size", (json_int_t)c->ffn, "vocab_size", (json_int_t)c->vocab, "max_position_embeddings",
-        (json_int_t)c->max_positions, "rms_norm_eps", shortest(c->norm_eps), "attention_bias",
-        (int)(c->qkv_bias && !c->arch_row->qkv_bias), "mlp_bias", (int)c->mlp_bias, "bos_token_id", id_json(c->bos), "eos_token_id",
-        stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
-    if (root && c->arch_row->window > 0) json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
+    json_t *root = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type",
+                             c->arch_row->hf_type, "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers,
+                             "hidden_size", (json_int_t)c->hidden, "num_attention_heads", (json_int_t)c->n_heads,
+                             "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
+                             "intermediate_size", (json_int_t)c->ffn, "vocab_size", (json_int_t)c->vocab, "max_position_embeddings",
+                             (json_int_t)c->max_positions, "rms_norm_eps", shortest(c->norm_eps), "attention_bias",
+                             (int)(c->qkv_bias && !c->arch_row->qkv_bias), "mlp_bias", (int)c->mlp_bias, "bos_token_id",
+                             id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
+    if (root && c->arch_row->window > 0)
+        json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
     if (root && c->arch_row->qkv_bias && c->window > 0) {
         json_object_set_new(root, "use_sliding_window", json_true());
         json_object_set_new(root, "max_window_layers", json_integer(0));

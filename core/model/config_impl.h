@@ -6,8 +6,8 @@
 #include "core/model/config.h"
 
 typedef enum gr_config_kind {
-    GR_CONFIG_READ,     /* honoured, by the code that knows it */
-    GR_CONFIG_INT,      /* honoured: read into the field at `offset` */
+    GR_CONFIG_READ, /* honoured, by the code that knows it */
+    GR_CONFIG_INT,  /* honoured: read into the field at `offset` */
     GR_CONFIG_BOOL,
     GR_CONFIG_HARMLESS, /* changes nothing that graft computes */
     GR_CONFIG_ONLY,     /* harmless with one of the values `only` (words), refused with any other */

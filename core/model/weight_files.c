@@ -14,10 +14,10 @@ static const char *const wrappers[] = {"_orig_mod.", "_fsdp_wrapped_module.", "_
 static const struct {
     const char *from, *to;
 } prefixes[] = {
-    {"module.", ""},                      /* DistributedDataParallel */
-    {"model.language_model.", "model."},  /* the text model of a larger one, transformers 5 and 4 */
+    {"module.", ""},                     /* DistributedDataParallel */
+    {"model.language_model.", "model."}, /* the text model of a larger one, transformers 5 and 4 */
     {"language_model.", ""},
-    {"layers.", "model.layers."},         /* AutoModel: the decoder without its head */
+    {"layers.", "model.layers."}, /* AutoModel: the decoder without its head */
     {"embed_tokens.", "model.embed_tokens."},
     {"norm.", "model.norm."},
 };
@@ -27,7 +27,8 @@ static const char *canonical(gr_arena *arena, const char *name) {
     if (!out) return NULL;
     strcpy(out, name);
     for (int i = 0; i < GR_LEN(wrappers); i++)
-        for (char *at; (at = strstr(out, wrappers[i]));) memmove(at, at + strlen(wrappers[i]), strlen(at + strlen(wrappers[i])) + 1);
+        for (char *at; (at = strstr(out, wrappers[i]));)
+            memmove(at, at + strlen(wrappers[i]), strlen(at + strlen(wrappers[i])) + 1);
     for (int i = 0; i < GR_LEN(prefixes); i++) {
         size_t from = strlen(prefixes[i].from), to = strlen(prefixes[i].to);
         if (strncmp(out, prefixes[i].from, from) != 0) continue;
@@ -60,8 +61,8 @@ graft_status gr_weight_files_open_hf(gr_weight_files *f, const char *folder, gra
         const gr_named_tensor *a = &f->items[i];
         if (strcmp(a->name, a->tensor->name) != 0) renamed = a;
         if (i > 0 && strcmp(a[-1].name, a->name) == 0)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s would both be %s", folder, a[-1].tensor->name, a->tensor->name,
-                           a->name));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s would both be %s", folder, a[-1].tensor->name,
+                           a->tensor->name, a->name));
     }
     if (renamed) gr_note("%s: tensor %s is taken for %s, and others likewise", folder, renamed->tensor->name, renamed->name);
 done:
@@ -105,12 +106,13 @@ graft_status gr_weight_files_missing(const gr_weight_files *f, const char *name,
                                      graft_error *err) {
     const char *odd = f->safetensors ? gr_safetensors_skipped(f->safetensors, name) : NULL;
     if (odd)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has type %s, expected F32, F16 or BF16: save the model in one of these", path,
-                       name, odd);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has type %s, expected F32, F16 or BF16: save the model in one of these",
+                       path, name, odd);
     if (strcmp(name, "lm_head.weight") == 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor lm_head.weight is missing (expected %lld x %lld): if the model's head is its "
-                       "embedding, config.json should say \"tie_word_embeddings\": true", path, (long long)e->view.rows,
-                       (long long)e->view.cols);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: tensor lm_head.weight is missing (expected %lld x %lld): if the model's head is its "
+                       "embedding, config.json should say \"tie_word_embeddings\": true",
+                       path, (long long)e->view.rows, (long long)e->view.cols);
     bool others = f->n > 0 && strcmp(name, "model.embed_tokens.weight") == 0; /* the first one: names of another program? */
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is missing (expected %lld x %lld)%s%s", path, name, (long long)e->view.rows,
                    (long long)e->view.cols, others ? "; the file has names such as " : "", others ? f->items[0].tensor->name : "");
@@ -135,7 +137,9 @@ graft_status gr_weight_files_unused(const gr_weight_files *f, const gr_model_con
         if (!is_harmless(odd) && n++ == 0) first = odd;
     if (n == 0) return GRAFT_OK;
     bool bias = f->safetensors && gr_ends_with(first, ".bias");
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s%stensor %s%s: a %s of %lld layers has no such weight%s, so that what runs would not be "
-                   "what the file holds", file ? file : "", file ? ": " : "", first, n > 1 ? " (and others)" : "", c->arch_row->hf_type,
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s%stensor %s%s: a %s of %lld layers has no such weight%s, so that what runs would not be "
+                   "what the file holds",
+                   file ? file : "", file ? ": " : "", first, n > 1 ? " (and others)" : "", c->arch_row->hf_type,
                    (long long)c->n_layers, bias ? " unless attention_bias or mlp_bias of its config.json say so" : "");
 }

@@ -14,7 +14,7 @@ typedef struct gr_named_tensor {
 typedef struct gr_weight_files { /* zero-initialise */
     gr_gguf *gguf;               /* one of the two, or none */
     gr_safetensors *safetensors;
-    gr_named_tensor *items;      /* [n] sorted by name */
+    gr_named_tensor *items; /* [n] sorted by name */
     int64_t n;
     gr_arena names;
 } gr_weight_files;

@@ -87,12 +87,14 @@ static graft_status check_spare(const gr_tokenizer *t, int64_t n_vocab, graft_er
         const gr_piece *p = &t->pieces[i];
         if (p->len == 0) continue;
         if (p->type == GR_PIECE_NORMAL)
-            return gr_fail(err, GRAFT_BAD_INPUT, "the piece \"%.*s\" (id %lld) has no row in the model's embedding of %lld: a GGUF needs one",
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "the piece \"%.*s\" (id %lld) has no row in the model's embedding of %lld: a GGUF needs one",
                            (int)GR_MIN(p->len, 60), p->text, (long long)i, (long long)n_vocab);
         if (n++ == 0) first = i;
     }
     if (n > 0)
-        gr_warn("%lld added tokens without a row in the embedding (\"%.*s\" ...) are not in the GGUF: their names are plain text there",
+        gr_warn("%lld added tokens without a row in the embedding (\"%.*s\" ...) are not in the GGUF: "
+                "their names are plain text there",
                 (long long)n, (int)GR_MIN(t->pieces[first].len, 60), t->pieces[first].text);
     return GRAFT_OK;
 }

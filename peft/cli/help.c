@@ -49,7 +49,8 @@ static graft_status help_models(const gr_args *a, graft_error *err) {
     (void)a, (void)err;
     const char *name;
     bool folder;
-    printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is refused by name):\n");
+    printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is refused by "
+           "name):\n");
     for (int i = 0; i < GR_N_ARCHS; i++)
         printf("  %-10s %s, in a GGUF %s\n", gr_archs[i].hf_type, gr_archs[i].hf_class, gr_archs[i].gguf);
     printf("\ntypes of weights that are read:\n  safetensors");

@@ -1,6 +1,6 @@
-/* What a config.json, the metadata of a GGUF and the tensors of a folder say beside the sizes: each key and each tensor is honoured,
- * known to change nothing, or refused by name. Variants of the golden models, one change each; the expected values are transformers'
- * and llama.cpp's. */
+/* What a config.json, the metadata of a GGUF and the tensors of a folder say beside the sizes: each key and each tensor is
+ * honoured, known to change nothing, or refused by name. Variants of the golden models, one change each; the expected values are
+ * transformers' and llama.cpp's. */
 #include "adapter_world.h"
 
 #include <jansson.h>
@@ -41,9 +41,12 @@ static void expect_config(const char *model, const char *changes, const char *re
     char *log = NULL;
     gr_model_config other;
     graft_status st = read_config(c ? c : &other, model, changes, &log);
-    if (refusal) assert_error(st, GRAFT_BAD_INPUT, refusal);
-    else if (st != GRAFT_OK) fail_msg("%s: %s", changes, err.msg);
-    if (warning ? !strstr(log, warning) : *log != '\0') fail_msg("%s: logged \"%s\", expected \"%s\"", changes, log, warning ? warning : "");
+    if (refusal)
+        assert_error(st, GRAFT_BAD_INPUT, refusal);
+    else if (st != GRAFT_OK)
+        fail_msg("%s: %s", changes, err.msg);
+    if (warning ? !strstr(log, warning) : *log != '\0')
+        fail_msg("%s: logged \"%s\", expected \"%s\"", changes, log, warning ? warning : "");
     free(log);
 }
 
@@ -51,9 +54,11 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
     static const struct {
         const char *changes, *refusal, *warning;
     } rows[] = {
-        {"{\"hidden_act\": \"swish\", \"pretraining_tp\": 2, \"transformers.js_config\": {\"a\": 1}, \"is_llama_config\": true}", NULL, NULL},
+        {"{\"hidden_act\": \"swish\", \"pretraining_tp\": 2, \"transformers.js_config\": {\"a\": 1}, \"is_llama_config\": true}",
+         NULL, NULL},
         {"{\"hidden_act\": \"gelu\"}", "hidden_act is gelu: graft computes only silu or swish", NULL},
-        {"{\"partial_rotary_factor\": 1.0, \"logits_scaling\": 1, \"num_local_experts\": 0, \"quantization_config\": null}", NULL, NULL},
+        {"{\"partial_rotary_factor\": 1.0, \"logits_scaling\": 1, \"num_local_experts\": 0, \"quantization_config\": null}", NULL,
+         NULL},
         {"{\"partial_rotary_factor\": 0.5}", "partial_rotary_factor is 0.5", NULL},
         {"{\"embedding_multiplier\": 12.0}", "embedding_multiplier is 12.0", NULL},
         {"{\"logits_scaling\": 8}", "logits_scaling is 8", NULL},
@@ -62,8 +67,11 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
         {"{\"rope_interleaved\": true}", "rope_interleaved is true", NULL},
         {"{\"is_encoder_decoder\": true}", "is_encoder_decoder is true", NULL},
         {"{\"pruned_heads\": {\"0\": [1]}}", "pruned_heads is {", NULL},
-        {"{\"use_qk_norm\": true}", "use_qk_norm is true: graft does not compute that", NULL}, /* in no table, but its name says so */
+        {"{\"use_qk_norm\": true}", "use_qk_norm is true: graft does not compute that",
+         NULL}, /* in no table, but its name says so */
         {"{\"use_qk_norm\": false, \"some_scale\": null, \"other_experts\": []}", NULL, NULL},
+        {"{\"mlp_hidden_act\": \"relu2\"}", "mlp_hidden_act is relu2", NULL},
+        {"{\"flash_attention\": true, \"gradient_checkpointing\": true}", NULL, NULL},
         {"{\"author\": \"me\", \"stage\": 2}", NULL, "author, stage"},
         {"{\"architectures\": [\"LlamaForSequenceClassification\"]}", "architectures is LlamaForSequenceClassification", NULL},
         {"{\"architectures\": [\"LlamaModel\"]}", NULL, NULL},
@@ -81,7 +89,8 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
     gr_model_config c;
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) expect_config(TINY, rows[i].changes, rows[i].refusal, rows[i].warning, NULL);
-    expect_config(TINY, "{\"-\": [\"num_key_value_heads\", \"head_dim\", \"rms_norm_eps\", \"max_position_embeddings\"]}", NULL, NULL, &c);
+    expect_config(TINY, "{\"-\": [\"num_key_value_heads\", \"head_dim\", \"rms_norm_eps\", \"max_position_embeddings\"]}", NULL,
+                  NULL, &c);
     assert_int_equal(c.n_kv_heads, 4);
     assert_int_equal(c.head_dim, 16);
     assert_int_equal(c.max_positions, 2048);
@@ -105,10 +114,13 @@ static void windows_are_no_contexts(void **state) {
         {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": false}", 0, 2048, "qwen2"},
         {QWEN, "{\"sliding_window\": 8, \"-\": [\"use_sliding_window\"]}", 0, 2048, "qwen2"},
         {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true}", 0, 2048, "qwen2"}, /* layer_types: all are full */
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null}", 0, 2048, "qwen2"}, /* from layer 28 on */
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null, \"max_window_layers\": 1}", 8, 8, "qwen2"},
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", 8, 8,
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null}", 0, 2048,
+         "qwen2"}, /* from layer 28 on */
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null, \"max_window_layers\": 1}", 8, 8,
          "qwen2"},
+        {QWEN,
+         "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", 8,
+         8, "qwen2"},
     };
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
@@ -127,39 +139,47 @@ static void rope_is_read_as_transformers_reads_it(void **state) {
         double theta, factor;
     } rows[] = {
         {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0}}", NULL, NULL, GR_ROPE_LINEAR, 1e4, 4},
-        {"{\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 4, \"rope_theta\": 5e5}}", NULL, "rope_theta is 10000", GR_ROPE_LINEAR, 5e5, 4},
+        {"{\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 4, \"rope_theta\": 5e5}}", NULL, "rope_theta is 10000",
+         GR_ROPE_LINEAR, 5e5, 4},
         {"{\"rope_scaling\": {}}", NULL, NULL, GR_ROPE_NONE, 1e4, 1},
         {"{\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2.0}}", NULL, NULL, GR_ROPE_NONE, 1e4, 1},
         {"{\"rope_scaling\": {\"type\": \"default\", \"factor\": 1.0}}", NULL, NULL, GR_ROPE_NONE, 1e4, 1},
-        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}, \"-\": [\"rope_theta\"]}", NULL, NULL, GR_ROPE_NONE, 5e5, 1},
-        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}}", NULL, "as transformers 5 does", GR_ROPE_NONE, 5e5, 1},
-        {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}, \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}}", NULL,
-         "rope_scaling and rope_parameters differ", GR_ROPE_LINEAR, 1e4, 4},
+        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}, \"-\": [\"rope_theta\"]}", NULL, NULL,
+         GR_ROPE_NONE, 5e5, 1},
+        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}}", NULL, "as transformers 5 does", GR_ROPE_NONE,
+         5e5, 1},
+        {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4}, \"rope_parameters\": {\"rope_type\": \"default\", "
+         "\"rope_theta\": 5e5}}",
+         NULL, "rope_scaling and rope_parameters differ", GR_ROPE_LINEAR, 1e4, 4},
         {"{\"-\": [\"rope_theta\"]}", NULL, NULL, GR_ROPE_NONE, 1e4, 1},
         {"{\"rope_theta\": null}", "rope_theta: expected a number", NULL, 0, 0, 0},
         {"{\"rope_scaling\": 4.0}", "rope_scaling: expected an object", NULL, 0, 0, 0},
-        {"{\"rope_scaling\": {\"type\": \"default\", \"rope_type\": \"linear\", \"factor\": 4}}", "rope_type and type differ", NULL, 0, 0, 0},
+        {"{\"rope_scaling\": {\"type\": \"default\", \"rope_type\": \"linear\", \"factor\": 4}}", "rope_type and type differ", NULL,
+         0, 0, 0},
         {"{\"rope_scaling\": {\"type\": null, \"factor\": 4}}", "type: expected a name", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"factor\": 4.0}}", "rope_scaling.factor is 4.0", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"type\": \"linear\"}}", "rope_scaling: factor: expected a number", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0}}", "rope type \"yarn\"", NULL, 0, 0, 0},
-        {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4, \"attention_factor\": 2}}", "rope_scaling.attention_factor is 2", NULL, 0, 0, 0},
-        {"{\"rope_scaling\": {\"type\": \"default\", \"mrope_section\": [16, 24]}}", "rope_scaling.mrope_section is [16,24]", NULL, 0, 0, 0},
-        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5}}", "rope_parameters.partial_rotary_factor is 0.5", NULL,
+        {"{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4, \"attention_factor\": 2}}", "rope_scaling.attention_factor is 2",
+         NULL, 0, 0, 0},
+        {"{\"rope_scaling\": {\"type\": \"default\", \"mrope_section\": [16, 24]}}", "rope_scaling.mrope_section is [16,24]", NULL,
          0, 0, 0},
+        {"{\"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5}}",
+         "rope_parameters.partial_rotary_factor is 0.5", NULL, 0, 0, 0},
         {"{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 5e5}}}", "rope_parameters.full_attention", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", "low_freq_factor: expected a number", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4, "
-         "\"original_max_position_embeddings\": 512}, \"original_max_position_embeddings\": 64}", "original_max_position_embeddings differs", NULL,
-         0, 0, 0},
-        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}}", NULL, NULL,
-         GR_ROPE_LLAMA3, 1e4, 8},
+         "\"original_max_position_embeddings\": 512}, \"original_max_position_embeddings\": 64}",
+         "original_max_position_embeddings differs", NULL, 0, 0, 0},
+        {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4}}", NULL,
+         NULL, GR_ROPE_LLAMA3, 1e4, 8},
     };
     gr_model_config c = {0};
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         expect_config(TINY, rows[i].changes, rows[i].refusal, rows[i].warning, &c);
-        if (!rows[i].refusal && (c.rope_scaling != rows[i].type || c.rope_theta != rows[i].theta || c.rope_factor != rows[i].factor))
+        if (!rows[i].refusal &&
+            (c.rope_scaling != rows[i].type || c.rope_theta != rows[i].theta || c.rope_factor != rows[i].factor))
             fail_msg("%s: type %d, theta %g, factor %g", rows[i].changes, (int)c.rope_scaling, c.rope_theta, c.rope_factor);
     }
     assert_int_equal(c.rope_original, 2048); /* of the last: the context, as transformers 5 fills it in */
@@ -248,13 +268,16 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         graft_status st = read_gguf(&c, &rows[i].change, 1, &log);
-        if (rows[i].refusal) assert_error(st, GRAFT_BAD_INPUT, rows[i].refusal);
-        else if (st != GRAFT_OK) fail_msg("%s: %s", rows[i].change.key, err.msg);
+        if (rows[i].refusal)
+            assert_error(st, GRAFT_BAD_INPUT, rows[i].refusal);
+        else if (st != GRAFT_OK)
+            fail_msg("%s: %s", rows[i].change.key, err.msg);
         if (rows[i].warning ? !strstr(log, rows[i].warning) : *log != '\0') fail_msg("%s: logged %s", rows[i].change.key, log);
         free(log);
     }
-    assert_ok(read_gguf(&c, (gguf_change[]){{"llama.attention.head_count_kv", LIST, 2, NULL}, {"llama.attention.sliding_window", U32, 8, NULL}}, 2,
-                        &log));
+    assert_ok(read_gguf(
+        &c, (gguf_change[]){{"llama.attention.head_count_kv", LIST, 2, NULL}, {"llama.attention.sliding_window", U32, 8, NULL}}, 2,
+        &log));
     free(log);
     assert_int_equal(c.n_kv_heads, 2);
     assert_int_equal(c.window, 8);
@@ -263,7 +286,8 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
 
 /* One model, the ways to say linear scaling by 4. */
 static void gguf_rope_scaling_old_and_new(void **state) {
-    static const gguf_change type = {"llama.rope.scaling.type", TEXT, 0, "linear"}, none = {"llama.rope.scaling.type", TEXT, 0, "none"},
+    static const gguf_change type = {"llama.rope.scaling.type", TEXT, 0, "linear"},
+                             none = {"llama.rope.scaling.type", TEXT, 0, "none"},
                              factor = {"llama.rope.scaling.factor", F32, 4, NULL}, old = {"llama.rope.scale_linear", F32, 4, NULL},
                              zero = {"llama.rope.scaling.factor", F32, 0, NULL};
     const struct {
@@ -271,7 +295,7 @@ static void gguf_rope_scaling_old_and_new(void **state) {
         int n;
         gr_rope_scaling scaling;
     } rows[] = {
-        {{type, factor}, 2, GR_ROPE_LINEAR}, {{factor}, 1, GR_ROPE_LINEAR},   {{old}, 1, GR_ROPE_LINEAR},
+        {{type, factor}, 2, GR_ROPE_LINEAR}, {{factor}, 1, GR_ROPE_LINEAR},     {{old}, 1, GR_ROPE_LINEAR},
         {{type, old}, 2, GR_ROPE_LINEAR},    {{none, factor}, 2, GR_ROPE_NONE}, {{type, zero}, 2, GR_ROPE_NONE},
     };
     (void)state;
@@ -301,10 +325,10 @@ static graft_status give(void *context, int64_t i, void *dst, graft_error *e) {
     return GRAFT_OK;
 }
 
-/* Opens a folder "m" whose tensors are the golden model's, with `prefix` before each name but for the first `cut` bytes, and `extra`
- * (a copy of the tensor `like`, its first float changed where `changed`). */
-static graft_status open_folder(gr_weights **w, const char *changes, const char *prefix, size_t cut, const char *extra, const char *like,
-                                bool changed) {
+/* Opens a folder "m" whose tensors are the golden model's, with `prefix` before each name but for the first `cut` bytes, and
+ * `extra` (a copy of the tensor `like`, its first float changed where `changed`). */
+static graft_status open_folder(gr_weights **w, const char *changes, const char *prefix, size_t cut, const char *extra,
+                                const char *like, bool changed) {
     static float other[640 * 64];
     gr_safetensors *s = NULL;
     folder f = {0};
@@ -352,7 +376,8 @@ static void names_of_wrappers_are_understood(void **state) {
         gr_weights_close(w);
     }
     gr_weights_close(plain);
-    assert_error(open_folder(&w, "{}", "vision_tower.", 0, NULL, NULL, false), GRAFT_BAD_INPUT, "the file has names such as vision_tower.model.");
+    assert_error(open_folder(&w, "{}", "vision_tower.", 0, NULL, NULL, false), GRAFT_BAD_INPUT,
+                 "the file has names such as vision_tower.model.");
     assert_error(open_folder(&w, "{}", "", 0, "_orig_mod.model.norm.weight", "model.norm.weight", true), GRAFT_BAD_INPUT,
                  "would both be model.norm.weight");
 }
@@ -373,12 +398,15 @@ static void every_tensor_is_used_or_harmless(void **state) {
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         graft_status st = open_folder(&w, rows[i].changes, "", 0, rows[i].extra, "model.norm.weight", false);
-        if (rows[i].refused) assert_error(st, GRAFT_BAD_INPUT, rows[i].extra);
-        else assert_ok(st);
+        if (rows[i].refused)
+            assert_error(st, GRAFT_BAD_INPUT, rows[i].extra);
+        else
+            assert_ok(st);
         gr_weights_close(w);
     }
     assert_error(open_folder(&w, "{\"num_hidden_layers\": 1}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT, "model.layers.1.");
-    assert_error(open_folder(&w, "{\"attention_bias\": true}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT, "q_proj.bias is missing");
+    assert_error(open_folder(&w, "{\"attention_bias\": true}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT,
+                 "q_proj.bias is missing");
 }
 
 static void tied_heads_are_the_files(void **state) {
@@ -390,10 +418,12 @@ static void tied_heads_are_the_files(void **state) {
     gr_weights_close(w);
     assert_ok(open_folder(&w, "{}", "", 0, "lm_head.weight", "model.embed_tokens.weight", true));
     assert_false(gr_weights_config(w)->tied);
-    const float *head = gr_weights_find(w, "lm_head.weight")->view.data, *embed = gr_weights_find(w, "model.embed_tokens.weight")->view.data;
+    const float *head = gr_weights_find(w, "lm_head.weight")->view.data,
+                *embed = gr_weights_find(w, "model.embed_tokens.weight")->view.data;
     assert_true(head[0] == embed[0] + 1 && head[1] == embed[1]);
     gr_weights_close(w);
-    assert_error(open_folder(&w, "{\"-\": [\"tie_word_embeddings\"]}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT, "tie_word_embeddings");
+    assert_error(open_folder(&w, "{\"-\": [\"tie_word_embeddings\"]}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT,
+                 "tie_word_embeddings");
 }
 
 static void which_files_hold_the_weights(void **state) {
