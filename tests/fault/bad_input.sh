@@ -295,6 +295,11 @@ bad 3 "bytes that are no UTF-8" "d.jsonl:1 0xFF data.encoding gb18030 replace" e
 check "bytes that are no UTF-8 read as U+FFFD when asked for" evaluate d.jsonl --encoding replace
 bad 2 "an unknown encoding" "data.encoding klingon gb18030" evaluate d.jsonl --encoding klingon
 bad 3 "bytes that are not of the encoding" "d.jsonl:1 gb18030" evaluate d.jsonl --encoding gb18030
+data '{"prompt": "a", "completion": "b"}\n' d.jsonl
+check "a single sample, and a share of it for evaluation" train data.train=d.jsonl data.eval=0.5 train.max_steps=2 output_dir=one
+check "a weight that leaves epochs without samples" train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=2 output_dir=few
+bad 2 "a weight that leaves no sample at all" "num_train_epochs weights" train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=null \
+    train.num_train_epochs=1
 printf 'prompt,completion\na,b\n' | gzip >d.csv.gz
 check "a packed CSV" evaluate d.csv.gz
 head -c 30 d.csv.gz >e.csv.gz
