@@ -163,15 +163,16 @@ static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_
 
 /* The id that HF tokenizers gives the content: its own in the vocabulary, else the next one; *highest: of the
  * added tokens so far. */
-static int64_t next_id(const json_t *vocab, const char *content, int64_t *highest) {
-    const json_t *known = json_object_get(vocab, content), *entry;
+static int64_t next_id(const json_t *vocab, const char *content, int64_t *highest, bool *known) {
+    const json_t *own = json_object_get(vocab, content), *entry;
     int64_t size = (int64_t)(json_object_size(vocab) + json_array_size(vocab)),
             id = GR_MAX(size, *highest + 1);
     size_t i;
-    if (known) id = json_integer_value(known);
+    if (own) id = json_integer_value(own);
+    *known = own != NULL;
     json_array_foreach(vocab, i, entry) { /* unigram: [piece, score] */
         const char *piece = json_string_value(json_array_get(entry, 0));
-        if (piece && strcmp(piece, content) == 0) id = (int64_t)i;
+        if (piece && strcmp(piece, content) == 0) id = (int64_t)i, *known = true;
     }
     *highest = GR_MAX(*highest, id);
     return id;
@@ -181,20 +182,32 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_
                                graft_error *err) {
     size_t i;
     int64_t highest = -1;
+    bool warned = false;
     const json_t *value;
     t->added = gr_text_alloc(t, (int64_t)json_array_size(added), sizeof *t->added);
     if (!t->added) return gr_fail_memory(err, "added tokens");
     json_array_foreach(added, i, value) {
         const json_t *content = json_object_get(value, "content");
         int64_t id = json_integer_value(json_object_get(value, "id"));
-        int64_t hf_id = next_id(vocab, json_string_value(content), &highest);
-        if (id != hf_id)
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it "
-                           "%lld: what the vocabulary lacks "
-                           "follows it in order and without gaps; saving the tokenizer again with "
-                           "transformers writes it so",
-                           path, json_string_value(content), (long long)id, (long long)hf_id);
+        bool in_vocab;
+        int64_t hf_id = next_id(vocab, json_string_value(content), &highest, &in_vocab);
+        const gr_piece *there = &t->pieces[id];
+        bool other =
+            there->text && (there->len != (int64_t)json_string_length(content) ||
+                            memcmp(there->text, json_string_value(content), (size_t)there->len) != 0);
+        if (id != hf_id && (other || in_vocab))
+            return gr_fail(
+                err, GRAFT_BAD_INPUT,
+                "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it %lld: its "
+                "own in the "
+                "vocabulary, or the next free one; saving the tokenizer again with transformers writes it so",
+                path, json_string_value(content), (long long)id, (long long)hf_id);
+        if (id != hf_id && !warned)
+            gr_warn("%s: added_tokens: \"%.60s\" and others keep the ids that are listed, such as %lld; HF "
+                    "tokenizers would number them "
+                    "from the size of the vocabulary, %lld",
+                    path, json_string_value(content), (long long)id, (long long)hf_id);
+        warned |= id != hf_id;
         bool special = gr_json_flag(value, "special", false);
         gr_piece_type type = special ? GR_PIECE_CONTROL : GR_PIECE_USER;
         bool known = t->pieces[id].text != NULL, single_word = gr_json_flag(value, "single_word", false);

@@ -201,8 +201,8 @@ model m && sed -i 's/"normalizer": null/"normalizer": {"type": "Lowercase"}/' m/
 bad 3 "a normalizer that is not known" "m/tokenizer.json Lowercase" generate --model m
 model m && sed -i 's/"lstrip": false/"lstrip": true/' m/tokenizer.json
 bad 3 "a tokenizer that GGUF cannot hold" "GGUF ids lstrip" "$GRAFT" merge --model m --format gguf --out out
-model m && sed -i '0,/"id": 0,/s//"id": 700, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
-bad 3 "an added token with a gap before it" "m/tokenizer.json <far> 700 640" generate --model m
+model m && sed -i '0,/"id": 0,/s//"id": 300, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
+bad 3 "an added token with the id of another piece" "m/tokenizer.json <far> 300 640" generate --model m
 model m && sed -i '0,/"id": 0,/s//"id": 640, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
 bad 3 "a prompt with a token beyond the embedding" "prompt <far> 640" generate --model m --template none --prompt "x <far>"
 data '{"text": "x <far>"}\n' d.jsonl

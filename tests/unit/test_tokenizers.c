@@ -328,8 +328,10 @@ static void test_pipelines(void **state) {
     refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB
             ",\"byte_fallback\":true,\"unk_token\":\"h\",\"merges\":[]}," BYTES "}",
             "byte_fallback");
-    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":10,\"content\":\"<m>\"}]}",
-            "HF tokenizers gives it 9");
+    gr_tokenizer *gap =
+        parse("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":10,\"content\":\"<m>\"}]}");
+    check(gap, "<m>", 10); /* with a warning: the model was trained with the ids of the file */
+    gr_tokenizer_free(gap);
     refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":9,\"content\":\"hi\"}]}",
             "HF tokenizers gives it 2");
     refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":7,\"content\":\"<m>\"}]}",
