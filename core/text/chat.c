@@ -390,10 +390,6 @@ void gr_chat_free(gr_chat *c) {
     free(c);
 }
 
-const char *gr_chat_name(const gr_chat *c) {
-    return c->name;
-}
-
 int32_t gr_chat_end_of_turn(const gr_chat *c) {
     return c->parses_text ? -1 : c->end_of_turn;
 }
@@ -415,8 +411,4 @@ bool gr_chat_is_rendered(const gr_chat *c, const char *prompt) {
 graft_status gr_chat_carry(const gr_chat *c, gr_tokenizer *t, graft_error *err) {
     if (c->parses_text) return GRAFT_OK;
     return gr_tokenizer_carry(t, c->source, c->end_of_turn, !gr_jinja_uses(c->jinja, "eos_token"), err);
-}
-
-bool gr_chat_parses_text(const gr_chat *c) {
-    return c->parses_text;
 }

@@ -61,7 +61,6 @@ typedef struct gr_chat_options {
  * a template that cannot be parsed. Says in the log what it assumes. */
 graft_status gr_chat_open(gr_chat **out, const gr_chat_options *options, const gr_tokenizer *t, graft_error *err);
 void gr_chat_free(gr_chat *c);
-const char *gr_chat_name(const gr_chat *c); /* as asked for: "smollm2", "auto" */
 /* The token that ends an answer, as one id: generation stops at it as well as at eos. -1 when the template has none. */
 int32_t gr_chat_end_of_turn(const gr_chat *c);
 uint64_t gr_chat_hash(const gr_chat *c); /* of all that changes ids or masks */
@@ -70,8 +69,6 @@ const char *gr_chat_source(const gr_chat *c);
 /* Give what is trained with it to the files that t writes from here on (gr_tokenizer_carry); none gives nothing. The token that ends an
  * answer becomes eos there, unless the template writes eos as another token. */
 graft_status gr_chat_carry(const gr_chat *c, gr_tokenizer *t, graft_error *err);
-/* Does the template take control tokens in messages for ids (none alone)? */
-bool gr_chat_parses_text(const gr_chat *c);
 /* NULL-terminated list of the known names, for help and errors. */
 const char *const *gr_chat_names(void);
 
