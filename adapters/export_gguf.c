@@ -20,11 +20,14 @@ static bool is_70b(const gr_model_config *c) {
 /* The type that llama.cpp's quantiser chooses for a matrix, before it looks whether rows are whole blocks. */
 static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
     const gr_model_config *c = &job->config;
-    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = gr_ends_with(e->gguf_name, ".attn_v.weight");
-    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0, head = strcmp(e->gguf_name, "output.weight") == 0;
+    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K,
+         v = gr_ends_with(e->gguf_name, ".attn_v.weight");
+    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0,
+         head = strcmp(e->gguf_name, "output.weight") == 0;
     long long layer = 0;
     if (head || (embedding && c->tied)) /* what gives the logits */
-        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
+        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0
+                                                                                             : GR_DTYPE_Q6_K;
     if (!mixed || !(v || gr_ends_with(e->gguf_name, ".ffn_down.weight"))) return job->dtype;
     if (sscanf(e->gguf_name, "blk.%lld.", &layer) == 1 && more_bits(layer, c->n_layers)) return GR_DTYPE_Q6_K;
     return v && is_70b(c) && job->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : job->dtype;
@@ -33,10 +36,14 @@ static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
 /* What takes the place of a type whose blocks do not fit a row; F16 fits all. */
 static gr_dtype fallback(gr_dtype dtype) {
     switch (dtype) {
-    case GR_DTYPE_Q4_K: return GR_DTYPE_Q5_0;
-    case GR_DTYPE_Q5_K: return GR_DTYPE_Q5_1;
-    case GR_DTYPE_Q6_K: return GR_DTYPE_Q8_0;
-    default: return GR_DTYPE_F16;
+    case GR_DTYPE_Q4_K:
+        return GR_DTYPE_Q5_0;
+    case GR_DTYPE_Q5_K:
+        return GR_DTYPE_Q5_1;
+    case GR_DTYPE_Q6_K:
+        return GR_DTYPE_Q8_0;
+    default:
+        return GR_DTYPE_F16;
     }
 }
 
@@ -61,7 +68,8 @@ static void tell_fallbacks(const gr_merge_job *job) {
         if (n++ == 0 || gguf_dtype(job, e) != GR_DTYPE_Q8_0) to = gguf_dtype(job, e);
     }
     if (n > 0)
-        gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s ...), as llama.cpp does",
+        gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s "
+                "...), as llama.cpp does",
                 (long long)n, (long long)matrices, gr_dtype_get(job->dtype)->name, gr_dtype_get(to)->name);
 }
 
@@ -98,19 +106,22 @@ static uint32_t file_type(gr_dtype dtype) {
     }
 }
 
-/* What a GGUF says of its model beside the computation (licence, authors, languages, sampling ...) stays true of what is made of it;
- * what is about the file itself is written anew. */
+/* What a GGUF says of its model beside the computation (licence, authors, languages, sampling ...) stays true
+ * of what is made of it; what is about the file itself is written anew. */
 static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
-    static const char *const anew[] = {"architecture", "type", "name", "file_type", "quantization_version", "quantized_by", "alignment"};
+    static const char *const anew[] = {"architecture",         "type",         "name",     "file_type",
+                                       "quantization_version", "quantized_by", "alignment"};
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
         const char *key = gr_gguf_key(g, i, NULL);
         bool copied = gr_starts_with(key, "general.");
-        for (int k = 0; copied && k < GR_LEN(anew); k++) copied = strcmp(key + strlen("general."), anew[k]) != 0;
+        for (int k = 0; copied && k < GR_LEN(anew); k++)
+            copied = strcmp(key + strlen("general."), anew[k]) != 0;
         if (copied) gr_gguf_put_copy(b, g, key);
     }
 }
 
-/* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named chat templates. */
+/* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named
+ * chat templates. */
 static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b) {
     const char *const anew[] = {"bos", "eos", "unknown", "padding", end_is_new ? "eot" : "eos"};
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
@@ -120,7 +131,8 @@ static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b
             const char *name = key + strlen("tokenizer.ggml.");
             written |= gr_starts_with(name, anew[k]) && strcmp(name + strlen(anew[k]), "_token_id") == 0;
         }
-        if ((id && !written) || gr_starts_with(key, "tokenizer.chat_template.") || strcmp(key, "tokenizer.chat_templates") == 0)
+        if ((id && !written) || gr_starts_with(key, "tokenizer.chat_template.") ||
+            strcmp(key, "tokenizer.chat_templates") == 0)
             gr_gguf_put_copy(b, g, key);
     }
 }

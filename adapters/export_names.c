@@ -5,7 +5,8 @@
 #include "adapters/export.h"
 #include "core/base/file.h"
 
-graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err) {
+graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf,
+                          graft_error *err) {
     bool gguf_name = gr_ends_with(out_path, ".gguf");
     *format = gguf_name ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     if (!asked) return GRAFT_OK;
@@ -13,23 +14,29 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
     if (!gguf && strcmp(asked, hf) != 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected %s or gguf, found \"%s\"", hf, asked);
     if (gguf_name && !gguf)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--format %s writes a folder, --out %s is the name of a GGUF: leave --format out, or name a folder",
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "--format %s writes a folder, --out %s is the name of a GGUF: leave --format out, or "
+                       "name a folder",
                        hf, out_path);
     if (gguf && (gr_is_dir(out_path) || gr_ends_with(out_path, "/")))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf",
-                       out_path);
+        return gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf",
+            out_path);
     *format = gguf ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     return GRAFT_OK;
 }
 
-/* The types of matrices that are written; in files F32 is fp32's name, and Q4_K that of what llama.cpp calls its mixture Q4_K_M. */
+/* The types of matrices that are written; in files F32 is fp32's name, and Q4_K that of what llama.cpp calls
+ * its mixture Q4_K_M. */
 static const struct {
     gr_dtype dtype;
     const char *name;
     bool folder;
 } writable[] = {
-    {GR_DTYPE_F32, "fp32", true},   {GR_DTYPE_F16, "fp16", true},     {GR_DTYPE_BF16, "bf16", true},    {GR_DTYPE_Q8_0, "q8_0", false},
-    {GR_DTYPE_Q6_K, "q6_k", false}, {GR_DTYPE_Q5_K, "q5_k_m", false}, {GR_DTYPE_Q4_K, "q4_k_m", false},
+    {GR_DTYPE_F32, "fp32", true},     {GR_DTYPE_F16, "fp16", true},   {GR_DTYPE_BF16, "bf16", true},
+    {GR_DTYPE_Q8_0, "q8_0", false},   {GR_DTYPE_Q6_K, "q6_k", false}, {GR_DTYPE_Q5_K, "q5_k_m", false},
+    {GR_DTYPE_Q4_K, "q4_k_m", false},
 };
 
 const char *gr_written_type_name(int i, bool *folder) {
@@ -42,7 +49,11 @@ graft_status gr_written_type(int *dtype, const char *name, graft_error *err) {
     *dtype = -1;
     if (!name) return GRAFT_OK;
     for (int i = 0; i < GR_LEN(writable); i++)
-        if (strcasecmp(name, writable[i].name) == 0 || (int)writable[i].dtype == gr_dtype_from_name(name)) *dtype = (int)writable[i].dtype;
+        if (strcasecmp(name, writable[i].name) == 0 || (int)writable[i].dtype == gr_dtype_from_name(name))
+            *dtype = (int)writable[i].dtype;
     if (*dtype >= 0) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_USAGE, "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"", name);
+    return gr_fail(
+        err, GRAFT_BAD_USAGE,
+        "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"",
+        name);
 }

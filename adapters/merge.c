@@ -98,7 +98,8 @@ static void tell_progress(gr_merge_job *job, int64_t i) {
         gr_progress_update(&job->progress, i + 1, "%s", gr_dtype_get(job->dtype)->name);
 }
 
-graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
+graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n,
+                           graft_error *err) {
     gr_weight w = source_of(job, e);
     int64_t K = e->view.cols, row_bytes = gr_dtype_bytes(w.dtype, K);
     if (w.rows != e->view.rows || w.cols != K || row_bytes < 0)
@@ -125,8 +126,13 @@ graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool g
         graft_status st = gr_merge_rows(job, e, first, n, err);
         if (st != GRAFT_OK) return st;
         if (heads && e->is_vector) permute_vector(job, e);
-        round_job rounding = {.to = gr_dtype_get(dtype), .rows = job->rows, .dst = dst, .cols = e->view.cols,
-                              .row_bytes = gr_dtype_bytes(dtype, e->view.cols), .first = first, .n_rows = rows,
+        round_job rounding = {.to = gr_dtype_get(dtype),
+                              .rows = job->rows,
+                              .dst = dst,
+                              .cols = e->view.cols,
+                              .row_bytes = gr_dtype_bytes(dtype, e->view.cols),
+                              .first = first,
+                              .n_rows = rows,
                               .heads = e->is_vector ? 0 : heads};
         gr_threads_run(job->m->device->threads, n, round_row, &rounding);
     }
@@ -170,7 +176,8 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
         int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
         file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
     }
-    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
+    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file +
+           GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
@@ -182,15 +189,19 @@ static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16, known = plain;
     for (int i = 0; i < GR_LEN(quantised); i++) known |= dtype == (int)quantised[i];
     if (!known || (!plain && job->options->format == GR_FORMAT_HF))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
-                       job->options->format == GR_FORMAT_HF
-                           ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
-                           : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
+        return gr_fail(
+            err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
+            job->options->format == GR_FORMAT_HF
+                ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
+                : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
     job->dtype = (gr_dtype)dtype;
     if (base >= 0 && !named)
-        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes less; --dtype %s", gr_weights_path(job->m->weights),
-                gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
-                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes "
+                "less; --dtype %s",
+                gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name,
+                gr_dtype_get(job->dtype)->name,
+                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all"
+                                                     : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
     if (!plain && job->n_adapters > 0)
         gr_warn("rounding to %s after merging can hide small changes of an adapter: see the KL below",
                 gr_dtype_get(job->dtype)->name);
@@ -204,7 +215,8 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge",
                        gr_weights_path(job->m->weights));
     if (job->m->quantized)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s: merging needs the weights of the file; open the base without quantising it",
                        gr_weights_path(job->m->weights));
     job->config = job->m->config;
     gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->tokenizer));

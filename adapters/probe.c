@@ -1,4 +1,5 @@
-/* The read-back of a merge: is the written model what base and adapter are, and does it compute what they compute? */
+/* The read-back of a merge: is the written model what base and adapter are, and does it compute what they
+ * compute? */
 #include "adapters/merge.h"
 
 #include <math.h>
@@ -76,19 +77,26 @@ static double divergence(const float *a, const float *b, int64_t n) {
 
 /* ---- bounds ---- */
 
-/* What rounding to a type takes from a tensor at most, as root mean square over that of its values: a few times what it takes from
- * weights as models have them. A row in a wrong place gives 1 and more. */
+/* What rounding to a type takes from a tensor at most, as root mean square over that of its values: a few
+ * times what it takes from weights as models have them. A row in a wrong place gives 1 and more. */
 static double rounding_of(gr_dtype dtype) {
     switch (dtype) {
-    case GR_DTYPE_F32: return 1e-6;
-    case GR_DTYPE_F16: return 1e-3;
-    case GR_DTYPE_BF16: return 4e-3;
-    case GR_DTYPE_Q8_0: return 0.03;
-    case GR_DTYPE_Q6_K: return 0.1;
+    case GR_DTYPE_F32:
+        return 1e-6;
+    case GR_DTYPE_F16:
+        return 1e-3;
+    case GR_DTYPE_BF16:
+        return 4e-3;
+    case GR_DTYPE_Q8_0:
+        return 0.03;
+    case GR_DTYPE_Q6_K:
+        return 0.1;
     case GR_DTYPE_Q5_0:
     case GR_DTYPE_Q5_1:
-    case GR_DTYPE_Q5_K: return 0.2;
-    default: return 0.35;
+    case GR_DTYPE_Q5_K:
+        return 0.2;
+    default:
+        return 0.35;
     }
 }
 
@@ -97,26 +105,37 @@ static double smallest_of(gr_dtype dtype) {
     return dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_BF16 ? 0 : dtype == GR_DTYPE_F16 ? 6e-8 : 1e-5;
 }
 
-/* How far logits may be from those before rounding, as relative_error. Models amplify: SmolLM2-135M shows 0.01 for bf16, 0.08 for q8_0, 0.13
- * for q6_k, 0.3 for q5_k_m and 0.4 for q4_k_m; logits of another model would give 1.4. */
+/* How far logits may be from those before rounding, as relative_error. Models amplify: SmolLM2-135M shows
+ * 0.01 for bf16, 0.08 for q8_0, 0.13 for q6_k, 0.3 for q5_k_m and 0.4 for q4_k_m; logits of another model
+ * would give 1.4. */
 static double bound_of(const gr_merge_job *job) {
     double bf16 = job->m->compute == GR_DTYPE_F32 ? 0 : 0.05; /* the products before */
     switch (job->dtype) {
-    case GR_DTYPE_F32: return 1e-3 + bf16;
-    case GR_DTYPE_F16: return 0.02 + bf16;
-    case GR_DTYPE_BF16: return 0.1 + bf16;
-    case GR_DTYPE_Q8_0: return 0.5 + bf16;
-    default: return 1;
+    case GR_DTYPE_F32:
+        return 1e-3 + bf16;
+    case GR_DTYPE_F16:
+        return 0.02 + bf16;
+    case GR_DTYPE_BF16:
+        return 0.1 + bf16;
+    case GR_DTYPE_Q8_0:
+        return 0.5 + bf16;
+    default:
+        return 1;
     }
 }
 
 /* ---- tensors ---- */
 
-enum { RUNS = 4, RUN_ROWS = 16 }; /* rows of a tensor that are compared: the first, the last, and two runs between */
+enum {
+    RUNS = 4,
+    RUN_ROWS = 16
+}; /* rows of a tensor that are compared: the first, the last, and two runs between */
 
-static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, const gr_weight *found, const char *path, graft_error *err) {
+static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, const gr_weight *found,
+                                 const char *path, graft_error *err) {
     const gr_dtype_info *info = gr_dtype_get(found->dtype);
-    int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS), row_bytes = gr_dtype_bytes(found->dtype, K);
+    int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS),
+            row_bytes = gr_dtype_bytes(found->dtype, K);
     double error = 0, power = 0, smallest = smallest_of(found->dtype);
     for (int run = 0; run < (n == rows ? 1 : RUNS); run++) {
         int64_t first = (rows - n) * run / (RUNS - 1);
@@ -125,23 +144,31 @@ static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, co
         info->to_f32(job->extra, (const char *)found->data + first * row_bytes, n * K);
         for (int64_t k = 0; k < n * K; k++) {
             double difference = fabs((double)job->rows[k] - (double)job->extra[k]);
-            if (!(difference < INFINITY)) error = INFINITY;
-            else if (difference > smallest) error += difference * difference;
+            if (!(difference < INFINITY))
+                error = INFINITY;
+            else if (difference > smallest)
+                error += difference * difference;
             power += (double)job->rows[k] * (double)job->rows[k];
         }
     }
     double bound = rounding_of(found->dtype);
     if (error <= bound * bound * power) return GRAFT_OK;
-    return gr_fail(err, GRAFT_FAILED, "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at most: the merge is "
-                   "wrong", path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
+    return gr_fail(err, GRAFT_FAILED,
+                   "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at "
+                   "most: the merge is "
+                   "wrong",
+                   path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
 }
 
-/* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling of RoPE. */
-static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path, graft_error *err) {
+/* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling
+ * of RoPE. */
+static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path,
+                                 graft_error *err) {
     enum { POSITIONS = 16 };
-    bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
-                a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied && a->max_positions == b->max_positions && a->window == b->window &&
-                fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
+    bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn &&
+                a->vocab == b->vocab && a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads &&
+                a->head_dim == b->head_dim && a->tied == b->tied && a->max_positions == b->max_positions &&
+                a->window == b->window && fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
     float *rope = gr_calloc(2 * POSITIONS * a->head_dim, sizeof *rope);
     if (!rope) return gr_fail_memory(err, path);
     if (same) {
@@ -151,15 +178,19 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
         for (int64_t k = 0; k < POSITIONS * a->head_dim; k++) same &= fabsf(rope[k] - other[k]) < 1e-4f;
     }
     free(rope);
-    return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong", path);
+    return same ? GRAFT_OK
+                : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong",
+                          path);
 }
 
-static graft_status check_tensors(gr_merge_job *job, const gr_model *merged, const char *path, graft_error *err) {
+static graft_status check_tensors(gr_merge_job *job, const gr_model *merged, const char *path,
+                                  graft_error *err) {
     graft_status st;
     GR_TRY(check_config(&job->config, &merged->config, path, err));
     for (int64_t i = 0; i < job->n_entries; i++) {
         const gr_weight_entry *e = &job->entries[i], *found = gr_weights_find(merged->weights, e->name);
-        if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
+        if (!found)
+            GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
         GR_TRY(check_tensor(job, e, &found->view, path, err));
     }
 done:
@@ -176,8 +207,8 @@ static int64_t likeliest(const float *x, int64_t n) {
 }
 
 /* The logits of n rows before (expected) and after (found). */
-static graft_status compare(gr_merge_report *report, const float *expected, const float *found, int64_t n, int64_t V, const char *path,
-                            graft_error *err) {
+static graft_status compare(gr_merge_report *report, const float *expected, const float *found, int64_t n,
+                            int64_t V, const char *path, graft_error *err) {
     double error = 0, power = 0;
     for (int64_t r = 0; r < n; r++, expected += V, found += V) {
         double sum = 0, squares = 0;
@@ -223,8 +254,10 @@ graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report
     report->n_tensors = gr_weights_count(merged->weights);
     if (report->relative_error > bound_of(job))
         st = gr_fail(err, GRAFT_FAILED,
-                     "%s: the logits of what was written differ from base and adapter by %.2g of their size, rounding to %s explains %.2g at "
-                     "most: the merge is wrong", path, report->relative_error, gr_dtype_get(job->dtype)->name, bound_of(job));
+                     "%s: the logits of what was written differ from base and adapter by %.2g of their size, "
+                     "rounding to %s explains %.2g at "
+                     "most: the merge is wrong",
+                     path, report->relative_error, gr_dtype_get(job->dtype)->name, bound_of(job));
 done:
     gr_model_free(merged);
     gr_batch_release(&b);

@@ -42,7 +42,8 @@ static int64_t number_in(const char *folder, const char *name, const char *key) 
     return n;
 }
 
-/* What the group at folder leaves: its limit less what it uses, of which files that nobody reads do not count. */
+/* What the group at folder leaves: its limit less what it uses, of which files that nobody reads do not
+ * count. */
 static int64_t left_in_group(const char *folder, bool v2) {
     int64_t limit = number_in(folder, v2 ? "memory.max" : "memory.limit_in_bytes", NULL);
     int64_t used = number_in(folder, v2 ? "memory.current" : "memory.usage_in_bytes", NULL);
@@ -51,8 +52,8 @@ static int64_t left_in_group(const char *folder, bool v2) {
     return GR_MAX(limit - used + GR_MAX(files, 0), 0);
 }
 
-/* The least that the group at path below root and those around it leave. In a container the path may be seen from inside: then the root is
- * the group. */
+/* The least that the group at path below root and those around it leave. In a container the path may be seen
+ * from inside: then the root is the group. */
 static int64_t left_in_groups(const char *root, char *path, bool v2) {
     int64_t least = INT64_MAX;
     for (;;) {
@@ -75,8 +76,10 @@ int64_t gr_memory_available(int *by_cgroup) {
         if (!path) continue;
         *path++ = '\0';
         bool v2 = controllers[1] == '\0';
-        if (v2) groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup", path, true));
-        else if (strstr(controllers, "memory")) groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup/memory", path, false));
+        if (v2)
+            groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup", path, true));
+        else if (strstr(controllers, "memory"))
+            groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup/memory", path, false));
     }
     if (f) fclose(f);
     if (by_cgroup) *by_cgroup = groups < system;
@@ -94,9 +97,12 @@ int64_t gr_disk_free(const char *path) {
         }
         char *slash = strrchr(at, '/');
         if (!slash && !*at) break;
-        if (slash == at && at[1]) at[1] = '\0';
-        else if (slash && slash != at) *slash = '\0';
-        else *at = '\0';
+        if (slash == at && at[1])
+            at[1] = '\0';
+        else if (slash && slash != at)
+            *slash = '\0';
+        else
+            *at = '\0';
     }
     free(at);
     return bytes;

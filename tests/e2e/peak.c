@@ -1,4 +1,5 @@
-/* peak FILE COMMAND [ARGUMENT ...] - run a command; the peak of its resident memory, in bytes, goes to FILE. Ends as the command does. */
+/* peak FILE COMMAND [ARGUMENT ...] - run a command; the peak of its resident memory, in bytes, goes to FILE.
+ * Ends as the command does. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
