@@ -63,7 +63,8 @@ static int tell_step(void *payload, const gr_train_progress *p) {
     } else {
         left = (now - l->started) / (double)(p->step - l->first) * (double)(p->total_steps - p->step);
     }
-    graft_train_progress told = {p->step, p->total_steps, p->epoch, p->loss, p->learning_rate, p->tokens_per_second, p->eval_loss, left};
+    graft_train_progress told = {p->step,          p->total_steps,       p->epoch,     p->loss,
+                                 p->learning_rate, p->tokens_per_second, p->eval_loss, left};
     return l->callback(l->payload, &told);
 }
 
@@ -169,7 +170,8 @@ static graft_status generate_options(const graft_generate_options *o, gr_generat
     graft_status st = GRAFT_OK;
     if (!o) o = &none;
     GR_TRY(need_strings(o->stop, o->n_stop, "stop", err));
-    if (o->max_tokens < 0) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "max_tokens is %lld, expected 0 or more", (long long)o->max_tokens));
+    if (o->max_tokens < 0)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "max_tokens is %lld, expected 0 or more", (long long)o->max_tokens));
     if (!(o->temperature >= 0)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "temperature is %g, expected 0 or more", o->temperature));
     if (o->top_k < 0) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "top_k is %d, expected 0 or more", o->top_k));
     if (!(o->top_p >= 0 && o->top_p <= 1)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "top_p is %g, expected 0 to 1", o->top_p));
@@ -205,9 +207,11 @@ static graft_status encode(const gr_session *s, const graft_conversation *c, int
     if (!turns) GR_TRY(gr_fail_memory(err, "messages"));
     for (int64_t i = 0; i < c->n; i++) {
         if (!c->messages[i].role || !c->messages[i].content)
-            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "messages[%lld].%s is NULL", (long long)i, c->messages[i].role ? "content" : "role"));
+            GR_TRY(
+                gr_fail(err, GRAFT_BAD_USAGE, "messages[%lld].%s is NULL", (long long)i, c->messages[i].role ? "content" : "role"));
         if (!is_role(c->messages[i].role))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld] has the role \"%.40s\", expected system, user, assistant or tool", (long long)i, c->messages[i].role));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "messages[%lld] has the role \"%.40s\", expected system, user, assistant or tool",
+                           (long long)i, c->messages[i].role));
         turns[i] = (gr_message){.role = c->messages[i].role, .content = c->messages[i].content};
     }
     st = gr_chat_prompt(s->chat, &(gr_conversation){.messages = turns, .n = c->n}, out, err);
@@ -230,8 +234,8 @@ static graft_status answer(graft_model *model, const graft_conversation *convers
     answers = gr_calloc(n, sizeof *answers);
     if (!ids || !answers) GR_TRY(gr_fail_memory(err, "conversations"));
     for (int64_t i = 0; i < n; i++) GR_TRY(encode(s, &conversations[i], many ? i + 1 : 0, &ids[i], err));
-    GR_TRY(gr_generate(s->model, s->tokenizer, ids, n, gr_chat_end_of_turn(s->chat), &o, answers, l->one || l->many ? pass_on : NULL, l,
-                       err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, ids, n, gr_chat_end_of_turn(s->chat), &o, answers,
+                       l->one || l->many ? pass_on : NULL, l, err));
     for (int64_t i = 0; i < n; i++) {
         texts[i] = answers[i].text; /* moves */
         answers[i].text = NULL;

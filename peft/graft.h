@@ -1,11 +1,11 @@
 /* graft.h - graft as a library: train what a recipe says, open a model with its adapters, generate, score, merge, export.
  *
  * Functions that can fail return graft_status and fill the caller's graft_error (NULL is fine): on failure with one line that names
- * the file, the key and what was expected, on success with nothing (status GRAFT_OK, msg ""). A pointer that must not be NULL and is
- * gives GRAFT_BAD_USAGE with its name; results are then untouched, or NULL. Nothing here prints results or ends the process; notes and
- * progress go to stderr. Strings are UTF-8. Pointers handed in are borrowed for the call alone; what a function hands out is freed as it
- * says. A graft_model is used by one thread at a time; different models are independent; one training runs at a time in a process.
- * Structs of options may be all zero, and pointers to them NULL: zero means the default. */
+ * the file, the key and what was expected, on success with nothing (status GRAFT_OK, msg ""). A pointer that must not be NULL and
+ * is gives GRAFT_BAD_USAGE with its name; results are then untouched, or NULL. Nothing here prints results or ends the process;
+ * notes and progress go to stderr. Strings are UTF-8. Pointers handed in are borrowed for the call alone; what a function hands out
+ * is freed as it says. A graft_model is used by one thread at a time; different models are independent; one training runs at a time
+ * in a process. Structs of options may be all zero, and pointers to them NULL: zero means the default. */
 #ifndef GRAFT_H
 #define GRAFT_H
 
@@ -52,13 +52,13 @@ typedef struct graft_train_result { /* NaN where not measured */
 } graft_train_result;
 
 /* Run a recipe (a YAML file, or NULL for the defaults) under overrides "section.key=value". The run's folder is the recipe's
- * output_dir. options and result may be NULL. BAD_USAGE: the recipe or an override; BAD_INPUT: a file that it names; INTERRUPTED: by
- * the callback or graft_train_interrupt, with a checkpoint saved. */
+ * output_dir. options and result may be NULL. BAD_USAGE: the recipe or an override; BAD_INPUT: a file that it names; INTERRUPTED:
+ * by the callback or graft_train_interrupt, with a checkpoint saved. */
 GRAFT_API graft_status graft_train(const char *recipe, const char *const *overrides, int n_overrides,
                                    const graft_train_options *options, graft_train_result *result, graft_error *err);
 
-/* Let a running graft_train save a checkpoint after its current step and return GRAFT_INTERRUPTED; nothing when none runs. For signal
- * handlers and other threads. */
+/* Let a running graft_train save a checkpoint after its current step and return GRAFT_INTERRUPTED; nothing when none runs. For
+ * signal handlers and other threads. */
 GRAFT_API void graft_train_interrupt(void);
 
 /* ---- models ---- */
@@ -75,8 +75,8 @@ typedef struct graft_model_options {
 } graft_model_options;
 
 /* path: a HF folder or a .gguf file; NULL = the base that the first adapter remembers. adapters: PEFT folders or runs of
- * graft, each "path" or "path:scale". options may be NULL. *out is closed with graft_model_close. BAD_INPUT: a file is missing or wrong;
- * BAD_USAGE: an option, or no model at all. */
+ * graft, each "path" or "path:scale". options may be NULL. *out is closed with graft_model_close. BAD_INPUT: a file is missing or
+ * wrong; BAD_USAGE: an option, or no model at all. */
 GRAFT_API graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters, int n_adapters,
                                         const graft_model_options *options, graft_error *err);
 GRAFT_API void graft_model_close(graft_model *model); /* NULL is fine */
@@ -102,9 +102,9 @@ typedef struct graft_generate_options {
 /* New text while it is made, in whole characters; not NUL-terminated. Nonzero stops the generation. */
 typedef int graft_text_callback(void *payload, const char *text, size_t length);
 
-/* The answer to a conversation. *text is the whole answer (what there is of it when the callback stopped it), freed with graft_free.
- * options and callback may be NULL. BAD_USAGE: an option, or a conversation that does not fit the model's context; BAD_INPUT: roles that
- * the template cannot render. */
+/* The answer to a conversation. *text is the whole answer (what there is of it when the callback stopped it), freed with
+ * graft_free. options and callback may be NULL. BAD_USAGE: an option, or a conversation that does not fit the model's context;
+ * BAD_INPUT: roles that the template cannot render. */
 GRAFT_API graft_status graft_chat(graft_model *model, const graft_message *messages, int64_t n,
                                   const graft_generate_options *options, graft_text_callback *callback, void *payload,
                                   char **text, graft_error *err);
@@ -120,8 +120,9 @@ typedef struct graft_conversation {
 /* The same for many at once, with conversation number i from 0; done: its text is complete (length may be 0). */
 typedef int graft_batch_callback(void *payload, int64_t i, const char *text, size_t length, int done);
 
-/* The answers to n conversations, computed together: each is what graft_chat gives, sooner. texts[n] is filled in their order, each freed
- * with graft_free; all are NULL when it fails. A callback that stops leaves the texts that there are, "" for those not begun. */
+/* The answers to n conversations, computed together: each is what graft_chat gives, sooner. texts[n] is filled in their order, each
+ * freed with graft_free; all are NULL when it fails. A callback that stops leaves the texts that there are, "" for those not
+ * begun. */
 GRAFT_API graft_status graft_chat_batch(graft_model *model, const graft_conversation *conversations, int64_t n,
                                         const graft_generate_options *options, graft_batch_callback *callback, void *payload,
                                         char **texts, graft_error *err);
@@ -144,8 +145,8 @@ GRAFT_API graft_status graft_eval(graft_model *model, const char *data, graft_ev
 
 typedef struct graft_merge_options {
     const char *format; /* "hf": a folder; "gguf": a file; NULL = as out_path ends (.gguf) */
-    const char *dtype;  /* "fp32", "bf16", "fp16", in a GGUF also "q8_0", "q6_k", "q5_k_m", "q4_k_m"; NULL = the base's own, bf16 for a
-                           quantised one */
+    const char *dtype; /* "fp32", "bf16", "fp16", in a GGUF also "q8_0", "q6_k", "q5_k_m", "q4_k_m"; NULL = the base's own, bf16 for
+                          a quantised one */
     int overwrite;      /* an existing model may be replaced; never one that this model was read from */
 } graft_merge_options;
 
@@ -155,8 +156,8 @@ typedef struct graft_merge_result {
     int64_t bytes;
 } graft_merge_result;
 
-/* Write the model with its adapters merged into the weights (none: a conversion). options and result may be NULL. BAD_USAGE: an option, or
- * a place that may not be written to. */
+/* Write the model with its adapters merged into the weights (none: a conversion). options and result may be NULL. BAD_USAGE: an
+ * option, or a place that may not be written to. */
 GRAFT_API graft_status graft_merge(graft_model *model, const char *out_path, const graft_merge_options *options,
                                    graft_merge_result *result, graft_error *err);
 
@@ -166,7 +167,8 @@ typedef struct graft_export_options {
 } graft_export_options;
 
 /* Write the model's one adapter for other programs. options may be NULL. BAD_USAGE: no adapter or several, an option, the place. */
-GRAFT_API graft_status graft_export(graft_model *model, const char *out_path, const graft_export_options *options, graft_error *err);
+GRAFT_API graft_status graft_export(graft_model *model, const char *out_path, const graft_export_options *options,
+                                    graft_error *err);
 
 #ifdef __cplusplus
 }

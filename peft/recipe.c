@@ -98,8 +98,8 @@ static graft_status unknown_key(gr_reading *rd, const gr_yaml *n, const char *se
     written_elsewhere(n->key, hint);
     if (peer) snprintf(hint, sizeof hint, "%s", peer);
     if (!*hint) nearest_key(n->key, section, hint);
-    return gr_problem_at(rd->problems, n, GR_AT_KEY, "unknown key \"%.64s\"%s%s; %s", n->key, *section ? " in section " : "", section,
-                         *hint ? hint : "`graft help recipe` lists all keys");
+    return gr_problem_at(rd->problems, n, GR_AT_KEY, "unknown key \"%.64s\"%s%s; %s", n->key, *section ? " in section " : "",
+                         section, *hint ? hint : "`graft help recipe` lists all keys");
 }
 
 static graft_status read_entry(gr_reading *rd, const gr_yaml *n, const char *section) {

@@ -151,7 +151,8 @@ static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, cons
     int i = row_of(section, name);
     if (i >= 0 && nodes[i])
         return gr_problem_at(p, nodes[i], GR_AT_VALUE, "%s%s%s: %s", section, *section ? "." : "", name, why);
-    return note(p, (struct gr_problem){0}, gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why));
+    return note(p, (struct gr_problem){0},
+                gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why));
 }
 
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name) {
@@ -243,8 +244,9 @@ graft_status gr_recipe_check_complete(const gr_recipe *r, const gr_yaml *const *
     int n = missing_keys(r, false, wrong, names);
     if (lacks_answers(r) && !wrong[row_of("data", "eval")]) refuse(r, nodes, "eval", "metrics", "exact_match needs data.eval", p);
     if (n == 0) return GRAFT_OK;
-    return note(p, (struct gr_problem){0}, gr_format("%s: %s %s missing; set %s in the recipe or as section.key=value", r->path, names,
-                                                     n > 1 ? "are" : "is", n > 1 ? "them" : "it"));
+    return note(p, (struct gr_problem){0},
+                gr_format("%s: %s %s missing; set %s in the recipe or as section.key=value", r->path, names, n > 1 ? "are" : "is",
+                          n > 1 ? "them" : "it"));
 }
 
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err) {

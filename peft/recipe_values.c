@@ -129,7 +129,8 @@ static graft_status read_enum(gr_reading *rd, const gr_yaml *n, const gr_key *k,
         }
     }
     if (n->kind == GR_YAML_SCALAR && (why = gr_recipe_later(k, n->text)))
-        return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s%s%s: %s %s", k->section, *k->section ? "." : "", k->name, n->text, why);
+        return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s%s%s: %s %s", k->section, *k->section ? "." : "", k->name, n->text,
+                             why);
     const char *near = n->kind == GR_YAML_SCALAR ? gr_nearest(n->text, names, n_choices) : NULL;
     snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint,
              near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
@@ -246,8 +247,8 @@ static graft_status known_name(gr_reading *rd, const gr_yaml *n, const gr_key *k
         snprintf(list + at, sizeof list - at, ", %s", names[count]);
     }
     const char *near = gr_nearest(n->text, names, count);
-    return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s.%s: unknown %s \"%.64s\"%s%s%s; expected %s%s", k->section, k->name, what,
-                         n->text, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", also, list);
+    return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s.%s: unknown %s \"%.64s\"%s%s%s; expected %s%s", k->section, k->name,
+                         what, n->text, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", also, list);
 }
 
 static const char *template_name(int i) {
@@ -255,8 +256,9 @@ static const char *template_name(int i) {
 }
 
 static graft_status read_string(gr_reading *rd, const gr_yaml *n, const gr_key *k, const char **field) {
-    bool is_path = strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 ||
-                   (strcmp(k->name, "template") == 0 && n->text && (gr_ends_with(n->text, ".yaml") || gr_ends_with(n->text, ".jinja")));
+    bool is_path =
+        strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 ||
+        (strcmp(k->name, "template") == 0 && n->text && (gr_ends_with(n->text, ".yaml") || gr_ends_with(n->text, ".jinja")));
     if (n->kind != GR_YAML_SCALAR) return expected(rd, n, k, "a text");
     *field = gr_yaml_is_null(n) ? NULL : n->text;
     if (*field && strcmp(k->name, "template") == 0 && !is_path && strcmp(n->text, "auto") != 0)

@@ -45,7 +45,8 @@ const char *gr_option_choices(const gr_option *o) {
 /* ---- parsing ---- */
 
 /* Commands of later versions, known by name: no other one is "near". */
-static const char *const later[] = {"serve", "vocab", "init", "fetch", "study", "bench", "data stats", "data clean", "data dedup", "data mix"};
+static const char *const later[] = {"serve", "vocab",      "init",       "fetch",      "study",
+                                    "bench", "data stats", "data clean", "data dedup", "data mix"};
 
 /* "train, validate, plan": the commands, or the second words of a group ("data"). */
 static const char *command_names(const char *group, char *out, size_t size) {
@@ -65,7 +66,8 @@ static graft_status unknown_command(const char *name, graft_error *err) {
     bool data = gr_starts_with(name, "data ");
     for (int i = 0; i < GR_LEN(later); i++)
         if (strcmp(name, later[i]) == 0)
-            return gr_fail(err, GRAFT_BAD_USAGE, "graft %s is not in this version (%s); `graft help` lists what is", name, GRAFT_VERSION);
+            return gr_fail(err, GRAFT_BAD_USAGE, "graft %s is not in this version (%s); `graft help` lists what is", name,
+                           GRAFT_VERSION);
     int n = GR_MIN(gr_n_commands(), GR_LEN(names));
     for (int i = 0; i < n; i++) names[i] = gr_commands[i].name;
     near = gr_nearest(name, names, n);
@@ -109,7 +111,8 @@ static graft_status parse_option(gr_args *a, const char *word, const char *follo
     if (o->value && !value) {
         if (!following || is_option(a->command, following))
             return gr_fail(err, GRAFT_BAD_USAGE, "--%s needs a value: --%s %s%s%s%s%s", name, name, o->value,
-                           following ? " (a value of that form: --" : "", following ? name : "", following ? "=" : "", following ? "...)" : "");
+                           following ? " (a value of that form: --" : "", following ? name : "", following ? "=" : "",
+                           following ? "...)" : "");
         value = following;
         *used = 2;
     }

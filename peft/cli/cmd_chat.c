@@ -151,7 +151,9 @@ static const struct slash {
 static graft_status do_help(conversation *c, const char *text, graft_error *err) {
     (void)c, (void)text, (void)err;
     for (int i = 0; i < GR_LEN(slashes); i++)
-        if (slashes[i].help) fprintf(stderr, "  %s%-*s %s\n", slashes[i].name, 14 - (int)strlen(slashes[i].name), slashes[i].argument, slashes[i].help);
+        if (slashes[i].help)
+            fprintf(stderr, "  %s%-*s %s\n", slashes[i].name, 14 - (int)strlen(slashes[i].name), slashes[i].argument,
+                    slashes[i].help);
     fprintf(stderr, "  //text         a question that begins with a slash\n  Ctrl-C         stops an answer, clears a line\n");
     return GRAFT_OK;
 }
@@ -166,8 +168,9 @@ static graft_status unknown_slash(const char *line, int n, graft_error *err) {
     char *word = gr_strndup(line, n);
     near = word ? gr_nearest(word, names, GR_LEN(slashes)) : NULL;
     free(word);
-    return gr_fail(err, GRAFT_BAD_USAGE, "no command \"%.*s\"%s%s%s; known are %s; a question that begins with a slash is written //...",
-                   GR_MIN(n, 40), line, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", known);
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "no command \"%.*s\"%s%s%s; known are %s; a question that begins with a slash is written //...", GR_MIN(n, 40),
+                   line, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", known);
 }
 
 static graft_status do_slash(conversation *c, const char *line, bool *leave, graft_error *err) {

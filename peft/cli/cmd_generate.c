@@ -162,7 +162,8 @@ static int on_generated(void *payload, int64_t prompt, const char *text, int64_t
 static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
     const char *key, *was = json_object_get(p->lines[i], "completion") ? "completion" : "answer";
     json_t *value, *line = json_object();
-    bool replaced = json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
+    bool replaced =
+        json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
     json_object_foreach(p->lines[i], key, value)
         if (strcmp(key, "tokens") != 0 && (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
             json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);

@@ -1,5 +1,5 @@
-/* Every function of graft.h, as a program that knows the header alone: ./library MODEL DATA.jsonl FOLDER. Prints a line a case, as shell
- * tests do. */
+/* Every function of graft.h, as a program that knows the header alone: ./library MODEL DATA.jsonl FOLDER. Prints a line a case, as
+ * shell tests do. */
 #include <graft.h>
 #include <math.h>
 #include <stdio.h>
@@ -58,7 +58,8 @@ static void null_arguments(graft_model *m, const char *base) {
     refused(graft_generate(m, "x", &long_one, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "max_tokens", "generate: max_tokens");
     refused(graft_chat(m, NULL, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "messages", "chat: messages");
     refused(graft_chat(m, &no_role, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "messages[0].role", "chat: a role");
-    refused(graft_chat(m, &no_content, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "messages[0].content", "chat: a content");
+    refused(graft_chat(m, &no_content, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "messages[0].content",
+            "chat: a content");
     refused(graft_chat(m, &no_role, 0, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "at least one", "chat: no message");
     refused(graft_chat_batch(m, NULL, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "conversations", "batch: conversations");
     refused(graft_chat_batch(m, &empty, 1, NULL, NULL, NULL, &text, &err), GRAFT_BAD_USAGE, "conversation 1", "batch: messages");
@@ -72,7 +73,8 @@ static void null_arguments(graft_model *m, const char *base) {
     refused(graft_merge(m, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "out_path", "merge: out_path");
     refused(graft_export(NULL, "x", NULL, &err), GRAFT_BAD_USAGE, "model", "export: model");
     refused(graft_export(m, NULL, NULL, &err), GRAFT_BAD_USAGE, "out_path", "export: out_path");
-    check(graft_generate(m, NULL, NULL, NULL, NULL, &text, NULL) == GRAFT_BAD_USAGE && !text && !opened, "without an error to fill");
+    check(graft_generate(m, NULL, NULL, NULL, NULL, &text, NULL) == GRAFT_BAD_USAGE && !text && !opened,
+          "without an error to fill");
     graft_model_close(NULL);
     graft_free(NULL);
 }
@@ -99,8 +101,18 @@ static int watch_step(void *payload, const graft_train_progress *p) {
 
 static void training(const char *base, const char *data, const char *run) {
     char a[600], b[600], c[600];
-    const char *overrides[] = {a, b, c, "model.dtype=fp32", "adapter.rank=4", "data.eval=0.2", "data.cache=none", "train.max_steps=6", "train.batch_size=5",
-                               "train.learning_rate=1e-2", "eval.every=3", "threads=2"};
+    const char *overrides[] = {a,
+                               b,
+                               c,
+                               "model.dtype=fp32",
+                               "adapter.rank=4",
+                               "data.eval=0.2",
+                               "data.cache=none",
+                               "train.max_steps=6",
+                               "train.batch_size=5",
+                               "train.learning_rate=1e-2",
+                               "eval.every=3",
+                               "threads=2"};
     int n = sizeof overrides / sizeof *overrides;
     graft_train_result result;
     snprintf(a, sizeof a, "model.base=%s", base);
@@ -132,7 +144,8 @@ static void training(const char *base, const char *data, const char *run) {
 /* ---- generation ---- */
 
 enum { N_PROMPTS = 5 };
-static const char *const prompts[N_PROMPTS] = {"What is 3 + 4?", "Say hello.", "小明有12个苹果，给了弟弟5个，还剩几个？", "x", "Name a colour."};
+static const char *const prompts[N_PROMPTS] = {"What is 3 + 4?", "Say hello.", "小明有12个苹果，给了弟弟5个，还剩几个？", "x",
+                                               "Name a colour."};
 
 typedef struct pieces {
     char text[N_PROMPTS][4096];
@@ -206,10 +219,12 @@ static void scoring_and_writing(graft_model *m, graft_model *plain, const char *
     graft_export_options as_tar = {.format = "tar"};
     done_well(graft_eval(m, data, &scores, &err), "eval");
     done_well(graft_eval(plain, data, &before, &err), "eval of the base");
-    check(scores.samples == before.samples && scores.targets == before.targets && scores.loss < before.loss, "the training lowered the loss");
+    check(scores.samples == before.samples && scores.targets == before.targets && scores.loss < before.loss,
+          "the training lowered the loss");
     refused(graft_eval(m, "nowhere.jsonl", &scores, &err), GRAFT_BAD_INPUT, "nowhere.jsonl", "eval: no such data");
     done_well(graft_merge(m, "merged", &to_folder, &merged, &err), "merge to a folder");
-    check(merged.bytes > 0 && merged.max_logit_difference < 1e-3 && merged.largest_logit > merged.max_logit_difference, "its report");
+    check(merged.bytes > 0 && merged.max_logit_difference < 1e-3 && merged.largest_logit > merged.max_logit_difference,
+          "its report");
     done_well(graft_merge(m, "merged.gguf", &to_file, NULL, &err), "merge to a GGUF");
     refused(graft_merge(m, "merged", &to_folder, NULL, &err), GRAFT_BAD_USAGE, "merged", "merge over something");
     done_well(graft_merge(m, "merged", &again, NULL, &err), "merge over a model, overwriting");
