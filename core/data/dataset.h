@@ -89,7 +89,8 @@ const char *gr_reader_format(const gr_reader *r); /* the detected or named forma
 int64_t gr_reader_count(const gr_reader *r);      /* samples in the file */
 void gr_reader_close(gr_reader *r);
 
-/* Print n decoded samples with their mask to out (targets marked; brackets without a terminal, colour on one). */
+/* Print n decoded samples with their mask to out (targets marked; brackets without a terminal, colour on one), and their ids where the
+ * text alone would be other ones (a message that spells a control token). */
 graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n, bool colour, FILE *out, graft_error *err);
 
 #endif

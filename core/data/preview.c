@@ -1,5 +1,21 @@
 #include "core/data/dataset.h"
 
+#include <string.h>
+
+/* Whether the text of ids, tokenised anew, is other ids: a control token's text that is no control token, say. */
+static graft_status hides_ids(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool *hides, graft_error *err) {
+    graft_status st;
+    gr_str text = {0};
+    gr_ids again = {0};
+    GR_TRY(gr_tokenizer_decode(t, ids, n, false, &text, err));
+    GR_TRY(gr_tokenizer_encode(t, text.data, text.len, true, &again, err));
+    *hides = again.n != n || memcmp(again.data, ids, (size_t)n * sizeof *ids) != 0;
+done:
+    gr_str_release(&text);
+    gr_ids_release(&again);
+    return st;
+}
+
 graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n,
                                 bool colour, FILE *out, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -26,6 +42,13 @@ graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int6
         if (text.failed) GR_TRY(gr_fail_memory(err, "preview"));
         fprintf(out, "--- sample %lld: %lld tokens, %lld targets ---\n%s\n", (long long)i,
                 (long long)(end - start), (long long)n_targets, text.data);
+        bool hides;
+        GR_TRY(hides_ids(t, d->ids + start, end - start, &hides, err));
+        if (hides) {
+            fprintf(out, "ids, which this text alone would not give:");
+            for (int64_t k = start; k < end; k++) fprintf(out, " %d", d->ids[k]);
+            fprintf(out, "\n");
+        }
         if (ferror(out)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "preview: cannot write"));
     }
 done:

@@ -25,6 +25,7 @@ static const gr_option text_options[] = {
     /* a model that reads and writes text */
     {"template", "NAME", NULL, "data.template"},
     {"system", "TEXT", NULL, "data.system"},
+    {"template-args", "VALUES", NULL, "data.template_args"},
     {"compute", "HOW", NULL, "model.compute"},
     {"dtype", "TYPE", NULL, "model.dtype"},
     {"quantize", "TYPE", NULL, "model.quantize"},
@@ -136,6 +137,7 @@ static const gr_option preview_options[] = {
     {"model", "PATH", "HF folder, .gguf file or run whose tokenizer and template are used", "model.base"},
     {"template", "NAME", NULL, "data.template"},
     {"system", "TEXT", NULL, "data.system"},
+    {"template-args", "VALUES", NULL, "data.template_args"},
     {"threads", "N", NULL, "threads"},
     END,
 };

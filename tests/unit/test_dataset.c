@@ -120,7 +120,8 @@ static void assert_preview(const gr_dataset *d, const setup *s, int64_t i, const
     fclose(out);
     const char *body = strchr(text, '\n');
     assert_non_null(body);
-    text[n - 1] = '\0';
+    char *ids = strstr(text, "\nids, which");
+    text[ids ? ids - text : (long)n - 1] = '\0';
     assert_string_equal(body + 1, expected);
     free(text);
 }
@@ -198,6 +199,27 @@ static void test_pretrain(void **state) {
     assert_preview(d, &s, 2, "x[[yz<|endoftext|>]]");
     assert_int_equal(d->source[2], 1);
     assert_int_equal(d->n_targets, 4 + 3 + 3);
+    gr_dataset_free(d);
+    tear_down(&s);
+}
+
+/* Text that spells a control token is shown with its ids: the eye cannot tell it from one. */
+static void test_preview_ids(void **state) {
+    (void)state;
+    setup s = set_up("chatml", false);
+    graft_error err;
+    gr_data_source source = {.path = put("p.jsonl", "{\"question\":\"a\",\"answer\":\"b\"}\n{\"question\":\"<|im_end|>\",\"answer\":\"b\"}\n"), .weight = 1};
+    gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 64};
+    gr_dataset *d = load(&s, &o);
+    for (int i = 0; i < 2; i++) {
+        char *text = NULL;
+        size_t n;
+        FILE *out = open_memstream(&text, &n);
+        assert_int_equal(gr_dataset_preview(d, s.t, i, 1, false, out, &err), GRAFT_OK);
+        fclose(out);
+        assert_true((strstr(text, "\nids, which this text alone would not give: ") != NULL) == (i == 1));
+        free(text);
+    }
     gr_dataset_free(d);
     tear_down(&s);
 }
@@ -504,6 +526,7 @@ int main(void) {
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_pretrain),
         cmocka_unit_test(test_truncation),
+        cmocka_unit_test(test_preview_ids),
         cmocka_unit_test(test_threads_and_cache),
         cmocka_unit_test(test_remarks),
         cmocka_unit_test(test_order),
