@@ -15,8 +15,9 @@ typedef struct gr_adapter_config {
     double alpha;
     double dropout;
     bool use_rslora;
-    const char *const *target_modules; /* {"all-linear"}, names, suffixes or regular expressions; lm_head and embed_tokens may be named.
-                                          In a gr_adapter: what the files record, suffixes where all of their modules are targeted */
+    /* {"all-linear"}, names, suffixes or regular expressions; lm_head and embed_tokens may be named. In a gr_adapter: what the
+     * files record, suffixes where all of their modules are targeted */
+    const char *const *target_modules;
     int n_target_modules;
     const gr_pattern *rank_pattern, *alpha_pattern;
     int n_rank_pattern, n_alpha_pattern;
@@ -37,7 +38,8 @@ typedef struct gr_adapter {
     gr_adapter_module *modules;
     int64_t n_modules;
     gr_params params;
-    char *chat_template;      /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the arena */
+    char *chat_template; /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the
+                            arena */
     uint64_t tokenizer_hash;  /* of the tokenizer it was trained with, 0 unknown */
     int64_t vocab;            /* embedding rows of the base it was planned for */
     gr_arena arena;
@@ -57,10 +59,10 @@ void gr_adapter_detach_all(gr_model *m);
 double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module); /* without user_scale */
 void gr_adapter_free(gr_adapter *a);
 
-/* path: a PEFT folder (adapter_config.json, adapter_model.safetensors), a folder of mlx-lm (adapters.safetensors), a GGUF LoRA, a graft
- * run (its adapter/ is taken) or a checkpoint of one, or a folder whose only sub-folder with an adapter_config.json is meant. Load checks names, shapes against
- * the model, element types, finite values, and that the matrices are those that the configuration targets; unsupported kinds (DoRA,
- * modules_to_save ...) are refused by name. */
+/* path: a PEFT folder (adapter_config.json, adapter_model.safetensors), a folder of mlx-lm (adapters.safetensors), a GGUF LoRA, a
+ * graft run (its adapter/ is taken) or a checkpoint of one, or a folder whose only sub-folder with an adapter_config.json is meant.
+ * Load checks names, shapes against the model, element types, finite values, and that the matrices are those that the configuration
+ * targets; unsupported kinds (DoRA, modules_to_save ...) are refused by name. */
 graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
 /* The files of an adapter into a folder that exists, read back. */
 graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err);

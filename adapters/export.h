@@ -1,5 +1,5 @@
-/* export.h - merging adapters into weights, and writing whole models: HF folders and GGUF files, tensor by tensor (the model is never
- * whole in memory), read back and checked. */
+/* export.h - merging adapters into weights, and writing whole models: HF folders and GGUF files, tensor by tensor (the model is
+ * never whole in memory), read back and checked. */
 #ifndef GR_EXPORT_H
 #define GR_EXPORT_H
 
@@ -26,8 +26,8 @@ typedef struct gr_merge_report {
     int64_t n_tensors, n_merged, n_bytes;
 } gr_merge_report;
 
-/* The format that a name says (".gguf"), checked against the one that was asked for by name (NULL: none); hf: what a folder is called,
- * "hf" or "peft". BAD_USAGE when they contradict each other. */
+/* The format that a name says (".gguf"), checked against the one that was asked for by name (NULL: none); hf: what a folder is
+ * called, "hf" or "peft". BAD_USAGE when they contradict each other. */
 graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err);
 /* --dtype in a recipe's spelling (fp32), a file's (f32, q8_0) or llama.cpp's (Q4_K_M); NULL: -1, the base's own. */
 graft_status gr_written_type(int *dtype, const char *name, graft_error *err);
@@ -35,14 +35,14 @@ graft_status gr_written_type(int *dtype, const char *name, graft_error *err);
 const char *gr_written_type_name(int i, bool *folder);
 
 /* W + sum_j scale_j * B_j A_j in float32, rounded once. No adapters: a conversion. `trained` (may be NULL) replaces weights by name
- * (method: full). m is the opened base with the adapters attached (the logits of "base + adapter" come from it). A tied head that an
- * adapter targets is untied: lm_head is written and tie_word_embeddings = false; likewise an embedding. */
+ * (method: full). m is the opened base with the adapters attached (the logits of "base + adapter" come from it). A tied head that
+ * an adapter targets is untied: lm_head is written and tie_word_embeddings = false; likewise an embedding. */
 graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales, int n_adapters,
                       const gr_params *trained, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
                       graft_error *err);
 
-/* Memory that gr_merge of m without adapters takes besides the model, at most: one tensor, the written files as they are read back, and
- * the logits of the probe. dtype: F32, F16 or BF16. */
+/* Memory that gr_merge of m without adapters takes besides the model, at most: one tensor, the written files as they are read back,
+ * and the logits of the probe. dtype: F32, F16 or BF16. */
 int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype);
 
 /* What a path is (safetensors, HF folder, adapter, GGUF model, GGUF LoRA, checkpoint, token cache, run) and what is in it: a table

@@ -129,9 +129,10 @@ static graft_status check_biases(const gr_model_config *c, graft_error *err) {
     const gr_arch *arch = c->arch_row;
     bool llama = strcmp(arch->hf_type, "llama") == 0, attention = c->qkv_bias == (arch->qkv_bias || (llama && c->o_bias));
     if (attention && (llama || (!c->o_bias && !c->mlp_bias))) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "an HF folder of a %s cannot hold this model's biases (q, k, v: %s; o: %s; mlp: %s): write a GGUF (--out FILE.gguf)",
-                   arch->hf_type, c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
+    return gr_fail(
+        err, GRAFT_BAD_INPUT,
+        "an HF folder of a %s cannot hold this model's biases (q, k, v: %s; o: %s; mlp: %s): write a GGUF (--out FILE.gguf)",
+        arch->hf_type, c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
 }
 
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {

@@ -158,7 +158,8 @@ done:
 /* What the file leaves out of its tokenizer, and what is taken. */
 static void add_silences(description *d, const gr_gguf *g) {
     const char *model = "";
-    if (!gr_gguf_has(g, "tokenizer.ggml.model") || gr_gguf_get_string(g, "tokenizer.ggml.model", &model, NULL, NULL) != GRAFT_OK) return;
+    if (!gr_gguf_has(g, "tokenizer.ggml.model") || gr_gguf_get_string(g, "tokenizer.ggml.model", &model, NULL, NULL) != GRAFT_OK)
+        return;
     if (strcmp(model, "gpt2") == 0 && !gr_gguf_has(g, "tokenizer.ggml.pre"))
         json_object_set_new(d->facts, "tokenizer.ggml.pre", json_string("(missing: llama.cpp's default)"));
     if (!gr_gguf_has(g, "tokenizer.ggml.add_bos_token"))
@@ -429,7 +430,8 @@ static void print_tensors(const description *d, FILE *out) {
         gr_str line = {0};
         tensor_line(tensor, grouped, &line);
         if (!grouped && line.data) fputs("  ", out), print_text(out, line.data, 192), fputc('\n', out);
-        else if (line.data) json_object_set_new(groups, line.data, json_integer(1 + json_integer_value(json_object_get(groups, line.data))));
+        else if (line.data)
+            json_object_set_new(groups, line.data, json_integer(1 + json_integer_value(json_object_get(groups, line.data))));
         gr_str_release(&line);
     }
     json_object_foreach(groups, text, count) {

@@ -42,9 +42,9 @@ graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool g
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err);
 graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *err);
 
-/* The read-back: the configuration at path is the job's, rows of every tensor are the merged ones within what their type rounds away,
- * and the logits are those of the job's model (base with adapters attached, or trained weights), in float32, on a few fixed texts.
- * FAILED, naming what is wrong, when they are not. */
+/* The read-back: the configuration at path is the job's, rows of every tensor are the merged ones within what their type rounds
+ * away, and the logits are those of the job's model (base with adapters attached, or trained weights), in float32, on a few fixed
+ * texts. FAILED, naming what is wrong, when they are not. */
 graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report *report, graft_error *err);
 
 /* Memory of the probe besides both models' weights. */

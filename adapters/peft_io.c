@@ -64,8 +64,8 @@ static graft_status check_config(const gr_adapter *a, const char *path, graft_er
 
 graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err) {
     graft_status st;
-    char *config = gr_path_join(folder, GR_ADAPTER_CONFIG), *tensors = gr_path_join(folder, GR_ADAPTER_TENSORS), *card = gr_path_join(folder, "README.md"),
-         *template = gr_path_join(folder, GR_ADAPTER_TEMPLATE);
+    char *config = gr_path_join(folder, GR_ADAPTER_CONFIG), *tensors = gr_path_join(folder, GR_ADAPTER_TENSORS),
+         *card = gr_path_join(folder, "README.md"), *template = gr_path_join(folder, GR_ADAPTER_TEMPLATE);
     if (!config || !tensors || !card || !template) GR_TRY(gr_fail_memory(err, folder));
     GR_TRY(gr_peft_config_write(a, config, err));
     GR_TRY(save_tensors(a, tensors, err));

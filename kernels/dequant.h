@@ -22,8 +22,8 @@ static inline uint32_t gr_float_bits(float f) {
     return bits;
 }
 
-/* Half to float: one instruction where the level has it, else without a branch per case: normal numbers by rescaling the exponent with a
- * product, subnormal ones by subtracting the implicit bit of a float that holds the mantissa at its end. */
+/* Half to float: one instruction where the level has it, else without a branch per case: normal numbers by rescaling the exponent
+ * with a product, subnormal ones by subtracting the implicit bit of a float that holds the mantissa at its end. */
 static inline float gr_half_float(uint16_t h) {
 #if defined(__F16C__)
     return _cvtsh_ss(h);

@@ -45,12 +45,13 @@ typedef struct gr_seq { /* one sequence of a flat batch, see attention_forward *
     int64_t q_start, q_len, kv_start, kv_len;
 } gr_seq;
 
-/* Keys and values of a KV cache in the form that attention multiplies, for one layer, in blocks of GR_KV_BLOCK positions. attention_forward
- * fills it while single queries are decoded, and reads from it what it filled; a backend without use for it leaves it alone. */
+/* Keys and values of a KV cache in the form that attention multiplies, for one layer, in blocks of GR_KV_BLOCK positions.
+ * attention_forward fills it while single queries are decoded, and reads from it what it filled; a backend without use for it
+ * leaves it alone. */
 enum { GR_KV_BLOCK = 64 };
 typedef struct gr_kv_panels {
     float *data;     /* [slots, K, blocks, 2 * GR_KV_BLOCK * (D rounded up to 32)] at most */
-    int32_t *packed; /* [slots, K] leading positions that are there; whoever changes rows of the cache lowers it, to a whole block */
+    int32_t *packed; /* [slots, K] leading positions that are there; whoever changes rows of the cache lowers it, to whole blocks */
     int64_t max_len; /* rows of a slot: kv_start = slot * max_len */
     int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
 } gr_kv_panels;
@@ -80,7 +81,8 @@ struct gr_device {
 };
 
 /* The CPU device with n_threads (<= 0: all usable CPUs). The level is the best the CPU has, or the one named by the
- * environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an error). NULL and *why on failure. */
+ * environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an error). NULL and *why on
+ * failure. */
 gr_device *gr_cpu_device_new(int n_threads, const char **why);
 void gr_device_free(gr_device *d); /* NULL is fine */
 

@@ -191,7 +191,8 @@ static inline void code_groups(uint8_t *head, uint8_t codes[BLOCK], const float 
     memset(head, 0, 16);
     store_half(head, scale / 63), store_half(head + 2, min / 63);
     for (int g = 0; g < GROUPS; g++)
-        put_k_scale(head + 4, g, code_of(nearest(to_scale * groups[g].scale), 0, 63), code_of(nearest(to_min * groups[g].min), 0, 63));
+        put_k_scale(head + 4, g, code_of(nearest(to_scale * groups[g].scale), 0, 63),
+                    code_of(nearest(to_min * groups[g].min), 0, 63));
     for (int g = 0; g < GROUPS; g++) {
         float d, m;
         gr_k_scale(&d, &m, head + 4, g, gr_load_half(head), gr_load_half(head + 2));
@@ -228,8 +229,8 @@ void gr_quantize_q5_k(void *dst, const float *src, int64_t n) {
 
 enum { SMALL_GROUP = 16 };
 
-/* The scale of a group as q * scale, q of -32..31: the best of steps around the one that makes the largest magnitude -32, in squares
- * weighted by the values' own. 0 for a group of nothing. */
+/* The scale of a group as q * scale, q of -32..31: the best of steps around the one that makes the largest magnitude -32, in
+ * squares weighted by the values' own. 0 for a group of nothing. */
 static float fit_symmetric(const float *x) {
     float extreme = 0, scale = 0, best = 0;
     for (int j = 0; j < SMALL_GROUP; j++)

@@ -1,6 +1,7 @@
 /* threads.c - the pool. Workers spin shortly for the next job, then sleep. A run waits only for workers that joined it:
- * one that the kernel has not scheduled yet (another process has its CPU) finds the job closed and delays nobody. Every thread has its
- * own range of chunks and, when done with it, helps with the others': from job to job the same rows stay in the same core's cache. */
+ * one that the kernel has not scheduled yet (another process has its CPU) finds the job closed and delays nobody. Every thread has
+ * its own range of chunks and, when done with it, helps with the others': from job to job the same rows stay in the same core's
+ * cache. */
 #include "kernels/threads.h"
 
 #include <pthread.h>

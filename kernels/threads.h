@@ -13,8 +13,8 @@ typedef void gr_chunk_fn(void *context, int64_t chunk, int worker);
 gr_threads *gr_threads_new(int n_threads); /* <= 0: one per CPU this process may use; NULL when out of resources */
 void gr_threads_free(gr_threads *t);       /* NULL is fine */
 int gr_threads_count(const gr_threads *t);
-/* Run all chunks, each thread those of a range of its own and then what others have left; return when all are done. The calling thread works
- * too. Not reentrant. */
+/* Run all chunks, each thread those of a range of its own and then what others have left; return when all are done. The calling
+ * thread works too. Not reentrant. */
 void gr_threads_run(gr_threads *t, int64_t n_chunks, gr_chunk_fn *fn, void *context);
 
 #endif

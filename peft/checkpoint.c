@@ -101,16 +101,17 @@ static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, const char
             snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
             GR_TRY(gr_h5_shape(h, name, GR_H5_F32, 2, shape, err));
             if (shape[0] != item->rows || shape[1] != item->cols)
-                GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path,
-                               name, (long long)shape[0], (long long)shape[1], (long long)item->rows, (long long)item->cols));
+                GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                               "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path, name,
+                               (long long)shape[0], (long long)shape[1], (long long)item->rows, (long long)item->cols));
             GR_TRY(gr_h5_get(h, name, GR_H5_F32, groups[g].data + item->offset, item->n, err));
         }
 done:
     return st;
 }
 
-graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
-                                graft_error *err) {
+graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
+                                const gr_train_identity *id, graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
     char *folder = gr_checkpoint_folder(output_dir, s->step), *tmp = NULL, *path = NULL;
@@ -151,8 +152,8 @@ done:
     return st;
 }
 
-graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check, const void *context,
-                                graft_error *err) {
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
+                                const void *context, graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
     gr_train_state state;
@@ -163,14 +164,17 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
     GR_TRY(gr_h5_open(&h, path, err));
     GR_TRY(gr_h5_get_int(h, "graft_checkpoint_version", &version, err));
     if (version != CHECKPOINT_VERSION)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", path, (long long)version, CHECKPOINT_VERSION));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", path, (long long)version,
+                       CHECKPOINT_VERSION));
     GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), &state, err));
-    if (gr_h5_get_int(h, "evaluated_step", &state.evaluated_step, NULL) != GRAFT_OK) state.evaluated_step = state.step; /* an older graft */
+    if (gr_h5_get_int(h, "evaluated_step", &state.evaluated_step, NULL) != GRAFT_OK)
+        state.evaluated_step = state.step; /* an older graft */
     GR_TRY(get_identity(h, &saved, &recipe, err));
     if (check) GR_TRY(check(context, folder, &saved, &state, err));
     GR_TRY(gr_h5_get_int(h, "n_tensors", &n_tensors, err));
     if (n_tensors != p->n_items)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
                        (long long)n_tensors, (long long)p->n_items));
     GR_TRY(get_tensors(h, p, s ? N_GROUPS : 1, path, err));
     if (s) *s = state;
@@ -227,7 +231,8 @@ graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_err
     *folder = NULL;
     for (int64_t i = 0; i < n && !*folder; i++) {
         gr_h5 *h = NULL;
-        char *candidate = gr_checkpoint_folder(output_dir, steps[i]), *path = candidate ? gr_path_join(candidate, "state.h5") : NULL;
+        char *candidate = gr_checkpoint_folder(output_dir, steps[i]),
+             *path = candidate ? gr_path_join(candidate, "state.h5") : NULL;
         graft_error why = {0};
         st = path ? gr_h5_open(&h, path, &why) : gr_fail_memory(&why, "checkpoint");
         if (st == GRAFT_OK) {

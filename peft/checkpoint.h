@@ -28,17 +28,17 @@ typedef struct gr_train_identity {
     const char *recipe;    /* resolved, as gr_recipe_print gives it; borrowed */
 } gr_train_identity;
 
-/* Write checkpoint-<step> atomically; an existing one of the same step is replaced. adapter: p's own, written beside the state as a PEFT
- * adapter, so that a checkpoint is one; NULL: every weight is trained. */
-graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
-                                graft_error *err);
+/* Write checkpoint-<step> atomically; an existing one of the same step is replaced. adapter: p's own, written beside the state as a
+ * PEFT adapter, so that a checkpoint is one; NULL: every weight is trained. */
+graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
+                                const gr_train_identity *id, graft_error *err);
 /* Whether a run may go on from what was saved, before its tensors are read. */
 typedef graft_status gr_checkpoint_check(const void *context, const char *folder, const gr_train_identity *saved,
                                          const gr_train_state *state, graft_error *err);
-/* Read a checkpoint into allocated parameters of the same names and shapes. s may be NULL (values only; then the optimizer's moments
- * are left alone), and so may check. */
-graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check, const void *context,
-                                graft_error *err);
+/* Read a checkpoint into allocated parameters of the same names and shapes. s may be NULL (values only; then the optimizer's
+ * moments are left alone), and so may check. */
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
+                                const void *context, graft_error *err);
 /* The folder of the newest intact checkpoint (owned; NULL when there is none at all). Damaged ones are passed over with a warning;
  * BAD_INPUT when all are damaged. */
 graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err);

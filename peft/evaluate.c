@@ -127,7 +127,8 @@ static int count_done(void *payload, int64_t prompt, const char *text, int64_t l
 }
 
 graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
-                                     const char *label, double *score, gr_completion *completions, uint8_t *matches, graft_error *err) {
+                                     const char *label, double *score, gr_completion *completions, uint8_t *matches,
+                                     graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
     match_progress progress = {.shown = label != NULL};

@@ -14,7 +14,8 @@ int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens);
 int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens);
 /* Targets of samples idx[n]: a sequence's first id is never predicted. */
 int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n);
-/* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last token. */
+/* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last
+ * token. */
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
@@ -23,8 +24,10 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
                          int64_t *targets, graft_error *err);
 
 /* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match).
- * completions[n_samples] (may be NULL; gr_completions_release frees) receives the texts, matches[n_samples] (may be NULL) 1 or 0. */
+ * completions[n_samples] (may be NULL; gr_completions_release frees) receives the texts, matches[n_samples] (may be NULL) 1 or
+ * 0. */
 graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
-                                     const char *label, double *score, gr_completion *completions, uint8_t *matches, graft_error *err);
+                                     const char *label, double *score, gr_completion *completions, uint8_t *matches,
+                                     graft_error *err);
 
 #endif

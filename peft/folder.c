@@ -15,8 +15,8 @@
 
 /* ---- whose folder it is ---- */
 
-/* What graft itself puts into a run's folder besides checkpoints and events: files, and folders written as one piece. run.log, the lock,
- * is emptied, never removed. */
+/* What graft itself puts into a run's folder besides checkpoints and events: files, and folders written as one piece. run.log, the
+ * lock, is emptied, never removed. */
 static const char *const run_files[] = {"recipe.yaml", "metrics.jsonl", "trainer_state.json", "loss.svg"};
 static const char *const run_pieces[] = {"adapter", "model"};
 
@@ -61,7 +61,8 @@ static graft_status check_input(const char *dir, const char *key, const char *in
         const char *name = real + strlen(folder);
         name += strspn(name, "/");
         if (is_run_name(name, strcspn(name, "/")))
-            st = gr_fail(err, GRAFT_BAD_USAGE, "%s: a run in output_dir %s would replace its input %s: name another output_dir", key, dir, input);
+            st = gr_fail(err, GRAFT_BAD_USAGE, "%s: a run in output_dir %s would replace its input %s: name another output_dir",
+                         key, dir, input);
     }
     free(real);
     free(folder);
@@ -85,11 +86,15 @@ graft_status gr_folder_check(const gr_recipe *r, const gr_train_options *o, graf
     if (st != GRAFT_OK || !gr_exists(dir) || gr_is_empty_dir(dir)) return st;
     if (!gr_is_dir(dir)) return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s is a file: name a folder of the run's own", dir);
     if (!is_run(dir))
-        return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s holds files and is no run of graft: nothing in it is touched; name a folder of "
-                       "the run's own, such as %s%sruns/1", dir, strcmp(dir, ".") == 0 ? "" : dir, strcmp(dir, ".") == 0 ? "" : "/");
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "output_dir %s holds files and is no run of graft: nothing in it is touched; name a folder of "
+                       "the run's own, such as %s%sruns/1",
+                       dir, strcmp(dir, ".") == 0 ? "" : dir, strcmp(dir, ".") == 0 ? "" : "/");
     if (o->resume || o->overwrite) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_USAGE, "output_dir %s already holds a run: continue it with --resume, replace it with --overwrite, or name "
-                   "another output_dir", dir);
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "output_dir %s already holds a run: continue it with --resume, replace it with --overwrite, or name "
+                   "another output_dir",
+                   dir);
 }
 
 /* Each name of dir for which wanted answers true, to act. */
@@ -231,7 +236,8 @@ static void begin_log(gr_run *run) {
 
 static graft_status write_recipe(gr_run *run, graft_error *err) {
     char *path = gr_path_join(run->r->_output_dir, "recipe.yaml");
-    graft_status st = path ? gr_file_write(path, run->recipe_text, (int64_t)strlen(run->recipe_text), err) : gr_fail_memory(err, "recipe");
+    graft_status st =
+        path ? gr_file_write(path, run->recipe_text, (int64_t)strlen(run->recipe_text), err) : gr_fail_memory(err, "recipe");
     free(path);
     return st;
 }
@@ -259,7 +265,8 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
         GR_TRY(gr_checkpoint_load(last, run->params, &run->state, gr_resume_check, run, err));
         gr_note("resuming from %s, step %lld of %lld", last, (long long)run->state.step, (long long)run->total_steps);
         if (run->state.step == run->total_steps)
-            gr_note("the run is complete; %s raised, it goes on", run->r->train_max_steps > 0 ? "with train.max_steps" : "with train.num_train_epochs");
+            gr_note("the run is complete; %s raised, it goes on",
+                    run->r->train_max_steps > 0 ? "with train.max_steps" : "with train.num_train_epochs");
         gr_run_saved(last);
         GR_TRY(write_mark(run, "running", NULL, err));
     } else if (o->resume) {
@@ -277,7 +284,8 @@ done:
 
 graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
     /* The best adapter is always exported; a checkpoint of it is there when one was due. */
-    char *checkpoint = run->state.best_step >= 0 && run->adapter ? gr_checkpoint_folder(run->r->_output_dir, run->state.best_step) : NULL;
+    char *checkpoint =
+        run->state.best_step >= 0 && run->adapter ? gr_checkpoint_folder(run->r->_output_dir, run->state.best_step) : NULL;
     char *adapter = checkpoint && !gr_exists(checkpoint) && run->r->save_best ? gr_path_join(run->r->_output_dir, "adapter") : NULL;
     gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
                           .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
@@ -301,7 +309,8 @@ void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
     if (run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */
     time_text(when, (int64_t)time(NULL));
     fprintf(run->log, "%s %s", how, when);
-    if (status != GRAFT_INTERRUPTED) fprintf(run->log, " at step %lld of %lld", (long long)run->state.step, (long long)run->total_steps);
+    if (status != GRAFT_INTERRUPTED)
+        fprintf(run->log, " at step %lld of %lld", (long long)run->state.step, (long long)run->total_steps);
     fprintf(run->log, "%s%s\n", why ? ": " : "", why ? why : "");
     fclose(run->log);
 }

@@ -58,8 +58,8 @@ typedef struct step_sums {
     int64_t bad_sample; /* -1, or the first sample whose loss is not finite */
 } step_sums;
 
-/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the mean
- * over all targets of the step, whatever the split. */
+/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the
+ * mean over all targets of the step, whatever the split. */
 static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums *sums, graft_error *err) {
     gr_run *run = l->run;
     const gr_dataset *d = run->train;
@@ -99,8 +99,10 @@ static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) 
         gr_warn("step %lld skipped: %s is not finite", (long long)s->step + 1, what);
         return GRAFT_OK;
     }
-    return gr_fail(err, GRAFT_FAILED, "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
-                   "continue from the last checkpoint with --resume", (long long)s->step + 1, what, l->run->r->train_learning_rate);
+    return gr_fail(err, GRAFT_FAILED,
+                   "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
+                   "continue from the last checkpoint with --resume",
+                   (long long)s->step + 1, what, l->run->r->train_learning_rate);
 }
 
 static void update(loop *l, double learning_rate, double clip) {
@@ -160,9 +162,14 @@ static graft_status log_window(loop *l, graft_error *err) {
     double seconds = gr_now() - l->window_started;
     bool learned = s->window_targets > 0; /* a window of skipped steps has no loss, and above all not 0 */
     l->speed = (double)s->window_tokens / GR_MAX(seconds, 1e-9);
-    gr_train_row row = {.step = s->step, .epoch = epoch_of(l), .loss = learned ? s->window_loss / (double)s->window_targets : NAN,
-                        .grad_norm = learned ? s->window_grad_norm : NAN, .learning_rate = gr_learning_rate(run->r, s->step, run->total_steps),
-                        .tokens_per_second = l->speed, .num_tokens = s->num_tokens, .num_target_tokens = s->num_target_tokens};
+    gr_train_row row = {.step = s->step,
+                        .epoch = epoch_of(l),
+                        .loss = learned ? s->window_loss / (double)s->window_targets : NAN,
+                        .grad_norm = learned ? s->window_grad_norm : NAN,
+                        .learning_rate = gr_learning_rate(run->r, s->step, run->total_steps),
+                        .tokens_per_second = l->speed,
+                        .num_tokens = s->num_tokens,
+                        .num_target_tokens = s->num_target_tokens};
     graft_status st = gr_metrics_train(run->metrics, &row, err);
     s->window_loss = 0;
     s->window_targets = s->window_tokens = 0;
@@ -180,8 +187,8 @@ static graft_status evaluate(loop *l, graft_error *err) {
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, GR_EXACT_MATCH_TOKENS, NULL,
-                                       &row.exact_match, NULL, NULL, err));
+        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, GR_EXACT_MATCH_TOKENS,
+                                       NULL, &row.exact_match, NULL, NULL, err));
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
@@ -220,7 +227,8 @@ done:
 
 static bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 
-/* An evaluation belongs to the step that was done last and has not been made: after a step, or in a run that was interrupted before it. */
+/* An evaluation belongs to the step that was done last and has not been made: after a step, or in a run that was interrupted before
+ * it. */
 static bool evaluation_is_due(const gr_run *run) {
     int64_t step = run->state.step;
     return run->eval && step > 0 && step != run->state.evaluated_step && (step == run->total_steps || due(step, run->eval_every));
@@ -255,7 +263,8 @@ static graft_status evaluate_and_save(loop *l, bool first, graft_error *err) {
     GR_TRY(evaluate_if_due(l, &evaluated, err));
     if (!first || evaluated) tell_progress(l, gr_learning_rate(run->r, s->step, run->total_steps), evaluated);
     bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
-    if (first ? evaluated : last || l->stop || gr_trainer_interrupted() || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
+    if (first ? evaluated : last || l->stop || gr_trainer_interrupted() || best || due(s->step, run->save_every))
+        GR_TRY(save(l, err));
     l->window_started += gr_now() - paused;
 done:
     return st;

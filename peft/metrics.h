@@ -31,7 +31,8 @@ typedef struct gr_metrics gr_metrics;
 
 /* Open the run's logs in folder. resume_step < 0: a new run; else rows after that step are dropped from metrics.jsonl and the
  * rest is kept (also in trainer_state.json and the plot). */
-graft_status gr_metrics_open(gr_metrics **out, const char *folder, bool tensorboard, bool plot, int64_t resume_step, graft_error *err);
+graft_status gr_metrics_open(gr_metrics **out, const char *folder, bool tensorboard, bool plot, int64_t resume_step,
+                             graft_error *err);
 graft_status gr_metrics_train(gr_metrics *m, const gr_train_row *row, graft_error *err);
 graft_status gr_metrics_eval(gr_metrics *m, const gr_eval_row *row, graft_error *err);
 /* Write trainer_state.json and loss.svg (atomically); called with each checkpoint and at the end. */

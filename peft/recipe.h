@@ -56,9 +56,10 @@ typedef struct gr_recipe {
     gr_arena arena;   /* owns every string and list */
 } gr_recipe;
 
-/* Read path (NULL: the defaults; a run's folder: its recipe.yaml, with that folder as output_dir; with its `extends` chain; relative paths of extends, data and model are relative to the working directory first, then to the
- * recipe's folder), apply overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected
- * and the nearest known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
+/* Read path (NULL: the defaults; a run's folder: its recipe.yaml, with that folder as output_dir; with its `extends` chain;
+ * relative paths of extends, data and model are relative to the working directory first, then to the recipe's folder), apply
+ * overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected and the nearest
+ * known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
 graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
 
 /* What is wrong with a recipe, all of it: zero-initialise, release frees. */
@@ -83,7 +84,8 @@ typedef struct gr_examine_options {
 graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides,
                                const gr_examine_options *o, gr_problems *problems, graft_error *err);
 void gr_recipe_free(gr_recipe *r);
-/* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run: model.base). */
+/* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run:
+ * model.base). */
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);
 /* The recipe's chat template, as gr_chat_open wants it; borrowed from r. */
 gr_chat_options gr_recipe_chat(const gr_recipe *r);

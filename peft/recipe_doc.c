@@ -85,7 +85,8 @@ static bool is_path(const gr_key *k, const char *text) {
     if (strcmp(k->name, "output_dir") == 0) return true;
     if (strcmp(k->name, "cache") == 0) return strcmp(text, "auto") != 0 && strcmp(text, "none") != 0;
     if (strcmp(k->name, "template") == 0 && !gr_ends_with(text, ".yaml") && !gr_ends_with(text, ".jinja")) return false;
-    return (strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 || strcmp(k->name, "template") == 0) && gr_exists(text);
+    return (strcmp(k->name, "base") == 0 || strcmp(k->name, "init_from") == 0 || strcmp(k->name, "template") == 0) &&
+           gr_exists(text);
 }
 
 static void put_source(gr_str *out, const gr_data_source *s, bool absolute) {
@@ -287,12 +288,11 @@ static json_t *enum_schema(const gr_key *k) {
 }
 
 static json_t *source_schema(void) {
-    return json_pack(
-        "{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
-        "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path",
-        "properties", "path", "type", "string", "format", "type", "string", "columns", "type", "object",
-        "additionalProperties", "type", "string", "ignore", "type", "array", "items", "type", "string", "weight", "type", "number", "exclusiveMinimum", 0, "limit",
-        "type", "integer", "null", "minimum", 1);
+    return json_pack("{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
+                     "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path", "properties",
+                     "path", "type", "string", "format", "type", "string", "columns", "type", "object", "additionalProperties",
+                     "type", "string", "ignore", "type", "array", "items", "type", "string", "weight", "type", "number",
+                     "exclusiveMinimum", 0, "limit", "type", "integer", "null", "minimum", 1);
 }
 
 static json_t *value_schema(const gr_key *k) {

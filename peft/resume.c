@@ -42,7 +42,8 @@ static char *value_text(const gr_key *k, const gr_recipe *r) {
 }
 
 static bool same_value(const gr_key *k, const gr_recipe *a, const gr_recipe *b) {
-    if (k->type == GR_KEY_LIST) return same_names((const void *)((const char *)a + k->offset), (const void *)((const char *)b + k->offset));
+    if (k->type == GR_KEY_LIST)
+        return same_names((const void *)((const char *)a + k->offset), (const void *)((const char *)b + k->offset));
     char *x = value_text(k, a), *y = value_text(k, b);
     bool same = x && y && strcmp(x, y) == 0;
     free(x);
@@ -50,20 +51,23 @@ static bool same_value(const gr_key *k, const gr_recipe *a, const gr_recipe *b) 
     return same;
 }
 
-/* Does a key that must stay say something else now? What auto means is decided: by the machine for the dtype, in training for compute. */
+/* Does a key that must stay say something else now? What auto means is decided: by the machine for the dtype, in training for
+ * compute. */
 static bool differs(const gr_key *k, const gr_run *run, const gr_recipe *before, const gr_train_identity *saved) {
     const gr_recipe *now = run->r;
-    if (k->offset == offsetof(gr_recipe, model_dtype) && saved->compute_dtype >= 0) return saved->compute_dtype != run->identity.compute_dtype;
+    if (k->offset == offsetof(gr_recipe, model_dtype) && saved->compute_dtype >= 0)
+        return saved->compute_dtype != run->identity.compute_dtype;
     if (k->offset == offsetof(gr_recipe, model_compute))
         return (now->model_compute == GR_COMPUTE_INT8) != (before->model_compute == GR_COMPUTE_INT8);
     if (k->resume == GR_RESUME_DATA && saved->data_key == run->identity.data_key) return false;
     return !same_value(k, before, now);
 }
 
-static void add_difference(gr_str *out, const gr_key *k, const gr_run *run, const gr_recipe *before, const gr_train_identity *saved) {
+static void add_difference(gr_str *out, const gr_key *k, const gr_run *run, const gr_recipe *before,
+                           const gr_train_identity *saved) {
     char *was = value_text(k, before), *is = value_text(k, run->r);
-    gr_str_printf(out, "%s%s%s%s: %s, it began with %s", out->len ? "; " : "", k->section, *k->section ? "." : "", k->name, is ? is : "",
-                  was ? was : "");
+    gr_str_printf(out, "%s%s%s%s: %s, it began with %s", out->len ? "; " : "", k->section, *k->section ? "." : "", k->name,
+                  is ? is : "", was ? was : "");
     if (k->offset == offsetof(gr_recipe, model_dtype) && saved->compute_dtype >= 0)
         gr_str_printf(out, " (%s, and %s, as this machine has it)", gr_dtype_get((gr_dtype)saved->compute_dtype)->name,
                       gr_dtype_get((gr_dtype)run->identity.compute_dtype)->name);
@@ -87,11 +91,15 @@ static graft_status check_settings(const gr_run *run, const char *folder, const 
         data = data || k->resume == GR_RESUME_DATA;
     }
     if (saved->data_key != run->identity.data_key && !data)
-        gr_str_printf(&list, "%sdata.train: its samples are others than those it began with (the files, the tokenizer or its template changed)",
-                      list.len ? "; " : "");
+        gr_str_printf(
+            &list,
+            "%sdata.train: its samples are others than those it began with (the files, the tokenizer or its template changed)",
+            list.len ? "; " : "");
     if (list.len)
-        st = gr_fail(err, GRAFT_BAD_USAGE, "%s: a run goes on with the settings it began with. %s. Leave them as they were, begin another run "
-                     "in its own output_dir (%s), or --overwrite this one", folder, list.failed ? "" : list.data, way_out(run));
+        st = gr_fail(err, GRAFT_BAD_USAGE,
+                     "%s: a run goes on with the settings it began with. %s. Leave them as they were, begin another run "
+                     "in its own output_dir (%s), or --overwrite this one",
+                     folder, list.failed ? "" : list.data, way_out(run));
     gr_str_release(&list);
     return st;
 }
@@ -102,15 +110,20 @@ static graft_status check_steps(const gr_run *run, const char *folder, const gr_
     int64_t total = run->total_steps, before = saved->total_steps;
     const char *key = run->r->train_max_steps > 0 ? "train.max_steps" : "train.num_train_epochs";
     if (total < s->step)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s makes %lld steps, and %lld are done: raise it, or resume from an earlier checkpoint (remove "
-                       "the later ones)", folder, key, (long long)total, (long long)s->step);
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s: %s makes %lld steps, and %lld are done: raise it, or resume from an earlier checkpoint (remove "
+                       "the later ones)",
+                       folder, key, (long long)total, (long long)s->step);
     for (int64_t step = 1; total != before && step <= s->step; step++) {
         double was = gr_learning_rate(run->r, step, before), is = gr_learning_rate(run->r, step, total);
         if (was != is)
-            return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s makes %lld steps, it began with %lld, and its schedule was made for these: step %lld of "
-                           "the %lld done had learning rate %.4g and would have had %.4g. Only train.lr_scheduler: constant, or wsd before its "
-                           "decay, can be extended; begin another run in its own output_dir (%s)", folder, key, (long long)total,
-                           (long long)before, (long long)step, (long long)s->step, was, is, way_out(run));
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "%s: %s makes %lld steps, it began with %lld, and its schedule was made for these: step %lld of "
+                           "the %lld done had learning rate %.4g and would have had %.4g. Only train.lr_scheduler: constant, or "
+                           "wsd before its "
+                           "decay, can be extended; begin another run in its own output_dir (%s)",
+                           folder, key, (long long)total, (long long)before, (long long)step, (long long)s->step, was, is,
+                           way_out(run));
     }
     if (total != before) gr_note("%s: %lld steps, it began with %lld", key, (long long)total, (long long)before);
     return GRAFT_OK;

@@ -53,14 +53,14 @@ graft_status gr_run_export(gr_run *run, graft_error *err);
 
 /* ---- resume.c ---- */
 
-/* A gr_checkpoint_check; context: the gr_run. BAD_USAGE naming every setting that makes the result and that the run did not begin with,
- * with both values: settings are compared as settings (schema.def: resume). */
+/* A gr_checkpoint_check; context: the gr_run. BAD_USAGE naming every setting that makes the result and that the run did not begin
+ * with, with both values: settings are compared as settings (schema.def: resume). */
 gr_checkpoint_check gr_resume_check;
 
 /* ---- folder.c: the run's folder ---- */
 
-/* BAD_USAGE when r's output_dir may not be trained into: it holds what is no run of graft, or a run and nothing was said about it, or
- * what the recipe reads. */
+/* BAD_USAGE when r's output_dir may not be trained into: it holds what is no run of graft, or a run and nothing was said about it,
+ * or what the recipe reads. */
 graft_status gr_folder_check(const gr_recipe *r, const gr_train_options *o, graft_error *err);
 /* Keep what is logged from now on for run.log. */
 graft_status gr_folder_listen(gr_run *run, graft_error *err);

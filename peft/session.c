@@ -19,8 +19,10 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
     *out = NULL;
     if (gr_adapter_is(path)) return gr_adapter_base(out, path, err);
     if (gr_is_dir(path) && has_file(path, "state.h5"))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a "
-                       "run gives is in its own folder", path);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a "
+                       "run gives is in its own folder",
+                       path);
     if (gr_is_dir(path) && !has_file(path, "config.json") && has_file(path, "model"))
         *out = gr_path_join(path, "model");
     else
@@ -117,11 +119,12 @@ done:
     return st;
 }
 
-/* What is asked for, else what was trained with: the text in the adapter's files, or the run's recipe. What was trained with or asked for
- * by name goes into what is written from here. template_name "": only for that. */
+/* What is asked for, else what was trained with: the text in the adapter's files, or the run's recipe. What was trained with or
+ * asked for by name goes into what is written from here. template_name "": only for that. */
 static graft_status open_chat(gr_session *s, const gr_session_options *o, const char *run, graft_error *err) {
     bool files = o->template_name && !*o->template_name;
-    const char *name = files ? NULL : o->template_name, *trained = name || s->n_adapters == 0 ? NULL : s->adapters[0]->chat_template;
+    const char *name = files ? NULL : o->template_name,
+               *trained = name || s->n_adapters == 0 ? NULL : s->adapters[0]->chat_template;
     gr_recipe *r = name ? NULL : run_recipe(run);
     graft_status st = GRAFT_OK;
     gr_chat_options chat = {.name = name, .source = trained};

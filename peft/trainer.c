@@ -12,8 +12,8 @@
 #include "peft/plan.h"
 #include "peft/run.h"
 
-/* The mutable globals: a signal handler can reach nothing else. Of the two texts the one that `saved` names (1 or 2; 0: none) is whole,
- * the other may be in the making. */
+/* The mutable globals: a signal handler can reach nothing else. Of the two texts the one that `saved` names (1 or 2; 0: none) is
+ * whole, the other may be in the making. */
 static volatile sig_atomic_t phase, interrupted, saved;
 static char saved_text[2][1024];
 
@@ -67,11 +67,12 @@ static graft_status open_model(gr_run *run, graft_error *err) {
     const char *why = NULL;
     run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
     if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
-    GR_TRY(gr_model_open_shape(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device), r->data_max_length, err));
+    GR_TRY(gr_model_open_shape(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device),
+                               r->data_max_length, err));
     const gr_model_config *c = &run->model->config;
     if (r->data_max_length > gr_config_longest(c))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base, (long long)r->data_max_length,
-                       gr_config_limit(c), (long long)gr_config_longest(c)));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base,
+                       (long long)r->data_max_length, gr_config_limit(c), (long long)gr_config_longest(c)));
     if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(run->model, (gr_dtype)quantize);
 done:
     return st;
@@ -102,16 +103,20 @@ static graft_status cache_folder(char **folder, const gr_recipe *r, graft_error 
 
 static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list *sources, const char *cache, graft_error *err) {
     const gr_recipe *r = run->r;
-    gr_data_options o = {.sources = sources->items, .n_sources = sources->n,
-                         .loss_on = (gr_loss_on)r->data_loss_on, .max_length = r->data_max_length, .n_rows = run->model->config.vocab,
+    gr_data_options o = {.sources = sources->items,
+                         .n_sources = sources->n,
+                         .loss_on = (gr_loss_on)r->data_loss_on,
+                         .max_length = r->data_max_length,
+                         .n_rows = run->model->config.vocab,
                          .truncation = (gr_truncation)r->data_truncation,
-                         .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN, .cache_dir = cache};
+                         .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN,
+                         .cache_dir = cache};
     return gr_dataset_load(out, &o, run->tokenizer, run->chat, run->device->threads, err);
 }
 
 static void tell_set(const char *name, const gr_dataset *d) {
-    gr_note("%s: %lld samples, %lld tokens, %lld of them trained%s", name, (long long)d->n_samples, (long long)d->offset[d->n_samples],
-            (long long)d->n_targets, d->from_cache ? " (from the cache)" : "");
+    gr_note("%s: %lld samples, %lld tokens, %lld of them trained%s", name, (long long)d->n_samples,
+            (long long)d->offset[d->n_samples], (long long)d->n_targets, d->from_cache ? " (from the cache)" : "");
 }
 
 static graft_status open_data(gr_run *run, graft_error *err) {
@@ -121,7 +126,8 @@ static graft_status open_data(gr_run *run, graft_error *err) {
     GR_TRY(cache_folder(&cache, r, err));
     GR_TRY(load_set(&run->train, run, &r->data_train, cache, err));
     if (r->data_eval.n) GR_TRY(load_set(&run->eval, run, &r->data_eval, cache, err));
-    else if (r->data_eval.share > 0) GR_TRY(gr_dataset_split(run->train, r->data_eval.share, (uint64_t)r->train_seed, &run->eval, err));
+    else if (r->data_eval.share > 0)
+        GR_TRY(gr_dataset_split(run->train, r->data_eval.share, (uint64_t)r->train_seed, &run->eval, err));
     tell_set("train", run->train);
     if (run->eval) tell_set("eval", run->eval);
 done:
@@ -176,7 +182,8 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     }
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
     const char *template = gr_chat_source(run->chat);
-    if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template))) GR_TRY(gr_fail_memory(err, "chat template"));
+    if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template)))
+        GR_TRY(gr_fail_memory(err, "chat template"));
     GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->model, false, err));
@@ -288,7 +295,10 @@ done:
 }
 
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err) {
-    gr_run run = {.r = r, .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir), .progress = o->progress, .payload = o->payload};
+    gr_run run = {.r = r,
+                  .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir),
+                  .progress = o->progress,
+                  .payload = o->payload};
     gr_train_result ignored;
     graft_status st;
     double started = gr_now();

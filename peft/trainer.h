@@ -16,8 +16,8 @@ typedef struct gr_train_progress {
 /* Nonzero: save a checkpoint and leave, as gr_trainer_interrupt does. */
 typedef int gr_train_callback(void *payload, const gr_train_progress *progress);
 
-/* Memory of a run in bytes. What is always there: program to threads; besides it either the steps' scratch with an evaluation (or the writing
- * of an adapter), or the writing of a whole model. */
+/* Memory of a run in bytes. What is always there: program to threads; besides it either the steps' scratch with an evaluation (or
+ * the writing of an adapter), or the writing of a whole model. */
 typedef struct gr_memory {
     int64_t program;    /* the program with its libraries, the tokenizer */
     int64_t data;       /* tokenised samples */
@@ -106,7 +106,7 @@ typedef struct gr_session_options {
     int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
     int quantize;                 /* enum gr_recipe_quantize */
     int threads;                  /* <= 0: all */
-    const gr_output *output;      /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
+    const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
 } gr_session_options;
 
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);

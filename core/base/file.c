@@ -384,6 +384,7 @@ const char *gr_hub_hint(const char *path) {
     const char *slash = strchr(path, '/');
     bool name = slash && slash != path && path[0] != '.' && path[0] != '~' && slash[1] && !strchr(slash + 1, '/') &&
                 !gr_ends_with(path, ".gguf") && !gr_ends_with(path, ".jsonl");
-    return name ? "; a model of the Hugging Face hub is downloaded first (`hf download ORG/NAME --local-dir FOLDER`), then its folder given"
+    return name ? "; a model of the Hugging Face hub is downloaded first (`hf download ORG/NAME --local-dir FOLDER`), then its "
+                  "folder given"
                 : "";
 }

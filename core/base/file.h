@@ -57,7 +57,8 @@ bool gr_is_device(const char *path);
 char *gr_path_absolute(const char *path);
 /* The way from folder to path (owned), both existing, through no link: "../../models/a". NULL when there is none. */
 char *gr_path_relative(const char *path, const char *folder);
-/* What to add where path is missing and looks like a name on the Hugging Face hub (org/name): nothing is downloaded here. Else "". */
+/* What to add where path is missing and looks like a name on the Hugging Face hub (org/name): nothing is downloaded here. Else
+ * "". */
 const char *gr_hub_hint(const char *path);
 /* "dir/name" on the heap, NULL when out of memory. */
 char *gr_path_join(const char *dir, const char *name);

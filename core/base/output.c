@@ -58,8 +58,8 @@ static bool is_there(const char *path) {
 
 static graft_status refuse_input(const gr_output *o, const char *how, const char *input, graft_error *err) {
     bool itself = strcmp(o->path, input) == 0;
-    return gr_fail(err, GRAFT_BAD_USAGE, "%s %s%s%san input of this command, and an input is never replaced: write elsewhere", o->path,
-                   itself ? "is " : how, itself ? "" : input, itself ? "" : ", ");
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s %s%s%san input of this command, and an input is never replaced: write elsewhere",
+                   o->path, itself ? "is " : how, itself ? "" : input, itself ? "" : ", ");
 }
 
 /* out: o->path without links; what a folder holds may be links to other places. */
@@ -101,12 +101,16 @@ static bool is_old_adapter(const char *folder) {
 static graft_status check_existing(const gr_output *o, graft_error *err) {
     if (!is_there(o->path)) return GRAFT_OK;
     bool folder = gr_is_dir(o->path);
-    if (folder && !o->folder) return gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder, and a file is to be written: add a file's name", o->path);
+    if (folder && !o->folder)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder, and a file is to be written: add a file's name", o->path);
     if (!folder && o->folder)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s is a file, and a folder is to be written: write elsewhere, or remove it first", o->path);
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s is a file, and a folder is to be written: write elsewhere, or remove it first",
+                       o->path);
     if (folder && !gr_is_marked(o->path, "folder") && !is_old_adapter(o->path))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s exists already and is no model or adapter that graft wrote: it is never replaced; write "
-                       "elsewhere, or remove it first", o->path);
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s exists already and is no model or adapter that graft wrote: it is never replaced; write "
+                       "elsewhere, or remove it first",
+                       o->path);
     if (!o->overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; --overwrite replaces it", o->path);
     return GRAFT_OK;
 }
@@ -163,7 +167,8 @@ static bool is_ours(const char *mark, const char *name) {
     static const char *const old[] = {"adapter_config.json", "adapter_model.safetensors", "README.md", "state.h5", "config.json",
                                       "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
                                       "model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                                      "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt"};
+                                      "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                                      "vocab.json", "merges.txt"};
     if (strcmp(name, GR_MARK_FILE) == 0) return true;
     for (int i = 0; !mark && i < GR_LEN(old); i++)
         if (fnmatch(old[i], name, 0) == 0) return true;

@@ -1,5 +1,5 @@
-/* output.h - may this be written? The one answer for every command: an output never replaces an input of the same command, nor what is
- * there unless that was asked for, nor a folder that graft did not make. Also the mark by which graft knows its folders. */
+/* output.h - may this be written? The one answer for every command: an output never replaces an input of the same command, nor what
+ * is there unless that was asked for, nor a folder that graft did not make. Also the mark by which graft knows its folders. */
 #ifndef GR_OUTPUT_H
 #define GR_OUTPUT_H
 
@@ -14,8 +14,8 @@ typedef struct gr_output {
 } gr_output;
 
 /* BAD_USAGE with the reason and what to do. Refused always: a path that is an input, lies in one and exists, or contains one, also
- * through links; a folder where a file is to be, and the other way round; a folder that graft did not write. Refused without overwrite:
- * what exists. Free always: devices and pipes. */
+ * through links; a folder where a file is to be, and the other way round; a folder that graft did not write. Refused without
+ * overwrite: what exists. Free always: devices and pipes. */
 graft_status gr_output_check(const gr_output *o, graft_error *err);
 
 /* True when path is folder or lies in it, links followed; neither needs to exist. */
@@ -33,8 +33,8 @@ graft_status gr_mark_folder(const char *folder, graft_error *err);
 char *gr_mark_read(const char *folder);
 /* True when folder bears the mark of that kind. */
 bool gr_is_marked(const char *folder, const char *kind);
-/* Move what graft did not write from folder to another, names that exist there excepted. A folder without a mark is taken for one of an
- * older graft, which wrote files of known names. */
+/* Move what graft did not write from folder to another, names that exist there excepted. A folder without a mark is taken for one
+ * of an older graft, which wrote files of known names. */
 void gr_carry_strangers(const char *from, const char *to);
 /* Remove what graft wrote into folder as one piece, and folder itself when nothing else is in it. */
 void gr_remove_piece(const char *folder);

@@ -80,8 +80,8 @@ static bool has_control(const gr_tokenizer *t, const gr_ids *ids, int64_t from) 
     return false;
 }
 
-/* Raw text: BOS where the tokenizer wants one, its tokens (control tokens in it are ids, as HF tokenizers have them), EOS where the text
- * has no end token; everything after the first id is a target. */
+/* Raw text: BOS where the tokenizer wants one, its tokens (control tokens in it are ids, as HF tokenizers have them), EOS where the
+ * text has no end token; everything after the first id is a target. */
 static graft_status encode_text(const job *j, const char *text, gr_encoded *e, graft_error *err) {
     const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
     int64_t n = (int64_t)strlen(text), first;
@@ -92,7 +92,8 @@ static graft_status encode_text(const job *j, const char *text, gr_encoded *e, g
     graft_status st = gr_tokenizer_encode(j->t, text, n, true, &e->ids, err);
     if (st != GRAFT_OK) return st;
     if (has_control(j->t, &e->ids, first)) gr_tally_add(j->r->tally, GR_REMARK_CONTROL_TEXT, NULL);
-    bool ended = ends_with_token(j->t, info->eos, text, n) || (j->chat && ends_with_token(j->t, gr_chat_end_of_turn(j->chat), text, n));
+    bool ended =
+        ends_with_token(j->t, info->eos, text, n) || (j->chat && ends_with_token(j->t, gr_chat_end_of_turn(j->chat), text, n));
     if (info->eos >= 0 && !ended && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
     if (!gr_grow(&e->target, &e->target_capacity, e->ids.n + 1, 1) || !gr_grow(&e->end, &e->end_capacity, 1, sizeof *e->end))
         return gr_fail_memory(err, "tokens");
@@ -119,7 +120,8 @@ static graft_status put(chunk *c, const gr_encoded *e, int64_t start, int64_t en
 }
 
 /* Sequence `which` of e, longer than max_length, to the chunk as truncation says. x: its conversation; NULL: raw text. */
-static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encoded *e, int64_t which, const gr_conversation *x, gr_encoded *shorter) {
+static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encoded *e, int64_t which, const gr_conversation *x,
+                              gr_encoded *shorter) {
     graft_status st = GRAFT_OK;
     char where[400];
     int64_t start = which ? e->end[which - 1] : 0, end = e->end[which], max = j->o->max_length, kept;
@@ -143,8 +145,8 @@ static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encode
         break;
     case GR_TRUNCATE_ERROR:
         gr_reader_where(j->r, i, where, sizeof where);
-        return gr_fail(&c->err, GRAFT_BAD_INPUT, "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer", where,
-                       (long long)(end - start), (long long)max);
+        return gr_fail(&c->err, GRAFT_BAD_INPUT, "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer",
+                       where, (long long)(end - start), (long long)max);
     }
     c->lost.dropped += !learned;
     c->lost.truncated += learned;
@@ -379,8 +381,10 @@ static graft_status check_options(const gr_data_options *o, graft_error *err) {
 static void report(const gr_dataset *d, const gr_data_options *o) {
     const gr_losses *l = &d->lost;
     if (l->truncated || l->dropped)
-        gr_warn("data: max_length %lld: %lld samples truncated (%lld lost old turns, %lld text of the prompt, %lld the answer's end), %lld dropped",
-                (long long)o->max_length, (long long)l->truncated, (long long)l->turns, (long long)l->prompt, (long long)l->answer, (long long)l->dropped);
+        gr_warn("data: max_length %lld: %lld samples truncated (%lld lost old turns, %lld text of the prompt, %lld the answer's "
+                "end), %lld dropped",
+                (long long)o->max_length, (long long)l->truncated, (long long)l->turns, (long long)l->prompt, (long long)l->answer,
+                (long long)l->dropped);
     if (d->n_empty) gr_warn("data: %lld samples without an answer to learn dropped", (long long)d->n_empty);
     for (const char *line = d->remarks, *end; line && (end = strchr(line, '\n')); line = end + 1) {
         char *text;

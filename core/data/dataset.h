@@ -69,7 +69,8 @@ graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dat
 
 /* The order of an epoch: sample indices, a function of (seed, epoch) alone; weights applied; shuffle false = file order.
  * *order is owned by the caller; small weights may leave an epoch without samples, *n = 0. */
-graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t **order, int64_t *n, graft_error *err);
+graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffle, int64_t **order, int64_t *n,
+                              graft_error *err);
 
 /* One raw sample as messages, for eval and preview: iterate a source without tokenising. The reader owns what it returns until
  * the next call. */
@@ -89,8 +90,9 @@ const char *gr_reader_format(const gr_reader *r); /* the detected or named forma
 int64_t gr_reader_count(const gr_reader *r);      /* samples in the file */
 void gr_reader_close(gr_reader *r);
 
-/* Print n decoded samples with their mask to out (targets marked; brackets without a terminal, colour on one), and their ids where the
- * text alone would be other ones (a message that spells a control token). */
-graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n, bool colour, FILE *out, graft_error *err);
+/* Print n decoded samples with their mask to out (targets marked; brackets without a terminal, colour on one), and their ids where
+ * the text alone would be other ones (a message that spells a control token). */
+graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n, bool colour, FILE *out,
+                                graft_error *err);
 
 #endif

@@ -75,7 +75,8 @@ static graft_status cut_question(cutting *k, int64_t tokens, bool *cut, graft_er
     int64_t n, bytes;
     *cut = false;
     for (int64_t i = 0; i < k->n; i++)
-        if (is_role(&k->m[i], "user") && k->m[i].content[0] && (!longest || strlen(k->m[i].content) > strlen(longest->content))) longest = &k->m[i];
+        if (is_role(&k->m[i], "user") && k->m[i].content[0] && (!longest || strlen(k->m[i].content) > strlen(longest->content)))
+            longest = &k->m[i];
     if (!longest) return GRAFT_OK;
     graft_status st = count(k, longest->content, &n, err);
     if (st != GRAFT_OK) return st;
@@ -103,7 +104,8 @@ static int64_t last_answer(const gr_encoded *e, int64_t end) {
 }
 
 /* One round on a sequence of n ids, max being wanted. *again: something was cut, encode again. */
-static graft_status shorten(cutting *k, const gr_encoded *e, int64_t n, int64_t max, bool all, gr_fit *fit, bool *again, graft_error *err) {
+static graft_status shorten(cutting *k, const gr_encoded *e, int64_t n, int64_t max, bool all, gr_fit *fit, bool *again,
+                            graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t total = 0, start = last_answer(e, n);
     *again = drop_turn(k);
@@ -120,7 +122,8 @@ done:
 }
 
 /* The messages of a sequence, of which only the answers that it learns are to be learned. */
-static graft_status copy(cutting *k, const gr_conversation *x, gr_loss_on loss_on, const gr_encoded *e, int64_t which, graft_error *err) {
+static graft_status copy(cutting *k, const gr_conversation *x, gr_loss_on loss_on, const gr_encoded *e, int64_t which,
+                         graft_error *err) {
     k->n = e->last_message[which] + 1;
     k->m = gr_calloc(k->n, sizeof *k->m);
     k->made = json_array();
@@ -137,8 +140,8 @@ static graft_status copy(cutting *k, const gr_conversation *x, gr_loss_on loss_o
     return GRAFT_OK;
 }
 
-graft_status gr_fit_sequence(const gr_chat *c, const gr_tokenizer *t, const gr_conversation *x, gr_loss_on loss_on, int64_t max, const gr_encoded *e,
-                             int64_t which, gr_encoded *out, gr_fit *fit, graft_error *err) {
+graft_status gr_fit_sequence(const gr_chat *c, const gr_tokenizer *t, const gr_conversation *x, gr_loss_on loss_on, int64_t max,
+                             const gr_encoded *e, int64_t which, gr_encoded *out, gr_fit *fit, graft_error *err) {
     graft_status st = GRAFT_OK;
     cutting k = {.c = c, .t = t};
     int64_t n = max + 1, n_targets = 0;

@@ -399,8 +399,8 @@ static graft_status find_named(const gr_form **out, const gr_reader *r, const ch
         list_keys(first, keys, sizeof keys);
         gr_form_hint(r, first, &hint);
         const char *and = (*out)->required[1];
-        gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s%s", name, (*out)->required[0], and? " and " : "", and? and : "",
-                     keys, hint.len ? hint.data : "; map other names with columns");
+        gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s%s", name, (*out)->required[0], and? " and " : "",
+                     and? and : "", keys, hint.len ? hint.data : "; map other names with columns");
         gr_str_release(&hint);
         return GRAFT_BAD_INPUT;
     }

@@ -76,10 +76,13 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_NUL] = {"", NULL, " times U+0000 in a text is read as U+FFFD"},
         [GR_REMARK_REPLACED] = {"", NULL, " samples hold bytes that are no text, read as U+FFFD"},
         [GR_REMARK_CONTROL_TEXT] = {"", NULL, " texts hold control tokens of the tokenizer, which are taken as ids"},
-        [GR_REMARK_RENDERED] = {"", NULL, " prompts begin with the chat template's own control token: they are taken as rendered, their control tokens as ids"},
+        [GR_REMARK_RENDERED] =
+            {"", NULL,
+             " prompts begin with the chat template's own control token: they are taken as rendered, their control tokens as ids"},
         [GR_REMARK_LEFT_OUT] = {"", NULL, " messages are left out by the chat template"},
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
-        [GR_REMARK_APART] = {"", NULL, " samples give several sequences: the chat template writes an answer otherwise once it is history"},
+        [GR_REMARK_APART] = {"", NULL,
+                             " samples give several sequences: the chat template writes an answer otherwise once it is history"},
     };
     for (int remark = 0; remark < GR_REMARK_COUNT; remark++) {
         bool any = t->plain[remark] > 0;

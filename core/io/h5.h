@@ -11,19 +11,20 @@ typedef struct gr_h5 gr_h5;
 typedef enum gr_h5_type { GR_H5_F32, GR_H5_F64, GR_H5_I32, GR_H5_I64, GR_H5_U8 } gr_h5_type;
 
 graft_status gr_h5_create(gr_h5 **out, const char *path, graft_error *err); /* appears under path at commit */
-graft_status gr_h5_commit(gr_h5 *h, graft_error *err);                      /* closes, seals, fsyncs, renames, reads back; frees h */
+graft_status gr_h5_commit(gr_h5 *h, graft_error *err); /* closes, seals, fsyncs, renames, reads back; frees h */
 graft_status gr_h5_open(gr_h5 **out, const char *path, graft_error *err);   /* BAD_INPUT when the seal does not match */
 void gr_h5_close(gr_h5 *h);                                                 /* a created, uncommitted file is removed */
 
 /* Datasets: "/group/name" (groups are made). Up to 2 dims. */
-graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, const int64_t *shape, const void *data, graft_error *err);
+graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, const int64_t *shape, const void *data,
+                       graft_error *err);
 /* Shape of a dataset; BAD_INPUT when missing or of another type. */
 graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, int64_t *shape, graft_error *err);
 /* Reads the whole dataset into data (n_elements must match). */
 graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, int64_t n_elements, graft_error *err);
 bool gr_h5_has(gr_h5 *h, const char *name);
-/* Calls visit for each dataset ("/group/name") and then each attribute of the root group, in order of their names; stops at the first
- * status that is not OK and returns it. */
+/* Calls visit for each dataset ("/group/name") and then each attribute of the root group, in order of their names; stops at the
+ * first status that is not OK and returns it. */
 typedef graft_status gr_h5_visitor(void *context, gr_h5 *h, const char *name, bool is_attribute, graft_error *err);
 graft_status gr_h5_visit(gr_h5 *h, gr_h5_visitor *visit, void *context, graft_error *err);
 /* Attributes of the root group. */

@@ -178,8 +178,8 @@ static char *beside(const char *path, const char *name) {
     return gr_format("%.*s%s", slash ? (int)(slash - path + 1) : 0, path, name);
 }
 
-/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says so.
- */
+/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says
+ * so. */
 static bool is_plain_name(const char *name) {
     return name && *name && !strchr(name, '/') && !strchr(name, '\\') && strcmp(name, ".") != 0 &&
            strcmp(name, "..") != 0;
@@ -266,16 +266,22 @@ static bool folder_has(char name[256], const char *folder, const char *begin, co
 static graft_status no_weights(const char *folder, graft_error *err) {
     char name[256];
     if (folder_has(name, folder, "model-", ".safetensors"))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is one of several files, and model.safetensors.index.json, which lists them, is "
-                       "missing", folder, name);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: %s is one of several files, and model.safetensors.index.json, which lists them, is "
+                       "missing",
+                       folder, name);
     if (folder_has(name, folder, "", ".safetensors"))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: no model.safetensors and no index; if %s holds the weights, give it that name", folder,
-                       name);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: no model.safetensors and no index; if %s holds the weights, give it that name",
+                       folder, name);
     if (folder_has(name, folder, "", ".bin") || folder_has(name, folder, "", ".pth") || folder_has(name, folder, "", ".pt"))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is a pickle of PyTorch, which graft does not read; save the model as safetensors "
-                       "(transformers: from_pretrained, then save_pretrained)", folder, name);
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the folder holds no weights: expected model.safetensors, model.safetensors.index.json or "
-                   "adapter_model.safetensors", folder);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: %s is a pickle of PyTorch, which graft does not read; save the model as safetensors "
+                       "(transformers: from_pretrained, then save_pretrained)",
+                       folder, name);
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: the folder holds no weights: expected model.safetensors, model.safetensors.index.json or "
+                   "adapter_model.safetensors",
+                   folder);
 }
 
 /* The file to open for path: path itself, or what its folder holds; owned. */

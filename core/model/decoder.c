@@ -1,6 +1,6 @@
 /* The decoder, forward and backward side by side. x is the residual stream. Letters as in kernels/ops.def; n is the number of
- * rows of the flat batch. The stream is kept where the norms read it: every branch writes its output into a fresh buffer and the next
- * norm adds the old stream to it, so that nothing is copied. */
+ * rows of the flat batch. The stream is kept where the norms read it: every branch writes its output into a fresh buffer and the
+ * next norm adds the old stream to it, so that nothing is copied. */
 #include "core/model/decoder.h"
 
 #include <stdlib.h>
@@ -213,7 +213,8 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     planner measure = {0}, real = {0};
     *out = NULL;
     if (!m->rope)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s has no weights: only --dry-run works with a config.json", gr_weights_path(m->weights));
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s has no weights: only --dry-run works with a config.json",
+                       gr_weights_path(m->weights));
     gr_decoder *d = gr_calloc(1, sizeof *d);
     if (!d || !(d->layers = gr_calloc(m->config.n_layers, sizeof *d->layers))) GR_TRY(gr_fail_memory(err, "decoder"));
     d->m = m;
@@ -222,7 +223,8 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     plan(d, &measure);
     real.base = d->memory = d->dev->alloc(d->dev, measure.bytes);
     if (!d->memory)
-        GR_TRY(gr_fail(err, GRAFT_NO_MEMORY, "out of memory: a step needs %.1f GiB (lower train.micro_batch_tokens or train.memory_limit)",
+        GR_TRY(gr_fail(err, GRAFT_NO_MEMORY,
+                       "out of memory: a step needs %.1f GiB (lower train.micro_batch_tokens or train.memory_limit)",
                        (double)measure.bytes / (1 << 30)));
     plan(d, &real);
     find_lowest(d);
@@ -360,11 +362,11 @@ static void last_rows_first(gr_decoder *d, float *x, int64_t width, const gr_bat
     }
 }
 
-/* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product in
- * y, which together are the next layer's stream. last_rows: all that follows the keys and values is done for the last row of each sequence
- * alone; they then stand in front. */
-static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, const gr_batch *b, const cache_view *cache, bool train,
-                          bool last_rows) {
+/* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product
+ * in y, which together are the next layer's stream. last_rows: all that follows the keys and values is done for the last row of
+ * each sequence alone; they then stand in front. */
+static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, const gr_batch *b, const cache_view *cache,
+                          bool train, bool last_rows) {
     const gr_ops *op = d->dev->ops;
     const gr_model_config *c = &d->m->config;
     const gr_layer *l = &d->m->layers[i];
@@ -445,13 +447,13 @@ static void stack_forward(gr_decoder *d, const gr_batch *b, gr_kv_cache *cache, 
         cache_view view = {.rows = cache_rows};
         if (cache)
             view.kv = cache->kv + i * stride,
-            view.panels = (gr_kv_panels){cache->panels + i * cache->panel_floats, cache->packed + i * cache->n_slots * c->n_kv_heads,
-                                         cache->max_len, cache->blocks};
+            view.panels = (gr_kv_panels){cache->panels + i * cache->panel_floats,
+                                         cache->packed + i * cache->n_slots * c->n_kv_heads, cache->max_len, cache->blocks};
         const float *add = i > 0 ? d->layers[i - 1].xmid : NULL;
         layer_forward(d, i, add, i + 1 < L ? d->layers[i + 1].x : d->x_last, b, cache ? &view : NULL, train, cache && i + 1 == L);
     }
-    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, cache ? b->n_seqs : b->n, c->hidden,
-                                 c->norm_eps);
+    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, cache ? b->n_seqs : b->n,
+                                 c->hidden, c->norm_eps);
 }
 
 /* d->dx from the gradient of d->xf (in d->dbranch) down to the embedding. */
@@ -512,7 +514,8 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
                        (long long)d->o.max_tokens);
     for (int64_t i = 0; i < b->n; i++) {
         if (b->positions[i] < 0 || b->positions[i] >= d->m->rope_positions)
-            return gr_fail(err, GRAFT_BAD_USAGE, "%s: a sequence has more than %lld tokens, the %s: shorten the data with max_length",
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "%s: a sequence has more than %lld tokens, the %s: shorten the data with max_length",
                            gr_weights_path(d->m->weights), (long long)d->m->rope_positions, gr_config_limit(&d->m->config));
         if (b->tokens[i] < 0 || b->tokens[i] >= d->m->config.vocab)
             return gr_fail(err, GRAFT_BAD_INPUT,
@@ -558,7 +561,8 @@ static void head_logits(gr_decoder *d, const int32_t *rows, int64_t n_rows, floa
     }
 }
 
-graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits, graft_error *err) {
+graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
+                               graft_error *err) {
     graft_status st;
     GR_TRY(check_batch(d, b, err));
     training_seqs(d, b);
@@ -571,7 +575,8 @@ done:
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err) {
     const gr_model_config *g = &m->config;
     int64_t floats_each = 2 * g->n_kv_heads * g->head_dim * g->n_layers, wide = (g->head_dim + 31) / 32 * 32, n, block;
-    *c = (gr_kv_cache){.n_slots = n_slots, .max_len = max_len, .device = m->device, .blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK};
+    *c = (gr_kv_cache){
+        .n_slots = n_slots, .max_len = max_len, .device = m->device, .blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK};
     if (!gr_mul_ok(&n, floats_each * (int64_t)sizeof(float), n_slots) || !gr_mul_ok(&n, n, max_len) ||
         !gr_mul_ok(&block, 2 * GR_KV_BLOCK * wide * g->n_kv_heads * g->n_layers * (int64_t)sizeof(float), n_slots) ||
         !gr_mul_ok(&block, block, c->blocks))
@@ -611,7 +616,8 @@ static void forget_panels(gr_kv_cache *c, const gr_model_config *g, int64_t slot
     }
 }
 
-graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, graft_error *err) {
+graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
+                             graft_error *err) {
     graft_status st;
     int32_t *rows = gr_calloc(b->n + b->n_seqs, sizeof *rows), *of_seq = rows + b->n; /* in the cache; of d->xf */
     if (!rows) return gr_fail_memory(err, "decoding");

@@ -35,7 +35,8 @@ graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft
 /* Training: the same, and every gradient the slots want += d(sum over rows of scale * weight * nll). With dropout on. */
 graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, float scale, float *nll, graft_error *err);
 /* logits[n_rows, V] of the given rows of the batch (no gradient). */
-graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits, graft_error *err);
+graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
+                               graft_error *err);
 
 /* KV cache for generation: n_slots sequences of up to max_len positions. */
 typedef struct gr_kv_cache {
@@ -50,8 +51,9 @@ graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots
 void gr_kv_cache_release(gr_kv_cache *c);
 /* Memory of such a cache once every position was filled. */
 int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len);
-/* Run new tokens: sequence s of the batch continues slot slots[s] (b->positions must continue its length). logits[n_seqs, V] of each
- * sequence's last row. */
-graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, graft_error *err);
+/* Run new tokens: sequence s of the batch continues slot slots[s] (b->positions must continue its length). logits[n_seqs, V] of
+ * each sequence's last row. */
+graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
+                             graft_error *err);
 
 #endif

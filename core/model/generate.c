@@ -45,7 +45,8 @@ typedef struct generator {
 static uint64_t prompt_key(const gr_ids *prompts, int64_t i) {
     uint64_t hash = XXH3_64bits(prompts[i].data, (size_t)prompts[i].n * sizeof(int32_t)), twins = 0;
     for (int64_t j = 0; j < i; j++)
-        twins += prompts[j].n == prompts[i].n && memcmp(prompts[j].data, prompts[i].data, (size_t)prompts[i].n * sizeof(int32_t)) == 0;
+        twins +=
+            prompts[j].n == prompts[i].n && memcmp(prompts[j].data, prompts[i].data, (size_t)prompts[i].n * sizeof(int32_t)) == 0;
     return hash + twins;
 }
 
@@ -67,10 +68,12 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
 }
 
 /* Slots and their length for n prompts, and the rows of a step. */
-static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o, int64_t *max_len, int64_t *rows) {
+static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o, int64_t *max_len,
+                         int64_t *rows) {
     const gr_model_config *c = &m->config;
     *max_len = GR_MIN(longest + o->max_tokens, m->rope_positions);
-    int64_t each = 2 * *max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers * (int64_t)sizeof(float); /* rows, and at most as much in panels */
+    int64_t each = 2 * *max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers *
+                   (int64_t)sizeof(float); /* rows, and at most as much in panels */
     int64_t slots = GR_MIN(o->batch > 0 ? o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each)), n);
     *rows = GR_MAX(GR_MIN(PREFILL_TOKENS, slots * *max_len), slots);
     return slots;
@@ -117,7 +120,8 @@ static graft_status start_flight(generator *g, int64_t slot, graft_error *err) {
     return GRAFT_OK;
 }
 
-/* Bytes of text that are safe to show: what could be the start of a stop string waits. *cut: where a stop string begins, -1 none. */
+/* Bytes of text that are safe to show: what could be the start of a stop string waits. *cut: where a stop string begins, -1
+ * none. */
 static int64_t safe_length(const generator *g, const flight *f, int64_t *cut) {
     int64_t safe = f->text.len;
     *cut = -1;
@@ -237,7 +241,8 @@ graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *promp
     graft_status st = GRAFT_OK;
     memset(results, 0, (size_t)n * sizeof *results);
     if (n == 0) return GRAFT_OK;
-    if (o->max_tokens < 1) return gr_fail(err, GRAFT_BAD_USAGE, "max-tokens is %lld, expected at least 1", (long long)o->max_tokens);
+    if (o->max_tokens < 1)
+        return gr_fail(err, GRAFT_BAD_USAGE, "max-tokens is %lld, expected at least 1", (long long)o->max_tokens);
     GR_TRY(prepare(&g, err));
     while (!g.stopped && (g.next < n || in_flight(&g))) GR_TRY(step(&g, err));
     GR_TRY(finish_rest(&g, err));

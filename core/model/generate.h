@@ -24,8 +24,8 @@ typedef struct gr_completion {
     bool stopped;     /* ended by itself (end token or stop string), not by max_tokens */
 } gr_completion;
 
-/* Called for each prompt when new text is ready (whole characters), and with len 0 while a long prompt is read; done marks its end. May
- * be NULL. Nonzero return stops everything. */
+/* Called for each prompt when new text is ready (whole characters), and with len 0 while a long prompt is read; done marks its end.
+ * May be NULL. Nonzero return stops everything. */
 typedef int gr_generate_callback(void *payload, int64_t prompt, const char *text, int64_t len, bool done);
 
 /* prompts[n]: token ids. end_id: an extra end token (the template's end of turn), -1 none; the model's eos ids always end.

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Where the parts of a layer lie in gr_layer, by the module's name: the one table from which opening, enumeration and full-parameter
- * training find the slots. */
+/* Where the parts of a layer lie in gr_layer, by the module's name: the one table from which opening, enumeration and
+ * full-parameter training find the slots. */
 typedef struct slot_row {
     const char *module;
     size_t offset;

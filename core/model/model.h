@@ -39,17 +39,20 @@ typedef struct gr_model {
     int64_t quantized_bytes;
 } gr_model;
 
-/* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of attention.
- * max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be run. */
-graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions, graft_error *err);
+/* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of
+ * attention. max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be
+ * run. */
+graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+                           graft_error *err);
 void gr_model_free(gr_model *m);
-/* The same in two steps: the headers alone, so that sizes are known before anything is read or allocated; then the weights. Between them the
- * model is a shape: what is attached to it counts in plans, and nothing can be run. */
+/* The same in two steps: the headers alone, so that sizes are known before anything is read or allocated; then the weights. Between
+ * them the model is a shape: what is attached to it counts in plans, and nothing can be run. */
 graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
                                  graft_error *err);
 graft_status gr_model_load(gr_model *m, graft_error *err);
-/* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and with int8
- * forms of all frozen linears; a shape without files counts as bf16. The other forms: gr_model_quantized_bytes, gr_model_int8_bytes. */
+/* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and
+ * with int8 forms of all frozen linears; a shape without files counts as bf16. The other forms: gr_model_quantized_bytes,
+ * gr_model_int8_bytes. */
 int64_t gr_model_file_bytes(gr_model *m, int quantise, bool int8);
 
 /* All linears that an adapter may target, in layer order q k v o gate up down ..., then lm_head. */
@@ -73,8 +76,9 @@ int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type);
 graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err);
 graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, graft_error *err);
 
-/* Products of int8 for frozen linears (gr_linear.int8_forward; with backward also int8_backward), those whose weights are quantised or,
- * with all, every one. What is trained stays exact: call it when the slots are filled. gr_model_int8_bytes: the memory it takes. */
+/* Products of int8 for frozen linears (gr_linear.int8_forward; with backward also int8_backward), those whose weights are quantised
+ * or, with all, every one. What is trained stays exact: call it when the slots are filled. gr_model_int8_bytes: the memory it
+ * takes. */
 graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error *err);
 int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward);
 

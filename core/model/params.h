@@ -23,7 +23,8 @@ typedef struct gr_params {
 } gr_params;
 
 /* Add a tensor to the plan; its index in *index. Only before allocation. */
-graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index, graft_error *err);
+graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index,
+                           graft_error *err);
 /* Allocate the buffers, zeroed; training: also gradient and optimizer states. */
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err);
 /* Index of name, -1 when absent. */

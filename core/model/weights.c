@@ -129,7 +129,8 @@ static graft_status unpermute(void **copy, gr_weight_entry *e, graft_error *err)
     int64_t rows = e->is_vector ? e->view.cols : e->view.rows;
     int64_t row_bytes = gr_dtype_bytes(e->view.dtype, e->is_vector ? 1 : e->view.cols);
     if (row_bytes < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: a bias of type %s cannot be read", e->gguf_name, gr_dtype_get(e->view.dtype)->name);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: a bias of type %s cannot be read", e->gguf_name,
+                       gr_dtype_get(e->view.dtype)->name);
     char *data = gr_alloc_aligned(rows * row_bytes);
     if (!data) return gr_fail_memory(err, e->name);
     for (int64_t r = 0; r < rows; r++)

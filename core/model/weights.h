@@ -12,8 +12,8 @@ typedef struct gr_weights gr_weights;
 /* path: an HF folder, a .gguf file, or a config.json (shapes only: every data pointer is NULL). All tensors of the architecture are
  * present with the right shapes afterwards, or the error names the file and the tensor, expected and found shape. */
 graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *err);
-/* The same in two steps: with the headers read alone, views are whole but those with permute_heads still have the file's order of rows;
- * load brings them into canonical order, in memory of their own. */
+/* The same in two steps: with the headers read alone, views are whole but those with permute_heads still have the file's order of
+ * rows; load brings them into canonical order, in memory of their own. */
 graft_status gr_weights_open_headers(gr_weights **out, const char *path, graft_error *err);
 graft_status gr_weights_load(gr_weights *w, graft_error *err);
 void gr_weights_close(gr_weights *w);
@@ -34,8 +34,8 @@ typedef struct gr_weight_entry {
 int64_t gr_weights_count(const gr_weights *w);
 const gr_weight_entry *gr_weights_get(const gr_weights *w, int64_t i);
 const gr_weight_entry *gr_weights_find(const gr_weights *w, const char *name); /* NULL when absent */
-/* The tensor at data (a view's) will hardly be read from now on: its pages are given back to the system, which brings them again when needed.
- * w may be NULL: nothing is given back. */
+/* The tensor at data (a view's) will hardly be read from now on: its pages are given back to the system, which brings them again
+ * when needed. w may be NULL: nothing is given back. */
 void gr_weights_rest(const gr_weights *w, const void *data);
 /* Give back the memory of a tensor that is not read any more: its view.data is NULL afterwards. */
 void gr_weights_release(gr_weights *w, const char *name);

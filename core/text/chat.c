@@ -1,4 +1,5 @@
-/* Opening a chat template: its Jinja text, system text and arguments, and what is learned of it by rendering small conversations. */
+/* Opening a chat template: its Jinja text, system text and arguments, and what is learned of it by rendering small
+ * conversations. */
 #include "core/text/chat_impl.h"
 
 #include <stdlib.h>
@@ -79,7 +80,8 @@ graft_status gr_renderer_start(gr_renderer *r, const gr_chat *c, const gr_conver
     if (r->c != c) gr_renderer_release(r);
     r->c = c;
     if (!r->run) r->run = gr_jinja_run_new(c->jinja);
-    if (!r->run || !gr_grow(&r->messages, &r->capacity, x->n, sizeof *r->messages)) return gr_fail_memory(err, "rendering a conversation");
+    if (!r->run || !gr_grow(&r->messages, &r->capacity, x->n, sizeof *r->messages))
+        return gr_fail_memory(err, "rendering a conversation");
     if (x->n < 1) return gr_fail(err, GRAFT_BAD_INPUT, "a conversation has no messages");
     gr_arena_release(&r->repaired);
     gr_jinja_begin(r->run, c->now, c->utc);
@@ -97,7 +99,9 @@ graft_status gr_renderer_start(gr_renderer *r, const gr_chat *c, const gr_conver
 /* A role such as "user" may be part of a control token ("<|user|>"); one that holds more than a word may not. */
 static bool is_word(const char *s, int64_t n) {
     for (int64_t i = 0; i < n; i++)
-        if (!((s[i] >= 'a' && s[i] <= 'z') || (s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= '0' && s[i] <= '9') || s[i] == '_' || s[i] == '-')) return false;
+        if (!((s[i] >= 'a' && s[i] <= 'z') || (s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= '0' && s[i] <= '9') || s[i] == '_' ||
+              s[i] == '-'))
+            return false;
     return n < 32;
 }
 
@@ -106,7 +110,8 @@ static bool add_trusted(gr_rendering *r, bool all) {
     r->n_trusted = 0;
     for (int64_t i = 0; i < r->n_spans; start = r->spans[i++].end) {
         int32_t origin = r->spans[i].origin & GR_JINJA_ORIGIN;
-        bool role = gr_origin_message(origin) >= 0 && gr_origin_kind(origin) == GR_FROM_ROLE && is_word(r->text + start, r->spans[i].end - start);
+        bool role = gr_origin_message(origin) >= 0 && gr_origin_kind(origin) == GR_FROM_ROLE &&
+                    is_word(r->text + start, r->spans[i].end - start);
         if (!all && origin != GR_FROM_TEMPLATE && !role) continue;
         if (r->n_trusted && r->trusted[r->n_trusted - 1].end == start) {
             r->trusted[r->n_trusted - 1].end = r->spans[i].end;
@@ -125,7 +130,8 @@ graft_status gr_renderer_render(gr_renderer *r, int64_t n, bool add_generation_p
     gr_jinja_set(r->run, "add_generation_prompt", gr_jinja_bool(add_generation_prompt));
     graft_status st = gr_jinja_render(r->run, &text, &out->n, &spans, &out->n_spans, NULL, err);
     if (st != GRAFT_OK) return st;
-    if (!gr_grow(&out->text, &out->capacity, out->n + 1, 1) || !gr_grow(&out->spans, &out->span_capacity, out->n_spans + 1, sizeof *out->spans))
+    if (!gr_grow(&out->text, &out->capacity, out->n + 1, 1) ||
+        !gr_grow(&out->spans, &out->span_capacity, out->n_spans + 1, sizeof *out->spans))
         return gr_fail_memory(err, "rendering a conversation");
     memcpy(out->text, text, (size_t)out->n);
     out->text[out->n] = '\0';
@@ -189,7 +195,8 @@ static graft_status try_out(const gr_chat *c, const char *const *texts, bool pro
 #define ASK    "user", "What is it?"
 #define ANSWER "assistant", "A river."
 
-/* The end of turn, the generation prompt and the opening. A template that refuses these conversations is known by what it writes later. */
+/* The end of turn, the generation prompt and the opening. A template that refuses these conversations is known by what it writes
+ * later. */
 static graft_status look(gr_chat *c, graft_error *err) {
     static const char *const turn[] = {ASK, ANSWER, NULL}, *const ask[] = {ASK, NULL};
     gr_rendering whole = {0}, question = {0}, prompt = {0};
@@ -234,22 +241,24 @@ static graft_status check_system(const gr_chat *c, const char *system, graft_err
         char *start = gr_strdup(system + strspn(system, " \t\r\n"));
         int64_t n = start ? (int64_t)strlen(start) : 0;
         while (n > 0 && strchr(" \t\r\n", start[n - 1])) start[--n] = '\0';
-        if (start && !strstr(r.text, start)) st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: chat template %s does not write system messages", c->name);
+        if (start && !strstr(r.text, start))
+            st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: chat template %s does not write system messages", c->name);
         free(start);
     }
     gr_rendering_release(&r);
     return st;
 }
 
-/* The start of a rendering that ends where the header of its first user turn begins, or NULL when that cannot be told: a turn's header is
- * what stands between an answer's end and the next question. */
+/* The start of a rendering that ends where the header of its first user turn begins, or NULL when that cannot be told: a turn's
+ * header is what stands between an answer's end and the next question. */
 static char *before_header(const gr_chat *c, const gr_rendering *plain) {
     static const char *const two[] = {ASK, ANSWER, "user", "Where?", ANSWER, NULL};
     gr_rendering r = {0};
     int64_t first, end = 0, next = 0, next_end, last, last_end = 0, ask = 0, ask_end;
     char *found = NULL;
-    if (try_out(c, two, false, &r, NULL) == GRAFT_OK && gr_rendering_message(&r, 1, &first, &end) && gr_rendering_message(&r, 2, &next, &next_end) &&
-        gr_rendering_message(&r, 3, &last, &last_end) && gr_rendering_message(plain, 0, &ask, &ask_end)) {
+    if (try_out(c, two, false, &r, NULL) == GRAFT_OK && gr_rendering_message(&r, 1, &first, &end) &&
+        gr_rendering_message(&r, 2, &next, &next_end) && gr_rendering_message(&r, 3, &last, &last_end) &&
+        gr_rendering_message(plain, 0, &ask, &ask_end)) {
         int64_t tail = r.n - last_end; /* what follows an answer at the very end */
         const char *header = r.text + end + tail;
         int64_t n = next - end - tail;
@@ -263,7 +272,8 @@ static char *before_header(const gr_chat *c, const gr_rendering *plain) {
 
 /* system: "" - the template's default system text goes, where it can be told from the rest. */
 static graft_status leave_out_system(gr_chat *c, graft_error *err) {
-    static const char *const ask[] = {ASK, NULL}, *const one[] = {"system", "Be a bird.", ASK, NULL}, *const other[] = {"system", "Fly high!", ASK, NULL};
+    static const char *const ask[] = {ASK, NULL}, *const one[] = {"system", "Be a bird.", ASK, NULL},
+                             *const other[] = {"system", "Fly high!", ASK, NULL};
     gr_rendering plain = {0}, a = {0}, b = {0};
     char *before = NULL;
     graft_status st = GRAFT_OK;
@@ -274,12 +284,15 @@ static graft_status leave_out_system(gr_chat *c, graft_error *err) {
     }
     int64_t head = 0, tail = 0, most = GR_MIN(plain.n, GR_MIN(a.n, b.n));
     while (head < most && plain.text[head] == a.text[head] && plain.text[head] == b.text[head]) head++;
-    while (tail < most && plain.text[plain.n - 1 - tail] == a.text[a.n - 1 - tail] && plain.text[plain.n - 1 - tail] == b.text[b.n - 1 - tail]) tail++;
+    while (tail < most && plain.text[plain.n - 1 - tail] == a.text[a.n - 1 - tail] &&
+           plain.text[plain.n - 1 - tail] == b.text[b.n - 1 - tail])
+        tail++;
     if (head + tail >= plain.n) goto done; /* it has no default system text */
     before = before_header(c, &plain);
     if (!before)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "data.system: \"\": the default system text of chat template %s cannot be told from the rest; give a text, or a template of your own "
+                       "data.system: \"\": the default system text of chat template %s cannot be told from the rest; give a text, "
+                       "or a template of your own "
                        "without one",
                        c->name));
     const char *bos = c->t->info.bos >= 0 ? c->t->pieces[c->t->info.bos].text : NULL;
@@ -304,9 +317,11 @@ static graft_status read_args(json_t **args, const char *text, graft_error *err)
     json_error_t why;
     *args = json_loads(text, JSON_REJECT_DUPLICATES, &why);
     if (!json_is_object(*args))
-        return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: expected a mapping such as {enable_thinking: false}%s%s", *args ? "" : ": ", *args ? "" : why.text);
+        return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: expected a mapping such as {enable_thinking: false}%s%s",
+                       *args ? "" : ": ", *args ? "" : why.text);
     json_object_foreach(*args, key, value) {
-        bool name = *key && strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == strlen(key) && !(*key >= '0' && *key <= '9');
+        bool name = *key && strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") == strlen(key) &&
+                    !(*key >= '0' && *key <= '9');
         if (!name) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: \"%.60s\" is no name of a variable", key);
         for (int i = 0; i < GR_LEN(own); i++)
             if (strcmp(key, own[i]) == 0) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: %s is given by the data", key);
@@ -319,7 +334,8 @@ static graft_status check_used(const gr_chat *c, const json_t *args, graft_error
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)args, key, value)
-        if (!gr_jinja_uses(c->jinja, key)) return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
+        if (!gr_jinja_uses(c->jinja, key))
+            return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
     return GRAFT_OK;
 }
 
@@ -330,7 +346,9 @@ static graft_status read_clock(gr_chat *c, graft_error *err) {
     if (!epoch || !*epoch) return GRAFT_OK;
     c->now = strtoll(epoch, &end, 10);
     c->utc = true;
-    return *end || c->now < 0 || c->now > 253402300799 ? gr_fail(err, GRAFT_BAD_USAGE, "SOURCE_DATE_EPOCH: \"%.40s\" is no number of seconds", epoch) : GRAFT_OK;
+    return *end || c->now < 0 || c->now > 253402300799
+               ? gr_fail(err, GRAFT_BAD_USAGE, "SOURCE_DATE_EPOCH: \"%.40s\" is no number of seconds", epoch)
+               : GRAFT_OK;
 }
 
 static void hash(gr_chat *c) {

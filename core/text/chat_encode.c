@@ -60,8 +60,8 @@ static int64_t bytes_of(const gr_tokenizer *t, int32_t id, const char *s, int64_
 }
 
 /* Of ids[0..n), the ids of text[0..len): how many end at or before `border`. */
-static graft_status ids_before(const gr_tokenizer *t, scratch *s, const int32_t *ids, int64_t n, const char *text, int64_t border, int64_t len,
-                               int64_t *count, graft_error *err) {
+static graft_status ids_before(const gr_tokenizer *t, scratch *s, const int32_t *ids, int64_t n, const char *text, int64_t border,
+                               int64_t len, int64_t *count, graft_error *err) {
     int64_t at = 0, i = 0;
     for (; i < n && at < border; i++) {
         int64_t bytes = bytes_of(t, ids[i], text + at, len - at, i == 0);
@@ -88,7 +88,8 @@ static graft_status mark(const gr_chat *c, scratch *s, const gr_rendering *r, gr
         int64_t id = x->id, n = (i + 1 < s->layout.n ? s->layout.items[i + 1].id : out->ids.n) - id;
         while (k < s->n_learned && s->learned[k].end <= x->start) k++;
         for (int64_t j = k; j < s->n_learned && s->learned[j].start < x->end; j++) {
-            int64_t from = GR_MAX(s->learned[j].start, x->start) - x->start, to = GR_MIN(s->learned[j].end, x->end) - x->start, a = 0, b = n;
+            int64_t from = GR_MAX(s->learned[j].start, x->start) - x->start, to = GR_MIN(s->learned[j].end, x->end) - x->start,
+                    a = 0, b = n;
             if (x->added) { /* one token, learned where its own text is */
                 const gr_piece *p = &c->t->pieces[out->ids.data[id]];
                 const char *own = memmem(r->text + x->start, (size_t)(x->end - x->start), p->text, (size_t)p->len);
@@ -111,17 +112,21 @@ static bool wants_bos(const gr_chat *c, const gr_rendering *r) {
     const gr_tokenizer_info *info = &c->t->info;
     if (!info->add_bos || info->bos < 0) return false;
     const gr_piece *p = &c->t->pieces[info->bos];
-    return !(r->n >= p->len && memcmp(r->text, p->text, (size_t)p->len) == 0 && r->n_trusted && r->trusted[0].start == 0 && r->trusted[0].end >= p->len);
+    return !(r->n >= p->len && memcmp(r->text, p->text, (size_t)p->len) == 0 && r->n_trusted && r->trusted[0].start == 0 &&
+             r->trusted[0].end >= p->len);
 }
 
 /* A rendering as one more sequence, learned where scratch says. */
-static graft_status add_sequence(const gr_chat *c, scratch *s, const gr_rendering *r, int64_t last_message, gr_encoded *out, graft_error *err) {
+static graft_status add_sequence(const gr_chat *c, scratch *s, const gr_rendering *r, int64_t last_message, gr_encoded *out,
+                                 graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t first = out->ids.n, ends = out->end_capacity;
     if (wants_bos(c, r) && !gr_ids_push(&out->ids, c->t->info.bos)) return gr_fail_memory(err, "encoding a conversation");
     s->layout.n = 0;
-    GR_TRY(gr_tokenizer_encode_trusted(c->t, r->text, r->n, r->trusted ? r->trusted : &(gr_range){0}, r->n_trusted, &out->ids, &s->layout, err));
-    if (!gr_grow(&out->target, &out->target_capacity, out->ids.n + 1, 1) || !gr_grow(&out->end, &out->end_capacity, out->n_sequences + 1, sizeof *out->end) ||
+    GR_TRY(gr_tokenizer_encode_trusted(c->t, r->text, r->n, r->trusted ? r->trusted : &(gr_range){0}, r->n_trusted, &out->ids,
+                                       &s->layout, err));
+    if (!gr_grow(&out->target, &out->target_capacity, out->ids.n + 1, 1) ||
+        !gr_grow(&out->end, &out->end_capacity, out->n_sequences + 1, sizeof *out->end) ||
         !gr_grow(&out->last_message, &ends, out->n_sequences + 1, sizeof *out->last_message))
         GR_TRY(gr_fail_memory(err, "encoding a conversation"));
     memset(out->target + first, 0, (size_t)(out->ids.n - first));
@@ -136,13 +141,15 @@ done:
 
 static graft_status learn(scratch *s, int64_t start, int64_t end, graft_error *err) {
     if (start >= end) return GRAFT_OK;
-    if (!gr_grow(&s->learned, &s->learned_capacity, s->n_learned + 1, sizeof *s->learned)) return gr_fail_memory(err, "encoding a conversation");
+    if (!gr_grow(&s->learned, &s->learned_capacity, s->n_learned + 1, sizeof *s->learned))
+        return gr_fail_memory(err, "encoding a conversation");
     s->learned[s->n_learned++] = (gr_range){start, end};
     return GRAFT_OK;
 }
 
 /* Of the part of a turn before its end token: all, or what {% generation %} blocks mark. */
-static graft_status learn_turn(const gr_chat *c, scratch *s, const gr_rendering *r, int64_t start, int64_t token, int64_t end, graft_error *err) {
+static graft_status learn_turn(const gr_chat *c, scratch *s, const gr_rendering *r, int64_t start, int64_t token, int64_t end,
+                               graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t at = 0;
     if (!c->narrows) return learn(s, start, end, err);
@@ -194,7 +201,8 @@ typedef struct turn {
 } turn;
 
 /* Answer i in a rendering that goes no further than `to` messages. */
-static graft_status find_turn(scratch *s, const gr_chat *c, const gr_rendering *r, int64_t i, int64_t to, gr_encoded *out, turn *x) {
+static graft_status find_turn(scratch *s, const gr_chat *c, const gr_rendering *r, int64_t i, int64_t to, gr_encoded *out,
+                              turn *x) {
     int64_t first, end, next = r->n, unused;
     int32_t id = -1;
     graft_status st = find_start(s, c, r, i, out, &x->start);
@@ -214,9 +222,10 @@ static bool is_answer(const gr_message *m) {
     return strcmp(m->role, "assistant") == 0 && !m->no_loss;
 }
 
-/* Every answer to be learned, in the whole conversation's rendering where that writes it as when it was the last; in a sequence of its own
- * where it does not. */
-static graft_status encode_answers(const gr_chat *c, scratch *s, const gr_conversation *x, bool last_only, gr_encoded *out, graft_error *err) {
+/* Every answer to be learned, in the whole conversation's rendering where that writes it as when it was the last; in a sequence of
+ * its own where it does not. */
+static graft_status encode_answers(const gr_chat *c, scratch *s, const gr_conversation *x, bool last_only, gr_encoded *out,
+                                   graft_error *err) {
     graft_status st = GRAFT_OK;
     bool any = false;
     int64_t *apart = gr_calloc(x->n + 1, sizeof *apart), n_apart = 0, last = x->n - 1;
@@ -290,10 +299,12 @@ static bool writes(const gr_rendering *r, int32_t origin) {
 }
 
 static graft_status fail_lost(const gr_chat *c, int64_t i, const char *what, graft_error *err) {
-    return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s does not write its %s, which would be lost", (long long)i + 1, c->name, what);
+    return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s does not write its %s, which would be lost",
+                   (long long)i + 1, c->name, what);
 }
 
-static graft_status check_message(const gr_chat *c, scratch *s, const gr_conversation *x, int64_t i, gr_encoded *out, graft_error *err) {
+static graft_status check_message(const gr_chat *c, scratch *s, const gr_conversation *x, int64_t i, gr_encoded *out,
+                                  graft_error *err) {
     const gr_message *m = &x->messages[i];
     const json_t *calls = json_object_get(m->fields, "tool_calls"), *call = json_object_get(m->fields, "function_call");
     static const char *const reasons[] = {"reasoning_content", "reasoning", "thinking"};
@@ -319,9 +330,11 @@ static graft_status check_losses(const gr_chat *c, scratch *s, const gr_conversa
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < x->n; i++) GR_TRY(check_message(c, s, x, i, out, err));
     if (holds(x->tools) && !writes(&s->whole, GR_FROM_TOOLS))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the tools of a sample, which would be lost", c->name));
+        GR_TRY(
+            gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the tools of a sample, which would be lost", c->name));
     if (holds(x->documents) && !writes(&s->whole, GR_FROM_DOCUMENTS))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the documents of a sample, which would be lost", c->name));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the documents of a sample, which would be lost",
+                       c->name));
 done:
     return st;
 }
@@ -357,7 +370,8 @@ static int64_t end_of_completion(const gr_chat *c, const gr_rendering *r, int64_
     return *closed ? end : r->n;
 }
 
-graft_status gr_chat_encode_rendered(const gr_chat *c, const char *prompt, const char *completion, gr_encoded *out, graft_error *err) {
+graft_status gr_chat_encode_rendered(const gr_chat *c, const char *prompt, const char *completion, gr_encoded *out,
+                                     graft_error *err) {
     int64_t before = (int64_t)strlen(prompt), n = before + (int64_t)strlen(completion);
     int32_t end_id = c->end_of_turn >= 0 ? c->end_of_turn : c->t->info.eos;
     bool closed;

@@ -54,8 +54,8 @@ graft_status gr_renderer_start(gr_renderer *r, const gr_chat *c, const gr_conver
 graft_status gr_renderer_render(gr_renderer *r, int64_t n, bool add_generation_prompt, gr_rendering *out, graft_error *err);
 void gr_renderer_release(gr_renderer *r);
 
-/* The end of the token that ends a turn whose last text ends at from, looked for up to `to`: the template's end-of-turn token or eos,
- * else the last control token there; -1 when there is none. *id (may be NULL): the token. */
+/* The end of the token that ends a turn whose last text ends at from, looked for up to `to`: the template's end-of-turn token or
+ * eos, else the last control token there; -1 when there is none. *id (may be NULL): the token. */
 int64_t gr_rendering_turn_end(const gr_chat *c, const gr_rendering *r, int64_t from, int64_t to, int32_t *id);
 /* The first and past the last byte that message i wrote, its role apart; false when it wrote none. */
 bool gr_rendering_message(const gr_rendering *r, int64_t i, int64_t *first, int64_t *end);

@@ -75,7 +75,8 @@ char *gr_chat_template_with(const char *source, const char *system, const json_t
         gr_str_puts(&out, " %}{% endif %}\n");
     }
     if (system) {
-        gr_str_puts(&out, "{%- if not messages or messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ");
+        gr_str_puts(&out,
+                    "{%- if not messages or messages[0].role != 'system' %}{% set messages = [{'role': 'system', 'content': ");
         put_text(&out, system, (int64_t)strlen(system));
         gr_str_puts(&out, "}] + messages %}{% endif %}\n");
     }
@@ -95,7 +96,8 @@ char *gr_chat_template_without(const char *source, const char *left_out, const c
     put_text(&out, kept, (int64_t)strlen(kept));
     gr_str_puts(&out, " + rendered[(");
     put_text(&out, left_out, (int64_t)strlen(left_out));
-    gr_str_puts(&out, " | length):] }}{% else %}{{ raise_exception('the default system text cannot be left out here') }}{% endif %}");
+    gr_str_puts(&out,
+                " | length):] }}{% else %}{{ raise_exception('the default system text cannot be left out here') }}{% endif %}");
     return gr_str_take(&out);
 }
 
@@ -209,7 +211,8 @@ static void put_template(gr_str *out, const patterns *p, const gr_tokenizer *t) 
         gr_str_puts(out, "{%- endif -%}");
     }
     put_role(out, &first, "tool", p->tool);
-    gr_str_puts(out, "{%- else -%}{{- raise_exception('the template has no pattern for the role ' ~ message.role) }}{%- endif -%}{%- endfor -%}");
+    gr_str_puts(out, "{%- else -%}{{- raise_exception('the template has no pattern for the role ' ~ message.role) }}{%- endif "
+                     "-%}{%- endfor -%}");
     gr_str_puts(out, "{%- if add_generation_prompt -%}");
     /* a mere space before the answer is the model's to write, as in LLaMA-2 */
     if (content - p->assistant != 1 || p->assistant[0] != ' ') put_pattern(out, p->assistant, content - p->assistant);
@@ -218,7 +221,8 @@ static void put_template(gr_str *out, const patterns *p, const gr_tokenizer *t) 
     gr_str_release(&answer);
 }
 
-graft_status gr_chat_template_from_yaml(char **source, const char *yaml, int64_t n, const char *path, const gr_tokenizer *t, graft_error *err) {
+graft_status gr_chat_template_from_yaml(char **source, const char *yaml, int64_t n, const char *path, const gr_tokenizer *t,
+                                        graft_error *err) {
     yaml_parser_t parser;
     yaml_document_t document;
     patterns p = {0};
@@ -231,7 +235,8 @@ graft_status gr_chat_template_from_yaml(char **source, const char *yaml, int64_t
         st = read_mapping(&p, &document, path, err);
         yaml_document_delete(&document);
     } else {
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%zu: no YAML: %s", path, parser.problem_mark.line + 1, parser.problem ? parser.problem : "unknown problem");
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%zu: no YAML: %s", path, parser.problem_mark.line + 1,
+                     parser.problem ? parser.problem : "unknown problem");
     }
     yaml_parser_delete(&parser);
     if (st == GRAFT_OK) put_template(&out, &p, t);
@@ -251,10 +256,11 @@ static graft_status unknown_template(const char *name, graft_error *err) {
     const char *choices = list.data ? list.data : "", *nearest = gr_nearest(name, gr_chat_names(), n);
     graft_status st;
     if (strcmp(name, "auto") == 0)
-        st = gr_fail(err, GRAFT_BAD_USAGE, "the model has no chat template; name one: template: %s, or a FILE.jinja or FILE.yaml", choices);
+        st = gr_fail(err, GRAFT_BAD_USAGE, "the model has no chat template; name one: template: %s, or a FILE.jinja or FILE.yaml",
+                     choices);
     else
-        st = gr_fail(err, GRAFT_BAD_USAGE, "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.jinja or FILE.yaml", name,
-                     nearest ? ", did you mean " : "", nearest ? nearest : "", choices);
+        st = gr_fail(err, GRAFT_BAD_USAGE, "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.jinja or FILE.yaml",
+                     name, nearest ? ", did you mean " : "", nearest ? nearest : "", choices);
     gr_str_release(&list);
     return st;
 }
@@ -270,7 +276,8 @@ static graft_status check_needs(const char *name, const char *source, const gr_t
         int32_t id = gr_tokenizer_find(t, token);
         if (id < 0 || t->pieces[id].type != GR_PIECE_CONTROL)
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "chat template %s needs the control token %s, which the tokenizer lacks; alpaca, belle, vicuna and none need no such token",
+                           "chat template %s needs the control token %s, which the tokenizer lacks; alpaca, belle, vicuna and none "
+                           "need no such token",
                            name, token);
         s += n + strspn(s + n, " ");
     }

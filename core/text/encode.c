@@ -263,8 +263,8 @@ graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_
     return encode(&j, text, len, err);
 }
 
-graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted, int64_t n_trusted,
-                                         gr_ids *ids, gr_layout *layout, graft_error *err) {
+graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted,
+                                         int64_t n_trusted, gr_ids *ids, gr_layout *layout, graft_error *err) {
     job j = {.t = t, .ids = ids, .special = true, .trusted = trusted, .n_trusted = n_trusted, .layout = layout};
     return encode(&j, text, len, err);
 }

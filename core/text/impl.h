@@ -242,8 +242,8 @@ bool gr_is_byte_name(const char *s, int64_t n); /* "<0x41>" */
 /* Copies text; a later call with the same id replaces the piece. */
 bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
                   gr_piece_type type);
-/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for messages.
- */
+/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for
+ * messages. */
 graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error *err);
 
 graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder,
@@ -318,8 +318,8 @@ typedef struct gr_layout {
     gr_stretch *items;
     int64_t n, capacity;
 } gr_layout;
-graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted, int64_t n_trusted,
-                                         gr_ids *ids, gr_layout *layout, graft_error *err);
+graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted,
+                                         int64_t n_trusted, gr_ids *ids, gr_layout *layout, graft_error *err);
 
 /* GPT-2's printable alphabet for bytes. */
 void gr_byte_alphabet(uint16_t to_point[256]);

@@ -1,9 +1,10 @@
-/* jinja.h - the part of Jinja2 that chat templates use, as transformers runs them: trim_blocks and lstrip_blocks on, autoescape off, loop
- * controls, {% generation %}, tojson as json.dumps, raise_exception, strftime_now; a mutating call or a private attribute fails as in
- * jinja2's immutable sandbox. What is not supported is an error that names the template, its line and the construct.
+/* jinja.h - the part of Jinja2 that chat templates use, as transformers runs them: trim_blocks and lstrip_blocks on, autoescape
+ * off, loop controls, {% generation %}, tojson as json.dumps, raise_exception, strftime_now; a mutating call or a private attribute
+ * fails as in jinja2's immutable sandbox. What is not supported is an error that names the template, its line and the construct.
  *
- * Every byte of a rendering knows its origin: 0, the template's own text (and what is counted or computed there), or what the caller
- * gave with a value. Origins go through concatenation, strip, replace, split, slices, case, join, tojson and captured blocks.
+ * Every byte of a rendering knows its origin: 0, the template's own text (and what is counted or computed there), or what the
+ * caller gave with a value. Origins go through concatenation, strip, replace, split, slices, case, join, tojson and captured
+ * blocks.
  *
  * A parsed template is immutable and safe from any thread; a run belongs to one thread. */
 #ifndef GR_JINJA_H
@@ -42,7 +43,8 @@ typedef struct gr_jinja_value {
 gr_jinja_run *gr_jinja_run_new(const gr_jinja *t); /* NULL when out of memory; t is borrowed */
 void gr_jinja_run_free(gr_jinja_run *r);
 
-/* Start anew: variables and output are dropped, memory is kept. now: seconds since 1970 for strftime_now; utc: in UTC, else local time. */
+/* Start anew: variables and output are dropped, memory is kept. now: seconds since 1970 for strftime_now; utc: in UTC, else local
+ * time. */
 void gr_jinja_begin(gr_jinja_run *r, int64_t now, bool utc);
 /* Values. Bytes and JSON are borrowed until the run ends. Numbers, true, false and null have no origin of their own. */
 gr_jinja_value gr_jinja_string(gr_jinja_run *r, const char *s, int64_t n, int32_t origin);
@@ -54,10 +56,10 @@ gr_jinja_value gr_jinja_list(gr_jinja_run *r, const gr_jinja_value *items, int64
 /* A variable of the template; does nothing where the template does not name it. */
 void gr_jinja_set(gr_jinja_run *r, const char *variable, gr_jinja_value value);
 
-/* Render with the variables set since begin (they stay: a second render may follow a changed one). *text, *spans (adjacent ones differ
- * in origin; the last ends at *len) belong to the run until the next render or begin. BAD_INPUT: the template raised (*raised, may be
- * NULL, is then set when it was its own raise_exception), an error of types, a bound (steps, depth, size) or an unsupported
- * construct. */
+/* Render with the variables set since begin (they stay: a second render may follow a changed one). *text, *spans (adjacent ones
+ * differ in origin; the last ends at *len) belong to the run until the next render or begin. BAD_INPUT: the template raised
+ * (*raised, may be NULL, is then set when it was its own raise_exception), an error of types, a bound (steps, depth, size) or an
+ * unsupported construct. */
 graft_status gr_jinja_render(gr_jinja_run *r, const char **text, int64_t *len, const gr_jinja_span **spans, int64_t *n_spans,
                              bool *raised, graft_error *err);
 

@@ -71,7 +71,8 @@ static graft_status carry_into(const gr_tokenizer *t, const char *folder, const 
     json_t *root = gr_exists(path) ? read_config(path) : NULL;
     free(path);
     if (!root) return GRAFT_OK;
-    if (t->carried_eos != t->info.eos) json_object_set_new(root, "eos_token", json_stringn(t->pieces[t->carried_eos].text, (size_t)t->pieces[t->carried_eos].len));
+    if (t->carried_eos != t->info.eos)
+        json_object_set_new(root, "eos_token", json_stringn(t->pieces[t->carried_eos].text, (size_t)t->pieces[t->carried_eos].len));
     if (with_template) json_object_set_new(root, "chat_template", json_string(t->carried));
     return write_json(folder, name, root, JSON_INDENT(2), err);
 }

@@ -1,6 +1,7 @@
 /* tokenizer.h - text to token ids and back, exactly as HF tokenizers does it.
  * Kinds: byte-level BPE (GPT-2, SmolLM2, Llama-3, Qwen2 pre-tokenizers), SentencePiece BPE and unigram (byte fallback). Read from
- * an HF folder (tokenizer.json, or tokenizer.model) or from the metadata of a GGUF. Immutable after opening: safe from any thread. */
+ * an HF folder (tokenizer.json, or tokenizer.model) or from the metadata of a GGUF. Immutable after opening: safe from any
+ * thread. */
 #ifndef GR_TOKENIZER_H
 #define GR_TOKENIZER_H
 
@@ -36,7 +37,8 @@ graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_
 
 /* Append the bytes of ids to out (skip_special: control tokens leave nothing). As HF decode without clean-up; bytes that are no
  * UTF-8 stay as they are here. */
-graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, gr_str *out, graft_error *err);
+graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, gr_str *out,
+                                 graft_error *err);
 
 /* Streaming: feed ids one at a time; text comes out in whole UTF-8 characters only (incomplete tails wait; flush gives them out
  * as U+FFFD). Zero-initialise. */
@@ -45,20 +47,21 @@ typedef struct gr_decode_stream {
     int n_pending;
     bool started; /* SentencePiece drops the first leading space */
 } gr_decode_stream;
-graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special, gr_str *out, graft_error *err);
+graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special, gr_str *out,
+                                 graft_error *err);
 void gr_decode_stream_flush(gr_decode_stream *s, gr_str *out);
 
 /* What it knows of itself. Ids are -1 where there is none. */
 typedef struct gr_tokenizer_info {
     gr_tokenizer_kind kind;
-    const char *pre;  /* GGUF's name of the pre-tokenizer: the file's own, else what fits: "smollm", "gpt-2", "llama-bpe", "qwen2" ...;
-                         "" for SentencePiece and where GGUF has no name */
+    const char *pre;  /* GGUF's name of the pre-tokenizer: the file's own, else what fits: "smollm", "gpt-2", "llama-bpe",
+                         "qwen2" ...; "" for SentencePiece and where GGUF has no name */
     int64_t n_vocab;  /* ids run from 0 to n_vocab-1 */
     int32_t bos, eos, pad, unk;
     bool add_bos, add_eos;      /* the tokenizer's own setting (false for SmolLM2) */
     bool add_space_prefix;      /* SentencePiece's dummy prefix */
     bool ignore_merges;
-    const char *chat_template;  /* the model's own Jinja text (GGUF key, chat_template.jinja, tokenizer_config.json), NULL when none */
+    const char *chat_template;  /* the model's own Jinja text (GGUF key, chat_template.jinja, tokenizer_config.json), or NULL */
     const char *folder;         /* the HF folder it was read from (its files can be copied), NULL for a GGUF */
 } gr_tokenizer_info;
 const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t);
@@ -69,13 +72,15 @@ const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, 
 int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece);
 /* A model's embedding may have fewer rows than the tokenizer ids: a spare token is no fault until a text has it. BAD_INPUT naming
  * what ("prompt 1") and the first of ids[n] without a row, as a token. note_rows says beforehand, once, how many there are. */
-graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what, graft_error *err);
+graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what,
+                                     graft_error *err);
 void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *path);
 /* XXH3-64 over everything that changes ids: recorded in adapters and cache keys. */
 uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
 
-/* How a trained model is to be spoken to, in the files that are written from here on: the chat template, the token that ends an answer (-1:
- * none), and whether that token becomes the tokenizer's eos. What t itself does stays. Before t is shared among threads. */
+/* How a trained model is to be spoken to, in the files that are written from here on: the chat template, the token that ends an
+ * answer (-1: none), and whether that token becomes the tokenizer's eos. What t itself does stays. Before t is shared among
+ * threads. */
 graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int32_t end_of_turn, bool as_eos, graft_error *err);
 int32_t gr_tokenizer_carried_end(const gr_tokenizer *t); /* -1: none is carried */
 

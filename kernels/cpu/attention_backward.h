@@ -1,6 +1,6 @@
-/* attention_backward.h - the backward of attention_tmpl.h. A task is a range of a sequence's keys and a key/value head: it keeps a few blocks of
- * keys and their gradients, and packs each block of queries once for all of them. Scores are of keys by queries, so that p^T and ds^T are left
- * factors as they come: dv += p^T dout, dk += ds^T q, and dq^T += K^T ds^T. */
+/* attention_backward.h - the backward of attention_tmpl.h. A task is a range of a sequence's keys and a key/value head: it keeps a
+ * few blocks of keys and their gradients, and packs each block of queries once for all of them. Scores are of keys by queries, so
+ * that p^T and ds^T are left factors as they come: dv += p^T dout, dk += ds^T q, and dq^T += K^T ds^T. */
 #ifndef GR_CPU_ATTENTION_BACKWARD_H
 #define GR_CPU_ATTENTION_BACKWARD_H
 
@@ -43,7 +43,8 @@ static inline vf v_between(vf v, int64_t from, int64_t to) {
     return v_first(zero, v, from < 0 ? 0 : least(from, VL));
 }
 
-/* Scores of `keys` keys and their gradients become p^T and ds^T, rows and panels. ahead: positions of the first key before the first query. */
+/* Scores of `keys` keys and their gradients become p^T and ds^T, rows and panels. ahead: positions of the first key before the
+ * first query. */
 static void probabilities(const attention *t, float *scratch, int64_t keys, int64_t rows, int64_t ahead) {
     const backward_parts *at = &t->backward;
     const bool masked = ahead < KEYS || rows < QUERIES || keys < KEYS;
@@ -65,7 +66,8 @@ static void probabilities(const attention *t, float *scratch, int64_t keys, int6
 }
 
 /* The gradients that the packed query rows and key block number `block` of a task give each other; ahead: see probabilities. */
-static void backward_block(const attention *t, float *scratch, int64_t block, int64_t keys, int64_t rows, int64_t ahead, bool first) {
+static void backward_block(const attention *t, float *scratch, int64_t block, int64_t keys, int64_t rows, int64_t ahead,
+                           bool first) {
     const backward_parts *at = &t->backward;
     int64_t D = t->D, wide = padded(rows, UNIT);
     float *of_keys = scratch + block * at->key_floats;
@@ -74,7 +76,8 @@ static void backward_block(const attention *t, float *scratch, int64_t block, in
     probabilities(t, scratch, keys, rows, ahead);
     product(keys, D, wide, scratch + at->p_rows, distance(QUERIES), scratch + at->dout, of_keys + at->dv, D, !first);
     product(keys, D, wide, scratch + at->ds_rows, distance(QUERIES), scratch + at->q, of_keys + at->dk, D, !first);
-    product(D, wide, padded(keys, UNIT), of_keys + at->k_turned, distance(KEYS), scratch + at->ds_panels, scratch + at->dq, QUERIES, block > 0);
+    product(D, wide, padded(keys, UNIT), of_keys + at->k_turned, distance(KEYS), scratch + at->ds_panels, scratch + at->dq, QUERIES,
+            block > 0);
 }
 
 /* dq[rows, D] (+)= the transpose of x[D, QUERIES]. */
@@ -106,8 +109,9 @@ static void pack_queries(const attention *t, float *scratch, int64_t row, int64_
     }
 }
 
-/* The keys of a sequence are split in ranges, tasks of about equal work, since there may be few sequences and heads. The first range sums dq in
- * place, each of the others in rows of `partial`, from its first key's query on. The ranges depend on the shapes alone. */
+/* The keys of a sequence are split in ranges, tasks of about equal work, since there may be few sequences and heads. The first
+ * range sums dq in place, each of the others in rows of `partial`, from its first key's query on. The ranges depend on the shapes
+ * alone. */
 enum { RANGE_KEYS = 512, RANGES = 12 /* of all heads of a sequence */ };
 static const int64_t partial_max = GR_CPU_SHARED / (int64_t)sizeof(float);
 
@@ -131,8 +135,10 @@ static int64_t ranges(const attention *t, const gr_seq *s) {
     return n > 1 ? n : 1;
 }
 
-/* The gradients of keys begin..end of head `head`, and what they add to those of the queries, in rows of dq from the first of the range. */
-static void backward_keys(const attention *t, float *scratch, const gr_seq *s, int64_t head, int64_t begin, int64_t end, float *dq, int64_t ldq) {
+/* The gradients of keys begin..end of head `head`, and what they add to those of the queries, in rows of dq from the first of the
+ * range. */
+static void backward_keys(const attention *t, float *scratch, const gr_seq *s, int64_t head, int64_t begin, int64_t end, float *dq,
+                          int64_t ldq) {
     const backward_parts *at = &t->backward;
     int64_t D = t->D, per_head = t->H / t->K, step = t->blocks * KEYS;
     for (int64_t key = begin; key < end; key += step) {
@@ -149,7 +155,8 @@ static void backward_keys(const attention *t, float *scratch, const gr_seq *s, i
                 int64_t rows = least(QUERIES, s->q_len - i);
                 pack_queries(t, scratch, s->q_start + i, rows, h);
                 for (int64_t j = 0; j < keys && key + j <= i; j += KEYS)
-                    backward_block(t, scratch, j / KEYS, least(KEYS, keys - j), rows, i - key - j, h == head * per_head && i == key + j);
+                    backward_block(t, scratch, j / KEYS, least(KEYS, keys - j), rows, i - key - j,
+                                   h == head * per_head && i == key + j);
                 turn_back(dq + (i - begin) * ldq + h * D, ldq, scratch + at->dq, rows, D, key > begin);
             }
         for (int64_t j = 0; j < keys; j++) {
@@ -160,8 +167,8 @@ static void backward_keys(const attention *t, float *scratch, const gr_seq *s, i
     }
 }
 
-/* A task is a key/value head of a sequence and a range of its keys: their blocks in order, for each the queries in order, so every sum has
- * one order. */
+/* A task is a key/value head of a sequence and a range of its keys: their blocks in order, for each the queries in order, so every
+ * sum has one order. */
 static void backward_task(void *context, int64_t chunk, int worker) {
     const attention *t = context;
     const gr_seq *s = t->seqs;
@@ -227,7 +234,8 @@ void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv,
                                   int64_t ldkv, const float *out, const float *lse, const gr_seq *seqs, int64_t n_seqs,
                                   int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
     if (D > D_MAX || !ATTENDS(compute)) {
-        EXACT(gr_attention_backward)(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale, compute);
+        EXACT(gr_attention_backward)(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale,
+                                     compute);
         return;
     }
     attention t = {.dq = dq, .dk = dk, .dv = dv, .delta = delta, .q = q, .k = k, .v = v, .dout = dout, .lse_in = lse,

@@ -1,5 +1,5 @@
-/* attention_forward.h - the forward of attention_tmpl.h. A task is a piece of a sequence's queries and a group of heads that share their keys: it
- * packs each block of keys once, and every block of its queries sees it. */
+/* attention_forward.h - the forward of attention_tmpl.h. A task is a piece of a sequence's queries and a group of heads that share
+ * their keys: it packs each block of keys once, and every block of its queries sees it. */
 #ifndef GR_CPU_ATTENTION_FORWARD_H
 #define GR_CPU_ATTENTION_FORWARD_H
 
@@ -34,7 +34,8 @@ static void pack_last_key(const attention *t, float *packed, int64_t at, int64_t
     put_place(packed + packed_keys(t->D), t->v + at, t->ldkv, keys, t->D, KEYS, p);
 }
 
-/* The packed block of keys from `key` on of a sequence's key/value head: in scratch, or kept for the next token when a single query is decoded. */
+/* The packed block of keys from `key` on of a sequence's key/value head: in scratch, or kept for the next token when a single query
+ * is decoded. */
 static const float *packed_block(const attention *t, float *scratch, const gr_seq *s, int64_t key, int64_t head) {
     int64_t keys = least(KEYS, s->kv_len - key), at = (s->kv_start + key) * t->ldkv + head * t->D;
     if (!t->panels || s->q_len != 1 || t->H / t->K > GROUP) { /* a head's task must be the only one to keep blocks of it */
@@ -51,8 +52,8 @@ static const float *packed_block(const attention *t, float *scratch, const gr_se
     return kept;
 }
 
-/* One row of scores of a key block becomes weights 2^(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. sum[VL]: what was
- * summed before, in lanes. Returns the factor by which all that was summed before shrinks. */
+/* One row of scores of a key block becomes weights 2^(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. sum[VL]:
+ * what was summed before, in lanes. Returns the factor by which all that was summed before shrinks. */
 static float softmax_step(float *weights, const float *s, int64_t visible, float scale, float *m, float *sum) {
     const vf none = v_set(-INFINITY);
     vf largest = v_set(*m), total = v_load(sum), p[KEYS / VL];
@@ -81,9 +82,10 @@ static void scale_row(float *x, int64_t n, float factor) {
     for (int64_t j = 0; j < n; j += VL) v_store(x + j, v_mul(v_load(x + j), v_set(factor)));
 }
 
-/* n rows of queries, the first at position `first`, see a packed key block; m, sum and out hold what they saw before. A single query's heads
- * are rows at the same position. */
-static void see_block(const attention *t, float *scratch, const float *packed, int64_t key, int64_t first, int64_t n, bool single, int64_t r0) {
+/* n rows of queries, the first at position `first`, see a packed key block; m, sum and out hold what they saw before. A single
+ * query's heads are rows at the same position. */
+static void see_block(const attention *t, float *scratch, const float *packed, int64_t key, int64_t first, int64_t n, bool single,
+                      int64_t r0) {
     const forward_parts *at = &t->forward;
     int64_t D = t->D, ld = padded(D, VL);
     float *scores = scratch + at->scores, *p = scratch + at->p, *out = scratch + at->out + r0 * ld;
@@ -97,8 +99,8 @@ static void see_block(const attention *t, float *scratch, const float *packed, i
     product(n, D, KEYS, p, distance(KEYS), packed + packed_keys(D), out, ld, 1);
 }
 
-/* Rows of queries from j0 of sequence s, heads h0..h0+heads of one key/value head: row i of head h stands at (h blocks QUERIES + i) of the
- * parts of scratch, a single query's heads one after the other. */
+/* Rows of queries from j0 of sequence s, heads h0..h0+heads of one key/value head: row i of head h stands at (h blocks QUERIES + i)
+ * of the parts of scratch, a single query's heads one after the other. */
 static void forward_rows(const attention *t, float *scratch, const gr_seq *s, int64_t j0, int64_t rows, int64_t h0, int64_t heads) {
     const forward_parts *at = &t->forward;
     int64_t D = t->D, ld = padded(D, VL), head = h0 / (t->H / t->K), first = s->kv_len - s->q_len + j0;
@@ -140,7 +142,8 @@ static void forward_task(void *context, int64_t chunk, int worker) {
     for (; piece >= pieces(t, s); s++) piece -= pieces(t, s);
     int64_t rows = t->blocks * QUERIES, j0 = (pieces(t, s) - 1 - piece) * rows; /* the long ones first */
     int64_t per_head = t->H / t->K, head = chunk % per_piece / groups, in_head = chunk % groups * GROUP;
-    forward_rows(t, gr_cpu_scratch(t->d, worker), s, j0, least(rows, s->q_len - j0), head * per_head + in_head, least(GROUP, per_head - in_head));
+    forward_rows(t, gr_cpu_scratch(t->d, worker), s, j0, least(rows, s->q_len - j0), head * per_head + in_head,
+                 least(GROUP, per_head - in_head));
 }
 
 static int64_t forward_tasks(const attention *t) {

@@ -1,5 +1,6 @@
-/* attention_operands.h - what attention_tmpl.h multiplies: rows (on the left) and panels (on the right, see tile.h) of values along the
- * contraction, each a float or, at the levels that multiply bfloat16, a pair of those in a float's place; places are whole steps of those. */
+/* attention_operands.h - what attention_tmpl.h multiplies: rows (on the left) and panels (on the right, see tile.h) of values along
+ * the contraction, each a float or, at the levels that multiply bfloat16, a pair of those in a float's place; places are whole
+ * steps of those. */
 #ifndef GR_CPU_ATTENTION_OPERANDS_H
 #define GR_CPU_ATTENTION_OPERANDS_H
 
@@ -37,7 +38,8 @@ static inline vf at_place(const float *x, int64_t ldx, int64_t n, int64_t D, int
     return v_interleave(2 * p < n ? v_load_up_to(low, D - j) : v_set(0), 2 * p + 1 < n ? v_load_up_to(low + ldx, D - j) : v_set(0));
 }
 
-static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc, int accumulate) {
+static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc,
+                           int accumulate) {
     bf16_product(m, n, bf16_pairs(k), a, lda, b, &(tail){0}, c, ldc, accumulate);
 }
 
@@ -58,7 +60,8 @@ static inline vf at_place(const float *x, int64_t ldx, int64_t n, int64_t D, int
     return p < n ? v_load_up_to(x + p * ldx + j, D - j) : v_set(0);
 }
 
-static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc, int accumulate) {
+static inline void product(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b, float *c, int64_t ldc,
+                           int accumulate) {
     block_product(m, n, k, a, lda, 1, b, &(tail){0}, c, ldc, accumulate);
 }
 

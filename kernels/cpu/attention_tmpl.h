@@ -1,6 +1,6 @@
-/* attention_tmpl.h - causal attention of a vectorised level as products of small blocks (FlashAttention, arXiv 2205.14135). Key blocks start at
- * position 0 of their sequence and are padded with zeros to KEYS, masked scores weigh exactly 0: a row's bits depend on nothing but its own
- * keys. */
+/* attention_tmpl.h - causal attention of a vectorised level as products of small blocks (FlashAttention, arXiv 2205.14135). Key
+ * blocks start at position 0 of their sequence and are padded with zeros to KEYS, masked scores weigh exactly 0: a row's bits
+ * depend on nothing but its own keys. */
 #include <math.h>
 #include <stddef.h>
 #include <string.h>

@@ -1,6 +1,6 @@
-/* bf16.h - products of bfloat16 with float32 sums, for the levels whose CPUs have them: dot products of pairs (AVX512_BF16) or tiles (AMX).
- * A pair stands where tile.h has a float, so that packing is the same: A is rows of pairs, rounded before the product; B is panels of 32
- * columns, a row of which holds two consecutive k of every column. k is filled up with zeros to whole steps. */
+/* bf16.h - products of bfloat16 with float32 sums, for the levels whose CPUs have them: dot products of pairs (AVX512_BF16) or
+ * tiles (AMX). A pair stands where tile.h has a float, so that packing is the same: A is rows of pairs, rounded before the product;
+ * B is panels of 32 columns, a row of which holds two consecutive k of every column. k is filled up with zeros to whole steps. */
 #ifndef GR_CPU_BF16_H
 #define GR_CPU_BF16_H
 
@@ -15,7 +15,8 @@ static inline int64_t bf16_pairs(int64_t k) { return (k + BF16_STEP - 1) / BF16_
 static inline void bf16_row(float *to, const float *x, int64_t n, int64_t pairs) {
     int64_t j = 0;
     for (; j + 2 * VL <= n; j += 2 * VL) v_store(to + j / 2, v_pairs(v_load(x + j), v_load(x + j + VL)));
-    for (; j < 2 * pairs; j += 2 * VL) v_store(to + j / 2, v_pairs(v_load_up_to(x + j, n - j), v_load_up_to(x + j + VL, n - j - VL)));
+    for (; j < 2 * pairs; j += 2 * VL)
+        v_store(to + j / 2, v_pairs(v_load_up_to(x + j, n - j), v_load_up_to(x + j + VL, n - j - VL)));
 }
 
 /* Row p of panels of k pairs from two consecutive k, rows x and y (NULL: zeros) of n values. */
@@ -65,8 +66,8 @@ static void amx_block(float *block, const float *a, int64_t rs, const float *pan
 }
 
 /* C[m,n] (+)= A[m,k] B[k,n], as block_product; k in pairs, whole steps. */
-static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more, float *c, int64_t ldc,
-                         int accumulate) {
+static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more, float *c,
+                         int64_t ldc, int accumulate) {
     _Alignas(64) float block[BF16_ROWS * PANEL];
     _tile_loadconfig(&amx_tiles);
     for (int64_t j = 0; j < n; j += PANEL)
@@ -88,8 +89,8 @@ static void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_
 
 enum { BF16_ROWS = 1 };
 
-static inline void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more, float *c,
-                                int64_t ldc, int accumulate) {
+static inline void bf16_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, const float *b, const tail *more,
+                                float *c, int64_t ldc, int accumulate) {
     block_product_of(1, m, n, k, a, rs, 1, b, more, c, ldc, accumulate);
 }
 

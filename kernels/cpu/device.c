@@ -88,8 +88,8 @@ typedef union header {
     _Alignas(64) char line[64];
 } header;
 
-/* What is large is mapped by itself, in large pages where the system has them: reading in order does not stop at every 4 KiB, and what is
- * never touched takes no memory. */
+/* What is large is mapped by itself, in large pages where the system has them: reading in order does not stop at every 4 KiB, and
+ * what is never touched takes no memory. */
 static header *map_large(size_t bytes) {
     const size_t page = 2 << 20;
     size_t size = (bytes + page - 1) / page * page;

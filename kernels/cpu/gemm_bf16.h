@@ -1,5 +1,5 @@
-/* gemm_bf16.h - gemm_tmpl.h's products of bfloat16: A is rounded once for all tasks, B while a task packs its piece. As with floats an element
- * is a sum of pieces of k in ascending order, and the pieces depend on k and the dtype alone. */
+/* gemm_bf16.h - gemm_tmpl.h's products of bfloat16: A is rounded once for all tasks, B while a task packs its piece. As with floats
+ * an element is a sum of pieces of k in ascending order, and the pieces depend on k and the dtype alone. */
 #ifndef GR_CPU_GEMM_BF16_H
 #define GR_CPU_GEMM_BF16_H
 
@@ -60,7 +60,8 @@ static int64_t place_rounded(gemm_job *job, const gr_gemm *g, int64_t m, int64_t
     for (const gr_gemm *t = g; t; t = t->next) {
         if (t->compute != GR_DTYPE_BF16 || find_rounded(job, t)) continue;
         int64_t ld = bf16_pairs(t->k) + BF16_STEP / 2; /* never a power of two apart, which would crowd one set of a cache */
-        job->rounded[job->n_rounded++] = (rounded_a){.a = t->a, .a_row = t->a_row, .a_col = t->a_col, .k = t->k, .pairs = buffer + taken, .ld = ld};
+        job->rounded[job->n_rounded++] =
+            (rounded_a){.a = t->a, .a_row = t->a_row, .a_col = t->a_col, .k = t->k, .pairs = buffer + taken, .ld = ld};
         taken += round_up(m, BF16_ROWS) * ld;
     }
     return taken;
@@ -118,15 +119,16 @@ static int64_t bf16_piece_of(const gr_gemm *g) {
 }
 
 /* As add_product; `first` is the row of A where the rounded rows begin. */
-static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0, int64_t m,
-                             int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
+static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0,
+                             int64_t m, int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
     const rounded_a *a = find_rounded(job, g);
     int64_t piece = bf16_piece_of(g);
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         pack_bf16(scratch, g, k0, k, n0, n);
         const tail with = k0 + k < g->k ? (tail){0} : more;
-        bf16_product(m, n, bf16_pairs(k), a->pairs + (m0 - first) * a->ld + k0 / 2, a->ld, scratch + PACKED, &with, c, ldc, accumulate);
+        bf16_product(m, n, bf16_pairs(k), a->pairs + (m0 - first) * a->ld + k0 / 2, a->ld, scratch + PACKED, &with, c, ldc,
+                     accumulate);
     }
 }
 

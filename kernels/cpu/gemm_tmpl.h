@@ -103,10 +103,10 @@ static void fetch_row(const float *x, int64_t n) {
     for (int64_t j = 0; j < n; j += 16) _mm_prefetch((const char *)(x + j), _MM_HINT_T1);
 }
 
-/* The product of a block with tile rows of A copied first: rounded to the compute type, or because they stand where they would crowd one set
- * of a cache. */
-static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, const tail *more, float *c,
-                           int64_t ldc, int accumulate) {
+/* The product of a block with tile rows of A copied first: rounded to the compute type, or because they stand where they would
+ * crowd one set of a cache. */
+static void copied_product(float *scratch, const gr_gemm *g, int64_t m, int64_t n, int64_t k, const float *a, const tail *more,
+                           float *c, int64_t ldc, int accumulate) {
     float *rows = scratch + A_ROWS;
     for (int64_t row = 0; row < m; row += TILE_ROWS) {
         const tail here = tail_at(more, row, 0);
@@ -166,8 +166,8 @@ static tail tail_of(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, in
 }
 
 /* One product of a task, piece by piece, and its tail with the last one, into its block of C at row m0, column n0. */
-static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n, tail more, float *c, int64_t ldc,
-                        int accumulate) {
+static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0, int64_t m, int64_t n, tail more, float *c,
+                        int64_t ldc, int accumulate) {
     int64_t piece = piece_of(g);
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
@@ -184,8 +184,8 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
 #if defined(GR_BF16)
 #include "kernels/cpu/gemm_bf16.h"
 #else
-static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0, int64_t m,
-                             int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
+static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0,
+                             int64_t m, int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
     (void)job, (void)first;
     add_product(scratch, g, m0, n0, m, n, more, c, ldc, accumulate);
 }

@@ -51,7 +51,8 @@ typedef struct gr_gemm {
 
 enum { GR_GEMM_PRODUCTS = 4, GR_GEMM_TERMS = 12 };
 
-/* n <= GR_GEMM_PRODUCTS products, independent of each other, in one run of the pool; GR_GEMM_TERMS at most with what is added to them. */
+/* n <= GR_GEMM_PRODUCTS products, independent of each other, in one run of the pool; GR_GEMM_TERMS at most with what is added to
+ * them. */
 typedef void gr_gemm_fn(gr_device *d, const gr_gemm *products, int n);
 
 gr_gemm_fn gr_gemm_generic, gr_gemm_avx2, gr_gemm_avx512, gr_gemm_avx512bf16, gr_gemm_amx;
@@ -71,15 +72,16 @@ gr_int8_fn gr_int8_generic, gr_int8_avx2, gr_int8_avx512;
 #define gr_int8_amx gr_int8_avx512
 #define gr_int8_avx512bf16 gr_int8_avx512
 
-/* The low-rank products of a group's adapters at a level (NULL: none); false: not of these shapes. Forward: h = xd A^T. Backward: dh = scale dy B
- * where something needs it, and every dA and dB. */
+/* The low-rank products of a group's adapters at a level (NULL: none); false: not of these shapes. Forward: h = xd A^T. Backward:
+ * dh = scale dy B where something needs it, and every dA and dB. */
 typedef struct gr_thin_level gr_thin_level;
 extern const gr_thin_level gr_thin_avx2, gr_thin_avx512;
 #define gr_thin_amx gr_thin_avx512
 #define gr_thin_avx512bf16 gr_thin_avx512
-bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group, int n_group, int64_t n);
-bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd, const float *h,
-                      bool want_dx, const gr_linear *const *group, int n_group, int64_t n);
+bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group,
+                     int n_group, int64_t n);
+bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd,
+                      const float *h, bool want_dx, const gr_linear *const *group, int n_group, int64_t n);
 
 /* linear_forward and linear_backward over a level's products: parameters of ops.def after them. */
 typedef struct gr_products {

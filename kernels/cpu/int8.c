@@ -194,7 +194,8 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
         job.rows.offset = (int32_t *)(job.rows.sum + ld * blocks);
         job.row_blocks = ceil_div(count, ROW_BLOCK);
         job.row_block = ceil_div(count, job.row_blocks);
-        /* few rows read the weight once: long stretches for each thread, in pieces small enough that all are done at the same time */
+        /* few rows read the weight once: long stretches for each thread, in pieces small enough that all are done at the same
+         * time */
         int64_t pieces = CHUNKS_A_THREAD * gr_threads_count(d->threads);
         job.panel_blocks = job.row_blocks > 1 ? ceil_div(panels, PANEL_BLOCK) : panels < pieces ? panels : pieces;
         gr_cpu_for(d, count, gr_cpu_row_grain(w->k), round_rows, &job);

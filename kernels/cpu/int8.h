@@ -1,7 +1,7 @@
 /* int8.h - products of int8: the packed form of a weight, and what a level brings. Private to kernels/cpu.
  *
- * A packed weight W[k,n] is a header, then panels of 32 columns (the last one filled up with zeros). A panel is a run of blocks of 32 rows,
- * whole cache lines, read from first to last:
+ * A packed weight W[k,n] is a header, then panels of 32 columns (the last one filled up with zeros). A panel is a run of blocks of
+ * 32 rows, whole cache lines, read from first to last:
  *   scale[32] (half); with 4 bits: min[32] (half); codes.
  * Codes of 4 rows stand together, as the dot products of 4 bytes want them:
  *   8 bits: int8 code[8 groups][32 columns][4 rows], W = scale * code, never -128;
@@ -34,7 +34,8 @@ typedef struct int8_rows {
     int32_t *offset;    /* [blocks, ld] -128 * sum of codes: undoes codes of W stored as unsigned */
 } int8_rows;
 
-/* What a block of largest magnitude `top` is multiplied with before rounding. Blocks of next to nothing are 0; a NaN stays one, by its scale. */
+/* What a block of largest magnitude `top` is multiplied with before rounding. Blocks of next to nothing are 0; a NaN stays one, by
+ * its scale. */
 static inline float int8_inverse(float top) { return top > 0x1p-100f ? 127.0f / top : 0; }
 
 static inline void int8_finish_block(const int8_rows *r, int64_t i, int64_t b, float top, int32_t sum) {

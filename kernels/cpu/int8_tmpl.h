@@ -1,5 +1,5 @@
-/* int8_tmpl.h - products of int8 of a vectorised level: dot products of 4 bytes in 32-bit lanes, a lane for each column. A tile is some rows
- * times one vector of columns; within a block of 32 all is integers, then each block is added to float32 sums. */
+/* int8_tmpl.h - products of int8 of a vectorised level: dot products of 4 bytes in 32-bit lanes, a lane for each column. A tile is
+ * some rows times one vector of columns; within a block of 32 all is integers, then each block is added to float32 sums. */
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
@@ -113,7 +113,8 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
             }
             float top = gr_bits_float((uint32_t)vi_largest(largest));
             vf inverse = v_set(int8_inverse(top));
-            UNROLL for (int v = 0; v < VECTORS; v++) sum = vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
+            UNROLL for (int v = 0; v < VECTORS; v++)
+                sum = vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
             int8_finish_block(r, i, b, top, vi_sum(sum));
         }
         if (k % I8_BLOCK) int8_round_block(r, i, r->blocks - 1, a + i * lda, k);
@@ -121,8 +122,8 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
 }
 
 /* C[mr, n] from column `first` of a panel on, in nv vectors, n in (VL (nv-1), VL nv]; row i of r and of c is the first. */
-INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first,
-                      int64_t n, const gr_int8_product *p, float *c, const float *bias) {
+INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_rows *r, int64_t i, const uint8_t *panel,
+                      int64_t first, int64_t n, const gr_int8_product *p, float *c, const float *bias) {
     const int64_t scales = 2 * I8_COLUMNS, block_bytes = I8_COLUMNS * (bits == 8 ? 2 + I8_BLOCK : 4 + I8_BLOCK / 2);
     const int64_t ldx = r->blocks * I8_BLOCK, tail = n - (nv - 1) * VL;
     const int8_t *row[(I8_ROWS + 2) / 3]; /* of every third row, as in tile.h */

@@ -1,5 +1,6 @@
-/* linear.c - a linear with its slots as a list of products; no instruction set, the level's products are passed in. The low-rank ones are made in
- * passes of their own (thin.c) where the level and the ranks allow it, else they are matrix products like the others. */
+/* linear.c - a linear with its slots as a list of products; no instruction set, the level's products are passed in. The low-rank
+ * ones are made in passes of their own (thin.c) where the level and the ranks allow it, else they are matrix products like the
+ * others. */
 #include <stddef.h>
 #include <string.h>
 
@@ -125,8 +126,8 @@ static void sum_columns(const void *args, int64_t begin, int64_t end) {
 }
 
 /* dh = scale dy B for the gradients of A and of the LoRA input; dB += scale dy^T h. dy is the linear's own columns. */
-static void lora_backward_b(batch *b, const gr_linear *l, const gr_lora *lora, float *dh, const float *dy, int64_t ldy, const float *h,
-                            int64_t ldh, bool wants_dh, int64_t n) {
+static void lora_backward_b(batch *b, const gr_linear *l, const gr_lora *lora, float *dh, const float *dy, int64_t ldy,
+                            const float *h, int64_t ldh, bool wants_dh, int64_t n) {
     if (lora->dB) put(b, by_rows(lora->dB, dy, ldy, l->w.rows, h, ldh, lora->rank, n, lora->scale));
     if (!lora->dA && !wants_dh) return;
     gr_weight B = f32_weight(lora->B, l->w.rows, lora->rank);
@@ -136,8 +137,8 @@ static void lora_backward_b(batch *b, const gr_linear *l, const gr_lora *lora, f
 }
 
 /* dx (+)= dy W, then, unless dxd takes them, the LoRA terms dh A; all linears of the group into the same blocks. */
-static void input_gradient(batch *b, gr_int8_fn *int8, float *dx, bool accumulate, const float *dh, int64_t ldh, const float *dy, int64_t ldy,
-                           const gr_linear *const *group, int n_group, bool with_lora, int64_t n) {
+static void input_gradient(batch *b, gr_int8_fn *int8, float *dx, bool accumulate, const float *dh, int64_t ldh, const float *dy,
+                           int64_t ldy, const gr_linear *const *group, int n_group, bool with_lora, int64_t n) {
     for (int pass = 0; pass < 2; pass++) { /* those of int8 come first: they are not blocks of a chain */
         const float *dyi = dy, *dhi = dh;
         for (int i = 0; i < n_group; dyi += group[i]->w.rows, i++) {

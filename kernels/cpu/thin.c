@@ -1,5 +1,5 @@
-/* thin.c - the low-rank products of a group of linears, without any instruction set: their slices, the division of the work, and the sums of
- * gradients over its parts. */
+/* thin.c - the low-rank products of a group of linears, without any instruction set: their slices, the division of the work, and
+ * the sums of gradients over its parts. */
 #include "kernels/cpu/thin.h"
 
 #include <string.h>
@@ -82,7 +82,8 @@ static void forward_rows(const void *args, int64_t begin, int64_t end) {
         }
 }
 
-bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
+bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group,
+                     int n_group, int64_t n) {
     thin_job job = {.level = level, .d = d, .n = n, .to = h, .xd = xd};
     if (!level || !describe(&job, group, n_group) || !fits(a_floats(&job))) return false;
     gr_cpu_for(d, job.K, 512, slice_a, &job);
@@ -93,7 +94,9 @@ bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const f
 /* ---- backward ---- */
 
 /* B of an adapter as slices; of rank 8 it is one as it stands. */
-static const float *sliced_b(const thin_lora *l, const float *slices_of_b) { return l->lora->rank == THIN ? l->lora->B : slices_of_b; }
+static const float *sliced_b(const thin_lora *l, const float *slices_of_b) {
+    return l->lora->rank == THIN ? l->lora->B : slices_of_b;
+}
 
 static void slice_b(void *context, int64_t chunk, int worker) {
     (void)worker;
@@ -119,8 +122,12 @@ static void backward_rows(const thin_job *job, float *part, int64_t row, int64_t
     float *dh = job->dh + row * job->ldh;
     for (const thin_lora *l = job->loras; l < job->loras + job->n_loras; B += b_floats(l), l++)
         for (int64_t s = 0, at = l->at; s < slices(l->lora->rank); s++, at += THIN, part += l->N * THIN) {
-            gr_thin t = {.b = job->want_dh ? sliced_b(l, B) + s * l->N * THIN : NULL, .to = dh + at, .s = l->lora->dB ? h + at : NULL,
-                         .part = part, .ld = job->ldh, .ranks = ranks_of(l->lora->rank, s)};
+            gr_thin t = {.b = job->want_dh ? sliced_b(l, B) + s * l->N * THIN : NULL,
+                         .to = dh + at,
+                         .s = l->lora->dB ? h + at : NULL,
+                         .part = part,
+                         .ld = job->ldh,
+                         .ranks = ranks_of(l->lora->rank, s)};
             job->level->pass(&t, rows, l->N, dy + l->out, job->ldy);
             if (job->want_dh) scale_rows(dh + at, job->ldh, rows, t.ranks, l->lora->scale);
         }
@@ -164,8 +171,8 @@ static void give_gradients(void *context, int64_t chunk, int worker) {
     }
 }
 
-bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd, const float *h,
-                      bool want_dx, const gr_linear *const *group, int n_group, int64_t n) {
+bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd,
+                      const float *h, bool want_dx, const gr_linear *const *group, int n_group, int64_t n) {
     thin_job job = {.level = level, .d = d, .n = n, .xd = xd, .h = h, .dy = dy, .ldy = ldy, .dh = dh, .part_rows = ROWS};
     if (!level || !describe(&job, group, n_group)) return false;
     for (int i = 0; i < job.n_loras; i++) job.want_dA |= job.loras[i].lora->dA != NULL;

@@ -1,6 +1,6 @@
-/* thin.h - products with the low-rank factors of LoRA. They do little work for what they read, so each pass over rows of activations or of
- * their gradients does all that these rows are needed for: 8 ranks stand in one register, a value of the row is broadcast once. Factors stand in
- * slices [N, 8] of 8 ranks, filled up with zeros. Private to kernels/cpu. */
+/* thin.h - products with the low-rank factors of LoRA. They do little work for what they read, so each pass over rows of
+ * activations or of their gradients does all that these rows are needed for: 8 ranks stand in one register, a value of the row is
+ * broadcast once. Factors stand in slices [N, 8] of 8 ranks, filled up with zeros. Private to kernels/cpu. */
 #ifndef GR_CPU_THIN_H
 #define GR_CPU_THIN_H
 

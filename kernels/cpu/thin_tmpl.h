@@ -13,7 +13,8 @@ INLINE __m256 load_lanes(const float *p, lanes l) { return _mm256_maskload_ps(p,
 INLINE void store_lanes(float *p, __m256 v, lanes l) { _mm256_maskstore_ps(p, l, v); }
 
 /* mr rows at once, mr a constant; rows of y are reached as in tile.h. */
-INLINE void thin_rows(const int mr, const bool inner, const bool outer, const gr_thin *t, int64_t row, int64_t n, const float *y, int64_t ldy) {
+INLINE void thin_rows(const int mr, const bool inner, const bool outer, const gr_thin *t, int64_t row, int64_t n, const float *y,
+                      int64_t ldy) {
     const lanes used = first_lanes(t->ranks);
     const float *from[(THIN_ROWS + 2) / 3];
     __m256 s[THIN_ROWS], sum[THIN_ROWS];

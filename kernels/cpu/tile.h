@@ -2,8 +2,8 @@
  * columns wide, k rows, one panel after the other, zero-padded. Every element is one FMA chain over k from zero, then added to
  * what C held: long sums made of such pieces lose far less to rounding than one long chain would.
  *
- * An element of A and B is a float, or at the levels that multiply bfloat16 a pair of those, which stand one after the other along k: k then
- * counts pairs, and packing moves pairs as it moves floats. */
+ * An element of A and B is a float, or at the levels that multiply bfloat16 a pair of those, which stand one after the other along
+ * k: k then counts pairs, and packing moves pairs as it moves floats. */
 #ifndef GR_CPU_TILE_H
 #define GR_CPU_TILE_H
 
@@ -31,8 +31,8 @@ static inline tail tail_at(const tail *t, int64_t row, int64_t column) {
     return t->k > 0 ? (tail){t->k, t->rs, t->a + row * t->rs, t->b + column * t->k} : (tail){0};
 }
 
-/* C[mr, n] (+)= A[mr,k] panel[k, n] and its tail; pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from every
- * third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
+/* C[mr, n] (+)= A[mr,k] panel[k, n] and its tail; pairs, mr and nv constants, n in (VL (nv-1), VL nv]. Rows of A are reached from
+ * every third one by 0, 1 or 2 strides, which needs few address registers whichever of the two strides of A is 1. */
 INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
                  const tail *more, float *c, int64_t ldc, int64_t n, int accumulate) {
     vf acc[TILE_ROWS][2];
@@ -107,8 +107,8 @@ static tile_fn *const tiles[][TILE_ROWS + 1][3] = {
 #undef ROW
 
 /* C[m,n] (+)= A[m,k] B[k,n], A[i][p] = a[i rs + p cs], B in panels of k rows, and its tail. Rows are dealt evenly to tiles. */
-static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
-                             const tail *more, float *c, int64_t ldc, int accumulate) {
+static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs,
+                             const float *b, const tail *more, float *c, int64_t ldc, int accumulate) {
     int64_t n_tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0, row = 0; i < n_tiles; i++) {
         int64_t mr = (m - row + n_tiles - i - 1) / (n_tiles - i);
@@ -121,8 +121,8 @@ static void block_product_of(const int pairs, int64_t m, int64_t n, int64_t k, c
     }
 }
 
-static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more,
-                                 float *c, int64_t ldc, int accumulate) {
+static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,
+                                 const tail *more, float *c, int64_t ldc, int accumulate) {
     block_product_of(0, m, n, k, a, rs, cs, b, more, c, ldc, accumulate);
 }
 

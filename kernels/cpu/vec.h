@@ -71,8 +71,8 @@ static inline vf v_pairs(vf low, vf high) { return (vf)_mm512_cvtne2ps_pbh(high,
 static inline vf v_pair_fma(vf a, vf b, vf c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
 #endif
 static inline vf v_interleave(vf low, vf high) { /* lane i: low[i], high[i] */
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                                           17, 1, 16, 0);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                                           19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, _mm512_castps_si512(v_pairs(low, high))));
 }
 #endif
@@ -181,8 +181,8 @@ static inline vf v_exp(vf x) {
     return v_mul(p, v_pow2(n));
 }
 
-/* 2^t for t <= 0, within 2 ulp: t = n + r, a polynomial (Cephes' exp2f) for 2^r on |r| <= 1/2. 2^0 is 1 exactly; below -126.5, -infinity
- * included, exactly 0; a NaN stays one. */
+/* 2^t for t <= 0, within 2 ulp: t = n + r, a polynomial (Cephes' exp2f) for 2^r on |r| <= 1/2. 2^0 is 1 exactly; below -126.5,
+ * -infinity included, exactly 0; a NaN stays one. */
 static inline vf v_exp2(vf t) {
     vf n = v_round(t), r = v_sub(t, n);
     vf p = v_fma(v_set(1.535336188319500e-4f), r, v_set(1.339887440266574e-3f));

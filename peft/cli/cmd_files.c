@@ -14,18 +14,19 @@ static graft_status need_out(const gr_args *a, const char **out, graft_error *er
 }
 
 static void print_merge(const char *out, const gr_merge_report *r) {
-    printf("%s: %lld tensors (%lld merged), %s, %.1f MB, read back and compared\n", out, (long long)r->n_tensors, (long long)r->n_merged,
-           gr_dtype_get(r->dtype)->name, (double)r->n_bytes / 1e6);
-    printf("largest logit difference %.3g (the largest logit is %.3g); %lld of %lld tokens get another likeliest next one; mean KL %.3g nats\n",
+    printf("%s: %lld tensors (%lld merged), %s, %.1f MB, read back and compared\n", out, (long long)r->n_tensors,
+           (long long)r->n_merged, gr_dtype_get(r->dtype)->name, (double)r->n_bytes / 1e6);
+    printf("largest logit difference %.3g (the largest logit is %.3g); %lld of %lld tokens get another likeliest next one; mean KL "
+           "%.3g nats\n",
            r->max_logit_difference, r->largest_logit, (long long)r->n_changed, (long long)r->n_probed, r->mean_kl);
 }
 
 static void print_merge_json(const char *out, const gr_merge_report *r) {
-    json_t *json = json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I}", "out", out, "dtype", gr_dtype_get(r->dtype)->name, "tensors",
-                             (json_int_t)r->n_tensors, "merged", (json_int_t)r->n_merged, "bytes", (json_int_t)r->n_bytes,
-                             "max_logit_difference", r->max_logit_difference, "largest_logit", r->largest_logit, "relative_error",
-                             r->relative_error, "mean_kl", r->mean_kl, "probed", (json_int_t)r->n_probed, "changed",
-                             (json_int_t)r->n_changed);
+    json_t *json =
+        json_pack("{s:s,s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I}", "out", out, "dtype", gr_dtype_get(r->dtype)->name, "tensors",
+                  (json_int_t)r->n_tensors, "merged", (json_int_t)r->n_merged, "bytes", (json_int_t)r->n_bytes,
+                  "max_logit_difference", r->max_logit_difference, "largest_logit", r->largest_logit, "relative_error",
+                  r->relative_error, "mean_kl", r->mean_kl, "probed", (json_int_t)r->n_probed, "changed", (json_int_t)r->n_changed);
     json_dumpf(json, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(json);

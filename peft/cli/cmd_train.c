@@ -55,12 +55,14 @@ static void set_number(json_t *object, const char *key, double v) {
 
 static void put_facts(json_t *out, const gr_plan_facts *f) {
     const gr_memory *m = &f->memory;
-    json_t *memory = json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "program", (json_int_t)m->program, "data", (json_int_t)m->data,
-                               "base", (json_int_t)m->base, "made", (json_int_t)m->made, "trained", (json_int_t)m->trained, "threads",
-                               (json_int_t)m->threads, "scratch", (json_int_t)m->scratch, "evaluation", (json_int_t)m->evaluation, "result",
-                               (json_int_t)m->result, "total", (json_int_t)m->total);
-    json_t *disk = json_pack("{s:I,s:I,s:I,s:I,s:I}", "checkpoint", (json_int_t)f->checkpoint_bytes, "result", (json_int_t)f->result_bytes,
-                             "cache", (json_int_t)f->cache_bytes, "total", (json_int_t)f->disk_bytes, "free", (json_int_t)f->disk_free);
+    json_t *memory =
+        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "program", (json_int_t)m->program, "data", (json_int_t)m->data,
+                  "base", (json_int_t)m->base, "made", (json_int_t)m->made, "trained", (json_int_t)m->trained, "threads",
+                  (json_int_t)m->threads, "scratch", (json_int_t)m->scratch, "evaluation", (json_int_t)m->evaluation, "result",
+                  (json_int_t)m->result, "total", (json_int_t)m->total);
+    json_t *disk =
+        json_pack("{s:I,s:I,s:I,s:I,s:I}", "checkpoint", (json_int_t)f->checkpoint_bytes, "result", (json_int_t)f->result_bytes,
+                  "cache", (json_int_t)f->cache_bytes, "total", (json_int_t)f->disk_bytes, "free", (json_int_t)f->disk_free);
     json_object_set_new(out, "memory", memory);
     json_object_set_new(out, "memory_limit", json_integer(f->limit));
     json_object_set_new(out, "memory_available", json_integer(f->available));

@@ -15,9 +15,9 @@ static const gr_option machine_options[] = {
 };
 
 static const gr_option model_options[] = {
-    {"model", "PATH",
-     "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
-    {"adapter", "PATH[:SCALE]", "a run, a checkpoint of one, a PEFT or mlx-lm folder or a GGUF LoRA, on the model; may be repeated", NULL},
+    {"model", "PATH", "HF folder, .gguf file or a run's folder; may be left out when an adapter remembers its base", NULL},
+    {"adapter", "PATH[:SCALE]", "a run, a checkpoint of one, a PEFT or mlx-lm folder or a GGUF LoRA, on the model; may be repeated",
+     NULL},
     END,
 };
 
@@ -59,7 +59,8 @@ static const gr_option data_options[] = {
 /* ---- each command's own ---- */
 
 static const gr_option train_options[] = {
-    {"resume", NULL, "continue the run in output_dir from its last checkpoint; also with more steps, where the schedule allows it", NULL},
+    {"resume", NULL, "continue the run in output_dir from its last checkpoint; also with more steps, where the schedule allows it",
+     NULL},
     {"overwrite", NULL, "replace an existing run; what is no run is never touched", NULL},
     {"dry-run", NULL, "say what would happen: parameters, memory, steps; needs no weights", NULL},
     {"output-dir", "PATH", NULL, "output_dir"},
@@ -84,7 +85,8 @@ static const gr_option validate_options[] = {
 static const gr_option generate_options[] = {
     {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
     {"prompts", "FILE",
-     "lines {\"prompt\"} or {\"messages\"}, - for standard input; each comes back in order with its other fields, \"completion\" and "
+     "lines {\"prompt\"} or {\"messages\"}, - for standard input; each comes back in order with its other fields, \"completion\" "
+     "and "
      "\"tokens\"; a completion or answer that it had is its \"reference\"",
      NULL},
     {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
@@ -256,23 +258,16 @@ const gr_command gr_commands[] = {
      1,
      gr_cmd_data_make,
      {make_options}},
-    {"doctor",
-     "what graft finds on this machine",
+    {"doctor", "what graft finds on this machine", "[options]", "graft doctor", 0, 0, gr_cmd_doctor, {json_option}},
+    {"help", "explain a command or a topic", "[TOPIC | COMMAND] [options]", "graft help recipe", 0, 2, gr_cmd_help, {help_options}},
+    {"version",
+     "the version, the commit it was built from, and the CPU level in use",
      "[options]",
-     "graft doctor",
+     "graft version",
      0,
      0,
-     gr_cmd_doctor,
+     gr_cmd_version,
      {json_option}},
-    {"help",
-     "explain a command or a topic",
-     "[TOPIC | COMMAND] [options]",
-     "graft help recipe",
-     0,
-     2,
-     gr_cmd_help,
-     {help_options}},
-    {"version", "the version, the commit it was built from, and the CPU level in use", "[options]", "graft version", 0, 0, gr_cmd_version, {json_option}},
 };
 
 int gr_n_commands(void) {

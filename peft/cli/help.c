@@ -39,7 +39,8 @@ static graft_status help_data(const gr_args *a, graft_error *err) {
             printf("  graft %-14s %s\n      %s\n", gr_commands[i].name, gr_commands[i].summary, gr_commands[i].example);
     printf("\nforms of samples, told by their fields or named by `format`:");
     for (int i = 0; (name = gr_data_format(i)); i++) printf("%s %s", i ? "," : "", name);
-    printf("\nfiles: JSONL (one object a line), a JSON array, CSV or TSV with a header; .gz of these; data.encoding for other text than UTF-8");
+    printf("\nfiles: JSONL (one object a line), a JSON array, CSV or TSV with a header; .gz of these; data.encoding for other text "
+           "than UTF-8");
     printf("\nother names of fields: columns: {prompt: NAME, completion: NAME} of a source; fields that do not matter:\n"
            "ignore: [NAME]; `graft help recipe`, section data\n");
     return GRAFT_OK;
@@ -49,7 +50,8 @@ static graft_status help_models(const gr_args *a, graft_error *err) {
     (void)a, (void)err;
     const char *name;
     bool folder;
-    printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is refused by "
+    printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is "
+           "refused by "
            "name):\n");
     for (int i = 0; i < GR_N_ARCHS; i++)
         printf("  %-10s %s, in a GGUF %s\n", gr_archs[i].hf_type, gr_archs[i].hf_class, gr_archs[i].gguf);

@@ -25,9 +25,12 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
         .quantize = use != GR_FOR_FILES ? r->model_quantize : GR_QUANTIZE_NONE,
         .threads = (int)GR_MIN(r->_threads, 1024),
     };
-    const char *reads[] = {gr_args_text(a, "data", NULL), gr_args_text(a, "prompts", NULL)}, *format = gr_args_text(a, "format", "");
-    gr_output output = {.path = gr_args_text(a, "out", NULL), .overwrite = gr_args_has(a, "overwrite"), .inputs = reads, .n_inputs = GR_LEN(reads)};
-    output.folder = output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 && (*format || !gr_ends_with(output.path, ".gguf"));
+    const char *reads[] = {gr_args_text(a, "data", NULL), gr_args_text(a, "prompts", NULL)},
+               *format = gr_args_text(a, "format", "");
+    gr_output output = {
+        .path = gr_args_text(a, "out", NULL), .overwrite = gr_args_has(a, "overwrite"), .inputs = reads, .n_inputs = GR_LEN(reads)};
+    output.folder =
+        output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 && (*format || !gr_ends_with(output.path, ".gguf"));
     if (output.path) o.output = &output;
     if (first && gr_args_has(a, "model"))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: the model is already given by --model", first));

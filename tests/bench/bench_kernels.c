@@ -1,6 +1,6 @@
 /* bench_kernels.c - speed of the operations on the shapes of SmolLM2-135M, as GFLOP/s and as a share of the FMA peak
- * that the same run measures. Usage: bench_kernels [threads [PART]]; GRAFT_CPU chooses the level. PART: only operations whose line contains
- * it; "limits": only the machine's. */
+ * that the same run measures. Usage: bench_kernels [threads [PART]]; GRAFT_CPU chooses the level. PART: only operations whose line
+ * contains it; "limits": only the machine's. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,7 +106,8 @@ static double bandwidth(gr_device *d) {
     if (job.sums[0] != 0) abort(); /* the sums are used */
     d->free(d, (void *)(uintptr_t)job.data);
     qsort(rates, RUNS, sizeof *rates, ascending);
-fprintf(stderr,"min %.1f p25 %.1f med %.1f p75 %.1f max %.1f\n",rates[0],rates[10],rates[20],rates[30],rates[40]);    return rates[RUNS / 2];
+    fprintf(stderr, "min %.1f p25 %.1f med %.1f p75 %.1f max %.1f\n", rates[0], rates[10], rates[20], rates[30], rates[40]);
+    return rates[RUNS / 2];
 }
 
 static float *values(gr_device *d, int64_t n) {
@@ -152,8 +153,8 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
     char line[3][96];
     bool any = false;
     for (int i = 0; i < 3; i++) {
-        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", what[i], (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name,
-                 gr_dtype_get(compute)->name, (int)rank);
+        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", what[i], (int)n, (int)N, (int)K,
+                 gr_dtype_get(dtype)->name, gr_dtype_get(compute)->name, (int)rank);
         any |= strstr(line[i], wanted) != NULL;
     }
     if (!any) return;
@@ -184,7 +185,8 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
 static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype) {
     char line[2][96];
     for (int i = 0; i < 2; i++)
-        snprintf(line[i], sizeof *line, "int8 %s n=%d %dx%d %s", i ? "bwd" : "fwd", (int)n, (int)N, (int)K, gr_dtype_get(dtype)->name);
+        snprintf(line[i], sizeof *line, "int8 %s n=%d %dx%d %s", i ? "bwd" : "fwd", (int)n, (int)N, (int)K,
+                 gr_dtype_get(dtype)->name);
     if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
     gr_linear l = {.w = make_weight(d, dtype, N, K)};
     const gr_linear *group = &l;
@@ -215,7 +217,8 @@ static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dty
     double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
     char label[96];
     snprintf(label, sizeof label, "attention fwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, flops, d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute, NULL));
+    TIME(label, flops,
+         d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute, NULL));
     snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
     TIME(label, 2.5 * flops, d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs,
                                                         n_seqs, H, K, D, 0.125f, compute));
@@ -255,14 +258,16 @@ int main(int argc, char **argv) {
         return 1;
     }
     fma_peak = peak(d);
-    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(d->threads), fma_peak, bandwidth(d));
+    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(d->threads), fma_peak,
+           bandwidth(d));
     if (argc > 2) wanted = argv[2];
     if (strcmp(wanted, "limits") == 0) {
         gr_device_free(d);
         return 0;
     }
     /* SmolLM2's, its head, LLaMA-7B's */
-    static const int64_t shapes[][2] = {{576, 576}, {192, 576}, {1536, 576}, {576, 1536}, {49152, 576}, {4096, 4096}, {4096, 11008}};
+    static const int64_t shapes[][2] = {{576, 576},   {192, 576},   {1536, 576},  {576, 1536},
+                                        {49152, 576}, {4096, 4096}, {4096, 11008}};
     static const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_Q4_1}, computes[] = {GR_DTYPE_F32, GR_DTYPE_BF16};
     for (int t = 0; t < 2; t++)
         for (int s = 0; s < 7; s++)

@@ -1,4 +1,5 @@
-/* bench_tokenizer.c - speed of tokenising a text file, one thread, line by line. Usage: bench_tokenizer MODEL TEXT; prints MB/s and tokens. */
+/* bench_tokenizer.c - speed of tokenising a text file, one thread, line by line. Usage: bench_tokenizer MODEL TEXT; prints MB/s and
+ * tokens. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

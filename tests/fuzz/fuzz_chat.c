@@ -10,7 +10,8 @@ static const char variables[] =
     "{\"messages\": [{\"role\": \"system\", \"content\": \"be\"}, {\"role\": \"user\", \"content\": \" \\u00e9t\\u00e9 \\n 'x' \"},"
     "{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"type\": \"function\", \"function\": {\"name\": \"f\","
     "\"arguments\": {\"a\": 1.5, \"b\": [true, null, -3]}}}]}, {\"role\": \"tool\", \"content\": \"7\"}],"
-    "\"tools\": [{\"name\": \"f\", \"n\": 3}], \"documents\": null, \"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"add_generation_prompt\": true}";
+    "\"tools\": [{\"name\": \"f\", \"n\": 3}], \"documents\": null, \"bos_token\": \"<s>\", \"eos_token\": \"</s>\", "
+    "\"add_generation_prompt\": true}";
 
 static void run(const gr_jinja *t) {
     gr_jinja_run *r = gr_jinja_run_new(t);
@@ -23,9 +24,11 @@ static void run(const gr_jinja *t) {
     gr_jinja_begin(r, 1700000000, true);
     int32_t origin = 1;
     json_object_foreach(all, key, value) gr_jinja_set(r, key, gr_jinja_json(r, value, origin++));
-    if (gr_jinja_render(r, &text, &n, &spans, &n_spans, NULL, &err) == GRAFT_OK) { /* the spans cover the text, each another origin than the one before */
+    /* the spans cover the text, each another origin than the one before */
+    if (gr_jinja_render(r, &text, &n, &spans, &n_spans, NULL, &err) == GRAFT_OK) {
         GR_ASSERT(n_spans ? spans[n_spans - 1].end == n : n == 0);
-        for (int64_t i = 0; i < n_spans; i++) GR_ASSERT(spans[i].end > (i ? spans[i - 1].end : 0) && (!i || spans[i].origin != spans[i - 1].origin));
+        for (int64_t i = 0; i < n_spans; i++)
+            GR_ASSERT(spans[i].end > (i ? spans[i - 1].end : 0) && (!i || spans[i].origin != spans[i - 1].origin));
     } else {
         GR_ASSERT(err.msg[0]);
     }

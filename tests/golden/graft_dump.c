@@ -2,8 +2,8 @@
  * implementations (compare_grads.py).
  *   graft_dump --model M [--adapter A] --batch B.json --out D.safetensors [--method lora|full] [--dtype fp32|bf16] [--threads N]
  *              [--micro N] [--recompute 0|1|2]
- * B.json: {"sequences": [{"tokens": [ids], "targets": [0/1 per token]}]}. Writes logits [n,V], loss [1], grad.<name>. --micro N: at most N
- * tokens of whole sequences at a time. */
+ * B.json: {"sequences": [{"tokens": [ids], "targets": [0/1 per token]}]}. Writes logits [n,V], loss [1], grad.<name>. --micro N: at
+ * most N tokens of whole sequences at a time. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -41,7 +41,8 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     return GRAFT_OK;
 }
 
-static graft_status read_batch(gr_batch *batches, int64_t *n_batches, int64_t micro, const char *path, int64_t *n_targets, graft_error *err) {
+static graft_status read_batch(gr_batch *batches, int64_t *n_batches, int64_t micro, const char *path, int64_t *n_targets,
+                               graft_error *err) {
     json_error_t e;
     size_t i, k;
     json_t *seq, *item, *root = json_load_file(path, 0, &e);

@@ -1,6 +1,6 @@
 /* render_template - renders Jinja templates as graft does, for comparison with jinja2 (compare_templates.py).
- * stdin: JSON lines {"template", "variables": {...}}; stdout: {"text"} or {"error", "raised"} a line. Every variable's origin is 1, each
- * message's 2 + its index; with --spans the origins are written as "spans": [[end, origin], ...]. */
+ * stdin: JSON lines {"template", "variables": {...}}; stdout: {"text"} or {"error", "raised"} a line. Every variable's origin is 1,
+ * each message's 2 + its index; with --spans the origins are written as "spans": [[end, origin], ...]. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +38,8 @@ static json_t *render(json_t *task, bool with_spans) {
         if (gr_jinja_render(r, &text, &n, &spans, &n_spans, &raised, &err) == GRAFT_OK) {
             json_object_set_new(out, "text", json_stringn(text, (size_t)n));
             json_t *list = json_array();
-            for (int64_t i = 0; i < n_spans; i++) json_array_append_new(list, json_pack("[I, i]", (json_int_t)spans[i].end, spans[i].origin));
+            for (int64_t i = 0; i < n_spans; i++)
+                json_array_append_new(list, json_pack("[I, i]", (json_int_t)spans[i].end, spans[i].origin));
             if (with_spans)
                 json_object_set_new(out, "spans", list);
             else

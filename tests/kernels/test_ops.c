@@ -278,7 +278,8 @@ static void call_attention_backward(call *c) {
     gr_seq seqs[2] = {{0, n, 0, n}, {n, other, n, other}};
     gr_dtype compute = attention_compute(c);
     c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, 2, H, K, D, scale, compute, NULL);
-    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, 2, H, K, D, scale, compute);
+    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, 2, H, K, D, scale,
+                                  compute);
     out_sum(c, dq, all * ldq), out_sum(c, dk, all * ldkv), out_sum(c, dv, all * ldkv);
 }
 
@@ -451,7 +452,8 @@ static void test_level(void **state) {
     gr_device_free(reference), gr_device_free(one), gr_device_free(three);
 }
 
-/* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without them. */
+/* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without
+ * them. */
 static void test_kept_panels(void **state) {
     const char *level = levels[*(int *)*state];
     if (!gr_cpu_ops(level)) skip();
@@ -462,13 +464,14 @@ static void test_kept_panels(void **state) {
         int32_t packed[SLOTS * K] = {0};
         float *panels = buffer(&c, SLOTS * K * BLOCKS * 2 * GR_KV_BLOCK * 64);
         gr_kv_panels kept = {panels, packed, ROWS, BLOCKS};
-        float *kv = fixed(&c, 1, SLOTS * ROWS, LD), *q = fixed(&c, 2, SLOTS, H * D), *out = rows(&c, 3, H * D), *expected = rows(&c, 4, H * D);
+        float *kv = fixed(&c, 1, SLOTS * ROWS, LD), *q = fixed(&c, 2, SLOTS, H * D), *out = rows(&c, 3, H * D),
+              *expected = rows(&c, 4, H * D);
         bool set_back = false;
         for (int len = 1; len <= ROWS; len++) {
             gr_seq seqs[SLOTS] = {{0, 1, 0, len}, {1, 1, ROWS, (len + 1) / 2}};
             for (int i = 0; i < 2; i++)
-                d->ops->attention_forward(d, i ? out : expected, H * D, NULL, q, H * D, kv, kv + K * D, LD, seqs, SLOTS, H, K, D, 0.2f,
-                                          bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, i ? &kept : NULL);
+                d->ops->attention_forward(d, i ? out : expected, H * D, NULL, q, H * D, kv, kv + K * D, LD, seqs, SLOTS, H, K, D,
+                                          0.2f, bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, i ? &kept : NULL);
             if (memcmp(out, expected, SLOTS * H * D * sizeof *out) != 0) fail_msg("%s: %d keys, bits differ", level, len);
             if (len != SET_BACK || set_back) continue;
             set_back = true;
@@ -514,8 +517,8 @@ static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute) {
     float *out = fixed(c, 4, ALL, LDQ), *lse = fixed(c, 5, ALL, H), *delta = fixed(c, 6, ALL, H);
     float *dq = fixed(c, 8, ALL, LDQ), *dk = fixed(c, 9, ALL, LDKV), *dv = fixed(c, 10, ALL, LDKV);
     c->d->ops->attention_forward(c->d, out, LDQ, lse, q, LDQ, k, v, LDKV, seqs + first, n_seqs, H, K, D, 0.25f, compute, NULL);
-    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, LDQ, q, LDQ, k, v, LDKV, out, lse, seqs + first, n_seqs, H, K, D, 0.25f,
-                                  compute);
+    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, LDQ, q, LDQ, k, v, LDKV, out, lse, seqs + first, n_seqs, H, K, D,
+                                  0.25f, compute);
     c->row0 = begin, c->n = end - begin, c->tolerance = compute == GR_DTYPE_F32 ? 2e-5 : 1e-2;
     out_rows(c, out + begin * LDQ, LDQ), out_rows(c, dq + begin * LDQ, LDQ);
     out_rows(c, dk + begin * LDKV, LDKV), out_rows(c, dv + begin * LDKV, LDKV);

@@ -35,8 +35,8 @@ static void write_raw(const char *path, const raw_tensor *t, int n, int pad) {
     for (int i = 0; i < n; i++) {
         int64_t begin = data.len;
         for (int64_t k = 0; k < t[i].rows * t[i].cols; k++) put_value(&data, t[i].type, k);
-        gr_str_printf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld,%lld],\"data_offsets\":[%lld,%lld]}", i ? "," : "", t[i].name,
-                      t[i].type, (long long)t[i].rows, (long long)t[i].cols, (long long)begin, (long long)data.len);
+        gr_str_printf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld,%lld],\"data_offsets\":[%lld,%lld]}", i ? "," : "",
+                      t[i].name, t[i].type, (long long)t[i].rows, (long long)t[i].cols, (long long)begin, (long long)data.len);
     }
     gr_str_putc(&header, '}');
     for (int i = 0; i < pad; i++) gr_str_putc(&header, ' ');
@@ -141,15 +141,20 @@ static void test_targets_agree(void **state) {
         {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"exclude_modules\": [\"layers.0.self_attn.v_proj\"]", NULL},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"exclude_modules\": \".*0.*v_proj\"", NULL},
         {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1]", NULL},
-        {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"layers\"", NULL},
-        {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
+        {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"layers\"",
          NULL},
-        {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"", NULL},
+        {"\"target_modules\": [\"" Q(
+             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
+         NULL},
+        {"\"target_modules\": [\"" Q(
+             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"",
+         NULL},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"]", V("0")},
         {"\"target_modules\": [\"q_proj\"]", "does not target " V("1")},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"layers_to_transform\": [1]", "does not target " Q("0")},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"layers_to_transform\": [0, 1]", V("0")},
-        {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": \"h\"", "does not target"},
+        {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": \"h\"",
+         "does not target"},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"], \"layers_to_transform\": [\"1\"]", "layers_to_transform"},
         {"\"target_modules\": \"all-linear\"", "k_proj"},
         {"\"target_modules\": \"q_proj\"", "does not target"}, /* a string is a regular expression for the whole name */
@@ -234,10 +239,12 @@ static void test_mlx(void **state) {
     static const struct {
         const char *config, *part;
     } rows[] = {
-        {"{\"fine_tune_type\": \"lora\", \"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"dropout\": 0.0}}", NULL},
+        {"{\"fine_tune_type\": \"lora\", \"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"dropout\": 0.0}}",
+         NULL},
         {"{\"lora_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"keys\": [\"self_attn.q_proj\"]}}", NULL},
         {"{\"num_layers\": 2, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0}}", Q("0") " is not in"},
-        {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"keys\": [\"self_attn.v_proj\"]}}", "saved in part"},
+        {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"keys\": [\"self_attn.v_proj\"]}}",
+         "saved in part"},
         {"{\"fine_tune_type\": \"dora\", \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0}}", "\"dora\", expected \"lora\""},
         {"{\"fine_tune_type\": \"full\"}", "\"full\""},
         {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2}}", "lora_parameters.scale"},

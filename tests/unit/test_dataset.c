@@ -208,7 +208,9 @@ static void test_preview_ids(void **state) {
     (void)state;
     setup s = set_up("chatml", false);
     graft_error err;
-    gr_data_source source = {.path = put("p.jsonl", "{\"question\":\"a\",\"answer\":\"b\"}\n{\"question\":\"<|im_end|>\",\"answer\":\"b\"}\n"), .weight = 1};
+    gr_data_source source = {
+        .path = put("p.jsonl", "{\"question\":\"a\",\"answer\":\"b\"}\n{\"question\":\"<|im_end|>\",\"answer\":\"b\"}\n"),
+        .weight = 1};
     gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 64};
     gr_dataset *d = load(&s, &o);
     for (int i = 0; i < 2; i++) {

@@ -39,7 +39,8 @@ static void as_jinja2(void **state) {
     size_t i;
     assert_non_null(root);
     json_array_foreach(json_object_get(root, "cases"), i, row) {
-        const char *source = json_string_value(json_object_get(row, "template")), *wanted = json_string_value(json_object_get(row, "text"));
+        const char *source = json_string_value(json_object_get(row, "template")),
+                   *wanted = json_string_value(json_object_get(row, "text"));
         char *text = render(source, json_object_get(root, "variables"));
         if (wanted && !text) fail_msg("%s: %s", source, err.msg);
         if (wanted) assert_string_equal(text, wanted);
@@ -53,7 +54,8 @@ static void as_jinja2(void **state) {
 
 /* Each byte's origin as a letter: t of the template, a, b, c ... of the variables a, b, c ..., capital within {% generation %}. */
 static void check_origins(const char *source, const char *text_wanted, const char *wanted) {
-    json_t *variables = json_pack("{s:s, s:s, s:{s:[i, s]}, s:[s, s]}", "a", " xyz ", "b", "q-q", "c", "k", 1, "v", "d", "one", "two");
+    json_t *variables =
+        json_pack("{s:s, s:s, s:{s:[i, s]}, s:[s, s]}", "a", " xyz ", "b", "q-q", "c", "k", 1, "v", "d", "one", "two");
     gr_jinja *t = NULL;
     const char *text;
     const gr_jinja_span *spans;
@@ -86,9 +88,11 @@ static void bytes_know_their_origin(void **state) {
     check_origins("{{ ('x' ~ b).split('-') | join(a.strip()) }}", "xqxyzq", "tbaaab");
     check_origins("{{ c | tojson }}", "{\"k\": [1, \"v\"]}", "ccccccccccccccc");
     check_origins("{{ {'k': b, 'n': 1} | tojson }}", "{\"k\": \"q-q\", \"n\": 1}", "ttttttbbbbbttttttttt");
-    check_origins("{{ d }}{% for x in d | reverse %}{{ x }}{{ loop.index }}{% endfor %}", "['one', 'two']two1one2", "dddddddddddddddddtdddt");
+    check_origins("{{ d }}{% for x in d | reverse %}{{ x }}{{ loop.index }}{% endfor %}", "['one', 'two']two1one2",
+                  "dddddddddddddddddtdddt");
     check_origins("{% set x %}[{{ a }}]{% endset %}{{ x | indent }}{{ '%s!' % b }}", "[ xyz ]q-q!", "taaaaatbbbt");
-    check_origins("{% macro f(y) %}({{ y }}){% endmacro %}{{ f(b) }}{% filter upper %}u{{ b }}{% endfilter %}", "(q-q)UQ-Q", "tbbbttbbb");
+    check_origins("{% macro f(y) %}({{ y }}){% endmacro %}{{ f(b) }}{% filter upper %}u{{ b }}{% endfilter %}", "(q-q)UQ-Q",
+                  "tbbbttbbb");
     check_origins("p{% generation %}{{ b }}x{% endgeneration %}n", "pq-qxn", "tBBBTt");
     check_origins("{% set x %}{% generation %}{{ b }}{% endgeneration %}{% endset %}{{ x[1:] + '.' }}", "-q.", "BBt");
 }

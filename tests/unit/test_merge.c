@@ -1,5 +1,5 @@
-/* What leaves: merged HF folders and GGUF files against the sum computed by hand, GGUF LoRA, and inspection.
- */
+/* What leaves: merged HF folders and GGUF files against the sum computed by hand, GGUF LoRA, and
+ * inspection. */
 #include "tests/unit/adapter_world.h"
 
 #include "adapters/merge.h"
@@ -272,7 +272,8 @@ static gr_tokenizer *write_mistral(void) {
     write_model(&c, t, at("mistral"));
     char *config = text_of(at("mistral/config.json"));
     config[strrchr(config, '}') - config] = '\0';
-    char *more = gr_format("%s, \"initializer_range\": 0.041666666666666664, \"_name_or_path\": \"x/y\", \"auto_map\": {\"A\": \"b.C\"}}", config);
+    char *more = gr_format(
+        "%s, \"initializer_range\": 0.041666666666666664, \"_name_or_path\": \"x/y\", \"auto_map\": {\"A\": \"b.C\"}}", config);
     put_text(at("mistral/config.json"), more);
     free(config);
     free(more);
@@ -375,8 +376,10 @@ static void check_types(const char *path, gr_dtype dtype, int64_t file_type, boo
         if (t->n_dims == 1) expected = GR_DTYPE_F32;
         else if (gr_ends_with(t->name, "attn_output.weight")) /* rows of 96 */
             expected = dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_0 : dtype == GR_DTYPE_Q5_K ? GR_DTYPE_Q5_1 : GR_DTYPE_Q8_0;
-        else if (strcmp(t->name, "output.weight") == 0 || (tied && strcmp(t->name, "token_embd.weight") == 0)) expected = GR_DTYPE_Q6_K;
-        else if ((gr_ends_with(t->name, "attn_v.weight") || gr_ends_with(t->name, "ffn_down.weight")) && more) expected = GR_DTYPE_Q6_K;
+        else if (strcmp(t->name, "output.weight") == 0 || (tied && strcmp(t->name, "token_embd.weight") == 0))
+            expected = GR_DTYPE_Q6_K;
+        else if ((gr_ends_with(t->name, "attn_v.weight") || gr_ends_with(t->name, "ffn_down.weight")) && more)
+            expected = GR_DTYPE_Q6_K;
         if (t->dtype != expected) fail_msg("%s: %s is %s", path, t->name, gr_dtype_get(t->dtype)->name);
     }
     gr_gguf_close(g);
@@ -411,9 +414,11 @@ static void test_mixtures(void **state) {
     }
 }
 
-/* What reads back as another model fails, whatever the rounding: here the files hold weights that the model does not compute with. */
+/* What reads back as another model fails, whatever the rounding: here the files hold weights that the model does not compute
+ * with. */
 static void test_wrong_read_back(void **state) {
-    static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16, GR_DTYPE_Q8_0, GR_DTYPE_Q6_K, GR_DTYPE_Q5_K, GR_DTYPE_Q4_K};
+    static const gr_dtype types[] = {GR_DTYPE_F32,  GR_DTYPE_F16,  GR_DTYPE_BF16, GR_DTYPE_Q8_0,
+                                     GR_DTYPE_Q6_K, GR_DTYPE_Q5_K, GR_DTYPE_Q4_K};
     (void)state;
     gr_tokenizer *t = NULL;
     gr_params p = {0};

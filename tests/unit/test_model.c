@@ -1,5 +1,5 @@
-/* The model against PyTorch + PEFT (tests/golden/tiny*: made by make_tiny.py), and against itself: invariance to batch, split, threads and
- * recomputation. */
+/* The model against PyTorch + PEFT (tests/golden/tiny*: made by make_tiny.py), and against itself: invariance to batch, split,
+ * threads and recomputation. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -185,7 +185,8 @@ static void full_gradients_are_pytorchs(void **state) {
             assert_true(p >= 0);
             const float *grad = gr_params_grad(w.params, p);
             for (int64_t k = 0; k < w.params->items[p].n; k++) norm += (double)grad[k] * grad[k];
-            if (fabs(sqrt(norm) - golden_norm) > 1e-4 * golden_norm) fail_msg("%s: norm %g, expected %g", key, sqrt(norm), golden_norm);
+            if (fabs(sqrt(norm) - golden_norm) > 1e-4 * golden_norm)
+                fail_msg("%s: norm %g, expected %g", key, sqrt(norm), golden_norm);
             snprintf(name, sizeof name, "full.%s", key);
             const gr_tensor *t = gr_safetensors_find(w.tensors, name);
             assert_true(t && t->n_elements <= GR_LEN(sample));
@@ -523,7 +524,8 @@ static void no_logits_are_kept(void **state) {
         assert_true(a_row > 0);
         w.m->config.vocab *= 64; /* bytes a row do not depend on it */
         int64_t more = gr_decoder_plan_bytes(w.m, &o);
-        assert_true(more > some + 100000 * a_row || (training && more == some + 100000 * a_row)); /* where gradients come later, there is room */
+        assert_true(more > some + 100000 * a_row ||
+                    (training && more == some + 100000 * a_row)); /* where gradients come later, there is room */
         o.max_tokens /= 2;
         int64_t a_row_of_more = (more - gr_decoder_plan_bytes(w.m, &o)) / 100000;
         w.m->config.vocab /= 64;

@@ -16,8 +16,8 @@ static char folder[] = "/tmp/graft-output-XXXXXX";
 
 static int make_folder(void **state) {
     (void)state;
-    return mkdtemp(folder) && chdir(folder) == 0 && mkdir("a", 0777) == 0 && mkdir("a/b", 0777) == 0 && symlink("a/b", "link") == 0 &&
-                   gr_file_write("a/f", "x", 1, NULL) == GRAFT_OK
+    return mkdtemp(folder) && chdir(folder) == 0 && mkdir("a", 0777) == 0 && mkdir("a/b", 0777) == 0 &&
+                   symlink("a/b", "link") == 0 && gr_file_write("a/f", "x", 1, NULL) == GRAFT_OK
                ? 0
                : -1;
 }
@@ -31,7 +31,8 @@ static int remove_folder(void **state) {
 static void paths(void **state) {
     static const struct {
         const char *path, *from, *way;
-    } ways[] = {{"a/f", "a", "f"}, {"a/f", "a/b", "../f"}, {"a", "a/b", ".."}, {"a/b", "a/b", "."}, {"a/b", ".", "a/b"}, {"a/f", "link", "../f"}};
+    } ways[] = {{"a/f", "a", "f"},   {"a/f", "a/b", "../f"}, {"a", "a/b", ".."},
+                {"a/b", "a/b", "."}, {"a/b", ".", "a/b"},    {"a/f", "link", "../f"}};
     (void)state;
     for (int i = 0; i < GR_LEN(ways); i++) {
         char *way = gr_path_relative(ways[i].path, ways[i].from);
@@ -45,7 +46,8 @@ static void paths(void **state) {
     assert_string_equal(whole, expected);
     free(whole);
     free(expected);
-    assert_true(gr_path_within("a/b", "a") && gr_path_within("link", "a") && gr_path_within("a", "a/") && gr_path_within("a/b/../new", "a"));
+    assert_true(gr_path_within("a/b", "a") && gr_path_within("link", "a") && gr_path_within("a", "a/") &&
+                gr_path_within("a/b/../new", "a"));
     assert_false(gr_path_within("a", "a/b") || gr_path_within("ab", "a") || gr_path_within("a/../new", "a"));
 }
 

@@ -286,7 +286,8 @@ static char *learned(const gr_tokenizer *t, const gr_chat *c, const gr_conversat
     return gr_str_take(&text);
 }
 
-static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on, const char *wanted) {
+static void check_learned(const gr_tokenizer *t, const gr_chat *c, const gr_message *m, int64_t n, gr_loss_on on,
+                          const char *wanted) {
     char *text = learned(t, c, &(gr_conversation){.messages = m, .n = n}, on);
     assert_string_equal(text, wanted);
     free(text);
@@ -331,12 +332,17 @@ static void test_chat_masks(void **state) {
     gr_tokenizer_free(t);
 }
 
-/* A template of its own kind: reasoning of earlier answers is dropped, calls of tools are wrapped, the prompt may open the reasoning. */
-#define THINKER                                                                                                                        \
-    "{% for m in messages %}{% set last = loop.last or messages[loop.index:] | selectattr('role', 'equalto', 'user') | list | length == 0 %}" \
-    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content and last %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}" \
-    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + c.function.arguments | tojson + '</call>' }}{% endfor %}" \
-    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if think %}{{ '<think>' }}{% endif %}{% endif %}"
+/* A template of its own kind: reasoning of earlier answers is dropped, calls of tools are wrapped, the prompt may open the
+ * reasoning. */
+#define THINKER                                                                                                                    \
+    "{% for m in messages %}{% set last = loop.last or messages[loop.index:] | selectattr('role', 'equalto', 'user') | list | "    \
+    "length == 0 %}"                                                                                                               \
+    "{{ '<|im_start|>' + m.role + '\n' }}{% if m.reasoning_content and last %}{{ '<think>' + m.reasoning_content + '</think>' "    \
+    "}}{% endif %}"                                                                                                                \
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ '<call>' + c.function.name + c.function.arguments | tojson + "       \
+    "'</call>' }}{% endfor %}"                                                                                                     \
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if think %}{{ '<think>' "     \
+    "}}{% endif %}{% endif %}"
 
 static void check_json(const gr_tokenizer *t, const gr_chat *c, const char *json, const char *wanted) {
     json_t *list = json_loads(json, 0, NULL), *m;
@@ -359,26 +365,42 @@ static void test_chat_turns(void **state) {
     gr_tokenizer *t = open_golden("smollm2");
     gr_chat *c = open_chat("thinker", THINKER, NULL, NULL, t);
     /* template text that the model must write is learned, and of an answer after another its own sequence where history differs */
-    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{\"function\": {\"name\": \"f\","
-                     "\"arguments\": {\"x\": 1}}}]}, {\"role\": \"tool\", \"content\": \"7\"}, {\"role\": \"assistant\", \"content\": \"b\", \"reasoning_content\": \"r\"}]",
+    check_json(t, c,
+               "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": null, \"tool_calls\": "
+               "[{\"function\": {\"name\": \"f\","
+               "\"arguments\": {\"x\": 1}}}]}, {\"role\": \"tool\", \"content\": \"7\"}, {\"role\": \"assistant\", \"content\": "
+               "\"b\", \"reasoning_content\": \"r\"}]",
                "<call>f{\"x\": 1}</call><|im_end|>|<think>r</think>b<|im_end|>|");
-    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"reasoning_content\": \"r\"},"
-                     "{\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]",
-               "d<|im_end|>|/<think>r</think>b<|im_end|>|");
+    check_json(
+        t, c,
+        "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"reasoning_content\": \"r\"},"
+        "{\"role\": \"user\", \"content\": \"c\"}, {\"role\": \"assistant\", \"content\": \"d\"}]",
+        "d<|im_end|>|/<think>r</think>b<|im_end|>|");
     gr_chat_free(c);
     /* the prompt opens the reasoning that the answer then has or lacks */
     c = open_chat("thinker", THINKER, NULL, "{\"think\": true}", t);
-    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"reasoning_content\": \"r\"}]", "r</think>b<|im_end|>|");
+    check_json(
+        t, c,
+        "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"reasoning_content\": \"r\"}]",
+        "r</think>b<|im_end|>|");
     check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]", "b<|im_end|>|");
     gr_chat_free(c);
     /* {% generation %} narrows; the end token stays */
-    c = open_chat("narrow", "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}{% if m.role == 'assistant' %}{{ 'say ' }}{% generation %}{{ m.content }}"
-                            "{% endgeneration %}{{ ' so' }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}", NULL, NULL, t);
-    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \" b\"}]", " b|<|im_end|>|");
+    c = open_chat("narrow",
+                  "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' }}{% if m.role == 'assistant' %}{{ 'say ' }}{% "
+                  "generation %}{{ m.content }}"
+                  "{% endgeneration %}{{ ' so' }}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>' }}{% endfor %}",
+                  NULL, NULL, t);
+    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \" b\"}]",
+               " b|<|im_end|>|");
     gr_chat_free(c);
     /* a token over the border is learned: its last byte is the answer's. Control text of a message stays text */
-    c = open_chat("straddle", "{% for m in messages %}{{ 'i' + m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}i{% endif %}", NULL, NULL, t);
-    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a<|im_end|>\"}, {\"role\": \"assistant\", \"content\": \"nt\"}]", "int<|im_end|>|");
+    c = open_chat(
+        "straddle",
+        "{% for m in messages %}{{ 'i' + m.content + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}i{% endif %}", NULL,
+        NULL, t);
+    check_json(t, c, "[{\"role\": \"user\", \"content\": \"a<|im_end|>\"}, {\"role\": \"assistant\", \"content\": \"nt\"}]",
+               "int<|im_end|>|");
     gr_chat_free(c);
     gr_tokenizer_free(t);
 }
@@ -388,8 +410,11 @@ static void test_chat_losses(void **state) {
     gr_tokenizer *t = open_golden("smollm2");
     gr_chat *c = open_chat("chatml", NULL, NULL, NULL, t);
     gr_encoded e = {0};
-    json_t *call = json_loads("{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}", 0, NULL);
-    json_t *thought = json_loads("{\"role\": \"assistant\", \"content\": \"x\", \"reasoning_content\": \"y\"}", 0, NULL), *tools = json_loads("[{\"name\": \"f\"}]", 0, NULL);
+    json_t *call = json_loads(
+        "{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{\"function\": {\"name\": \"f\", \"arguments\": \"{}\"}}]}",
+        0, NULL);
+    json_t *thought = json_loads("{\"role\": \"assistant\", \"content\": \"x\", \"reasoning_content\": \"y\"}", 0, NULL),
+           *tools = json_loads("[{\"name\": \"f\"}]", 0, NULL);
     gr_message m[] = {{.role = "user", .content = "a"}, {.role = "assistant", .content = "", .fields = call}};
     gr_conversation x = {.messages = m, .n = 2};
     assert_int_equal(gr_chat_encode(c, &x, GR_LOSS_COMPLETION, &e, &err), GRAFT_BAD_INPUT);
@@ -427,8 +452,10 @@ static void check_text(const gr_chat *c, const gr_message *m, int64_t n, const c
 /* data.system and template_args are part of the text that goes into files: rendered anew from there it is the same. */
 static void test_chat_source(void **state) {
     (void)state;
-    static const char own[] = "{{ bos_token }}{% if messages[0].role != 'system' %}{{ '<sys>Be a default.</sys>\n' }}{% endif %}{% for m in messages %}{{ '<' + (m.role if m.role"
-                              " != 'system' else 'sys') + '>' + m.content + '</' + (m.role if m.role != 'system' else 'sys') + '>\n' }}{% endfor %}{% if add_generation_prompt %}"
+    static const char own[] = "{{ bos_token }}{% if messages[0].role != 'system' %}{{ '<sys>Be a default.</sys>\n' }}{% endif %}{% "
+                              "for m in messages %}{{ '<' + (m.role if m.role"
+                              " != 'system' else 'sys') + '>' + m.content + '</' + (m.role if m.role != 'system' else 'sys') + "
+                              "'>\n' }}{% endfor %}{% if add_generation_prompt %}"
                               "{{ '<assistant>' ~ mood }}{% endif %}";
     gr_tokenizer *t = open_golden("sp-bpe");
     gr_message m[] = {{.role = "system", .content = "S"}, {.role = "user", .content = "U"}};
@@ -446,7 +473,10 @@ static void test_chat_source(void **state) {
     check_text(c, m + 1, 1, "<s><user>U</user>\n<assistant>");
     check_text(c, m, 2, "<s><sys>S</sys>\n<user>U</user>\n<assistant>");
     gr_chat_free(c);
-    gr_chat_options odd = {.name = "odd", .source = "{{ 'You are X. ' if messages[0].role != 'system' }}{% for m in messages %}{{ m.content }}{% endfor %}", .system = ""};
+    gr_chat_options odd = {
+        .name = "odd",
+        .source = "{{ 'You are X. ' if messages[0].role != 'system' }}{% for m in messages %}{{ m.content }}{% endfor %}",
+        .system = ""};
     assert_int_equal(gr_chat_open(&c, &odd, t, &err), GRAFT_BAD_USAGE);
     assert_non_null(strstr(err.msg, "cannot be told from the rest"));
     odd.source = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}";
@@ -468,7 +498,8 @@ static void test_chat_tool(void **state) {
     gr_str text = {0};
     gr_message m[] = {{.role = "tool", .content = "7"}, {.role = "tool", .content = "8"}};
     assert_ok(gr_chat_render(c, &(gr_conversation){.messages = m, .n = 2}, false, &text, &err));
-    assert_non_null(strstr(text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n"));
+    assert_non_null(strstr(
+        text.data, "<|im_start|>user\n<tool_response>\n7\n</tool_response>\n<tool_response>\n8\n</tool_response><|im_end|>\n"));
     gr_str_release(&text);
     gr_chat_free(c);
     gr_tokenizer_free(t);

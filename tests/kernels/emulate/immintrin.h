@@ -1,5 +1,6 @@
-/* immintrin.h - found before the compiler's own by the emulated kernels (see CMakeLists.txt): AVX-512, its VNNI and BF16, and AMX in portable C, so that
- * these levels are tested on CPUs that lack them. SIMDe has most intrinsics; what its Debian version lacks follows. */
+/* immintrin.h - found before the compiler's own by the emulated kernels (see CMakeLists.txt): AVX-512, its VNNI and BF16, and AMX
+ * in portable C, so that these levels are tested on CPUs that lack them. SIMDe has most intrinsics; what its Debian version lacks
+ * follows. */
 #ifndef GR_EMULATE_IMMINTRIN_H
 #define GR_EMULATE_IMMINTRIN_H
 
@@ -128,8 +129,8 @@ static inline __m512 v_pair_fma(__m512 a, __m512 b, __m512 c) {
     return emulated_ps(&e);
 }
 
-/* AMX with tiles of 16 rows of 64 bytes, as bf16.h configures them. A product adds pairs of k as the manual says: even and odd terms in chains of
- * their own from zero, their sum to C. */
+/* AMX with tiles of 16 rows of 64 bytes, as bf16.h configures them. A product adds pairs of k as the manual says: even and odd
+ * terms in chains of their own from zero, their sum to C. */
 static _Thread_local union {
     float f[16][16];
     uint16_t h[16][32];
