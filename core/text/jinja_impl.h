@@ -1,5 +1,6 @@
-/* jinja_impl.h - inside of the interpreter: the tree (jinja_parse.c), values and strings (jinja_value.c), what runs the tree
- * (jinja_run.c), and its filters, tests, methods and functions (jinja_builtins.c). */
+/* jinja_impl.h - inside of the interpreter, by stage: text to tokens (jinja_lex.c), to a tree (jinja_expression.c, jinja_parse.c),
+ * values (jinja_value.c) and their texts (jinja_format.c), what is done with them (jinja_operators.c, jinja_string.c,
+ * jinja_builtins.c, jinja_filters.c), and what runs the tree (jinja_run.c). */
 #ifndef GR_JINJA_IMPL_H
 #define GR_JINJA_IMPL_H
 
@@ -97,6 +98,64 @@ struct gr_jinja {
 };
 
 int32_t gr_j_find_name(const gr_jinja *t, const char *name); /* -1 when the template lacks it */
+/* BAD_INPUT naming the template and the line (0: none known). */
+graft_status gr_j_complain(graft_error *err, const char *title, int32_t line, const char *format, va_list args);
+
+/* ---- parsing ---- */
+
+enum { MAX_NESTING = 200 };
+typedef enum token_kind {
+    T_TEXT, T_BLOCK, T_BLOCK_END, T_PRINT, T_PRINT_END, T_NAME, T_STRING, T_INT, T_FLOAT, T_OP, T_END
+} token_kind;
+
+typedef struct token {
+    token_kind kind;
+    int32_t line;
+    const char *s;
+    int64_t n;
+} token;
+
+typedef struct parser {
+    gr_jinja *t;
+    const char *s; /* the source, newlines normalised */
+    int64_t n, at;
+    int32_t line;
+    token *tokens;
+    int64_t n_tokens, capacity, next;
+    int depth;
+    int64_t n_nodes;
+    jnode spare; /* what a failed allocation gives: never looked at */
+    graft_status st;
+    graft_error *err;
+} parser;
+
+typedef struct node_list { /* in the making; moved into the tree's memory at the end */
+    jnode **items;
+    int64_t n, capacity;
+} node_list;
+
+void gr_jp_fail(parser *p, int32_t line, const char *format, ...) GR_PRINTF(3, 4); /* once */
+void gr_jp_lex(parser *p);
+const token *gr_jp_peek(const parser *p);
+bool gr_jp_is(const token *k, token_kind kind, const char *text);
+bool gr_jp_accept(parser *p, token_kind kind, const char *text); /* goes past a token of this kind and text */
+void gr_jp_unexpected(parser *p, const char *wanted);
+void gr_jp_expect(parser *p, token_kind kind, const char *text);
+int32_t gr_jp_expect_name(parser *p, const char *wanted); /* its number */
+/* Nodes are never NULL, after a failure neither. */
+jnode *gr_jp_node(parser *p, gr_jnode_kind kind);
+jnode *gr_jp_one(parser *p, gr_jnode_kind kind, jnode *a);
+void gr_jp_nodes_add(parser *p, node_list *l, jnode *e);
+jnode **gr_jp_nodes_take(parser *p, node_list *l, int32_t *n);
+gr_jinja_value gr_jp_constant_text(parser *p, const char *s, int64_t n);
+jnode *gr_jp_expression(parser *p);
+jnode *gr_jp_expression_or_tuple(parser *p);
+jnode *gr_jp_disjunction(parser *p);                                    /* an expression without if */
+jnode *gr_jp_tuple_from(parser *p, jnode *first, const char *close);    /* after an expression and a comma */
+jnode *gr_jp_unary(parser *p, bool with_filters);
+jnode *gr_jp_filter(parser *p, jnode *of);                              /* a name, and arguments in parentheses */
+jnode *gr_jp_filters(parser *p, jnode *e);                              /* all that follow e */
+jargs_node gr_jp_arguments(parser *p, bool parameters);                 /* up to and with ")" */
 
 /* ---- values ---- */
 
@@ -222,9 +281,11 @@ jvalue gr_j_to_string(run *r, jvalue v);   /* str(v) */
 jvalue gr_j_repr(run *r, jvalue v);
 jvalue gr_j_new_list(run *r, gr_jkind kind, int64_t capacity);
 void gr_j_push(run *r, jvalue list, jvalue item);
+void gr_j_extend(run *r, jvalue list, const jlist *by);
 jvalue gr_j_new_dict(run *r, gr_jkind kind, int64_t capacity);
 void gr_j_put(run *r, jvalue dict, jvalue key, jvalue value);
-const jvalue *gr_j_get(const run *r, const jdict *d, jvalue key);
+bool gr_j_is_text(jvalue v, const char *text); /* a string of this text */
+const jvalue *gr_j_get(const jdict *d, jvalue key);
 const jvalue *gr_j_get_text(const jdict *d, const char *key);
 bool gr_j_truth(jvalue v);
 bool gr_j_equal(jvalue a, jvalue b);
@@ -249,24 +310,58 @@ int64_t gr_j_count(const jstr *s);
 int64_t gr_j_offset(const jstr *s, int64_t character); /* in bytes */
 bool gr_j_is_space(int32_t point);                     /* as str.isspace */
 
-/* ---- running ---- */
+/* ---- operators ---- */
 
-jvalue gr_j_eval(run *r, const jnode *e);
-jvalue gr_j_call(run *r, jvalue f, const jargs *args);
+jvalue gr_j_undefined(const char *name);
+jvalue gr_j_fail_undefined(run *r, int32_t line, jvalue v);
 jvalue gr_j_attribute(run *r, int32_t line, jvalue object, const char *name);
 jvalue gr_j_item(run *r, int32_t line, jvalue object, jvalue key);
 jvalue gr_j_binary(run *r, int32_t line, int op, jvalue a, jvalue b);
+bool gr_j_compare(run *r, int32_t line, int op, jvalue a, jvalue b);
+jvalue gr_j_format(run *r, int32_t line, jvalue format, jvalue values); /* format % values */
+
+/* ---- running ---- */
+
+jvalue gr_j_eval(run *r, const jnode *e);
 
 /* ---- built-ins ---- */
 
-/* Argument i (from 0) or of this name; undefined when not given. */
+/* A method or filter or test of v, or a function (without v). how: which one, where several share code. */
+typedef jvalue gr_jbuiltin(run *r, jvalue v, const jargs *args, int how);
+typedef struct jbuiltin { /* a row of a table, which ends with a NULL name; call NULL: known, not supported */
+    const char *name;
+    gr_jbuiltin *call;
+    int how;
+} jbuiltin;
+const jbuiltin *gr_j_find_builtin(const jbuiltin *rows, const char *name); /* NULL: none */
+
+/* Argument i (-1: by name alone) or of this name; NULL, undefined or `otherwise` when not given. */
+const jvalue *gr_j_given(const jargs *args, int i, const char *name);
 jvalue gr_j_arg(const jargs *args, int i, const char *name);
-jvalue gr_j_filter(run *r, int32_t line, const char *name, jvalue input, const jargs *args);
-bool gr_j_test(run *r, int32_t line, const char *name, jvalue input, const jargs *args);
+bool gr_j_arg_bool(const jargs *args, int i, const char *name, bool otherwise);
+int64_t gr_j_arg_int(run *r, const jargs *args, int i, const char *name, int64_t otherwise);
+const jstr *gr_j_arg_string(run *r, const jargs *args, int i, const char *name); /* NULL too for none, and for what fails the run */
+const char *gr_j_c_string(run *r, const jstr *s);                                /* in the run's memory */
+
+jvalue gr_j_filter(run *r, const char *name, jvalue input, const jargs *args);
+bool gr_j_test(run *r, const char *name, jvalue input, const jargs *args);
 bool gr_j_has_method(jvalue object, const char *name);
-jvalue gr_j_method(run *r, int32_t line, jvalue object, const char *name, const jargs *args);
+jvalue gr_j_method(run *r, jvalue object, const char *name, const jargs *args);
 bool gr_j_is_function(const char *name);
-jvalue gr_j_function(run *r, int32_t line, const char *name, const jargs *args);
-jvalue gr_j_format(run *r, int32_t line, jvalue format, jvalue values); /* format % values */
+jvalue gr_j_function(run *r, const char *name, const jargs *args);
+enum { DICT_ITEMS, DICT_KEYS, DICT_VALUES };
+jvalue gr_j_dict_part(run *r, const jdict *d, int which);
+gr_jbuiltin gr_j_itself;
+
+/* Of strings. */
+enum { CASE_UPPER, CASE_LOWER, CASE_TITLE, CASE_CAPITALIZE, CASE_FOLD, CASE_SWAP };
+enum { CLASS_DIGIT, CLASS_ALPHA, CLASS_ALNUM, CLASS_SPACE, CLASS_UPPER, CLASS_LOWER };
+extern const jbuiltin gr_j_text_methods[];
+gr_jbuiltin gr_js_case, gr_js_all_are; /* how: CASE_, CLASS_ */
+gr_jbuiltin gr_js_strip;               /* white space, or the characters of the argument; how: 1 left, 2 right, 3 both */
+jvalue gr_j_replace(run *r, jvalue v, const jstr *old, jvalue by, int64_t count);
+jvalue gr_j_split_lines(run *r, jvalue v, bool keep);
+jvalue gr_j_join(run *r, int32_t line, jvalue items, jvalue by);
+int32_t gr_j_origin_at(const jstr *s, int64_t at);
 
 #endif

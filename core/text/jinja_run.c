@@ -1,5 +1,4 @@
 /* Running a template's tree: statements write to the output, expressions give values. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,14 +46,6 @@ static jscope *new_scope(run *r, jscope *parent) {
     return s;
 }
 
-static jvalue undefined(const char *name) {
-    return (jvalue){.kind = J_UNDEFINED, .as.p = name};
-}
-
-static jvalue fail_undefined(run *r, int32_t line, jvalue v) {
-    return gr_j_fail(r, line, "\"%.80s\" is undefined", v.as.p ? (const char *)v.as.p : "a value");
-}
-
 /* Give value to a name, an attribute of a namespace or a tuple of names. */
 static void assign(run *r, jscope *s, const jnode *target, jvalue value) {
     if (target->kind == N_NAME) {
@@ -78,83 +69,7 @@ static void assign(run *r, jscope *s, const jnode *target, jvalue value) {
     }
 }
 
-/* ---- attributes, items, slices ---- */
-
-static jvalue loop_attribute(const jloop *loop, const char *name) {
-    const jlist *l = loop->items;
-    int64_t i = loop->index;
-    const struct {
-        const char *name;
-        jvalue value;
-    } all[] = {{"index", J(J_INT, i, i + 1)},
-               {"index0", J(J_INT, i, i)},
-               {"first", J(J_BOOL, i, i == 0)},
-               {"last", J(J_BOOL, i, i == l->n - 1)},
-               {"length", J(J_INT, i, l->n)},
-               {"revindex", J(J_INT, i, l->n - i)},
-               {"revindex0", J(J_INT, i, l->n - i - 1)},
-               {"depth", J(J_INT, i, 1)}, /* of recursive loops, which there are none here */
-               {"depth0", J(J_INT, i, 0)},
-               {"previtem", i > 0 ? l->items[i - 1] : undefined("loop.previtem")},
-               {"nextitem", i + 1 < l->n ? l->items[i + 1] : undefined("loop.nextitem")}};
-    for (int k = 0; k < GR_LEN(all); k++)
-        if (strcmp(name, all[k].name) == 0) return all[k].value;
-    return undefined(name);
-}
-
-jvalue gr_j_attribute(run *r, int32_t line, jvalue object, const char *name) {
-    if (object.kind == J_UNDEFINED) return fail_undefined(r, line, object);
-    if (object.kind == J_LOOP) {
-        if (strcmp(name, "changed") != 0 && strcmp(name, "cycle") != 0) return loop_attribute(object.as.p, name);
-    } else if (object.kind == J_NAMESPACE) {
-        const jvalue *found = gr_j_get_text(gr_j_dict(object), name);
-        return found ? *found : undefined(name);
-    }
-    if (object.kind == J_LOOP || gr_j_has_method(object, name)) {
-        jmethod *m = gr_j_alloc(r, sizeof *m);
-        *m = (jmethod){object, name};
-        return J(J_METHOD, p, m);
-    }
-    const jvalue *found = object.kind == J_DICT ? gr_j_get_text(gr_j_dict(object), name) : NULL;
-    return found ? *found : undefined(name);
-}
-
-/* An index counted from the end where negative; -1 when there is no such place. */
-static int64_t place(int64_t i, int64_t n) {
-    i += i < 0 ? n : 0;
-    return i >= 0 && i < n ? i : -1;
-}
-
-jvalue gr_j_item(run *r, int32_t line, jvalue object, jvalue key) {
-    if (object.kind == J_UNDEFINED) return fail_undefined(r, line, object);
-    if (object.kind == J_DICT) {
-        const jvalue *found = gr_j_get(r, gr_j_dict(object), key);
-        if (found) return *found;
-    }
-    if (key.kind == J_INT || key.kind == J_BOOL) {
-        if (gr_j_is_list(object) && !gr_j_items(object)->lazy) {
-            int64_t i = place(key.as.i, gr_j_items(object)->n);
-            return i < 0 ? undefined("an item of a list") : gr_j_items(object)->items[i];
-        }
-        if (object.kind == J_STRING) {
-            const jstr *s = gr_j_str(object);
-            int64_t i = place(key.as.i, gr_j_count(s));
-            if (i < 0) return undefined("a character of a string");
-            int64_t at = gr_j_offset(s, i);
-            int size;
-            gr_utf8_read(s->s + at, s->n - at, &size);
-            return gr_j_slice(r, object, at, at + size);
-        }
-        return undefined("an item");
-    }
-    if (key.kind != J_STRING) return undefined("an item");
-    const jstr *s = gr_j_str(key);
-    char *name = gr_j_alloc(r, s->n + 1);
-    if (!gr_j_ok(r)) return (jvalue){0};
-    memcpy(name, s->s, (size_t)s->n);
-    name[s->n] = '\0';
-    return object.kind == J_DICT && !gr_j_has_method(object, name) ? undefined(name) : gr_j_attribute(r, line, object, name);
-}
+/* ---- expressions ---- */
 
 /* A bound of a slice as Python clips it. */
 static int64_t bound(run *r, const jnode *e, int64_t none, int64_t n, int64_t low, int64_t high) {
@@ -168,9 +83,10 @@ static int64_t bound(run *r, const jnode *e, int64_t none, int64_t n, int64_t lo
 static jvalue slice(run *r, const jnode *e) {
     jvalue object = gr_j_eval(r, e->a);
     if (!gr_j_ok(r)) return object;
-    if (object.kind == J_UNDEFINED) return fail_undefined(r, e->line, object);
+    if (object.kind == J_UNDEFINED) return gr_j_fail_undefined(r, e->line, object);
     bool text = object.kind == J_STRING;
-    if (!text && (!gr_j_is_list(object) || gr_j_items(object)->lazy)) return gr_j_fail(r, e->line, "%s has no slices", gr_j_type(object));
+    if (!text && (!gr_j_is_list(object) || gr_j_items(object)->lazy))
+        return gr_j_fail(r, e->line, "%s has no slices", gr_j_type(object));
     int64_t n = gr_j_length(r, e->line, object);
     jvalue by = e->d ? gr_j_eval(r, e->d) : J(J_INT, i, 1);
     int64_t step = by.kind == J_NONE ? 1 : by.as.i;
@@ -179,7 +95,8 @@ static jvalue slice(run *r, const jnode *e) {
     int64_t low = step < 0 ? -1 : 0, high = step < 0 ? n - 1 : n;
     int64_t from = bound(r, e->b, step < 0 ? n - 1 : 0, n, low, high), to = bound(r, e->c, step < 0 ? -1 : n, n, low, high);
     if (!gr_j_ok(r)) return (jvalue){0};
-    if (text && step == 1) return gr_j_slice(r, object, gr_j_offset(gr_j_str(object), from), gr_j_offset(gr_j_str(object), GR_MAX(from, to)));
+    if (text && step == 1)
+        return gr_j_slice(r, object, gr_j_offset(gr_j_str(object), from), gr_j_offset(gr_j_str(object), GR_MAX(from, to)));
     const jlist *items = gr_j_iterate(r, e->line, object); /* of a string: its characters */
     jvalue list = gr_j_new_list(r, text ? J_LIST : (gr_jkind)object.kind, 4);
     gr_j_items(list)->origin = items->origin;
@@ -196,12 +113,10 @@ static bool evaluate_args(run *r, const jargs_node *from, jargs *args, int32_t l
     jvalue all = gr_j_new_list(r, J_LIST, from->n);
     for (int i = 0; i < from->n && gr_j_ok(r); i++) {
         jvalue v = gr_j_eval(r, from->values[i]);
-        if (from->names[i] != ARG_SPREAD) {
+        if (from->names[i] == ARG_SPREAD)
+            gr_j_extend(r, all, gr_j_iterate(r, line, v));
+        else
             gr_j_push(r, all, v);
-            continue;
-        }
-        const jlist *several = gr_j_iterate(r, line, v);
-        for (int64_t k = 0; k < several->n; k++) gr_j_push(r, all, several->items[k]);
     }
     int n = gr_j_ok(r) ? (int)gr_j_items(all)->n : 0, named = 0;
     args->names = gr_j_alloc(r, (n + 1) * (int64_t)sizeof *args->names);
@@ -239,11 +154,8 @@ static jvalue call_macro(run *r, const jmacro *m, const jargs *args) {
     r->scope = inner;
     for (int i = 0; i < p->n && gr_j_ok(r); i++) {
         const char *name = r->t->names[p->names[i]];
-        jvalue v = i < args->n_positional ? args->values[i] : gr_j_arg(args, -1, name);
-        bool given = i < args->n_positional;
-        for (int k = args->n_positional; k < args->n; k++) given = given || strcmp(args->names[k], name) == 0;
-        if (!given) v = p->values[i] ? gr_j_eval(r, p->values[i]) : undefined(name);
-        define(r, inner, p->names[i], v);
+        const jvalue *given = gr_j_given(args, i, name);
+        define(r, inner, p->names[i], given ? *given : p->values[i] ? gr_j_eval(r, p->values[i]) : gr_j_undefined(name));
     }
     define_text(r, inner, "caller", gr_j_arg(args, -1, "caller"));
     jvalue text = gr_j_ok(r) ? capture(r, m->node->items, m->node->n) : (jvalue){0};
@@ -256,7 +168,8 @@ static jvalue call_macro(run *r, const jmacro *m, const jargs *args) {
 static jvalue loop_method(run *r, jmethod *m, const jargs *args) {
     jloop *loop = (jloop *)(uintptr_t)m->self.as.p;
     if (strcmp(m->name, "cycle") == 0)
-        return args->n_positional ? args->values[loop->index % args->n_positional] : gr_j_fail(r, args->line, "loop.cycle needs values");
+        return args->n_positional ? args->values[loop->index % args->n_positional]
+                                  : gr_j_fail(r, args->line, "loop.cycle needs values");
     jvalue now = gr_j_new_list(r, J_TUPLE, args->n);
     for (int i = 0; i < args->n_positional; i++) gr_j_push(r, now, args->values[i]);
     bool changed = !loop->has_changed || !gr_j_equal(loop->changed, now);
@@ -265,15 +178,15 @@ static jvalue loop_method(run *r, jmethod *m, const jargs *args) {
     return J(J_BOOL, i, changed);
 }
 
-jvalue gr_j_call(run *r, jvalue f, const jargs *args) {
+static jvalue call_value(run *r, jvalue f, const jargs *args) {
     if (!gr_j_ok(r)) return (jvalue){0};
     if (f.kind == J_MACRO) return call_macro(r, f.as.p, args);
-    if (f.kind == J_FUNCTION) return gr_j_function(r, args->line, f.as.p, args);
+    if (f.kind == J_FUNCTION) return gr_j_function(r, f.as.p, args);
     if (f.kind == J_METHOD) {
         jmethod *m = (jmethod *)(uintptr_t)f.as.p;
-        return m->self.kind == J_LOOP ? loop_method(r, m, args) : gr_j_method(r, args->line, m->self, m->name, args);
+        return m->self.kind == J_LOOP ? loop_method(r, m, args) : gr_j_method(r, m->self, m->name, args);
     }
-    if (f.kind == J_UNDEFINED) return fail_undefined(r, args->line, f);
+    if (f.kind == J_UNDEFINED) return gr_j_fail_undefined(r, args->line, f);
     return gr_j_fail(r, args->line, "%s cannot be called", gr_j_type(f));
 }
 
@@ -284,91 +197,14 @@ static jvalue call(run *r, const jnode *e) {
         const char *name = r->t->names[e->a->name];
         if (!gr_j_ok(r)) return object;
         if (object.kind != J_LOOP && object.kind != J_NAMESPACE && object.kind != J_UNDEFINED && gr_j_has_method(object, name))
-            return evaluate_args(r, &e->args, &args, e->line) ? gr_j_method(r, e->line, object, name, &args) : object;
+            return evaluate_args(r, &e->args, &args, e->line) ? gr_j_method(r, object, name, &args) : object;
         jvalue f = gr_j_attribute(r, e->line, object, name);
-        if (f.kind == J_UNDEFINED && gr_j_ok(r)) return gr_j_fail(r, e->line, "%s has no method \"%s\" here", gr_j_type(object), name);
-        return evaluate_args(r, &e->args, &args, e->line) ? gr_j_call(r, f, &args) : f;
+        if (f.kind == J_UNDEFINED && gr_j_ok(r))
+            return gr_j_fail(r, e->line, "%s has no method \"%s\" here", gr_j_type(object), name);
+        return evaluate_args(r, &e->args, &args, e->line) ? call_value(r, f, &args) : f;
     }
     jvalue f = gr_j_eval(r, e->a);
-    return gr_j_ok(r) && evaluate_args(r, &e->args, &args, e->line) ? gr_j_call(r, f, &args) : (jvalue){0};
-}
-
-/* ---- operators ---- */
-
-static jvalue repeat(run *r, int32_t line, jvalue v, int64_t times) {
-    jvalue out;
-    if (v.kind == J_STRING) {
-        jbuild b = {0};
-        for (int64_t i = 0; i < times && gr_j_ok(r) && gr_j_str(v)->n; i++) gr_jb_str(r, &b, v);
-        out = gr_jb_take(r, &b, gr_j_str(v)->markup);
-    } else {
-        const jlist *l = gr_j_iterate(r, line, v);
-        out = gr_j_new_list(r, (gr_jkind)v.kind, l->n);
-        for (int64_t i = 0; i < times && l->n && gr_j_ok(r); i++)
-            for (int64_t k = 0; k < l->n; k++) gr_j_push(r, out, l->items[k]);
-    }
-    return out;
-}
-
-static jvalue arithmetic(run *r, int32_t line, int op, double x, double y, int64_t i, int64_t j, bool whole) {
-    int64_t k = 0;
-    bool overflow = false;
-    if ((op == OP_DIV || op == OP_FLOORDIV || op == OP_MOD) && y == 0) return gr_j_fail(r, line, "division by zero");
-    if (op == OP_DIV) return J(J_FLOAT, f, x / y);
-    if (op == OP_POW) {
-        double p = pow(x, y);
-        if (whole && j >= 0 && fabs(p) < 9e15) return J(J_INT, i, (int64_t)p);
-        return whole && j >= 0 ? gr_j_fail(r, line, "a number grows too large") : J(J_FLOAT, f, p);
-    }
-    if (!whole) {
-        double rest = op == OP_MOD || op == OP_FLOORDIV ? fmod(x, y) : 0;
-        if (rest != 0 && (rest < 0) != (y < 0)) rest += y; /* of y's sign, as in Python */
-        double m = op == OP_ADD ? x + y : op == OP_SUB ? x - y : op == OP_MUL ? x * y : rest;
-        return J(J_FLOAT, f, op == OP_FLOORDIV ? nearbyint((x - rest) / y) : m);
-    }
-    if (op == OP_ADD)
-        overflow = __builtin_add_overflow(i, j, &k);
-    else if (op == OP_SUB)
-        overflow = __builtin_sub_overflow(i, j, &k);
-    else if (op == OP_MUL)
-        overflow = __builtin_mul_overflow(i, j, &k);
-    else if (i == INT64_MIN)
-        overflow = true;
-    else if (op == OP_FLOORDIV)
-        k = i / j - ((i % j != 0) && ((i % j < 0) != (j < 0)));
-    else
-        k = i % j + ((i % j != 0) && ((i % j < 0) != (j < 0)) ? j : 0);
-    return overflow ? gr_j_fail(r, line, "a number grows too large") : J(J_INT, i, k);
-}
-
-static jvalue add_lists(run *r, int32_t line, jvalue a, jvalue b) {
-    const jlist *l = gr_j_iterate(r, line, a), *m = gr_j_iterate(r, line, b);
-    jvalue out = gr_j_new_list(r, (gr_jkind)a.kind, l->n + m->n);
-    gr_j_items(out)->origin = l->origin;
-    for (int64_t i = 0; i < l->n; i++) gr_j_push(r, out, l->items[i]);
-    for (int64_t i = 0; i < m->n; i++) gr_j_push(r, out, m->items[i]);
-    return out;
-}
-
-jvalue gr_j_binary(run *r, int32_t line, int op, jvalue a, jvalue b) {
-    static const char *const signs[] = {[OP_ADD] = "+", [OP_SUB] = "-", [OP_MUL] = "*", [OP_DIV] = "/", [OP_FLOORDIV] = "//", [OP_MOD] = "%", [OP_POW] = "**"};
-    double x, y;
-    int64_t i, j;
-    bool whole, both;
-    if (!gr_j_ok(r)) return a;
-    if (op == OP_ADD && a.kind == J_STRING && b.kind == J_STRING) {
-        bool markup = gr_j_str(a)->markup || gr_j_str(b)->markup;
-        jvalue parts[2] = {markup ? gr_j_escape(r, a) : a, markup ? gr_j_escape(r, b) : b};
-        return gr_j_concat(r, parts, 2, markup);
-    }
-    if (gr_j_number(a, &x, &i, &whole) && gr_j_number(b, &y, &j, &both)) return arithmetic(r, line, op, x, y, i, j, whole && both);
-    if (op == OP_ADD && gr_j_is_list(a) && a.kind == b.kind) return add_lists(r, line, a, b);
-    if (op == OP_MOD && a.kind == J_STRING) return gr_j_format(r, line, a, b);
-    if (op == OP_MUL && (a.kind == J_STRING || gr_j_is_list(a)) && b.kind == J_INT) return repeat(r, line, a, b.as.i);
-    if (op == OP_MUL && (b.kind == J_STRING || gr_j_is_list(b)) && a.kind == J_INT) return repeat(r, line, b, a.as.i);
-    if (a.kind == J_UNDEFINED) return fail_undefined(r, line, a);
-    if (b.kind == J_UNDEFINED) return fail_undefined(r, line, b);
-    return gr_j_fail(r, line, "%s %s %s is not possible", gr_j_type(a), signs[op], gr_j_type(b));
+    return gr_j_ok(r) && evaluate_args(r, &e->args, &args, e->line) ? call_value(r, f, &args) : (jvalue){0};
 }
 
 /* a + b + c of strings alone is one string, made once. */
@@ -398,29 +234,12 @@ static jvalue sum(run *r, const jnode *e) {
     return total;
 }
 
-static bool compare(run *r, const jnode *e, jvalue a, jvalue b) {
-    switch (e->op) {
-    case OP_EQ:
-        return gr_j_equal(a, b);
-    case OP_NE:
-        return !gr_j_equal(a, b);
-    case OP_IN:
-        return gr_j_contains(r, e->line, b, a);
-    case OP_NOT_IN:
-        return !gr_j_contains(r, e->line, b, a);
-    default: {
-        int order = gr_j_order(r, e->line, a, b);
-        return e->op == OP_LT ? order < 0 : e->op == OP_LE ? order <= 0 : e->op == OP_GT ? order > 0 : order >= 0;
-    }
-    }
-}
-
 static jvalue comparison(run *r, const jnode *e) {
     jvalue left = gr_j_eval(r, e->a);
     bool all = true;
     for (int32_t i = 0; i < e->n && all && gr_j_ok(r); i++) {
         jvalue right = gr_j_eval(r, e->items[i]->b);
-        all = gr_j_ok(r) && compare(r, e->items[i], left, right);
+        all = gr_j_ok(r) && gr_j_compare(r, e->line, e->items[i]->op, left, right);
         left = right;
     }
     return J(J_BOOL, i, all);
@@ -451,14 +270,14 @@ static jvalue negative(run *r, const jnode *e) {
     if (!gr_j_ok(r)) return v;
     if (v.kind == J_FLOAT) return J(J_FLOAT, f, e->kind == N_NEGATIVE ? -v.as.f : v.as.f);
     if (v.kind == J_INT || v.kind == J_BOOL) return J(J_INT, i, e->kind == N_NEGATIVE ? -v.as.i : v.as.i);
-    return v.kind == J_UNDEFINED ? fail_undefined(r, e->line, v) : gr_j_fail(r, e->line, "%s has no sign", gr_j_type(v));
+    return v.kind == J_UNDEFINED ? gr_j_fail_undefined(r, e->line, v) : gr_j_fail(r, e->line, "%s has no sign", gr_j_type(v));
 }
 
 static jvalue name(run *r, const jnode *e) {
     jvalue *v = find(r->scope, e->name);
     const char *text = r->t->names[e->name];
     if (v) return *v;
-    return gr_j_is_function(text) ? J(J_FUNCTION, p, text) : undefined(text);
+    return gr_j_is_function(text) ? J(J_FUNCTION, p, text) : gr_j_undefined(text);
 }
 
 /* input: what a block of {% filter %} holds, for a chain whose first filter has no operand. */
@@ -466,14 +285,14 @@ static jvalue filtered(run *r, const jnode *e, const jvalue *input) {
     jvalue v = !e->a ? *input : e->a->kind == N_FILTER ? filtered(r, e->a, input) : gr_j_eval(r, e->a);
     jargs args;
     if (!gr_j_ok(r) || !evaluate_args(r, &e->args, &args, e->line)) return v;
-    return gr_j_filter(r, e->line, r->t->names[e->name], v, &args);
+    return gr_j_filter(r, r->t->names[e->name], v, &args);
 }
 
 static jvalue tested(run *r, const jnode *e) {
     jvalue v = gr_j_eval(r, e->a);
     jargs args;
     if (!gr_j_ok(r) || !evaluate_args(r, &e->args, &args, e->line)) return v;
-    return J(J_BOOL, i, gr_j_test(r, e->line, r->t->names[e->name], v, &args) != e->op);
+    return J(J_BOOL, i, gr_j_test(r, r->t->names[e->name], v, &args) != e->op);
 }
 
 static jvalue evaluate(run *r, const jnode *e) {
@@ -518,7 +337,7 @@ static jvalue evaluate(run *r, const jnode *e) {
         return comparison(r, e);
     case N_COND:
         if (gr_j_truth(gr_j_eval(r, e->b))) return gr_j_eval(r, e->a);
-        return e->c ? gr_j_eval(r, e->c) : undefined("the missing else of an if");
+        return e->c ? gr_j_eval(r, e->c) : gr_j_undefined("the missing else of an if");
     default:
         return display(r, e);
     }
@@ -610,7 +429,7 @@ static void call_block(run *r, const jnode *e) {
     for (int i = 0; i < args.n; i++) more.values[i] = args.values[i], more.names[i] = args.names[i];
     more.values[args.n] = macro_of(r, e);
     more.names[args.n] = "caller";
-    gr_jb_str(r, r->out, gr_j_call(r, f, &more));
+    gr_jb_str(r, r->out, call_value(r, f, &more));
 }
 
 static void execute_one(run *r, const jnode *e) {
@@ -707,8 +526,8 @@ void gr_jinja_set(gr_jinja_run *r, const char *variable, jvalue value) {
     define_text(r, &r->globals, variable, value);
 }
 
-graft_status gr_jinja_render(gr_jinja_run *r, const char **text, int64_t *len, const gr_jinja_span **spans, int64_t *n_spans, bool *raised,
-                             graft_error *err) {
+graft_status gr_jinja_render(gr_jinja_run *r, const char **text, int64_t *len, const gr_jinja_span **spans, int64_t *n_spans,
+                             bool *raised, graft_error *err) {
     r->err = err;
     r->scope = new_scope(r, &r->globals);
     r->out = &r->output;

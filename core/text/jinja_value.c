@@ -1,9 +1,6 @@
 /* Values as Python has them, and strings whose bytes know where they came from. */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <utf8proc.h>
 
 #include "core/text/jinja_impl.h"
 
@@ -11,19 +8,21 @@ enum { CHUNK_BYTES = 1 << 16, MAX_BYTES = 1 << 28, MAX_DEPTH = 100 };
 
 /* ---- memory ---- */
 
+graft_status gr_j_complain(graft_error *err, const char *title, int32_t line, const char *format, va_list args) {
+    char what[400], at[32] = "";
+    vsnprintf(what, sizeof what, format, args);
+    for (char *c = what; *c; c++)
+        if ((uint8_t)*c < 0x20) *c = ' ';
+    if (line > 0) snprintf(at, sizeof at, ", line %d", line);
+    return gr_fail(err, GRAFT_BAD_INPUT, "chat template %s%s: %s", title, at, what);
+}
+
 jvalue gr_j_fail(run *r, int32_t line, const char *format, ...) {
-    char what[400];
     va_list args;
     if (r->st != GRAFT_OK) return (jvalue){0};
     va_start(args, format);
-    vsnprintf(what, sizeof what, format, args);
+    r->st = gr_j_complain(r->err, r->t->title, line, format, args);
     va_end(args);
-    for (char *c = what; *c; c++)
-        if ((uint8_t)*c < 0x20) *c = ' ';
-    if (line > 0)
-        r->st = gr_fail(r->err, GRAFT_BAD_INPUT, "chat template %s, line %d: %s", r->t->title, line, what);
-    else
-        r->st = gr_fail(r->err, GRAFT_BAD_INPUT, "chat template %s: %s", r->t->title, what);
     return (jvalue){0};
 }
 
@@ -63,7 +62,8 @@ void *gr_j_alloc(run *r, int64_t bytes) {
 static bool reserve(run *r, jbuild *b, int64_t n) {
     if (!gr_j_ok(r)) return false;
     if (b->n + n > MAX_BYTES / 4) return gr_j_fail(r, 0, "writes more than %d MiB", MAX_BYTES >> 22), false;
-    if (gr_grow(&b->s, &b->capacity, b->n + n + 1, 1) && gr_grow(&b->spans, &b->span_capacity, b->n_spans + 1, sizeof *b->spans)) return true;
+    if (gr_grow(&b->s, &b->capacity, b->n + n + 1, 1) && gr_grow(&b->spans, &b->span_capacity, b->n_spans + 1, sizeof *b->spans))
+        return true;
     memory_failed(r);
     return false;
 }
@@ -103,7 +103,8 @@ jvalue gr_jb_take(run *r, jbuild *b, bool markup) {
         v->origin = b->spans[0].origin;
         if (b->n_spans > 1) {
             gr_jinja_span *spans = gr_j_alloc(r, b->n_spans * (int64_t)sizeof *spans);
-            if (gr_j_ok(r)) memcpy(spans, b->spans, (size_t)b->n_spans * sizeof *spans), v->spans = spans, v->n_spans = (int32_t)b->n_spans;
+            if (gr_j_ok(r))
+                memcpy(spans, b->spans, (size_t)b->n_spans * sizeof *spans), v->spans = spans, v->n_spans = (int32_t)b->n_spans;
         }
     }
     gr_jb_release(b);
@@ -136,7 +137,8 @@ jvalue gr_j_slice(run *r, jvalue string, int64_t from, int64_t to) {
     if (last == first) return J(J_STRING, p, v);
     gr_jinja_span *spans = gr_j_alloc(r, (last - first + 1) * (int64_t)sizeof *spans);
     if (!gr_j_ok(r)) return J(J_STRING, p, v);
-    for (int32_t i = first; i <= last; i++) spans[i - first] = (gr_jinja_span){GR_MIN(to, s->spans[i].end) - from, s->spans[i].origin};
+    for (int32_t i = first; i <= last; i++)
+        spans[i - first] = (gr_jinja_span){GR_MIN(to, s->spans[i].end) - from, s->spans[i].origin};
     v->spans = spans;
     v->n_spans = last - first + 1;
     return J(J_STRING, p, v);
@@ -206,14 +208,8 @@ int64_t gr_j_offset(const jstr *s, int64_t character) {
 }
 
 bool gr_j_is_space(int32_t c) {
-    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
-           c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-
-static bool is_printable(int32_t c) {
-    utf8proc_category_t k = utf8proc_category(c);
-    return c == ' ' || !(k == UTF8PROC_CATEGORY_CN || k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CS ||
-                         k == UTF8PROC_CATEGORY_CO || k == UTF8PROC_CATEGORY_ZS || k == UTF8PROC_CATEGORY_ZL || k == UTF8PROC_CATEGORY_ZP);
+    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 /* ---- lists and dicts ---- */
@@ -244,6 +240,10 @@ void gr_j_push(run *r, jvalue list, jvalue item) {
     l->items[l->n++] = item;
 }
 
+void gr_j_extend(run *r, jvalue list, const jlist *by) {
+    for (int64_t i = 0; i < by->n && gr_j_ok(r); i++) gr_j_push(r, list, by->items[i]);
+}
+
 jvalue gr_j_new_dict(run *r, gr_jkind kind, int64_t capacity) {
     jdict *d = gr_j_alloc(r, sizeof *d);
     capacity = GR_MAX(4, capacity);
@@ -255,7 +255,7 @@ jvalue gr_j_new_dict(run *r, gr_jkind kind, int64_t capacity) {
 void gr_j_put(run *r, jvalue dict, jvalue key, jvalue value) {
     jdict *d = gr_j_dict(dict);
     if (!gr_j_ok(r)) return;
-    jvalue *known = (jvalue *)(uintptr_t)gr_j_get(r, d, key);
+    jvalue *known = (jvalue *)(uintptr_t)gr_j_get(d, key);
     if (known) {
         *known = value;
         return;
@@ -268,20 +268,20 @@ void gr_j_put(run *r, jvalue dict, jvalue key, jvalue value) {
     d->values[d->n++] = value;
 }
 
-const jvalue *gr_j_get(const run *r, const jdict *d, jvalue key) {
-    (void)r;
+const jvalue *gr_j_get(const jdict *d, jvalue key) {
     for (int64_t i = 0; i < d->n; i++)
         if (gr_j_equal(d->keys[i], key)) return &d->values[i];
     return NULL;
 }
 
+bool gr_j_is_text(jvalue v, const char *text) {
+    return v.kind == J_STRING && gr_j_str(v)->n == (int64_t)strlen(text) &&
+           memcmp(gr_j_str(v)->s, text, (size_t)gr_j_str(v)->n) == 0;
+}
+
 const jvalue *gr_j_get_text(const jdict *d, const char *key) {
-    int64_t n = (int64_t)strlen(key);
-    for (int64_t i = 0; i < d->n; i++) {
-        if (d->keys[i].kind != J_STRING) continue;
-        const jstr *s = gr_j_str(d->keys[i]);
-        if (s->n == n && memcmp(s->s, key, (size_t)n) == 0) return &d->values[i];
-    }
+    for (int64_t i = 0; i < d->n; i++)
+        if (gr_j_is_text(d->keys[i], key)) return &d->values[i];
     return NULL;
 }
 
@@ -355,10 +355,11 @@ jvalue gr_jinja_list(run *r, const jvalue *items, int64_t n, int32_t origin) {
 /* ---- Python's view of values ---- */
 
 const char *gr_j_type(jvalue v) {
-    static const char *const names[] = {[J_UNDEFINED] = "undefined", [J_NONE] = "NoneType", [J_BOOL] = "bool",    [J_INT] = "int",
-                                        [J_FLOAT] = "float",         [J_STRING] = "str",    [J_LIST] = "list",    [J_TUPLE] = "tuple",
-                                        [J_DICT] = "dict",           [J_NAMESPACE] = "Namespace", [J_MACRO] = "Macro", [J_FUNCTION] = "function",
-                                        [J_METHOD] = "method",       [J_LOOP] = "LoopContext"};
+    static const char *const names[] = {
+        [J_UNDEFINED] = "undefined", [J_NONE] = "NoneType",       [J_BOOL] = "bool",   [J_INT] = "int",
+        [J_FLOAT] = "float",         [J_STRING] = "str",          [J_LIST] = "list",   [J_TUPLE] = "tuple",
+        [J_DICT] = "dict",           [J_NAMESPACE] = "Namespace", [J_MACRO] = "Macro", [J_FUNCTION] = "function",
+        [J_METHOD] = "method",       [J_LOOP] = "LoopContext"};
     return v.kind == J_LIST && gr_j_items(v)->lazy ? "generator" : names[v.kind];
 }
 
@@ -397,7 +398,8 @@ static bool equal(jvalue a, jvalue b, int depth) {
     if (depth > MAX_DEPTH) return false;
     if (gr_j_number(a, &x, &i, &whole) && gr_j_number(b, &y, &j, &both)) return whole && both ? i == j : x == y;
     if (a.kind != b.kind) return false;
-    if (a.kind == J_STRING) return gr_j_str(a)->n == gr_j_str(b)->n && memcmp(gr_j_str(a)->s, gr_j_str(b)->s, (size_t)gr_j_str(a)->n) == 0;
+    if (a.kind == J_STRING)
+        return gr_j_str(a)->n == gr_j_str(b)->n && memcmp(gr_j_str(a)->s, gr_j_str(b)->s, (size_t)gr_j_str(a)->n) == 0;
     if (gr_j_is_list(a)) {
         const jlist *l = gr_j_items(a), *m = gr_j_items(b);
         if (l->n != m->n) return false;
@@ -409,7 +411,7 @@ static bool equal(jvalue a, jvalue b, int depth) {
         const jdict *c = gr_j_dict(a), *d = gr_j_dict(b);
         if (c->n != d->n) return false;
         for (int64_t k = 0; k < c->n; k++) {
-            const jvalue *other = gr_j_get(NULL, d, c->keys[k]);
+            const jvalue *other = gr_j_get(d, c->keys[k]);
             if (!other || !equal(c->values[k], *other, depth + 1)) return false;
         }
         return true;
@@ -425,7 +427,8 @@ int gr_j_order(run *r, int32_t line, jvalue a, jvalue b) {
     double x, y;
     int64_t i, j;
     bool whole, both;
-    if (gr_j_number(a, &x, &i, &whole) && gr_j_number(b, &y, &j, &both)) return whole && both ? (i > j) - (i < j) : (x > y) - (x < y);
+    if (gr_j_number(a, &x, &i, &whole) && gr_j_number(b, &y, &j, &both))
+        return whole && both ? (i > j) - (i < j) : (x > y) - (x < y);
     if (a.kind == J_STRING && b.kind == J_STRING) {
         const jstr *s = gr_j_str(a), *t = gr_j_str(b);
         int order = memcmp(s->s, t->s, (size_t)GR_MIN(s->n, t->n)); /* UTF-8 keeps the order of code points */
@@ -446,7 +449,7 @@ bool gr_j_contains(run *r, int32_t line, jvalue container, jvalue item) {
         const jstr *s = gr_j_str(container), *t = gr_j_str(item);
         return t->n == 0 || memmem(s->s, (size_t)s->n, t->s, (size_t)t->n) != NULL;
     }
-    if (container.kind == J_DICT) return gr_j_get(r, gr_j_dict(container), item) != NULL;
+    if (container.kind == J_DICT) return gr_j_get(gr_j_dict(container), item) != NULL;
     if (container.kind == J_STRING) return gr_j_fail(r, line, "\"in\" a string needs a string, not %s", gr_j_type(item)), false;
     const jlist *l = gr_j_iterate(r, line, container);
     for (int64_t i = 0; i < l->n; i++)
@@ -485,236 +488,4 @@ int64_t gr_j_length(run *r, int32_t line, jvalue v) {
     if (gr_j_is_list(v) && !gr_j_items(v)->lazy) return gr_j_items(v)->n;
     gr_j_fail(r, line, "%s has no length", gr_j_type(v));
     return 0;
-}
-
-/* ---- printing ---- */
-
-/* repr of a float: the shortest digits that read back as it. */
-void gr_j_float_text(double f, char out[40]) {
-    char digits[32];
-    if (isnan(f) || isinf(f)) {
-        snprintf(out, 40, "%s", isnan(f) ? "nan" : f > 0 ? "inf" : "-inf");
-        return;
-    }
-    int precision = 0;
-    do snprintf(digits, sizeof digits, "%.*e", precision, f);
-    while (strtod(digits, NULL) != f && ++precision < 17);
-    int exponent = atoi(strchr(digits, 'e') + 1);
-    if (exponent < -4 || exponent >= 16) {
-        char *e = strchr(digits, 'e');
-        *e = '\0';
-        snprintf(out, 40, "%.26se%c%02d", digits, exponent < 0 ? '-' : '+', abs(exponent) % 1000);
-        return;
-    }
-    snprintf(out, 40, "%.*f", GR_MAX(precision - exponent, 0), f);
-    if (!strchr(out, '.')) strcat(out, ".0");
-}
-
-static void repr_string(run *r, jbuild *b, const jstr *s) {
-    bool single = memchr(s->s, '\'', (size_t)s->n), twice = memchr(s->s, '"', (size_t)s->n);
-    char quote = single && !twice ? '"' : '\'', text[16];
-    int size;
-    int64_t start = 0;
-    gr_jb_add(r, b, &quote, 1, s->spans ? s->spans[0].origin : s->origin);
-    for (int64_t i = 0; i < s->n; i += size) {
-        int32_t c = gr_utf8_read(s->s + i, s->n - i, &size);
-        text[0] = '\0';
-        if (c == quote || c == '\\')
-            snprintf(text, sizeof text, "\\%c", (char)c);
-        else if (c == '\n' || c == '\r' || c == '\t')
-            snprintf(text, sizeof text, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
-        else if (!(c >= 0x20 && c < 0x7F) && !is_printable(c))
-            snprintf(text, sizeof text, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
-        if (!text[0]) continue;
-        gr_jb_slice(r, b, s, start, i);
-        gr_jb_add(r, b, text, (int64_t)strlen(text), s->spans ? 0 : s->origin);
-        start = i + size;
-    }
-    gr_jb_slice(r, b, s, start, s->n);
-    gr_jb_add(r, b, &quote, 1, s->spans ? s->spans[s->n_spans - 1].origin : s->origin);
-}
-
-static void put(run *r, jbuild *b, const char *s, int32_t origin) {
-    gr_jb_add(r, b, s, (int64_t)strlen(s), origin);
-}
-
-static void repr(run *r, jbuild *b, jvalue v, int32_t origin, int depth) {
-    char text[64] = "";
-    if (depth > MAX_DEPTH) {
-        gr_j_fail(r, 0, "a value is nested too deeply");
-        return;
-    }
-    switch (v.kind) {
-    case J_UNDEFINED:
-        put(r, b, "Undefined", origin);
-        break;
-    case J_NONE:
-        put(r, b, "None", origin);
-        break;
-    case J_BOOL:
-        put(r, b, v.as.i ? "True" : "False", origin);
-        break;
-    case J_INT:
-        snprintf(text, sizeof text, "%lld", (long long)v.as.i);
-        put(r, b, text, origin);
-        break;
-    case J_FLOAT:
-        gr_j_float_text(v.as.f, text);
-        put(r, b, text, origin);
-        break;
-    case J_STRING:
-        repr_string(r, b, gr_j_str(v));
-        break;
-    case J_LIST:
-    case J_TUPLE: {
-        const jlist *l = gr_j_items(v);
-        put(r, b, v.kind == J_LIST ? "[" : "(", l->origin);
-        for (int64_t i = 0; i < l->n && gr_j_ok(r); i++) {
-            if (i) put(r, b, ", ", l->origin);
-            repr(r, b, l->items[i], l->origin, depth + 1);
-        }
-        put(r, b, v.kind == J_LIST ? "]" : l->n == 1 ? ",)" : ")", l->origin);
-        break;
-    }
-    case J_DICT: {
-        const jdict *d = gr_j_dict(v);
-        put(r, b, "{", d->origin);
-        for (int64_t i = 0; i < d->n && gr_j_ok(r); i++) {
-            if (i) put(r, b, ", ", d->origin);
-            repr(r, b, d->keys[i], d->origin, depth + 1);
-            put(r, b, ": ", d->origin);
-            repr(r, b, d->values[i], d->origin, depth + 1);
-        }
-        put(r, b, "}", d->origin);
-        break;
-    }
-    default:
-        gr_j_fail(r, 0, "a %s cannot be printed", gr_j_type(v));
-    }
-}
-
-void gr_jb_str(run *r, jbuild *b, jvalue v) {
-    if (v.kind == J_STRING)
-        gr_jb_slice(r, b, gr_j_str(v), 0, gr_j_str(v)->n);
-    else if (v.kind != J_UNDEFINED)
-        repr(r, b, v, 0, 0);
-}
-
-jvalue gr_j_to_string(run *r, jvalue v) {
-    if (v.kind == J_STRING) return v;
-    jbuild b = {0};
-    gr_jb_str(r, &b, v);
-    return gr_jb_take(r, &b, false);
-}
-
-jvalue gr_j_repr(run *r, jvalue v) {
-    jbuild b = {0};
-    repr(r, &b, v, 0, 0);
-    return gr_jb_take(r, &b, false);
-}
-
-/* ---- json.dumps ---- */
-
-static void json_string_text(run *r, jbuild *b, const jstr *s, bool ascii) {
-    static const char from[] = "\"\\\n\r\t\b\f", to[] = "\"\\nrtbf";
-    int32_t edge = s->spans ? s->spans[0].origin : s->origin;
-    int size;
-    int64_t start = 0;
-    gr_jb_add(r, b, "\"", 1, edge);
-    for (int64_t i = 0; i < s->n; i += size) {
-        size = 8;
-        if (!ascii && i + 8 <= s->n && gr_all_ascii(gr_read8(s->s + i)) && !gr_bytes_between(gr_read8(s->s + i), 0, 0x1F) &&
-            !memchr(s->s + i, '"', 8) && !memchr(s->s + i, '\\', 8))
-            continue;
-        int32_t c = gr_utf8_read(s->s + i, s->n - i, &size);
-        char text[16] = "";
-        const char *known = c > 0 && c < 0x80 ? strchr(from, c) : NULL;
-        if (known)
-            snprintf(text, sizeof text, "\\%c", to[known - from]);
-        else if (c < 0x20 || (ascii && c >= 0x7F && c < 0x10000 && c != 0x7F))
-            snprintf(text, sizeof text, "\\u%04x", (unsigned)c);
-        else if (ascii && c >= 0x10000)
-            snprintf(text, sizeof text, "\\u%04x\\u%04x", (unsigned)(0xD7C0 + (c >> 10)), (unsigned)(0xDC00 + (c & 0x3FF)));
-        if (!text[0]) continue;
-        gr_jb_slice(r, b, s, start, i);
-        gr_jb_add(r, b, text, (int64_t)strlen(text), edge);
-        start = i + size;
-    }
-    gr_jb_slice(r, b, s, start, s->n);
-    gr_jb_add(r, b, "\"", 1, edge);
-}
-
-static void new_line(run *r, jbuild *b, const jjson *how, int depth, int32_t origin) {
-    if (how->indent < 0) return;
-    put(r, b, "\n", origin);
-    for (int i = 0; i < how->indent * depth; i++) put(r, b, " ", origin);
-}
-
-static void dump(run *r, int32_t line, jbuild *b, jvalue v, const jjson *how, int32_t origin, int depth);
-
-static void dump_key(run *r, int32_t line, jbuild *b, jvalue key, const jjson *how, int32_t origin) {
-    if (key.kind == J_STRING) {
-        json_string_text(r, b, gr_j_str(key), how->ascii);
-    } else {
-        put(r, b, "\"", origin);
-        dump(r, line, b, key, how, origin, 0);
-        put(r, b, "\"", origin);
-    }
-}
-
-static void dump_dict(run *r, int32_t line, jbuild *b, const jdict *d, const jjson *how, int depth) {
-    int64_t *order = gr_j_alloc(r, (d->n + 1) * (int64_t)sizeof *order);
-    if (!gr_j_ok(r)) return;
-    for (int64_t i = 0; i < d->n; i++) {
-        int64_t j = i;
-        for (; how->sort && j > 0 && gr_j_order(r, line, d->keys[order[j - 1]], d->keys[i]) > 0; j--) order[j] = order[j - 1];
-        order[j] = i;
-    }
-    put(r, b, "{", d->origin);
-    for (int64_t i = 0; i < d->n && gr_j_ok(r); i++) {
-        if (i) put(r, b, how->item, d->origin);
-        new_line(r, b, how, depth + 1, d->origin);
-        dump_key(r, line, b, d->keys[order[i]], how, d->origin);
-        put(r, b, how->key, d->origin);
-        dump(r, line, b, d->values[order[i]], how, d->origin, depth + 1);
-    }
-    if (d->n) new_line(r, b, how, depth, d->origin);
-    put(r, b, "}", d->origin);
-}
-
-static void dump(run *r, int32_t line, jbuild *b, jvalue v, const jjson *how, int32_t origin, int depth) {
-    char text[64];
-    if (depth > MAX_DEPTH) {
-        gr_j_fail(r, line, "a value is nested too deeply");
-    } else if (v.kind == J_STRING) {
-        json_string_text(r, b, gr_j_str(v), how->ascii);
-    } else if (v.kind == J_NONE || v.kind == J_BOOL) {
-        put(r, b, v.kind == J_NONE ? "null" : v.as.i ? "true" : "false", origin);
-    } else if (v.kind == J_INT) {
-        snprintf(text, sizeof text, "%lld", (long long)v.as.i);
-        put(r, b, text, origin);
-    } else if (v.kind == J_FLOAT) {
-        gr_j_float_text(v.as.f, text);
-        put(r, b, isnan(v.as.f) ? "NaN" : isinf(v.as.f) ? (v.as.f > 0 ? "Infinity" : "-Infinity") : text, origin);
-    } else if (gr_j_is_list(v) && !gr_j_items(v)->lazy) {
-        const jlist *l = gr_j_items(v);
-        put(r, b, "[", l->origin);
-        for (int64_t i = 0; i < l->n && gr_j_ok(r); i++) {
-            if (i) put(r, b, how->item, l->origin);
-            new_line(r, b, how, depth + 1, l->origin);
-            dump(r, line, b, l->items[i], how, l->origin, depth + 1);
-        }
-        if (l->n) new_line(r, b, how, depth, l->origin);
-        put(r, b, "]", l->origin);
-    } else if (v.kind == J_DICT) {
-        dump_dict(r, line, b, gr_j_dict(v), how, depth);
-    } else {
-        gr_j_fail(r, line, "%s has no form in JSON", gr_j_type(v));
-    }
-}
-
-jvalue gr_j_dumps(run *r, int32_t line, jvalue v, const jjson *how) {
-    jbuild b = {0};
-    dump(r, line, &b, v, how, 0, 0);
-    return gr_jb_take(r, &b, false);
 }

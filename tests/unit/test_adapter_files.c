@@ -143,11 +143,11 @@ static void test_targets_agree(void **state) {
         {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1]", NULL},
         {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"layers\"",
          NULL},
-        {"\"target_modules\": [\"" Q(
-             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
+        {"\"target_modules\": [\"" Q("0")
+         "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
          NULL},
-        {"\"target_modules\": [\"" Q(
-             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"",
+        {"\"target_modules\": [\"" Q("0")
+         "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"",
          NULL},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"]", V("0")},
         {"\"target_modules\": [\"q_proj\"]", "does not target " V("1")},
