@@ -17,7 +17,7 @@ static bool is_printable(int32_t c) {
 }
 
 /* repr of a float: the shortest digits that read back as it. */
-void gr_j_float_text(double f, char out[40]) {
+static void float_text(double f, char out[40]) {
     char digits[32];
     if (isnan(f) || isinf(f)) {
         snprintf(out, 40, "%s", isnan(f) ? "nan" : f > 0 ? "inf" : "-inf");
@@ -65,35 +65,35 @@ static void put(run *r, jbuild *b, const char *s, int32_t origin) {
     gr_jb_add(r, b, s, (int64_t)strlen(s), origin);
 }
 
+/* None, booleans and numbers, in the words of Python or of JSON; false for what is none of them. */
+static bool put_scalar(run *r, jbuild *b, jvalue v, int32_t origin, bool json) {
+    char text[64];
+    if (v.kind == J_NONE) {
+        snprintf(text, sizeof text, "%s", json ? "null" : "None");
+    } else if (v.kind == J_BOOL) {
+        snprintf(text, sizeof text, "%s", json ? (v.as.i ? "true" : "false") : v.as.i ? "True" : "False");
+    } else if (v.kind == J_INT) {
+        snprintf(text, sizeof text, "%lld", (long long)v.as.i);
+    } else if (v.kind == J_FLOAT && json && !isfinite(v.as.f)) {
+        snprintf(text, sizeof text, "%s", isnan(v.as.f) ? "NaN" : v.as.f > 0 ? "Infinity" : "-Infinity");
+    } else if (v.kind == J_FLOAT) {
+        float_text(v.as.f, text);
+    } else {
+        return false;
+    }
+    put(r, b, text, origin);
+    return true;
+}
+
 static void repr(run *r, jbuild *b, jvalue v, int32_t origin, int depth) {
-    char text[64] = "";
     if (depth > MAX_DEPTH) {
         gr_j_fail(r, 0, "a value is nested too deeply");
-        return;
-    }
-    switch (v.kind) {
-    case J_UNDEFINED:
+    } else if (put_scalar(r, b, v, origin, false)) {
+    } else if (v.kind == J_UNDEFINED) {
         put(r, b, "Undefined", origin);
-        break;
-    case J_NONE:
-        put(r, b, "None", origin);
-        break;
-    case J_BOOL:
-        put(r, b, v.as.i ? "True" : "False", origin);
-        break;
-    case J_INT:
-        snprintf(text, sizeof text, "%lld", (long long)v.as.i);
-        put(r, b, text, origin);
-        break;
-    case J_FLOAT:
-        gr_j_float_text(v.as.f, text);
-        put(r, b, text, origin);
-        break;
-    case J_STRING:
+    } else if (v.kind == J_STRING) {
         repr_string(r, b, gr_j_str(v));
-        break;
-    case J_LIST:
-    case J_TUPLE: {
+    } else if (gr_j_is_list(v)) {
         const jlist *l = gr_j_items(v);
         put(r, b, v.kind == J_LIST ? "[" : "(", l->origin);
         for (int64_t i = 0; i < l->n && gr_j_ok(r); i++) {
@@ -101,9 +101,7 @@ static void repr(run *r, jbuild *b, jvalue v, int32_t origin, int depth) {
             repr(r, b, l->items[i], l->origin, depth + 1);
         }
         put(r, b, v.kind == J_LIST ? "]" : l->n == 1 ? ",)" : ")", l->origin);
-        break;
-    }
-    case J_DICT: {
+    } else if (v.kind == J_DICT) {
         const jdict *d = gr_j_dict(v);
         put(r, b, "{", d->origin);
         for (int64_t i = 0; i < d->n && gr_j_ok(r); i++) {
@@ -113,9 +111,7 @@ static void repr(run *r, jbuild *b, jvalue v, int32_t origin, int depth) {
             repr(r, b, d->values[i], d->origin, depth + 1);
         }
         put(r, b, "}", d->origin);
-        break;
-    }
-    default:
+    } else {
         gr_j_fail(r, 0, "a %s cannot be printed", gr_j_type(v));
     }
 }
@@ -210,19 +206,11 @@ static void dump_dict(run *r, int32_t line, jbuild *b, const jdict *d, const jjs
 }
 
 static void dump(run *r, int32_t line, jbuild *b, jvalue v, const jjson *how, int32_t origin, int depth) {
-    char text[64];
     if (depth > MAX_DEPTH) {
         gr_j_fail(r, line, "a value is nested too deeply");
     } else if (v.kind == J_STRING) {
         json_string_text(r, b, gr_j_str(v), how->ascii);
-    } else if (v.kind == J_NONE || v.kind == J_BOOL) {
-        put(r, b, v.kind == J_NONE ? "null" : v.as.i ? "true" : "false", origin);
-    } else if (v.kind == J_INT) {
-        snprintf(text, sizeof text, "%lld", (long long)v.as.i);
-        put(r, b, text, origin);
-    } else if (v.kind == J_FLOAT) {
-        gr_j_float_text(v.as.f, text);
-        put(r, b, isnan(v.as.f) ? "NaN" : isinf(v.as.f) ? (v.as.f > 0 ? "Infinity" : "-Infinity") : text, origin);
+    } else if (put_scalar(r, b, v, origin, true)) {
     } else if (gr_j_is_list(v) && !gr_j_items(v)->lazy) {
         const jlist *l = gr_j_items(v);
         put(r, b, "[", l->origin);

@@ -150,12 +150,12 @@ jnode **gr_jp_nodes_take(parser *p, node_list *l, int32_t *n);
 gr_jinja_value gr_jp_constant_text(parser *p, const char *s, int64_t n);
 jnode *gr_jp_expression(parser *p);
 jnode *gr_jp_expression_or_tuple(parser *p);
-jnode *gr_jp_disjunction(parser *p);                                    /* an expression without if */
-jnode *gr_jp_tuple_from(parser *p, jnode *first, const char *close);    /* after an expression and a comma */
+jnode *gr_jp_disjunction(parser *p); /* an expression without if */
+jnode *gr_jp_tuple_from(parser *p, jnode *first, const char *close); /* after an expression and a comma */
 jnode *gr_jp_unary(parser *p, bool with_filters);
-jnode *gr_jp_filter(parser *p, jnode *of);                              /* a name, and arguments in parentheses */
-jnode *gr_jp_filters(parser *p, jnode *e);                              /* all that follow e */
-jargs_node gr_jp_arguments(parser *p, bool parameters);                 /* up to and with ")" */
+jnode *gr_jp_filter(parser *p, jnode *of); /* a name, and arguments in parentheses */
+jnode *gr_jp_filters(parser *p, jnode *e); /* all that follow e */
+jargs_node gr_jp_arguments(parser *p, bool parameters); /* up to and with ")" */
 
 /* ---- values ---- */
 
@@ -297,7 +297,6 @@ jlist *gr_j_iterate(run *r, int32_t line, jvalue v);
 int64_t gr_j_length(run *r, int32_t line, jvalue v);
 const char *gr_j_type(jvalue v); /* Python's name of its type */
 bool gr_j_number(jvalue v, double *f, int64_t *i, bool *integer); /* bools count */
-void gr_j_float_text(double f, char out[40]);
 typedef struct jjson { /* of json.dumps */
     bool ascii, sort;
     int indent; /* -1: one line */

@@ -18,10 +18,10 @@
 #include "adapters/export.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "assert_ok.h"
 
 static const char TINY[] = TESTS_DIR "/golden/tiny", QWEN[] = TESTS_DIR "/golden/tiny-qwen2";
 static char dir[] = "/tmp/graft-adapters-XXXXXX";
-static graft_error err;
 static gr_arena arena;
 static gr_device *device;
 
@@ -46,12 +46,6 @@ static int tear_down(void **state) {
     gr_device_free(device);
     return 0;
 }
-
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
-    } while (0)
 
 static void assert_error(graft_status status, graft_status expected, const char *part) {
     if (status != expected || err.status != expected || !strstr(err.msg, part))

@@ -14,14 +14,7 @@
 
 #include "core/text/impl.h"
 #include "kernels/threads.h"
-
-static graft_error err;
-
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
-    } while (0)
+#include "assert_ok.h"
 
 #define BYTES "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"
 

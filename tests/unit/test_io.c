@@ -18,10 +18,10 @@
 #include "core/io/gguf.h"
 #include "core/io/h5.h"
 #include "core/io/safetensors.h"
+#include "assert_ok.h"
 
 static char dir[] = "/tmp/graft-io-XXXXXX";
 
-static graft_error err;
 static gr_arena arena;
 
 static char *at(const char *name) { /* the path of a scratch file */
@@ -41,12 +41,6 @@ static int drop_dir(void **state) {
     gr_arena_release(&arena);
     return 0;
 }
-
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
-    } while (0)
 
 static void assert_error(graft_status status, graft_status expected, const graft_error *e, const char *part) {
     if (status != expected || e->status != expected || !strstr(e->msg, part))

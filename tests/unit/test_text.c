@@ -15,14 +15,7 @@
 #include "core/base/file.h"
 #include "core/text/chat_template.h"
 #include "core/text/impl.h"
-
-static graft_error err;
-
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
-    } while (0)
+#include "assert_ok.h"
 
 static const char *const KINDS[] = {"gpt2", "smollm2", "llama3", "qwen2", "sp-bpe", "sp-gemma", "sp-unigram"};
 

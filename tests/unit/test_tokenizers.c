@@ -11,14 +11,7 @@
 
 #include "core/base/log.h"
 #include "core/text/impl.h"
-
-static graft_error err;
-
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
-    } while (0)
+#include "assert_ok.h"
 
 static gr_tokenizer *parse(const char *json) {
     gr_tokenizer *t = NULL;
