@@ -5,11 +5,21 @@
 #include "adapters/export.h"
 #include "core/base/file.h"
 
+/* A folder named like a file of weights is hardly what was meant. */
+static graft_status check_folder_name(const char *path, graft_error *err) {
+    static const char *const files[] = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".npz", ".onnx", ".zip", ".gz", ".tar"};
+    for (int i = 0; i < GR_LEN(files); i++)
+        if (gr_ends_with(path, files[i]) && !gr_is_dir(path))
+            return gr_fail(err, GRAFT_BAD_USAGE, "--out %s: no %s file is written: expected the name of a folder, or FILE.gguf (--format names "
+                           "one whatever --out is called)", path, files[i]);
+    return GRAFT_OK;
+}
+
 graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf,
                           graft_error *err) {
     bool gguf_name = gr_ends_with(out_path, ".gguf");
     *format = gguf_name ? GR_FORMAT_GGUF : GR_FORMAT_HF;
-    if (!asked) return GRAFT_OK;
+    if (!asked) return *format == GR_FORMAT_HF ? check_folder_name(out_path, err) : GRAFT_OK;
     bool gguf = strcmp(asked, "gguf") == 0;
     if (!gguf && strcmp(asked, hf) != 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected %s or gguf, found \"%s\"", hf, asked);

@@ -160,13 +160,15 @@ graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype
 
 /* ---- the whole model ---- */
 
-/* The type of a quantised matrix of the base, -1 when none is. */
+/* The quantised type of most of the base's matrices, -1 when none is quantised. */
 static int quantised_type(const gr_model *m) {
+    int64_t n[GR_DTYPE_COUNT] = {0};
+    int most = -1;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
-        gr_dtype dtype = gr_weights_get(m->weights, i)->view.dtype;
-        if (gr_dtype_get(dtype)->block > 1) return (int)dtype;
+        int dtype = (int)gr_weights_get(m->weights, i)->view.dtype;
+        if (gr_dtype_get((gr_dtype)dtype)->block > 1 && (++n[dtype], most < 0 || n[dtype] > n[most])) most = dtype;
     }
-    return -1;
+    return most;
 }
 
 int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {

@@ -264,9 +264,7 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     if (last) {
         GR_TRY(gr_checkpoint_load(last, run->params, &run->state, gr_resume_check, run, err));
         gr_note("resuming from %s, step %lld of %lld", last, (long long)run->state.step, (long long)run->total_steps);
-        if (run->state.step == run->total_steps)
-            gr_note("the run is complete; %s raised, it goes on",
-                    run->r->train_max_steps > 0 ? "with train.max_steps" : "with train.num_train_epochs");
+        if (run->state.step == run->total_steps) gr_resume_tell_complete(run);
         gr_run_saved(last);
         GR_TRY(write_mark(run, "running", NULL, err));
     } else if (o->resume) {

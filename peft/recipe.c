@@ -192,6 +192,8 @@ static graft_status apply_override(gr_yaml **root, gr_recipe *r, const char *ove
     if (!equals || equals == override)
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "%s: expected section.key=value, such as train.learning_rate=1e-4", override);
+    if (!equals[1]) /* of a shell: an unset variable, or "" that was to be an empty text */
+        return gr_fail(err, GRAFT_BAD_USAGE, "%snull (unset) or %s'\"\"' (an empty text): a value is missing", override, override);
     name[equals - override] = '\0';
     dot = strchr(name, '.');
     const gr_key *k = dot ? NULL : find_key("", name);

@@ -56,6 +56,8 @@ graft_status gr_run_export(gr_run *run, graft_error *err);
 /* A gr_checkpoint_check; context: the gr_run. BAD_USAGE naming every setting that makes the result and that the run did not begin
  * with, with both values: settings are compared as settings (schema.def: resume). */
 gr_checkpoint_check gr_resume_check;
+/* Of a run whose last step is done: whether it can be extended, and what to do if not. */
+void gr_resume_tell_complete(const gr_run *run);
 
 /* ---- folder.c: the run's folder ---- */
 

@@ -116,6 +116,29 @@ static char *temporary_name(const char *path) {
     return gr_format("%s.tmp-%ld", path, (long)getpid());
 }
 
+/* The descriptor that path names among the process's own, -1 for any other path. */
+static int own_stream(const char *path) {
+    static const char *const numbered[] = {"/dev/fd/", "/proc/self/fd/"};
+    if (strcmp(path, "/dev/stdout") == 0) return STDOUT_FILENO;
+    if (strcmp(path, "/dev/stderr") == 0) return STDERR_FILENO;
+    for (int i = 0; i < GR_LEN(numbered); i++) {
+        const char *digits = path + strlen(numbered[i]);
+        if (gr_starts_with(path, numbered[i]) && *digits && strlen(digits) < 7 && !digits[strspn(digits, "0123456789")]) return atoi(digits);
+    }
+    return -1;
+}
+
+/* A stream of the process's own is shared, its place in a file too: opened anew, it would write over what comes after. */
+static FILE *open_device(const char *path) {
+    int own = own_stream(path);
+    if (own < 0) return fopen(path, "ae");
+    if (own == STDOUT_FILENO) fflush(stdout);
+    int fd = fcntl(own, F_DUPFD_CLOEXEC, 0);
+    FILE *stream = fd < 0 ? NULL : fdopen(fd, "w");
+    if (fd >= 0 && !stream) close(fd);
+    return stream;
+}
+
 graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
     bool device = gr_is_device(path);
     *w = (gr_writer){.path = gr_strdup(path), .tmp_path = device ? NULL : temporary_name(path)};
@@ -124,7 +147,7 @@ graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
         return gr_fail_memory(err, path);
     }
     if (device) {
-        w->stream = fopen(path, "ae"); /* standard output may be a file that holds something already */
+        w->stream = open_device(path);
     } else {
         unlink(w->tmp_path); /* left by a killed process of the same id; O_EXCL follows no planted link */
         int fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
@@ -333,10 +356,8 @@ bool gr_exists(const char *path) {
 }
 
 bool gr_is_device(const char *path) {
-    static const char *const standard[] = {"/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/"};
     struct stat info;
-    for (int i = 0; i < GR_LEN(standard); i++)
-        if (gr_starts_with(path, standard[i])) return true;
+    if (own_stream(path) >= 0) return true;
     return stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
 }
 

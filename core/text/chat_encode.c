@@ -299,8 +299,11 @@ static bool writes(const gr_rendering *r, int32_t origin) {
 }
 
 static graft_status fail_lost(const gr_chat *c, int64_t i, const char *what, graft_error *err) {
-    return gr_fail(err, GRAFT_BAD_INPUT, "message %lld: chat template %s does not write its %s, which would be lost",
-                   (long long)i + 1, c->name, what);
+    bool field = strcmp(what, "text") != 0;
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "message %lld: chat template %s does not write its %s, which would be lost: name a template that does "
+                   "(data.template, --template), or take the sample out%s",
+                   (long long)i + 1, c->name, what, field ? ", or leave the field aside (ignore: [...] of its source)" : "");
 }
 
 static graft_status check_message(const gr_chat *c, scratch *s, const gr_conversation *x, int64_t i, gr_encoded *out,
@@ -330,11 +333,11 @@ static graft_status check_losses(const gr_chat *c, scratch *s, const gr_conversa
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < x->n; i++) GR_TRY(check_message(c, s, x, i, out, err));
     if (holds(x->tools) && !writes(&s->whole, GR_FROM_TOOLS))
-        GR_TRY(
-            gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the tools of a sample, which would be lost", c->name));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the tools of a sample, which would be lost: name a "
+                       "template that does (data.template, --template), or leave them aside with ignore: [tools]", c->name));
     if (holds(x->documents) && !writes(&s->whole, GR_FROM_DOCUMENTS))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the documents of a sample, which would be lost",
-                       c->name));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the documents of a sample, which would be lost: name a "
+                       "template that does (data.template, --template), or leave them aside with ignore: [documents]", c->name));
 done:
     return st;
 }

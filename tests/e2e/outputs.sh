@@ -140,6 +140,14 @@ for command in "generate --model base --prompts p.jsonl --max-tokens 2" "eval --
     # shellcheck disable=SC2086
     (in_place "$G" $command --out /dev/stdout) >piped 2>piped.log
     check "$command to /dev/stdout, a file" grep -q '^{' piped
+    cp piped whole
+    echo first >piped
+    # shellcheck disable=SC2086
+    (in_place "$G" $command --out -) >>piped 2>piped.log
+    check "$command to -, which is standard output: after what is there, nothing written over" \
+        cmp piped <(echo first && cat whole)
+    check "and no file has that name" test ! -e place/-
+    check "whatever follows the lines" test "$(grep -c '^{' whole)" = "$(grep -c '^{' place/o.jsonl)"
     # shellcheck disable=SC2086
     (in_place "$G" $command --out /dev/stdout) 2>piped.log | cat >piped
     check "$command to /dev/stdout, a pipe" grep -q '^{' piped

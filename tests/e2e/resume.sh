@@ -131,6 +131,7 @@ check "and is told the way" holds cosine.log "adapter.init_from"
 check "which works" train next adapter.init_from=runs/a train.max_steps=2
 train a --resume >done.log 2>&1
 check "a finished run says that it is complete" holds done.log "the run is complete"
+check "and how to go on, which is not by more steps" holds done.log "begin another run in its own output_dir (with adapter.init_from"
 early=(train.max_steps=40 eval.every=2 eval.early_stopping_patience=1 train.learning_rate=0.5)
 check "a run that stops early" train e "${early[@]}"
 before=$(steps e)

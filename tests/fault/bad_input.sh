@@ -398,6 +398,12 @@ bad 2 "export over a run" "run" "$GRAFT" export --model "$TINY" --adapter "$TINY
 check "export over an empty folder" bash -c 'mkdir none && "$0" export --model "$1" --adapter "$1/adapter" --out none --overwrite' "$GRAFT" "$TINY"
 check "export over an adapter" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out none --overwrite
 rm -rf run none
+bad 2 "a model to standard output" "--out - ./-" "$GRAFT" merge --model "$TINY" --out -
+bad 2 "an adapter to standard output" "--out - export" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out -
+bad 2 "a folder named as a file of weights" "out.safetensors .safetensors FILE.gguf" "$GRAFT" merge --model "$TINY" --out out.safetensors
+bad 2 "an adapter's folder named so" "out.bin .bin" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out out.bin
+bad 2 "a key with nothing after =" "data.system= null empty" train data.system=
+bad 2 "a variable of a shell that is not set" "train.max_steps= null" train train.max_steps=
 to_full() { "$GRAFT" help recipe >/dev/full; }
 bad 1 "standard output is full" "standard output" to_full
 limited() { # no file beyond 50 KB, as a full disk would have it
