@@ -7,11 +7,12 @@
 
 /* A folder named like a file of weights is hardly what was meant. */
 static graft_status check_folder_name(const char *path, graft_error *err) {
-    static const char *const files[] = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".npz", ".onnx", ".zip", ".gz", ".tar"};
+    static const char *const files[] = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".npz", ".onnx", ".zip"};
     for (int i = 0; i < GR_LEN(files); i++)
         if (gr_ends_with(path, files[i]) && !gr_is_dir(path))
-            return gr_fail(err, GRAFT_BAD_USAGE, "--out %s: no %s file is written: expected the name of a folder, or FILE.gguf (--format names "
-                           "one whatever --out is called)", path, files[i]);
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "--out %s: no %s file is written: expected the name of a folder, or FILE.gguf (or name the --format)",
+                           path, files[i]);
     return GRAFT_OK;
 }
 

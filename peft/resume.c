@@ -132,12 +132,14 @@ static graft_status check_steps(const gr_run *run, const char *folder, const gr_
 void gr_resume_tell_complete(const gr_run *run) {
     int64_t total = run->total_steps;
     bool same = true;
-    for (int64_t step = 1; step <= total; step++) same &= gr_learning_rate(run->r, step, total) == gr_learning_rate(run->r, step, 2 * total);
+    for (int64_t step = 1; step <= total && same; step++)
+        same = gr_learning_rate(run->r, step, total) == gr_learning_rate(run->r, step, 2 * total);
     if (same)
-        gr_note("the run is complete; with %s raised, it goes on", run->r->train_max_steps > 0 ? "train.max_steps" : "train.num_train_epochs");
+        gr_note("the run is complete; with %s raised, it goes on",
+                run->r->train_max_steps > 0 ? "train.max_steps" : "train.num_train_epochs");
     else
-        gr_note("the run is complete, and its learning rate has come to its end: to go on from it, begin another run in its own output_dir "
-                "(%s)", way_out(run));
+        gr_note("the run is complete, and its learning rate has come to its end: to go on from it, begin another run in its own "
+                "output_dir (%s)", way_out(run));
 }
 
 /* Where the base lies may change; that it is the same one is taken for granted, aloud. */

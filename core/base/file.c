@@ -123,7 +123,8 @@ static int own_stream(const char *path) {
     if (strcmp(path, "/dev/stderr") == 0) return STDERR_FILENO;
     for (int i = 0; i < GR_LEN(numbered); i++) {
         const char *digits = path + strlen(numbered[i]);
-        if (gr_starts_with(path, numbered[i]) && *digits && strlen(digits) < 7 && !digits[strspn(digits, "0123456789")]) return atoi(digits);
+        if (gr_starts_with(path, numbered[i]) && *digits && strlen(digits) < 7 && !digits[strspn(digits, "0123456789")])
+            return atoi(digits);
     }
     return -1;
 }

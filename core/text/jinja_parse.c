@@ -199,6 +199,7 @@ static jnode **body(parser *p, int32_t *n, const char *const *ends) {
             for (int i = 0; ends && ends[i] && !done; i++) done = gr_jp_is(gr_jp_peek(p), T_NAME, ends[i]);
             if (!done) e = statement(p);
         } else if (k->kind == T_END) {
+            while (ends && ends[0] && ends[1]) ends++; /* the last closes, the others may be left out */
             if (ends) gr_jp_fail(p, k->line, "the template ends before \"%s\"", ends[0] ? ends[0] : "");
             done = true;
         } else {

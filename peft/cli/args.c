@@ -118,8 +118,9 @@ static graft_status parse_option(gr_args *a, const char *word, const char *follo
     }
     if (strcmp(name, "out") == 0 && strcmp(value, "-") == 0) {
         if (strcmp(o->value, "FILE") != 0)
-            return gr_fail(err, GRAFT_BAD_USAGE, "--out -: graft %s writes a folder or a .gguf file, not to standard output (./- is a file "
-                           "of that name)", a->command->name);
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "--out -: graft %s writes a folder or a .gguf file, not to standard output (./- is that name)",
+                           a->command->name);
         value = "/dev/stdout";
     }
     a->given[a->n_given].option = o;

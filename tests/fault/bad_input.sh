@@ -404,6 +404,8 @@ bad 2 "a folder named as a file of weights" "out.safetensors .safetensors FILE.g
 bad 2 "an adapter's folder named so" "out.bin .bin" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out out.bin
 bad 2 "a key with nothing after =" "data.system= null empty" train data.system=
 bad 2 "a variable of a shell that is not set" "train.max_steps= null" train train.max_steps=
+printf '{%% for m in messages %%}{{ m.content }}' >open.jinja
+bad 3 "a template with an open loop" "open.jinja endfor" train data.template=open.jinja
 to_full() { "$GRAFT" help recipe >/dev/full; }
 bad 1 "standard output is full" "standard output" to_full
 limited() { # no file beyond 50 KB, as a full disk would have it
