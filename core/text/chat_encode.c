@@ -338,7 +338,8 @@ static graft_status check_losses(const gr_chat *c, scratch *s, const gr_conversa
     if (holds(x->documents) && !writes(&s->whole, GR_FROM_DOCUMENTS))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "chat template %s does not write the documents of a sample, which would be lost: name a template that does "
-                       "(data.template, --template), or leave them aside with ignore: [documents]", c->name));
+                       "(data.template, --template), or leave them aside with ignore: [documents]",
+                       c->name));
 done:
     return st;
 }
