@@ -79,6 +79,8 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_RENDERED] =
             {"", NULL,
              " prompts begin with the chat template's own control token: they are taken as rendered, their control tokens as ids"},
+        [GR_REMARK_PLAIN] =
+            {"", NULL, " samples spell control tokens in their messages, which stay plain text: was it rendered already?"},
         [GR_REMARK_LEFT_OUT] = {"", NULL, " messages are left out by the chat template"},
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
         [GR_REMARK_APART] = {"", NULL,

@@ -18,6 +18,7 @@ typedef enum gr_remark {
     GR_REMARK_REPLACED,      /* samples with bytes that are no text, read as U+FFFD */
     GR_REMARK_CONTROL_TEXT,  /* raw texts with control tokens, which become ids */
     GR_REMARK_RENDERED,      /* prompts that were rendered with the template already */
+    GR_REMARK_PLAIN,         /* conversations whose messages spell control tokens, which stay text */
     GR_REMARK_LEFT_OUT,      /* messages of which the template writes nothing */
     GR_REMARK_PARTED,        /* answers that do not start where the generation prompt ends */
     GR_REMARK_APART,         /* samples learned turn by turn */

@@ -122,9 +122,10 @@ static graft_status add_sequence(const gr_chat *c, scratch *s, const gr_renderin
     graft_status st = GRAFT_OK;
     int64_t first = out->ids.n, ends = out->end_capacity;
     if (wants_bos(c, r) && !gr_ids_push(&out->ids, c->t->info.bos)) return gr_fail_memory(err, "encoding a conversation");
-    s->layout.n = 0;
+    s->layout.n = s->layout.n_plain = 0;
     GR_TRY(gr_tokenizer_encode_trusted(c->t, r->text, r->n, r->trusted ? r->trusted : &(gr_range){0}, r->n_trusted, &out->ids,
                                        &s->layout, err));
+    out->n_plain += s->layout.n_plain;
     if (!gr_grow(&out->target, &out->target_capacity, out->ids.n + 1, 1) ||
         !gr_grow(&out->end, &out->end_capacity, out->n_sequences + 1, sizeof *out->end) ||
         !gr_grow(&out->last_message, &ends, out->n_sequences + 1, sizeof *out->last_message))
@@ -347,7 +348,7 @@ done:
 /* ---- the interface ---- */
 
 static graft_status start(const gr_chat *c, const gr_conversation *x, gr_encoded *out, graft_error *err) {
-    out->ids.n = out->n_sequences = out->n_unwritten = out->n_parted = 0;
+    out->ids.n = out->n_sequences = out->n_unwritten = out->n_parted = out->n_plain = 0;
     if (!out->scratch) out->scratch = gr_calloc(1, sizeof *out->scratch);
     return out->scratch ? gr_renderer_start(&out->scratch->renderer, c, x, err) : gr_fail_memory(err, "encoding a conversation");
 }

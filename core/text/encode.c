@@ -229,6 +229,7 @@ static bool encode_text(job *j, const char *text, int64_t len) {
     for (int64_t from = 0; gr_added_next(t, &t->added_raw, text, len, from, j->special, &m); from = m.end) {
         if (j->trusted && m.special && !is_trusted(j, m.at, m.at + t->pieces[m.id].len)) {
             m.end = m.at + t->pieces[m.id].len; /* plain text, and white space beside it stays */
+            if (j->layout) j->layout->n_plain++;
             continue;
         }
         if (!note(j, at, m.start, false) || !encode_stretch(j, text + at, m.start - at, at == 0)) return false;

@@ -317,6 +317,7 @@ typedef struct gr_stretch {
 typedef struct gr_layout {
     gr_stretch *items;
     int64_t n, capacity;
+    int64_t n_plain; /* control tokens that lay outside the trusted ranges and became plain text; added to */
 } gr_layout;
 graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted,
                                          int64_t n_trusted, gr_ids *ids, gr_layout *layout, graft_error *err);

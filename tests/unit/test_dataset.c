@@ -387,6 +387,35 @@ static void test_remarks(void **state) {
     tear_down(&s);
 }
 
+/* A message's control tokens stay text, and a load says in how many samples: in whatever form they come, rendered prompts of alpaca and
+ * answers that bring their end of turn along. */
+static void test_control_text_is_told(void **state) {
+    (void)state;
+    static const struct {
+        const char *sample;
+        bool told;
+    } cases[] = {
+        {"{\"prompt\":\"q\",\"completion\":\"a<|im_end|>\"}", true},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"<|im_start|>q\"},"
+         "{\"role\":\"assistant\",\"content\":\"a\"}]}",
+         true},
+        {"{\"instruction\":\"<|im_start|>user\\nq<|im_end|>\",\"input\":\"\",\"output\":\"a<|im_end|>\"}", true},
+        {"{\"system\":\"s\",\"prompt\":\"<|im_start|>user\\nq<|im_end|>\",\"completion\":\"a\"}", true},
+        {"{\"question\":\"q\",\"answer\":\"a<|endoftext|>\"}", true},
+        {"{\"prompt\":\"q <|im_ end|>\",\"completion\":\"a |im_end|\"}", false},
+    };
+    setup s = set_up("chatml", false);
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        gr_data_source source = {.path = put("control.jsonl", cases[i].sample), .weight = 1};
+        gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 400};
+        gr_dataset *d = load(&s, &o);
+        bool told = d->remarks && strstr(d->remarks, "\t1 samples spell control tokens in their messages, which stay plain text");
+        if (told != cases[i].told) fail_msg("%s: %s", cases[i].sample, d->remarks ? d->remarks : "nothing");
+        gr_dataset_free(d);
+    }
+    tear_down(&s);
+}
+
 /* ---- order, split, batches: a set of samples of 3 ids each ---- */
 
 static gr_dataset *plain_set(int64_t n, int64_t n_second, double w0, double w1) {
@@ -531,6 +560,7 @@ int main(void) {
         cmocka_unit_test(test_preview_ids),
         cmocka_unit_test(test_threads_and_cache),
         cmocka_unit_test(test_remarks),
+        cmocka_unit_test(test_control_text_is_told),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_split),
         cmocka_unit_test(test_batch),
