@@ -140,6 +140,20 @@ static graft_status copy(cutting *k, const gr_conversation *x, gr_loss_on loss_o
     return GRAFT_OK;
 }
 
+/* Whether what stands before the last answer fills max ids by itself: the cut would go through a system's or tool's text, and what is
+ * left would end before that answer. */
+static graft_status answer_lies_beyond(cutting *k, gr_conversation x, int64_t max, gr_encoded *e, bool *beyond, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    int64_t first = 0;
+    *beyond = false;
+    for (int64_t i = 0; i < x.n - 1; i++) k->m[i].no_loss = true;
+    GR_TRY(gr_chat_encode(k->c, &x, GR_LOSS_LAST, e, err));
+    while (first < e->ids.n && !e->target[first]) first++;
+    *beyond = first >= max;
+done:
+    return st;
+}
+
 graft_status gr_fit_sequence(const gr_chat *c, const gr_tokenizer *t, const gr_conversation *x, gr_loss_on loss_on, int64_t max,
                              const gr_encoded *e, int64_t which, gr_encoded *out, gr_fit *fit, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -156,6 +170,15 @@ graft_status gr_fit_sequence(const gr_chat *c, const gr_tokenizer *t, const gr_c
         if (n <= max) break;
         GR_TRY(shorten(&k, out, n, max, loss_on == GR_LOSS_ALL, fit, &again, err));
         if (!again) break;
+    }
+    if (n > max && loss_on != GR_LOSS_ALL) {
+        bool beyond;
+        gr_encoded last = {0};
+        gr_conversation shortest = {.messages = k.m, .n = k.n, .tools = x->tools, .documents = x->documents};
+        st = answer_lies_beyond(&k, shortest, max, &last, &beyond, err);
+        gr_encoded_release(&last);
+        if (st != GRAFT_OK) goto done;
+        if (beyond) out->n_sequences = 0;
     }
     fit->answer = n > max;
     if (out->n_sequences) out->n_sequences = 1, out->end[0] = out->ids.n = GR_MIN(n, max);

@@ -387,8 +387,31 @@ static void test_remarks(void **state) {
     tear_down(&s);
 }
 
-/* A message's control tokens stay text, and a load says in how many samples: in whatever form they come, rendered prompts of alpaca and
- * answers that bring their end of turn along. */
+/* What a tool said is never cut: where it leaves the last answer no room the sample goes, though an earlier answer would fit. */
+static void test_tool_text_is_whole(void **state) {
+    (void)state;
+    setup s = set_up("chatml", false);
+    graft_error err = {0};
+    gr_dataset *d;
+    static const char sample[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"qqqq\"},"
+                                 "{\"role\":\"assistant\",\"content\":\"c\"},"
+                                 "{\"role\":\"tool\",\"content\":\"0123456789\"},{\"role\":\"assistant\",\"content\":\"z\"}]}";
+    gr_data_source source = {.path = put("tool.jsonl", sample), .weight = 1};
+    gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 54}; /* 57 with all of it */
+    d = load(&s, &o);
+    assert_preview(d, &s, 0,
+                   "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[c<|im_end|>]]\n<|im_start|>tool\n0123456789<|im_end|>\n"
+                   "<|im_start|>assistant\n[[z<|im_end|>]]");
+    gr_dataset_free(d);
+    for (o.max_length = 40; o.max_length <= 51; o.max_length += 11) {
+        assert_int_equal(gr_dataset_load(&d, &o, s.t, s.chat, s.threads, &err), GRAFT_BAD_INPUT);
+        assert_non_null(strstr(err.msg, "1 too long"));
+    }
+    tear_down(&s);
+}
+
+/* A message's control tokens stay text, and a load says in how many samples: in whatever form they come, rendered prompts of alpaca
+ * and answers that bring their end of turn along. */
 static void test_control_text_is_told(void **state) {
     (void)state;
     static const struct {
@@ -561,6 +584,7 @@ int main(void) {
         cmocka_unit_test(test_threads_and_cache),
         cmocka_unit_test(test_remarks),
         cmocka_unit_test(test_control_text_is_told),
+        cmocka_unit_test(test_tool_text_is_whole),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_split),
         cmocka_unit_test(test_batch),
