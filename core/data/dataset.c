@@ -348,9 +348,9 @@ static graft_status build(gr_dataset *d, const gr_data_options *o, const gr_toke
     for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&b, j, i, threads, err));
     if (d->n_samples == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s%s: nothing to learn from: %lld samples without an answer, %lld too long",
+                       "%s%s: nothing to learn from: %lld samples without an answer, %lld too long for data.max_length %lld",
                        o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "",
-                       (long long)d->n_empty, (long long)d->lost.dropped));
+                       (long long)d->n_empty, (long long)d->lost.dropped, (long long)o->max_length));
     for (int64_t i = 0; i < b.n_ids; i++) d->n_targets += d->target[i];
 done:
     for (int k = 0; k < ROUND_CHUNKS; k++) {
