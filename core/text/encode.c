@@ -92,6 +92,7 @@ typedef struct job {
     bool special; /* control tokens are parsed */
     const gr_range *trusted; /* where alone they are, [n_trusted], in order; NULL: everywhere */
     int64_t n_trusted;
+    const char *text; /* all of it */
     gr_layout *layout; /* NULL: not wanted */
 } job;
 
@@ -107,6 +108,16 @@ static bool is_trusted(const job *j, int64_t start, int64_t end) {
             return end <= j->trusted[i].end;
     }
     return false;
+}
+
+/* Whether a control token that is looked for in normalised text stands in this stretch of raw text in trusted places alone: which of several
+ * a match came from is not known. */
+static bool all_trusted(const job *j, const char *raw, int64_t len, const gr_piece *p) {
+    int64_t start = raw - j->text, n = 0;
+    if (is_trusted(j, start, start + len)) return true;
+    for (const char *at = raw, *end = raw + len; (at = memmem(at, (size_t)(end - at), p->text, (size_t)p->len)); at += p->len, n++)
+        if (!is_trusted(j, at - j->text, at - j->text + p->len)) return false;
+    return n > 0; /* else normalisation made it of something else */
 }
 
 /* Text [start, end) becomes the ids from here on. */
@@ -204,11 +215,13 @@ static bool encode_section(job *j, const char *text, int64_t len, bool first) {
 /* Text between added tokens of the raw text. */
 static bool encode_stretch(job *j, const char *text, int64_t len, bool first) {
     const gr_tokenizer *t = j->t;
+    const char *raw = text;
+    int64_t raw_len = len, at = 0;
     if (len == 0) return true;
     if (!gr_normalize(t, &j->s, text, len, &text, &len)) return false;
     gr_match m;
-    int64_t at = 0;
-    while (gr_added_next(t, &t->added_normalized, text, len, at, j->special, &m)) {
+    for (int64_t from = 0; gr_added_next(t, &t->added_normalized, text, len, from, j->special, &m); from = m.end) {
+        if (m.special && !all_trusted(j, raw, raw_len, &t->pieces[m.id])) continue;
         if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id))
             return false;
         at = m.end;
@@ -224,6 +237,7 @@ static bool encode_text(job *j, const char *text, int64_t len) {
         text = j->s.repaired.data;
         len = j->s.repaired.len;
     }
+    j->text = text;
     gr_match m;
     int64_t at = 0;
     for (int64_t from = 0; gr_added_next(t, &t->added_raw, text, len, from, j->special, &m); from = m.end) {

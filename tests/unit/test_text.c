@@ -518,6 +518,31 @@ static void test_chat_spm_boundary(void **state) {
     gr_tokenizer_free(t);
 }
 
+/* A control token that is looked for in normalised text is one where nothing but trusted text spells it. */
+static void test_trusted_normalized(void **state) {
+    (void)state;
+    static const char json[] = "{\"added_tokens\": [{\"id\": 9, \"content\": \"<s>\", \"special\": true, \"normalized\": true}], \"normalizer\": {\"type\": \"NFKC\"},"
+                               "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},"
+                               "\"model\": {\"type\": \"BPE\", \"vocab\": {\"<\": 0, \"s\": 1, \">\": 2, \"a\": 3}, \"merges\": []}}";
+    static const struct {
+        const char *text;
+        int64_t trusted;
+        int n, ids[8];
+    } cases[] = {{"<s>a", 4, 2, {9, 3}}, {"<s>a", 3, 2, {9, 3}}, {"<s>a", 0, 4, {0, 1, 2, 3}}, {"<s>a<s>", 3, 7, {0, 1, 2, 3, 0, 1, 2}},
+                 {"a\xef\xbc\x9cs>", 1, 4, {3, 0, 1, 2}} /* a wide "<" */};
+    gr_tokenizer *t = NULL;
+    assert_ok(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err));
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        gr_ids ids = {0};
+        gr_range trusted = {0, cases[i].trusted};
+        assert_ok(gr_tokenizer_encode_trusted(t, cases[i].text, (int64_t)strlen(cases[i].text), &trusted, 1, &ids, NULL, &err));
+        assert_int_equal(ids.n, cases[i].n);
+        for (int k = 0; k < cases[i].n; k++) assert_int_equal(ids.data[k], cases[i].ids[k]);
+        gr_ids_release(&ids);
+    }
+    gr_tokenizer_free(t);
+}
+
 static void parse_yaml(const char *yaml, graft_status wanted, const char *hint) {
     gr_tokenizer *t = open_golden("smollm2");
     char *source;
@@ -733,7 +758,7 @@ int main(void) {
         cmocka_unit_test(test_chat_golden),
         cmocka_unit_test(test_chat_unknown),
         cmocka_unit_test(test_chat_masks),
-        cmocka_unit_test(test_chat_tool), cmocka_unit_test(test_chat_turns), cmocka_unit_test(test_chat_losses),
+        cmocka_unit_test(test_chat_tool), cmocka_unit_test(test_trusted_normalized), cmocka_unit_test(test_chat_turns), cmocka_unit_test(test_chat_losses),
         cmocka_unit_test(test_chat_source),
         cmocka_unit_test(test_chat_spm_boundary),
         cmocka_unit_test(test_chat_file),
