@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/text/impl.h"
 
 void gr_ids_release(gr_ids *ids) {
@@ -24,6 +25,9 @@ bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool 
             if (!gr_ids_push(ids, t->byte_ids[(uint8_t)text[i]])) return false;
         return true;
     }
+    if (t->model_unk < 0 && len > 0 && !atomic_exchange(t->told_drops, true))
+        gr_warn("the tokenizer has no piece for the byte 0x%02X and no unknown token: such bytes leave nothing, as in HF tokenizers",
+                (uint8_t)text[0]);
     if (t->model_unk < 0 || (t->fuse_unk && after_unknown)) return true;
     return gr_ids_push(ids, t->model_unk);
 }

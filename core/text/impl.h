@@ -9,6 +9,8 @@
 #ifndef GR_TEXT_IMPL_H
 #define GR_TEXT_IMPL_H
 
+#include <stdatomic.h>
+
 #include "core/text/tokenizer.h"
 #include "core/text/utf8.h"
 #include "core/text/word_cache.h"
@@ -170,6 +172,7 @@ struct gr_tokenizer {
     gr_tokenizer_info info;
     const char *carried; /* gr_tokenizer_carry: what files get instead of info.chat_template and info.eos; NULL: nothing */
     int32_t carried_end, carried_eos;
+    atomic_bool *told_drops; /* in the arena: bytes without a piece were spoken of */
     gr_arena arena; /* every string and array below, unless said otherwise */
 
     gr_piece *pieces;         /* [info.n_vocab] */

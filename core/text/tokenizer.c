@@ -17,7 +17,8 @@ gr_tokenizer *gr_tokenizer_new(int64_t n_vocab) {
     if (!t) return NULL;
     t->info = (gr_tokenizer_info){.pre = "", .n_vocab = n_vocab, .bos = -1, .eos = -1, .pad = -1, .unk = -1};
     t->pieces = gr_text_alloc(t, n_vocab, sizeof *t->pieces);
-    if (!t->pieces) {
+    t->told_drops = gr_text_alloc(t, 1, sizeof *t->told_drops);
+    if (!t->pieces || !t->told_drops) {
         gr_tokenizer_free(t);
         return NULL;
     }

@@ -275,11 +275,7 @@ done:
 static graft_status check_complete(const gr_tokenizer *t, const char *path, graft_error *err) {
     bool bytes = t->byte_level || t->byte_fallback;
     for (int b = 0; b < 256; b++) bytes &= t->byte_ids[b] >= 0;
-    if (t->model_unk < 0 && !bytes && t->byte_level)
-        gr_warn("%s: not every byte is in the vocabulary, and there is no unknown token: the others are "
-                "dropped, as HF tokenizers does",
-                path);
-    else if (t->model_unk < 0 && !bytes)
+    if (t->model_unk < 0 && !bytes && !t->byte_level) /* of bytes, what is dropped is said when it is: gr_push_unknown */
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: model.unk_token is missing, and not every byte is in the vocabulary: text that "
                        "it lacks would be dropped",
