@@ -18,7 +18,7 @@ static graft_status check_folder_name(const char *path, graft_error *err) {
 
 graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf,
                           graft_error *err) {
-    bool gguf_name = gr_ends_with(out_path, ".gguf");
+    bool gguf_name = gr_ends_with(out_path, ".gguf") || gr_ends_with(out_path, ".GGUF");
     *format = gguf_name ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     if (!asked) return *format == GR_FORMAT_HF ? check_folder_name(out_path, err) : GRAFT_OK;
     bool gguf = strcmp(asked, "gguf") == 0;

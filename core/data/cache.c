@@ -10,7 +10,7 @@
 #include "core/io/h5.h"
 
 enum {
-    CACHE_VERSION = 5
+    CACHE_VERSION = 6
 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
 static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {

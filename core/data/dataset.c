@@ -181,6 +181,7 @@ static graft_status encode_messages(const job *j, const gr_sample *s, const gr_c
     if (st != GRAFT_OK) return st;
     for (int64_t k = 0; k < e->n_unwritten; k++) gr_tally_add(j->r->tally, GR_REMARK_LEFT_OUT, NULL);
     for (int64_t k = 0; k < e->n_parted; k++) gr_tally_add(j->r->tally, GR_REMARK_PARTED, NULL);
+    for (int64_t k = 0; k < e->n_shortened; k++) gr_tally_add(j->r->tally, GR_REMARK_SHORTENED, NULL);
     if (e->n_plain) gr_tally_add(j->r->tally, GR_REMARK_PLAIN, NULL);
     if (e->n_sequences > 1) gr_tally_add(j->r->tally, GR_REMARK_APART, NULL);
     return GRAFT_OK;

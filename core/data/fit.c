@@ -140,8 +140,8 @@ static graft_status copy(cutting *k, const gr_conversation *x, gr_loss_on loss_o
     return GRAFT_OK;
 }
 
-/* Whether what stands before the last answer fills max ids by itself: the cut would go through a system's or tool's text, and what is
- * left would end before that answer. */
+/* Whether what stands before the last answer fills max ids by itself: the cut would go through a system's or tool's text, and what
+ * is left would end before that answer. */
 static graft_status answer_lies_beyond(cutting *k, gr_conversation x, int64_t max, gr_encoded *e, bool *beyond, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t first = 0;

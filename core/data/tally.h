@@ -20,6 +20,7 @@ typedef enum gr_remark {
     GR_REMARK_RENDERED,      /* prompts that were rendered with the template already */
     GR_REMARK_PLAIN,         /* conversations whose messages spell control tokens, which stay text */
     GR_REMARK_LEFT_OUT,      /* messages of which the template writes nothing */
+    GR_REMARK_SHORTENED,     /* answers of which the template writes a part */
     GR_REMARK_PARTED,        /* answers that do not start where the generation prompt ends */
     GR_REMARK_APART,         /* samples learned turn by turn */
     GR_REMARK_COUNT

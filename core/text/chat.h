@@ -47,6 +47,7 @@ typedef struct gr_encoded {
     int64_t *last_message;    /* [n_sequences] the message that it ends with */
     int64_t n_unwritten;      /* messages of which the template writes nothing */
     int64_t n_parted;         /* answers that do not start as the generation prompt ends: learned from where the two part */
+    int64_t n_shortened;      /* answers of whose text the template writes a part alone */
     int64_t n_plain;          /* control tokens spelt in messages: plain text, never ids */
     struct gr_chat_scratch *scratch;
 } gr_encoded;

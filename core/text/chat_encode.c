@@ -299,6 +299,22 @@ static bool writes(const gr_rendering *r, int32_t origin) {
     return false;
 }
 
+/* Bytes of a message's text in a rendering, white space apart. */
+static int64_t written_bytes(const gr_rendering *r, int64_t i) {
+    int64_t n = 0, start = 0;
+    for (int64_t k = 0; k < r->n_spans; start = r->spans[k++].end)
+        for (int64_t at = start; (r->spans[k].origin & GR_JINJA_ORIGIN) == gr_origin(i, GR_FROM_CONTENT) && at < r->spans[k].end;
+             at++)
+            n += (uint8_t)r->text[at] > ' ';
+    return n;
+}
+
+static bool is_shortened(const gr_rendering *r, int64_t i, const char *content) {
+    int64_t n = 0;
+    for (; *content; content++) n += (uint8_t)*content > ' ';
+    return written_bytes(r, i) < n;
+}
+
 static graft_status fail_lost(const gr_chat *c, int64_t i, const char *what, graft_error *err) {
     bool field = strcmp(what, "text") != 0;
     return gr_fail(err, GRAFT_BAD_INPUT,
@@ -319,7 +335,8 @@ static graft_status check_message(const gr_chat *c, scratch *s, const gr_convers
     bool reasoning = reason && !writes(&s->whole, gr_origin(i, GR_FROM_REASONING));
     if ((holds(calls) || holds(call)) && !writes(&s->whole, gr_origin(i, GR_FROM_CALLS)))
         return fail_lost(c, i, holds(calls) ? "tool_calls" : "function_call", err);
-    if (!content && !reasoning) return GRAFT_OK;
+    bool shortened = is_answer(m) && is_shortened(&s->whole, i, m->content);
+    if (!content && !reasoning && !shortened) return GRAFT_OK;
     /* dropped from history, perhaps, but written when it is the last */
     bool last = i + 1 < x->n && gr_renderer_render(&s->renderer, i + 1, false, &s->upto, NULL) == GRAFT_OK;
     if (last && content) content = !writes(&s->upto, gr_origin(i, GR_FROM_CONTENT));
@@ -327,6 +344,7 @@ static graft_status check_message(const gr_chat *c, scratch *s, const gr_convers
     if (reasoning) return fail_lost(c, i, reason, err);
     if (content && is_answer(m)) return fail_lost(c, i, "text", err);
     out->n_unwritten += content;
+    out->n_shortened += shortened && (!last || is_shortened(&s->upto, i, m->content));
     return GRAFT_OK;
 }
 
@@ -348,7 +366,7 @@ done:
 /* ---- the interface ---- */
 
 static graft_status start(const gr_chat *c, const gr_conversation *x, gr_encoded *out, graft_error *err) {
-    out->ids.n = out->n_sequences = out->n_unwritten = out->n_parted = out->n_plain = 0;
+    out->ids.n = out->n_sequences = out->n_unwritten = out->n_parted = out->n_shortened = out->n_plain = 0;
     if (!out->scratch) out->scratch = gr_calloc(1, sizeof *out->scratch);
     return out->scratch ? gr_renderer_start(&out->scratch->renderer, c, x, err) : gr_fail_memory(err, "encoding a conversation");
 }
@@ -416,6 +434,8 @@ graft_status gr_chat_prompt(const gr_chat *c, const gr_conversation *x, gr_ids *
     if (e.n_unwritten) gr_warn("chat template %s leaves out %lld of the messages", c->name, (long long)e.n_unwritten);
     s->n_learned = 0;
     GR_TRY(add_sequence(c, s, &s->whole, x->n - 1, &e, err));
+    if (e.n_plain)
+        gr_warn("the prompt spells control tokens, which are plain text here (a prompt rendered already wants --template none)");
     for (int64_t i = 0; i < e.ids.n; i++)
         if (!gr_ids_push(ids, e.ids.data[i])) GR_TRY(gr_fail_memory(err, "encoding a conversation"));
 done:

@@ -26,8 +26,9 @@ bool gr_push_unknown(const gr_tokenizer *t, const char *text, int64_t len, bool 
         return true;
     }
     if (t->model_unk < 0 && len > 0 && !atomic_exchange(t->told_drops, true))
-        gr_warn("the tokenizer has no piece for the byte 0x%02X and no unknown token: such bytes leave nothing, as in HF tokenizers",
-                (uint8_t)text[0]);
+        gr_warn(
+            "the tokenizer has no piece for the byte 0x%02X and no unknown token: such bytes leave nothing, as in HF tokenizers",
+            (uint8_t)text[0]);
     if (t->model_unk < 0 || (t->fuse_unk && after_unknown)) return true;
     return gr_ids_push(ids, t->model_unk);
 }
@@ -114,8 +115,8 @@ static bool is_trusted(const job *j, int64_t start, int64_t end) {
     return false;
 }
 
-/* Whether a control token that is looked for in normalised text stands in this stretch of raw text in trusted places alone: which of several
- * a match came from is not known. */
+/* Whether a control token that is looked for in normalised text stands in this stretch of raw text in trusted places alone: which
+ * of several a match came from is not known. */
 static bool all_trusted(const job *j, const char *raw, int64_t len, const gr_piece *p) {
     int64_t start = raw - j->text, n = 0;
     if (is_trusted(j, start, start + len)) return true;

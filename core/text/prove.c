@@ -311,7 +311,8 @@ graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *writt
                                 graft_error *err) {
     proof p = {.a = t, .b = written, .form = form, .err = err};
     graft_status st;
-    bool told[2] = {atomic_exchange(t->told_drops, true), atomic_exchange(written->told_drops, true)}; /* these texts are nobody's */
+    bool told[2] = {atomic_exchange(t->told_drops, true),
+                    atomic_exchange(written->told_drops, true)}; /* these texts are nobody's */
     GR_TRY(compare_added(&p, t));
     GR_TRY(compare_added(&p, written));
     GR_TRY(compare_texts(&p));

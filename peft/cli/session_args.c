@@ -29,8 +29,8 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
                *format = gr_args_text(a, "format", "");
     gr_output output = {
         .path = gr_args_text(a, "out", NULL), .overwrite = gr_args_has(a, "overwrite"), .inputs = reads, .n_inputs = GR_LEN(reads)};
-    output.folder =
-        output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 && (*format || !gr_ends_with(output.path, ".gguf"));
+    output.folder = output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 &&
+                    (*format || !(gr_ends_with(output.path, ".gguf") || gr_ends_with(output.path, ".GGUF")));
     if (output.path) o.output = &output;
     if (first && gr_args_has(a, "model"))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: the model is already given by --model", first));

@@ -423,6 +423,15 @@ static void test_chat_losses(void **state) {
     assert_ok(gr_chat_encode(c, &x, GR_LOSS_COMPLETION, &e, &err));
     assert_int_equal(e.n_unwritten, 0);
     gr_chat_free(c);
+    c = open_chat("halves", "{% for m in messages %}{{ '<|im_start|>' + m.content.split('|')[-1] + '<|im_end|>' }}{% endfor %}",
+                  NULL, NULL, t);
+    gr_message halves[] = {{.role = "user", .content = "a|b"},
+                           {.role = "assistant", .content = "c|d"},
+                           {.role = "user", .content = "e"},
+                           {.role = "assistant", .content = "f g"}};
+    assert_ok(gr_chat_encode(c, &(gr_conversation){.messages = halves, .n = 4}, GR_LOSS_COMPLETION, &e, &err));
+    assert_int_equal(e.n_shortened, 1);
+    gr_chat_free(c);
     c = open_chat("deaf", "{% for m in messages if m.role != 'system' %}{{ m.content + '<|im_end|>' }}{% endfor %}", NULL, NULL, t);
     gr_message deaf[] = {{.role = "system", .content = "s"}, m[0], m[1]};
     assert_ok(gr_chat_encode(c, &(gr_conversation){.messages = deaf, .n = 3}, GR_LOSS_COMPLETION, &e, &err));
@@ -521,14 +530,19 @@ static void test_chat_spm_boundary(void **state) {
 /* A control token that is looked for in normalised text is one where nothing but trusted text spells it. */
 static void test_trusted_normalized(void **state) {
     (void)state;
-    static const char json[] = "{\"added_tokens\": [{\"id\": 9, \"content\": \"<s>\", \"special\": true, \"normalized\": true}], \"normalizer\": {\"type\": \"NFKC\"},"
-                               "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},"
-                               "\"model\": {\"type\": \"BPE\", \"vocab\": {\"<\": 0, \"s\": 1, \">\": 2, \"a\": 3}, \"merges\": []}}";
+    static const char json[] =
+        "{\"added_tokens\": [{\"id\": 9, \"content\": \"<s>\", \"special\": true, \"normalized\": true}], \"normalizer\": "
+        "{\"type\": \"NFKC\"},"
+        "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, \"decoder\": {\"type\": \"ByteLevel\"},"
+        "\"model\": {\"type\": \"BPE\", \"vocab\": {\"<\": 0, \"s\": 1, \">\": 2, \"a\": 3}, \"merges\": []}}";
     static const struct {
         const char *text;
         int64_t trusted;
         int n, ids[8];
-    } cases[] = {{"<s>a", 4, 2, {9, 3}}, {"<s>a", 3, 2, {9, 3}}, {"<s>a", 0, 4, {0, 1, 2, 3}}, {"<s>a<s>", 3, 7, {0, 1, 2, 3, 0, 1, 2}},
+    } cases[] = {{"<s>a", 4, 2, {9, 3}},
+                 {"<s>a", 3, 2, {9, 3}},
+                 {"<s>a", 0, 4, {0, 1, 2, 3}},
+                 {"<s>a<s>", 3, 7, {0, 1, 2, 3, 0, 1, 2}},
                  {"a\xef\xbc\x9cs>", 1, 4, {3, 0, 1, 2}} /* a wide "<" */};
     gr_tokenizer *t = NULL;
     assert_ok(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err));
@@ -758,7 +772,10 @@ int main(void) {
         cmocka_unit_test(test_chat_golden),
         cmocka_unit_test(test_chat_unknown),
         cmocka_unit_test(test_chat_masks),
-        cmocka_unit_test(test_chat_tool), cmocka_unit_test(test_trusted_normalized), cmocka_unit_test(test_chat_turns), cmocka_unit_test(test_chat_losses),
+        cmocka_unit_test(test_chat_tool),
+        cmocka_unit_test(test_trusted_normalized),
+        cmocka_unit_test(test_chat_turns),
+        cmocka_unit_test(test_chat_losses),
         cmocka_unit_test(test_chat_source),
         cmocka_unit_test(test_chat_spm_boundary),
         cmocka_unit_test(test_chat_file),
