@@ -4,7 +4,7 @@
 
 #include "core/text/jinja_impl.h"
 
-enum { MAX_STEPS = 1 << 24, MAX_CALLS = 100, FLOW_BREAK = 1, FLOW_CONTINUE = 2 };
+enum { MAX_STEPS = 1 << 22, MAX_CALLS = 100, FLOW_BREAK = 1, FLOW_CONTINUE = 2 };
 
 static void execute(run *r, jnode *const *nodes, int32_t n);
 

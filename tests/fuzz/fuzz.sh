@@ -18,7 +18,8 @@ train() { # makes run/ with recipe.yaml, adapter/ and checkpoint-2/state.h5
 }
 case $target in
 fuzz_chat)
-    must cp "$golden"/chat/*.jinja "$SOURCE"/core/text/templates/*.jinja seeds
+    must cp "$SOURCE"/core/text/templates/*.jinja seeds
+    for t in "$golden"/chat/*.jinja; do must cp "$t" "seeds/public-${t##*/}"; done
     printf '%s: "<%s>{content}{eos}"\n' system s user u assistant a >seeds/template.yaml
     ;;
 fuzz_data)
