@@ -110,7 +110,7 @@ static jvalue sorted(run *r, int32_t line, const jlist *l, const jvalue *keys, b
         int64_t j = i;
         for (; j > 0; j--) {
             int before = gr_j_order(r, line, keys[order[j - 1]], keys[i]);
-            if (!gr_j_ok(r) || (reverse ? before >= 0 : before <= 0) || ++r->steps > 1 << 24) break;
+            if (!gr_j_ok(r) || (reverse ? before >= 0 : before <= 0) || ++r->steps > GR_J_MAX_STEPS) break;
             order[j] = order[j - 1];
         }
         order[j] = i;

@@ -67,6 +67,7 @@ typedef enum gr_jnode_kind {
 
 enum { OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN, OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW };
 
+enum { GR_J_MAX_STEPS = 1 << 22 };                  /* nodes that one rendering may go through */
 enum { ARG_POSITIONAL = -1, ARG_SPREAD = -2 }; /* in place of an argument's name; *list gives several */
 
 typedef struct gr_jnode jnode;

@@ -4,7 +4,7 @@
 
 #include "core/text/jinja_impl.h"
 
-enum { MAX_STEPS = 1 << 22, MAX_CALLS = 100, FLOW_BREAK = 1, FLOW_CONTINUE = 2 };
+enum { MAX_CALLS = 100, FLOW_BREAK = 1, FLOW_CONTINUE = 2 };
 
 static void execute(run *r, jnode *const *nodes, int32_t n);
 
@@ -345,7 +345,7 @@ static jvalue evaluate(run *r, const jnode *e) {
 
 jvalue gr_j_eval(run *r, const jnode *e) {
     if (!gr_j_ok(r)) return (jvalue){0};
-    if (++r->steps > MAX_STEPS) return gr_j_fail(r, e->line, "takes more than %d steps", MAX_STEPS);
+    if (++r->steps > GR_J_MAX_STEPS) return gr_j_fail(r, e->line, "takes more than %d steps", GR_J_MAX_STEPS);
     return evaluate(r, e);
 }
 
@@ -491,7 +491,7 @@ static void execute_one(run *r, const jnode *e) {
 static void execute(run *r, jnode *const *nodes, int32_t n) {
     if (++r->depth > 2 * MAX_CALLS) gr_j_fail(r, n ? nodes[0]->line : 0, "blocks are nested too deeply");
     for (int32_t i = 0; i < n && gr_j_ok(r) && !r->flow; i++) {
-        if (++r->steps > MAX_STEPS) gr_j_fail(r, nodes[i]->line, "takes more than %d steps", MAX_STEPS);
+        if (++r->steps > GR_J_MAX_STEPS) gr_j_fail(r, nodes[i]->line, "takes more than %d steps", GR_J_MAX_STEPS);
         execute_one(r, nodes[i]);
     }
     r->depth--;
