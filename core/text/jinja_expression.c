@@ -120,7 +120,7 @@ static void unescape(gr_str *out, const char *s, int64_t n) {
             i += k - 1;
         } else if (c == '\n') {
         } else {
-            const char *known = strchr(from, c);
+            const char *known = c ? strchr(from, c) : NULL;
             if (known && c != '0')
                 gr_str_putc(out, to[known - from]);
             else

@@ -251,6 +251,10 @@ static void format_one(run *r, int32_t line, jbuild *b, const char *spec, int n,
         gr_j_fail(r, line, "%%%.*s%c of %s is not supported", GR_MIN(n, 16), spec, kind, gr_j_type(v));
         return;
     }
+    if (strchr("di", kind) && !whole && !(f > -9e18 && f < 9e18)) {
+        gr_j_fail(r, line, "a number grows too large");
+        return;
+    }
     if (strchr("di", kind))
         snprintf(form, sizeof form, "%%%.*slld", n, spec), snprintf(text, sizeof text, form, (long long)(whole ? i : (int64_t)f));
     else if (strchr("xXo", kind) && whole)

@@ -7,7 +7,9 @@
 
 #include <cmocka.h>
 
-static graft_error err;
+#include "tests/unit/assert_ok.h"
+
+
 
 static void set_all(gr_jinja_run *r, const json_t *variables, int32_t first_origin) {
     const char *key;
@@ -116,6 +118,24 @@ static void what_is_not_supported_is_named_with_its_line(void **state) {
     fails("{{ raise_exception('a\nb') }}", "refuses: a b");
 }
 
+/* A NUL is a character like others. */
+static void nul_bytes(void **state) {
+    (void)state;
+    static const char source[] = "a\0{{ 'b\\\0c' ~ '%d' }}";
+    gr_jinja *t = NULL;
+    const char *text;
+    const gr_jinja_span *spans;
+    int64_t n, n_spans;
+    assert_ok(gr_jinja_parse(&t, source, sizeof source - 1, "test", &err));
+    gr_jinja_run *r = gr_jinja_run_new(t);
+    gr_jinja_begin(r, 0, true);
+    assert_ok(gr_jinja_render(r, &text, &n, &spans, &n_spans, NULL, &err));
+    assert_int_equal(n, 8);
+    assert_memory_equal(text, "a\0b\\\0c%d", 8);
+    gr_jinja_run_free(r);
+    gr_jinja_free(t);
+}
+
 static void it_is_bounded(void **state) {
     (void)state;
     gr_str deep = {0};
@@ -136,6 +156,7 @@ int main(void) {
         cmocka_unit_test(as_jinja2),
         cmocka_unit_test(bytes_know_their_origin),
         cmocka_unit_test(what_is_not_supported_is_named_with_its_line),
+        cmocka_unit_test(nul_bytes),
         cmocka_unit_test(it_is_bounded),
     };
     return cmocka_run_group_tests(all, NULL, NULL);
