@@ -184,8 +184,8 @@ static void all_problems(void **state) {
         "/a.yaml:5:28: adapter.target_modules: expected a name, found a list",
         "/a.yaml:6:26: adapter.rank_pattern: expected a number, found \"x\"",
         "/a.yaml:6:32: adapter.rank_pattern: expected a number from 1 to 4096, found \"0\"",
-        "/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did you mean "
-        "path?)",
+        ("/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did you mean "
+         "path?)"),
         "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
         "/a.yaml:8:16: data.train: a source needs a path",
         "/a.yaml:9:6: section log: expected keys below it, found \"5\"",
