@@ -370,8 +370,9 @@ graft_status gr_chat_open(gr_chat **out, const gr_chat_options *o, const gr_toke
     *out = NULL;
     if (!c) return gr_fail_memory(err, "chat template");
     c->t = t;
+    c->told = gr_calloc(1, sizeof *c->told);
     c->name = gr_strdup(o->name ? o->name : "auto");
-    if (!c->name) GR_TRY(gr_fail_memory(err, "chat template"));
+    if (!c->name || !c->told) GR_TRY(gr_fail_memory(err, "chat template"));
     c->parses_text = strcmp(c->name, "none") == 0 && !o->source;
     if (o->args) GR_TRY(read_args(&args, o->args, err));
     GR_TRY(read_clock(c, err));
@@ -405,6 +406,7 @@ void gr_chat_free(gr_chat *c) {
     free(c->source);
     free(c->generation);
     free(c->opening);
+    free(c->told);
     free(c);
 }
 

@@ -162,12 +162,11 @@ done:
 }
 
 static int64_t end_of_messages_before(const gr_rendering *r, int64_t i) { /* past the last byte of messages before i */
-    int64_t start = 0, end = 0;
-    for (int64_t k = 0; k < r->n_spans; start = r->spans[k++].end) {
+    int64_t end = 0;
+    for (int64_t k = 0; k < r->n_spans; k++) {
         int64_t m = gr_origin_message(r->spans[k].origin);
         if (m >= 0 && m < i && gr_origin_kind(r->spans[k].origin) != GR_FROM_ROLE) end = r->spans[k].end;
     }
-    (void)start;
     return end;
 }
 
@@ -192,7 +191,7 @@ static graft_status find_start(scratch *s, const gr_chat *c, const gr_rendering 
     if (prompted && same >= floor)
         *start = GR_MIN(same, first);
     else
-        *start = GR_MAX(after_generation_prompt(c, r, floor, first), -1);
+        *start = after_generation_prompt(c, r, floor, first);
     if (*start < 0) *start = first;
     return GRAFT_OK;
 }
@@ -434,7 +433,7 @@ graft_status gr_chat_prompt(const gr_chat *c, const gr_conversation *x, gr_ids *
     if (e.n_unwritten) gr_warn("chat template %s leaves out %lld of the messages", c->name, (long long)e.n_unwritten);
     s->n_learned = 0;
     GR_TRY(add_sequence(c, s, &s->whole, x->n - 1, &e, err));
-    if (e.n_plain)
+    if (e.n_plain && !atomic_exchange(c->told, true)) /* once, not for each of a thousand prompts */
         gr_warn("the prompt spells control tokens, which are plain text here (a prompt rendered already wants --template none)");
     for (int64_t i = 0; i < e.ids.n; i++)
         if (!gr_ids_push(ids, e.ids.data[i])) GR_TRY(gr_fail_memory(err, "encoding a conversation"));

@@ -17,6 +17,7 @@ struct gr_chat {
     int64_t now;      /* of strftime_now */
     bool utc;
     uint64_t hash;
+    atomic_bool *told; /* a prompt's control text was spoken of */
 };
 
 /* Origins of what is given to a template: of message i (from 0) gr_origin(i, kind), else one of the last. */
