@@ -25,12 +25,12 @@ typedef struct gr_adapter_config {
 } gr_adapter_config;
 
 typedef struct gr_adapter_module {
-    char name[96];         /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
-    int64_t linear;        /* index for gr_model_linear; -1: the embedding */
+    char name[96];  /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
+    int64_t linear; /* index for gr_model_linear; -1: the embedding */
     int64_t rank;
     double alpha;
-    int64_t a, b;          /* indices in params; the embedding's A is stored transposed, [V,R] */
-    int64_t in, out;       /* K and N of the module */
+    int64_t a, b;    /* indices in params; the embedding's A is stored transposed, [V,R] */
+    int64_t in, out; /* K and N of the module */
 } gr_adapter_module;
 
 typedef struct gr_adapter {
@@ -40,8 +40,8 @@ typedef struct gr_adapter {
     gr_params params;
     char *chat_template; /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the
                             arena */
-    uint64_t tokenizer_hash;  /* of the tokenizer it was trained with, 0 unknown */
-    int64_t vocab;            /* embedding rows of the base it was planned for */
+    uint64_t tokenizer_hash; /* of the tokenizer it was trained with, 0 unknown */
+    int64_t vocab;           /* embedding rows of the base it was planned for */
     gr_arena arena;
 } gr_adapter;
 

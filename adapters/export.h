@@ -10,10 +10,10 @@ typedef enum gr_model_format { GR_FORMAT_HF, GR_FORMAT_GGUF } gr_model_format;
 
 typedef struct gr_merge_options {
     gr_model_format format;
-    int dtype;               /* gr_dtype to write; -1: the base's own (bf16 for a quantised base). In a GGUF also Q8_0, Q6_K, and
+    int dtype; /* gr_dtype to write; -1: the base's own (bf16 for a quantised base). In a GGUF also Q8_0, Q6_K, and
                                 Q4_K and Q5_K for llama.cpp's mixtures Q4_K_M and Q5_K_M */
     bool overwrite;
-    int64_t shard_bytes;     /* HF: size of a shard; 0 = 5 GB */
+    int64_t shard_bytes; /* HF: size of a shard; 0 = 5 GB */
 } gr_merge_options;
 
 typedef struct gr_merge_report {

@@ -8,9 +8,7 @@
 #include "core/base/log.h"
 
 /* Of the mixtures Q4_K_M and Q5_K_M: layers whose attn_v and ffn_down get Q6_K. */
-static bool more_bits(int64_t layer, int64_t n) {
-    return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2;
-}
+static bool more_bits(int64_t layer, int64_t n) { return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2; }
 
 /* llama.cpp calls models of 80 layers "70B", of its "llama" those with grouped queries. */
 static bool is_70b(const gr_model_config *c) {
@@ -20,14 +18,11 @@ static bool is_70b(const gr_model_config *c) {
 /* The type that llama.cpp's quantiser chooses for a matrix, before it looks whether rows are whole blocks. */
 static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
     const gr_model_config *c = &job->config;
-    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K,
-         v = gr_ends_with(e->gguf_name, ".attn_v.weight");
-    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0,
-         head = strcmp(e->gguf_name, "output.weight") == 0;
+    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = gr_ends_with(e->gguf_name, ".attn_v.weight");
+    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0, head = strcmp(e->gguf_name, "output.weight") == 0;
     long long layer = 0;
     if (head || (embedding && c->tied)) /* what gives the logits */
-        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0
-                                                                                             : GR_DTYPE_Q6_K;
+        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
     if (!mixed || !(v || gr_ends_with(e->gguf_name, ".ffn_down.weight"))) return job->dtype;
     if (sscanf(e->gguf_name, "blk.%lld.", &layer) == 1 && more_bits(layer, c->n_layers)) return GR_DTYPE_Q6_K;
     return v && is_70b(c) && job->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : job->dtype;
@@ -36,14 +31,10 @@ static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
 /* What takes the place of a type whose blocks do not fit a row; F16 fits all. */
 static gr_dtype fallback(gr_dtype dtype) {
     switch (dtype) {
-    case GR_DTYPE_Q4_K:
-        return GR_DTYPE_Q5_0;
-    case GR_DTYPE_Q5_K:
-        return GR_DTYPE_Q5_1;
-    case GR_DTYPE_Q6_K:
-        return GR_DTYPE_Q8_0;
-    default:
-        return GR_DTYPE_F16;
+    case GR_DTYPE_Q4_K: return GR_DTYPE_Q5_0;
+    case GR_DTYPE_Q5_K: return GR_DTYPE_Q5_1;
+    case GR_DTYPE_Q6_K: return GR_DTYPE_Q8_0;
+    default: return GR_DTYPE_F16;
     }
 }
 
@@ -73,36 +64,26 @@ static void tell_fallbacks(const gr_merge_job *job) {
                 (long long)n, (long long)matrices, gr_dtype_get(job->dtype)->name, gr_dtype_get(to)->name);
 }
 
-static bool has_rope_tensor(const gr_merge_job *job) {
-    return job->config.rope_scaling == GR_ROPE_LLAMA3;
-}
+static bool has_rope_tensor(const gr_merge_job *job) { return job->config.rope_scaling == GR_ROPE_LLAMA3; }
 
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     gr_merge_job *job = context;
     if (i < job->n_entries) return gr_merge_entry(job, i, gguf_dtype(job, &job->entries[i]), true, dst, err);
     float *divisors = dst; /* rope_freqs.weight */
-    for (int64_t k = 0; k < job->config.head_dim / 2; k++)
-        divisors[k] = (float)gr_config_rope_divisor(&job->config, k);
+    for (int64_t k = 0; k < job->config.head_dim / 2; k++) divisors[k] = (float)gr_config_rope_divisor(&job->config, k);
     return GRAFT_OK;
 }
 
 /* general.file_type, as llama.cpp's enum llama_ftype numbers them. */
 static uint32_t file_type(gr_dtype dtype) {
     switch (dtype) {
-    case GR_DTYPE_F16:
-        return 1;
-    case GR_DTYPE_Q8_0:
-        return 7;
-    case GR_DTYPE_Q4_K: /* Q4_K_M */
-        return 15;
-    case GR_DTYPE_Q5_K: /* Q5_K_M */
-        return 17;
-    case GR_DTYPE_Q6_K:
-        return 18;
-    case GR_DTYPE_BF16:
-        return 32;
-    default:
-        return 0;
+    case GR_DTYPE_F16: return 1;
+    case GR_DTYPE_Q8_0: return 7;
+    case GR_DTYPE_Q4_K: /* Q4_K_M */ return 15;
+    case GR_DTYPE_Q5_K: /* Q5_K_M */ return 17;
+    case GR_DTYPE_Q6_K: return 18;
+    case GR_DTYPE_BF16: return 32;
+    default: return 0;
     }
 }
 
@@ -114,8 +95,7 @@ static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
         const char *key = gr_gguf_key(g, i, NULL);
         bool copied = gr_starts_with(key, "general.");
-        for (int k = 0; copied && k < GR_LEN(anew); k++)
-            copied = strcmp(key + strlen("general."), anew[k]) != 0;
+        for (int k = 0; copied && k < GR_LEN(anew); k++) copied = strcmp(key + strlen("general."), anew[k]) != 0;
         if (copied) gr_gguf_put_copy(b, g, key);
     }
 }
@@ -131,15 +111,13 @@ static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b
             const char *name = key + strlen("tokenizer.ggml.");
             written |= gr_starts_with(name, anew[k]) && strcmp(name + strlen(anew[k]), "_token_id") == 0;
         }
-        if ((id && !written) || gr_starts_with(key, "tokenizer.chat_template.") ||
-            strcmp(key, "tokenizer.chat_templates") == 0)
+        if ((id && !written) || gr_starts_with(key, "tokenizer.chat_template.") || strcmp(key, "tokenizer.chat_templates") == 0)
             gr_gguf_put_copy(b, g, key);
     }
 }
 
 static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, graft_error *err) {
-    const char *base = gr_weights_path(job->m->weights), *slash = strrchr(base, '/'),
-               *name = slash && slash[1] ? slash + 1 : base;
+    const char *base = gr_weights_path(job->m->weights), *slash = strrchr(base, '/'), *name = slash && slash[1] ? slash + 1 : base;
     const gr_gguf *g = gr_weights_gguf(job->m->weights);
     graft_status st = GRAFT_OK;
     if (g && gr_gguf_has(g, "general.name")) st = gr_gguf_get_string(g, "general.name", &name, NULL, err);
@@ -161,8 +139,7 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
     int64_t n = job->n_entries;
-    if (strcmp(job->config.arch, "qwen2") == 0 &&
-        job->config.n_heads * job->config.head_dim != job->config.hidden)
+    if (strcmp(job->config.arch, "qwen2") == 0 && job->config.n_heads * job->config.head_dim != job->config.hidden)
         gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this "
                 "GGUF, llama.cpp will not");
     tell_fallbacks(job);

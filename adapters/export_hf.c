@@ -27,8 +27,7 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
 }
 
 /* Tensors first.. of the shard that starts there: as many as fit, at least one. *bytes: their size. */
-static int64_t shard_length(const gr_tensor *tensors, int64_t first, int64_t n, int64_t limit,
-                            int64_t *bytes) {
+static int64_t shard_length(const gr_tensor *tensors, int64_t first, int64_t n, int64_t limit, int64_t *bytes) {
     int64_t count = 0;
     *bytes = 0;
     while (first + count < n && (count == 0 || *bytes + tensors[first + count].n_bytes <= limit))
@@ -37,12 +36,10 @@ static int64_t shard_length(const gr_tensor *tensors, int64_t first, int64_t n, 
 }
 
 static graft_status write_index(const char *folder, json_t *map, int64_t total, graft_error *err) {
-    json_t *root =
-        json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
+    json_t *root = json_pack("{s:{s:I}, s:O}", "metadata", "total_size", (json_int_t)total, "weight_map", map);
     char *path = gr_path_join(folder, "model.safetensors.index.json");
     char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS) : NULL;
-    graft_status st =
-        path && text ? gr_file_write(path, text, (int64_t)strlen(text), err) : gr_fail_memory(err, folder);
+    graft_status st = path && text ? gr_file_write(path, text, (int64_t)strlen(text), err) : gr_fail_memory(err, folder);
     json_decref(root);
     free(path);
     free(text);
@@ -53,24 +50,19 @@ static graft_status write_weights(gr_merge_job *job, const char *folder, graft_e
     graft_status st;
     gr_tensor *tensors = NULL;
     json_t *map = json_object();
-    int64_t limit = job->options->shard_bytes > 0 ? job->options->shard_bytes : DEFAULT_SHARD_BYTES,
-            total = 0, bytes, n_shards = 0;
+    int64_t limit = job->options->shard_bytes > 0 ? job->options->shard_bytes : DEFAULT_SHARD_BYTES, total = 0, bytes, n_shards = 0;
     GR_TRY(gr_merge_tensors(&tensors, job, hf_dtype, false, err));
     for (int64_t first = 0; first < job->n_entries; n_shards++)
         first += shard_length(tensors, first, job->n_entries, limit, &bytes);
     for (int64_t first = 0, k = 1; first < job->n_entries; k++) {
         int64_t n = shard_length(tensors, first, job->n_entries, limit, &bytes);
         char name[64] = "model.safetensors";
-        if (n_shards > 1)
-            snprintf(name, sizeof name, "model-%05lld-of-%05lld.safetensors", (long long)k,
-                     (long long)n_shards);
+        if (n_shards > 1) snprintf(name, sizeof name, "model-%05lld-of-%05lld.safetensors", (long long)k, (long long)n_shards);
         char *path = gr_path_join(folder, name);
-        st = path ? gr_safetensors_write(path, tensors + first, n, produce, &(shard){job, first}, err)
-                  : gr_fail_memory(err, name);
+        st = path ? gr_safetensors_write(path, tensors + first, n, produce, &(shard){job, first}, err) : gr_fail_memory(err, name);
         free(path);
         if (st != GRAFT_OK) goto done;
-        for (int64_t i = first; i < first + n; i++)
-            json_object_set_new(map, tensors[i].name, json_string(name));
+        for (int64_t i = first; i < first + n; i++) json_object_set_new(map, tensors[i].name, json_string(name));
         total += bytes;
         first += n;
     }
@@ -136,9 +128,7 @@ static graft_status check_biases(const gr_model_config *c, graft_error *err) {
 }
 
 graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {
-    const char *dtype = job->dtype == GR_DTYPE_F32   ? "float32"
-                        : job->dtype == GR_DTYPE_F16 ? "float16"
-                                                     : "bfloat16";
+    const char *dtype = job->dtype == GR_DTYPE_F32 ? "float32" : job->dtype == GR_DTYPE_F16 ? "float16" : "bfloat16";
     graft_status st;
     GR_TRY(check_biases(&job->config, err));
     GR_TRY(write_weights(job, folder, err));

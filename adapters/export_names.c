@@ -16,8 +16,7 @@ static graft_status check_folder_name(const char *path, graft_error *err) {
     return GRAFT_OK;
 }
 
-graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf,
-                          graft_error *err) {
+graft_status gr_format_of(gr_model_format *format, const char *out_path, const char *asked, const char *hf, graft_error *err) {
     bool gguf_name = gr_ends_with(out_path, ".gguf") || gr_ends_with(out_path, ".GGUF");
     *format = gguf_name ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     if (!asked) return *format == GR_FORMAT_HF ? check_folder_name(out_path, err) : GRAFT_OK;
@@ -30,10 +29,8 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
                        "name a folder",
                        hf, out_path);
     if (gguf && (gr_is_dir(out_path) || gr_ends_with(out_path, "/")))
-        return gr_fail(
-            err, GRAFT_BAD_USAGE,
-            "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf",
-            out_path);
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf", out_path);
     *format = gguf ? GR_FORMAT_GGUF : GR_FORMAT_HF;
     return GRAFT_OK;
 }
@@ -63,8 +60,6 @@ graft_status gr_written_type(int *dtype, const char *name, graft_error *err) {
         if (strcasecmp(name, writable[i].name) == 0 || (int)writable[i].dtype == gr_dtype_from_name(name))
             *dtype = (int)writable[i].dtype;
     if (*dtype >= 0) return GRAFT_OK;
-    return gr_fail(
-        err, GRAFT_BAD_USAGE,
-        "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"",
-        name);
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "--dtype: expected fp32, fp16 or bf16, or in a GGUF q8_0, q6_k, q5_k_m or q4_k_m, found \"%s\"", name);
 }

@@ -32,8 +32,7 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     float *to = dst;
     for (int64_t k = 0; k < p->items[index].n; k++)
         if (!isfinite(value[k]))
-            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not exported",
-                           p->items[index].name);
+            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not exported", p->items[index].name);
     if (i % 2 == 0) {
         memcpy(to, value, (size_t)p->items[index].n * sizeof *to);
         return GRAFT_OK;
@@ -63,8 +62,7 @@ static graft_status find_entries(lora_export *x, const gr_model *m, const char *
     return GRAFT_OK;
 }
 
-static graft_status list_tensors(const lora_export *x, gr_tensor *tensors, gr_arena *names,
-                                 graft_error *err) {
+static graft_status list_tensors(const lora_export *x, gr_tensor *tensors, gr_arena *names, graft_error *err) {
     for (int64_t i = 0; i < 2 * x->a->n_modules; i++) {
         const gr_adapter_module *module = &x->a->modules[i / 2];
         bool flipped = i % 2 == 0 && gr_adapter_is_embedding(module);
@@ -78,8 +76,7 @@ static graft_status list_tensors(const lora_export *x, gr_tensor *tensors, gr_ar
     return GRAFT_OK;
 }
 
-graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, const char *path,
-                                    graft_error *err) {
+graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_arena arena = {0};
     gr_gguf_builder b = {0};
@@ -123,24 +120,20 @@ static graft_status check_header(const gr_gguf *g, const gr_model *m, double *al
     graft_status st = GRAFT_OK;
     if (gr_gguf_has(g, "general.type")) GR_TRY(gr_gguf_get_string(g, "general.type", &type, NULL, err));
     if (strcmp(type, "adapter") != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: general.type is \"%s\", expected \"adapter\": this GGUF is no adapter",
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.type is \"%s\", expected \"adapter\": this GGUF is no adapter",
                        gr_gguf_path(g), type));
     GR_TRY(gr_gguf_get_string(g, "adapter.type", &kind, NULL, err));
     if (strcmp(kind, "lora") != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.type is \"%s\", expected \"lora\"", gr_gguf_path(g),
-                       kind));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.type is \"%s\", expected \"lora\"", gr_gguf_path(g), kind));
     if (gr_gguf_has(g, "adapter.alora.invocation_tokens"))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: adapter.alora.invocation_tokens: activated LoRA is not supported",
-                       gr_gguf_path(g)));
+        GR_TRY(
+            gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.alora.invocation_tokens: activated LoRA is not supported", gr_gguf_path(g)));
     GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
     if (strcmp(arch, m->config.arch) != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture is \"%s\", the base's is \"%s\"",
-                       gr_gguf_path(g), arch, m->config.arch));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture is \"%s\", the base's is \"%s\"", gr_gguf_path(g), arch,
+                       m->config.arch));
     GR_TRY(gr_gguf_float_or(g, "adapter.lora.alpha", 0, alpha, err));
-    if (!isfinite(*alpha))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.lora.alpha is not finite", gr_gguf_path(g)));
+    if (!isfinite(*alpha)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.lora.alpha is not finite", gr_gguf_path(g)));
 done:
     return st;
 }
@@ -162,8 +155,7 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
         int64_t i = a || b ? find_entry(x, t->name, strlen(t->name) - strlen(".lora_a")) : -1;
         if (i < 0)
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %s", t->file, t->name,
-                           a || b ? "the base has no such tensor: is this the adapter's base model?"
-                                  : "no matrix of a LoRA");
+                           a || b ? "the base has no such tensor: is this the adapter's base model?" : "no matrix of a LoRA");
         if (i == 0 && x->m->config.tied)
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: "
@@ -174,8 +166,7 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
     for (int64_t i = 0; i < x->n; i++) {
         const gr_tensor *one = x->a[i] ? x->a[i] : x->b[i];
         if (!x->a[i] != !x->b[i])
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: tensor %s has no partner: a LoRA is a pair of lora_a and lora_b",
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has no partner: a LoRA is a pair of lora_a and lora_b",
                            gr_gguf_path(x->g), one->name);
         x->found[i] = one != NULL;
         found += x->found[i];
@@ -185,8 +176,8 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
 }
 
 /* Each module's rank is that of its tensors; the patterns are whole names. */
-static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pattern *patterns,
-                               gr_arena *arena, graft_error *err) {
+static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pattern *patterns, gr_arena *arena,
+                               graft_error *err) {
     for (int64_t i = 0; i < x->n; i++) {
         char name[96];
         int64_t out, in;
@@ -194,8 +185,8 @@ static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pa
         int64_t rank = x->b[i]->n_dims == 2 ? x->b[i]->shape[1] : 0;
         gr_adapter_module_at(x->m, i, name, &out, &in);
         if (rank < 1 || rank > INT16_MAX)
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its rank is no number from 1 to %d",
-                           x->b[i]->file, x->b[i]->name, INT16_MAX);
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its rank is no number from 1 to %d", x->b[i]->file, x->b[i]->name,
+                           INT16_MAX);
         if (c->rank == 0) c->rank = rank;
         if (rank == c->rank) continue;
         char *copy = gr_arena_strdup(arena, name);
@@ -210,30 +201,26 @@ static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha
     float *rows = NULL;
     for (int64_t j = 0; j < a->n_modules; j++) {
         gr_adapter_module *module = &a->modules[j];
-        int64_t i = module->linear + 1, R = module->rank, N = module->out,
-                heads = x->entries[i]->permute_heads;
+        int64_t i = module->linear + 1, R = module->rank, N = module->out, heads = x->entries[i]->permute_heads;
         bool flipped = gr_adapter_is_embedding(module);
         float *to = gr_params_value(&a->params, module->b);
         if (alpha == 0) module->alpha = (double)R; /* the loader then does not scale */
-        GR_TRY(gr_adapter_load_matrix(x->a[i], gr_params_value(&a->params, module->a),
-                                      flipped ? module->in : R, flipped ? R : module->in, false, "lora_b",
-                                      err));
+        GR_TRY(gr_adapter_load_matrix(x->a[i], gr_params_value(&a->params, module->a), flipped ? module->in : R,
+                                      flipped ? R : module->in, false, "lora_b", err));
         GR_TRY(gr_adapter_load_matrix(x->b[i], to, N, R, false, "lora_a", err));
         if (!heads) continue;
         free(rows);
         rows = gr_calloc(N * R, sizeof *rows);
         if (!rows) GR_TRY(gr_fail_memory(err, module->name));
         memcpy(rows, to, (size_t)(N * R) * sizeof *rows);
-        for (int64_t n = 0; n < N; n++)
-            memcpy(to + n * R, rows + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
+        for (int64_t n = 0; n < N; n++) memcpy(to + n * R, rows + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
     }
 done:
     free(rows);
     return st;
 }
 
-graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training,
-                               graft_error *err) {
+graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err) {
     graft_status st;
     gr_gguf *g = NULL;
     gr_adapter *a = NULL;

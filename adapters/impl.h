@@ -11,8 +11,7 @@
 /* ---- patterns.c ---- */
 
 /* prefix pattern suffix, anchored at the start; BAD_USAGE naming pattern. Free with pcre2_code_free. */
-graft_status gr_regex_compile(pcre2_code **out, const char *prefix, const char *pattern, const char *suffix,
-                              graft_error *err);
+graft_status gr_regex_compile(pcre2_code **out, const char *prefix, const char *pattern, const char *suffix, graft_error *err);
 graft_status gr_regex_match(bool *yes, const pcre2_code *regex, const char *pattern, const char *name, graft_error *err);
 /* "q_proj" is the suffix of "model.layers.0.self_attn.q_proj" in whole components. */
 bool gr_has_suffix(const char *name, const char *suffix);
@@ -24,12 +23,9 @@ bool gr_has_suffix(const char *name, const char *suffix);
 void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in);
 /* An adapter of the modules i with wanted[i]. Ranks and alphas follow config's patterns; config is copied but
  * for its targets, which are recorded from wanted. Nothing is allocated in params yet. */
-graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m,
-                              const bool *wanted, graft_error *err);
+graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, graft_error *err);
 /* True when module's two matrices are those of an embedding (A stored transposed). */
-static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) {
-    return module->linear < 0;
-}
+static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) { return module->linear < 0; }
 
 /* "q_proj" of "model.layers.0.self_attn.q_proj". */
 static inline const char *gr_last_component(const char *name) {
@@ -39,10 +35,10 @@ static inline const char *gr_last_component(const char *name) {
 
 /* ---- locate.c ---- */
 
-#define GR_ADAPTER_CONFIG "adapter_config.json"
+#define GR_ADAPTER_CONFIG   "adapter_config.json"
 #define GR_ADAPTER_TEMPLATE "chat_template.jinja"
-#define GR_ADAPTER_TENSORS "adapter_model.safetensors"
-#define GR_MLX_TENSORS "adapters.safetensors"
+#define GR_ADAPTER_TENSORS  "adapter_model.safetensors"
+#define GR_MLX_TENSORS      "adapters.safetensors"
 
 /* Where the adapter that path names lies: a folder with an adapter_config.json (path itself, adapter/ of a run, the only
  * sub-folder that is one), or a GGUF file. *place is owned. */
@@ -68,12 +64,9 @@ void gr_peft_config_release(gr_peft_config *c);
 /* The values of mlx-lm's form into c. */
 graft_status gr_mlx_config_read(gr_peft_config *c, const char *path, graft_error *err);
 /* Are the modules with matrices those that the configuration targets? found: by module index of m. */
-graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
-                                   graft_error *err);
-graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
-                                  graft_error *err);
-graft_status gr_peft_read_number(const struct json_t *root, const char *path, const char *key, double *out,
-                                 graft_error *err);
+graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path, graft_error *err);
+graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path, graft_error *err);
+graft_status gr_peft_read_number(const struct json_t *root, const char *path, const char *key, double *out, graft_error *err);
 graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_error *err);
 /* README.md: what the adapter is and how to load it. */
 graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_error *err);

@@ -30,16 +30,14 @@ static void add_text(description *d, const char *key, const char *text, int64_t 
     json_object_set_new(d->facts, key, value ? value : json_string("(not UTF-8)"));
 }
 
-static void add_int(description *d, const char *key, int64_t value) {
-    json_object_set_new(d->facts, key, json_integer(value));
-}
+static void add_int(description *d, const char *key, int64_t value) { json_object_set_new(d->facts, key, json_integer(value)); }
 
-static void add_tensor(description *d, const char *name, const char *dtype, int n_dims, const int64_t *shape,
-                       int64_t n_elements, int64_t n_bytes) {
+static void add_tensor(description *d, const char *name, const char *dtype, int n_dims, const int64_t *shape, int64_t n_elements,
+                       int64_t n_bytes) {
     json_t *dims = json_array();
     for (int i = 0; i < n_dims; i++) json_array_append_new(dims, json_integer(shape[i]));
-    json_array_append_new(d->tensors, json_pack("{s:s, s:s, s:o, s:I}", "name", name, "dtype", dtype, "shape",
-                                                dims, "bytes", (json_int_t)n_bytes));
+    json_array_append_new(
+        d->tensors, json_pack("{s:s, s:s, s:o, s:I}", "name", name, "dtype", dtype, "shape", dims, "bytes", (json_int_t)n_bytes));
     d->n_elements += n_elements;
     d->n_bytes += n_bytes;
 }
@@ -55,8 +53,7 @@ static graft_status describe_safetensors(description *d, const char *path, graft
     graft_status st = gr_safetensors_open(&files, path, err);
     if (st != GRAFT_OK) return st;
     if (!d->kind) d->kind = "safetensors";
-    for (int64_t i = 0; i < gr_safetensors_count(files); i++)
-        add_file_tensor(d, gr_safetensors_get(files, i));
+    for (int64_t i = 0; i < gr_safetensors_count(files); i++) add_file_tensor(d, gr_safetensors_get(files, i));
     const char *type;
     for (int64_t i = 0; gr_safetensors_odd(files, i, &type); i++) { /* of types that graft does not compute with */
         const gr_tensor *t = gr_safetensors_odd(files, i, &type);
@@ -79,8 +76,7 @@ static graft_status add_json_file(description *d, const char *path, graft_error 
     json_error_t why;
     GR_TRY(gr_file_read(&text, &len, path, JSON_MAX_BYTES, err));
     root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
-    if (!json_is_object(root))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s", path, root ? "expected a JSON object" : why.text));
+    if (!json_is_object(root)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s", path, root ? "expected a JSON object" : why.text));
     json_object_foreach(root, key, value) {
         bool empty = json_is_null(value) || (json_is_object(value) && json_object_size(value) == 0) ||
                      (json_is_array(value) && json_array_size(value) == 0);
@@ -100,10 +96,8 @@ static graft_status describe_config(description *d, const char *path, graft_erro
     const struct {
         const char *key;
         int64_t value;
-    } sizes[] = {{"layers", c.n_layers},    {"hidden", c.hidden},
-                 {"heads", c.n_heads},      {"key_value_heads", c.n_kv_heads},
-                 {"head_size", c.head_dim}, {"ffn", c.ffn},
-                 {"vocab", c.vocab},        {"context", c.max_positions}};
+    } sizes[] = {{"layers", c.n_layers},    {"hidden", c.hidden}, {"heads", c.n_heads}, {"key_value_heads", c.n_kv_heads},
+                 {"head_size", c.head_dim}, {"ffn", c.ffn},       {"vocab", c.vocab},   {"context", c.max_positions}};
     json_object_set_new(d->facts, "architecture", json_string(c.arch_row->hf_type));
     for (int i = 0; i < GR_LEN(sizes); i++) add_int(d, sizes[i].key, sizes[i].value);
     json_object_set_new(d->facts, "tied_head", json_boolean(c.tied));
@@ -116,8 +110,7 @@ static graft_status describe_config(description *d, const char *path, graft_erro
     return st;
 }
 
-static graft_status add_gguf_key(description *d, const gr_gguf *g, const char *key, gr_gguf_type type,
-                                 graft_error *err) {
+static graft_status add_gguf_key(description *d, const gr_gguf *g, const char *key, gr_gguf_type type, graft_error *err) {
     static const char *const type_names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                              "bool", "string", "array", "u64", "i64", "f64"};
     graft_status st;
@@ -147,9 +140,7 @@ static graft_status add_gguf_key(description *d, const gr_gguf *g, const char *k
         GR_TRY(gr_gguf_get_float(g, key, &real, err));
         json_object_set_new(d->facts, key, json_real(real));
         break;
-    default:
-        GR_TRY(gr_gguf_get_int(g, key, &integer, err));
-        add_int(d, key, integer);
+    default: GR_TRY(gr_gguf_get_int(g, key, &integer, err)); add_int(d, key, integer);
     }
 done:
     return st;
@@ -185,17 +176,12 @@ done:
     return st;
 }
 
-static graft_status add_h5_item(void *context, gr_h5 *h, const char *name, bool is_attribute,
-                                graft_error *err) {
+static graft_status add_h5_item(void *context, gr_h5 *h, const char *name, bool is_attribute, graft_error *err) {
     static const struct {
         gr_h5_type type;
         const char *name;
         int64_t bytes;
-    } types[] = {{GR_H5_F32, "f32", 4},
-                 {GR_H5_F64, "f64", 8},
-                 {GR_H5_I32, "i32", 4},
-                 {GR_H5_I64, "i64", 8},
-                 {GR_H5_U8, "u8", 1}};
+    } types[] = {{GR_H5_F32, "f32", 4}, {GR_H5_F64, "f64", 8}, {GR_H5_I32, "i32", 4}, {GR_H5_I64, "i64", 8}, {GR_H5_U8, "u8", 1}};
     description *d = context;
     int64_t integer, shape[2] = {1, 1};
     double real;
@@ -229,9 +215,7 @@ static graft_status describe_h5(description *d, const char *path, graft_error *e
     return st;
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 /* A run's log is locked while it runs. */
 static bool is_running(const char *folder) {
@@ -255,7 +239,7 @@ static void add_mark(description *d, const char *folder, const char *mark) {
         json_t *before = key ? json_object_get(d->facts, key) : NULL;
         if (key && strcmp(key, "status") == 0 && len == 7 && strncmp(text, "running", 7) == 0 && !is_running(folder)) {
             add_text(d, key, "killed", 6); /* it could not say how it ended */
-        } else if (before) { /* a list: data */
+        } else if (before) {               /* a list: data */
             char *both = gr_format("%s, %.*s", json_string_value(before), (int)len, text);
             if (both) add_text(d, key, both, (int64_t)strlen(both));
             free(both);
@@ -384,8 +368,7 @@ static graft_status describe_file(description *d, const char *path, graft_error 
     if (gr_ends_with(path, "config.json")) return describe_config(d, path, err);
     graft_status st = gr_expect_kind(head, n, GR_KIND_UNKNOWN, NULL, path, err);
     if (st != GRAFT_OK) return st;
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: neither GGUF, safetensors, config.json, nor a checkpoint or cache of graft", path);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: neither GGUF, safetensors, config.json, nor a checkpoint or cache of graft", path);
 }
 
 /* ---- printing ---- */
@@ -393,10 +376,8 @@ static graft_status describe_file(description *d, const char *path, graft_error 
 /* At most width bytes of text in one line, whatever is in it. */
 static void print_text(FILE *out, const char *text, size_t width) {
     size_t n = strlen(text), shown = n > width ? width : n;
-    while (shown < n && shown > 0 && ((unsigned char)text[shown] & 0xC0) == 0x80)
-        shown--; /* whole characters */
-    for (size_t i = 0; i < shown; i++)
-        fputc((unsigned char)text[i] < 0x20 || text[i] == 0x7F ? ' ' : text[i], out);
+    while (shown < n && shown > 0 && ((unsigned char)text[shown] & 0xC0) == 0x80) shown--; /* whole characters */
+    for (size_t i = 0; i < shown; i++) fputc((unsigned char)text[i] < 0x20 || text[i] == 0x7F ? ' ' : text[i], out);
     if (shown < n) fprintf(out, "... (%zu bytes)", n);
 }
 
@@ -448,8 +429,7 @@ static void print_table(const description *d, const char *path, FILE *out) {
     json_t *value;
     fprintf(out, "%s: %s\n", path, d->kind);
     json_object_foreach(d->facts, key, value) {
-        char *text =
-            json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
         fprintf(out, "  %-*s ", KEY_WIDTH, key);
         print_text(out, text ? text : json_is_string(value) ? json_string_value(value) : "", TEXT_WIDTH);
         fputc('\n', out);
@@ -457,14 +437,13 @@ static void print_table(const description *d, const char *path, FILE *out) {
     }
     print_tensors(d, out);
     if (json_array_size(d->tensors) > 0)
-        fprintf(out, "%zu tensors, %lld elements, %.1f MB\n", json_array_size(d->tensors),
-                (long long)d->n_elements, (double)d->n_bytes / 1e6);
+        fprintf(out, "%zu tensors, %lld elements, %.1f MB\n", json_array_size(d->tensors), (long long)d->n_elements,
+                (double)d->n_bytes / 1e6);
 }
 
 static graft_status print_json(const description *d, const char *path, FILE *out, graft_error *err) {
-    json_t *root = json_pack("{s:s, s:s, s:O, s:O, s:I, s:I}", "path", path, "kind", d->kind, "facts",
-                             d->facts, "tensors", d->tensors, "elements", (json_int_t)d->n_elements, "bytes",
-                             (json_int_t)d->n_bytes);
+    json_t *root = json_pack("{s:s, s:s, s:O, s:O, s:I, s:I}", "path", path, "kind", d->kind, "facts", d->facts, "tensors",
+                             d->tensors, "elements", (json_int_t)d->n_elements, "bytes", (json_int_t)d->n_bytes);
     if (!root) return gr_fail(err, GRAFT_BAD_INPUT, "%s: the path is not UTF-8, or out of memory", path);
     json_dumpf(root, out, JSON_INDENT(2));
     fputc('\n', out);
@@ -477,10 +456,8 @@ graft_status gr_inspect(const char *path, bool json, FILE *out, graft_error *err
     description d = {.facts = json_object(), .tensors = json_array()};
     if (!d.facts || !d.tensors) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(gr_is_dir(path) ? describe_folder(&d, path, err) : describe_file(&d, path, err));
-    if (json)
-        GR_TRY(print_json(&d, path, out, err));
-    else
-        print_table(&d, path, out);
+    if (json) GR_TRY(print_json(&d, path, out, err));
+    else print_table(&d, path, out);
 done:
     json_decref(d.facts);
     json_decref(d.tensors);

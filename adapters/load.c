@@ -35,8 +35,8 @@ typedef struct matrix_name {
 
 /* Parts that wrappers of PyTorch put into names: torch.compile, FSDP, activation checkpointing, DataParallel;
  * and the language model of a larger one. */
-static const char *const wrappers[] = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
-                                       "module", "language_model"};
+static const char *const wrappers[] = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module",
+                                       "language_model"};
 
 /* name without the parts of wrappers and PEFT's prefix, in out; false when it is too long. */
 static bool unwrap(const char *name, char *out, size_t size) {
@@ -45,8 +45,7 @@ static bool unwrap(const char *name, char *out, size_t size) {
         bool wrapper = false;
         end = part + strcspn(part, ".");
         for (int i = 0; i < GR_LEN(wrappers); i++)
-            wrapper |= strlen(wrappers[i]) == (size_t)(end - part) &&
-                       strncmp(part, wrappers[i], (size_t)(end - part)) == 0;
+            wrapper |= strlen(wrappers[i]) == (size_t)(end - part) && strncmp(part, wrappers[i], (size_t)(end - part)) == 0;
         if (wrapper) continue;
         if (n + (size_t)(end - part) + 2 > size) return false;
         if (n > 0) out[n++] = '.';
@@ -72,8 +71,7 @@ static bool parse_name(const char *name, bool mlx, matrix_name *out) {
     if (!unwrap(name, plain, sizeof plain)) return false;
     for (int i = 0; i < GR_LEN(parts); i++) {
         char *at = strstr(plain, parts[i].part), *rest = at ? at + strlen(parts[i].part) : NULL;
-        if (!at || parts[i].mlx != mlx || (*rest && *rest != '.') || at - plain >= (int)sizeof out->module)
-            continue;
+        if (!at || parts[i].mlx != mlx || (*rest && *rest != '.') || at - plain >= (int)sizeof out->module) continue;
         *out = (matrix_name){.embedding = parts[i].embedding, .is_b = parts[i].is_b};
         memcpy(out->module, plain, (size_t)(at - plain));
         size_t n = strlen(rest);
@@ -82,8 +80,7 @@ static bool parse_name(const char *name, bool mlx, matrix_name *out) {
             n -= strlen(".weight");
         }
         if (mlx) out->embedding = strcmp(gr_last_component(out->module), "embed_tokens") == 0;
-        if (n >= sizeof out->adapter || (n > 0 && (mlx || n < 2 || memchr(rest + 1, '.', n - 1))))
-            return false;
+        if (n >= sizeof out->adapter || (n > 0 && (mlx || n < 2 || memchr(rest + 1, '.', n - 1)))) return false;
         if (n > 0) memcpy(out->adapter, rest + 1, n - 1);
         return true;
     }
@@ -108,8 +105,7 @@ static bool is_base_weight(const loader *l, const gr_tensor *t, const char *name
     for (int i = 0; i < GR_LEN(weights); i++) {
         size_t n = strlen(weights[i]);
         const char *rest = strncmp(name, weights[i], n) == 0 ? name + n : "";
-        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0)
-            w = i ? &l->m->head.w : &l->m->embed;
+        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = i ? &l->m->head.w : &l->m->embed;
     }
     if (!w || !w->data || t->n_dims != 2 || t->shape[0] != w->rows || t->shape[1] != w->cols) return false;
     float *ours = gr_calloc(2 * w->cols, sizeof *ours), *theirs = ours ? ours + w->cols : NULL;
@@ -155,11 +151,9 @@ static graft_status check_adapter_name(loader *l, const gr_tensor *t, const char
         snprintf(l->adapter_name, sizeof l->adapter_name, "%s", adapter);
         l->named = t;
     }
-    const char *known = *l->adapter_name ? l->adapter_name : "default",
-               *given = *adapter ? adapter : "default";
+    const char *known = *l->adapter_name ? l->adapter_name : "default", *given = *adapter ? adapter : "default";
     if (strcmp(known, given) == 0) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: tensors %s and %s are of two adapters, \"%s\" and \"%s\": save one adapter a folder",
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s are of two adapters, \"%s\" and \"%s\": save one adapter a folder",
                    t->file, l->named->name, t->name, known, given);
 }
 
@@ -167,18 +161,14 @@ static graft_status take_tensor(loader *l, const gr_tensor *t, graft_error *err)
     matrix_name name;
     if (!parse_name(t->name, l->config->mlx, &name)) {
         char plain[256];
-        return unwrap(t->name, plain, sizeof plain) && is_base_weight(l, t, plain) ? GRAFT_OK
-                                                                                   : refuse_tensor(t, err);
+        return unwrap(t->name, plain, sizeof plain) && is_base_weight(l, t, plain) ? GRAFT_OK : refuse_tensor(t, err);
     }
     int64_t i = find_module(l->m, name.module);
     if (i < 0 || (i == 0) != name.embedding)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s: the base has no %s \"%s\": is this the adapter's base model?", t->file,
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: the base has no %s \"%s\": is this the adapter's base model?", t->file,
                        t->name, name.embedding ? "embedding" : "linear", name.module);
     const gr_tensor **place = name.is_b ? &l->pairs[i].b : &l->pairs[i].a;
-    if (*place)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s are the same matrix", t->file,
-                       (*place)->name, t->name);
+    if (*place) return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s are the same matrix", t->file, (*place)->name, t->name);
     *place = t;
     return check_adapter_name(l, t, name.adapter, err);
 }
@@ -188,15 +178,14 @@ static graft_status take_tensor(loader *l, const gr_tensor *t, graft_error *err)
 static graft_status take_odd(loader *l, const gr_tensor *t, const char *type, graft_error *err) {
     int64_t n = 1;
     if (strcmp(type, "F64") != 0)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s is of type %s, expected F64, F32, F16 or BF16: save it in one of these",
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is of type %s, expected F64, F32, F16 or BF16: save it in one of these",
                        t->file, t->name, type);
     gr_tensor *copy = gr_arena_alloc(&l->arena, (int64_t)sizeof *copy);
     for (int d = 0; d < t->n_dims; d++)
         if (t->shape[d] < 0 || !gr_mul_ok(&n, n, t->shape[d])) n = -1;
     if (t->n_dims < 0 || n < 0 || t->n_bytes / 8 != n || t->n_bytes % 8 != 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its shape does not fit its %lld bytes", t->file,
-                       t->name, (long long)t->n_bytes);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its shape does not fit its %lld bytes", t->file, t->name,
+                       (long long)t->n_bytes);
     float *values = copy ? gr_arena_alloc(&l->arena, GR_MAX(n, 1) * (int64_t)sizeof *values) : NULL;
     if (!values) return gr_fail_memory(err, t->name);
     for (int64_t k = 0; k < n; k++) {
@@ -217,8 +206,7 @@ static graft_status pair_up(loader *l, const char *file, bool *found, graft_erro
     char name[96];
     const char *type;
     int64_t out, in, n = 0;
-    for (int64_t i = 0; i < gr_safetensors_count(l->files); i++)
-        GR_TRY(take_tensor(l, gr_safetensors_get(l->files, i), err));
+    for (int64_t i = 0; i < gr_safetensors_count(l->files); i++) GR_TRY(take_tensor(l, gr_safetensors_get(l->files, i), err));
     for (int64_t i = 0; gr_safetensors_odd(l->files, i, &type); i++)
         GR_TRY(take_odd(l, gr_safetensors_odd(l->files, i, &type), type, err));
     for (int64_t i = 0; i < l->n; i++) {
@@ -230,35 +218,30 @@ static graft_status pair_up(loader *l, const char *file, bool *found, graft_erro
         found[i] = p->a != NULL;
         n += found[i];
     }
-    if (n == 0)
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no LoRA matrices in it: the adapter was saved empty", file);
+    if (n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no LoRA matrices in it: the adapter was saved empty", file);
 done:
     return st;
 }
 
 /* ---- values ---- */
 
-graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows, int64_t cols,
-                                    bool transposed, const char *expected, graft_error *err) {
+graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows, int64_t cols, bool transposed,
+                                    const char *expected, graft_error *err) {
     float *row;
     if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s has shape %lld x %lld, expected %lld x %lld by the base model and %s",
-                       t->file, t->name, (long long)(t->n_dims > 0 ? t->shape[0] : 0),
-                       (long long)(t->n_dims > 1 ? t->shape[1] : 0), (long long)rows, (long long)cols,
-                       expected);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has shape %lld x %lld, expected %lld x %lld by the base model and %s",
+                       t->file, t->name, (long long)(t->n_dims > 0 ? t->shape[0] : 0), (long long)(t->n_dims > 1 ? t->shape[1] : 0),
+                       (long long)rows, (long long)cols, expected);
     const gr_dtype_info *info = gr_dtype_get(t->dtype);
     int64_t row_bytes = gr_dtype_bytes(t->dtype, cols);
-    if (row_bytes < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: rows are no whole blocks", t->file, t->name);
+    if (row_bytes < 0) return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: rows are no whole blocks", t->file, t->name);
     if (!(row = gr_calloc(cols, sizeof *row))) return gr_fail_memory(err, t->name);
     graft_status st = GRAFT_OK;
     for (int64_t r = 0; r < rows && st == GRAFT_OK; r++) {
         info->to_f32(row, (const char *)t->data + r * row_bytes, cols);
         for (int64_t c = 0; c < cols; c++) {
             if (!isfinite(row[c]) && st == GRAFT_OK)
-                st = gr_fail(err, GRAFT_BAD_INPUT,
-                             "%s: tensor %s[%lld, %lld] is not finite: the adapter is damaged or diverged",
+                st = gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s[%lld, %lld] is not finite: the adapter is damaged or diverged",
                              t->file, t->name, (long long)r, (long long)c);
             dst[transposed ? c * rows + r : r * cols + c] = row[c];
         }
@@ -278,10 +261,8 @@ static graft_status load_values(gr_adapter *a, const loader *l, const char *expe
         int64_t R = module->rank;
         float *to_a = gr_params_value(&a->params, module->a), *to_b = gr_params_value(&a->params, module->b);
         bool turned = gr_adapter_is_embedding(module) != mlx;
-        GR_TRY(gr_adapter_load_matrix(p->a, to_a, mlx ? module->in : R, mlx ? R : module->in, turned,
-                                      expected, err));
-        GR_TRY(gr_adapter_load_matrix(p->b, to_b, mlx ? R : module->out, mlx ? module->out : R, mlx, expected,
-                                      err));
+        GR_TRY(gr_adapter_load_matrix(p->a, to_a, mlx ? module->in : R, mlx ? R : module->in, turned, expected, err));
+        GR_TRY(gr_adapter_load_matrix(p->b, to_b, mlx ? R : module->out, mlx ? module->out : R, mlx, expected, err));
     }
 done:
     return st;
@@ -289,27 +270,23 @@ done:
 
 /* ---- folders ---- */
 
-static graft_status open_tensors(gr_safetensors **files, const char *folder, const char *path,
-                                 graft_error *err) {
+static graft_status open_tensors(gr_safetensors **files, const char *folder, const char *path, graft_error *err) {
     char *bin = gr_path_join(folder, "adapter_model.bin");
     graft_status st = GRAFT_OK;
     if (!bin) return gr_fail_memory(err, path);
-    if (gr_exists(path))
-        st = gr_safetensors_open(files, path, err);
+    if (gr_exists(path)) st = gr_safetensors_open(files, path, err);
     else if (gr_exists(bin))
         st = gr_fail(err, GRAFT_BAD_INPUT,
                      "%s is missing; graft does not read the pickle adapter_model.bin: load it with PEFT and "
                      "save it with "
                      "safe_serialization=True",
                      path);
-    else
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s is missing", path);
+    else st = gr_fail(err, GRAFT_BAD_INPUT, "%s is missing", path);
     free(bin);
     return st;
 }
 
-static graft_status check_base(const gr_peft_config *c, const gr_model *m, const char *path,
-                               graft_error *err) {
+static graft_status check_base(const gr_peft_config *c, const gr_model *m, const char *path, graft_error *err) {
     if (!c->vocab || c->vocab == m->config.vocab) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s: graft.vocab: the adapter was trained on a base with %lld embedding rows, this one "
@@ -331,8 +308,7 @@ static graft_status read_template(gr_adapter *a, const char *folder, graft_error
     return st;
 }
 
-static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *m, bool training,
-                                graft_error *err) {
+static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *m, bool training, graft_error *err) {
     graft_status st;
     gr_peft_config config = {0};
     gr_adapter *a = NULL;
@@ -358,8 +334,8 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
     GR_TRY(load_values(a, &l, expected, err));
     if (config.mlx)
-        gr_note("%s: an adapter of mlx-lm: scale %g, rank %lld", folder,
-                config.config.alpha / (double)config.config.rank, (long long)config.config.rank);
+        gr_note("%s: an adapter of mlx-lm: scale %g, rank %lld", folder, config.config.alpha / (double)config.config.rank,
+                (long long)config.config.rank);
     *out = a;
     a = NULL;
 done:
@@ -375,14 +351,12 @@ done:
     return st;
 }
 
-graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training,
-                             graft_error *err) {
+graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err) {
     char *place = NULL;
     *out = NULL;
     graft_status st = gr_adapter_locate(&place, path, err);
     if (st == GRAFT_OK)
-        st = gr_is_dir(place) ? load_folder(out, place, m, training, err)
-                              : gr_gguf_lora_load(out, place, m, training, err);
+        st = gr_is_dir(place) ? load_folder(out, place, m, training, err) : gr_gguf_lora_load(out, place, m, training, err);
     free(place);
     return st;
 }
@@ -402,9 +376,8 @@ static graft_status folder_base(char **base, const char *folder, graft_error *er
     if (!moved || gr_exists(*base)) goto done;
     free(*base);
     *base = NULL;
-    st = gr_fail(err, GRAFT_BAD_INPUT,
-                 "%s: its base is neither %s nor, from its folder, %s: was it moved? name it with --model", folder, named,
-                 config.base_path);
+    st = gr_fail(err, GRAFT_BAD_INPUT, "%s: its base is neither %s nor, from its folder, %s: was it moved? name it with --model",
+                 folder, named, config.base_path);
 done:
     gr_peft_config_release(&config);
     free(path);
@@ -418,8 +391,7 @@ graft_status gr_adapter_base(char **base, const char *path, graft_error *err) {
     GR_TRY(gr_adapter_locate(&place, path, err));
     GR_TRY(gr_is_dir(place) ? folder_base(base, place, err) : gr_gguf_lora_base(base, place, err));
     if (!*base)
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s does not name its base (base_model_name_or_path): name it with --model", place);
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s does not name its base (base_model_name_or_path): name it with --model", place);
 done:
     free(place);
     return st;

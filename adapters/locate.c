@@ -50,8 +50,7 @@ static int find_inside(const char *folder, char **name, gr_str *list) {
 }
 
 static graft_status not_found(const char *path, graft_error *err) {
-    static const char *const pickles[] = {"adapter_model.bin", "adapter_model.pt", "adapter.pt",
-                                          "pytorch_model.bin"};
+    static const char *const pickles[] = {"adapter_model.bin", "adapter_model.pt", "adapter.pt", "pytorch_model.bin"};
     for (int i = 0; i < GR_LEN(pickles); i++)
         if (has_file(path, pickles[i]))
             return gr_fail(err, GRAFT_BAD_INPUT,
@@ -71,12 +70,10 @@ static graft_status not_found(const char *path, graft_error *err) {
                        "its own folder",
                        path);
     if (has_file(path, "config.json"))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: no %s in it: this is a model, not an adapter", path,
-                       GR_ADAPTER_CONFIG);
-    return gr_fail(
-        err, GRAFT_BAD_INPUT,
-        "%s: no %s in it: expected a PEFT adapter folder, or a run of graft or one of its checkpoints", path,
-        GR_ADAPTER_CONFIG);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: no %s in it: this is a model, not an adapter", path, GR_ADAPTER_CONFIG);
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s: no %s in it: expected a PEFT adapter folder, or a run of graft or one of its checkpoints", path,
+                   GR_ADAPTER_CONFIG);
 }
 
 static graft_status in_folder(char **place, const char *path, graft_error *err) {
@@ -92,8 +89,8 @@ static graft_status in_folder(char **place, const char *path, graft_error *err) 
         int n = find_inside(path, &name, &list);
         if (n == 0) GR_TRY(not_found(path, err));
         if (n > 1)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s holds %d adapters in sub-folders: name one of %s", path,
-                           n, list.data ? list.data : "them"));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s holds %d adapters in sub-folders: name one of %s", path, n,
+                           list.data ? list.data : "them"));
         *place = name ? gr_path_join(path, name) : NULL;
         if (*place) gr_note("%s: the adapter in it is %s/", path, name);
     }
@@ -115,17 +112,13 @@ static graft_status named_file(char **place, const char *path, graft_error *err)
     }
     for (int i = 0; i < GR_LEN(pickles); i++)
         if (gr_ends_with(path, pickles[i]))
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "%s is a pickle of PyTorch, which graft does not read: load it with PEFT and save it with "
-                "safe_serialization=True",
-                path);
-    if (gr_ends_with(path, ".gguf"))
-        return gr_expect_kind(head, read_head(path, head), GR_KIND_GGUF, "a GGUF LoRA", path, err);
-    if (strcmp(name, GR_ADAPTER_TENSORS) != 0 && strcmp(name, GR_MLX_TENSORS) != 0 &&
-        strcmp(name, GR_ADAPTER_CONFIG) != 0)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: expected the folder of an adapter (with %s), or a GGUF LoRA", path,
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s is a pickle of PyTorch, which graft does not read: load it with PEFT and save it with "
+                           "safe_serialization=True",
+                           path);
+    if (gr_ends_with(path, ".gguf")) return gr_expect_kind(head, read_head(path, head), GR_KIND_GGUF, "a GGUF LoRA", path, err);
+    if (strcmp(name, GR_ADAPTER_TENSORS) != 0 && strcmp(name, GR_MLX_TENSORS) != 0 && strcmp(name, GR_ADAPTER_CONFIG) != 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: expected the folder of an adapter (with %s), or a GGUF LoRA", path,
                        GR_ADAPTER_CONFIG);
     char *folder = slash ? gr_strndup(path, slash - path + (slash == path)) : gr_strdup(".");
     graft_status st = folder ? in_folder(place, folder, err) : gr_fail_memory(err, path);
@@ -137,8 +130,7 @@ graft_status gr_adapter_locate(char **place, const char *path, graft_error *err)
     *place = NULL;
     if (gr_is_dir(path)) return in_folder(place, path, err);
     if (gr_exists(path)) return named_file(place, path, err);
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: no such adapter: expected the folder of one, a graft run, or a GGUF LoRA", path);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such adapter: expected the folder of one, a graft run, or a GGUF LoRA", path);
 }
 
 bool gr_adapter_is(const char *path) {
@@ -148,12 +140,10 @@ bool gr_adapter_is(const char *path) {
     gr_str list = {0};
     bool yes = false;
     if (gr_is_dir(path)) {
-        yes = !has_file(path, "config.json") &&
-              (has_file(path, GR_ADAPTER_CONFIG) || has_file(path, "adapter") ||
-               (!has_file(path, "recipe.yaml") && find_inside(path, &name, &list) == 1));
+        yes = !has_file(path, "config.json") && (has_file(path, GR_ADAPTER_CONFIG) || has_file(path, "adapter") ||
+                                                 (!has_file(path, "recipe.yaml") && find_inside(path, &name, &list) == 1));
     } else if (is_gguf(path) && gr_gguf_open(&g, path, NULL) == GRAFT_OK) {
-        yes = gr_gguf_has(g, "general.type") &&
-              gr_gguf_get_string(g, "general.type", &type, NULL, NULL) == GRAFT_OK &&
+        yes = gr_gguf_has(g, "general.type") && gr_gguf_get_string(g, "general.type", &type, NULL, NULL) == GRAFT_OK &&
               strcmp(type, "adapter") == 0;
     }
     gr_gguf_close(g);

@@ -41,9 +41,8 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
         gr_str_printf(&list, "%s%s", i ? ", " : "", kept[i]);
     }
     const char *nearest = gr_nearest(target, names, n);
-    graft_status st = gr_fail(
-        err, GRAFT_BAD_USAGE, "target_modules: \"%s\" names no module of the model%s%s%s; there are %s",
-        target, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "", list.data);
+    graft_status st = gr_fail(err, GRAFT_BAD_USAGE, "target_modules: \"%s\" names no module of the model%s%s%s; there are %s",
+                              target, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "", list.data);
     gr_str_release(&list);
     return st;
 }
@@ -60,12 +59,9 @@ static graft_status mark_target(bool *wanted, const char *target, gr_model *m, g
     for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
         bool yes;
         gr_adapter_module_at(m, i, name, &out, &in);
-        if (all)
-            yes = i > 0 && strcmp(name, "lm_head") != 0;
-        else if (!regex)
-            yes = *target && gr_has_suffix(name, target);
-        else
-            GR_TRY(gr_regex_match(&yes, regex, target, name, err));
+        if (all) yes = i > 0 && strcmp(name, "lm_head") != 0;
+        else if (!regex) yes = *target && gr_has_suffix(name, target);
+        else GR_TRY(gr_regex_match(&yes, regex, target, name, err));
         wanted[i] |= yes;
         found |= yes;
     }
@@ -76,8 +72,8 @@ done:
 }
 
 /* *value = that of the first pattern matching name as PEFT does it, else unchanged. */
-static graft_status pattern_value(double *value, const gr_pattern *patterns, pcre2_code *const *regex, int n,
-                                  const char *name, graft_error *err) {
+static graft_status pattern_value(double *value, const gr_pattern *patterns, pcre2_code *const *regex, int n, const char *name,
+                                  graft_error *err) {
     for (int i = 0; i < n; i++) {
         bool yes;
         graft_status st = gr_regex_match(&yes, regex[i], patterns[i].pattern, name, err);
@@ -91,8 +87,7 @@ static graft_status pattern_value(double *value, const gr_pattern *patterns, pcr
 
 /* ---- building ---- */
 
-static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const gr_pattern *from, int n,
-                                  graft_error *err) {
+static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const gr_pattern *from, int n, graft_error *err) {
     gr_pattern *copy = gr_arena_alloc(arena, (int64_t)sizeof *copy * GR_MAX(n, 1));
     if (!copy) return gr_fail_memory(err, "adapter");
     for (int i = 0; i < n; i++) {
@@ -113,8 +108,7 @@ static graft_status check_values(const gr_adapter_config *c, graft_error *err) {
     for (int i = 0; i < c->n_rank_pattern; i++) {
         double r = c->rank_pattern[i].value;
         if (!(r >= 1 && r <= INT16_MAX) || r != floor(r))
-            return gr_fail(err, GRAFT_BAD_USAGE,
-                           "rank_pattern: \"%s\" has rank %g, expected a whole number from 1 to %d",
+            return gr_fail(err, GRAFT_BAD_USAGE, "rank_pattern: \"%s\" has rank %g, expected a whole number from 1 to %d",
                            c->rank_pattern[i].pattern, r, INT16_MAX);
     }
     for (int i = 0; i < c->n_alpha_pattern; i++)
@@ -128,8 +122,7 @@ static graft_status compile_patterns(pcre2_code ***out, const gr_pattern *patter
     graft_status st = GRAFT_OK;
     *out = gr_calloc(GR_MAX(n, 1), sizeof **out);
     if (!*out) return gr_fail_memory(err, "patterns");
-    for (int i = 0; i < n; i++)
-        GR_TRY(gr_regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
+    for (int i = 0; i < n; i++) GR_TRY(gr_regex_compile(&(*out)[i], "(.*\\.)?(", patterns[i].pattern, ")$", err));
 done:
     return st;
 }
@@ -146,8 +139,8 @@ static graft_status add_module(gr_adapter *a, const gr_adapter_module *module, g
     gr_adapter_module *copy = &a->modules[a->n_modules];
     *copy = *module;
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_A" : ".lora_A.weight");
-    GR_TRY(gr_params_add(&a->params, name, embedding ? module->in : module->rank,
-                         embedding ? module->rank : module->in, true, &copy->a, err));
+    GR_TRY(gr_params_add(&a->params, name, embedding ? module->in : module->rank, embedding ? module->rank : module->in, true,
+                         &copy->a, err));
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_B" : ".lora_B.weight");
     GR_TRY(gr_params_add(&a->params, name, module->out, module->rank, true, &copy->b, err));
     a->n_modules++;
@@ -205,8 +198,8 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     return GRAFT_OK;
 }
 
-graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m,
-                              const bool *wanted, graft_error *err) {
+graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted,
+                              graft_error *err) {
     graft_status st;
     gr_adapter *a = NULL;
     GR_TRY(check_values(config, err));
@@ -216,10 +209,8 @@ graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config,
     a->vocab = m->config.vocab;
     a->config.base = gr_arena_strdup(&a->arena, config->base ? config->base : "");
     if (!a->config.base) GR_TRY(gr_fail_memory(err, "adapter"));
-    GR_TRY(
-        copy_patterns(&a->config.rank_pattern, &a->arena, config->rank_pattern, config->n_rank_pattern, err));
-    GR_TRY(copy_patterns(&a->config.alpha_pattern, &a->arena, config->alpha_pattern, config->n_alpha_pattern,
-                         err));
+    GR_TRY(copy_patterns(&a->config.rank_pattern, &a->arena, config->rank_pattern, config->n_rank_pattern, err));
+    GR_TRY(copy_patterns(&a->config.alpha_pattern, &a->arena, config->alpha_pattern, config->n_alpha_pattern, err));
     GR_TRY(add_modules(a, m, wanted, err));
     GR_TRY(record_targets(a, m, wanted, err));
     *out = a;
@@ -229,17 +220,14 @@ done:
     return st;
 }
 
-graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m,
-                             graft_error *err) {
+graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = NULL;
     bool *wanted = gr_calloc(1 + gr_model_n_linears(m), sizeof *wanted);
     if (!wanted) GR_TRY(gr_fail_memory(err, "adapter"));
     if (config->n_target_modules < 1)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "target_modules is empty: name modules such as q_proj, or all-linear"));
-    for (int i = 0; i < config->n_target_modules; i++)
-        GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "target_modules is empty: name modules such as q_proj, or all-linear"));
+    for (int i = 0; i < config->n_target_modules; i++) GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
     GR_TRY(gr_adapter_build(out, config, m, wanted, err));
 done:
     free(wanted);
@@ -259,13 +247,11 @@ void gr_adapter_free(gr_adapter *a) {
 static float normal(uint64_t seed, uint64_t module, uint64_t element) {
     uint32_t word[4];
     gr_philox(word, seed, GR_PURPOSE_INIT, module, element);
-    double u = ((double)word[0] + 1) * 0x1p-32,
-           v = (double)word[1] * 0x1p-32; /* u in (0, 1]: its logarithm is finite */
+    double u = ((double)word[0] + 1) * 0x1p-32, v = (double)word[1] * 0x1p-32; /* u in (0, 1]: its logarithm is finite */
     return (float)(sqrt(-2 * log(u)) * cos(2 * M_PI * v));
 }
 
-graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed,
-                             graft_error *err) {
+graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err) {
     graft_status st = gr_params_allocate(&a->params, device, training, err);
     if (st != GRAFT_OK) return st;
     for (int64_t j = 0; j < a->n_modules; j++) {
@@ -274,9 +260,8 @@ graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, ui
         int64_t i = embedding ? module->b : module->a;
         float *w = gr_params_value(&a->params, i), bound = (float)(1 / sqrt((double)module->in));
         for (int64_t k = 0; k < a->params.items[i].n; k++)
-            w[k] = embedding
-                       ? normal(seed, (uint64_t)j, (uint64_t)k)
-                       : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
+            w[k] = embedding ? normal(seed, (uint64_t)j, (uint64_t)k)
+                             : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
     }
     return GRAFT_OK;
 }
@@ -287,20 +272,17 @@ graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error 
         const gr_adapter_module *to = j < a->n_modules ? &a->modules[j] : NULL;
         const gr_adapter_module *src = j < from->n_modules ? &from->modules[j] : NULL;
         if (!to || !src || strcmp(to->name, src->name) != 0)
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "the adapter to start from has %s where %s is trained: use the same target_modules",
-                src ? src->name : "no further module", to ? to->name : "no further module");
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "the adapter to start from has %s where %s is trained: use the same target_modules",
+                           src ? src->name : "no further module", to ? to->name : "no further module");
         if (to->rank != src->rank || to->in != src->in || to->out != src->out)
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "%s: the adapter to start from has rank %lld (%lld -> %lld), expected %lld (%lld -> %lld)",
-                to->name, (long long)src->rank, (long long)src->in, (long long)src->out, (long long)to->rank,
-                (long long)to->in, (long long)to->out);
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: the adapter to start from has rank %lld (%lld -> %lld), expected %lld (%lld -> %lld)", to->name,
+                           (long long)src->rank, (long long)src->in, (long long)src->out, (long long)to->rank, (long long)to->in,
+                           (long long)to->out);
         rescaled |= fabs(gr_adapter_scale(a, to) - gr_adapter_scale(from, src)) > 1e-6;
     }
-    if (rescaled)
-        gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
+    if (rescaled) gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
     memcpy(a->params.value, from->params.value, (size_t)a->params.n_floats * sizeof(float));
     return GRAFT_OK;
 }
@@ -316,14 +298,11 @@ static graft_status check_fits(const gr_adapter_module *module, gr_model *m, gra
     char name[96];
     int64_t out, in;
     if (module->linear >= gr_model_n_linears(m))
-        return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets",
-                       module->name);
+        return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets", module->name);
     gr_adapter_module_at(m, module->linear + 1, name, &out, &in);
     if (strcmp(name, module->name) != 0 || out != module->out || in != module->in)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "the adapter's %s (%lld -> %lld) does not fit the model's %s (%lld -> %lld)",
-                       module->name, (long long)module->in, (long long)module->out, name, (long long)in,
-                       (long long)out);
+        return gr_fail(err, GRAFT_BAD_INPUT, "the adapter's %s (%lld -> %lld) does not fit the model's %s (%lld -> %lld)",
+                       module->name, (long long)module->in, (long long)module->out, name, (long long)in, (long long)out);
     return GRAFT_OK;
 }
 

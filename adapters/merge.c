@@ -19,34 +19,28 @@ enum { PATIENCE_S = 3 };
 static const gr_adapter_module *module_of(const gr_adapter *a, const char *name) {
     for (int64_t j = 0; j < a->n_modules; j++) {
         size_t n = strlen(a->modules[j].name);
-        if (strncmp(name, a->modules[j].name, n) == 0 && strcmp(name + n, ".weight") == 0)
-            return &a->modules[j];
+        if (strncmp(name, a->modules[j].name, n) == 0 && strcmp(name + n, ".weight") == 0) return &a->modules[j];
     }
     return NULL;
 }
 
 /* rows[n,K] += the adapter's part of rows first.. of the module's weight (for an embedding the rows are
  * tokens). */
-static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter_module *module,
-                        double user_scale, int64_t first, int64_t n) {
+static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter_module *module, double user_scale, int64_t first,
+                        int64_t n) {
     gr_device *d = job->m->device;
     bool embedding = gr_adapter_is_embedding(module);
     int64_t R = module->rank;
     const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
-    const float *left = (embedding ? A : B) + first * R,
-                scale = (float)(user_scale * gr_adapter_scale(a, module));
+    const float *left = (embedding ? A : B) + first * R, scale = (float)(user_scale * gr_adapter_scale(a, module));
     for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
     if (embedding) { /* A[V,R] B[C,R]^T */
-        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = module->out, .cols = R, .data = B},
-                       .compute = GR_DTYPE_F32};
-        d->ops->linear_forward(d, job->extra, module->out, NULL, job->left, job->left,
-                               &(const gr_linear *){&l}, 1, n);
+        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = module->out, .cols = R, .data = B}, .compute = GR_DTYPE_F32};
+        d->ops->linear_forward(d, job->extra, module->out, NULL, job->left, job->left, &(const gr_linear *){&l}, 1, n);
         d->ops->add(d, job->rows, job->extra, n * module->out);
     } else { /* B[N,R] A[R,K]: the input gradient of a linear with weight A */
-        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = R, .cols = module->in, .data = A},
-                       .compute = GR_DTYPE_F32};
-        d->ops->linear_backward(d, job->rows, true, NULL, NULL, job->left, R, NULL, NULL, NULL,
-                                &(const gr_linear *){&l}, 1, n);
+        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = R, .cols = module->in, .data = A}, .compute = GR_DTYPE_F32};
+        d->ops->linear_backward(d, job->rows, true, NULL, NULL, job->left, R, NULL, NULL, NULL, &(const gr_linear *){&l}, 1, n);
     }
 }
 
@@ -55,10 +49,8 @@ static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter
 static gr_weight source_of(const gr_merge_job *job, const gr_weight_entry *e) {
     int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
     if (i >= 0)
-        return (gr_weight){.dtype = GR_DTYPE_F32,
-                           .rows = e->view.rows,
-                           .cols = e->view.cols,
-                           .data = gr_params_value(job->trained, i)};
+        return (gr_weight){
+            .dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = gr_params_value(job->trained, i)};
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
     return found ? found->view : job->m->embed;
 }
@@ -72,8 +64,7 @@ static bool is_merged(const gr_merge_job *job, const gr_weight_entry *e) {
 /* GGUF interleaves the halves of each head: of a bias that concerns its elements. */
 static void permute_vector(gr_merge_job *job, const gr_weight_entry *e) {
     memcpy(job->extra, job->rows, (size_t)e->view.cols * sizeof(float));
-    for (int64_t k = 0; k < e->view.cols; k++)
-        job->rows[gr_gguf_row(k, e->permute_heads, e->view.cols)] = job->extra[k];
+    for (int64_t k = 0; k < e->view.cols; k++) job->rows[gr_gguf_row(k, e->permute_heads, e->view.cols)] = job->extra[k];
 }
 
 /* Rows of a chunk on their way into the file, one at a time. */
@@ -94,17 +85,15 @@ static void round_row(void *context, int64_t r, int worker) {
 
 /* A line for those who wait: nothing is said of a merge that is done in a moment. */
 static void tell_progress(gr_merge_job *job, int64_t i) {
-    if (gr_now() - job->started > PATIENCE_S)
-        gr_progress_update(&job->progress, i + 1, "%s", gr_dtype_get(job->dtype)->name);
+    if (gr_now() - job->started > PATIENCE_S) gr_progress_update(&job->progress, i + 1, "%s", gr_dtype_get(job->dtype)->name);
 }
 
-graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n,
-                           graft_error *err) {
+graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
     gr_weight w = source_of(job, e);
     int64_t K = e->view.cols, row_bytes = gr_dtype_bytes(w.dtype, K);
     if (w.rows != e->view.rows || w.cols != K || row_bytes < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld",
-                       e->name, (long long)w.rows, (long long)w.cols, (long long)e->view.rows, (long long)K);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld", e->name, (long long)w.rows,
+                       (long long)w.cols, (long long)e->view.rows, (long long)K);
     gr_dtype_get(w.dtype)->to_f32(job->rows, (const char *)w.data + first * row_bytes, n * K);
     for (int j = 0; j < job->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->adapters[j], e->name);
@@ -117,8 +106,7 @@ graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t 
     return GRAFT_OK;
 }
 
-graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst,
-                            graft_error *err) {
+graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst, graft_error *err) {
     const gr_weight_entry *e = &job->entries[i];
     int64_t heads = gguf ? e->permute_heads : 0, rows = e->view.rows;
     for (int64_t first = 0; first < rows; first += GR_MERGE_ROWS) {
@@ -140,15 +128,14 @@ graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool g
     return GRAFT_OK;
 }
 
-graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype_rule *dtype_of,
-                              bool gguf_names, graft_error *err) {
+graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype_rule *dtype_of, bool gguf_names,
+                              graft_error *err) {
     gr_tensor *list = gr_calloc(job->n_entries + 1, sizeof *list); /* + 1: a format may add one of its own */
     if (!list) return gr_fail_memory(err, "list of tensors");
     for (int64_t i = 0; i < job->n_entries; i++) {
         const gr_weight_entry *e = &job->entries[i];
-        list[i] = (gr_tensor){.name = gguf_names ? e->gguf_name : e->name,
-                              .dtype = dtype_of(job, e),
-                              .n_dims = e->is_vector ? 1 : 2};
+        list[i] =
+            (gr_tensor){.name = gguf_names ? e->gguf_name : e->name, .dtype = dtype_of(job, e), .n_dims = e->is_vector ? 1 : 2};
         list[i].shape[0] = e->is_vector ? e->view.cols : e->view.rows;
         list[i].shape[1] = e->is_vector ? 0 : e->view.cols;
         list[i].n_elements = e->view.rows * e->view.cols;
@@ -178,8 +165,7 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
         int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
         file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
     }
-    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file +
-           GR_MAX(largest, gr_merge_probe_bytes(m));
+    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
@@ -191,19 +177,16 @@ static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16, known = plain;
     for (int i = 0; i < GR_LEN(quantised); i++) known |= dtype == (int)quantised[i];
     if (!known || (!plain && job->options->format == GR_FORMAT_HF))
-        return gr_fail(
-            err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
-            job->options->format == GR_FORMAT_HF
-                ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
-                : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
+        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
+                       job->options->format == GR_FORMAT_HF
+                           ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
+                           : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
     job->dtype = (gr_dtype)dtype;
     if (base >= 0 && !named)
         gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes "
                 "less; --dtype %s",
-                gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name,
-                gr_dtype_get(job->dtype)->name,
-                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all"
-                                                     : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+                gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
+                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
     if (!plain && job->n_adapters > 0)
         gr_warn("rounding to %s after merging can hide small changes of an adapter: see the KL below",
                 gr_dtype_get(job->dtype)->name);
@@ -214,18 +197,15 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
     graft_status st;
     int64_t cols = 1, rank = 1;
     if (gr_weights_shape_only(job->m->weights))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge",
-                       gr_weights_path(job->m->weights));
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge", gr_weights_path(job->m->weights));
     if (job->m->quantized)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "%s: merging needs the weights of the file; open the base without quantising it",
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
                        gr_weights_path(job->m->weights));
     job->config = job->m->config;
     gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->tokenizer));
     GR_TRY(choose_dtype(job, err));
     for (int i = 0; i < job->n_adapters; i++)
-        if (module_of(job->adapters[i], "lm_head.weight") ||
-            module_of(job->adapters[i], "model.embed_tokens.weight"))
+        if (module_of(job->adapters[i], "lm_head.weight") || module_of(job->adapters[i], "model.embed_tokens.weight"))
             job->config.tied = false;
     GR_TRY(gr_weights_list(&job->entries, &job->n_entries, &job->config, err));
     for (int64_t i = 0; i < job->n_entries; i++) {
@@ -233,8 +213,7 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         job->n_merged += is_merged(job, &job->entries[i]);
     }
     for (int i = 0; i < job->n_adapters; i++)
-        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++)
-            rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
+        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
     job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
     job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
     job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
@@ -243,8 +222,7 @@ done:
     return st;
 }
 
-static graft_status merge_to_folder(gr_merge_job *job, const char *out_path, gr_merge_report *report,
-                                    graft_error *err) {
+static graft_status merge_to_folder(gr_merge_job *job, const char *out_path, gr_merge_report *report, graft_error *err) {
     graft_status st;
     char *tmp = NULL;
     GR_TRY(gr_dir_begin(&tmp, out_path, job->options->overwrite, err));
@@ -258,16 +236,13 @@ done:
 }
 
 /* Under another name until it has been probed. */
-static graft_status merge_to_file(gr_merge_job *job, const char *out_path, gr_merge_report *report,
-                                  graft_error *err) {
+static graft_status merge_to_file(gr_merge_job *job, const char *out_path, gr_merge_report *report, graft_error *err) {
     graft_status st;
     char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
     if (!tmp) return gr_fail_memory(err, out_path);
-    if (gr_is_dir(out_path))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
+    if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
     if (gr_exists(out_path) && !job->options->overwrite)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "%s exists already; name another file or ask for it to be replaced", out_path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));
     GR_TRY(gr_export_gguf(job, tmp, err));
     GR_TRY(gr_merge_probe(job, tmp, report, err));
     if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
@@ -277,18 +252,13 @@ done:
     return st;
 }
 
-graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales,
-                      int n_adapters, const gr_params *trained, const gr_merge_options *o,
-                      const char *out_path, gr_merge_report *report, graft_error *err) {
+graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales, int n_adapters,
+                      const gr_params *trained, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
+                      graft_error *err) {
     graft_status st;
     gr_merge_report done_report = {0};
-    gr_merge_job job = {.m = m,
-                        .tokenizer = t,
-                        .adapters = adapters,
-                        .scales = scales,
-                        .n_adapters = n_adapters,
-                        .trained = trained,
-                        .options = o};
+    gr_merge_job job = {
+        .m = m, .tokenizer = t, .adapters = adapters, .scales = scales, .n_adapters = n_adapters, .trained = trained, .options = o};
     GR_TRY(prepare(&job, err));
     job.started = gr_now();
     gr_progress_start(&job.progress, "merge", job.n_entries);

@@ -5,8 +5,7 @@
 #include <jansson.h>
 #include <math.h>
 
-static graft_status read_type(const json_t *root, const json_t *parameters, const char *path,
-                              graft_error *err) {
+static graft_status read_type(const json_t *root, const json_t *parameters, const char *path, graft_error *err) {
     const char *type = json_string_value(json_object_get(root, "fine_tune_type"));
     if ((type && strcmp(type, "lora") != 0) || json_is_true(json_object_get(root, "use_dora")))
         return gr_fail(err, GRAFT_BAD_INPUT,
@@ -15,14 +14,12 @@ static graft_status read_type(const json_t *root, const json_t *parameters, cons
                        "fused model as base",
                        path, type ? type : "dora");
     if (!json_is_object(parameters))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters: expected an object with rank and scale",
-                       path);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters: expected an object with rank and scale", path);
     if (json_object_get(parameters, "alpha"))
-        return gr_fail(
-            err, GRAFT_BAD_INPUT,
-            "%s: lora_parameters.alpha: versions of mlx-lm differ in whether it counts: remove it and set "
-            "lora_parameters.scale to the factor that the matrices were trained with",
-            path);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: lora_parameters.alpha: versions of mlx-lm differ in whether it counts: remove it and set "
+                       "lora_parameters.scale to the factor that the matrices were trained with",
+                       path);
     return GRAFT_OK;
 }
 
@@ -36,11 +33,9 @@ graft_status gr_mlx_config_read(gr_peft_config *c, const char *path, graft_error
     GR_TRY(gr_peft_read_number(parameters, path, "scale", &scale, err));
     GR_TRY(gr_peft_read_number(parameters, path, "dropout", &dropout, err));
     if (!(rank >= 1 && rank <= INT16_MAX) || rank != floor(rank))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters.rank: expected a whole number from 1 to %d",
-                       path, INT16_MAX));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters.rank: expected a whole number from 1 to %d", path, INT16_MAX));
     if (!isfinite(scale))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters.scale: expected the factor of the matrices",
-                       path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters.scale: expected the factor of the matrices", path));
     c->config.rank = (int64_t)rank;
     c->config.alpha = scale * rank;
     c->config.dropout = dropout >= 0 && dropout < 1 ? dropout : 0;
@@ -60,19 +55,16 @@ static bool is_listed(const json_t *keys, const char *name) {
     size_t i;
     const json_t *key;
     bool found = false;
-    json_array_foreach(keys, i, key) found |=
-        json_is_string(key) && gr_has_suffix(name, json_string_value(key));
+    json_array_foreach(keys, i, key) found |= json_is_string(key) && gr_has_suffix(name, json_string_value(key));
     return found;
 }
 
-graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
-                                  graft_error *err) {
+graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path, graft_error *err) {
     const json_t *layers = json_object_get(c->root, "num_layers"),
                  *keys = json_object_get(json_object_get(c->root, "lora_parameters"), "keys");
     if (!layers) layers = json_object_get(c->root, "lora_layers"); /* its older name */
     int64_t n = 1 + gr_model_n_linears(m), L = m->config.n_layers, out, in;
-    int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1,
-            first = given < 0 || given > L ? 0 : L - given;
+    int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1, first = given < 0 || given > L ? 0 : L - given;
     if (m->config.tied && found[0])
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: an adapter of mlx-lm on the embedding of a model whose head is its embedding "

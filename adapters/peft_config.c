@@ -15,14 +15,11 @@ enum { MAX_BYTES = 16 << 20 };
 static const struct {
     const char *key, *advice;
 } refused[] = {
-    {"use_dora",
-     "DoRA is not supported: merge it with PEFT (merge_and_unload) and use the merged model as base"},
+    {"use_dora", "DoRA is not supported: merge it with PEFT (merge_and_unload) and use the merged model as base"},
     {"modules_to_save", "whole trained modules are not supported: merge with PEFT (merge_and_unload) and use "
                         "the merged model as base"},
-    {"trainable_token_indices",
-     "trained token rows are not supported: merge with PEFT and use the merged model as base"},
-    {"layer_replication",
-     "replicated layers are not supported: save the replicated model and use it as base"},
+    {"trainable_token_indices", "trained token rows are not supported: merge with PEFT and use the merged model as base"},
+    {"layer_replication", "replicated layers are not supported: save the replicated model and use it as base"},
     {"lora_bias", "a bias of lora_B is not supported: merge with PEFT and use the merged model as base"},
     {"target_parameters", "LoRA on bare parameters is not supported: target linear modules"},
     {"alora_invocation_tokens", "activated LoRA is not supported: train an ordinary LoRA"},
@@ -32,9 +29,8 @@ static const struct {
     {"kasa_config", "KaSA is not supported: train an ordinary LoRA"},
     {"velora_config", "VeLoRA is not supported: train an ordinary LoRA"},
     {"monteclora_config", "MonteCLoRA is not supported: train an ordinary LoRA"},
-    {"ensure_weight_tying",
-     "adapters tied between embedding and head are not supported: merge with PEFT and use the merged "
-     "model as base"},
+    {"ensure_weight_tying", "adapters tied between embedding and head are not supported: merge with PEFT and use the merged "
+                            "model as base"},
 };
 
 /* Initialisations that leave the base alone: only the matrices that training made of them matter. The others
@@ -43,38 +39,37 @@ static const struct {
 static const char *const harmless_inits[] = {"gaussian", "eva", "orthogonal"};
 
 /* Keys that are read, or say nothing about the result. */
-static const char *const known_keys[] = {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "bias",
-    "corda_config",
-    "enable_lora",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out", /* PEFT itself sets it to false for ordinary linears */
-    "graft",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_config",
-    "megatron_core",
-    "merge_weights",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "use_rslora"};
+static const char *const known_keys[] = {"alpha_pattern",
+                                         "auto_mapping",
+                                         "base_model_name_or_path",
+                                         "bias",
+                                         "corda_config",
+                                         "enable_lora",
+                                         "eva_config",
+                                         "exclude_modules",
+                                         "fan_in_fan_out", /* PEFT itself sets it to false for ordinary linears */
+                                         "graft",
+                                         "inference_mode",
+                                         "init_lora_weights",
+                                         "layers_pattern",
+                                         "layers_to_transform",
+                                         "loftq_config",
+                                         "lora_alpha",
+                                         "lora_dropout",
+                                         "lora_ga_config",
+                                         "megatron_config",
+                                         "megatron_core",
+                                         "merge_weights",
+                                         "peft_type",
+                                         "peft_version",
+                                         "qalora_group_size",
+                                         "r",
+                                         "rank_pattern",
+                                         "revision",
+                                         "runtime_config",
+                                         "target_modules",
+                                         "task_type",
+                                         "use_rslora"};
 
 static bool is_off(const json_t *v) {
     if (json_is_array(v)) return json_array_size(v) == 0;
@@ -86,8 +81,7 @@ static bool is_off(const json_t *v) {
 
 static graft_status check_supported(const json_t *root, const char *path, graft_error *err) {
     const json_t *type = json_object_get(root, "peft_type"), *bias = json_object_get(root, "bias");
-    const json_t *init = json_object_get(root, "init_lora_weights"),
-                 *task = json_object_get(root, "task_type");
+    const json_t *init = json_object_get(root, "init_lora_weights"), *task = json_object_get(root, "task_type");
     if (!json_is_string(type) || strcmp(json_string_value(type), "LORA") != 0)
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: peft_type is %s, expected \"LORA\": merge other kinds with PEFT and use the "
@@ -128,8 +122,7 @@ static void name_unknown(const json_t *root, const char *path) {
     }
 }
 
-graft_status gr_peft_read_number(const json_t *root, const char *path, const char *key, double *out,
-                                 graft_error *err) {
+graft_status gr_peft_read_number(const json_t *root, const char *path, const char *key, double *out, graft_error *err) {
     const json_t *v = json_object_get(root, key);
     if (!v || json_is_null(v)) return GRAFT_OK;
     if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a number", path, key);
@@ -137,8 +130,8 @@ graft_status gr_peft_read_number(const json_t *root, const char *path, const cha
     return GRAFT_OK;
 }
 
-static graft_status read_patterns(const json_t *root, const char *path, const char *key, gr_arena *arena,
-                                  const gr_pattern **out, int *n_out, graft_error *err) {
+static graft_status read_patterns(const json_t *root, const char *path, const char *key, gr_arena *arena, const gr_pattern **out,
+                                  int *n_out, graft_error *err) {
     json_t *object = json_object_get(root, key), *value;
     const char *pattern;
     int n = 0;
@@ -148,8 +141,7 @@ static graft_status read_patterns(const json_t *root, const char *path, const ch
     gr_pattern *list = gr_arena_alloc(arena, (int64_t)json_object_size(object) * (int64_t)sizeof *list);
     if (!list) return gr_fail_memory(err, path);
     json_object_foreach(object, pattern, value) {
-        if (!json_is_number(value))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: \"%s\": expected a number", path, key, pattern);
+        if (!json_is_number(value)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: \"%s\": expected a number", path, key, pattern);
         list[n] = (gr_pattern){.pattern = gr_arena_strdup(arena, pattern), .value = json_number_value(value)};
         if (!list[n++].pattern) return gr_fail_memory(err, path);
     }
@@ -169,8 +161,7 @@ static graft_status check_names(const json_t *root, const char *key, const char 
 }
 
 /* Our own additions; anybody else's adapter has none. */
-static graft_status read_graft_key(gr_peft_config *c, const json_t *root, const char *path,
-                                   graft_error *err) {
+static graft_status read_graft_key(gr_peft_config *c, const json_t *root, const char *path, graft_error *err) {
     const json_t *own = json_object_get(root, "graft");
     double vocab = 0;
     if (!json_is_object(own)) return GRAFT_OK;
@@ -189,19 +180,16 @@ static graft_status read_values(gr_peft_config *c, const json_t *root, const cha
     graft_status st = GRAFT_OK;
     double rank = 8, alpha = 8, dropout = 0; /* PEFT's defaults */
     gr_adapter_config *a = &c->config;
-    const json_t *base = json_object_get(root, "base_model_name_or_path"),
-                 *rslora = json_object_get(root, "use_rslora");
+    const json_t *base = json_object_get(root, "base_model_name_or_path"), *rslora = json_object_get(root, "use_rslora");
     for (int i = 0; i < GR_LEN(numbers); i++)
         if (json_is_null(json_object_get(root, numbers[i])))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: %s is null, expected a number: the scale of the adapter depends on it", path,
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is null, expected a number: the scale of the adapter depends on it", path,
                            numbers[i]));
     GR_TRY(gr_peft_read_number(root, path, "r", &rank, err));
     GR_TRY(gr_peft_read_number(root, path, "lora_alpha", &alpha, err));
     GR_TRY(gr_peft_read_number(root, path, "lora_dropout", &dropout, err));
     if (!(rank >= 1 && rank <= INT16_MAX) || rank != floor(rank))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: r is %g, expected a whole number from 1 to %d", path, rank,
-                       INT16_MAX));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: r is %g, expected a whole number from 1 to %d", path, rank, INT16_MAX));
     if (!(dropout >= 0 && dropout < 1))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_dropout is %g, expected 0 to below 1", path, dropout));
     if (rslora && !json_is_boolean(rslora) && !json_is_null(rslora))
@@ -209,8 +197,7 @@ static graft_status read_values(gr_peft_config *c, const json_t *root, const cha
     a->rank = (int64_t)rank, a->alpha = alpha, a->dropout = dropout, a->use_rslora = json_is_true(rslora);
     for (int i = 0; i < GR_LEN(names); i++) GR_TRY(check_names(root, names[i], path, err));
     GR_TRY(read_patterns(root, path, "rank_pattern", &c->arena, &a->rank_pattern, &a->n_rank_pattern, err));
-    GR_TRY(
-        read_patterns(root, path, "alpha_pattern", &c->arena, &a->alpha_pattern, &a->n_alpha_pattern, err));
+    GR_TRY(read_patterns(root, path, "alpha_pattern", &c->arena, &a->alpha_pattern, &a->n_alpha_pattern, err));
     GR_TRY(read_graft_key(c, root, path, err));
     a->base = gr_arena_strdup(&c->arena, json_is_string(base) ? json_string_value(base) : "");
     if (!a->base) GR_TRY(gr_fail_memory(err, path));
@@ -256,13 +243,9 @@ void gr_peft_config_release(gr_peft_config *c) {
 /* ---- writing ---- */
 
 /* A whole number without a point, as PEFT's users write lora_alpha. */
-static json_t *number_json(double v) {
-    return v == floor(v) && fabs(v) < 1e15 ? json_integer((json_int_t)v) : json_real(v);
-}
+static json_t *number_json(double v) { return v == floor(v) && fabs(v) < 1e15 ? json_integer((json_int_t)v) : json_real(v); }
 
-static double module_value(const gr_adapter_module *module, bool rank) {
-    return rank ? (double)module->rank : module->alpha;
-}
+static double module_value(const gr_adapter_module *module, bool rank) { return rank ? (double)module->rank : module->alpha; }
 
 /* rank_pattern or alpha_pattern from the modules as they are: keyed by the last component where all modules
  * of that name agree, else by whole name. No two keys match the same module, so the order in which a reader
@@ -275,18 +258,15 @@ static json_t *patterns_json(const gr_adapter *a, bool rank) {
         const char *key = gr_last_component(a->modules[i].name);
         bool agreed = true;
         for (int64_t j = 0; j < a->n_modules; j++)
-            if (strcmp(gr_last_component(a->modules[j].name), key) == 0)
-                agreed &= module_value(&a->modules[j], rank) == value;
-        if (value != usual)
-            json_object_set_new(object, agreed ? key : a->modules[i].name, number_json(value));
+            if (strcmp(gr_last_component(a->modules[j].name), key) == 0) agreed &= module_value(&a->modules[j], rank) == value;
+        if (value != usual) json_object_set_new(object, agreed ? key : a->modules[i].name, number_json(value));
     }
     return object;
 }
 
 static json_t *targets_json(const gr_adapter *a) {
     json_t *list = json_array();
-    for (int i = 0; i < a->config.n_target_modules; i++)
-        json_array_append_new(list, json_string(a->config.target_modules[i]));
+    for (int i = 0; i < a->config.n_target_modules; i++) json_array_append_new(list, json_string(a->config.target_modules[i]));
     return list;
 }
 
@@ -305,15 +285,14 @@ graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_e
     if (base_path) json_object_set_new(own, "base_path", json_string(base_path));
     free(base_path);
     free(folder);
-    json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, "
-        "s:o}",
-        "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", c->base, "inference_mode",
-        1, "r", (json_int_t)c->rank, "lora_alpha", number_json(c->alpha), "lora_dropout", c->dropout,
-        "target_modules", targets_json(a), "bias", "none", "fan_in_fan_out", 0, "init_lora_weights", 1,
-        "use_rslora", (int)c->use_rslora, "use_dora", 0, "rank_pattern", patterns_json(a, true),
-        "alpha_pattern", patterns_json(a, false), "lora_bias", 0, "loftq_config", "megatron_core",
-        "megatron.core", "peft_version", "0.21.2", "graft", own);
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, "
+                  "s:o}",
+                  "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", c->base, "inference_mode", 1, "r",
+                  (json_int_t)c->rank, "lora_alpha", number_json(c->alpha), "lora_dropout", c->dropout, "target_modules",
+                  targets_json(a), "bias", "none", "fan_in_fan_out", 0, "init_lora_weights", 1, "use_rslora", (int)c->use_rslora,
+                  "use_dora", 0, "rank_pattern", patterns_json(a, true), "alpha_pattern", patterns_json(a, false), "lora_bias", 0,
+                  "loftq_config", "megatron_core", "megatron.core", "peft_version", "0.21.2", "graft", own);
     for (int i = 0; i < GR_LEN(nulls); i++) json_object_set_new(root, nulls[i], json_null());
     if (!root || !(text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_ENSURE_ASCII)))
         GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: out of memory, or a base name that is not UTF-8", path));
@@ -330,18 +309,15 @@ graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_er
     gr_str s = {0};
     int64_t served_rank = 16; /* vLLM's default limit; it takes powers of two */
     while (served_rank < c->rank) served_rank *= 2;
-    gr_str_puts(&s,
-                "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, graft]\nbase_model: '");
+    gr_str_puts(&s, "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, graft]\nbase_model: '");
     for (const char *p = c->base; *p; p++) gr_str_printf(&s, *p == '\'' ? "''" : "%c", *p);
-    gr_str_printf(&s, "'\n---\n\n# LoRA adapter\n\nTrained with graft %s on `%s`.\n\n", GRAFT_VERSION,
-                  c->base);
+    gr_str_printf(&s, "'\n---\n\n# LoRA adapter\n\nTrained with graft %s on `%s`.\n\n", GRAFT_VERSION, c->base);
     gr_str_printf(&s,
                   "| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | "
                   "%lld |\n| targets |",
-                  (long long)c->rank, c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "",
-                  c->dropout, (long long)a->params.n_parameters);
-    for (int i = 0; i < c->n_target_modules; i++)
-        gr_str_printf(&s, "%s %s", i ? "," : "", c->target_modules[i]);
+                  (long long)c->rank, c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "", c->dropout,
+                  (long long)a->params.n_parameters);
+    for (int i = 0; i < c->n_target_modules; i++) gr_str_printf(&s, "%s %s", i ? "," : "", c->target_modules[i]);
     gr_str_printf(&s,
                   " |\n\n## Use\n\nPEFT:\n\n```python\nfrom peft import PeftModel\n"
                   "from transformers import AutoModelForCausalLM\n\nmodel = "

@@ -18,8 +18,7 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     float *to = dst;
     for (int64_t k = 0; k < n; k++)
         if (!isfinite(value[k]))
-            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved",
-                           a->params.items[index].name);
+            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved", a->params.items[index].name);
     if (i % 2 == 0 && gr_adapter_is_embedding(module)) {
         for (int64_t v = 0; v < module->in; v++)
             for (int64_t r = 0; r < module->rank; r++) to[r * module->in + v] = value[v * module->rank + r];

@@ -18,8 +18,7 @@ static bool is_named(const json_t *list, const char *name) {
     size_t i;
     const json_t *item;
     bool found = false;
-    json_array_foreach(list, i, item) found |=
-        *json_string_value(item) && gr_has_suffix(name, json_string_value(item));
+    json_array_foreach(list, i, item) found |= *json_string_value(item) && gr_has_suffix(name, json_string_value(item));
     return found;
 }
 
@@ -51,9 +50,7 @@ static bool in_layers(const rules *r, const char *name) {
     size_t i;
     const json_t *item;
     bool found = false;
-    if (!r->layers || json_is_null(r->layers) ||
-        (json_is_array(r->layers) && json_array_size(r->layers) == 0))
-        return true;
+    if (!r->layers || json_is_null(r->layers) || (json_is_array(r->layers) && json_array_size(r->layers) == 0)) return true;
     int64_t layer = layer_of(r, name);
     if (json_is_integer(r->layers)) return layer >= 0 && layer == json_integer_value(r->layers);
     json_array_foreach(r->layers, i, item) found |= layer >= 0 && json_integer_value(item) == layer;
@@ -65,15 +62,11 @@ static graft_status is_target(bool *yes, const rules *r, int64_t i, const char *
     bool excluded = is_named(r->exclusions, name);
     const char *text = json_string_value(r->targets);
     *yes = false;
-    if (r->excluded)
-        GR_TRY(gr_regex_match(&excluded, r->excluded, json_string_value(r->exclusions), name, err));
+    if (r->excluded) GR_TRY(gr_regex_match(&excluded, r->excluded, json_string_value(r->exclusions), name, err));
     if (excluded) goto done;
-    if (text && strcasecmp(text, "all-linear") == 0)
-        *yes = i > 0 && strcmp(name, "lm_head") != 0;
-    else if (text)
-        GR_TRY(gr_regex_match(yes, r->target, text, name, err));
-    else
-        *yes = is_listed(r->targets, name) || (is_named(r->targets, name) && in_layers(r, name));
+    if (text && strcasecmp(text, "all-linear") == 0) *yes = i > 0 && strcmp(name, "lm_head") != 0;
+    else if (text) GR_TRY(gr_regex_match(yes, r->target, text, name, err));
+    else *yes = is_listed(r->targets, name) || (is_named(r->targets, name) && in_layers(r, name));
 done:
     return st;
 }
@@ -105,14 +98,10 @@ static graft_status read_rules(rules *r, const json_t *root, const char *path, g
     *r = (rules){.targets = json_object_get(root, "target_modules"),
                  .exclusions = json_object_get(root, "exclude_modules"),
                  .layers = json_object_get(root, "layers_to_transform")};
-    bool good =
-        !r->layers || json_is_null(r->layers) || json_is_integer(r->layers) || json_is_array(r->layers);
+    bool good = !r->layers || json_is_null(r->layers) || json_is_integer(r->layers) || json_is_array(r->layers);
     json_array_foreach(r->layers, i, item) good &= json_is_integer(item);
-    if (!good)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: layers_to_transform: expected a layer's number, or a list of them", path));
-    if (json_is_string(r->targets))
-        GR_TRY(gr_regex_compile(&r->target, "(?:", json_string_value(r->targets), ")$", err));
+    if (!good) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: layers_to_transform: expected a layer's number, or a list of them", path));
+    if (json_is_string(r->targets)) GR_TRY(gr_regex_compile(&r->target, "(?:", json_string_value(r->targets), ")$", err));
     GR_TRY(read_layer_patterns(r, json_object_get(root, "layers_pattern"), err));
     if (json_string_length(r->exclusions) > 0)
         GR_TRY(gr_regex_compile(&r->excluded, "(?:", json_string_value(r->exclusions), ")$", err));
@@ -132,13 +121,11 @@ static void name_strangers(const json_t *targets, gr_model *m, const char *path)
             gr_adapter_module_at(m, i, name, &out, &in);
             known = gr_has_suffix(name, json_string_value(item));
         }
-        if (!known)
-            gr_warn("%s: target_modules: \"%s\" names no module of this base", path, json_string_value(item));
+        if (!known) gr_warn("%s: target_modules: \"%s\" names no module of this base", path, json_string_value(item));
     }
 }
 
-graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path,
-                                   graft_error *err) {
+graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     rules r = {0};
     int64_t n_targets = 0, n_missing = 0, out, in;

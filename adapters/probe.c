@@ -29,9 +29,7 @@ static graft_status probe_batch(gr_batch *b, const gr_tokenizer *t, int64_t voca
         while (n < GR_MIN(ids.n, TEXT_TOKENS) && ids.data[n] >= 0 && ids.data[n] < vocab) n++;
         if (n > 0) GR_TRY(gr_batch_append(b, ids.data, NULL, n, (uint64_t)i, err));
     }
-    if (b->n == 0)
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "the tokenizer gives no ids that the model has: do they belong together?");
+    if (b->n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer gives no ids that the model has: do they belong together?");
 done:
     gr_ids_release(&ids);
     return st;
@@ -81,22 +79,15 @@ static double divergence(const float *a, const float *b, int64_t n) {
  * times what it takes from weights as models have them. A row in a wrong place gives 1 and more. */
 static double rounding_of(gr_dtype dtype) {
     switch (dtype) {
-    case GR_DTYPE_F32:
-        return 1e-6;
-    case GR_DTYPE_F16:
-        return 1e-3;
-    case GR_DTYPE_BF16:
-        return 4e-3;
-    case GR_DTYPE_Q8_0:
-        return 0.03;
-    case GR_DTYPE_Q6_K:
-        return 0.1;
+    case GR_DTYPE_F32: return 1e-6;
+    case GR_DTYPE_F16: return 1e-3;
+    case GR_DTYPE_BF16: return 4e-3;
+    case GR_DTYPE_Q8_0: return 0.03;
+    case GR_DTYPE_Q6_K: return 0.1;
     case GR_DTYPE_Q5_0:
     case GR_DTYPE_Q5_1:
-    case GR_DTYPE_Q5_K:
-        return 0.2;
-    default:
-        return 0.35;
+    case GR_DTYPE_Q5_K: return 0.2;
+    default: return 0.35;
     }
 }
 
@@ -111,31 +102,22 @@ static double smallest_of(gr_dtype dtype) {
 static double bound_of(const gr_merge_job *job) {
     double bf16 = job->m->compute == GR_DTYPE_F32 ? 0 : 0.05; /* the products before */
     switch (job->dtype) {
-    case GR_DTYPE_F32:
-        return 1e-3 + bf16;
-    case GR_DTYPE_F16:
-        return 0.02 + bf16;
-    case GR_DTYPE_BF16:
-        return 0.1 + bf16;
-    case GR_DTYPE_Q8_0:
-        return 0.5 + bf16;
-    default:
-        return 1;
+    case GR_DTYPE_F32: return 1e-3 + bf16;
+    case GR_DTYPE_F16: return 0.02 + bf16;
+    case GR_DTYPE_BF16: return 0.1 + bf16;
+    case GR_DTYPE_Q8_0: return 0.5 + bf16;
+    default: return 1;
     }
 }
 
 /* ---- tensors ---- */
 
-enum {
-    RUNS = 4,
-    RUN_ROWS = 16
-}; /* rows of a tensor that are compared: the first, the last, and two runs between */
+enum { RUNS = 4, RUN_ROWS = 16 }; /* rows of a tensor that are compared: the first, the last, and two runs between */
 
-static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, const gr_weight *found,
-                                 const char *path, graft_error *err) {
+static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, const gr_weight *found, const char *path,
+                                 graft_error *err) {
     const gr_dtype_info *info = gr_dtype_get(found->dtype);
-    int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS),
-            row_bytes = gr_dtype_bytes(found->dtype, K);
+    int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS), row_bytes = gr_dtype_bytes(found->dtype, K);
     double error = 0, power = 0, smallest = smallest_of(found->dtype);
     for (int run = 0; run < (n == rows ? 1 : RUNS); run++) {
         int64_t first = (rows - n) * run / (RUNS - 1);
@@ -144,10 +126,8 @@ static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, co
         info->to_f32(job->extra, (const char *)found->data + first * row_bytes, n * K);
         for (int64_t k = 0; k < n * K; k++) {
             double difference = fabs((double)job->rows[k] - (double)job->extra[k]);
-            if (!(difference < INFINITY))
-                error = INFINITY;
-            else if (difference > smallest)
-                error += difference * difference;
+            if (!(difference < INFINITY)) error = INFINITY;
+            else if (difference > smallest) error += difference * difference;
             power += (double)job->rows[k] * (double)job->rows[k];
         }
     }
@@ -162,13 +142,12 @@ static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, co
 
 /* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling
  * of RoPE. */
-static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path,
-                                 graft_error *err) {
+static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path, graft_error *err) {
     enum { POSITIONS = 16 };
-    bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn &&
-                a->vocab == b->vocab && a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads &&
-                a->head_dim == b->head_dim && a->tied == b->tied && a->max_positions == b->max_positions &&
-                a->window == b->window && fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
+    bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
+                a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied &&
+                a->max_positions == b->max_positions && a->window == b->window &&
+                fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
     float *rope = gr_calloc(2 * POSITIONS * a->head_dim, sizeof *rope);
     if (!rope) return gr_fail_memory(err, path);
     if (same) {
@@ -178,19 +157,15 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
         for (int64_t k = 0; k < POSITIONS * a->head_dim; k++) same &= fabsf(rope[k] - other[k]) < 1e-4f;
     }
     free(rope);
-    return same ? GRAFT_OK
-                : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong",
-                          path);
+    return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong", path);
 }
 
-static graft_status check_tensors(gr_merge_job *job, const gr_model *merged, const char *path,
-                                  graft_error *err) {
+static graft_status check_tensors(gr_merge_job *job, const gr_model *merged, const char *path, graft_error *err) {
     graft_status st;
     GR_TRY(check_config(&job->config, &merged->config, path, err));
     for (int64_t i = 0; i < job->n_entries; i++) {
         const gr_weight_entry *e = &job->entries[i], *found = gr_weights_find(merged->weights, e->name);
-        if (!found)
-            GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
+        if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
         GR_TRY(check_tensor(job, e, &found->view, path, err));
     }
 done:
@@ -207,15 +182,14 @@ static int64_t likeliest(const float *x, int64_t n) {
 }
 
 /* The logits of n rows before (expected) and after (found). */
-static graft_status compare(gr_merge_report *report, const float *expected, const float *found, int64_t n,
-                            int64_t V, const char *path, graft_error *err) {
+static graft_status compare(gr_merge_report *report, const float *expected, const float *found, int64_t n, int64_t V,
+                            const char *path, graft_error *err) {
     double error = 0, power = 0;
     for (int64_t r = 0; r < n; r++, expected += V, found += V) {
         double sum = 0, squares = 0;
         for (int64_t k = 0; k < V; k++) {
             double e = (double)expected[k], difference = fabs(e - (double)found[k]);
-            if (!isfinite(difference))
-                return gr_fail(err, GRAFT_FAILED, "%s: logits of the merged model are not finite", path);
+            if (!isfinite(difference)) return gr_fail(err, GRAFT_FAILED, "%s: logits of the merged model are not finite", path);
             report->max_logit_difference = fmax(report->max_logit_difference, difference);
             report->largest_logit = fmax(report->largest_logit, fabs(e));
             sum += e, squares += e * e, error += difference * difference;

@@ -99,8 +99,7 @@ static inline void gr_dequant_q5_0(float *restrict y, const void *src, int64_t n
 
 static inline void gr_dequant_q5_1(float *restrict y, const void *src, int64_t n) {
     const uint8_t *s = src;
-    for (int64_t b = 0; b < n / 32; b++, s += 24, y += 32)
-        gr_dequant_q5(y, s + 4, gr_load_half(s), gr_load_half(s + 2), 0);
+    for (int64_t b = 0; b < n / 32; b++, s += 24, y += 32) gr_dequant_q5(y, s + 4, gr_load_half(s), gr_load_half(s + 2), 0);
 }
 
 static inline void gr_dequant_q8_0(float *restrict y, const void *src, int64_t n) {
@@ -142,8 +141,7 @@ static inline void gr_dequant_q5_k(float *restrict y, const void *src, int64_t n
             int shift = g % 2 * 4;
             float scale, min;
             gr_k_scale(&scale, &min, s + 4, g, d, dmin);
-            for (int j = 0; j < 32; j++)
-                y[j] = scale * (float)((q[j] >> shift & 15) | (high[j] >> g & 1) << 4) - min;
+            for (int j = 0; j < 32; j++) y[j] = scale * (float)((q[j] >> shift & 15) | (high[j] >> g & 1) << 4) - min;
         }
     }
 }
@@ -168,9 +166,9 @@ static inline void gr_dequant_q6_k(float *restrict y, const void *src, int64_t n
 
 /* NF4 of QLoRA (arXiv 2305.14314): quantiles of a normal distribution over [-1,1], the numbers of its appendix E and of
  * bitsandbytes. */
-static const float gr_nf4_values[16] = {
-    -1.0f,         -0.696192801f, -0.525073051f, -0.394917488f, -0.284441382f, -0.184773430f, -0.0910500363f, 0.0f,
-    0.0795802996f, 0.160930201f,  0.246112302f,  0.337915242f,  0.440709829f,  0.562617004f,  0.722956836f,   1.0f};
+static const float gr_nf4_values[16] = {-1.0f,          -0.696192801f, -0.525073051f, -0.394917488f, -0.284441382f, -0.184773430f,
+                                        -0.0910500363f, 0.0f,          0.0795802996f, 0.160930201f,  0.246112302f,  0.337915242f,
+                                        0.440709829f,   0.562617004f,  0.722956836f,  1.0f};
 
 /* Blocks of 64 = a half as scale (the largest magnitude), then 32 bytes of codes: low nibbles are elements 0..31, high nibbles
  * 32..63. 34 bytes, 4.25 bits a weight.

@@ -40,7 +40,7 @@ static void bf16_from_f32(void *dst, const float *src, int64_t n) {
     }
 }
 
-#define TO_F32(type)                                                                                         \
+#define TO_F32(type)                                                                                                               \
     static void type##_to_f32(float *dst, const void *src, int64_t n) { gr_dequant_##type(dst, src, n); }
 TO_F32(f32)
 TO_F32(f16)

@@ -22,10 +22,10 @@ typedef enum gr_dtype {
 } gr_dtype;
 
 typedef struct gr_dtype_info {
-    const char *name;             /* "bf16", as recipes and messages write it */
-    const char *safetensors_name; /* "BF16", NULL when the format has no such type */
-    int gguf_type;                /* ggml_type number, -1 when GGUF has no such type */
-    int64_t block, block_bytes;   /* elements in a block; bytes of a block */
+    const char *name;                                         /* "bf16", as recipes and messages write it */
+    const char *safetensors_name;                             /* "BF16", NULL when the format has no such type */
+    int gguf_type;                                            /* ggml_type number, -1 when GGUF has no such type */
+    int64_t block, block_bytes;                               /* elements in a block; bytes of a block */
     void (*to_f32)(float *dst, const void *src, int64_t n);   /* n: multiple of block */
     void (*from_f32)(void *dst, const float *src, int64_t n); /* NULL: graft does not make this type. F16, BF16: to nearest even;
                                                                  quantised: quantize.h */

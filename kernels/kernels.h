@@ -32,9 +32,9 @@ typedef struct gr_linear {
     const float *bias; /* [N] or NULL */
     gr_lora *lora;     /* [n_lora] */
     int n_lora;
-    float *dw;         /* [N,K] += or NULL: frozen */
-    float *dbias;      /* [N] += or NULL */
-    gr_dtype compute;  /* GR_DTYPE_F32: exact; BF16/F16: both inputs of W's products are rounded to it, sums stay float32.
+    float *dw;        /* [N,K] += or NULL: frozen */
+    float *dbias;     /* [N] += or NULL */
+    gr_dtype compute; /* GR_DTYPE_F32: exact; BF16/F16: both inputs of W's products are rounded to it, sums stay float32.
                           LoRA products are always float32. */
     /* forms of w made by int8_pack, or NULL: exact. With them y (forward) and dx (backward) of W are products of int8: the other
        factor is rounded to blocks of 32 along the contraction, each with a scale; sums over blocks are float32. */
@@ -70,14 +70,14 @@ typedef struct gr_ops {
 
 struct gr_device {
     const gr_ops *ops;
-    const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
-    bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
+    const char *level;                           /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
+    bool fast_bf16;                              /* multiplies bfloat16 faster than float32 */
     void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, zeroed; NULL when out of memory */
     void (*free)(gr_device *d, void *p);
     int64_t (*footprint)(int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
     int64_t shared_bytes;                /* that operations share as scratch, at most; what is never touched takes no memory */
-    struct gr_threads *threads; /* CPU: the pool, also for core's own parallel work */
-    void *impl;                 /* the backend's own */
+    struct gr_threads *threads;          /* CPU: the pool, also for core's own parallel work */
+    void *impl;                          /* the backend's own */
 };
 
 /* The CPU device with n_threads (<= 0: all usable CPUs). The level is the best the CPU has, or the one named by the

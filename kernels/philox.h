@@ -6,16 +6,15 @@
 #include <stdint.h>
 
 enum gr_purpose { /* the second half of the key: what the numbers are for */
-    GR_PURPOSE_DROPOUT = 1,
-    GR_PURPOSE_SHUFFLE = 2,
-    GR_PURPOSE_INIT = 3,
-    GR_PURPOSE_SAMPLE = 4, /* sampling of generated tokens */
-    GR_PURPOSE_SPLIT = 5,  /* train/eval split, data set weights */
-    GR_PURPOSE_MAKER = 6   /* made data */
+                  GR_PURPOSE_DROPOUT = 1,
+                  GR_PURPOSE_SHUFFLE = 2,
+                  GR_PURPOSE_INIT = 3,
+                  GR_PURPOSE_SAMPLE = 4, /* sampling of generated tokens */
+                  GR_PURPOSE_SPLIT = 5,  /* train/eval split, data set weights */
+                  GR_PURPOSE_MAKER = 6   /* made data */
 };
 
-static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t counter_hi,
-                             uint64_t counter_lo) {
+static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t counter_hi, uint64_t counter_lo) {
     uint32_t c0 = (uint32_t)counter_lo, c1 = (uint32_t)(counter_lo >> 32);
     uint32_t c2 = (uint32_t)counter_hi, c3 = (uint32_t)(counter_hi >> 32);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B1u);

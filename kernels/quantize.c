@@ -288,8 +288,7 @@ void gr_quantize_q6_k(void *dst, const float *src, int64_t n) {
 /* The nearest of the 16 values: how many of the 15 middles between them lie below x. */
 static uint8_t nf4_code(float x) {
     int code = 0;
-    for (int step = 8; step; step /= 2)
-        code += x > 0.5f * (gr_nf4_values[code + step - 1] + gr_nf4_values[code + step]) ? step : 0;
+    for (int step = 8; step; step /= 2) code += x > 0.5f * (gr_nf4_values[code + step - 1] + gr_nf4_values[code + step]) ? step : 0;
     return (uint8_t)code;
 }
 

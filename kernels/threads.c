@@ -27,9 +27,9 @@ struct gr_threads {
     /* the job: written by the caller while it is closed and nobody is inside */
     gr_chunk_fn *fn;
     void *context;
-    _Alignas(64) atomic_uint generation;   /* counts jobs */
+    _Alignas(64) atomic_uint generation; /* counts jobs */
     atomic_bool open, stop;
-    atomic_int sleepers;         /* workers in, or about to enter, pthread_cond_wait */
+    atomic_int sleepers;            /* workers in, or about to enter, pthread_cond_wait */
     _Alignas(64) atomic_int inside; /* workers that may be touching the job */
     atomic_bool caller_sleeps;
     pthread_mutex_t mutex;
@@ -69,8 +69,7 @@ static void *worker_main(void *argument) {
     gr_threads *t = w->pool;
     unsigned seen = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&t->generation, memory_order_acquire) == seen; i++)
-            pause_cpu();
+        for (int i = 0; i < SPINS && atomic_load_explicit(&t->generation, memory_order_acquire) == seen; i++) pause_cpu();
         if (atomic_load(&t->generation) == seen) {
             pthread_mutex_lock(&t->mutex);
             atomic_fetch_add(&t->sleepers, 1);

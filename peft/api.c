@@ -15,17 +15,11 @@ struct graft_model {
     gr_session session;
 };
 
-const char *graft_version(void) {
-    return GRAFT_VERSION;
-}
+const char *graft_version(void) { return GRAFT_VERSION; }
 
-void graft_quiet(int quiet) {
-    gr_log_quiet(quiet != 0);
-}
+void graft_quiet(int quiet) { gr_log_quiet(quiet != 0); }
 
-void graft_free(void *p) {
-    free(p);
-}
+void graft_free(void *p) { free(p); }
 
 /* A success leaves no error behind, not even one of an attempt on the way. */
 static graft_status leave(graft_status st, graft_error *err) {
@@ -75,8 +69,8 @@ static graft_status check_train(const char *const *overrides, int n_overrides, c
     return st;
 }
 
-graft_status graft_train(const char *recipe, const char *const *overrides, int n_overrides,
-                         const graft_train_options *options, graft_train_result *result, graft_error *err) {
+graft_status graft_train(const char *recipe, const char *const *overrides, int n_overrides, const graft_train_options *options,
+                         graft_train_result *result, graft_error *err) {
     static const graft_train_options none;
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
@@ -93,33 +87,30 @@ graft_status graft_train(const char *recipe, const char *const *overrides, int n
     GR_TRY(gr_recipe_require(r, o.dry_run, err));
     GR_TRY(gr_train(r, &o, &run, err));
     if (result)
-        *result = (graft_train_result){
-            run.steps,          run.n_trainable, run.final_loss,       run.final_eval_loss,
-            run.best_eval_loss, run.seconds,     run.tokens_per_second};
+        *result = (graft_train_result){run.steps,          run.n_trainable, run.final_loss,       run.final_eval_loss,
+                                       run.best_eval_loss, run.seconds,     run.tokens_per_second};
 done:
     gr_recipe_free(r);
     return leave(st, err);
 }
 
-void graft_train_interrupt(void) {
-    gr_trainer_interrupt();
-}
+void graft_train_interrupt(void) { gr_trainer_interrupt(); }
 
 /* ---- models ---- */
 
 /* Number of text (NULL: the first) in names[0..n). */
-static graft_status choose(int *out, const char *option, const char *text, const char *const *names, int n,
-                           const char *expected, graft_error *err) {
+static graft_status choose(int *out, const char *option, const char *text, const char *const *names, int n, const char *expected,
+                           graft_error *err) {
     for (*out = 0; text && *out < n && strcmp(text, names[*out]) != 0;) ++*out;
     if (*out < n) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s \"%s\": expected %s", option, text, expected);
 }
 
-graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters,
-                              int n_adapters, const graft_model_options *options, graft_error *err) {
+graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters, int n_adapters,
+                              const graft_model_options *options, graft_error *err) {
     /* in the order of enum gr_recipe_dtype, gr_recipe_compute and gr_recipe_quantize */
     static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16"}, *const computes[] = {"auto", "exact", "int8"},
-                            *const types[] = {"none", "q8_0", "q4_0", "q4_k", "nf4"};
+                             *const types[] = {"none", "q8_0", "q4_0", "q4_k", "nf4"};
     graft_status st = GRAFT_OK;
     graft_model *m = NULL;
     gr_session_options o = {.model = path, .adapters = adapters, .n_adapters = n_adapters};
@@ -132,8 +123,7 @@ graft_status graft_model_open(graft_model **out, const char *path, const char *c
         o.threads = options->threads;
         GR_TRY(choose(&o.dtype, "dtype", options->dtype, dtypes, GR_LEN(dtypes), "auto, fp32, bf16 or fp16", err));
         GR_TRY(choose(&o.compute, "compute", options->compute, computes, GR_LEN(computes), "auto, exact or int8", err));
-        GR_TRY(choose(&o.quantize, "quantize", options->quantize, types, GR_LEN(types),
-                      "none, q8_0, q4_0, q4_k or nf4", err));
+        GR_TRY(choose(&o.quantize, "quantize", options->quantize, types, GR_LEN(types), "none, q8_0, q4_0, q4_k or nf4", err));
     }
     m = gr_calloc(1, sizeof(*m));
     if (!m) GR_TRY(gr_fail_memory(err, "model"));
@@ -181,8 +171,7 @@ static graft_status generate_options(const graft_generate_options *o, gr_generat
                                  .temperature = (float)o->temperature,
                                  .top_k = o->top_k,
                                  .top_p = o->top_p > 0 ? (float)o->top_p : 1,
-                                 .repetition_penalty =
-                                     o->repetition_penalty > 0 ? (float)o->repetition_penalty : 1,
+                                 .repetition_penalty = o->repetition_penalty > 0 ? (float)o->repetition_penalty : 1,
                                  .seed = o->seed,
                                  .stop = o->stop,
                                  .n_stop = o->n_stop};
@@ -248,9 +237,8 @@ done:
     return leave(st, err);
 }
 
-graft_status graft_chat(graft_model *model, const graft_message *messages, int64_t n,
-                        const graft_generate_options *options, graft_text_callback *callback, void *payload,
-                        char **text, graft_error *err) {
+graft_status graft_chat(graft_model *model, const graft_message *messages, int64_t n, const graft_generate_options *options,
+                        graft_text_callback *callback, void *payload, char **text, graft_error *err) {
     graft_conversation one = {messages, n};
     listener l = {.one = callback, .payload = payload};
     graft_status st = need(text, "text", err);
@@ -331,13 +319,16 @@ done:
 
 /* What a call writes, checked against what the model was read from. */
 static graft_status check_output(const gr_session *s, const char *path, gr_model_format format, bool overwrite, graft_error *err) {
-    gr_output out = {.path = path, .folder = format == GR_FORMAT_HF, .overwrite = overwrite,
-                     .inputs = (const char *const *)s->inputs, .n_inputs = s->n_inputs};
+    gr_output out = {.path = path,
+                     .folder = format == GR_FORMAT_HF,
+                     .overwrite = overwrite,
+                     .inputs = (const char *const *)s->inputs,
+                     .n_inputs = s->n_inputs};
     return gr_output_check(&out, err);
 }
 
-graft_status graft_merge(graft_model *model, const char *out_path, const graft_merge_options *options,
-                         graft_merge_result *result, graft_error *err) {
+graft_status graft_merge(graft_model *model, const char *out_path, const graft_merge_options *options, graft_merge_result *result,
+                         graft_error *err) {
     static const graft_merge_options none;
     graft_status st = GRAFT_OK;
     gr_merge_options o = {.overwrite = options && options->overwrite};
@@ -351,8 +342,7 @@ graft_status graft_merge(graft_model *model, const char *out_path, const graft_m
     if (o.format == GR_FORMAT_HF && o.dtype >= 0 && gr_dtype_get((gr_dtype)o.dtype)->block > 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "dtype \"%s\" needs a GGUF; a folder takes fp32, fp16 or bf16", options->dtype));
     GR_TRY(check_output(s, out_path, o.format, o.overwrite, err));
-    GR_TRY(gr_merge(s->model, s->tokenizer, s->adapters, s->scales, s->n_adapters, NULL, &o, out_path,
-                    &report, err));
+    GR_TRY(gr_merge(s->model, s->tokenizer, s->adapters, s->scales, s->n_adapters, NULL, &o, out_path, &report, err));
     if (result) *result = (graft_merge_result){report.max_logit_difference, report.largest_logit, report.n_bytes};
 done:
     return leave(st, err);
@@ -366,14 +356,11 @@ graft_status graft_export(graft_model *model, const char *out_path, const graft_
     GR_TRY(need(out_path, "out_path", err));
     if (!options) options = &none;
     gr_session *s = &model->session;
-    if (s->n_adapters != 1)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "an export writes one adapter, the model has %d", s->n_adapters));
+    if (s->n_adapters != 1) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "an export writes one adapter, the model has %d", s->n_adapters));
     GR_TRY(gr_format_of(&format, out_path, options->format, "peft", err));
     GR_TRY(check_output(s, out_path, format, options->overwrite != 0, err));
-    if (format == GR_FORMAT_GGUF)
-        GR_TRY(gr_adapter_export_gguf(s->adapters[0], s->model, out_path, err));
-    else
-        GR_TRY(gr_adapter_save(s->adapters[0], out_path, options->overwrite != 0, err));
+    if (format == GR_FORMAT_GGUF) GR_TRY(gr_adapter_export_gguf(s->adapters[0], s->model, out_path, err));
+    else GR_TRY(gr_adapter_save(s->adapters[0], out_path, options->overwrite != 0, err));
 done:
     return leave(st, err);
 }

@@ -19,17 +19,29 @@ typedef struct field {
     bool is_double;
 } field;
 
-#define FIELD(name, is_double) {#name, offsetof(gr_train_state, name), is_double}
+#define FIELD(name, is_double)                                                                                                     \
+    { #name, offsetof(gr_train_state, name), is_double }
 static const field state_fields[] = {
-    FIELD(step, false),           FIELD(epoch, false),           FIELD(cursor, false),
-    FIELD(optimizer_step, false), FIELD(num_tokens, false),      FIELD(num_target_tokens, false),
-    FIELD(best_step, false),      FIELD(evals_since_best, false), FIELD(skipped_in_a_row, false),
-    FIELD(window_targets, false), FIELD(window_tokens, false),   FIELD(best_eval_loss, true),
-    FIELD(final_loss, true),      FIELD(window_loss, true),      FIELD(window_grad_norm, true),
+    FIELD(step, false),
+    FIELD(epoch, false),
+    FIELD(cursor, false),
+    FIELD(optimizer_step, false),
+    FIELD(num_tokens, false),
+    FIELD(num_target_tokens, false),
+    FIELD(best_step, false),
+    FIELD(evals_since_best, false),
+    FIELD(skipped_in_a_row, false),
+    FIELD(window_targets, false),
+    FIELD(window_tokens, false),
+    FIELD(best_eval_loss, true),
+    FIELD(final_loss, true),
+    FIELD(window_loss, true),
+    FIELD(window_grad_norm, true),
 };
 #undef FIELD
 
-#define FIELD(name) {#name, offsetof(gr_train_identity, name), false}
+#define FIELD(name)                                                                                                                \
+    { #name, offsetof(gr_train_identity, name), false }
 static const field identity_fields[] = {FIELD(data_key), FIELD(total_steps), FIELD(batch_size), FIELD(seed)};
 #undef FIELD
 

@@ -7,16 +7,16 @@
 
 /* Where a run is. Everything here is saved. */
 typedef struct gr_train_state {
-    int64_t step;          /* optimizer steps done */
-    int64_t epoch, cursor; /* epoch from 0; samples of it that are done */
+    int64_t step;           /* optimizer steps done */
+    int64_t epoch, cursor;  /* epoch from 0; samples of it that are done */
     int64_t optimizer_step; /* updates made (skipped steps make none) */
     int64_t num_tokens, num_target_tokens;
     int64_t skipped_in_a_row;
     double best_eval_loss; /* NaN: not evaluated yet */
     int64_t best_step, evals_since_best;
     int64_t evaluated_step; /* the last one that was evaluated, 0: none */
-    double final_loss;     /* of the last step */
-    double window_loss;    /* sum of nll, targets and seconds of the logged window so far */
+    double final_loss;      /* of the last step */
+    double window_loss;     /* sum of nll, targets and seconds of the logged window so far */
     int64_t window_targets, window_tokens;
     double window_grad_norm;
 } gr_train_state;

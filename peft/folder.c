@@ -37,9 +37,7 @@ static bool is_old_run(const char *dir) {
     return gr_starts_with(first, "extends: null\nmodel:\n  base: ");
 }
 
-static bool is_run(const char *dir) {
-    return gr_is_marked(dir, "run") || is_old_run(dir);
-}
+static bool is_run(const char *dir) { return gr_is_marked(dir, "run") || is_old_run(dir); }
 
 /* True for names that a run writes, in its folder. */
 static bool is_run_name(const char *name, size_t len) {
@@ -108,9 +106,7 @@ static void each_entry(const char *dir, bool (*wanted)(const char *name), void (
     if (entries) closedir(entries);
 }
 
-static bool is_events(const char *name) {
-    return gr_starts_with(name, "events.out.tfevents.");
-}
+static bool is_events(const char *name) { return gr_starts_with(name, "events.out.tfevents."); }
 
 /* "checkpoint-12.tmp-4711": what a killed process was writing; this one has the lock. */
 static bool is_unfinished(const char *name) {
@@ -285,10 +281,16 @@ graft_status gr_run_facts_save(gr_run *run, graft_error *err) {
     char *checkpoint =
         run->state.best_step >= 0 && run->adapter ? gr_checkpoint_folder(run->r->_output_dir, run->state.best_step) : NULL;
     char *adapter = checkpoint && !gr_exists(checkpoint) && run->r->save_best ? gr_path_join(run->r->_output_dir, "adapter") : NULL;
-    gr_run_facts facts = {.max_steps = run->total_steps, .save_steps = run->save_every, .eval_steps = run->eval_every,
-                          .logging_steps = run->log_every, .train_batch_size = run->r->train_batch_size,
-                          .num_train_epochs = run->r->train_num_train_epochs, .best_metric = run->state.best_eval_loss,
-                          .best_step = run->state.best_step, .best_folder = adapter, .global_step = run->state.step,
+    gr_run_facts facts = {.max_steps = run->total_steps,
+                          .save_steps = run->save_every,
+                          .eval_steps = run->eval_every,
+                          .logging_steps = run->log_every,
+                          .train_batch_size = run->r->train_batch_size,
+                          .num_train_epochs = run->r->train_num_train_epochs,
+                          .best_metric = run->state.best_eval_loss,
+                          .best_step = run->state.best_step,
+                          .best_folder = adapter,
+                          .global_step = run->state.step,
                           .epoch = (double)run->state.step / (double)GR_MAX(run->steps_per_epoch, 1)};
     graft_status st = gr_metrics_save(run->metrics, &facts, err);
     free(checkpoint);

@@ -95,7 +95,7 @@ typedef struct graft_generate_options {
     double top_p;              /* 0 = off */
     double repetition_penalty; /* 0 = off */
     uint64_t seed;             /* of the sampling */
-    const char *const *stop; /* strings that end the text */
+    const char *const *stop;   /* strings that end the text */
     int n_stop;
 } graft_generate_options;
 
@@ -106,8 +106,8 @@ typedef int graft_text_callback(void *payload, const char *text, size_t length);
  * graft_free. options and callback may be NULL. BAD_USAGE: an option, or a conversation that does not fit the model's context;
  * BAD_INPUT: roles that the template cannot render. */
 GRAFT_API graft_status graft_chat(graft_model *model, const graft_message *messages, int64_t n,
-                                  const graft_generate_options *options, graft_text_callback *callback, void *payload,
-                                  char **text, graft_error *err);
+                                  const graft_generate_options *options, graft_text_callback *callback, void *payload, char **text,
+                                  graft_error *err);
 /* The same for one user turn. */
 GRAFT_API graft_status graft_generate(graft_model *model, const char *prompt, const graft_generate_options *options,
                                       graft_text_callback *callback, void *payload, char **text, graft_error *err);
@@ -147,7 +147,7 @@ typedef struct graft_merge_options {
     const char *format; /* "hf": a folder; "gguf": a file; NULL = as out_path ends (.gguf) */
     const char *dtype; /* "fp32", "bf16", "fp16", in a GGUF also "q8_0", "q6_k", "q5_k_m", "q4_k_m"; NULL = the base's own, bf16 for
                           a quantised one */
-    int overwrite;      /* an existing model may be replaced; never one that this model was read from */
+    int overwrite;     /* an existing model may be replaced; never one that this model was read from */
 } graft_merge_options;
 
 typedef struct graft_merge_result {

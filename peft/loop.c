@@ -109,8 +109,12 @@ static void update(loop *l, double learning_rate, double clip) {
     const gr_recipe *r = l->run->r;
     gr_params *p = l->run->params;
     gr_device *dev = l->run->device;
-    gr_adamw a = {.lr = (float)learning_rate, .beta1 = (float)r->train_adam_beta1, .beta2 = (float)r->train_adam_beta2,
-                  .epsilon = (float)r->train_adam_epsilon, .grad_scale = (float)clip, .step = ++l->run->state.optimizer_step};
+    gr_adamw a = {.lr = (float)learning_rate,
+                  .beta1 = (float)r->train_adam_beta1,
+                  .beta2 = (float)r->train_adam_beta2,
+                  .epsilon = (float)r->train_adam_epsilon,
+                  .grad_scale = (float)clip,
+                  .step = ++l->run->state.optimizer_step};
     for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that share the decay */
         for (end = i + 1; end < p->n_items && p->items[end].decay == p->items[i].decay;) end++;
         int64_t from = p->items[i].offset, to = end < p->n_items ? p->items[end].offset : p->n_floats;
@@ -247,8 +251,12 @@ static void tell_progress(loop *l, double learning_rate, bool evaluated) {
     gr_run *run = l->run;
     const gr_train_state *s = &run->state;
     double speed = l->speed > 0 ? l->speed : (double)s->window_tokens / GR_MAX(gr_now() - l->window_started, 1e-9);
-    gr_train_progress p = {.step = s->step, .total_steps = run->total_steps, .epoch = epoch_of(l), .loss = s->final_loss,
-                           .learning_rate = learning_rate, .tokens_per_second = speed,
+    gr_train_progress p = {.step = s->step,
+                           .total_steps = run->total_steps,
+                           .epoch = epoch_of(l),
+                           .loss = s->final_loss,
+                           .learning_rate = learning_rate,
+                           .tokens_per_second = speed,
                            .eval_loss = evaluated ? run->last_eval_loss : NAN};
     if (run->progress && run->progress(run->payload, &p) != 0) gr_trainer_interrupt();
 }

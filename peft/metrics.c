@@ -38,8 +38,7 @@ static const field train_fields[] = {
     {"loss", "train/loss", offsetof(gr_train_row, loss), false, false, true},
     {"grad_norm", "train/grad_norm", offsetof(gr_train_row, grad_norm), false, false, true},
     {"learning_rate", "train/learning_rate", offsetof(gr_train_row, learning_rate), false, false, true},
-    {"tokens_per_second", "train/tokens_per_second", offsetof(gr_train_row, tokens_per_second), false, false,
-     false},
+    {"tokens_per_second", "train/tokens_per_second", offsetof(gr_train_row, tokens_per_second), false, false, false},
     {"num_tokens", NULL, offsetof(gr_train_row, num_tokens), true, false, true},
     {"num_target_tokens", NULL, offsetof(gr_train_row, num_target_tokens), true, false, false},
 };
@@ -49,8 +48,7 @@ static const field eval_fields[] = {
     {"epoch", NULL, offsetof(gr_eval_row, epoch), false, false, true},
     {"eval_loss", "eval/loss", offsetof(gr_eval_row, eval_loss), false, false, true},
     {"eval_runtime", "eval/runtime", offsetof(gr_eval_row, eval_runtime), false, false, true},
-    {"eval_samples_per_second", "eval/samples_per_second", offsetof(gr_eval_row, eval_samples_per_second),
-     false, false, true},
+    {"eval_samples_per_second", "eval/samples_per_second", offsetof(gr_eval_row, eval_samples_per_second), false, false, true},
     {"eval_exact_match", "eval/exact_match", offsetof(gr_eval_row, exact_match), false, true, true},
 };
 
@@ -59,9 +57,7 @@ static const field *fields_of(const row *r, int *n) {
     return r->is_eval ? eval_fields : train_fields;
 }
 
-static char *values_of(row *r) {
-    return r->is_eval ? (char *)&r->eval : (char *)&r->train;
-}
+static char *values_of(row *r) { return r->is_eval ? (char *)&r->eval : (char *)&r->train; }
 
 static double real_at(const char *values, const field *f) {
     double v;
@@ -75,9 +71,7 @@ static int64_t int_at(const char *values, const field *f) {
     return v;
 }
 
-static int64_t row_step(const row *r) {
-    return r->is_eval ? r->eval.step : r->train.step;
-}
+static int64_t row_step(const row *r) { return r->is_eval ? r->eval.step : r->train.step; }
 
 /* The shortest decimal that reads back as v; null where JSON has no number. */
 static void put_real(gr_str *s, double v) {
@@ -95,15 +89,11 @@ static void put_real(gr_str *s, double v) {
 }
 
 static void put_value(gr_str *s, const char *values, const field *f) {
-    if (f->is_int)
-        gr_str_printf(s, "%lld", (long long)int_at(values, f));
-    else
-        put_real(s, real_at(values, f));
+    if (f->is_int) gr_str_printf(s, "%lld", (long long)int_at(values, f));
+    else put_real(s, real_at(values, f));
 }
 
-static bool left_out(const char *values, const field *f) {
-    return f->optional && isnan(real_at(values, f));
-}
+static bool left_out(const char *values, const field *f) { return f->optional && isnan(real_at(values, f)); }
 
 static void put_line(gr_str *s, row *r) {
     int n;
@@ -136,10 +126,8 @@ static graft_status read_row(row *r, const char *line, int64_t len, const char *
         const json_t *v = json_object_get(o, f[i].name);
         int64_t integer = json_is_integer(v) ? json_integer_value(v) : 0;
         double real = json_is_number(v) ? json_number_value(v) : NAN;
-        if (f[i].is_int)
-            memcpy(values_of(r) + f[i].offset, &integer, sizeof(integer));
-        else
-            memcpy(values_of(r) + f[i].offset, &real, sizeof(real));
+        if (f[i].is_int) memcpy(values_of(r) + f[i].offset, &integer, sizeof(integer));
+        else memcpy(values_of(r) + f[i].offset, &real, sizeof(real));
     }
     json_decref(o);
     return GRAFT_OK;
@@ -178,8 +166,8 @@ done:
     return st;
 }
 
-graft_status gr_metrics_open(gr_metrics **out, const char *folder, bool tensorboard, bool plot,
-                             int64_t resume_step, graft_error *err) {
+graft_status gr_metrics_open(gr_metrics **out, const char *folder, bool tensorboard, bool plot, int64_t resume_step,
+                             graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = NULL;
     gr_metrics *m = gr_calloc(1, sizeof(*m));
@@ -191,8 +179,7 @@ graft_status gr_metrics_open(gr_metrics **out, const char *folder, bool tensorbo
     if (resume_step >= 0) GR_TRY(keep_rows(m, resume_step, err));
     m->jsonl = fopen(m->jsonl_path, resume_step >= 0 ? "ab" : "wb");
     if (!m->jsonl) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s: cannot write", m->jsonl_path));
-    if (tensorboard)
-        GR_TRY(gr_tfevents_open(&m->events, folder, resume_step >= 0 ? resume_step + 1 : 0, err));
+    if (tensorboard) GR_TRY(gr_tfevents_open(&m->events, folder, resume_step >= 0 ? resume_step + 1 : 0, err));
 done:
     if (st != GRAFT_OK) {
         gr_metrics_close(m);
@@ -225,8 +212,7 @@ static graft_status log_row(gr_metrics *m, row *r, graft_error *err) {
     if (fwrite(line.data, 1, (size_t)line.len, m->jsonl) != (size_t)line.len || fflush(m->jsonl) != 0)
         GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s: cannot write", m->jsonl_path));
     for (int i = 0; i < n; i++)
-        if (f[i].tag && !left_out(values_of(r), f + i))
-            scalars[n_scalars++] = (gr_scalar){f[i].tag, real_at(values_of(r), f + i)};
+        if (f[i].tag && !left_out(values_of(r), f + i)) scalars[n_scalars++] = (gr_scalar){f[i].tag, real_at(values_of(r), f + i)};
     if (m->events) GR_TRY(gr_tfevents_add(m->events, row_step(r), scalars, n_scalars, err));
     GR_TRY(add_row(m, r, err));
 done:
@@ -252,10 +238,8 @@ static int by_name(const void *a, const void *b) {
 
 static void put_history(gr_str *s, gr_metrics *m) {
     const field *sorted[GR_LEN(train_fields)];
-    if (m->n_rows == 0)
-        gr_str_puts(s, "  \"log_history\": [],\n");
-    else
-        gr_str_puts(s, "  \"log_history\": [\n");
+    if (m->n_rows == 0) gr_str_puts(s, "  \"log_history\": [],\n");
+    else gr_str_puts(s, "  \"log_history\": [\n");
     for (int64_t i = 0; i < m->n_rows; i++) {
         int n, n_sorted = 0;
         const field *f = fields_of(&m->rows[i], &n);
@@ -273,9 +257,7 @@ static void put_history(gr_str *s, gr_metrics *m) {
     }
 }
 
-static void put_int(gr_str *s, const char *name, int64_t v) {
-    gr_str_printf(s, "  \"%s\": %lld,\n", name, (long long)v);
-}
+static void put_int(gr_str *s, const char *name, int64_t v) { gr_str_printf(s, "  \"%s\": %lld,\n", name, (long long)v); }
 
 static void put_named_real(gr_str *s, const char *name, double v) {
     gr_str_printf(s, "  \"%s\": ", name);
@@ -305,20 +287,15 @@ static void put_state(gr_str *s, gr_metrics *m, const gr_run_facts *facts) {
         if (!r->is_eval) tokens = r->train.num_tokens;
     }
     gr_str_puts(s, "{\n");
-    if (facts->best_step >= 0)
-        put_int(s, "best_global_step", facts->best_step);
-    else
-        gr_str_puts(s, "  \"best_global_step\": null,\n");
+    if (facts->best_step >= 0) put_int(s, "best_global_step", facts->best_step);
+    else gr_str_puts(s, "  \"best_global_step\": null,\n");
     put_named_real(s, "best_metric", facts->best_metric);
     gr_str_puts(s, "  \"best_model_checkpoint\": ");
-    char *best =
-        facts->best_step < 0   ? NULL
-        : facts->best_folder ? gr_strdup(facts->best_folder)
-                             : gr_format("%s/checkpoint-%lld", m->folder, (long long)facts->best_step);
-    if (best)
-        put_json_string(s, best);
-    else
-        gr_str_puts(s, "null");
+    char *best = facts->best_step < 0 ? NULL
+                 : facts->best_folder ? gr_strdup(facts->best_folder)
+                                      : gr_format("%s/checkpoint-%lld", m->folder, (long long)facts->best_step);
+    if (best) put_json_string(s, best);
+    else gr_str_puts(s, "null");
     free(best);
     gr_str_puts(s, ",\n");
     put_named_real(s, "epoch", epoch);
@@ -332,8 +309,7 @@ static void put_state(gr_str *s, gr_metrics *m, const gr_run_facts *facts) {
     put_int(s, "num_input_tokens_seen", tokens);
     if (facts->num_train_epochs == floor(facts->num_train_epochs) && fabs(facts->num_train_epochs) < 1e15)
         put_int(s, "num_train_epochs", (int64_t)facts->num_train_epochs);
-    else
-        put_named_real(s, "num_train_epochs", facts->num_train_epochs);
+    else put_named_real(s, "num_train_epochs", facts->num_train_epochs);
     put_int(s, "save_steps", facts->save_steps);
     gr_str_puts(s, "  \"stateful_callbacks\": {},\n  \"total_flos\": 0,\n");
     put_int(s, "train_batch_size", facts->train_batch_size);
@@ -342,8 +318,7 @@ static void put_state(gr_str *s, gr_metrics *m, const gr_run_facts *facts) {
 
 static graft_status save_text(gr_metrics *m, const char *name, gr_str *text, graft_error *err) {
     char *path = gr_path_join(m->folder, name);
-    graft_status st =
-        path && !text->failed ? gr_file_write(path, text->data, text->len, err) : gr_fail_memory(err, name);
+    graft_status st = path && !text->failed ? gr_file_write(path, text->data, text->len, err) : gr_fail_memory(err, name);
     free(path);
     gr_str_release(text);
     return st;
@@ -352,8 +327,7 @@ static graft_status save_text(gr_metrics *m, const char *name, gr_str *text, gra
 static graft_status save_plot(gr_metrics *m, graft_error *err) {
     gr_str svg = {0};
     int64_t n_train = 0, n_eval = 0;
-    gr_point *train = gr_calloc(m->n_rows + 1, sizeof(*train)),
-             *eval = gr_calloc(m->n_rows + 1, sizeof(*eval));
+    gr_point *train = gr_calloc(m->n_rows + 1, sizeof(*train)), *eval = gr_calloc(m->n_rows + 1, sizeof(*eval));
     if (!train || !eval) {
         free(train);
         free(eval);
@@ -361,10 +335,8 @@ static graft_status save_plot(gr_metrics *m, graft_error *err) {
     }
     for (int64_t i = 0; i < m->n_rows; i++) {
         const row *r = &m->rows[i];
-        if (r->is_eval)
-            eval[n_eval++] = (gr_point){(double)r->eval.step, r->eval.eval_loss};
-        else
-            train[n_train++] = (gr_point){(double)r->train.step, r->train.loss};
+        if (r->is_eval) eval[n_eval++] = (gr_point){(double)r->eval.step, r->eval.eval_loss};
+        else train[n_train++] = (gr_point){(double)r->train.step, r->train.loss};
     }
     const char *slash = strrchr(m->folder, '/');
     char *title = gr_format("Loss of %s", slash && slash[1] ? slash + 1 : m->folder);

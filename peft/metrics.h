@@ -20,10 +20,10 @@ typedef struct gr_eval_row {
 typedef struct gr_run_facts { /* what trainer_state.json says of the run as a whole */
     int64_t max_steps, save_steps, eval_steps, logging_steps, train_batch_size;
     double num_train_epochs;
-    double best_metric; /* NaN: none yet */
-    int64_t best_step;  /* -1: none */
+    double best_metric;      /* NaN: none yet */
+    int64_t best_step;       /* -1: none */
     const char *best_folder; /* that holds it; NULL: the checkpoint of best_step */
-    int64_t global_step; /* steps done and the epoch they reached; 0: those of the last row */
+    int64_t global_step;     /* steps done and the epoch they reached; 0: those of the last row */
     double epoch;
 } gr_run_facts;
 

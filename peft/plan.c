@@ -21,9 +21,7 @@ enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYT
 
 /* ---- steps ---- */
 
-static int64_t batches_of(int64_t samples, int64_t batch) {
-    return (samples + batch - 1) / batch;
-}
+static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
 
 static bool has_fractional_weight(const gr_dataset *d) {
     for (int i = 0; i < d->n_sources; i++)
@@ -41,13 +39,11 @@ static graft_status count_steps(gr_run *run, int64_t *total, graft_error *err) {
     const gr_recipe *r = run->r;
     int64_t whole = (int64_t)floor(r->train_num_train_epochs);
     *total = 0;
-    for (int64_t epoch = 0; epoch <= whole;
-         epoch++) { /* data set weights may give each epoch its own number of samples */
+    for (int64_t epoch = 0; epoch <= whole; epoch++) { /* data set weights may give each epoch its own number of samples */
         int64_t *order, n;
         double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
         if (share <= 0 && epoch > 0) break;
-        graft_status st =
-            gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
+        graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
         if (st != GRAFT_OK) return st;
         free(order);
         int64_t steps = batches_of(n, r->train_batch_size);
@@ -76,8 +72,7 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err) {
     }
     run->total_steps = r->train_max_steps > 0 ? r->train_max_steps : total;
     if (run->total_steps < 1 && run->samples > 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "train.num_train_epochs %g gives no step: raise it, or the weights of data.train",
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step: raise it, or the weights of data.train",
                        r->train_num_train_epochs));
     run->eval_every = r->eval_every >= 0 ? r->eval_every : GR_MAX(1, run->total_steps / EVALUATIONS);
     run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
@@ -107,16 +102,14 @@ int64_t gr_plan_micro_batch(const gr_run *run, const int64_t *idx, int64_t first
 
 /* Rows of the largest micro-batch that this run will meet, and the most targets of one: its order is known.
  */
-static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *rows, int64_t *targets,
-                                        graft_error *err) {
+static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *rows, int64_t *targets, graft_error *err) {
     int64_t batch = run->r->train_batch_size, steps = run->total_steps;
     *rows = GR_MAX(longest, run->micro_tokens), *targets = 0;
     if (!run->train || steps > SEARCHED_SAMPLES / batch) return GRAFT_OK;
     *rows = *targets = 1;
     for (int64_t epoch = 0; steps > 0; epoch++) {
         int64_t *order, n;
-        graft_status st = gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch,
-                                           run->r->data_shuffle, &order, &n, err);
+        graft_status st = gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch, run->r->data_shuffle, &order, &n, err);
         if (st != GRAFT_OK) return st;
         for (int64_t at = 0; at < n && steps > 0; at += batch, steps--)
             for (int64_t first = at, end; first < GR_MIN(at + batch, n); first = end) {
@@ -140,9 +133,7 @@ typedef struct what_if {
 } what_if;
 
 static int64_t data_bytes(const gr_dataset *d) {
-    return d ? d->offset[d->n_samples] * BYTES_PER_ID +
-                   d->n_samples * (int64_t)(sizeof *d->offset + sizeof *d->source)
-             : 0;
+    return d ? d->offset[d->n_samples] * BYTES_PER_ID + d->n_samples * (int64_t)(sizeof *d->offset + sizeof *d->source) : 0;
 }
 
 static int64_t vector_bytes(const gr_model *m) { /* norms and biases that the file does not hold as floats */
@@ -160,21 +151,19 @@ static int64_t shared_bytes(const gr_run *run, int64_t rows) {
     const gr_model_config *c = &run->model->config;
     int64_t head = gr_decoder_head_rows(run->model, &run->plan) * c->vocab;
     int64_t widest = GR_MAX(2 * c->ffn, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim);
-    int64_t bytes = run->model->compute == GR_DTYPE_BF16 ? 2 * GR_MAX(head, rows * widest)
-                                                         : rows * c->hidden * (int64_t)sizeof(float);
+    int64_t bytes =
+        run->model->compute == GR_DTYPE_BF16 ? 2 * GR_MAX(head, rows * widest) : rows * c->hidden * (int64_t)sizeof(float);
     return GR_MIN(run->device->footprint(run->device->shared_bytes), bytes);
 }
 
 static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
     int64_t wanted = at_once > 0 ? at_once : run->r->eval_batch_tokens;
     int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
-    gr_decoder_options o = {.max_tokens = rows,
-                            .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
+    gr_decoder_options o = {.max_tokens = rows, .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
     if (!run->eval && run->train) return 0;
     int64_t loss = run->device->footprint(gr_decoder_plan_bytes(run->model, &o)) + rows * BYTES_PER_ROW;
-    return gr_recipe_has_metric(run->r, "exact_match") && run->eval
-               ? GR_MAX(loss, gr_exact_match_bytes(run->model, run->eval))
-               : loss;
+    return gr_recipe_has_metric(run->r, "exact_match") && run->eval ? GR_MAX(loss, gr_exact_match_bytes(run->model, run->eval))
+                                                                    : loss;
 }
 
 static int64_t result_bytes(const gr_run *run) {
@@ -187,34 +176,28 @@ static int64_t result_bytes(const gr_run *run) {
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->model;
-    int64_t (*footprint)(int64_t) = run->device->footprint,
-            loaded = data_bytes(run->train) + data_bytes(run->eval);
+    int64_t (*footprint)(int64_t) = run->device->footprint, loaded = data_bytes(run->train) + data_bytes(run->eval);
     bool int8 = r->model_compute == GR_COMPUTE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * run->mean_tokens * BYTES_PER_ID};
-    a.program =
-        run->resident - loaded + LATER_BYTES + (run->tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
+    a.program = run->resident - loaded + LATER_BYTES + (run->tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += footprint(gr_model_int8_bytes(m, true, true));
-    a.made += footprint(m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
-              (full ? 0 : vector_bytes(m));
+    a.made += footprint(m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
     a.trained = 4 * footprint((int64_t)((double)run->params->n_floats * w->rank) * (int64_t)sizeof(float));
     a.threads = shared_bytes(run, plan.max_tokens);
-    a.scratch = footprint(gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW +
-                run->samples * (int64_t)sizeof(int64_t);
+    a.scratch =
+        footprint(gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);
     a.result = result_bytes(run);
     int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? 0 : a.result);
-    a.total = a.program + a.data + a.base + a.made + a.trained + a.threads +
-              (full ? GR_MAX(steps, a.result) : steps);
+    a.total = a.program + a.data + a.base + a.made + a.trained + a.threads + (full ? GR_MAX(steps, a.result) : steps);
     return a;
 }
 
-static what_if as_it_is(const gr_run *run) {
-    return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0};
-}
+static what_if as_it_is(const gr_run *run) { return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0}; }
 
 /* ---- choosing ---- */
 
@@ -268,38 +251,32 @@ void gr_plan_advice(gr_run *run, gr_str *out) {
         gr_str one = {0};
         if (change(run, &w, step, longest, &one)) {
             int64_t total = memory_of(run, &w).total;
-            gr_str_printf(out, "%s%s (%.2f GiB)", first ? "" : ", with it ", one.data ? one.data : "",
-                          (double)total / (1 << 30));
+            gr_str_printf(out, "%s%s (%.2f GiB)", first ? "" : ", with it ", one.data ? one.data : "", (double)total / (1 << 30));
             first = false;
             if (total <= run->memory_limit) step = CHANGES;
         }
         gr_str_release(&one);
     }
-    if (first)
-        gr_str_puts(out, "a smaller base");
-    else if (memory_of(run, &w).total > run->memory_limit)
-        gr_str_puts(out, "; still too much: a smaller base, or more memory");
+    if (first) gr_str_puts(out, "a smaller base");
+    else if (memory_of(run, &w).total > run->memory_limit) gr_str_puts(out, "; still too much: a smaller base, or more memory");
     run->plan = kept;
 }
 
 static void set_limit(gr_run *run) {
     run->resident = gr_memory_resident();
     run->available = gr_memory_available(&run->by_cgroup);
-    run->memory_limit =
-        run->r->train_memory_limit > 0 ? run->r->train_memory_limit : run->resident + run->available / 4 * 3;
+    run->memory_limit = run->r->train_memory_limit > 0 ? run->r->train_memory_limit : run->resident + run->available / 4 * 3;
 }
 
 static graft_status refuse(gr_run *run, graft_error *err) {
     gr_str advice = {0};
     gr_plan_advice(run, &advice);
-    const char *which = run->r->train_memory_limit > 0
-                            ? "train.memory_limit allows"
-                            : "train.memory_limit allows, three quarters of what is free,";
-    graft_status st = gr_fail(
-        err, GRAFT_BAD_USAGE,
-        "training needs %.1f MiB with micro-batches of %lld tokens, %s %.1f MiB; less is needed with %s",
-        (double)run->memory.total / (1 << 20), (long long)run->plan.max_tokens, which,
-        (double)run->memory_limit / (1 << 20), advice.data ? advice.data : "a smaller base");
+    const char *which =
+        run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "train.memory_limit allows, three quarters of what is free,";
+    graft_status st = gr_fail(err, GRAFT_BAD_USAGE,
+                              "training needs %.1f MiB with micro-batches of %lld tokens, %s %.1f MiB; less is needed with %s",
+                              (double)run->memory.total / (1 << 20), (long long)run->plan.max_tokens, which,
+                              (double)run->memory_limit / (1 << 20), advice.data ? advice.data : "a smaller base");
     gr_str_release(&advice);
     return st;
 }
@@ -316,22 +293,18 @@ graft_status gr_plan_least(gr_run *run, graft_error *err) {
 static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
     static const char *const policies[] = {"none", "selective", "full"};
     if (run->micro_tokens == wanted && (int)run->plan.recompute == policy) return;
-    gr_note(
-        "memory: micro-batches of up to %lld tokens and gradient_checkpointing %s, to stay within %.2f GiB",
-        (long long)run->micro_tokens, policies[run->plan.recompute], (double)run->memory_limit / (1 << 30));
+    gr_note("memory: micro-batches of up to %lld tokens and gradient_checkpointing %s, to stay within %.2f GiB",
+            (long long)run->micro_tokens, policies[run->plan.recompute], (double)run->memory_limit / (1 << 30));
 }
 
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
     what_if w = as_it_is(run);
     int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
-    int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO
-                    ? GR_RECOMPUTE_NONE
-                    : r->train_gradient_checkpointing - 1;
+    int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
     int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
     gr_decoder_options *o = &run->plan;
-    *o = (gr_decoder_options){
-        .training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
+    *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
     set_limit(run);
     int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));
     for (run->micro_tokens = most;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {

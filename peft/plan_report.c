@@ -13,17 +13,14 @@ static const double GIB = 1 << 30;
 
 static void disk_of(const gr_run *run, gr_plan_facts *f) {
     const gr_recipe *r = run->r;
-    int64_t n = run->params->n_parameters,
-            saves = run->save_every > 0 ? run->total_steps / run->save_every + 1 : 1;
+    int64_t n = run->params->n_parameters, saves = run->save_every > 0 ? run->total_steps / run->save_every + 1 : 1;
     f->checkpoint_bytes = n * 3 * (int64_t)sizeof(float);
     f->result_bytes = n * (int64_t)sizeof(float);
-    bool cached =
-        r->data_cache && strcmp(r->data_cache, "none") != 0 && !(run->train && run->train->from_cache);
+    bool cached = r->data_cache && strcmp(r->data_cache, "none") != 0 && !(run->train && run->train->from_cache);
     f->cache_bytes = cached ? run->memory.data : 0;
-    int64_t kept =
-        GR_MIN(saves, r->save_save_total_limit + (r->save_best ? 1 : 0)) + 1; /* one in the making */
-    f->disk_bytes = f->checkpoint_bytes * kept + f->result_bytes * 2 +
-                    f->cache_bytes; /* the result, too, is written beside the old one */
+    int64_t kept = GR_MIN(saves, r->save_save_total_limit + (r->save_best ? 1 : 0)) + 1; /* one in the making */
+    f->disk_bytes =
+        f->checkpoint_bytes * kept + f->result_bytes * 2 + f->cache_bytes; /* the result, too, is written beside the old one */
     f->disk_free = gr_disk_free(r->_output_dir ? r->_output_dir : ".");
 }
 
@@ -36,8 +33,7 @@ void gr_plan_facts_of(const gr_run *run, gr_plan_facts *f) {
                          .step_seconds = NAN,
                          .evaluation_seconds = NAN,
                          .run_seconds = NAN};
-    if (run->samples > 0)
-        f->tokens_per_step = GR_MIN(run->samples, run->r->train_batch_size) * run->mean_tokens;
+    if (run->samples > 0) f->tokens_per_step = GR_MIN(run->samples, run->r->train_batch_size) * run->mean_tokens;
     disk_of(run, f);
 }
 
@@ -64,41 +60,30 @@ static int64_t model_parameters(const gr_model *m) {
 }
 
 static void put_duration(gr_str *out, double s) {
-    if (s < 10)
-        gr_str_printf(out, "%.2g s", s);
-    else if (s < 600)
-        gr_str_printf(out, "%.0f s", s);
-    else if (s < 36000)
-        gr_str_printf(out, "%.0f min", s / 60);
-    else
-        gr_str_printf(out, "%.1f h", s / 3600);
+    if (s < 10) gr_str_printf(out, "%.2g s", s);
+    else if (s < 600) gr_str_printf(out, "%.0f s", s);
+    else if (s < 36000) gr_str_printf(out, "%.0f min", s / 60);
+    else gr_str_printf(out, "%.1f h", s / 3600);
 }
 
 static void put_size(gr_str *out, int64_t bytes) {
-    if (bytes < 100 << 20)
-        gr_str_printf(out, "%.1f MiB", (double)bytes / (1 << 20));
-    else
-        gr_str_printf(out, "%.2f GiB", (double)bytes / GIB);
+    if (bytes < 100 << 20) gr_str_printf(out, "%.1f MiB", (double)bytes / (1 << 20));
+    else gr_str_printf(out, "%.2f GiB", (double)bytes / GIB);
 }
 
 static void put_steps(const gr_run *run, const char *missing, gr_str *out) {
     char text[32];
     if (run->samples == 0) {
-        if (missing)
-            gr_str_printf(out, "steps                 data: %s is not here: no steps", missing);
-        else
-            gr_str_puts(out, "steps                 no data: no steps");
-        if (run->total_steps > 0)
-            gr_str_printf(out, " of an epoch; train.max_steps says %lld", (long long)run->total_steps);
+        if (missing) gr_str_printf(out, "steps                 data: %s is not here: no steps", missing);
+        else gr_str_puts(out, "steps                 no data: no steps");
+        if (run->total_steps > 0) gr_str_printf(out, " of an epoch; train.max_steps says %lld", (long long)run->total_steps);
         gr_str_puts(out, " (--samples N --mean-tokens L assume a set)\n");
         return;
     }
-    gr_str_printf(out, "training samples      %s%s", gr_thousands(run->samples, text),
-                  run->train ? "" : " (assumed)");
+    gr_str_printf(out, "training samples      %s%s", gr_thousands(run->samples, text), run->train ? "" : " (assumed)");
     gr_str_printf(out, ", %lld tokens each on average\n", (long long)run->mean_tokens);
-    gr_str_printf(out, "steps                 %s (%lld an epoch, warmup %lld)\n",
-                  gr_thousands(run->total_steps, text), (long long)run->steps_per_epoch,
-                  (long long)gr_warmup_steps(run->r, run->total_steps));
+    gr_str_printf(out, "steps                 %s (%lld an epoch, warmup %lld)\n", gr_thousands(run->total_steps, text),
+                  (long long)run->steps_per_epoch, (long long)gr_warmup_steps(run->r, run->total_steps));
 }
 
 static void put_row(gr_str *out, const char *name, int64_t bytes, const char *what) {
@@ -120,8 +105,7 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
     put_row(out, "threads", m->threads, "scratch that operations share");
     put_row(out, "step scratch", m->scratch, "activations and what backward needs");
     put_row(out, "evaluation", m->evaluation,
-            match ? "beside the step's; exact_match with its KV cache, if answers are long"
-                  : "beside the step's");
+            match ? "beside the step's; exact_match with its KV cache, if answers are long" : "beside the step's");
     put_row(out, "result", m->result,
             run->adapter ? "writing the adapter; in place of an evaluation"
                          : "writing the model and reading it back; in place of step and evaluation");
@@ -129,10 +113,8 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
 
 static void put_fit(gr_run *run, const gr_plan_facts *f, gr_str *out) {
     gr_str_printf(out, "fits                  %s: %s %.2f GiB", f->fits ? "yes" : "NO",
-                  run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "the limit is",
-                  (double)f->limit / GIB);
-    if (run->r->train_memory_limit <= 0)
-        gr_str_puts(out, ", three quarters of what is free and what the program holds");
+                  run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "the limit is", (double)f->limit / GIB);
+    if (run->r->train_memory_limit <= 0) gr_str_puts(out, ", three quarters of what is free and what the program holds");
     gr_str_printf(out, "; this machine has %.2f GiB free%s", (double)f->available / GIB,
                   f->by_cgroup ? " (a control group's limit)" : "");
     if (f->memory.total > run->resident + f->available && run->r->train_memory_limit > 0)
@@ -148,8 +130,7 @@ static void put_time(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
     if (!isfinite(f->step_seconds)) return;
     gr_str_puts(out, "time                  about ");
     put_duration(out, f->step_seconds);
-    gr_str_printf(out, " for a step of %lld tokens (measured on this machine)",
-                  (long long)f->tokens_per_step);
+    gr_str_printf(out, " for a step of %lld tokens (measured on this machine)", (long long)f->tokens_per_step);
     if (isfinite(f->run_seconds)) {
         gr_str_puts(out, "; ");
         put_duration(out, f->run_seconds);
@@ -186,17 +167,15 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     static const char *const policies[] = {"none", "selective", "full"};
     char text[32];
     int64_t base = model_parameters(run->model), trained = run->params->n_parameters;
-    gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base,
-                  run->model->config.arch, gr_thousands(base, text),
-                  gr_weights_shape_only(run->model->weights) ? "; weights counted as bf16" : "");
+    gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base, run->model->config.arch,
+                  gr_thousands(base, text), gr_weights_shape_only(run->model->weights) ? "; weights counted as bf16" : "");
     gr_str_printf(out, "trainable parameters  %s (%.3f %% of the base)\n", gr_thousands(trained, text),
                   100.0 * (double)trained / (double)base);
     put_steps(run, missing, out);
     gr_str_printf(out,
                   "batch                 %lld samples a step, micro-batches of up to %lld tokens, "
                   "gradient_checkpointing %s\n",
-                  (long long)run->r->train_batch_size, (long long)run->plan.max_tokens,
-                  policies[run->plan.recompute]);
+                  (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, policies[run->plan.recompute]);
     put_memory(run, &f->memory, out);
     put_fit(run, f, out);
     put_time(run, f, out);

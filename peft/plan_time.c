@@ -28,9 +28,7 @@ static void *made_up(rig *g, int64_t bytes, int fill) {
     return g->buffers[g->n_buffers++] = p;
 }
 
-static float *gradient(rig *g, int64_t n) {
-    return made_up(g, n * (int64_t)sizeof(float), 0);
-}
+static float *gradient(rig *g, int64_t n) { return made_up(g, n * (int64_t)sizeof(float), 0); }
 
 static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_run *run, bool quantised) {
     int quantize = gr_quantize_type(run->r->model_quantize);
@@ -38,9 +36,8 @@ static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_r
     int64_t n = from->w.rows * from->w.cols;
     if (quantised && quantize >= 0) dtype = gr_model_quantized_type(&from->w, (gr_dtype)quantize);
     if (!run->adapter) dtype = GR_DTYPE_F32;
-    *to = (gr_linear){.w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols},
-                      .compute = from->compute,
-                      .n_lora = from->n_lora};
+    *to = (gr_linear){
+        .w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols}, .compute = from->compute, .n_lora = from->n_lora};
     to->w.data = made_up(g, gr_dtype_bytes(dtype, n), 0x3c);
     if (!run->adapter) to->dw = gradient(g, n);
     if (from->n_lora == 0) return;
@@ -99,11 +96,9 @@ static void free_rig(rig *g) {
 /* Sequences of the data's mean length and share of targets, `rows` in all. */
 static graft_status made_batch(gr_batch *b, const gr_run *run, int64_t rows, graft_error *err) {
     graft_status st = GRAFT_OK;
-    int64_t mean =
-                GR_MAX(2, GR_MIN(run->mean_tokens > 0 ? run->mean_tokens : rows, run->model->rope_positions)),
+    int64_t mean = GR_MAX(2, GR_MIN(run->mean_tokens > 0 ? run->mean_tokens : rows, run->model->rope_positions)),
             V = run->model->config.vocab;
-    double share =
-        run->train ? (double)run->train->n_targets / (double)run->train->offset[run->train->n_samples] : 0.5;
+    double share = run->train ? (double)run->train->n_targets / (double)run->train->offset[run->train->n_samples] : 0.5;
     int32_t *ids = gr_calloc(rows, sizeof *ids);
     uint8_t *target = gr_calloc(rows, 1);
     if (!ids || !target) GR_TRY(gr_fail_memory(err, "measuring"));
@@ -120,8 +115,8 @@ done:
 }
 
 /* Seconds of a batch forward and backward, and forward alone, through so many layers: the best of three. */
-static graft_status measure(rig *g, const gr_run *run, const gr_batch *b, int layers, double *train,
-                            double *eval, graft_error *err) {
+static graft_status measure(rig *g, const gr_run *run, const gr_batch *b, int layers, double *train, double *eval,
+                            graft_error *err) {
     graft_status st;
     gr_decoder *d = NULL;
     gr_decoder_options o = run->plan;
@@ -135,9 +130,7 @@ static graft_status measure(rig *g, const gr_run *run, const gr_batch *b, int la
         GR_TRY(gr_decoder_train(d, b, 1e-3f, nll, err));
         double middle = gr_now();
         GR_TRY(gr_decoder_eval(d, b, nll, err));
-        if (i > 0)
-            *train = fmin(*train, middle - start),
-            *eval = fmin(*eval, gr_now() - middle); /* the first touches memory */
+        if (i > 0) *train = fmin(*train, middle - start), *eval = fmin(*eval, gr_now() - middle); /* the first touches memory */
     }
 done:
     gr_decoder_free(d);
@@ -164,8 +157,7 @@ static double update_seconds(rig *g, const gr_run *run) {
 /* Rows that take about as long as one waits gladly. */
 static int64_t rows_to_measure(const gr_run *run) {
     const gr_model_config *c = &run->model->config;
-    double weights = (double)c->hidden *
-                     (double)(3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + c->vocab);
+    double weights = (double)c->hidden * (double)(3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + c->vocab);
     return GR_MIN(run->plan.max_tokens, GR_MAX(32, (int64_t)(WORK / (6 * weights))));
 }
 
@@ -174,8 +166,7 @@ static bool too_large(const gr_run *run, int64_t rows) {
     const gr_model_config *c = &run->model->config;
     gr_decoder_options o = run->plan;
     o.max_tokens = rows;
-    int64_t weights =
-        c->hidden * (3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + 2 * c->vocab);
+    int64_t weights = c->hidden * (3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + 2 * c->vocab);
     return weights * (run->adapter ? 2 : 8) + gr_decoder_plan_bytes(run->model, &o) > run->available / 2;
 }
 
@@ -204,12 +195,9 @@ graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
     f->step_seconds = token * (double)f->tokens_per_step + update;
     if (run->eval) f->evaluation_seconds = token_eval * (double)run->eval->offset[run->eval->n_samples];
     if (run->total_steps > 0 && run->samples > 0) {
-        int64_t evaluations = !run->eval ? 0
-                              : run->eval_every > 0
-                                  ? (run->total_steps + run->eval_every - 1) / run->eval_every
-                                  : 1;
-        f->run_seconds = f->step_seconds * (double)run->total_steps +
-                         (evaluations ? f->evaluation_seconds * (double)evaluations : 0);
+        int64_t evaluations = !run->eval ? 0 : run->eval_every > 0 ? (run->total_steps + run->eval_every - 1) / run->eval_every : 1;
+        f->run_seconds =
+            f->step_seconds * (double)run->total_steps + (evaluations ? f->evaluation_seconds * (double)evaluations : 0);
     }
 done:
     free_rig(&g);

@@ -10,7 +10,6 @@ typedef struct gr_point {
 
 /* A complete SVG document to svg: the training loss (thin), its moving average (thick) and the evaluation
  * losses (dots), with axes, ticks, title and legend. Points are in the order of x. title is plain text. */
-void gr_plot_loss(gr_str *svg, const char *title, const gr_point *train, int64_t n_train,
-                  const gr_point *eval, int64_t n_eval);
+void gr_plot_loss(gr_str *svg, const char *title, const gr_point *train, int64_t n_train, const gr_point *eval, int64_t n_eval);
 
 #endif

@@ -13,7 +13,7 @@ enum { MAX_RECIPE_BYTES = 1 << 20, MAX_EXTENDS = 8 };
 /* ---- the table ---- */
 
 const gr_key gr_recipe_keys[] = {
-#define KEY(section, name, type, fallback, constraint, resume, help) \
+#define KEY(section, name, type, fallback, constraint, resume, help)                                                               \
     {#section, #name, fallback, constraint, help, GR_KEY_##type, GR_RESUME_##resume, offsetof(gr_recipe, section##_##name)},
 #include "peft/schema.def"
 #undef KEY
@@ -22,9 +22,7 @@ const gr_key gr_recipe_keys[] = {
 enum { N_KEYS = GR_LEN(gr_recipe_keys) };
 _Static_assert((int)N_KEYS <= (int)GR_MAX_RECIPE_KEYS, "raise GR_MAX_RECIPE_KEYS");
 
-int gr_recipe_n_keys(void) {
-    return N_KEYS;
-}
+int gr_recipe_n_keys(void) { return N_KEYS; }
 
 void gr_key_range(const gr_key *k, double *min, double *max) {
     const char *dots = strstr(k->constraint, "..");
@@ -48,8 +46,7 @@ bool gr_key_choice(const gr_key *k, int i, char out[32]) {
 
 static const gr_key *find_key(const char *section, const char *name) {
     for (int i = 0; i < N_KEYS; i++)
-        if (strcmp(gr_recipe_keys[i].section, section) == 0 && strcmp(gr_recipe_keys[i].name, name) == 0)
-            return &gr_recipe_keys[i];
+        if (strcmp(gr_recipe_keys[i].section, section) == 0 && strcmp(gr_recipe_keys[i].name, name) == 0) return &gr_recipe_keys[i];
     return NULL;
 }
 
@@ -117,8 +114,7 @@ static graft_status read_tree(gr_reading *rd, const gr_yaml *tree) {
     char found[160];
     if (gr_yaml_is_null(tree)) return GRAFT_OK;
     for (const gr_yaml *c = tree->child; c; c = c->next) {
-        if (!is_section(c->key))
-            GR_TRY(read_entry(rd, c, ""));
+        if (!is_section(c->key)) GR_TRY(read_entry(rd, c, ""));
         else if (c->kind == GR_YAML_MAP)
             for (const gr_yaml *e = c->child; e; e = e->next) GR_TRY(read_entry(rd, e, c->key));
         else if (!gr_yaml_is_null(c))
@@ -144,8 +140,7 @@ done:
 /* ---- files, extends, overrides ---- */
 
 /* The file's tree laid over what it extends. chain[0..depth) are the files on the way here. */
-static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, const char **chain, int depth,
-                              graft_error *err) {
+static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, const char **chain, int depth, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *text = NULL, found[160];
     int64_t len = 0;
@@ -168,11 +163,9 @@ static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, con
         if (strcmp(chain[i], base_path) == 0)
             GR_TRY(gr_yaml_fail(extends, false, err, "extends: a circle, %s extends itself", base_path));
     if (depth + 1 >= MAX_EXTENDS)
-        GR_TRY(gr_yaml_fail(extends, false, err, "extends: more than %d recipes on top of each other",
-                            MAX_EXTENDS));
+        GR_TRY(gr_yaml_fail(extends, false, err, "extends: more than %d recipes on top of each other", MAX_EXTENDS));
     st = load_tree(&base, r, base_path, chain, depth + 1, err);
-    if (st == GRAFT_BAD_INPUT)
-        st = gr_yaml_fail(extends, false, err, "extends: no recipe \"%s\"", extends->text);
+    if (st == GRAFT_BAD_INPUT) st = gr_yaml_fail(extends, false, err, "extends: no recipe \"%s\"", extends->text);
     if (st != GRAFT_OK) goto done;
     extends->text = "null"; /* done: the resolved recipe extends nothing */
     extends->plain = true;
@@ -190,8 +183,7 @@ static graft_status apply_override(gr_yaml **root, gr_recipe *r, const char *ove
     char *name = gr_arena_strdup(&r->arena, override), *dot;
     if (!label || !name) return gr_fail_memory(err, override);
     if (!equals || equals == override)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "%s: expected section.key=value, such as train.learning_rate=1e-4", override);
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: expected section.key=value, such as train.learning_rate=1e-4", override);
     if (!equals[1]) /* of a shell: an unset variable, or "" that was to be an empty text */
         return gr_fail(err, GRAFT_BAD_USAGE, "%snull (unset) or %s'\"\"' (an empty text): a value is missing", override, override);
     name[equals - override] = '\0';
@@ -261,8 +253,7 @@ graft_status gr_recipe_examine(gr_recipe **out, const char *path, const char *co
     if (!tree || tree->kind != GR_YAML_MAP) {
         tree = gr_arena_alloc(&r->arena, sizeof *tree);
         if (!tree) GR_TRY(gr_fail_memory(err, "recipe"));
-        *tree = (gr_yaml){
-            .kind = GR_YAML_MAP, .file = r->path, .from_file = path != NULL, .line = 1, .column = 1};
+        *tree = (gr_yaml){.kind = GR_YAML_MAP, .file = r->path, .from_file = path != NULL, .line = 1, .column = 1};
     }
     if (folder) GR_TRY(set_output_dir(tree, r, folder, err));
     for (int i = 0; i < n_overrides; i++) GR_TRY(apply_override(&tree, r, overrides[i], err));

@@ -68,7 +68,7 @@ typedef struct gr_problems {
         const char *text; /* "file:line:column: key: what was expected" */
         int line, column; /* 0: it came from the command line, or is no place in a file */
         bool missing;     /* a path that leads nowhere: nothing is wrong with the recipe itself */
-    } *items;
+    } * items;
     int64_t n, capacity;
     gr_arena arena;
     bool failed; /* memory ran out */

@@ -20,10 +20,8 @@ static const struct peer {
     {"finetuning_type", "use adapter.method"},
     {"stage", "use train.objective"},
     {"per_device_train_batch_size", "use train.batch_size: samples per optimizer step"},
-    {"micro_batch_size",
-     "use train.batch_size: samples per optimizer step; memory is train.micro_batch_tokens"},
-    {"gradient_accumulation_steps",
-     "leave it out: train.batch_size is per optimizer step, memory is train.micro_batch_tokens"},
+    {"micro_batch_size", "use train.batch_size: samples per optimizer step; memory is train.micro_batch_tokens"},
+    {"gradient_accumulation_steps", "leave it out: train.batch_size is per optimizer step, memory is train.micro_batch_tokens"},
     {"per_device_eval_batch_size", "use eval.batch_tokens"},
     {"eval_batch_size", "use eval.batch_tokens"},
     {"cutoff_len", "use data.max_length"},
@@ -112,8 +110,7 @@ static graft_status note(gr_problems *p, struct gr_problem problem, char *text) 
     if (!text || !gr_grow(&p->items, &p->capacity, p->n + 1, sizeof *p->items) ||
         !(problem.text = gr_arena_strdup(&p->arena, text)))
         p->failed = true;
-    else
-        p->items[p->n++] = problem;
+    else p->items[p->n++] = problem;
     free(text);
     return GRAFT_OK;
 }
@@ -146,11 +143,10 @@ static int row_of(const char *section, const char *name) {
 }
 
 /* At the place where the key stands. */
-static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section,
-                           const char *name, const char *why, gr_problems *p) {
+static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section, const char *name, const char *why,
+                           gr_problems *p) {
     int i = row_of(section, name);
-    if (i >= 0 && nodes[i])
-        return gr_problem_at(p, nodes[i], GR_AT_VALUE, "%s%s%s: %s", section, *section ? "." : "", name, why);
+    if (i >= 0 && nodes[i]) return gr_problem_at(p, nodes[i], GR_AT_VALUE, "%s%s%s: %s", section, *section ? "." : "", name, why);
     return note(p, (struct gr_problem){0},
                 gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why));
 }
@@ -170,8 +166,7 @@ static const char *unknown_metric(const gr_recipe *r) {
 
 static bool whole_ranks(const gr_recipe *r) {
     for (int i = 0; i < r->adapter_rank_pattern.n; i++)
-        if (r->adapter_rank_pattern.items[i].value != floor(r->adapter_rank_pattern.items[i].value))
-            return false;
+        if (r->adapter_rank_pattern.items[i].value != floor(r->adapter_rank_pattern.items[i].value)) return false;
     return true;
 }
 
@@ -198,16 +193,13 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), "eval", "metrics",
          "exact_match needs answers, which pretrain does not have"},
         {metric, "eval", "metrics", metric_why},
-        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience",
-         "needs data.eval"},
-        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs",
-         "0 epochs train nothing"},
+        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience", "needs data.eval"},
+        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs", "0 epochs train nothing"},
         {r->train_adam_beta1 >= 1, "train", "adam_beta1", "must be below 1"},
         {r->train_adam_beta2 >= 1, "train", "adam_beta2", "must be below 1"},
         {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, "train", "warmup_ratio",
          "give warmup_steps or warmup_ratio, not both"},
-        {r->_output_dir && !*r->_output_dir, "", "output_dir",
-         "expected the path of a folder, found nothing"},
+        {r->_output_dir && !*r->_output_dir, "", "output_dir", "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)
         if (rules[i].bad && !wrong[row_of(rules[i].section, rules[i].name)])

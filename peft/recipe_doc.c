@@ -11,8 +11,7 @@
 
 /* A code point that a YAML reader would refuse, fold or strip when it stood there as it is. */
 static bool needs_escape(uint32_t c) {
-    return c < 0x20 || (c >= 0x7F && c <= 0x9F) || c == 0x2028 || c == 0x2029 || c == 0xFEFF || c == 0xFFFE ||
-           c == 0xFFFF;
+    return c < 0x20 || (c >= 0x7F && c <= 0x9F) || c == 0x2028 || c == 0x2029 || c == 0xFEFF || c == 0xFFFE || c == 0xFFFF;
 }
 
 /* The code point at s (valid UTF-8, as libyaml made sure) and its length. */
@@ -46,14 +45,10 @@ static void put_text(gr_str *out, const char *s) {
     gr_str_putc(out, '"');
     for (int len; *s; s += len) {
         uint32_t c = code_point(s, &len);
-        if (c == '"' || c == '\\')
-            gr_str_printf(out, "\\%c", (char)c);
-        else if (c == '\n')
-            gr_str_puts(out, "\\n");
-        else if (needs_escape(c))
-            gr_str_printf(out, "\\u%04X", (unsigned)c);
-        else
-            gr_str_add(out, s, len);
+        if (c == '"' || c == '\\') gr_str_printf(out, "\\%c", (char)c);
+        else if (c == '\n') gr_str_puts(out, "\\n");
+        else if (needs_escape(c)) gr_str_printf(out, "\\u%04X", (unsigned)c);
+        else gr_str_add(out, s, len);
     }
     gr_str_putc(out, '"');
 }
@@ -66,11 +61,9 @@ static void put_double(gr_str *out, double v) {
         if (strtod(text, NULL) == v) break;
     }
     char *e = strchr(text, 'e');
-    if (e && !memchr(text, '.',
-                     (size_t)(e - text))) /* YAML 1.1 readers take 1e-08 for a text, 1.0e-08 for a number */
+    if (e && !memchr(text, '.', (size_t)(e - text))) /* YAML 1.1 readers take 1e-08 for a text, 1.0e-08 for a number */
         gr_str_printf(out, "%.*s.0%s", (int)(e - text), text, e);
-    else
-        gr_str_puts(out, text);
+    else gr_str_puts(out, text);
 }
 
 /* absolute: a path that leads somewhere is written from the root on, so that it does so from every folder. */
@@ -109,10 +102,8 @@ static void put_source(gr_str *out, const gr_data_source *s, bool absolute) {
     gr_str_puts(out, "]\n      weight: ");
     put_double(out, s->weight);
     gr_str_puts(out, "\n      limit: ");
-    if (s->limit > 0)
-        gr_str_printf(out, "%lld", (long long)s->limit);
-    else
-        gr_str_puts(out, "null");
+    if (s->limit > 0) gr_str_printf(out, "%lld", (long long)s->limit);
+    else gr_str_puts(out, "null");
 }
 
 static void put_lists(gr_str *out, const gr_key *k, const void *field, bool absolute) {
@@ -136,10 +127,8 @@ static void put_lists(gr_str *out, const gr_key *k, const void *field, bool abso
         gr_str_putc(out, '}');
     } else {
         const gr_source_list *list = field;
-        if (list->share > 0)
-            put_double(out, list->share);
-        else if (list->n == 0)
-            gr_str_puts(out, "null");
+        if (list->share > 0) put_double(out, list->share);
+        else if (list->n == 0) gr_str_puts(out, "null");
         for (int i = 0; i < list->n; i++) put_source(out, &list->items[i], absolute);
     }
 }
@@ -151,18 +140,11 @@ static void put_value(gr_str *out, const gr_key *k, const void *field, bool abso
     case GR_KEY_STRING:
         if (*(const char *const *)field)
             put_path(out, *(const char *const *)field, absolute && is_path(k, *(const char *const *)field));
-        else
-            gr_str_puts(out, "null");
+        else gr_str_puts(out, "null");
         break;
-    case GR_KEY_VALUES: /* JSON is YAML */
-        gr_str_puts(out, *(const char *const *)field);
-        break;
-    case GR_KEY_FLOAT:
-        put_double(out, *(const double *)field);
-        break;
-    case GR_KEY_BOOL:
-        gr_str_puts(out, *(const bool *)field ? "true" : "false");
-        break;
+    case GR_KEY_VALUES: /* JSON is YAML */ gr_str_puts(out, *(const char *const *)field); break;
+    case GR_KEY_FLOAT: put_double(out, *(const double *)field); break;
+    case GR_KEY_BOOL: gr_str_puts(out, *(const bool *)field ? "true" : "false"); break;
     case GR_KEY_ENUM:
         gr_key_choice(k, *(const int *)field, choice);
         gr_str_puts(out, choice);
@@ -172,19 +154,14 @@ static void put_value(gr_str *out, const gr_key *k, const void *field, bool abso
     case GR_KEY_SIZE_AUTO:
     case GR_KEY_INT_NULL:
         i = *(const int64_t *)field;
-        if (i < 0 && k->type != GR_KEY_INT)
-            gr_str_puts(out, k->type == GR_KEY_INT_NULL ? "null" : "auto");
-        else
-            gr_str_printf(out, "%lld", (long long)i);
+        if (i < 0 && k->type != GR_KEY_INT) gr_str_puts(out, k->type == GR_KEY_INT_NULL ? "null" : "auto");
+        else gr_str_printf(out, "%lld", (long long)i);
         break;
-    default:
-        put_lists(out, k, field, absolute);
+    default: put_lists(out, k, field, absolute);
     }
 }
 
-void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out) {
-    put_value(out, k, (const char *)r + k->offset, true);
-}
+void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out) { put_value(out, k, (const char *)r + k->offset, true); }
 
 static graft_status print_recipe(const gr_recipe *r, bool absolute, gr_str *out, graft_error *err) {
     const char *section = "";
@@ -199,61 +176,40 @@ static graft_status print_recipe(const gr_recipe *r, bool absolute, gr_str *out,
     return out->failed ? gr_fail_memory(err, "recipe") : GRAFT_OK;
 }
 
-graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err) {
-    return print_recipe(r, false, out, err);
-}
+graft_status gr_recipe_print(const gr_recipe *r, gr_str *out, graft_error *err) { return print_recipe(r, false, out, err); }
 
-graft_status gr_recipe_print_absolute(const gr_recipe *r, gr_str *out, graft_error *err) {
-    return print_recipe(r, true, out, err);
-}
+graft_status gr_recipe_print_absolute(const gr_recipe *r, gr_str *out, graft_error *err) { return print_recipe(r, true, out, err); }
 
 /* ---- help ---- */
 
 static const char *form(const gr_key *k) {
     switch (k->type) {
-    case GR_KEY_STRING:
-        return "text";
-    case GR_KEY_INT:
-        return "whole number";
-    case GR_KEY_FLOAT:
-        return "number";
-    case GR_KEY_BOOL:
-        return "true or false";
-    case GR_KEY_ENUM:
-        return "";
-    case GR_KEY_INT_AUTO:
-        return "whole number or auto";
-    case GR_KEY_SIZE_AUTO:
-        return "size or auto";
-    case GR_KEY_INT_NULL:
-        return "whole number or null";
-    case GR_KEY_LIST:
-        return "name or list of names";
-    case GR_KEY_MAP:
-        return "{pattern: number}";
-    case GR_KEY_VALUES:
-        return "{name: value}";
-    case GR_KEY_SOURCES:
-        return "path or list of sources";
-    case GR_KEY_EVAL_SOURCES:
-        return "path, list of sources or share";
+    case GR_KEY_STRING: return "text";
+    case GR_KEY_INT: return "whole number";
+    case GR_KEY_FLOAT: return "number";
+    case GR_KEY_BOOL: return "true or false";
+    case GR_KEY_ENUM: return "";
+    case GR_KEY_INT_AUTO: return "whole number or auto";
+    case GR_KEY_SIZE_AUTO: return "size or auto";
+    case GR_KEY_INT_NULL: return "whole number or null";
+    case GR_KEY_LIST: return "name or list of names";
+    case GR_KEY_MAP: return "{pattern: number}";
+    case GR_KEY_VALUES: return "{name: value}";
+    case GR_KEY_SOURCES: return "path or list of sources";
+    case GR_KEY_EVAL_SOURCES: return "path, list of sources or share";
     }
     return "";
 }
 
 void gr_recipe_help(gr_str *out) {
     const char *section = NULL;
-    gr_str_puts(
-        out,
-        "A recipe is YAML. Every key below may be left out, except model.base, data.train and output_dir.\n"
-        "On the command line a key is written section.key=value, such as train.learning_rate=1e-4.\n");
+    gr_str_puts(out, "A recipe is YAML. Every key below may be left out, except model.base, data.train and output_dir.\n"
+                     "On the command line a key is written section.key=value, such as train.learning_rate=1e-4.\n");
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (!section || strcmp(section, k->section) != 0) {
-            if (*k->section)
-                gr_str_printf(out, "\n%s:\n", k->section);
-            else
-                gr_str_puts(out, "\n");
+            if (*k->section) gr_str_printf(out, "\n%s:\n", k->section);
+            else gr_str_puts(out, "\n");
         }
         section = k->section;
         gr_str_printf(out, "%s%s: %s", *section ? "  " : "", k->name, k->fallback);
@@ -271,12 +227,8 @@ static json_t *number_schema(const gr_key *k, const char *type) {
     double min, max;
     gr_key_range(k, &min, &max);
     json_t *s = json_pack("{s:s}", "type", type);
-    if (!isinf(min))
-        json_object_set_new(s, "minimum",
-                            strcmp(type, "integer") ? json_real(min) : json_integer((json_int_t)min));
-    if (!isinf(max))
-        json_object_set_new(s, "maximum",
-                            strcmp(type, "integer") ? json_real(max) : json_integer((json_int_t)max));
+    if (!isinf(min)) json_object_set_new(s, "minimum", strcmp(type, "integer") ? json_real(min) : json_integer((json_int_t)min));
+    if (!isinf(max)) json_object_set_new(s, "maximum", strcmp(type, "integer") ? json_real(max) : json_integer((json_int_t)max));
     return s;
 }
 
@@ -298,39 +250,28 @@ static json_t *source_schema(void) {
 static json_t *value_schema(const gr_key *k) {
     json_t *s;
     switch (k->type) {
-    case GR_KEY_STRING:
-        return json_pack("{s:[s,s]}", "type", "string", "null");
-    case GR_KEY_INT:
-        return number_schema(k, "integer");
-    case GR_KEY_FLOAT:
-        return number_schema(k, "number");
-    case GR_KEY_BOOL:
-        return json_pack("{s:s}", "type", "boolean");
-    case GR_KEY_ENUM:
-        return enum_schema(k);
-    case GR_KEY_INT_AUTO:
-        return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "const", "auto");
+    case GR_KEY_STRING: return json_pack("{s:[s,s]}", "type", "string", "null");
+    case GR_KEY_INT: return number_schema(k, "integer");
+    case GR_KEY_FLOAT: return number_schema(k, "number");
+    case GR_KEY_BOOL: return json_pack("{s:s}", "type", "boolean");
+    case GR_KEY_ENUM: return enum_schema(k);
+    case GR_KEY_INT_AUTO: return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "const", "auto");
     case GR_KEY_SIZE_AUTO:
-        return json_pack("{s:[o,{s:s,s:s}]}", "anyOf", number_schema(k, "integer"), "type", "string",
-                         "pattern", "^(auto|[0-9.]+ ?([KMGT]i?)?B?)$");
-    case GR_KEY_INT_NULL:
-        return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "type", "null");
+        return json_pack("{s:[o,{s:s,s:s}]}", "anyOf", number_schema(k, "integer"), "type", "string", "pattern",
+                         "^(auto|[0-9.]+ ?([KMGT]i?)?B?)$");
+    case GR_KEY_INT_NULL: return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "type", "null");
     case GR_KEY_LIST:
-        return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items",
-                         "type", "string");
-    case GR_KEY_VALUES:
-        return json_pack("{s:[s,s]}", "type", "object", "null");
+        return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items", "type", "string");
+    case GR_KEY_VALUES: return json_pack("{s:[s,s]}", "type", "object", "null");
     case GR_KEY_MAP:
-        return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties",
-                         number_schema(k, "number"));
+        return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties", number_schema(k, "number"));
     case GR_KEY_SOURCES:
     case GR_KEY_EVAL_SOURCES:
-        s = json_pack("{s:[o,{s:s,s:o},{s:s}]}", "anyOf", source_schema(), "type", "array", "items",
-                      source_schema(), "type", "null");
+        s = json_pack("{s:[o,{s:s,s:o},{s:s}]}", "anyOf", source_schema(), "type", "array", "items", source_schema(), "type",
+                      "null");
         if (s && k->type == GR_KEY_EVAL_SOURCES)
-            json_array_append_new(
-                json_object_get(s, "anyOf"),
-                json_pack("{s:s,s:i,s:i}", "type", "number", "exclusiveMinimum", 0, "exclusiveMaximum", 1));
+            json_array_append_new(json_object_get(s, "anyOf"),
+                                  json_pack("{s:s,s:i,s:i}", "type", "number", "exclusiveMinimum", 0, "exclusiveMaximum", 1));
         return s;
     }
     return NULL;
@@ -348,18 +289,16 @@ static json_t *default_json(const gr_key *k) {
 }
 
 graft_status gr_recipe_json_schema(char **json, graft_error *err) {
-    json_t *root =
-        json_pack("{s:s,s:s,s:s,s:b,s:{}}", "$schema", "http://json-schema.org/draft-07/schema#", "title",
-                  "graft recipe", "type", "object", "additionalProperties", 0, "properties");
+    json_t *root = json_pack("{s:s,s:s,s:s,s:b,s:{}}", "$schema", "http://json-schema.org/draft-07/schema#", "title",
+                             "graft recipe", "type", "object", "additionalProperties", 0, "properties");
     json_t *top = json_object_get(root, "properties");
     for (int i = 0; i < gr_recipe_n_keys(); i++) {
         const gr_key *k = &gr_recipe_keys[i];
         json_t *where = top;
         if (*k->section) {
             if (!json_object_get(top, k->section))
-                json_object_set_new(
-                    top, k->section,
-                    json_pack("{s:s,s:b,s:{}}", "type", "object", "additionalProperties", 0, "properties"));
+                json_object_set_new(top, k->section,
+                                    json_pack("{s:s,s:b,s:{}}", "type", "object", "additionalProperties", 0, "properties"));
             where = json_object_get(json_object_get(top, k->section), "properties");
         }
         json_t *s = value_schema(k);

@@ -41,9 +41,8 @@ static bool parse_size(const char *s, int64_t *out) {
     static const struct unit {
         const char *name;
         double bytes;
-    } units[] = {
-        {"", 1},      {"B", 1},        {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
-        {"TB", 1e12}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
+    } units[] = {{"", 1},      {"B", 1},        {"KB", 1e3},        {"MB", 1e6},           {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0}, {"TiB", 1099511627776.0}};
     char number[32];
     size_t n = strspn(s, "0123456789.");
     double v;
@@ -65,10 +64,8 @@ static graft_status check_range(gr_reading *rd, const gr_yaml *n, const gr_key *
     char range[64];
     gr_key_range(k, &min, &max);
     if (v >= min && v <= max) return GRAFT_OK;
-    if (isinf(max))
-        snprintf(range, sizeof range, "at least %g", min);
-    else
-        snprintf(range, sizeof range, "a number from %g to %g", min, max);
+    if (isinf(max)) snprintf(range, sizeof range, "at least %g", min);
+    else snprintf(range, sizeof range, "a number from %g to %g", min, max);
     return expected(rd, n, k, range);
 }
 
@@ -91,13 +88,11 @@ static graft_status read_number(gr_reading *rd, const gr_yaml *n, const gr_key *
         *(int64_t *)field = -1;
         if (k->type == GR_KEY_INT_NULL ? gr_yaml_is_null(n) : plain_word(n, "auto")) return GRAFT_OK;
         if (k->type == GR_KEY_SIZE_AUTO) {
-            if (!plain || !parse_size(n->text, &i))
-                return expected(rd, n, k, "a size such as 12GiB, or auto");
+            if (!plain || !parse_size(n->text, &i)) return expected(rd, n, k, "a size such as 12GiB, or auto");
             break;
         }
         if (!plain || !parse_int(n->text, &i))
-            return expected(
-                rd, n, k, k->type == GR_KEY_INT_NULL ? "a whole number or null" : "a whole number or auto");
+            return expected(rd, n, k, k->type == GR_KEY_INT_NULL ? "a whole number or null" : "a whole number or auto");
         break;
     default:
         if (!plain || !parse_int(n->text, &i)) return expected(rd, n, k, "a whole number");
@@ -132,8 +127,8 @@ static graft_status read_enum(gr_reading *rd, const gr_yaml *n, const gr_key *k,
         return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s%s%s: %s %s", k->section, *k->section ? "." : "", k->name, n->text,
                              why);
     const char *near = n->kind == GR_YAML_SCALAR ? gr_nearest(n->text, names, n_choices) : NULL;
-    snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint,
-             near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+    snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint, near ? " (did you mean " : "",
+             near ? near : "", near ? "?)" : "");
     return expected(rd, n, k, what);
 }
 
@@ -151,12 +146,9 @@ static graft_status read_list(gr_reading *rd, const gr_yaml *n, const gr_key *k,
     int count = n->kind == GR_YAML_LIST ? count_children(n) : 1;
     list->items = gr_arena_alloc(&rd->r->arena, count * (int64_t)sizeof *list->items);
     if (!list->items) return gr_fail_memory(rd->err, k->name);
-    for (const gr_yaml *c = n->kind == GR_YAML_LIST ? n->child : n; c;
-         c = n->kind == GR_YAML_LIST ? c->next : NULL) {
-        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c) || !*c->text)
-            GR_TRY(expected(rd, c, k, "a name"));
-        else
-            list->items[list->n++] = c->text;
+    for (const gr_yaml *c = n->kind == GR_YAML_LIST ? n->child : n; c; c = n->kind == GR_YAML_LIST ? c->next : NULL) {
+        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c) || !*c->text) GR_TRY(expected(rd, c, k, "a name"));
+        else list->items[list->n++] = c->text;
     }
 done:
     return st;
@@ -171,10 +163,8 @@ static graft_status read_map(gr_reading *rd, const gr_yaml *n, const gr_key *k, 
     if (!list->items) return gr_fail_memory(rd->err, k->name);
     for (const gr_yaml *c = n->child; c; c = c->next) {
         double v = NAN;
-        if (c->kind != GR_YAML_SCALAR || !c->plain || !parse_float(c->text, &v))
-            GR_TRY(expected(rd, c, k, "a number"));
-        else
-            GR_TRY(check_range(rd, c, k, v));
+        if (c->kind != GR_YAML_SCALAR || !c->plain || !parse_float(c->text, &v)) GR_TRY(expected(rd, c, k, "a number"));
+        else GR_TRY(check_range(rd, c, k, v));
         list->items[list->n++] = (gr_pattern){c->key, v};
     }
 done:
@@ -251,9 +241,7 @@ static graft_status known_name(gr_reading *rd, const gr_yaml *n, const gr_key *k
                          what, n->text, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", also, list);
 }
 
-static const char *template_name(int i) {
-    return gr_chat_names()[i];
-}
+static const char *template_name(int i) { return gr_chat_names()[i]; }
 
 static graft_status read_string(gr_reading *rd, const gr_yaml *n, const gr_key *k, const char **field) {
     bool is_path =
@@ -278,10 +266,8 @@ static graft_status read_columns(gr_reading *rd, const gr_yaml *n, const gr_key 
     gr_column *columns = gr_arena_alloc(&rd->r->arena, count_children(n) * (int64_t)sizeof *columns);
     if (!columns) return gr_fail_memory(rd->err, k->name);
     for (const gr_yaml *c = n->child; c; c = c->next) {
-        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c))
-            GR_TRY(expected(rd, c, k, "the name of a column"));
-        else
-            columns[s->n_columns++] = (gr_column){c->key, c->text};
+        if (c->kind != GR_YAML_SCALAR || gr_yaml_is_null(c)) GR_TRY(expected(rd, c, k, "the name of a column"));
+        else columns[s->n_columns++] = (gr_column){c->key, c->text};
     }
     s->columns = columns;
 done:
@@ -308,8 +294,7 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
     if (strcmp(c->key, "format") == 0) {
         if (!scalar || null) return expected(rd, c, k, "format: auto or the name of a format");
         s->format = c->text;
-        return strcmp(c->text, "auto") == 0 ? GRAFT_OK
-                                             : known_name(rd, c, k, "format", gr_data_format, "auto");
+        return strcmp(c->text, "auto") == 0 ? GRAFT_OK : known_name(rd, c, k, "format", gr_data_format, "auto");
     } else if (strcmp(c->key, "columns") == 0) {
         return read_columns(rd, c, k, s);
     } else if (strcmp(c->key, "ignore") == 0) {
@@ -322,10 +307,9 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
             return expected(rd, c, k, "limit: a whole number from 1, or null");
     } else {
         const char *near = gr_nearest(c->key, names, GR_LEN(names));
-        return gr_problem_at(
-            rd->problems, c, GR_AT_KEY,
-            "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, ignore, weight, limit%s%s%s", c->key,
-            k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+        return gr_problem_at(rd->problems, c, GR_AT_KEY,
+                             "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, ignore, weight, limit%s%s%s",
+                             c->key, k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
     }
     return GRAFT_OK;
 }
@@ -333,8 +317,7 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
 static graft_status read_source(gr_reading *rd, const gr_yaml *n, const gr_key *k, gr_data_source *s) {
     graft_status st = GRAFT_OK;
     *s = (gr_data_source){.format = "auto", .weight = 1.0};
-    if (n->kind == GR_YAML_SCALAR && !gr_yaml_is_null(n) && *n->text)
-        return read_path(rd, n, k, &s->path);
+    if (n->kind == GR_YAML_SCALAR && !gr_yaml_is_null(n) && *n->text) return read_path(rd, n, k, &s->path);
     if (n->kind != GR_YAML_MAP) return expected(rd, n, k, "a path or {path: ..., format: ..., ...}");
     for (const gr_yaml *c = n->child; c; c = c->next) GR_TRY(read_source_key(rd, c, k, s));
     if (!gr_yaml_find(n, "path") || (s->path && !*s->path))
@@ -347,8 +330,7 @@ static graft_status read_sources(gr_reading *rd, const gr_yaml *n, const gr_key 
     graft_status st = GRAFT_OK;
     *list = (gr_source_list){0};
     if (gr_yaml_is_null(n)) return GRAFT_OK;
-    if (k->type == GR_KEY_EVAL_SOURCES && n->kind == GR_YAML_SCALAR && n->plain &&
-        parse_float(n->text, &list->share)) {
+    if (k->type == GR_KEY_EVAL_SOURCES && n->kind == GR_YAML_SCALAR && n->plain && parse_float(n->text, &list->share)) {
         if (list->share > 0 && list->share < 1) return GRAFT_OK;
         return expected(rd, n, k, "a path, or a share between 0 and 1 (such as 0.02)");
     }
@@ -364,22 +346,14 @@ done:
 graft_status gr_read_value(gr_reading *rd, const gr_yaml *n, const gr_key *k) {
     void *field = (char *)rd->r + k->offset;
     switch (k->type) {
-    case GR_KEY_STRING:
-        return read_string(rd, n, k, field);
-    case GR_KEY_BOOL:
-        return read_bool(rd, n, k, field);
-    case GR_KEY_ENUM:
-        return read_enum(rd, n, k, field);
-    case GR_KEY_LIST:
-        return read_list(rd, n, k, field);
-    case GR_KEY_VALUES:
-        return read_values(rd, n, k, field);
-    case GR_KEY_MAP:
-        return read_map(rd, n, k, field);
+    case GR_KEY_STRING: return read_string(rd, n, k, field);
+    case GR_KEY_BOOL: return read_bool(rd, n, k, field);
+    case GR_KEY_ENUM: return read_enum(rd, n, k, field);
+    case GR_KEY_LIST: return read_list(rd, n, k, field);
+    case GR_KEY_VALUES: return read_values(rd, n, k, field);
+    case GR_KEY_MAP: return read_map(rd, n, k, field);
     case GR_KEY_SOURCES:
-    case GR_KEY_EVAL_SOURCES:
-        return read_sources(rd, n, k, field);
-    default:
-        return read_number(rd, n, k, field);
+    case GR_KEY_EVAL_SOURCES: return read_sources(rd, n, k, field);
+    default: return read_number(rd, n, k, field);
     }
 }

@@ -45,8 +45,8 @@ static graft_status fail_parser(const reader *r) {
                 column = 0;
             }
     }
-    snprintf(what, sizeof what, "not valid YAML: %s%s%s", p->problem ? p->problem : "unknown problem",
-             p->context ? " " : "", p->context ? p->context : "");
+    snprintf(what, sizeof what, "not valid YAML: %s%s%s", p->problem ? p->problem : "unknown problem", p->context ? " " : "",
+             p->context ? p->context : "");
     return fail_at(r, line, column, what);
 }
 
@@ -76,9 +76,7 @@ static gr_yaml *new_node(reader *r, gr_yaml_kind kind) {
     return n;
 }
 
-static graft_status failed(const reader *r) {
-    return r->err ? r->err->status : GRAFT_BAD_USAGE;
-}
+static graft_status failed(const reader *r) { return r->err ? r->err->status : GRAFT_BAD_USAGE; }
 
 /* The scalar's text as a C string. */
 static graft_status scalar_text(reader *r, const char **text) {
@@ -154,10 +152,8 @@ static graft_status read_children(reader *r, int depth, gr_yaml *parent) {
     GR_TRY(next(r));
     while (r->event.type != end) {
         gr_yaml *child = NULL;
-        if (parent->kind == GR_YAML_MAP)
-            GR_TRY(read_entry(r, depth, parent, &child));
-        else
-            GR_TRY(read_node(r, depth, &child));
+        if (parent->kind == GR_YAML_MAP) GR_TRY(read_entry(r, depth, parent, &child));
+        else GR_TRY(read_node(r, depth, &child));
         *tail = child;
         tail = &child->next;
         GR_TRY(next(r));
@@ -174,8 +170,7 @@ static graft_status read_node(reader *r, int depth, gr_yaml **out) {
     gr_yaml *n = NULL;
     if (depth >= MAX_DEPTH) return fail_here(r, "nested too deep for a recipe");
     switch (r->event.type) {
-    case YAML_ALIAS_EVENT:
-        return resolve_alias(r, out);
+    case YAML_ALIAS_EVENT: return resolve_alias(r, out);
     case YAML_SCALAR_EVENT:
         tag = r->event.data.scalar.tag;
         anchor_name = r->event.data.scalar.anchor;
@@ -188,12 +183,10 @@ static graft_status read_node(reader *r, int depth, gr_yaml **out) {
         tag = r->event.data.sequence_start.tag;
         anchor_name = r->event.data.sequence_start.anchor;
         break;
-    default:
-        return fail_here(r, "a value was expected here");
+    default: return fail_here(r, "a value was expected here");
     }
     if (tag) return fail_here(r, "YAML tags (!name) are not known in recipes");
-    if (anchor_name && !(anchor = gr_arena_strdup(r->arena, (const char *)anchor_name)))
-        return gr_fail_memory(r->err, r->file);
+    if (anchor_name && !(anchor = gr_arena_strdup(r->arena, (const char *)anchor_name))) return gr_fail_memory(r->err, r->file);
     n = new_node(r, r->event.type == YAML_SCALAR_EVENT          ? GR_YAML_SCALAR
                     : r->event.type == YAML_MAPPING_START_EVENT ? GR_YAML_MAP
                                                                 : GR_YAML_LIST);
@@ -225,21 +218,15 @@ static graft_status read_stream(reader *r, gr_yaml **out) {
     GR_TRY(read_node(r, 0, out));
     GR_TRY(next(r)); /* document end */
     GR_TRY(next(r));
-    if (r->event.type != YAML_STREAM_END_EVENT)
-        return fail_here(r, "a recipe is one YAML document; a second one starts here");
+    if (r->event.type != YAML_STREAM_END_EVENT) return fail_here(r, "a recipe is one YAML document; a second one starts here");
 done:
     return st;
 }
 
-graft_status gr_yaml_parse(gr_yaml **out, gr_arena *arena, const char *text, int64_t len, const char *file,
-                           bool from_file, graft_error *err) {
+graft_status gr_yaml_parse(gr_yaml **out, gr_arena *arena, const char *text, int64_t len, const char *file, bool from_file,
+                           graft_error *err) {
     graft_error ignored = {0};
-    reader r = {.arena = arena,
-                .text = text,
-                .len = len,
-                .file = file,
-                .from_file = from_file,
-                .err = err ? err : &ignored};
+    reader r = {.arena = arena, .text = text, .len = len, .file = file, .from_file = from_file, .err = err ? err : &ignored};
     gr_yaml *tree = NULL;
     if (!yaml_parser_initialize(&r.parser)) return gr_fail_memory(err, file);
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, (size_t)len);
@@ -283,15 +270,10 @@ bool gr_yaml_is_null(const gr_yaml *n) {
 }
 
 const char *gr_yaml_describe(const gr_yaml *n, char *out, size_t size) {
-    if (n->kind == GR_YAML_LIST)
-        snprintf(out, size, "a list");
-    else if (n->kind == GR_YAML_MAP)
-        snprintf(out, size, "a mapping (key: value)");
-    else if (gr_yaml_is_null(n))
-        snprintf(out, size, "nothing (null)");
-    else
-        snprintf(out, size, "%s\"%.60s\"%s", n->plain ? "" : "the quoted text ", n->text,
-                 strlen(n->text) > 60 ? "..." : "");
+    if (n->kind == GR_YAML_LIST) snprintf(out, size, "a list");
+    else if (n->kind == GR_YAML_MAP) snprintf(out, size, "a mapping (key: value)");
+    else if (gr_yaml_is_null(n)) snprintf(out, size, "nothing (null)");
+    else snprintf(out, size, "%s\"%.60s\"%s", n->plain ? "" : "the quoted text ", n->text, strlen(n->text) > 60 ? "..." : "");
     return out;
 }
 

@@ -25,8 +25,8 @@ typedef struct gr_yaml {
 /* Parse text[len]; everything is allocated from arena; file is borrowed. An empty document is a null scalar.
  * BAD_USAGE with file:line:column for bad syntax, invalid UTF-8, a duplicate key, an unknown alias, a tree
  * beyond the bounds. */
-graft_status gr_yaml_parse(gr_yaml **out, gr_arena *arena, const char *text, int64_t len, const char *file,
-                           bool from_file, graft_error *err);
+graft_status gr_yaml_parse(gr_yaml **out, gr_arena *arena, const char *text, int64_t len, const char *file, bool from_file,
+                           graft_error *err);
 /* over laid over base: maps are merged key by key, everything else is replaced. May reuse the nodes of both.
  */
 gr_yaml *gr_yaml_merge(gr_yaml *base, gr_yaml *over);
@@ -37,7 +37,6 @@ bool gr_yaml_is_null(const gr_yaml *n);
 /* The value in words for "found ...", into out[size]; "the text \"abc\"", "a list". */
 const char *gr_yaml_describe(const gr_yaml *n, char *out, size_t size);
 /* BAD_USAGE "file:line:column: message" (at_key: the place of the key, not of its value). */
-graft_status gr_yaml_fail(const gr_yaml *n, bool at_key, graft_error *err, const char *format, ...)
-    GR_PRINTF(4, 5);
+graft_status gr_yaml_fail(const gr_yaml *n, bool at_key, graft_error *err, const char *format, ...) GR_PRINTF(4, 5);
 
 #endif

@@ -9,9 +9,7 @@
 #include "peft/run.h"
 #include "peft/schedule.h"
 
-static int by_text(const void *a, const void *b) {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
 
 /* Lists of names in any order, each name once. */
 static bool same_names(const gr_list *a, const gr_list *b) {
@@ -139,7 +137,8 @@ void gr_resume_tell_complete(const gr_run *run) {
                 run->r->train_max_steps > 0 ? "train.max_steps" : "train.num_train_epochs");
     else
         gr_note("the run is complete, and its learning rate has come to its end: to go on from it, begin another run in its own "
-                "output_dir (%s)", way_out(run));
+                "output_dir (%s)",
+                way_out(run));
 }
 
 /* Where the base lies may change; that it is the same one is taken for granted, aloud. */

@@ -16,15 +16,15 @@ typedef struct gr_run {
     gr_tokenizer *tokenizer;
     gr_chat *chat;
     gr_model *model;
-    int64_t base_bytes;      /* of the quantised matrices; 0: none */
-    gr_adapter *adapter;     /* method lora, else NULL */
-    gr_params *params;       /* what is trained: the adapter's, or `full` */
+    int64_t base_bytes;  /* of the quantised matrices; 0: none */
+    gr_adapter *adapter; /* method lora, else NULL */
+    gr_params *params;   /* what is trained: the adapter's, or `full` */
     gr_params full;
     gr_dataset *train, *eval; /* eval: NULL when there is none */
     gr_decoder *decoder;
-    gr_decoder_options plan; /* rows of the largest micro-batch and recompute policy */
-    int64_t micro_tokens;    /* rows that a micro-batch of several samples has at most */
-    gr_memory memory;        /* as planned */
+    gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */
+    int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
+    gr_memory memory;                          /* as planned */
     int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */
     int by_cgroup;
     int64_t samples, mean_tokens; /* of the training set, also where it is only assumed; 0: not known */
@@ -33,15 +33,15 @@ typedef struct gr_run {
     gr_train_state state;
     double last_eval_loss; /* NaN: none in this process */
     gr_metrics *metrics;
-    bool resumes;      /* from a checkpoint */
-    char *recipe_text; /* resolved */
+    bool resumes;                /* from a checkpoint */
+    char *recipe_text;           /* resolved */
     gr_train_callback *progress; /* may be NULL */
     void *payload;
-    FILE *log;         /* run.log, NULL before gr_folder_open */
-    FILE *early;       /* what is logged until then */
+    FILE *log;   /* run.log, NULL before gr_folder_open */
+    FILE *early; /* what is logged until then */
     char *early_text;
     size_t early_len;
-    int64_t started;   /* time(2) */
+    int64_t started; /* time(2) */
 } gr_run;
 
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */

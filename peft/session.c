@@ -23,10 +23,8 @@ graft_status gr_session_base(char **out, const char *path, graft_error *err) {
                        "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a "
                        "run gives is in its own folder",
                        path);
-    if (gr_is_dir(path) && !has_file(path, "config.json") && has_file(path, "model"))
-        *out = gr_path_join(path, "model");
-    else
-        *out = gr_strdup(path);
+    if (gr_is_dir(path) && !has_file(path, "config.json") && has_file(path, "model")) *out = gr_path_join(path, "model");
+    else *out = gr_strdup(path);
     return *out ? GRAFT_OK : gr_fail_memory(err, path);
 }
 
@@ -50,8 +48,7 @@ static graft_status split_scale(const char *given, char **path, double *scale, g
     if (colon) {
         *scale = strtod(colon + 1, &end);
         if (end == colon + 1 || *end || !isfinite(*scale))
-            return gr_fail(err, GRAFT_BAD_USAGE,
-                           "adapter %s: expected PATH or PATH:SCALE with a number as scale", given);
+            return gr_fail(err, GRAFT_BAD_USAGE, "adapter %s: expected PATH or PATH:SCALE with a number as scale", given);
     }
     *path = gr_strndup(given, colon ? colon - given : (int64_t)strlen(given));
     return *path ? GRAFT_OK : gr_fail_memory(err, given);
@@ -65,8 +62,7 @@ static graft_status add_adapter(gr_session *s, const char *given, graft_error *e
     GR_TRY(split_scale(given, &path, &scale, err));
     GR_TRY(gr_adapter_load(&a, path, s->model, false, err));
     if (a->tokenizer_hash && s->tokenizer && a->tokenizer_hash != gr_tokenizer_hash(s->tokenizer))
-        gr_warn("%s was trained with another tokenizer than that of %s", path,
-                gr_weights_path(s->model->weights));
+        gr_warn("%s was trained with another tokenizer than that of %s", path, gr_weights_path(s->model->weights));
     s->scales[s->n_adapters] = scale;
     s->adapters[s->n_adapters++] = a;
     GR_TRY(gr_adapter_attach(a, s->model, scale, err));
@@ -104,13 +100,11 @@ static graft_status open_device(gr_session *s, int threads, graft_error *err) {
     return s->device ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
 }
 
-static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base,
-                               graft_error *err) {
+static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
     graft_status st = GRAFT_OK;
     GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), 0, err));
     if (gr_weights_shape_only(s->model->weights))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it",
-                       base));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it", base));
     int quantize = gr_quantize_type(o->quantize);
     if (quantize >= 0) GR_TRY(gr_model_quantize(s->model, (gr_dtype)quantize, err));
     GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));

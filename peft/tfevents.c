@@ -31,9 +31,7 @@ static void put_varint(gr_str *s, uint64_t v) {
     gr_str_putc(s, (char)v);
 }
 
-static void put_key(gr_str *s, int field, enum wire wire) {
-    put_varint(s, (uint64_t)field << 3 | wire);
-}
+static void put_key(gr_str *s, int field, enum wire wire) { put_varint(s, (uint64_t)field << 3 | wire); }
 
 /* The low n bytes of v, least significant first. */
 static void put_fixed(gr_str *s, uint64_t v, int n) {
@@ -104,8 +102,7 @@ static FILE *open_new(gr_tfevents *t, const char *folder) {
     if (gethostname(host, sizeof(host) - 1) != 0 || host[0] == 0) memcpy(host, "localhost", 10);
     for (int i = 0; i < 1000; i++) {
         free(t->path);
-        t->path = gr_format("%s/events.out.tfevents.%010lld.%s.%ld.%d", folder, (long long)now.tv_sec, host,
-                            (long)getpid(), i);
+        t->path = gr_format("%s/events.out.tfevents.%010lld.%s.%ld.%d", folder, (long long)now.tv_sec, host, (long)getpid(), i);
         if (!t->path) return NULL;
         FILE *f = fopen(t->path, "wbx");
         if (f || errno != EEXIST) return f;
@@ -141,8 +138,7 @@ done:
     return GRAFT_OK;
 }
 
-graft_status gr_tfevents_add(gr_tfevents *t, int64_t step, const gr_scalar *scalars, int n,
-                             graft_error *err) {
+graft_status gr_tfevents_add(gr_tfevents *t, int64_t step, const gr_scalar *scalars, int n, graft_error *err) {
     gr_str_clear(&t->summary);
     for (int i = 0; i < n; i++) {
         gr_str_clear(&t->value);

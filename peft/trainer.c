@@ -146,11 +146,17 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
     }
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
-    gr_adapter_config c = {.rank = r->adapter_rank, .alpha = r->adapter_alpha, .dropout = r->adapter_dropout,
-                           .use_rslora = r->adapter_use_rslora, .target_modules = r->adapter_target_modules.items,
-                           .n_target_modules = r->adapter_target_modules.n, .rank_pattern = r->adapter_rank_pattern.items,
-                           .n_rank_pattern = r->adapter_rank_pattern.n, .alpha_pattern = r->adapter_alpha_pattern.items,
-                           .n_alpha_pattern = r->adapter_alpha_pattern.n, .base = base};
+    gr_adapter_config c = {.rank = r->adapter_rank,
+                           .alpha = r->adapter_alpha,
+                           .dropout = r->adapter_dropout,
+                           .use_rslora = r->adapter_use_rslora,
+                           .target_modules = r->adapter_target_modules.items,
+                           .n_target_modules = r->adapter_target_modules.n,
+                           .rank_pattern = r->adapter_rank_pattern.items,
+                           .n_rank_pattern = r->adapter_rank_pattern.n,
+                           .alpha_pattern = r->adapter_alpha_pattern.items,
+                           .n_alpha_pattern = r->adapter_alpha_pattern.n,
+                           .base = base};
     GR_TRY(gr_adapter_plan(&run->adapter, &c, run->model, err));
     run->params = &run->adapter->params;
     GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));

@@ -42,14 +42,14 @@ typedef struct gr_plan_facts {
 } gr_plan_facts;
 
 typedef struct gr_train_options {
-    bool resume;    /* continue the run in output_dir from its last checkpoint */
-    bool overwrite; /* replace an existing run */
-    bool dry_run;   /* say what would happen: parameters, memory, steps; no weights needed */
-    gr_str *report; /* dry_run: the plan as text for people (may be NULL); written also where the run would be refused */
+    bool resume;          /* continue the run in output_dir from its last checkpoint */
+    bool overwrite;       /* replace an existing run */
+    bool dry_run;         /* say what would happen: parameters, memory, steps; no weights needed */
+    gr_str *report;       /* dry_run: the plan as text for people (may be NULL); written also where the run would be refused */
     gr_plan_facts *facts; /* dry_run: the same as numbers (may be NULL) */
     bool calibrate;       /* dry_run: measure the time of a step */
     int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
-    gr_train_callback *progress; /* may be NULL */
+    gr_train_callback *progress;  /* may be NULL */
     void *payload;
 } gr_train_options;
 
@@ -96,16 +96,16 @@ typedef struct gr_session {
 } gr_session;
 
 typedef struct gr_session_options {
-    const char *model;            /* a model, or a run or adapter (which is attached first); NULL: the base of the first adapter */
-    const char *const *adapters;  /* "path" or "path:scale" */
+    const char *model;           /* a model, or a run or adapter (which is attached first); NULL: the base of the first adapter */
+    const char *const *adapters; /* "path" or "path:scale" */
     int n_adapters;
-    const char *template_name;    /* as in gr_chat_options; NULL: the one trained with, else "auto"; "": no chat is opened */
-    const char *system;           /* as in gr_chat_options; NULL: the one trained with, else the template's own */
-    const char *template_args;    /* as in gr_chat_options.args, over what was trained with */
-    int dtype;                    /* enum gr_recipe_dtype */
-    int compute;                  /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
-    int quantize;                 /* enum gr_recipe_quantize */
-    int threads;                  /* <= 0: all */
+    const char *template_name; /* as in gr_chat_options; NULL: the one trained with, else "auto"; "": no chat is opened */
+    const char *system;        /* as in gr_chat_options; NULL: the one trained with, else the template's own */
+    const char *template_args; /* as in gr_chat_options.args, over what was trained with */
+    int dtype;                 /* enum gr_recipe_dtype */
+    int compute;               /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
+    int quantize;              /* enum gr_recipe_quantize */
+    int threads;               /* <= 0: all */
     const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
 } gr_session_options;
 

@@ -79,13 +79,9 @@ graft_status gr_fail_memory(graft_error *err, const char *what) {
     return gr_fail(err, GRAFT_NO_MEMORY, "out of memory (%s)", what);
 }
 
-bool gr_mul_ok(int64_t *out, int64_t a, int64_t b) {
-    return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
-}
+bool gr_mul_ok(int64_t *out, int64_t a, int64_t b) { return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out); }
 
-bool gr_add_ok(int64_t *out, int64_t a, int64_t b) {
-    return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out);
-}
+bool gr_add_ok(int64_t *out, int64_t a, int64_t b) { return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out); }
 
 void *gr_calloc(int64_t n, int64_t size) {
     int64_t bytes;
@@ -179,8 +175,7 @@ const char *gr_nearest(const char *key, const char *const *names, int n) {
 void gr_str_add(gr_str *s, const char *bytes, int64_t n) {
     int64_t need;
     if (s->failed) return;
-    if (!gr_add_ok(&need, s->len, n) || !gr_add_ok(&need, need, 1) ||
-        !gr_grow(&s->data, &s->capacity, need, 1)) {
+    if (!gr_add_ok(&need, s->len, n) || !gr_add_ok(&need, need, 1) || !gr_grow(&s->data, &s->capacity, need, 1)) {
         s->failed = true;
         return;
     }

@@ -12,16 +12,16 @@
 #include "core/base/graft_status.h"
 
 /* The project's one control-flow macro: run e, on failure go to the label `done` with st set. */
-#define GR_TRY(e)                                                                                            \
-    do {                                                                                                     \
-        st = (e);                                                                                            \
-        if (st != GRAFT_OK) goto done;                                                                       \
+#define GR_TRY(e)                                                                                                                  \
+    do {                                                                                                                           \
+        st = (e);                                                                                                                  \
+        if (st != GRAFT_OK) goto done;                                                                                             \
     } while (0)
 
 /* A bug in graft itself (never bad input): prints the place and aborts. Always compiled in. */
-#define GR_ASSERT(c)                                                                                         \
-    do {                                                                                                     \
-        if (!(c)) gr_assert_fail(#c, __FILE__, __LINE__);                                                    \
+#define GR_ASSERT(c)                                                                                                               \
+    do {                                                                                                                           \
+        if (!(c)) gr_assert_fail(#c, __FILE__, __LINE__);                                                                          \
     } while (0)
 
 #define GR_PRINTF(a, b) __attribute__((format(printf, a, b)))

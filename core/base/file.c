@@ -29,10 +29,8 @@ graft_status gr_map_open(gr_map *map, const char *path, graft_error *err) {
         *map = (gr_map){0};
     } else {
         void *data = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED)
-            st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot map %s", path);
-        else
-            *map = (gr_map){.data = data, .size = info.st_size};
+        if (data == MAP_FAILED) st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot map %s", path);
+        else *map = (gr_map){.data = data, .size = info.st_size};
     }
     close(fd);
     return st;
@@ -58,8 +56,8 @@ graft_status gr_stream_read(char **text, int64_t *len, FILE *f, const char *path
         size_t got = fread(data + n, 1, (size_t)(capacity - n - 1), f);
         n += (int64_t)got;
         if (n > max_bytes)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: longer than %lld bytes, not the file expected here",
-                           path, (long long)max_bytes));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: longer than %lld bytes, not the file expected here", path,
+                           (long long)max_bytes));
         if (got == 0) break;
     }
     if (ferror(f)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
@@ -112,9 +110,7 @@ static void sync_parent(const char *path) {
     free(dir);
 }
 
-static char *temporary_name(const char *path) {
-    return gr_format("%s.tmp-%ld", path, (long)getpid());
-}
+static char *temporary_name(const char *path) { return gr_format("%s.tmp-%ld", path, (long)getpid()); }
 
 /* The descriptor that path names among the process's own, -1 for any other path. */
 static int own_stream(const char *path) {
@@ -179,8 +175,7 @@ graft_status gr_writer_commit(gr_writer *w, graft_error *err) {
     w->stream = NULL;
     if (fclose(stream) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
     if (w->tmp_path) {
-        if (rename(w->tmp_path, w->path) != 0)
-            GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
+        if (rename(w->tmp_path, w->path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
         sync_parent(w->path);
         free(w->tmp_path);
         w->tmp_path = NULL;
@@ -240,8 +235,7 @@ bool gr_is_empty_dir(const char *path) {
     DIR *d = opendir(path);
     if (!d) return false;
     int n = 0;
-    for (struct dirent *e; n == 0 && (e = readdir(d));)
-        n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
+    for (struct dirent *e; n == 0 && (e = readdir(d));) n += strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0;
     closedir(d);
     return n == 0;
 }
@@ -249,16 +243,14 @@ bool gr_is_empty_dir(const char *path) {
 static graft_status check_free(const char *path, bool replace, graft_error *err) {
     struct stat info;
     if (replace || lstat(path, &info) != 0 || gr_is_empty_dir(path)) return GRAFT_OK;
-    return gr_fail(
-        err, GRAFT_BAD_USAGE,
-        "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "%s exists already and is not an empty folder; name another one or ask for it to be replaced", path);
 }
 
 graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *target = trimmed(path), *parent = NULL, *name = NULL;
-    if (!target || !(parent = parent_dir(target)) || !(name = temporary_name(target)))
-        GR_TRY(gr_fail_memory(err, path));
+    if (!target || !(parent = parent_dir(target)) || !(name = temporary_name(target))) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_make_dirs(parent, err));
     gr_remove_all(name);
@@ -318,8 +310,7 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
     if (!target) return gr_fail_memory(err, path);
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_mark_folder(tmp, err));
-    if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0)
-        GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
+    if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
     if (!swap_in(tmp, target)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
     sync_parent(target);
 done:
@@ -333,9 +324,7 @@ static int remove_entry(const char *path, const struct stat *info, int flag, str
     return 0; /* go on: what can be removed, is */
 }
 
-void gr_remove_all(const char *path) {
-    nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS);
-}
+void gr_remove_all(const char *path) { nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS); }
 
 graft_status gr_make_dirs(const char *path, graft_error *err) {
     char *p = gr_strdup(path);
@@ -352,9 +341,7 @@ graft_status gr_make_dirs(const char *path, graft_error *err) {
     return st;
 }
 
-bool gr_exists(const char *path) {
-    return access(path, F_OK) == 0;
-}
+bool gr_exists(const char *path) { return access(path, F_OK) == 0; }
 
 bool gr_is_device(const char *path) {
     struct stat info;

@@ -81,16 +81,13 @@ void gr_progress_start(gr_progress *p, const char *label, int64_t total) {
 
 static void format_duration(char *out, size_t size, double seconds) {
     long long s = (long long)(seconds + 0.5);
-    if (s >= 3600)
-        snprintf(out, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    else
-        snprintf(out, size, "%lld:%02lld", s / 60, s % 60);
+    if (s >= 3600) snprintf(out, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(out, size, "%lld:%02lld", s / 60, s % 60);
 }
 
 /* The line in two flavours; the ETA comes from the pace since the first update, so a resumed run is right
  * too. */
-static void format_progress(char *line, size_t size, const gr_progress *p, int64_t done, double now, bool bar,
-                            const char *text) {
+static void format_progress(char *line, size_t size, const gr_progress *p, int64_t done, double now, bool bar, const char *text) {
     char bar_text[BAR_WIDTH + 5] = "", count[64], eta[48] = "", duration[32];
     if (bar && p->total > 0) {
         int full = (int)(GR_MIN((double)done / (double)p->total, 1.0) * BAR_WIDTH);
@@ -99,10 +96,8 @@ static void format_progress(char *line, size_t size, const gr_progress *p, int64
         memcpy(bar_text + BAR_WIDTH + 1, "]  ", 4);
         bar_text[0] = '[';
     }
-    if (p->total > 0)
-        snprintf(count, sizeof count, "%lld/%lld", (long long)done, (long long)p->total);
-    else
-        snprintf(count, sizeof count, "%lld", (long long)done);
+    if (p->total > 0) snprintf(count, sizeof count, "%lld/%lld", (long long)done, (long long)p->total);
+    else snprintf(count, sizeof count, "%lld", (long long)done);
     if (p->total > done && done > p->first) {
         double pace = (now - p->started) / (double)(done - p->first);
         format_duration(duration, sizeof duration, pace * (double)(p->total - done));

@@ -76,10 +76,8 @@ int64_t gr_memory_available(int *by_cgroup) {
         if (!path) continue;
         *path++ = '\0';
         bool v2 = controllers[1] == '\0';
-        if (v2)
-            groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup", path, true));
-        else if (strstr(controllers, "memory"))
-            groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup/memory", path, false));
+        if (v2) groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup", path, true));
+        else if (strstr(controllers, "memory")) groups = GR_MIN(groups, left_in_groups("/sys/fs/cgroup/memory", path, false));
     }
     if (f) fclose(f);
     if (by_cgroup) *by_cgroup = groups < system;
@@ -97,12 +95,9 @@ int64_t gr_disk_free(const char *path) {
         }
         char *slash = strrchr(at, '/');
         if (!slash && !*at) break;
-        if (slash == at && at[1])
-            at[1] = '\0';
-        else if (slash && slash != at)
-            *slash = '\0';
-        else
-            *at = '\0';
+        if (slash == at && at[1]) at[1] = '\0';
+        else if (slash && slash != at) *slash = '\0';
+        else *at = '\0';
     }
     free(at);
     return bytes;

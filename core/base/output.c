@@ -164,11 +164,23 @@ done:
 
 /* Is name among what graft wrote by the mark? NULL, of an older graft: the names that it gave. */
 static bool is_ours(const char *mark, const char *name) {
-    static const char *const old[] = {"adapter_config.json", "adapter_model.safetensors", "README.md", "state.h5", "config.json",
-                                      "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
-                                      "model.safetensors.index.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                                      "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-                                      "vocab.json", "merges.txt"};
+    static const char *const old[] = {"adapter_config.json",
+                                      "adapter_model.safetensors",
+                                      "README.md",
+                                      "state.h5",
+                                      "config.json",
+                                      "generation_config.json",
+                                      "model.safetensors",
+                                      "model-*-of-*.safetensors",
+                                      "model.safetensors.index.json",
+                                      "tokenizer.json",
+                                      "tokenizer.model",
+                                      "tokenizer_config.json",
+                                      "special_tokens_map.json",
+                                      "added_tokens.json",
+                                      "chat_template.jinja",
+                                      "vocab.json",
+                                      "merges.txt"};
     if (strcmp(name, GR_MARK_FILE) == 0) return true;
     for (int i = 0; !mark && i < GR_LEN(old); i++)
         if (fnmatch(old[i], name, 0) == 0) return true;
@@ -194,9 +206,7 @@ static void sweep(const char *folder, const char *to) {
     free(mark);
 }
 
-void gr_carry_strangers(const char *from, const char *to) {
-    sweep(from, to);
-}
+void gr_carry_strangers(const char *from, const char *to) { sweep(from, to); }
 
 void gr_remove_piece(const char *folder) {
     sweep(folder, NULL);

@@ -60,9 +60,7 @@ static const struct kind_row {
 #undef MAGIC
 };
 
-static bool contains(const uint8_t *s, int64_t n, const char *word) {
-    return memmem(s, (size_t)n, word, strlen(word)) != NULL;
-}
+static bool contains(const uint8_t *s, int64_t n, const char *word) { return memmem(s, (size_t)n, word, strlen(word)) != NULL; }
 
 /* What no fixed bytes tell. */
 static gr_kind sniff_further(const uint8_t *s, int64_t n, const char **what) {

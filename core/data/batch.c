@@ -12,28 +12,23 @@ static uint64_t mix(uint64_t x) {
 }
 
 static bool grow_to(void *array_ptr, int64_t capacity, int64_t need, int64_t size) {
-    return gr_grow(array_ptr, &capacity, need,
-                   size); /* the caller's capacity moves once all arrays have grown */
+    return gr_grow(array_ptr, &capacity, need, size); /* the caller's capacity moves once all arrays have grown */
 }
 
 static graft_status reserve(gr_batch *b, int64_t rows, graft_error *err) {
     if (rows > b->capacity) {
         int64_t grown = GR_MAX(rows, 2 * b->capacity), old = b->capacity;
-        if (!grow_to(&b->tokens, old, grown, sizeof *b->tokens) ||
-            !grow_to(&b->targets, old, grown, sizeof *b->targets) ||
-            !grow_to(&b->weight, old, grown, sizeof *b->weight) ||
-            !grow_to(&b->positions, old, grown, sizeof *b->positions) ||
+        if (!grow_to(&b->tokens, old, grown, sizeof *b->tokens) || !grow_to(&b->targets, old, grown, sizeof *b->targets) ||
+            !grow_to(&b->weight, old, grown, sizeof *b->weight) || !grow_to(&b->positions, old, grown, sizeof *b->positions) ||
             !grow_to(&b->row_key, old, grown, sizeof *b->row_key))
             return gr_fail_memory(err, "batch");
         b->capacity = grown;
     }
-    if (!gr_grow(&b->offset, &b->seq_capacity, b->n_seqs + 2, sizeof *b->offset))
-        return gr_fail_memory(err, "batch");
+    if (!gr_grow(&b->offset, &b->seq_capacity, b->n_seqs + 2, sizeof *b->offset)) return gr_fail_memory(err, "batch");
     return GRAFT_OK;
 }
 
-graft_status gr_batch_append(gr_batch *b, const int32_t *ids, const uint8_t *target, int64_t n, uint64_t key,
-                             graft_error *err) {
+graft_status gr_batch_append(gr_batch *b, const int32_t *ids, const uint8_t *target, int64_t n, uint64_t key, graft_error *err) {
     GR_ASSERT(n >= 0 && n <= INT32_MAX);
     graft_status st = reserve(b, b->n + n, err);
     if (st != GRAFT_OK) return st;
@@ -53,8 +48,8 @@ graft_status gr_batch_append(gr_batch *b, const int32_t *ids, const uint8_t *tar
     return GRAFT_OK;
 }
 
-graft_status gr_batch_fill(gr_batch *b, const gr_dataset *d, const int64_t *idx, int64_t n_samples,
-                           int64_t epoch, graft_error *err) {
+graft_status gr_batch_fill(gr_batch *b, const gr_dataset *d, const int64_t *idx, int64_t n_samples, int64_t epoch,
+                           graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t rows = 0;
     gr_batch_clear(b);
@@ -72,9 +67,7 @@ done:
     return st;
 }
 
-void gr_batch_clear(gr_batch *b) {
-    b->n = b->n_seqs = b->n_targets = 0;
-}
+void gr_batch_clear(gr_batch *b) { b->n = b->n_seqs = b->n_targets = 0; }
 
 void gr_batch_release(gr_batch *b) {
     if (!b) return;

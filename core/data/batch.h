@@ -6,15 +6,15 @@
 #include "core/data/dataset.h"
 
 typedef struct gr_batch {
-    int64_t n;           /* tokens (rows) */
-    int32_t *tokens;     /* [n] input ids */
-    int32_t *targets;    /* [n] the id that row should predict (the next token), valid where weight != 0 */
-    float *weight;       /* [n] 0: not trained; else the weight of the row's target in the loss */
-    int32_t *positions;  /* [n] from 0 in each sequence */
-    uint64_t *row_key;   /* [n] randomness key of the row: a hash of (sample, position, epoch), for dropout */
+    int64_t n;          /* tokens (rows) */
+    int32_t *tokens;    /* [n] input ids */
+    int32_t *targets;   /* [n] the id that row should predict (the next token), valid where weight != 0 */
+    float *weight;      /* [n] 0: not trained; else the weight of the row's target in the loss */
+    int32_t *positions; /* [n] from 0 in each sequence */
+    uint64_t *row_key;  /* [n] randomness key of the row: a hash of (sample, position, epoch), for dropout */
     int64_t n_seqs;
-    int64_t *offset;     /* [n_seqs+1] */
-    int64_t n_targets;   /* rows with weight != 0 */
+    int64_t *offset;                /* [n_seqs+1] */
+    int64_t n_targets;              /* rows with weight != 0 */
     int64_t capacity, seq_capacity; /* internal */
 } gr_batch;
 

@@ -9,9 +9,7 @@
 #include "core/data/reader.h"
 #include "core/io/h5.h"
 
-enum {
-    CACHE_VERSION = 6
-}; /* to be raised whenever the same inputs give other tokens or the file another layout */
+enum { CACHE_VERSION = 6 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
 static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -20,9 +18,8 @@ static graft_status add_source(gr_str *text, const gr_data_source *source, graft
     GR_TRY(gr_source_file(&file, source->path, err));
     GR_TRY(gr_map_open(&map, file, err));
     XXH128_hash_t h = XXH3_128bits(map.data ? (const void *)map.data : "", (size_t)map.size);
-    gr_str_printf(text, "source %016llx%016llx %lld %s\n", (unsigned long long)h.high64,
-                  (unsigned long long)h.low64, (long long)source->limit,
-                  source->format ? source->format : "auto");
+    gr_str_printf(text, "source %016llx%016llx %lld %s\n", (unsigned long long)h.high64, (unsigned long long)h.low64,
+                  (long long)source->limit, source->format ? source->format : "auto");
     for (int i = 0; i < source->n_columns; i++)
         gr_str_printf(text, "column %s %s\n", source->columns[i].name, source->columns[i].column);
     if (!gr_encoding_is_utf8(source->encoding)) gr_str_printf(text, "encoding %s\n", source->encoding);
@@ -33,21 +30,17 @@ done:
     return st;
 }
 
-graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, const gr_tokenizer *t,
-                               const gr_chat *chat, graft_error *err) {
+graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
+                               graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str text = {0};
-    gr_str_printf(
-        &text,
-        "version %d tokenizer %016llx chat %016llx loss_on %d max_length %lld truncation %d pretrain %d\n",
-        CACHE_VERSION, (unsigned long long)gr_tokenizer_hash(t),
-        chat ? (unsigned long long)gr_chat_hash(chat) : 0ull, (int)o->loss_on, (long long)o->max_length,
-        (int)o->truncation, o->pretrain);
+    gr_str_printf(&text, "version %d tokenizer %016llx chat %016llx loss_on %d max_length %lld truncation %d pretrain %d\n",
+                  CACHE_VERSION, (unsigned long long)gr_tokenizer_hash(t), chat ? (unsigned long long)gr_chat_hash(chat) : 0ull,
+                  (int)o->loss_on, (long long)o->max_length, (int)o->truncation, o->pretrain);
     for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&text, &o->sources[i], err));
     if (text.failed) GR_TRY(gr_fail_memory(err, "cache key"));
     XXH128_hash_t h = XXH3_128bits(text.data, (size_t)text.len);
-    snprintf(key->hex, sizeof key->hex, "%016llx%016llx", (unsigned long long)h.high64,
-             (unsigned long long)h.low64);
+    snprintf(key->hex, sizeof key->hex, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
     for (int i = 0; i < o->n_sources; i++) gr_str_printf(&text, "weight %a\n", o->sources[i].weight);
     if (text.failed) GR_TRY(gr_fail_memory(err, "cache key"));
     key->full = XXH3_64bits(text.data, (size_t)text.len);
@@ -56,17 +49,15 @@ done:
     return st;
 }
 
-static char *cache_path(const gr_data_options *o, const gr_cache_key *key) {
-    return gr_format("%s/%s.h5", o->cache_dir, key->hex);
-}
+static char *cache_path(const gr_data_options *o, const gr_cache_key *key) { return gr_format("%s/%s.h5", o->cache_dir, key->hex); }
 
 /* What a sealed file of another making could still get wrong. */
 static bool consistent(const gr_dataset *d, int64_t n_ids, int n_sources, int64_t n_vocab) {
     int64_t n_targets = 0;
     if (d->offset[0] != 0 || d->offset[d->n_samples] != n_ids) return false;
     for (int64_t i = 0; i < d->n_samples; i++)
-        if (d->offset[i] >= d->offset[i + 1] || d->offset[i + 1] > n_ids || d->source[i] < 0 ||
-            d->source[i] >= n_sources || (i > 0 && d->source[i] < d->source[i - 1]))
+        if (d->offset[i] >= d->offset[i + 1] || d->offset[i + 1] > n_ids || d->source[i] < 0 || d->source[i] >= n_sources ||
+            (i > 0 && d->source[i] < d->source[i - 1]))
             return false;
     for (int64_t i = 0; i < n_ids; i++) {
         if (d->ids[i] < 0 || d->ids[i] >= n_vocab || d->target[i] > 1) return false;
@@ -108,8 +99,7 @@ static graft_status read_cache(gr_dataset *d, gr_h5 *h, int n_sources, int64_t n
     GR_TRY(gr_h5_get_int(h, "n_lost_answer", &d->lost.answer, err));
     GR_TRY(gr_h5_get_int(h, "n_empty", &d->n_empty, err));
     GR_TRY(gr_h5_get_int(h, "n_targets", &d->n_targets, err));
-    if (!consistent(d, n_ids, n_sources, n_vocab))
-        st = gr_fail(err, GRAFT_BAD_INPUT, "its parts do not fit each other");
+    if (!consistent(d, n_ids, n_sources, n_vocab)) st = gr_fail(err, GRAFT_BAD_INPUT, "its parts do not fit each other");
 done:
     return st;
 }

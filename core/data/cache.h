@@ -10,8 +10,8 @@ typedef struct gr_cache_key {
     uint64_t full; /* the same with the weights of the sources, which do not change the tokens */
 } gr_cache_key;
 
-graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, const gr_tokenizer *t,
-                               const gr_chat *chat, graft_error *err);
+graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
+                               graft_error *err);
 /* NULL when there is none or it is damaged (which is said in a warning). */
 gr_dataset *gr_cache_load(const gr_data_options *o, const gr_cache_key *key, int64_t n_vocab);
 /* A cache that cannot be written is a warning, not an error. */

@@ -17,17 +17,13 @@ static const int64_t MOST_ANYWAY = (int64_t)1 << 30; /* bytes that anything may 
 
 /* ---- encodings ---- */
 
-bool gr_encoding_is_replace(const char *encoding) {
-    return encoding && strcmp(encoding, "replace") == 0;
-}
+bool gr_encoding_is_replace(const char *encoding) { return encoding && strcmp(encoding, "replace") == 0; }
 
 bool gr_encoding_is_utf8(const char *encoding) {
     return !encoding || strcasecmp(encoding, "utf-8") == 0 || strcasecmp(encoding, "utf8") == 0;
 }
 
-static iconv_t open_converter(const char *encoding) {
-    return iconv_open("UTF-8", encoding);
-}
+static iconv_t open_converter(const char *encoding) { return iconv_open("UTF-8", encoding); }
 
 graft_status gr_encoding_check(const char *encoding, graft_error *err) {
     if (gr_encoding_is_utf8(encoding) || gr_encoding_is_replace(encoding)) return GRAFT_OK;

@@ -18,7 +18,7 @@ enum {
 typedef struct chunk {
     gr_ids ids;
     uint8_t *target; /* [ids.n] */
-    int64_t *len; /* [n] */
+    int64_t *len;    /* [n] */
     int64_t target_capacity, len_capacity, n, n_empty;
     gr_losses lost;
     graft_status st;
@@ -42,9 +42,7 @@ typedef struct builder {
 
 /* ---- one sample ---- */
 
-static gr_loss_on loss_on(const job *j) {
-    return j->o->pretrain ? GR_LOSS_ALL : j->o->loss_on;
-}
+static gr_loss_on loss_on(const job *j) { return j->o->pretrain ? GR_LOSS_ALL : j->o->loss_on; }
 
 /* Whether any answer that counts says something: an end-of-turn token alone is nothing to learn. */
 static bool has_answer(const gr_message *messages, int64_t n, gr_loss_on on) {
@@ -138,11 +136,8 @@ static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encode
         GR_TRY(gr_fit_sequence(j->chat, j->t, x, loss_on(j), max, e, which, shorter, &fit, &c->err));
         if (!fit.dropped) GR_TRY(put(c, shorter, 0, shorter->ids.n, &learned));
         break;
-    case GR_TRUNCATE_RIGHT:
-        GR_TRY(put(c, e, start, start + max, &learned));
-        break;
-    case GR_TRUNCATE_DROP:
-        break;
+    case GR_TRUNCATE_RIGHT: GR_TRY(put(c, e, start, start + max, &learned)); break;
+    case GR_TRUNCATE_DROP: break;
     case GR_TRUNCATE_ERROR:
         gr_reader_where(j->r, i, where, sizeof where);
         return gr_fail(&c->err, GRAFT_BAD_INPUT, "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer",
@@ -217,8 +212,7 @@ static void encode_chunk(void *context, int64_t index, int worker) {
     c->lost = (gr_losses){0};
     c->st = GRAFT_OK;
     int64_t first = j->first + index * CHUNK_SAMPLES, end = GR_MIN(first + CHUNK_SAMPLES, j->first + j->n);
-    for (int64_t i = first; i < end && c->st == GRAFT_OK; i++)
-        c->st = encode_sample(j, i, &sample, &encoded, &shorter, c);
+    for (int64_t i = first; i < end && c->st == GRAFT_OK; i++) c->st = encode_sample(j, i, &sample, &encoded, &shorter, c);
     gr_sample_release(&sample);
     gr_encoded_release(&encoded);
     gr_encoded_release(&shorter);
@@ -237,8 +231,7 @@ static graft_status close_sample(builder *b, int source, graft_error *err) {
     return GRAFT_OK;
 }
 
-static graft_status append_ids(builder *b, const int32_t *ids, const uint8_t *target, int64_t n,
-                               graft_error *err) {
+static graft_status append_ids(builder *b, const int32_t *ids, const uint8_t *target, int64_t n, graft_error *err) {
     gr_dataset *d = b->d;
     if (!gr_grow(&d->ids, &b->id_capacity, b->n_ids + n, sizeof *d->ids) ||
         !gr_grow(&d->target, &b->target_capacity, b->n_ids + n, 1))
@@ -254,8 +247,7 @@ static int64_t open_ids(const builder *b) { /* since the last closed sample */
 }
 
 /* Texts one after the other, cut into blocks of max_length. */
-static graft_status append_stream(builder *b, const chunk *c, int source, int64_t max_length,
-                                  graft_error *err) {
+static graft_status append_stream(builder *b, const chunk *c, int source, int64_t max_length, graft_error *err) {
     graft_status st = GRAFT_OK;
     for (int64_t at = 0; at < c->ids.n;) {
         int64_t n = GR_MIN(c->ids.n - at, max_length - open_ids(b));
@@ -320,20 +312,16 @@ static graft_status add_source(builder *b, job *j, int source, struct gr_threads
     for (j->first = 0; j->first < n && st == GRAFT_OK; j->first += j->n) {
         j->n = GR_MIN(n - j->first, CHUNK_SAMPLES * ROUND_CHUNKS);
         int64_t n_chunks = (j->n + CHUNK_SAMPLES - 1) / CHUNK_SAMPLES;
-        if (threads)
-            gr_threads_run(threads, n_chunks, encode_chunk, j);
+        if (threads) gr_threads_run(threads, n_chunks, encode_chunk, j);
         else
             for (int64_t k = 0; k < n_chunks; k++) encode_chunk(j, k, 0);
-        for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++)
-            st = append_chunk(b, j, &j->chunks[k], source, err);
+        for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++) st = append_chunk(b, j, &j->chunks[k], source, err);
         if (n >= PROGRESS_FROM) gr_progress_update(&progress, j->first + j->n, "samples");
     }
     if (n >= PROGRESS_FROM) gr_progress_end(&progress);
     if (st == GRAFT_OK) st = keep_remarks(b->d, r, source, err);
-    if (st == GRAFT_OK && open_ids(b) > 1)
-        GR_TRY(close_sample(b, source, err)); /* the last, shorter block */
-    else
-        b->n_ids -= open_ids(b);
+    if (st == GRAFT_OK && open_ids(b) > 1) GR_TRY(close_sample(b, source, err)); /* the last, shorter block */
+    else b->n_ids -= open_ids(b);
 done:
     gr_reader_close(r);
     return st;
@@ -350,8 +338,8 @@ static graft_status build(gr_dataset *d, const gr_data_options *o, const gr_toke
     if (d->n_samples == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "%s%s: nothing to learn from: %lld samples without an answer, %lld too long for data.max_length %lld",
-                       o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "",
-                       (long long)d->n_empty, (long long)d->lost.dropped, (long long)o->max_length));
+                       o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "", (long long)d->n_empty,
+                       (long long)d->lost.dropped, (long long)o->max_length));
     for (int64_t i = 0; i < b.n_ids; i++) d->n_targets += d->target[i];
 done:
     for (int k = 0; k < ROUND_CHUNKS; k++) {
@@ -366,16 +354,13 @@ done:
 static graft_status check_options(const gr_data_options *o, graft_error *err) {
     if (o->n_sources < 1) return gr_fail(err, GRAFT_BAD_USAGE, "data: no source given");
     if (o->max_length < 2 || o->max_length > INT32_MAX)
-        return gr_fail(err, GRAFT_BAD_USAGE, "data.max_length: is %lld, expected at least 2",
-                       (long long)o->max_length);
+        return gr_fail(err, GRAFT_BAD_USAGE, "data.max_length: is %lld, expected at least 2", (long long)o->max_length);
     for (int i = 0; i < o->n_sources; i++) {
         const gr_data_source *s = &o->sources[i];
         if (!(s->weight > 0 && s->weight <= 1000))
-            return gr_fail(err, GRAFT_BAD_USAGE, "%s: weight is %g, expected more than 0 and at most 1000",
-                           s->path, s->weight);
+            return gr_fail(err, GRAFT_BAD_USAGE, "%s: weight is %g, expected more than 0 and at most 1000", s->path, s->weight);
         if (s->limit < 0)
-            return gr_fail(err, GRAFT_BAD_USAGE, "%s: limit is %lld, expected 0 (all) or more", s->path,
-                           (long long)s->limit);
+            return gr_fail(err, GRAFT_BAD_USAGE, "%s: limit is %lld, expected 0 (all) or more", s->path, (long long)s->limit);
     }
     return GRAFT_OK;
 }
@@ -396,8 +381,8 @@ static void report(const gr_dataset *d, const gr_data_options *o) {
     }
 }
 
-graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const gr_tokenizer *t,
-                             const gr_chat *chat, struct gr_threads *threads, graft_error *err) {
+graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
+                             struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_cache_key key;
     gr_dataset *d = NULL;

@@ -11,15 +11,17 @@
 
 typedef enum gr_truncation { GR_TRUNCATE_KEEP_ANSWER, GR_TRUNCATE_RIGHT, GR_TRUNCATE_DROP, GR_TRUNCATE_ERROR } gr_truncation;
 
-typedef struct gr_column { const char *name, *column; } gr_column; /* graft's name -> the file's */
+typedef struct gr_column {
+    const char *name, *column;
+} gr_column; /* graft's name -> the file's */
 
 typedef struct gr_data_source {
     const char *path;   /* .json (array), .jsonl, .csv or .tsv, also as .gz, or a folder with train.jsonl */
     const char *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text */
     const gr_column *columns;
     int n_columns;
-    double weight; /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */
-    int64_t limit; /* at most so many samples from the file's start; 0 = all */
+    double weight;             /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */
+    int64_t limit;             /* at most so many samples from the file's start; 0 = all */
     const char *const *ignore; /* fields of samples and messages that are left aside without a word */
     int n_ignore;
     const char *encoding; /* utf-8 (NULL), replace (bytes that are no UTF-8 read as U+FFFD), or a name that iconv knows */
@@ -44,16 +46,16 @@ typedef struct gr_losses {
 
 typedef struct gr_dataset {
     int64_t n_samples;
-    int64_t *offset;   /* [n_samples+1] into ids/target */
-    int32_t *ids;      /* [offset[n_samples]] */
-    uint8_t *target;   /* 1: the id is a training target */
-    int32_t *source;   /* [n_samples] index of its source */
-    double *weight;    /* [n_sources] */
+    int64_t *offset; /* [n_samples+1] into ids/target */
+    int32_t *ids;    /* [offset[n_samples]] */
+    uint8_t *target; /* 1: the id is a training target */
+    int32_t *source; /* [n_samples] index of its source */
+    double *weight;  /* [n_sources] */
     int n_sources;
     gr_losses lost;
     int64_t n_empty;   /* samples without an answer to learn */
     int64_t n_targets; /* sum of target */
-    char *remarks; /* what was left aside or assumed: lines of "<index of the source>\t<text>\n", or NULL; reported by load */
+    char *remarks;     /* what was left aside or assumed: lines of "<index of the source>\t<text>\n", or NULL; reported by load */
     bool from_cache;
     uint64_t key; /* hash of content and options: a resume checks it */
 } gr_dataset;
@@ -79,13 +81,13 @@ typedef struct gr_record {
     const gr_message *messages; /* the whole conversation; the last is the reference answer when role is assistant */
     int64_t n_messages;
     const struct json_t *tools, *documents; /* of the sample, for the template; NULL: none */
-    const char *text; /* a raw text sample instead of messages, else NULL */
-    int64_t line;     /* line or index in the file, from 1 */
+    const char *text;                       /* a raw text sample instead of messages, else NULL */
+    int64_t line;                           /* line or index in the file, from 1 */
 } gr_record;
 graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err);
 /* GRAFT_OK and record->n_messages == 0 && text == NULL at the end. */
 graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err);
-const char *gr_data_format(int i); /* the name of form i, NULL past the last */
+const char *gr_data_format(int i);                /* the name of form i, NULL past the last */
 const char *gr_reader_format(const gr_reader *r); /* the detected or named format */
 int64_t gr_reader_count(const gr_reader *r);      /* samples in the file */
 void gr_reader_close(gr_reader *r);

@@ -45,9 +45,7 @@ static answer yes_or_no(const json_t *value) {
 
 /* ---- of a sample ---- */
 
-static bool is_preference(const char *key) {
-    return gr_starts_with(key, "chosen") || gr_starts_with(key, "rejected");
-}
+static bool is_preference(const char *key) { return gr_starts_with(key, "chosen") || gr_starts_with(key, "rejected"); }
 
 static graft_status refuse_preference(const gr_conversion *c, const char *key) {
     return gr_form_fail(c,

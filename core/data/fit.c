@@ -17,9 +17,7 @@ typedef struct cutting {
     gr_arena arena; /* owns the texts that were made */
 } cutting;
 
-static bool is_role(const gr_message *m, const char *role) {
-    return strcmp(m->role, role) == 0;
-}
+static bool is_role(const gr_message *m, const char *role) { return strcmp(m->role, role) == 0; }
 
 int64_t gr_fit_end(const gr_encoded *e, int64_t first, int64_t end) {
     while (end > first && !e->target[end - 1]) end--;

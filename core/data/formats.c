@@ -33,9 +33,7 @@ static const gr_form formats[] = {
     {"prompt", convert_prompt, {"prompt"}, NULL, {"prompt", "history"}}, /* for generation: nothing to learn */
 };
 
-const char *gr_form_name(const gr_form *f) {
-    return f->name;
-}
+const char *gr_form_name(const gr_form *f) { return f->name; }
 
 bool gr_form_knows(const char *name, int64_t len) {
     for (int i = 0; i < GR_LEN(formats); i++)
@@ -46,13 +44,9 @@ bool gr_form_knows(const char *name, int64_t len) {
     return false;
 }
 
-bool gr_form_has_turns(const gr_form *f) {
-    return strcmp(f->name, "text") != 0;
-}
+bool gr_form_has_turns(const gr_form *f) { return strcmp(f->name, "text") != 0; }
 
-bool gr_form_has_answers(const gr_form *f) {
-    return strcmp(f->name, "prompt") != 0;
-}
+bool gr_form_has_answers(const gr_form *f) { return strcmp(f->name, "prompt") != 0; }
 
 /* ---- fields ---- */
 
@@ -72,19 +66,13 @@ static const json_t *field(const gr_reader *r, const json_t *object, const char 
 
 const char *gr_json_type(const json_t *value) {
     switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "a list";
-    case JSON_STRING:
-        return "a string";
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "a list";
+    case JSON_STRING: return "a string";
     case JSON_TRUE:
-    case JSON_FALSE:
-        return "true or false";
-    case JSON_NULL:
-        return "null";
-    default:
-        return "a number";
+    case JSON_FALSE: return "true or false";
+    case JSON_NULL: return "null";
+    default: return "a number";
     }
 }
 
@@ -139,10 +127,8 @@ graft_status gr_form_string(gr_conversion *c, const json_t *value, const char *n
     char *copy = gr_arena_alloc(&c->s->arena, 3 * (int64_t)len + 1), *to = copy;
     if (!copy) return gr_fail_memory(c->err, "sample");
     for (size_t k = 0; k < len; k++) {
-        if (text[k])
-            *to++ = text[k];
-        else
-            to = (char *)memcpy(to, "\xEF\xBF\xBD", 3) + 3;
+        if (text[k]) *to++ = text[k];
+        else to = (char *)memcpy(to, "\xEF\xBF\xBD", 3) + 3;
     }
     *out = copy;
     gr_tally_add(c->r->tally, GR_REMARK_NUL, NULL);
@@ -296,9 +282,7 @@ done:
     return st;
 }
 
-static graft_status convert_text(gr_conversion *c) {
-    return text_field(c, c->s->root, "text", true, &c->s->text);
-}
+static graft_status convert_text(gr_conversion *c) { return text_field(c, c->s->root, "text", true, &c->s->text); }
 
 /* Numbers for templates must be the file's: a whole number that was read as a fraction would be written as one. */
 static graft_status check_numbers(const gr_conversion *c) {
@@ -347,9 +331,7 @@ static bool has_required(const gr_reader *r, const gr_form *f, const json_t *obj
     return field(r, object, f->required[0]) && (!f->required[1] || field(r, object, f->required[1]));
 }
 
-const char *gr_data_format(int i) {
-    return i >= 0 && i < GR_LEN(formats) ? formats[i].name : NULL;
-}
+const char *gr_data_format(int i) { return i >= 0 && i < GR_LEN(formats) ? formats[i].name : NULL; }
 
 /* "messages {messages, system}; alpaca {...}": the forms with their fields. */
 static void list_forms(gr_str *out) {

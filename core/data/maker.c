@@ -14,9 +14,7 @@ typedef struct draws {
     uint64_t seed, problem, next;
 } draws;
 
-static uint32_t draw(draws *r, uint32_t n) {
-    return gr_random_u32(r->seed, GR_PURPOSE_MAKER, r->problem, r->next++) % n;
-}
+static uint32_t draw(draws *r, uint32_t n) { return gr_random_u32(r->seed, GR_PURPOSE_MAKER, r->problem, r->next++) % n; }
 
 typedef struct problem {
     int values[4];                    /* of the letters a..d */
@@ -27,9 +25,7 @@ typedef struct problem {
 } problem;
 
 /* The value of an operand: a letter a..d, or x, y: the results of steps 1 and 2. */
-static int operand(const problem *p, char letter) {
-    return letter >= 'x' ? p->result[letter - 'x'] : p->values[letter - 'a'];
-}
+static int operand(const problem *p, char letter) { return letter >= 'x' ? p->result[letter - 'x'] : p->values[letter - 'a']; }
 
 /* Draw each number from a range that suits the operation it is first used in: tables up to 9, sums below 100.
  */
@@ -55,10 +51,7 @@ static bool solve(problem *p, const char *plan) {
         char op = plan[4 * k + 1];
         if (op == '/' && (right < 2 || right > 9 || left % right || left / right > 30)) return false;
         if (op == '*' && (GR_MIN(left, right) > 9 || GR_MAX(left, right) > 30)) return false;
-        result = op == '+'   ? left + right
-                 : op == '-' ? left - right
-                 : op == '*' ? left * right
-                             : left / right;
+        result = op == '+' ? left + right : op == '-' ? left - right : op == '*' ? left * right : left / right;
         if (result < 2 || result > 150) return false;
         p->left[k] = left, p->right[k] = right, p->result[k] = result, p->op[k] = op;
     }
@@ -72,32 +65,21 @@ static void write_question(gr_str *out, const problem *p, const char *text) {
             continue;
         }
         switch (s[1]) {
-        case 'N':
-            gr_str_puts(out, p->name);
-            break;
-        case 'M':
-            gr_str_puts(out, p->other_name);
-            break;
-        case 'o':
-            gr_str_puts(out, p->object);
-            break;
-        case 'p':
-            gr_str_puts(out, p->other_object);
-            break;
-        default:
-            gr_str_printf(out, "%d", p->values[s[1] - 'a']);
+        case 'N': gr_str_puts(out, p->name); break;
+        case 'M': gr_str_puts(out, p->other_name); break;
+        case 'o': gr_str_puts(out, p->object); break;
+        case 'p': gr_str_puts(out, p->other_object); break;
+        default: gr_str_printf(out, "%d", p->values[s[1] - 'a']);
         }
         s += 2;
     }
 }
 
 static void draw_problem(gr_str *question, problem *p, const gr_shapes *shapes, int n_steps, draws *r) {
-    const gr_shape *shape =
-        &shapes->of_steps[n_steps - 1][draw(r, (uint32_t)shapes->n_of_steps[n_steps - 1])];
+    const gr_shape *shape = &shapes->of_steps[n_steps - 1][draw(r, (uint32_t)shapes->n_of_steps[n_steps - 1])];
     uint32_t name = draw(r, (uint32_t)shapes->n_names), object = draw(r, (uint32_t)shapes->n_objects);
     uint32_t other = (name + 1 + draw(r, (uint32_t)shapes->n_names - 1)) % (uint32_t)shapes->n_names;
-    uint32_t other_object =
-        (object + 1 + draw(r, (uint32_t)shapes->n_objects - 1)) % (uint32_t)shapes->n_objects;
+    uint32_t other_object = (object + 1 + draw(r, (uint32_t)shapes->n_objects - 1)) % (uint32_t)shapes->n_objects;
     p->name = shapes->names[name], p->other_name = shapes->names[other];
     p->object = shapes->objects[object], p->other_object = shapes->objects[other_object];
     do draw_values(p, shape->plan, r);
@@ -123,13 +105,11 @@ static bool insert(hash_set *set, uint64_t hash) {
 
 static graft_status check_options(const gr_school_math_options *o, graft_error *err) {
     if (o->n < 1 || o->n > 100 * 1000 * 1000)
-        return gr_fail(err, GRAFT_BAD_USAGE, "school-math: n is %lld, expected 1 to 100000000",
-                       (long long)o->n);
+        return gr_fail(err, GRAFT_BAD_USAGE, "school-math: n is %lld, expected 1 to 100000000", (long long)o->n);
     if (o->min_steps < 1 || o->max_steps > 3 || o->min_steps > o->max_steps)
-        return gr_fail(err, GRAFT_BAD_USAGE, "school-math: steps are %d-%d, expected a range within 1-3",
-                       o->min_steps, o->max_steps);
-    if (!o->language ||
-        (strcmp(o->language, "en") && strcmp(o->language, "zh") && strcmp(o->language, "both")))
+        return gr_fail(err, GRAFT_BAD_USAGE, "school-math: steps are %d-%d, expected a range within 1-3", o->min_steps,
+                       o->max_steps);
+    if (!o->language || (strcmp(o->language, "en") && strcmp(o->language, "zh") && strcmp(o->language, "both")))
         return gr_fail(err, GRAFT_BAD_USAGE, "school-math: language is \"%s\", expected en, zh or both",
                        o->language ? o->language : "");
     return GRAFT_OK;
@@ -159,8 +139,7 @@ graft_status gr_make_school_math(const gr_school_math_options *o, FILE *out, gra
         }
         /* No text of the tables needs escaping in JSON. */
         fprintf(out, "{\"instruction\": \"%s\", \"input\": \"\", \"output\": \"", question.data);
-        for (int k = 0; k < p.n_steps; k++)
-            fprintf(out, "%d %c %d = %d\\n", p.left[k], p.op[k], p.right[k], p.result[k]);
+        for (int k = 0; k < p.n_steps; k++) fprintf(out, "%d %c %d = %d\\n", p.left[k], p.op[k], p.right[k], p.result[k]);
         fprintf(out, "#### %d\"}\n", p.result[p.n_steps - 1]);
         if (ferror(out)) {
             st = gr_fail_errno(err, GRAFT_FAILED, "school-math: cannot write problem %lld", (long long)i + 1);
@@ -172,9 +151,7 @@ graft_status gr_make_school_math(const gr_school_math_options *o, FILE *out, gra
     return st;
 }
 
-static bool is_digit(char c) {
-    return c >= '0' && c <= '9';
-}
+static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 /* The last number on the line after the last "####", without commas, in one spelling (no leading zeros, no
  * trailing zeros of a fraction). False when there is no "####" or no number after it. */
@@ -185,8 +162,7 @@ static bool final_number(const char *text, gr_str *number) {
     mark += strspn(mark, "# \t\r\n");
     size_t len = strcspn(mark, "\r\n");
     for (const char *s = mark; s < mark + len; s++) {
-        bool inside =
-            s > mark && (is_digit(s[-1]) || (start && (s[-1] == ',' || s[-1] == '.') && is_digit(s[-2])));
+        bool inside = s > mark && (is_digit(s[-1]) || (start && (s[-1] == ',' || s[-1] == '.') && is_digit(s[-2])));
         if (is_digit(*s) && !inside) start = s;
     }
     if (!start) return false;
@@ -196,8 +172,7 @@ static bool final_number(const char *text, gr_str *number) {
     bool fraction = false;
     int64_t zeros = 0;
     while (*start == '0' && is_digit(start[1])) start++;
-    for (const char *s = start; is_digit(*s) || *s == ',' || (*s == '.' && !fraction && is_digit(s[1]));
-         s++) {
+    for (const char *s = start; is_digit(*s) || *s == ',' || (*s == '.' && !fraction && is_digit(s[1])); s++) {
         if (*s == ',' && !is_digit(s[1])) break;
         if (*s == ',') continue;
         fraction = fraction || *s == '.';
@@ -207,8 +182,7 @@ static bool final_number(const char *text, gr_str *number) {
     if (number->failed) return false;
     number->len -= zeros;
     number->data[number->len] = '\0';
-    if (negative && strcmp(number->data, "0"))
-        gr_str_putc(number, '-'); /* any place serves: it is only compared */
+    if (negative && strcmp(number->data, "0")) gr_str_putc(number, '-'); /* any place serves: it is only compared */
     return !number->failed;
 }
 

@@ -7,7 +7,7 @@
 typedef struct gr_school_math_options {
     int64_t n;
     uint64_t seed;
-    const char *language; /* "en", "zh" or "both" */
+    const char *language;     /* "en", "zh" or "both" */
     int min_steps, max_steps; /* 1..3 */
 } gr_school_math_options;
 

@@ -7,9 +7,8 @@ static const char *const names_en[] = {
     "Mia",  "Noah", "Olga",  "Paul",  "Rosa", "Sam",   "Tina",  "Uma",   "Vera", "Will", "Yara", "Zack",
 };
 static const char *const objects_en[] = {
-    "apples",   "books", "marbles", "stickers", "pencils", "cookies", "shells",
-    "balloons", "coins", "cards",   "eggs",     "oranges", "toys",    "stamps",
-    "buttons",  "beads", "pears",   "flowers",  "candles", "badges",
+    "apples", "books",   "marbles", "stickers", "pencils", "cookies", "shells", "balloons", "coins",   "cards",
+    "eggs",   "oranges", "toys",    "stamps",   "buttons", "beads",   "pears",  "flowers",  "candles", "badges",
 };
 static const char *const names_zh[] = {
     "小明", "小红", "小华", "小丽", "小刚", "小芳", "小军", "小玲", "小强", "小燕", "小杰", "小雪",
@@ -29,20 +28,17 @@ static const gr_shape en_1[] = {
     {"{N}'s shop had {a} {o} in the morning and sold {b} of them. How many {o} are left?", "a-b"},
     {"A box of {o} costs {a} dollars. How many dollars does {N} pay for {b} boxes?", "a*b"},
     {"{N} puts {a} {o} into bags of {b}. How many bags does {N} fill?", "a/b"},
-    {"{N} read {a} pages about {o} on Monday and {b} pages on Tuesday. How many pages did {N} read in total?",
-     "a+b"},
+    {"{N} read {a} pages about {o} on Monday and {b} pages on Tuesday. How many pages did {N} read in total?", "a+b"},
     {"{N} needs {a} {o} and already has {b}. How many more {o} does {N} need?", "a-b"},
     {"{N} carries {o} for {a} kilometres every day. How many kilometres is that in {b} days?", "a*b"},
     {"{N} found {a} {o} and {M} found {b}. How many more {o} did {N} find than {M}?", "a-b"},
-    {"In {N}'s class, {a} pupils make {b} equal teams to count {o}. How many pupils are in each team?",
-     "a/b"},
+    {"In {N}'s class, {a} pupils make {b} equal teams to count {o}. How many pupils are in each team?", "a/b"},
     {"{N} paid {a} dollars for {b} {o} of the same price. How many dollars did each one cost?", "a/b"},
     {"{N} collected {a} {o}. {M} collected {b} more than {N}. How many {o} did {M} collect?", "a+b"},
     {"{M} has {b} times as many {o} as {N}, who has {a}. How many {o} does {M} have?", "a*b"},
 };
 static const gr_shape en_2[] = {
-    {"{N} buys {a} boxes with {b} {o} each and gives {c} {o} to {M}. How many {o} does {N} have left?",
-     "a*b x-c"},
+    {"{N} buys {a} boxes with {b} {o} each and gives {c} {o} to {M}. How many {o} does {N} have left?", "a*b x-c"},
     {"{N} has {a} bags with {b} {o} each and finds {c} more {o}. How many {o} does {N} have now?", "a*b x+c"},
     {"{N} had {a} {o}, bought {b} more and gave {c} to {M}. How many {o} does {N} have now?", "a+b x-c"},
     {"{N} has {a} {o}. {M} has {b} times as many. How many {o} do they have together?", "a*b a+x"},
@@ -51,14 +47,12 @@ static const gr_shape en_2[] = {
      "in each bag?",
      "a+b x/c"},
     {"{N} had {a} dollars and bought {b} {o} for {c} dollars each. How many dollars are left?", "b*c a-x"},
-    {"{N}'s shop had {a} {o}. It sold {b} in the morning and {c} in the afternoon. How many {o} are left?",
-     "a-b x-c"},
+    {"{N}'s shop had {a} {o}. It sold {b} in the morning and {c} in the afternoon. How many {o} are left?", "a-b x-c"},
     {"A bag of {o} costs {a} dollars. {N} buys {b} bags and {M} buys {c}. How many dollars do they pay in "
      "all?",
      "b+c x*a"},
     {"{N} reads {a} pages a day for {b} days. The book has {c} pages. How many pages are left?", "a*b c-x"},
-    {"{N} packs {a} {o} into boxes of {b} and sells each box for {c} dollars. How many dollars does {N} get?",
-     "a/b x*c"},
+    {"{N} packs {a} {o} into boxes of {b} and sells each box for {c} dollars. How many dollars does {N} get?", "a/b x*c"},
     {"{N} lays out {a} rows of {b} {o}. {M} takes {c} of them. How many {o} are left?", "a*b x-c"},
     {"{N} has {a} {o}, loses {b} and shares the rest equally among {c} friends. How many {o} does each "
      "friend get?",
@@ -72,15 +66,12 @@ static const gr_shape en_3[] = {
     {"{N} buys {a} boxes with {b} {o} each, finds {c} more and gives {d} to {M}. How many {o} does {N} have "
      "now?",
      "a*b x+c y-d"},
-    {"{N} has {a} {o}, {M} has {b} times as many, and their friend has {c}. How many {o} do the three have?",
-     "a*b a+x y+c"},
+    {"{N} has {a} {o}, {M} has {b} times as many, and their friend has {c}. How many {o} do the three have?", "a*b a+x y+c"},
     {"{N} had {a} {o}, bought {b} more, gave {c} to {M} and put the rest into {d} equal bags. How many {o} "
      "are in each bag?",
      "a+b x-c y/d"},
-    {"{N} buys {a} {o} for {b} dollars each and {c} {p} for {d} dollars each. How many dollars does {N} pay?",
-     "a*b c*d x+y"},
-    {"A shop had {a} {o}. It sold {b}, got {c} new ones and sold {d} more. How many {o} are left?",
-     "a-b x+c y-d"},
+    {"{N} buys {a} {o} for {b} dollars each and {c} {p} for {d} dollars each. How many dollars does {N} pay?", "a*b c*d x+y"},
+    {"A shop had {a} {o}. It sold {b}, got {c} new ones and sold {d} more. How many {o} are left?", "a-b x+c y-d"},
     {"{N} works {a} hours a day for {b} days and {c} hours on Sunday. {M} works {d} hours less in all. How "
      "many hours does {M} work?",
      "a*b x+c y-d"},
@@ -148,8 +139,7 @@ static const gr_shape zh_3[] = {
     {"{N}有{a}个{o}，又买了{b}个，送给{M}{c}个，剩下的平均装进{d}个袋子，每袋多少个？", "a+b x-c y/d"},
     {"{N}买了{a}个{o}，每个{b}元，又买了{c}个{p}，每个{d}元，一共花了多少元？", "a*b c*d x+y"},
     {"{N}的商店有{a}个{o}，卖出{b}个，进货{c}个，又卖出{d}个，还剩多少个？", "a-b x+c y-d"},
-    {"{N}每天工作{a}小时，工作{b}天，星期日工作{c}小时，{M}比{N}少工作{d}小时，{M}工作多少小时？",
-     "a*b x+c y-d"},
+    {"{N}每天工作{a}小时，工作{b}天，星期日工作{c}小时，{M}比{N}少工作{d}小时，{M}工作多少小时？", "a*b x+c y-d"},
     {"{N}把{a}个{o}平均分给{b}个朋友，其中一人又得到{c}个，再送出{d}个，这个人现在有多少个？", "a/b x+c y-d"},
     {"{N}有{a}个{o}，{M}比{N}多{b}个，两人一共送出{c}个，还剩多少个？", "a+b a+x y-c"},
     {"{N}有{a}元，买了{b}个{o}，每个{c}元，又赚了{d}元，现在有多少元？", "b*c a-x y+d"},

@@ -16,8 +16,8 @@ done:
     return st;
 }
 
-graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n,
-                                bool colour, FILE *out, graft_error *err) {
+graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int64_t first, int64_t n, bool colour, FILE *out,
+                                graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str text = {0};
     const char *open = colour ? "\033[32m" : "[[", *close = colour ? "\033[0m" : "]]";
@@ -29,8 +29,7 @@ graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int6
         for (int64_t k = start; k < end; k++) {
             bool target = d->target[k];
             n_targets += target;
-            if (target !=
-                marked) { /* a character cut by the border of the mask shows as U+FFFD on both sides */
+            if (target != marked) { /* a character cut by the border of the mask shows as U+FFFD on both sides */
                 gr_decode_stream_flush(&stream, &text);
                 gr_str_puts(&text, target ? open : close);
             }
@@ -40,8 +39,8 @@ graft_status gr_dataset_preview(const gr_dataset *d, const gr_tokenizer *t, int6
         gr_decode_stream_flush(&stream, &text);
         if (marked) gr_str_puts(&text, close);
         if (text.failed) GR_TRY(gr_fail_memory(err, "preview"));
-        fprintf(out, "--- sample %lld: %lld tokens, %lld targets ---\n%s\n", (long long)i,
-                (long long)(end - start), (long long)n_targets, text.data);
+        fprintf(out, "--- sample %lld: %lld tokens, %lld targets ---\n%s\n", (long long)i, (long long)(end - start),
+                (long long)n_targets, text.data);
         bool hides;
         GR_TRY(hides_ids(t, d->ids + start, end - start, &hides, err));
         if (hides) {

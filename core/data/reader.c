@@ -55,9 +55,7 @@ static graft_status add_span(gr_reader *r, int64_t start, int64_t end, int64_t l
     return GRAFT_OK;
 }
 
-static bool is_space(char c) {
-    return c == ' ' || c == '\t' || c == '\n' || c == '\r';
-}
+static bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
 static graft_status index_lines(gr_reader *r, int64_t at, int64_t limit, graft_error *err) {
     const char *text = (const char *)r->map.data;
@@ -84,10 +82,8 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
         char c = text[at];
         line += c == '\n';
         if (quoted) {
-            if (c == '\\')
-                at++;
-            else
-                quoted = c != '"';
+            if (c == '\\') at++;
+            else quoted = c != '"';
             continue;
         }
         if (is_space(c)) continue;
@@ -97,8 +93,7 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
             continue;
         }
         bool ends = depth == 1 && (c == ',' || c == ']');
-        if (ends && start >= 0)
-            GR_TRY(add_span(r, start, at, start_line, err));
+        if (ends && start >= 0) GR_TRY(add_span(r, start, at, start_line, err));
         else if (ends && (c == ',' || comma))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: a comma with no sample %s it", r->path, (long long)line,
                            c == ',' ? "before" : "after"));
@@ -214,8 +209,7 @@ static graft_status parse_csv(const gr_reader *r, int64_t i, const char *text, i
     if (!why && cells.n != r->n_header)
         st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: %lld cells, the header has %lld: is a quote or a delimiter missing?", r->path,
                      (long long)r->spans[i].line, (long long)cells.n, (long long)r->n_header);
-    else if (why)
-        st = fail_csv(r, r->spans[i].line, why, err);
+    else if (why) st = fail_csv(r, r->spans[i].line, why, err);
     *row = st == GRAFT_OK ? csv_row(r, &cells) : NULL;
     gr_csv_release(&cells);
     return st;
@@ -340,9 +334,7 @@ graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_
     return st == GRAFT_OK ? gr_form_convert(r, i, s, err) : st;
 }
 
-void gr_reader_tell(const gr_reader *r, gr_str *lines) {
-    gr_tally_tell(r->tally, lines);
-}
+void gr_reader_tell(const gr_reader *r, gr_str *lines) { gr_tally_tell(r->tally, lines); }
 
 /* ---- the reader ---- */
 
@@ -414,13 +406,9 @@ graft_status gr_reader_next(gr_reader *r, gr_record *record, graft_error *err) {
     return GRAFT_OK;
 }
 
-const char *gr_reader_format(const gr_reader *r) {
-    return gr_form_name(r->format);
-}
+const char *gr_reader_format(const gr_reader *r) { return gr_form_name(r->format); }
 
-int64_t gr_reader_count(const gr_reader *r) {
-    return r->n_spans;
-}
+int64_t gr_reader_count(const gr_reader *r) { return r->n_spans; }
 
 void gr_reader_close(gr_reader *r) {
     if (!r) return;

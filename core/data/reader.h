@@ -18,7 +18,7 @@ typedef struct gr_sample {
     gr_message *messages;
     int64_t n_messages, capacity;
     const json_t *tools, *documents; /* borrowed from root, or NULL */
-    bool is_pair;     /* its messages are the strings prompt and completion */
+    bool is_pair;                    /* its messages are the strings prompt and completion */
     const char *text;
 } gr_sample;
 
@@ -33,7 +33,7 @@ enum { GR_USED_FIELDS = 16 };
 
 struct gr_reader {
     gr_map map;
-    char *path; /* of the file itself, also when a folder was given */
+    char *path;             /* of the file itself, also when a folder was given */
     bool is_array, replace; /* a JSON array; bytes that are no text read as U+FFFD */
     char delimiter;         /* of a CSV, else 0 */
     char **header;          /* names of a CSV's columns */
@@ -68,7 +68,7 @@ graft_status gr_form_find(gr_reader *r, const char *name, const json_t *first, g
 const char *gr_form_name(const gr_form *f);
 bool gr_form_has_answers(const gr_form *f);
 bool gr_form_knows(const char *name, int64_t len); /* a field that some form requires */
-bool gr_form_has_turns(const gr_form *f); /* messages, not raw text */
+bool gr_form_has_turns(const gr_form *f);          /* messages, not raw text */
 /* s->root to s->messages or s->text. */
 graft_status gr_form_convert(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
 

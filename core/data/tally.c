@@ -79,8 +79,8 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_RENDERED] =
             {"", NULL,
              " prompts begin with the chat template's own control token: they are taken as rendered, their control tokens as ids"},
-        [GR_REMARK_PLAIN] =
-            {"", NULL, " samples spell control tokens in their messages, which stay plain text: was it rendered already?"},
+        [GR_REMARK_PLAIN] = {"", NULL,
+                             " samples spell control tokens in their messages, which stay plain text: was it rendered already?"},
         [GR_REMARK_LEFT_OUT] = {"", NULL, " messages are left out by the chat template"},
         [GR_REMARK_SHORTENED] = {"", NULL, " answers are written in part by the chat template; the rest is not learned"},
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
@@ -92,10 +92,8 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         for (int i = 0; i < t->n_names && !any; i++) any = t->names[i].remark == (gr_remark)remark;
         if (!any) continue;
         gr_str_puts(lines, texts[remark].before);
-        if (texts[remark].names)
-            tell_names(t, (gr_remark)remark, texts[remark].names, lines);
-        else
-            gr_str_printf(lines, "%lld", (long long)t->plain[remark]);
+        if (texts[remark].names) tell_names(t, (gr_remark)remark, texts[remark].names, lines);
+        else gr_str_printf(lines, "%lld", (long long)t->plain[remark]);
         gr_str_printf(lines, "%s\n", texts[remark].after);
     }
 }

@@ -11,12 +11,7 @@ static const int type_bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 static const char *const type_names[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                          "bool", "string", "array", "u64", "i64", "f64"};
 
-enum {
-    KEY_MAX = 65535,
-    ALIGNMENT_MAX = 1 << 16,
-    KEY_MIN_BYTES = 8 + 4 + 1,
-    TENSOR_MIN_BYTES = 8 + 4 + 4 + 8
-};
+enum { KEY_MAX = 65535, ALIGNMENT_MAX = 1 << 16, KEY_MIN_BYTES = 8 + 4 + 1, TENSOR_MIN_BYTES = 8 + 4 + 4 + 8 };
 
 typedef struct entry {
     const char *key; /* arena */
@@ -46,9 +41,8 @@ typedef struct cursor {
 } cursor;
 
 static graft_status truncated(const cursor *c, const char *what) {
-    return gr_fail(c->err, GRAFT_BAD_INPUT,
-                   "%s: truncated or damaged: %s at byte %lld does not fit in %lld bytes", c->g->path, what,
-                   (long long)c->at, (long long)c->g->map.size);
+    return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: truncated or damaged: %s at byte %lld does not fit in %lld bytes", c->g->path,
+                   what, (long long)c->at, (long long)c->g->map.size);
 }
 
 static graft_status take(cursor *c, void *out, int64_t bytes, const char *what) {
@@ -76,8 +70,8 @@ static graft_status take_name(cursor *c, gr_arena *arena, const char **out, cons
     if (st != GRAFT_OK) return st;
     const char *bytes = (const char *)c->g->map.data + c->at;
     if (len == 0 || len > KEY_MAX || memchr(bytes, 0, (size_t)len))
-        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: %s at byte %lld: empty, too long or holds a NUL byte",
-                       c->g->path, what, (long long)c->at);
+        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: %s at byte %lld: empty, too long or holds a NUL byte", c->g->path, what,
+                       (long long)c->at);
     char *name = gr_arena_alloc(arena, len + 1);
     if (!name) return gr_fail_memory(c->err, what);
     memcpy(name, bytes, (size_t)len);
@@ -115,8 +109,7 @@ static graft_status read_array(cursor *c, entry *e) {
     graft_status st = take_type(c, &e->element, e->key);
     if (st != GRAFT_OK) return st;
     if (e->element == GR_GGUF_ARRAY)
-        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: key %s: an array of arrays, which graft does not read",
-                       c->g->path, e->key);
+        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: key %s: an array of arrays, which graft does not read", c->g->path, e->key);
     int bytes = type_bytes[e->element];
     st = take_count(c, &e->n, bytes ? bytes : 8, e->key);
     if (st != GRAFT_OK) return st;
@@ -154,9 +147,7 @@ static graft_status read_entry(cursor *c, gr_gguf *g, entry *e) {
     return st;
 }
 
-static int by_key(const void *a, const void *b) {
-    return strcmp((*(entry *const *)a)->key, (*(entry *const *)b)->key);
-}
+static int by_key(const void *a, const void *b) { return strcmp((*(entry *const *)a)->key, (*(entry *const *)b)->key); }
 
 static graft_status read_metadata(cursor *c, gr_gguf *g) {
     g->entries = gr_calloc(g->n_entries, sizeof *g->entries);
@@ -182,8 +173,8 @@ static graft_status unknown_type(const cursor *c, const char *name, uint32_t typ
         const gr_dtype_info *info = gr_dtype_get((gr_dtype)d);
         gr_str_printf(&known, "%s%s", d ? ", " : "", info->name);
     }
-    graft_status st = gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: ggml type %u; graft reads %s",
-                              c->g->path, name, type, known.data ? known.data : "other types");
+    graft_status st = gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: ggml type %u; graft reads %s", c->g->path, name, type,
+                              known.data ? known.data : "other types");
     gr_str_release(&known);
     return st;
 }
@@ -196,8 +187,8 @@ static graft_status read_tensor(cursor *c, gr_gguf *g, gr_tensor *t, uint64_t *o
     GR_TRY(take_name(c, &g->arena, &t->name, "a tensor name"));
     GR_TRY(take(c, &n_dims, sizeof n_dims, t->name));
     if (n_dims > GR_MAX_DIMS)
-        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: %u dimensions, at most %d are possible",
-                       g->path, t->name, n_dims, GR_MAX_DIMS);
+        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: %u dimensions, at most %d are possible", g->path, t->name, n_dims,
+                       GR_MAX_DIMS);
     GR_TRY(take(c, dims, (int64_t)(n_dims * sizeof dims[0]), t->name));
     GR_TRY(take(c, &type, sizeof type, t->name));
     GR_TRY(take(c, offset, sizeof *offset, t->name));
@@ -206,23 +197,19 @@ static graft_status read_tensor(cursor *c, gr_gguf *g, gr_tensor *t, uint64_t *o
     t->dtype = (gr_dtype)dtype;
     t->file = g->path;
     t->n_dims = (int)n_dims;
-    for (uint32_t d = 0; d < n_dims; d++)
-        t->shape[n_dims - 1 - d] = dims[d] > INT64_MAX ? -1 : (int64_t)dims[d];
+    for (uint32_t d = 0; d < n_dims; d++) t->shape[n_dims - 1 - d] = dims[d] > INT64_MAX ? -1 : (int64_t)dims[d];
     GR_TRY(gr_tensor_measure(t, c->err));
 done:
     return st;
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp((*(gr_tensor *const *)a)->name, (*(gr_tensor *const *)b)->name);
-}
+static int by_name(const void *a, const void *b) { return strcmp((*(gr_tensor *const *)a)->name, (*(gr_tensor *const *)b)->name); }
 
 static graft_status read_alignment(const gr_gguf *g, int64_t *out, graft_error *err) {
     graft_status st = gr_gguf_int_or(g, "general.alignment", GR_GGUF_ALIGNMENT, out, err);
     if (st != GRAFT_OK) return st;
     if (*out >= 8 && *out <= ALIGNMENT_MAX && (*out & (*out - 1)) == 0) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: general.alignment is %lld, expected a power of two from 8 to %d", g->path,
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.alignment is %lld, expected a power of two from 8 to %d", g->path,
                    (long long)*out, ALIGNMENT_MAX);
 }
 
@@ -240,8 +227,7 @@ static graft_status place_tensors(cursor *c, gr_gguf *g, const uint64_t *offsets
                            "truncated or damaged",
                            g->path, t->name);
         if (offsets[i] % (uint64_t)alignment != 0)
-            return gr_fail(c->err, GRAFT_BAD_INPUT,
-                           "%s: tensor %s: offset %llu is no multiple of the alignment %lld", g->path,
+            return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: offset %llu is no multiple of the alignment %lld", g->path,
                            t->name, (unsigned long long)offsets[i], (long long)alignment);
         t->data = g->map.data + start + offsets[i];
     }
@@ -261,8 +247,7 @@ static graft_status read_tensors(cursor *c, gr_gguf *g) {
     qsort(g->by_name, (size_t)g->n_tensors, sizeof(gr_tensor *), by_name);
     for (int64_t i = 1; i < g->n_tensors; i++)
         if (strcmp(g->by_name[i - 1]->name, g->by_name[i]->name) == 0)
-            GR_TRY(
-                gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s comes twice", g->path, g->by_name[i]->name));
+            GR_TRY(gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s comes twice", g->path, g->by_name[i]->name));
     GR_TRY(place_tensors(c, g, offsets));
 done:
     free(offsets);
@@ -286,8 +271,7 @@ static graft_status read_header(cursor *c, gr_gguf *g) {
     c->at = 4;
     GR_TRY(take(c, &version, sizeof version, "the version"));
     if (version != 2 && version != 3)
-        return gr_fail(c->err, GRAFT_BAD_INPUT,
-                       "%s: GGUF version %u%s; graft reads versions 2 and 3, little endian", g->path,
+        return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: GGUF version %u%s; graft reads versions 2 and 3, little endian", g->path,
                        version >= 1u << 24 ? version >> 24 : version, version >= 1u << 24 ? ", big endian" : "");
     GR_TRY(take_count(c, &g->n_tensors, TENSOR_MIN_BYTES, "the number of tensors"));
     GR_TRY(take_count(c, &g->n_entries, KEY_MIN_BYTES, "the number of keys"));
@@ -325,15 +309,11 @@ void gr_gguf_close(gr_gguf *g) {
     free(g);
 }
 
-const char *gr_gguf_path(const gr_gguf *g) {
-    return g->path;
-}
+const char *gr_gguf_path(const gr_gguf *g) { return g->path; }
 
 /* ---- tensors ---- */
 
-int64_t gr_gguf_n_tensors(const gr_gguf *g) {
-    return g->n_tensors;
-}
+int64_t gr_gguf_n_tensors(const gr_gguf *g) { return g->n_tensors; }
 
 const gr_tensor *gr_gguf_tensor(const gr_gguf *g, int64_t i) {
     GR_ASSERT(i >= 0 && i < g->n_tensors);
@@ -348,9 +328,7 @@ const gr_tensor *gr_gguf_find(const gr_gguf *g, const char *name) {
 
 /* ---- metadata ---- */
 
-int64_t gr_gguf_n_keys(const gr_gguf *g) {
-    return g->n_entries;
-}
+int64_t gr_gguf_n_keys(const gr_gguf *g) { return g->n_entries; }
 
 const char *gr_gguf_key(const gr_gguf *g, int64_t i, gr_gguf_type *type) {
     GR_ASSERT(i >= 0 && i < g->n_entries);
@@ -364,9 +342,7 @@ static const entry *find_entry(const gr_gguf *g, const char *name) {
     return found ? *found : NULL;
 }
 
-bool gr_gguf_has(const gr_gguf *g, const char *key) {
-    return find_entry(g, key) != NULL;
-}
+bool gr_gguf_has(const gr_gguf *g, const char *key) { return find_entry(g, key) != NULL; }
 
 gr_gguf_type gr_gguf_type_of(const gr_gguf *g, const char *key) {
     const entry *e = find_entry(g, key);
@@ -384,19 +360,17 @@ void gr_gguf_put_copy(gr_gguf_builder *b, const gr_gguf *g, const char *key) {
     b->n_keys++;
 }
 
-static graft_status wrong_type(const gr_gguf *g, const char *key, const entry *e, const char *wanted,
-                               graft_error *err) {
+static graft_status wrong_type(const gr_gguf *g, const char *key, const entry *e, const char *wanted, graft_error *err) {
     if (!e) return gr_fail(err, GRAFT_BAD_INPUT, "%s: key %s (%s) is missing", g->path, key, wanted);
     bool array = e->type == GR_GGUF_ARRAY;
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: key %s is %s%s, expected %s", g->path, key,
-                   array ? "an array of " : "", type_names[array ? e->element : e->type], wanted);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: key %s is %s%s, expected %s", g->path, key, array ? "an array of " : "",
+                   type_names[array ? e->element : e->type], wanted);
 }
 
 /* False when type is no integer or the value is beyond int64. */
 static bool load_int(int64_t *out, gr_gguf_type type, const uint8_t *p) {
     bool is_signed = type == GR_GGUF_I8 || type == GR_GGUF_I16 || type == GR_GGUF_I32 || type == GR_GGUF_I64;
-    bool is_unsigned =
-        type == GR_GGUF_U8 || type == GR_GGUF_U16 || type == GR_GGUF_U32 || type == GR_GGUF_U64;
+    bool is_unsigned = type == GR_GGUF_U8 || type == GR_GGUF_U16 || type == GR_GGUF_U32 || type == GR_GGUF_U64;
     if (!is_signed && !is_unsigned) return false;
     uint64_t raw = 0;
     int shift = 64 - 8 * type_bytes[type];
@@ -438,8 +412,7 @@ graft_status gr_gguf_get_bool(const gr_gguf *g, const char *key, bool *out, graf
     return GRAFT_OK;
 }
 
-graft_status gr_gguf_get_string(const gr_gguf *g, const char *key, const char **out, int64_t *len,
-                                graft_error *err) {
+graft_status gr_gguf_get_string(const gr_gguf *g, const char *key, const char **out, int64_t *len, graft_error *err) {
     const entry *e = find_entry(g, key);
     if (!e || e->type != GR_GGUF_STRING) return wrong_type(g, key, e, "a string", err);
     *out = e->text;
@@ -447,15 +420,13 @@ graft_status gr_gguf_get_string(const gr_gguf *g, const char *key, const char **
     return GRAFT_OK;
 }
 
-graft_status gr_gguf_int_or(const gr_gguf *g, const char *key, int64_t fallback, int64_t *out,
-                            graft_error *err) {
+graft_status gr_gguf_int_or(const gr_gguf *g, const char *key, int64_t fallback, int64_t *out, graft_error *err) {
     if (gr_gguf_has(g, key)) return gr_gguf_get_int(g, key, out, err);
     *out = fallback;
     return GRAFT_OK;
 }
 
-graft_status gr_gguf_float_or(const gr_gguf *g, const char *key, double fallback, double *out,
-                              graft_error *err) {
+graft_status gr_gguf_float_or(const gr_gguf *g, const char *key, double fallback, double *out, graft_error *err) {
     if (gr_gguf_has(g, key)) return gr_gguf_get_float(g, key, out, err);
     *out = fallback;
     return GRAFT_OK;
@@ -469,8 +440,7 @@ graft_status gr_gguf_bool_or(const gr_gguf *g, const char *key, bool fallback, b
 
 /* ---- arrays ---- */
 
-graft_status gr_gguf_get_array(const gr_gguf *g, const char *key, gr_gguf_type *element, int64_t *n,
-                               graft_error *err) {
+graft_status gr_gguf_get_array(const gr_gguf *g, const char *key, gr_gguf_type *element, int64_t *n, graft_error *err) {
     const entry *e = find_entry(g, key);
     if (!e || e->type != GR_GGUF_ARRAY) return wrong_type(g, key, e, "an array", err);
     if (element) *element = e->element;
@@ -478,20 +448,18 @@ graft_status gr_gguf_get_array(const gr_gguf *g, const char *key, gr_gguf_type *
     return GRAFT_OK;
 }
 
-static graft_status find_element(const gr_gguf *g, const char *key, int64_t i, const entry **out,
-                                 graft_error *err) {
+static graft_status find_element(const gr_gguf *g, const char *key, int64_t i, const entry **out, graft_error *err) {
     int64_t n = 0;
     graft_status st = gr_gguf_get_array(g, key, NULL, &n, err);
     if (st != GRAFT_OK) return st;
     if (i < 0 || i >= n)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: key %s: element %lld is wanted, the array has %lld",
-                       g->path, key, (long long)i, (long long)n);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: key %s: element %lld is wanted, the array has %lld", g->path, key, (long long)i,
+                       (long long)n);
     *out = find_entry(g, key);
     return GRAFT_OK;
 }
 
-graft_status gr_gguf_array_string(const gr_gguf *g, const char *key, int64_t i, const char **s, int64_t *len,
-                                  graft_error *err) {
+graft_status gr_gguf_array_string(const gr_gguf *g, const char *key, int64_t i, const char **s, int64_t *len, graft_error *err) {
     const entry *e;
     graft_status st = find_element(g, key, i, &e, err);
     if (st != GRAFT_OK) return st;
@@ -509,8 +477,7 @@ graft_status gr_gguf_array_int(const gr_gguf *g, const char *key, int64_t i, int
     return ok ? GRAFT_OK : wrong_type(g, key, e, "an array of integers", err);
 }
 
-graft_status gr_gguf_array_float(const gr_gguf *g, const char *key, int64_t i, double *out,
-                                 graft_error *err) {
+graft_status gr_gguf_array_float(const gr_gguf *g, const char *key, int64_t i, double *out, graft_error *err) {
     const entry *e;
     graft_status st = find_element(g, key, i, &e, err);
     if (st != GRAFT_OK) return st;

@@ -5,8 +5,19 @@
 #include "core/io/safetensors.h" /* gr_tensor, gr_tensor_producer */
 
 typedef enum gr_gguf_type { /* value types, numbers as in the file */
-    GR_GGUF_U8 = 0, GR_GGUF_I8, GR_GGUF_U16, GR_GGUF_I16, GR_GGUF_U32, GR_GGUF_I32, GR_GGUF_F32, GR_GGUF_BOOL,
-    GR_GGUF_STRING, GR_GGUF_ARRAY, GR_GGUF_U64, GR_GGUF_I64, GR_GGUF_F64
+                            GR_GGUF_U8 = 0,
+                            GR_GGUF_I8,
+                            GR_GGUF_U16,
+                            GR_GGUF_I16,
+                            GR_GGUF_U32,
+                            GR_GGUF_I32,
+                            GR_GGUF_F32,
+                            GR_GGUF_BOOL,
+                            GR_GGUF_STRING,
+                            GR_GGUF_ARRAY,
+                            GR_GGUF_U64,
+                            GR_GGUF_I64,
+                            GR_GGUF_F64
 } gr_gguf_type;
 
 typedef struct gr_gguf gr_gguf;

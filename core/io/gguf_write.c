@@ -7,13 +7,9 @@
 
 #include "core/io/tensor_stream.h"
 
-static void add_u32(gr_str *s, uint32_t v) {
-    gr_str_add(s, (const char *)&v, sizeof v);
-}
+static void add_u32(gr_str *s, uint32_t v) { gr_str_add(s, (const char *)&v, sizeof v); }
 
-static void add_u64(gr_str *s, uint64_t v) {
-    gr_str_add(s, (const char *)&v, sizeof v);
-}
+static void add_u64(gr_str *s, uint64_t v) { gr_str_add(s, (const char *)&v, sizeof v); }
 
 static void add_string(gr_str *s, const char *bytes, int64_t len) {
     add_u64(s, (uint64_t)len);
@@ -54,11 +50,9 @@ void gr_gguf_put_bool(gr_gguf_builder *b, const char *key, bool value) {
     gr_str_putc(&b->meta, value ? 1 : 0);
 }
 
-void gr_gguf_put_strings(gr_gguf_builder *b, const char *key, const char *const *values, const int64_t *lens,
-                         int64_t n) {
+void gr_gguf_put_strings(gr_gguf_builder *b, const char *key, const char *const *values, const int64_t *lens, int64_t n) {
     add_array(b, key, GR_GGUF_STRING, n);
-    for (int64_t i = 0; i < n; i++)
-        add_string(&b->meta, values[i], lens ? lens[i] : (int64_t)strlen(values[i]));
+    for (int64_t i = 0; i < n; i++) add_string(&b->meta, values[i], lens ? lens[i] : (int64_t)strlen(values[i]));
 }
 
 void gr_gguf_put_f32s(gr_gguf_builder *b, const char *key, const float *values, int64_t n) {
@@ -90,8 +84,7 @@ void gr_gguf_builder_release(gr_gguf_builder *b) {
 /* ---- the file ---- */
 
 /* Everything before the data section, padding included. */
-static graft_status make_header(gr_str *out, const gr_gguf_builder *b, const gr_tensor *tensors, int64_t n,
-                                graft_error *err) {
+static graft_status make_header(gr_str *out, const gr_gguf_builder *b, const gr_tensor *tensors, int64_t n, graft_error *err) {
     int64_t offset = 0;
     gr_str_puts(out, "GGUF");
     add_u32(out, 3);
@@ -113,18 +106,16 @@ static graft_status make_header(gr_str *out, const gr_gguf_builder *b, const gr_
     return out->failed || b->meta.failed ? gr_fail_memory(err, "the GGUF header") : GRAFT_OK;
 }
 
-static graft_status read_back(const char *file, const gr_str *header, const gr_tensor *tensors,
-                              const uint64_t *hashes, int64_t n, graft_error *err) {
+static graft_status read_back(const char *file, const gr_str *header, const gr_tensor *tensors, const uint64_t *hashes, int64_t n,
+                              graft_error *err) {
     gr_gguf *back = NULL;
     gr_map map = {0};
     graft_status st = gr_gguf_open(&back, file, err);
     if (st != GRAFT_OK) return gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
     GR_TRY(gr_map_open(&map, file, err));
     if (map.size < header->len || memcmp(map.data, header->data, (size_t)header->len) != 0)
-        GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: the header reads back otherwise; is the disk sound?",
-                       file));
-    for (int64_t i = 0; i < n; i++)
-        GR_TRY(gr_tensor_compare(&tensors[i], hashes[i], gr_gguf_find(back, tensors[i].name), err));
+        GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: the header reads back otherwise; is the disk sound?", file));
+    for (int64_t i = 0; i < n; i++) GR_TRY(gr_tensor_compare(&tensors[i], hashes[i], gr_gguf_find(back, tensors[i].name), err));
 done:
     gr_map_close(&map);
     gr_gguf_close(back);
@@ -165,8 +156,7 @@ graft_status gr_gguf_write(const char *path, const gr_gguf_builder *b, const gr_
     GR_TRY(gr_writer_open(&w, path, err));
     fwrite(header.data, 1, (size_t)header.len, w.stream);
     GR_TRY(gr_tensors_stream(w.stream, list, n, GR_GGUF_ALIGNMENT, produce, context, hashes, err));
-    if (w.tmp_path && fflush(w.stream) == 0 && !ferror(w.stream))
-        GR_TRY(read_back(w.tmp_path, &header, list, hashes, n, err));
+    if (w.tmp_path && fflush(w.stream) == 0 && !ferror(w.stream)) GR_TRY(read_back(w.tmp_path, &header, list, hashes, n, err));
     GR_TRY(gr_writer_commit(&w, err));
 done:
     gr_writer_abort(&w);

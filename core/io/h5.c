@@ -30,8 +30,7 @@ static graft_status make_seal(uint8_t block[USER_BLOCK], const char *path, FILE 
     char *chunk = gr_calloc(CHUNK, 1); /* read, not mapped: a mapping would count as resident memory */
     if (!state || !chunk) GR_TRY(gr_fail_memory(err, path));
     XXH3_128bits_reset(state);
-    if (fseek(f, USER_BLOCK, SEEK_SET) != 0)
-        GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
+    if (fseek(f, USER_BLOCK, SEEK_SET) != 0) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
     for (size_t n; (n = fread(chunk, 1, CHUNK, f)) > 0; length += n) XXH3_128bits_update(state, chunk, n);
     if (ferror(f)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
     XXH128_canonicalFromHash(&digest, XXH3_128bits_digest(state));
@@ -58,19 +57,16 @@ static graft_status check_seal(const char *path, const char *file, graft_error *
     size_t got = fread(found, 1, sizeof found, f);
     if (ferror(f)) GR_TRY(gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path));
     if (got < sizeof found || memcmp(found, magic, sizeof magic) != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: not a checkpoint or cache of graft, or its first bytes are damaged", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not a checkpoint or cache of graft, or its first bytes are damaged", path));
     memcpy(&version, found + 8, sizeof version);
     memcpy(&length, found + 16, sizeof length);
     if (version != VERSION)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: container version %u, this graft reads version %d", path,
-                       version, VERSION));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: container version %u, this graft reads version %d", path, version, VERSION));
     GR_TRY(make_seal(expected, path, f, err));
     uint64_t actual;
     memcpy(&actual, expected + 16, sizeof actual);
     if (length != actual)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: holds %llu bytes where %llu were written: truncated or damaged", path,
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: holds %llu bytes where %llu were written: truncated or damaged", path,
                        (unsigned long long)actual, (unsigned long long)length));
     if (memcmp(found, expected, sizeof found) != 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: damaged: its content does not match its checksum", path));
@@ -115,8 +111,7 @@ graft_status gr_h5_create(gr_h5 **out, const char *path, graft_error *err) {
     gr_h5 *h = h5_new(path);
     if (!h) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(gr_writer_open(&h->writer, path, err));
-    if (!h->writer.tmp_path)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: it is not a regular file", path));
+    if (!h->writer.tmp_path) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: it is not a regular file", path));
     h5_begin();
     plist = H5Pcreate(H5P_FILE_CREATE);
     if (plist < 0 || H5Pset_userblock(plist, USER_BLOCK) < 0 || H5Pset_obj_track_times(plist, false) < 0 ||
@@ -181,16 +176,11 @@ void gr_h5_close(gr_h5 *h) {
 /* All types are little endian in the file; graft's hosts are, too. */
 static hid_t type_id(gr_h5_type type) {
     switch (type) {
-    case GR_H5_F32:
-        return H5T_IEEE_F32LE;
-    case GR_H5_F64:
-        return H5T_IEEE_F64LE;
-    case GR_H5_I32:
-        return H5T_STD_I32LE;
-    case GR_H5_I64:
-        return H5T_STD_I64LE;
-    case GR_H5_U8:
-        return H5T_STD_U8LE;
+    case GR_H5_F32: return H5T_IEEE_F32LE;
+    case GR_H5_F64: return H5T_IEEE_F64LE;
+    case GR_H5_I32: return H5T_STD_I32LE;
+    case GR_H5_I64: return H5T_STD_I64LE;
+    case GR_H5_U8: return H5T_STD_U8LE;
     }
     return H5I_INVALID_HID;
 }
@@ -215,8 +205,8 @@ done:
     return st;
 }
 
-graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, const int64_t *shape,
-                       const void *data, graft_error *err) {
+graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, const int64_t *shape, const void *data,
+                       graft_error *err) {
     graft_status st = GRAFT_OK;
     hsize_t dims[MAX_DIMS];
     hid_t groups = H5I_INVALID_HID, plist = H5I_INVALID_HID, space = H5I_INVALID_HID, set = H5I_INVALID_HID;
@@ -244,8 +234,7 @@ bool gr_h5_has(gr_h5 *h, const char *name) {
     char *part = gr_strdup(name);
     if (!part) return false;
     h5_begin();
-    for (char *slash = part;
-         found && (slash = strchr(slash + 1, '/'));) { /* H5Lexists needs each group to be there */
+    for (char *slash = part; found && (slash = strchr(slash + 1, '/'));) { /* H5Lexists needs each group to be there */
         *slash = '\0';
         found = H5Lexists(h->file, part, H5P_DEFAULT) > 0;
         *slash = '/';
@@ -256,24 +245,20 @@ bool gr_h5_has(gr_h5 *h, const char *name) {
 }
 
 /* The open dataset of that type, with its shape in dims[0..*n_dims). */
-static graft_status open_dataset(hid_t *out, hsize_t dims[MAX_DIMS], int *n_dims, gr_h5 *h, const char *name,
-                                 gr_h5_type type, graft_error *err) {
+static graft_status open_dataset(hid_t *out, hsize_t dims[MAX_DIMS], int *n_dims, gr_h5 *h, const char *name, gr_h5_type type,
+                                 graft_error *err) {
     static const char *const type_names[] = {"f32", "f64", "i32", "i64", "u8"};
     graft_status st = GRAFT_OK;
     hid_t set = H5I_INVALID_HID, space = H5I_INVALID_HID, actual = H5I_INVALID_HID;
-    if (!gr_h5_has(h, name))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s is missing", h->path, name));
+    if (!gr_h5_has(h, name)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s is missing", h->path, name));
     h5_begin();
-    if ((set = H5Dopen2(h->file, name, H5P_DEFAULT)) < 0 || (space = H5Dget_space(set)) < 0 ||
-        (actual = H5Dget_type(set)) < 0)
+    if ((set = H5Dopen2(h->file, name, H5P_DEFAULT)) < 0 || (space = H5Dget_space(set)) < 0 || (actual = H5Dget_type(set)) < 0)
         GR_TRY(h5_fail(h, name, err));
     *n_dims = H5Sget_simple_extent_ndims(space);
     if (H5Tequal(actual, type_id(type)) <= 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s is not of type %s", h->path, name,
-                       type_names[type]));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s is not of type %s", h->path, name, type_names[type]));
     if (*n_dims < 1 || *n_dims > MAX_DIMS)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %d dimensions, expected 1 or 2", h->path,
-                       name, *n_dims));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %d dimensions, expected 1 or 2", h->path, name, *n_dims));
     if (H5Sget_simple_extent_dims(space, dims, NULL) < 0) GR_TRY(h5_fail(h, name, err));
     *out = set;
     set = H5I_INVALID_HID;
@@ -284,8 +269,7 @@ done:
     return st;
 }
 
-graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, int64_t *shape,
-                         graft_error *err) {
+graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, int64_t *shape, graft_error *err) {
     hsize_t dims[MAX_DIMS] = {0};
     int actual = 0;
     hid_t set = H5I_INVALID_HID;
@@ -293,14 +277,12 @@ graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims
     if (st != GRAFT_OK) return st;
     H5Dclose(set);
     if (actual != n_dims)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %d dimensions, expected %d", h->path, name,
-                       actual, n_dims);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %d dimensions, expected %d", h->path, name, actual, n_dims);
     for (int d = 0; d < n_dims; d++) shape[d] = (int64_t)dims[d];
     return GRAFT_OK;
 }
 
-graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, int64_t n_elements,
-                       graft_error *err) {
+graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, int64_t n_elements, graft_error *err) {
     graft_status st = GRAFT_OK;
     hsize_t dims[MAX_DIMS] = {0};
     int n_dims = 0;
@@ -310,8 +292,8 @@ graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, 
     for (int d = 0; d < n_dims; d++)
         if (!gr_mul_ok(&n, n, (int64_t)dims[d])) n = -1;
     if (n != n_elements)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %lld elements, expected %lld", h->path, name,
-                       (long long)n, (long long)n_elements));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s has %lld elements, expected %lld", h->path, name, (long long)n,
+                       (long long)n_elements));
     if (H5Dread(set, type_id(type), H5S_ALL, H5S_ALL, H5P_DEFAULT, data) < 0) GR_TRY(h5_fail(h, name, err));
 done:
     if (set >= 0) H5Dclose(set);
@@ -320,8 +302,7 @@ done:
 
 /* ---- attributes ---- */
 
-static graft_status put_attribute(gr_h5 *h, const char *name, hid_t type, const void *value,
-                                  graft_error *err) {
+static graft_status put_attribute(gr_h5 *h, const char *name, hid_t type, const void *value, graft_error *err) {
     graft_status st = GRAFT_OK;
     hid_t attribute = H5I_INVALID_HID, space = H5Screate(H5S_SCALAR);
     if (space < 0 || (attribute = H5Acreate2(h->file, name, type, space, H5P_DEFAULT, H5P_DEFAULT)) < 0 ||
@@ -334,8 +315,7 @@ done:
 }
 
 /* Opens a scalar attribute that must equal type. */
-static graft_status open_attribute(hid_t *out, gr_h5 *h, const char *name, hid_t type, const char *wanted,
-                                   graft_error *err) {
+static graft_status open_attribute(hid_t *out, gr_h5 *h, const char *name, hid_t type, const char *wanted, graft_error *err) {
     graft_status st = GRAFT_OK;
     hid_t attribute = H5I_INVALID_HID, actual = H5I_INVALID_HID, space = H5I_INVALID_HID;
     if (H5Aexists(h->file, name) <= 0)
@@ -354,8 +334,7 @@ done:
     return st;
 }
 
-static graft_status get_attribute(gr_h5 *h, const char *name, hid_t type, const char *wanted, void *value,
-                                  graft_error *err) {
+static graft_status get_attribute(gr_h5 *h, const char *name, hid_t type, const char *wanted, void *value, graft_error *err) {
     hid_t attribute = H5I_INVALID_HID;
     graft_status st = open_attribute(&attribute, h, name, type, wanted, err);
     if (st != GRAFT_OK) return st;
@@ -387,8 +366,7 @@ graft_status gr_h5_get_double(gr_h5 *h, const char *name, double *value, graft_e
 /* UTF-8 of variable length: not bound to the 64 KiB of other attributes, and h5py reads it as str. */
 static hid_t text_type(void) {
     hid_t type = H5Tcopy(H5T_C_S1);
-    if (type < 0 || (H5Tset_size(type, H5T_VARIABLE) >= 0 && H5Tset_cset(type, H5T_CSET_UTF8) >= 0))
-        return type;
+    if (type < 0 || (H5Tset_size(type, H5T_VARIABLE) >= 0 && H5Tset_cset(type, H5T_CSET_UTF8) >= 0)) return type;
     H5Tclose(type);
     return H5I_INVALID_HID;
 }

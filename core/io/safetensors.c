@@ -39,8 +39,8 @@ static graft_status bad_tensor(graft_error *err, const shard *f, const char *nam
 }
 
 /* The tensor's bytes as [begin, begin + bytes) of the shard's data section, checked to lie inside. */
-static graft_status read_offsets(int64_t *begin, int64_t *bytes, const shard *f, int64_t data_bytes,
-                                 const char *name, const json_t *entry, graft_error *err) {
+static graft_status read_offsets(int64_t *begin, int64_t *bytes, const shard *f, int64_t data_bytes, const char *name,
+                                 const json_t *entry, graft_error *err) {
     const json_t *pair = json_object_get(entry, "data_offsets");
     const json_t *first = json_array_get(pair, 0), *second = json_array_get(pair, 1);
     if (json_array_size(pair) != 2 || !json_is_integer(first) || !json_is_integer(second))
@@ -60,8 +60,8 @@ static graft_status read_shape(gr_tensor *t, const shard *f, const json_t *entry
     const json_t *shape = json_object_get(entry, "shape");
     if (!json_is_array(shape)) return bad_tensor(err, f, t->name, "\"shape\" is not a list of integers");
     if (json_array_size(shape) > GR_MAX_DIMS)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %zu dimensions, graft reads up to %d", f->path,
-                       t->name, json_array_size(shape), GR_MAX_DIMS);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %zu dimensions, graft reads up to %d", f->path, t->name,
+                       json_array_size(shape), GR_MAX_DIMS);
     t->n_dims = (int)json_array_size(shape);
     for (int d = 0; d < t->n_dims; d++) {
         const json_t *size = json_array_get(shape, (size_t)d);
@@ -86,12 +86,10 @@ static graft_status place_data(gr_safetensors *s, gr_tensor *t, const uint8_t *d
     return GRAFT_OK;
 }
 
-static graft_status skip_tensor(gr_safetensors *s, gr_tensor t, const char *dtype, const json_t *entry,
-                                graft_error *err) {
+static graft_status skip_tensor(gr_safetensors *s, gr_tensor t, const char *dtype, const json_t *entry, graft_error *err) {
     const json_t *shape = json_object_get(entry, "shape");
     char *kept = gr_arena_strdup(&s->names, dtype);
-    if (!kept || !gr_grow(&s->skipped, &s->skipped_cap, s->n_skipped + 1, sizeof *s->skipped))
-        return gr_fail_memory(err, t.name);
+    if (!kept || !gr_grow(&s->skipped, &s->skipped_cap, s->n_skipped + 1, sizeof *s->skipped)) return gr_fail_memory(err, t.name);
     t.n_dims = json_array_size(shape) <= GR_MAX_DIMS ? (int)json_array_size(shape) : -1;
     for (int d = 0; d < t.n_dims; d++) t.shape[d] = json_integer_value(json_array_get(shape, (size_t)d));
     s->skipped[s->n_skipped++] = (skipped){.name = t.name, .dtype = kept, .tensor = t};
@@ -100,8 +98,8 @@ static graft_status skip_tensor(gr_safetensors *s, gr_tensor t, const char *dtyp
 
 /* data: the shard's data section. *left: bytes of it that no tensor has claimed yet; overlaps run it below
  * zero. */
-static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t *data, int64_t data_bytes,
-                               int64_t *left, const char *key, const json_t *entry, graft_error *err) {
+static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t *data, int64_t data_bytes, int64_t *left,
+                               const char *key, const json_t *entry, graft_error *err) {
     int64_t begin = 0, bytes = 0;
     if (!json_is_object(entry)) return bad_tensor(err, f, key, "its entry in the header is not an object");
     const char *dtype_name = json_string_value(json_object_get(entry, "dtype"));
@@ -114,13 +112,12 @@ static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t 
     if (!name) return gr_fail_memory(err, key);
     int dtype = gr_dtype_from_safetensors(dtype_name);
     if (dtype < 0)
-        return skip_tensor(s, (gr_tensor){.name = name, .file = f->path, .data = data + begin, .n_bytes = bytes},
-                           dtype_name, entry, err);
+        return skip_tensor(s, (gr_tensor){.name = name, .file = f->path, .data = data + begin, .n_bytes = bytes}, dtype_name, entry,
+                           err);
     gr_tensor t = {.name = name, .dtype = (gr_dtype)dtype, .file = f->path};
     if ((st = read_shape(&t, f, entry, err)) != GRAFT_OK) return st;
     if (t.n_bytes != bytes)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s: %lld bytes of data, its shape and type need %lld", f->path, key,
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: %lld bytes of data, its shape and type need %lld", f->path, key,
                        (long long)bytes, (long long)t.n_bytes);
     if ((st = place_data(s, &t, data + begin, err)) != GRAFT_OK) return st;
     if (!gr_grow(&s->tensors, &s->cap, s->n + 1, sizeof *s->tensors)) return gr_fail_memory(err, key);
@@ -148,10 +145,8 @@ static graft_status read_shard(gr_safetensors *s, const shard *f, graft_error *e
     const uint8_t *data = f->map.data + PREFIX + header_len;
     int64_t data_bytes = f->map.size - PREFIX - (int64_t)header_len, left = data_bytes;
     json_object_foreach(header, key, entry) {
-        if (strcmp(key, "__metadata__") != 0)
-            GR_TRY(add_tensor(s, f, data, data_bytes, &left, key, entry, err));
-        else if (!json_is_object(entry))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: \"__metadata__\" is not an object", f->path));
+        if (strcmp(key, "__metadata__") != 0) GR_TRY(add_tensor(s, f, data, data_bytes, &left, key, entry, err));
+        else if (!json_is_object(entry)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: \"__metadata__\" is not an object", f->path));
     }
     if (f == s->shards) s->metadata = json_incref(json_object_get(header, "__metadata__"));
 done:
@@ -181,8 +176,7 @@ static char *beside(const char *path, const char *name) {
 /* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says
  * so. */
 static bool is_plain_name(const char *name) {
-    return name && *name && !strchr(name, '/') && !strchr(name, '\\') && strcmp(name, ".") != 0 &&
-           strcmp(name, "..") != 0;
+    return name && *name && !strchr(name, '/') && !strchr(name, '\\') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
 static bool has_shard(const gr_safetensors *s, const char *name) {
@@ -203,8 +197,7 @@ static graft_status open_index(gr_safetensors *s, const char *path, json_t **ind
     GR_TRY(gr_file_read(&text, &len, path, HEADER_MAX, err));
     *index = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     json_t *map = json_object_get(*index, "weight_map");
-    if (!*index)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not valid JSON: %s (line %d)", path, why.text, why.line));
+    if (!*index) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not valid JSON: %s (line %d)", path, why.text, why.line));
     if (json_object_size(map) == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no \"weight_map\" of tensor names to file names", path));
     json_object_foreach(map, key, value) {
@@ -221,9 +214,7 @@ done:
     return st;
 }
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const gr_tensor *)a)->name, ((const gr_tensor *)b)->name);
-}
+static int by_name(const void *a, const void *b) { return strcmp(((const gr_tensor *)a)->name, ((const gr_tensor *)b)->name); }
 
 static graft_status sort_tensors(gr_safetensors *s, graft_error *err) {
     if (s->n > 0) qsort(s->tensors, (size_t)s->n, sizeof *s->tensors, by_name);
@@ -236,8 +227,7 @@ static graft_status sort_tensors(gr_safetensors *s, graft_error *err) {
 }
 
 /* Every tensor of the index is in the file it is mapped to. */
-static graft_status check_index(const gr_safetensors *s, const char *path, const json_t *index,
-                                graft_error *err) {
+static graft_status check_index(const gr_safetensors *s, const char *path, const json_t *index, graft_error *err) {
     const char *name;
     json_t *value;
     json_object_foreach(json_object_get(index, "weight_map"), name, value) {
@@ -286,8 +276,7 @@ static graft_status no_weights(const char *folder, graft_error *err) {
 
 /* The file to open for path: path itself, or what its folder holds; owned. */
 static graft_status resolve(char **out, const char *path, graft_error *err) {
-    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json",
-                                        "adapter_model.safetensors"};
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"};
     char other[256];
     if (!gr_is_dir(path)) {
         *out = gr_strdup(path);
@@ -314,10 +303,8 @@ graft_status gr_safetensors_open(gr_safetensors **out, const char *path, graft_e
     gr_safetensors *s = gr_calloc(1, sizeof *s);
     if (!s) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(resolve(&file, path, err));
-    if (gr_ends_with(file, ".json"))
-        GR_TRY(open_index(s, file, &index, err));
-    else
-        GR_TRY(open_shard(s, gr_strdup(file), err));
+    if (gr_ends_with(file, ".json")) GR_TRY(open_index(s, file, &index, err));
+    else GR_TRY(open_shard(s, gr_strdup(file), err));
     GR_TRY(sort_tensors(s, err));
     if (index) GR_TRY(check_index(s, file, index, err));
     *out = s;
@@ -345,9 +332,7 @@ void gr_safetensors_close(gr_safetensors *s) {
     free(s);
 }
 
-int64_t gr_safetensors_count(const gr_safetensors *s) {
-    return s->n;
-}
+int64_t gr_safetensors_count(const gr_safetensors *s) { return s->n; }
 
 const gr_tensor *gr_safetensors_get(const gr_safetensors *s, int64_t i) {
     GR_ASSERT(i >= 0 && i < s->n);
@@ -365,9 +350,7 @@ const char *gr_safetensors_skipped(const gr_safetensors *s, const char *name) {
     return NULL;
 }
 
-const char *gr_safetensors_skipped_at(const gr_safetensors *s, int64_t i) {
-    return i < s->n_skipped ? s->skipped[i].name : NULL;
-}
+const char *gr_safetensors_skipped_at(const gr_safetensors *s, int64_t i) { return i < s->n_skipped ? s->skipped[i].name : NULL; }
 
 const gr_tensor *gr_safetensors_odd(const gr_safetensors *s, int64_t i, const char **type) {
     if (i >= s->n_skipped) return NULL;
@@ -391,19 +374,17 @@ static graft_status make_header(gr_str *out, const gr_tensor *tensors, int64_t n
         const gr_tensor *t = &tensors[i];
         const char *dtype = gr_dtype_get(t->dtype)->safetensors_name;
         if (!dtype)
-            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: tensor %s: safetensors has no type %s", t->file,
-                           t->name, gr_dtype_get(t->dtype)->name));
+            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: tensor %s: safetensors has no type %s", t->file, t->name,
+                           gr_dtype_get(t->dtype)->name));
         if (json_object_get(header, t->name) || !gr_add_ok(&end, offset, t->n_bytes))
-            GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s comes twice or is too large", t->file,
-                           t->name));
+            GR_TRY(gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s comes twice or is too large", t->file, t->name));
         json_t *shape = json_array();
         for (int d = 0; d < t->n_dims; d++) json_array_append_new(shape, json_integer(t->shape[d]));
-        json_t *entry = json_pack("{s:s,s:o,s:[I,I]}", "dtype", dtype, "shape", shape, "data_offsets",
-                                  (json_int_t)offset, (json_int_t)end);
+        json_t *entry =
+            json_pack("{s:s,s:o,s:[I,I]}", "dtype", dtype, "shape", shape, "data_offsets", (json_int_t)offset, (json_int_t)end);
         if (json_object_set_new(header, t->name, entry) != 0)
-            GR_TRY(gr_fail(err, GRAFT_FAILED,
-                           "writing %s: tensor %s: out of memory, or a name that is not UTF-8", t->file,
-                           t->name));
+            GR_TRY(
+                gr_fail(err, GRAFT_FAILED, "writing %s: tensor %s: out of memory, or a name that is not UTF-8", t->file, t->name));
         offset = end;
     }
     text = json_dumps(header, JSON_COMPACT);
@@ -419,8 +400,7 @@ done:
     return st;
 }
 
-static graft_status read_back(const char *file, const gr_tensor *tensors, const uint64_t *hashes, int64_t n,
-                              graft_error *err) {
+static graft_status read_back(const char *file, const gr_tensor *tensors, const uint64_t *hashes, int64_t n, graft_error *err) {
     gr_safetensors *back;
     graft_status st = gr_safetensors_open(&back, file, err);
     if (st != GRAFT_OK) return gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
@@ -430,8 +410,8 @@ static graft_status read_back(const char *file, const gr_tensor *tensors, const 
     return st;
 }
 
-graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n,
-                                  gr_tensor_producer *produce, void *context, graft_error *err) {
+graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n, gr_tensor_producer *produce, void *context,
+                                  graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_tensor *list = NULL;
     gr_str header = {0};
@@ -443,8 +423,7 @@ graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, in
     GR_TRY(gr_writer_open(&w, path, err));
     fwrite(header.data, 1, (size_t)header.len, w.stream);
     GR_TRY(gr_tensors_stream(w.stream, list, n, 1, produce, context, hashes, err));
-    if (w.tmp_path && fflush(w.stream) == 0 && !ferror(w.stream))
-        GR_TRY(read_back(w.tmp_path, list, hashes, n, err));
+    if (w.tmp_path && fflush(w.stream) == 0 && !ferror(w.stream)) GR_TRY(read_back(w.tmp_path, list, hashes, n, err));
     GR_TRY(gr_writer_commit(&w, err));
 done:
     gr_writer_abort(&w);

@@ -44,7 +44,7 @@ const char *gr_safetensors_metadata(const gr_safetensors *st, const char *key);
  * produce fills dst (n_bytes of tensor i, as described) and returns a status. */
 typedef graft_status gr_tensor_producer(void *context, int64_t i, void *dst, graft_error *err);
 /* Write n tensors (name, dtype, shape used; offsets computed) to path; metadata {"format": "pt"}. Atomic; read back and checked. */
-graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n, gr_tensor_producer *produce,
-                                  void *context, graft_error *err);
+graft_status gr_safetensors_write(const char *path, const gr_tensor *tensors, int64_t n, gr_tensor_producer *produce, void *context,
+                                  graft_error *err);
 
 #endif

@@ -9,21 +9,18 @@ graft_status gr_tensor_measure(gr_tensor *t, graft_error *err) {
     int64_t n = 1;
     for (int d = 0; d < t->n_dims; d++)
         if (!gr_mul_ok(&n, n, t->shape[d]))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its shape is negative or overflows", t->file,
-                           t->name);
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its shape is negative or overflows", t->file, t->name);
     int64_t row = t->n_dims > 0 ? t->shape[t->n_dims - 1] : 1;
     int64_t bytes = row % dtype->block == 0 ? gr_dtype_bytes(t->dtype, n) : -1;
     if (bytes < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s: rows of %lld elements do not make whole %s blocks of %lld", t->file,
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: rows of %lld elements do not make whole %s blocks of %lld", t->file,
                        t->name, (long long)row, dtype->name, (long long)dtype->block);
     t->n_elements = n;
     t->n_bytes = bytes;
     return GRAFT_OK;
 }
 
-graft_status gr_tensors_prepare(gr_tensor **out, const gr_tensor *tensors, int64_t n, const char *path,
-                                graft_error *err) {
+graft_status gr_tensors_prepare(gr_tensor **out, const gr_tensor *tensors, int64_t n, const char *path, graft_error *err) {
     gr_tensor *copy = gr_calloc(n, sizeof *copy);
     if (!copy) return gr_fail_memory(err, path);
     if (n > 0) memcpy(copy, tensors, (size_t)n * sizeof *copy);
@@ -40,9 +37,8 @@ graft_status gr_tensors_prepare(gr_tensor **out, const gr_tensor *tensors, int64
     return GRAFT_OK;
 }
 
-graft_status gr_tensors_stream(FILE *stream, const gr_tensor *tensors, int64_t n, int64_t alignment,
-                               gr_tensor_producer *produce, void *context, uint64_t *hashes,
-                               graft_error *err) {
+graft_status gr_tensors_stream(FILE *stream, const gr_tensor *tensors, int64_t n, int64_t alignment, gr_tensor_producer *produce,
+                               void *context, uint64_t *hashes, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t largest = 0;
     for (int64_t i = 0; i < n; i++) largest = GR_MAX(largest, tensors[i].n_bytes);
@@ -60,17 +56,14 @@ done:
     return st;
 }
 
-graft_status gr_tensor_compare(const gr_tensor *written, uint64_t hash, const gr_tensor *back,
-                               graft_error *err) {
+graft_status gr_tensor_compare(const gr_tensor *written, uint64_t hash, const gr_tensor *back, graft_error *err) {
     const char *what = NULL;
-    if (!back)
-        what = "is missing";
+    if (!back) what = "is missing";
     else if (back->dtype != written->dtype || back->n_dims != written->n_dims ||
              memcmp(back->shape, written->shape, (size_t)written->n_dims * sizeof written->shape[0]) != 0)
         what = "has another type or shape";
-    else if (XXH3_64bits(back->data, (size_t)back->n_bytes) != hash)
-        what = "holds other bytes";
+    else if (XXH3_64bits(back->data, (size_t)back->n_bytes) != hash) what = "holds other bytes";
     if (!what) return GRAFT_OK;
-    return gr_fail(err, GRAFT_FAILED, "writing %s: read back, tensor %s %s; is the disk sound?",
-                   written->file, written->name, what);
+    return gr_fail(err, GRAFT_FAILED, "writing %s: read back, tensor %s %s; is the disk sound?", written->file, written->name,
+                   what);
 }

@@ -23,22 +23,22 @@ enum { GR_N_ARCHS = 3 };
 
 typedef struct gr_model_config {
     const gr_arch *arch_row; /* static */
-    char arch[32];         /* GGUF's name: "llama" or "qwen2" (HF model_type: llama, mistral -> llama; qwen2) */
-    int64_t n_layers;      /* L */
-    int64_t hidden;        /* C */
-    int64_t n_heads;       /* H */
-    int64_t n_kv_heads;    /* K */
-    int64_t head_dim;      /* D */
-    int64_t ffn;           /* F */
-    int64_t vocab;         /* V: rows of the embedding */
-    int64_t max_positions; /* context length */
-    int64_t window;        /* sliding window of attention, 0: none */
+    char arch[32];           /* GGUF's name: "llama" or "qwen2" (HF model_type: llama, mistral -> llama; qwen2) */
+    int64_t n_layers;        /* L */
+    int64_t hidden;          /* C */
+    int64_t n_heads;         /* H */
+    int64_t n_kv_heads;      /* K */
+    int64_t head_dim;        /* D */
+    int64_t ffn;             /* F */
+    int64_t vocab;           /* V: rows of the embedding */
+    int64_t max_positions;   /* context length */
+    int64_t window;          /* sliding window of attention, 0: none */
     float norm_eps;
     double rope_theta;
     gr_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq; /* llama3: factor, low_freq_factor, high_freq_factor; linear: factor */
     int64_t rope_original;                             /* llama3: original_max_position_embeddings */
-    bool tied;             /* the head is the embedding */
+    bool tied;                                         /* the head is the embedding */
     bool qkv_bias, o_bias, mlp_bias;
     int32_t bos, eos, pad; /* -1: none */
     int32_t stop_ids[8];   /* eos_token_id of generation_config.json / config.json, all of them */

@@ -79,9 +79,7 @@ static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const 
     bool flag = false;
     int64_t n = 0;
     switch (gr_gguf_type_of(g, key)) {
-    case GR_GGUF_STRING:
-        GR_TRY(gr_gguf_get_string(g, key, &text, NULL, err));
-        break;
+    case GR_GGUF_STRING: GR_TRY(gr_gguf_get_string(g, key, &text, NULL, err)); break;
     case GR_GGUF_BOOL:
         GR_TRY(gr_gguf_get_bool(g, key, &flag, err));
         text = flag ? "true" : "false";

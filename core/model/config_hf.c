@@ -152,10 +152,8 @@ static graft_status json_open(json_file *f, const char *path, graft_error *err) 
     f->path = path;
     GR_TRY(gr_file_read(&text, &len, path, CONFIG_MAX_BYTES, err));
     f->root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &e);
-    if (!f->root)
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
-    else if (!json_is_object(f->root))
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);
+    if (!f->root) st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
+    else if (!json_is_object(f->root)) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);
 done:
     free(text);
     return st;
@@ -234,15 +232,11 @@ static const key_row *find_row(const char *key, const gr_arch *arch) {
 static graft_status read_key(gr_model_config *c, const json_file *f, const key_row *row, const json_t *v, graft_error *err) {
     void *field = (char *)c + row->offset;
     switch (row->kind) {
-    case GR_CONFIG_INT:
-        return json_int(f, row->name, field, err);
-    case GR_CONFIG_BOOL:
-        return json_bool(f, row->name, field, err);
-    case GR_CONFIG_ONLY:
-        return json_only(f->path, row->name, v, row->only, err);
+    case GR_CONFIG_INT: return json_int(f, row->name, field, err);
+    case GR_CONFIG_BOOL: return json_bool(f, row->name, field, err);
+    case GR_CONFIG_ONLY: return json_only(f->path, row->name, v, row->only, err);
     case GR_CONFIG_READ:
-    case GR_CONFIG_HARMLESS:
-        break;
+    case GR_CONFIG_HARMLESS: break;
     }
     return GRAFT_OK;
 }
@@ -256,14 +250,10 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
     gr_str unknown = {0};
     json_object_foreach(f->root, key, v) {
         const key_row *row = find_row(key, c->arch_row);
-        if (row)
-            GR_TRY(read_key(c, f, row, v, err));
-        else if (gr_config_allows(harmless, key) || !is_truthy(v))
-            continue;
-        else if (gr_config_smells(key))
-            GR_TRY(json_only(f->path, key, v, "", err));
-        else
-            gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
+        if (row) GR_TRY(read_key(c, f, row, v, err));
+        else if (gr_config_allows(harmless, key) || !is_truthy(v)) continue;
+        else if (gr_config_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
+        else gr_str_printf(&unknown, "%s%s", unknown.len ? ", " : "", key);
     }
     gr_config_warn(f->path, &unknown);
 done:
@@ -291,8 +281,7 @@ static graft_status json_layer_types(const json_file *f, int64_t n_layers, bool 
                        json_array_size(list), (long long)n_layers);
     json_array_foreach(list, i, v) {
         const char *type = json_is_string(v) ? json_string_value(v) : "?";
-        if (strcmp(type, "sliding_attention") == 0)
-            *slides = true;
+        if (strcmp(type, "sliding_attention") == 0) *slides = true;
         else if (strcmp(type, "full_attention") != 0)
             return gr_config_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
     }
@@ -361,10 +350,8 @@ static graft_status rope_check(const json_t *rope, gr_rope_scaling type, const c
             i++;
         snprintf(full, sizeof full, "%s.%s", where, key);
         if (dynamic && strcmp(key, "factor") == 0) continue;
-        if (i == GR_LEN(rope_keys))
-            GR_TRY(json_only(path, full, v, "", err));
-        else if (rope_keys[i].kind == GR_CONFIG_ONLY)
-            GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
+        if (i == GR_LEN(rope_keys)) GR_TRY(json_only(path, full, v, "", err));
+        else if (rope_keys[i].kind == GR_CONFIG_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
     }
 done:
     return st;
@@ -398,10 +385,8 @@ static graft_status rope_original(gr_model_config *c, const json_file *f, const 
 static graft_status rope_theta(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
     const json_t *inner = json_object_get(rope, "rope_theta"), *outer = json_object_get(f->root, "rope_theta");
     graft_status st = GRAFT_OK;
-    if (inner)
-        st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
-    else if (outer)
-        st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
+    if (inner) st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
+    else if (outer) st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
     if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
         gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", f->path,
                 json_number_value(outer), json_number_value(inner), where);

@@ -42,9 +42,7 @@ static void put_rope(json_t *root, const gr_model_config *c, bool has_base) {
 
 /* ---- the files ---- */
 
-static json_t *id_json(int32_t id) {
-    return id < 0 ? json_null() : json_integer(id);
-}
+static json_t *id_json(int32_t id) { return id < 0 ? json_null() : json_integer(id); }
 
 static json_t *stop_json(const gr_model_config *c) {
     if (c->n_stop_ids < 2) return id_json(c->n_stop_ids ? c->stop_ids[0] : c->eos);

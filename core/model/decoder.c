@@ -13,14 +13,14 @@ enum { SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN, SITES_PER_LAYER };
 
 /* What backward reads of one layer. Buffers that are computed again are shared by all layers. */
 typedef struct layer_acts {
-    float *x, *rstd1; /* [n,C] residual at the layer's input; [n] */
-    float *n1;        /* [n,C] input_norm(x) */
-    float *qkv;       /* [n,(H+2K)D] q | k | v after rope */
-    float *att, *lse; /* [n,HD], [n,H] */
-    float *xmid;      /* [n,C] residual after attention */
-    float *rstd2;     /* [n] */
-    float *n2;        /* [n,C] post_norm(xmid) */
-    float *gu, *act;  /* [n,2F] gate | up; [n,F] SwiGLU */
+    float *x, *rstd1;          /* [n,C] residual at the layer's input; [n] */
+    float *n1;                 /* [n,C] input_norm(x) */
+    float *qkv;                /* [n,(H+2K)D] q | k | v after rope */
+    float *att, *lse;          /* [n,HD], [n,H] */
+    float *xmid;               /* [n,C] residual after attention */
+    float *rstd2;              /* [n] */
+    float *n2;                 /* [n,C] post_norm(xmid) */
+    float *gu, *act;           /* [n,2F] gate | up; [n,F] SwiGLU */
     float *h[SITES_PER_LAYER]; /* [n,sum of ranks] LoRA products */
 } layer_acts;
 
@@ -33,23 +33,23 @@ struct gr_decoder {
     gr_device *dev;
     gr_decoder_options o;
     widths w;
-    char *memory;        /* the one allocation of the step */
-    layer_acts *layers;  /* [L] */
-    float *x_last;       /* [n,C] output of the last layer, then the final stream */
-    float *xf, *rstdf;   /* [n,C] final norm; [n] */
-    float *logits;       /* [head_rows,V] */
+    char *memory;                     /* the one allocation of the step */
+    layer_acts *layers;               /* [L] */
+    float *x_last;                    /* [n,C] output of the last layer, then the final stream */
+    float *xf, *rstdf;                /* [n,C] final norm; [n] */
+    float *logits;                    /* [head_rows,V] */
     float *head_x, *head_h, *head_dx; /* [head_rows,C], [head_rows,R], [head_rows,C] */
     float *head_nll, *head_weight;
     int32_t *head_idx, *head_target;
-    uint64_t *head_key;  /* [head_rows] randomness keys of the gathered rows */
+    uint64_t *head_key; /* [head_rows] randomness keys of the gathered rows */
     int64_t head_rows;
-    float *xd;           /* [n,widest input] a LoRA input after dropout */
+    float *xd; /* [n,widest input] a LoRA input after dropout */
     float *embed_h, *embed_y;
-    gr_seq *seqs;        /* [max_tokens] */
+    gr_seq *seqs; /* [max_tokens] */
     /* backward */
     float *dx, *dbranch; /* [n,C] */
     float *dqkv, *datt, *dact, *delta, *dh, *dxd;
-    int64_t lowest;      /* layers below need no gradient; L: none needs one */
+    int64_t lowest; /* layers below need no gradient; L: none needs one */
     bool embed_trains;
 };
 
@@ -61,8 +61,13 @@ static int64_t linear_rank(const gr_linear *l) {
 
 static widths widths_of(const gr_model *m) {
     const gr_model_config *c = &m->config;
-    widths w = {.C = c->hidden, .H = c->n_heads, .D = c->head_dim, .HD = c->n_heads * c->head_dim,
-                .KD = c->n_kv_heads * c->head_dim, .F = c->ffn, .V = c->vocab};
+    widths w = {.C = c->hidden,
+                .H = c->n_heads,
+                .D = c->head_dim,
+                .HD = c->n_heads * c->head_dim,
+                .KD = c->n_kv_heads * c->head_dim,
+                .F = c->ffn,
+                .V = c->vocab};
     w.QKV = w.HD + 2 * w.KD;
     w.widest = GR_MAX(w.C, GR_MAX(w.F, w.HD));
     for (int64_t i = 0; i < c->n_layers; i++) {
@@ -267,7 +272,11 @@ static product product_of(gr_decoder *d, int64_t layer, int site) {
 
 static product head_product(gr_decoder *d) {
     const gr_linear *head = &d->m->head;
-    return (product){.group = {head}, .n_group = 1, .K = head->w.cols, .N = head->w.rows, .h = d->head_h,
+    return (product){.group = {head},
+                     .n_group = 1,
+                     .K = head->w.cols,
+                     .N = head->w.rows,
+                     .h = d->head_h,
                      .site = (uint32_t)(d->m->config.n_layers * SITES_PER_LAYER)};
 }
 
@@ -334,9 +343,9 @@ static void embed_backward(gr_decoder *d, const gr_batch *b) {
 
 /* New rows of a KV cache: where the layer's keys and values go, and are read from. NULL in training. */
 typedef struct cache_view {
-    float *kv;            /* [n_slots*max_len, 2KD] of this layer */
+    float *kv; /* [n_slots*max_len, 2KD] of this layer */
     gr_kv_panels panels;
-    const int32_t *rows;  /* [n] cache row of each batch row */
+    const int32_t *rows; /* [n] cache row of each batch row */
 } cache_view;
 
 static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cache_view *cache) {
@@ -350,8 +359,8 @@ static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cac
         k = cache->kv, v = k + w.KD, ldkv = 2 * w.KD;
     }
     float scale = 1.0f / __builtin_sqrtf((float)w.D);
-    op->attention_forward(d->dev, a->att, w.HD, a->lse, a->qkv, w.QKV, k, v, ldkv, d->seqs, b->n_seqs, w.H,
-                          d->m->config.n_kv_heads, w.D, scale, d->m->compute, cache ? &cache->panels : NULL);
+    op->attention_forward(d->dev, a->att, w.HD, a->lse, a->qkv, w.QKV, k, v, ldkv, d->seqs, b->n_seqs, w.H, d->m->config.n_kv_heads,
+                          w.D, scale, d->m->compute, cache ? &cache->panels : NULL);
 }
 
 /* The last row of each sequence of b moves to the front of x. */
@@ -432,8 +441,7 @@ static void layer_backward(gr_decoder *d, int64_t i, const gr_batch *b, bool bel
     op->rope(d->dev, d->dqkv, w.QKV, b->positions, d->m->rope, n, w.H + d->m->config.n_kv_heads, w.D, true);
     bool through_norm = below || l->input_norm.dw;
     product_backward(d, &qkv, through_norm ? d->dbranch : NULL, d->dqkv, a->n1, b);
-    if (through_norm)
-        op->rmsnorm_backward(d->dev, d->dx, l->input_norm.dw, d->dbranch, a->x, a->rstd1, l->input_norm.w, n, w.C);
+    if (through_norm) op->rmsnorm_backward(d->dev, d->dx, l->input_norm.dw, d->dbranch, a->x, a->rstd1, l->input_norm.w, n, w.C);
 }
 
 /* ---- the stack ---- */

@@ -8,19 +8,19 @@
 
 typedef struct gr_decoder gr_decoder;
 
-typedef enum gr_recompute { /* what backward computes again instead of keeping */
-    GR_RECOMPUTE_NONE,      /* keep everything */
-    GR_RECOMPUTE_SELECTIVE, /* norms and SwiGLU outputs are computed again */
-    GR_RECOMPUTE_FULL       /* only the layer inputs are kept */
+typedef enum gr_recompute {                         /* what backward computes again instead of keeping */
+                            GR_RECOMPUTE_NONE,      /* keep everything */
+                            GR_RECOMPUTE_SELECTIVE, /* norms and SwiGLU outputs are computed again */
+                            GR_RECOMPUTE_FULL       /* only the layer inputs are kept */
 } gr_recompute;
 
 typedef struct gr_decoder_options {
-    int64_t max_tokens;     /* rows of the largest batch */
-    int64_t max_targets;    /* of them with a target, in the batch that has most; 0: all. More only take more turns of the head */
-    bool training;          /* plan for backward */
+    int64_t max_tokens;  /* rows of the largest batch */
+    int64_t max_targets; /* of them with a target, in the batch that has most; 0: all. More only take more turns of the head */
+    bool training;       /* plan for backward */
     gr_recompute recompute;
-    float dropout;          /* LoRA input dropout; 0 = none */
-    uint64_t seed;          /* of the dropout masks */
+    float dropout; /* LoRA input dropout; 0 = none */
+    uint64_t seed; /* of the dropout masks */
 } gr_decoder_options;
 
 graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_options *o, graft_error *err);

@@ -12,13 +12,13 @@ enum { MAX_BATCH = 64, PREFILL_TOKENS = 512, CACHE_BYTES = 1 << 30 };
 
 /* One prompt in flight in one slot of the KV cache. */
 typedef struct flight {
-    int64_t prompt;          /* index; -1: the slot is free */
-    int64_t fed;             /* prompt tokens already in the cache */
-    gr_ids ids;              /* prompt and what was generated */
+    int64_t prompt; /* index; -1: the slot is free */
+    int64_t fed;    /* prompt tokens already in the cache */
+    gr_ids ids;     /* prompt and what was generated */
     gr_decode_stream stream;
-    gr_str text;             /* decoded so far */
-    int64_t shown;           /* bytes of text given to the callback */
-    uint64_t key;            /* randomness: of the prompt's ids and its number among equal prompts */
+    gr_str text;   /* decoded so far */
+    int64_t shown; /* bytes of text given to the callback */
+    uint64_t key;  /* randomness: of the prompt's ids and its number among equal prompts */
 } flight;
 
 typedef struct generator {
@@ -212,8 +212,7 @@ static graft_status step(generator *g, graft_error *err) {
     for (int64_t i = 0; i < n_seqs && !g->stopped; i++)
         if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n)
             GR_TRY(advance(g, g->order[i], g->logits + i * g->m->config.vocab, err));
-        else if (g->callback && g->callback(g->payload, g->slots[g->order[i]].prompt, "", 0, false) != 0)
-            g->stopped = true;
+        else if (g->callback && g->callback(g->payload, g->slots[g->order[i]].prompt, "", 0, false) != 0) g->stopped = true;
 done:
     return st;
 }
@@ -236,7 +235,14 @@ static graft_status finish_rest(generator *g, graft_error *err) {
 graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *prompts, int64_t n, int32_t end_id,
                          const gr_generate_options *o, gr_completion *results, gr_generate_callback *callback, void *payload,
                          graft_error *err) {
-    generator g = {.m = m, .t = t, .o = o, .prompts = prompts, .n = n, .end_id = end_id, .results = results, .callback = callback,
+    generator g = {.m = m,
+                   .t = t,
+                   .o = o,
+                   .prompts = prompts,
+                   .n = n,
+                   .end_id = end_id,
+                   .results = results,
+                   .callback = callback,
                    .payload = payload};
     graft_status st = GRAFT_OK;
     memset(results, 0, (size_t)n * sizeof *results);

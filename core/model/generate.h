@@ -12,10 +12,10 @@ typedef struct gr_generate_options {
     float top_p;              /* 1: off */
     float repetition_penalty; /* 1: off; HF's: divides positive, multiplies negative logits of ids already seen */
     uint64_t seed;
-    const char *const *stop;  /* stop strings; the text ends before the first of them */
+    const char *const *stop; /* stop strings; the text ends before the first of them */
     int n_stop;
-    bool ignore_eos;          /* end tokens end nothing: for measuring */
-    int64_t batch;            /* prompts in flight at once; 0: auto */
+    bool ignore_eos; /* end tokens end nothing: for measuring */
+    int64_t batch;   /* prompts in flight at once; 0: auto */
 } gr_generate_options;
 
 typedef struct gr_completion {

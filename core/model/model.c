@@ -12,14 +12,10 @@ typedef struct slot_row {
 } slot_row;
 
 static const slot_row slots[] = {
-    {"input_layernorm", offsetof(gr_layer, input_norm), true},
-    {"self_attn.q_proj", offsetof(gr_layer, q), false},
-    {"self_attn.k_proj", offsetof(gr_layer, k), false},
-    {"self_attn.v_proj", offsetof(gr_layer, v), false},
-    {"self_attn.o_proj", offsetof(gr_layer, o), false},
-    {"post_attention_layernorm", offsetof(gr_layer, post_norm), true},
-    {"mlp.gate_proj", offsetof(gr_layer, gate), false},
-    {"mlp.up_proj", offsetof(gr_layer, up), false},
+    {"input_layernorm", offsetof(gr_layer, input_norm), true}, {"self_attn.q_proj", offsetof(gr_layer, q), false},
+    {"self_attn.k_proj", offsetof(gr_layer, k), false},        {"self_attn.v_proj", offsetof(gr_layer, v), false},
+    {"self_attn.o_proj", offsetof(gr_layer, o), false},        {"post_attention_layernorm", offsetof(gr_layer, post_norm), true},
+    {"mlp.gate_proj", offsetof(gr_layer, gate), false},        {"mlp.up_proj", offsetof(gr_layer, up), false},
     {"mlp.down_proj", offsetof(gr_layer, down), false},
 };
 enum { LINEARS_PER_LAYER = 7 };
@@ -190,9 +186,7 @@ graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, 
     return GRAFT_OK;
 }
 
-static bool takes_int8(const gr_linear *l, bool all) {
-    return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1);
-}
+static bool takes_int8(const gr_linear *l, bool all) { return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1); }
 
 /* Bytes of the form, whole cache lines; 0: the backend has no such products. */
 static int64_t int8_bytes(const gr_model *m, const gr_linear *l, bool transposed) {

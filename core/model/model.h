@@ -15,27 +15,27 @@ typedef struct gr_vector {
 
 typedef struct gr_layer {
     gr_vector input_norm, post_norm;
-    gr_linear q, k, v, o;       /* self_attn.{q,k,v,o}_proj */
-    gr_linear gate, up, down;   /* mlp.{gate,up,down}_proj */
+    gr_linear q, k, v, o;     /* self_attn.{q,k,v,o}_proj */
+    gr_linear gate, up, down; /* mlp.{gate,up,down}_proj */
 } gr_layer;
 
 typedef struct gr_model {
     gr_model_config config;
-    gr_weights *weights;   /* owned */
-    gr_device *device;     /* borrowed */
-    gr_dtype compute;      /* of the frozen products and of attention */
-    gr_weight embed;       /* [V,C] */
-    float *dembed;         /* [V,C] += or NULL */
-    gr_lora *embed_lora;   /* LoRA on embed_tokens; its A is stored transposed, [V,R] */
+    gr_weights *weights; /* owned */
+    gr_device *device;   /* borrowed */
+    gr_dtype compute;    /* of the frozen products and of attention */
+    gr_weight embed;     /* [V,C] */
+    float *dembed;       /* [V,C] += or NULL */
+    gr_lora *embed_lora; /* LoRA on embed_tokens; its A is stored transposed, [V,R] */
     int n_embed_lora;
-    gr_layer *layers;      /* [n_layers] */
+    gr_layer *layers; /* [n_layers] */
     gr_vector norm;
-    gr_linear head;        /* tied: head.w is embed, head.dw is dembed */
-    float *rope;           /* [rope_positions, D] */
+    gr_linear head; /* tied: head.w is embed, head.dw is dembed */
+    float *rope;    /* [rope_positions, D] */
     int64_t rope_positions;
-    gr_arena vectors;      /* norms and biases as float */
-    void *int8;            /* the packed forms, device memory; see gr_model_use_int8 */
-    void *quantized;       /* the matrices that gr_model_quantize made, device memory; NULL: none */
+    gr_arena vectors; /* norms and biases as float */
+    void *int8;       /* the packed forms, device memory; see gr_model_use_int8 */
+    void *quantized;  /* the matrices that gr_model_quantize made, device memory; NULL: none */
     int64_t quantized_bytes;
 } gr_model;
 

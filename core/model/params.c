@@ -14,8 +14,7 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
     if (!gr_grow(&p->items, &p->items_capacity, p->n_items + 1, sizeof *p->items)) return gr_fail_memory(err, "parameters");
     char *copy = gr_strdup(name);
     if (!copy) return gr_fail_memory(err, "parameters");
-    p->items[p->n_items] =
-        (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay};
+    p->items[p->n_items] = (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay};
     *index = p->n_items++;
     p->n_parameters += n;
     p->n_floats = (end + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;

@@ -7,7 +7,7 @@
 #include "kernels/kernels.h"
 
 typedef struct gr_param {
-    char *name;        /* canonical: "model.layers.0.self_attn.q_proj.lora_A.weight", or the HF name of a weight; owned */
+    char *name; /* canonical: "model.layers.0.self_attn.q_proj.lora_A.weight", or the HF name of a weight; owned */
     int64_t rows, cols;
     int64_t offset, n; /* in floats, in each flat buffer; offset is a multiple of 16 */
     bool decay;        /* weight decay applies (not to norms and biases) */
@@ -16,8 +16,8 @@ typedef struct gr_param {
 typedef struct gr_params {
     gr_param *items;
     int64_t n_items, items_capacity;
-    int64_t n_floats;     /* length of each flat buffer, gaps included (gaps stay zero) */
-    int64_t n_parameters; /* without gaps */
+    int64_t n_floats;            /* length of each flat buffer, gaps included (gaps stay zero) */
+    int64_t n_parameters;        /* without gaps */
     float *value, *grad, *m, *v; /* grad, m, v: NULL unless allocated for training */
     gr_device *device;
 } gr_params;

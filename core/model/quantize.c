@@ -74,7 +74,7 @@ static void quantize_chunk(void *context, int64_t chunk, int worker) {
 typedef struct tally {
     int64_t made, other, kept; /* of those made, how many of q5_0 in place of the type that was asked for */
     int64_t bytes_before, bytes_after;
-    gr_dtype kept_type;        /* of the first that was kept */
+    gr_dtype kept_type; /* of the first that was kept */
 } tally;
 
 static void tell(const gr_model *m, const tally *t, const char *type) {

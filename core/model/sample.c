@@ -22,9 +22,7 @@ static int32_t greedy(const float *logits, int64_t V) {
 }
 
 /* Larger logit first; the smaller id among equals, so that the order is one. */
-static bool before(const float *logits, int32_t a, int32_t b) {
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-}
+static bool before(const float *logits, int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); }
 
 static void sift(int32_t *heap, int64_t n, int64_t i, const float *logits) {
     for (int64_t child; (child = 2 * i + 1) < n; i = child) {

@@ -27,7 +27,7 @@ typedef struct gr_weight_entry {
     char name[96];      /* "model.layers.0.self_attn.q_proj.weight" */
     char gguf_name[64]; /* "blk.0.attn_q.weight" */
     gr_weight view;
-    bool is_vector;     /* norms and biases */
+    bool is_vector;        /* norms and biases */
     int64_t permute_heads; /* q/k of a llama GGUF: number of heads whose rows GGUF interleaves; 0 otherwise */
 } gr_weight_entry;
 /* In layer order: embedding, layers, final norm, head (absent when tied). */

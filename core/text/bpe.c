@@ -21,8 +21,7 @@ typedef struct gr_heap_item {
 enum { FEW_SYMBOLS = 40, SEGMENT = 0x80 /* tag */ };
 
 /* Rank of the pair a b, GR_NO_RANK when it does not merge. */
-static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a,
-                                const gr_symbol *b, int32_t *merged) {
+static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b, int32_t *merged) {
     if (t->ranks) {
         *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
         return *merged < 0 ? GR_NO_RANK : t->ranks[*merged];
@@ -68,8 +67,7 @@ static int32_t split_characters(const gr_tokenizer *t, const char *text, int64_t
 
 /* Few symbols: the ranks of all pairs in an array, the least searched for. */
 static int64_t merge_few(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n) {
-    for (int64_t i = 0; i + 1 < n; i++)
-        symbols[i].rank = pair_rank(t, text, &symbols[i], &symbols[i + 1], &symbols[i].merged);
+    for (int64_t i = 0; i + 1 < n; i++) symbols[i].rank = pair_rank(t, text, &symbols[i], &symbols[i + 1], &symbols[i].merged);
     while (n > 1) {
         uint64_t least = UINT64_MAX; /* rank << 32 | place */
         for (int64_t i = 0; i + 1 < n; i++) {
@@ -82,12 +80,8 @@ static int64_t merge_few(const gr_tokenizer *t, const char *text, gr_symbol *sym
         symbols[best].end = symbols[best + 1].end;
         n--;
         for (int64_t i = best + 1; i < n; i++) symbols[i] = symbols[i + 1];
-        if (best + 1 < n)
-            symbols[best].rank =
-                pair_rank(t, text, &symbols[best], &symbols[best + 1], &symbols[best].merged);
-        if (best > 0)
-            symbols[best - 1].rank =
-                pair_rank(t, text, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
+        if (best + 1 < n) symbols[best].rank = pair_rank(t, text, &symbols[best], &symbols[best + 1], &symbols[best].merged);
+        if (best > 0) symbols[best - 1].rank = pair_rank(t, text, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
     }
     return n;
 }
@@ -111,8 +105,8 @@ static gr_heap_item heap_pop(gr_heap_item *heap, int64_t n) { /* n: size after *
 }
 
 /* The pair of symbol at and the next one, where they merge; the size of the heap after. */
-static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbol *symbols, int32_t at,
-                         gr_heap_item *heap, int64_t n) {
+static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbol *symbols, int32_t at, gr_heap_item *heap,
+                         int64_t n) {
     if (at < 0 || symbols[at].next < 0) return n;
     int32_t merged, rank = pair_rank(t, text, &symbols[at], &symbols[symbols[at].next], &merged);
     if (rank == GR_NO_RANK) return n;
@@ -122,8 +116,7 @@ static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbo
 
 /* Many symbols: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make
  * now. */
-static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n,
-                          gr_heap_item *heap) {
+static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n, gr_heap_item *heap) {
     int64_t in_heap = 0;
     for (int32_t i = 0; i < n; i++) in_heap = push_pair(t, text, symbols, i, heap, in_heap);
     while (in_heap > 0) {
@@ -161,8 +154,7 @@ static bool merge_segment(word_job *j, const char *text, int64_t len) {
     const gr_tokenizer *t = j->t;
     gr_scratch *s = j->s;
     if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return false;
-    int64_t n =
-        t->byte_level ? split_bytes(t, text, len, s->symbols) : split_characters(t, text, len, s->symbols);
+    int64_t n = t->byte_level ? split_bytes(t, text, len, s->symbols) : split_characters(t, text, len, s->symbols);
     s->symbols[n - 1].next = -1;
     if (n <= FEW_SYMBOLS) {
         n = merge_few(t, text, s->symbols, n);
@@ -173,9 +165,8 @@ static bool merge_segment(word_job *j, const char *text, int64_t len) {
     }
     for (int64_t i = 0; i < n; i++) {
         const gr_symbol *x = &s->symbols[i];
-        bool ok = x->id >= 0
-                      ? gr_ids_push(j->ids, x->id)
-                      : gr_push_unknown(t, text + x->start, x->end - x->start, j->after_unknown, j->ids);
+        bool ok = x->id >= 0 ? gr_ids_push(j->ids, x->id)
+                             : gr_push_unknown(t, text + x->start, x->end - x->start, j->after_unknown, j->ids);
         if (!ok) return false;
         j->after_unknown = x->id < 0;
         j->n_unknown += x->id < 0;
@@ -195,8 +186,7 @@ static inline bool recall(word_job *j, const char *text, int64_t len, uint8_t ki
     p->line = NULL;
     gr_ids *ids = j->ids;
     if (len > GR_CACHED_BYTES) return false;
-    if (ids->n + GR_CACHED_IDS > ids->capacity &&
-        !gr_grow(&ids->data, &ids->capacity, ids->n + GR_CACHED_IDS, sizeof *ids->data))
+    if (ids->n + GR_CACHED_IDS > ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + GR_CACHED_IDS, sizeof *ids->data))
         return false;
     p->key = gr_word_key_of(text, len, (uint8_t)len | kind);
     p->line = gr_cache_line_of(j->s->cache, &p->key);

@@ -33,8 +33,7 @@ static bool merges_keep_bytes(const gr_tokenizer *t) {
     for (uint64_t i = 0; t->byte_level && i <= t->pairs.mask; i++) {
         const gr_pair *pair = &t->pairs.slots[i];
         if (pair->key == UINT64_MAX) continue;
-        const gr_piece *a = &t->pieces[pair->key >> 32], *b = &t->pieces[(uint32_t)pair->key],
-                       *ab = &t->pieces[pair->id];
+        const gr_piece *a = &t->pieces[pair->key >> 32], *b = &t->pieces[(uint32_t)pair->key], *ab = &t->pieces[pair->id];
         if (a->raw_len + b->raw_len != ab->raw_len || memcmp(ab->raw, a->raw, (size_t)a->raw_len) != 0 ||
             memcmp(ab->raw + a->raw_len, b->raw, (size_t)b->raw_len) != 0)
             return false;
@@ -51,10 +50,8 @@ static bool build_joints(gr_tokenizer *t) {
     if (!j->pairs) return false;
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
-        if (t->byte_level)
-            add_joints(j, p->raw, p->raw_len);
-        else
-            add_joints(j, p->text, p->len);
+        if (t->byte_level) add_joints(j, p->raw, p->raw_len);
+        else add_joints(j, p->text, p->len);
     }
     if (!merges_keep_bytes(t)) { /* everything may be joined */
         memset(j->parts, 0xFF, sizeof j->parts);
@@ -107,6 +104,4 @@ static bool build_characters(gr_tokenizer *t) {
     return ok;
 }
 
-bool gr_bpe_tables(gr_tokenizer *t) {
-    return build_joints(t) && (!t->byte_level || build_characters(t));
-}
+bool gr_bpe_tables(gr_tokenizer *t) { return build_joints(t) && (!t->byte_level || build_characters(t)); }

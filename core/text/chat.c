@@ -235,8 +235,7 @@ static graft_status check_system(const gr_chat *c, const char *system, graft_err
     gr_rendering r = {0};
     graft_error why;
     graft_status st = try_out(c, texts, true, &r, &why);
-    if (st != GRAFT_OK)
-        st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: %s", why.msg);
+    if (st != GRAFT_OK) st = gr_fail(err, GRAFT_BAD_USAGE, "data.system: %s", why.msg);
     else if (*system && !strstr(r.text, system)) { /* trimmed by the template, perhaps */
         char *start = gr_strdup(system + strspn(system, " \t\r\n"));
         int64_t n = start ? (int64_t)strlen(start) : 0;
@@ -333,9 +332,8 @@ static graft_status read_args(json_t **args, const char *text, graft_error *err)
 static graft_status check_used(const gr_chat *c, const json_t *args, graft_error *err) {
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)args, key, value)
-        if (!gr_jinja_uses(c->jinja, key))
-            return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
+    json_object_foreach((json_t *)(uintptr_t)args, key, value) if (!gr_jinja_uses(c->jinja, key)) return gr_fail(
+        err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
     return GRAFT_OK;
 }
 
@@ -410,17 +408,11 @@ void gr_chat_free(gr_chat *c) {
     free(c);
 }
 
-int32_t gr_chat_end_of_turn(const gr_chat *c) {
-    return c->parses_text ? -1 : c->end_of_turn;
-}
+int32_t gr_chat_end_of_turn(const gr_chat *c) { return c->parses_text ? -1 : c->end_of_turn; }
 
-uint64_t gr_chat_hash(const gr_chat *c) {
-    return c->hash;
-}
+uint64_t gr_chat_hash(const gr_chat *c) { return c->hash; }
 
-const char *gr_chat_source(const gr_chat *c) {
-    return c->parses_text ? NULL : c->source;
-}
+const char *gr_chat_source(const gr_chat *c) { return c->parses_text ? NULL : c->source; }
 
 bool gr_chat_is_rendered(const gr_chat *c, const char *prompt) {
     int32_t bos = c->t->info.bos;

@@ -22,9 +22,9 @@ struct json_t;
 typedef struct gr_chat gr_chat;
 
 typedef struct gr_message {
-    const char *role;    /* "system", "user", "assistant", "tool" */
-    const char *content; /* UTF-8, NUL-terminated */
-    bool no_loss;        /* "weight": 0 or "train": false on a message */
+    const char *role;            /* "system", "user", "assistant", "tool" */
+    const char *content;         /* UTF-8, NUL-terminated */
+    bool no_loss;                /* "weight": 0 or "train": false on a message */
     const struct json_t *fields; /* the message as its file has it, for templates that read more of it (tool_calls,
                                     reasoning_content, name ...); NULL: role and content are all */
 } gr_message;
@@ -43,21 +43,21 @@ typedef struct gr_encoded {
     uint8_t *target; /* [ids.n] 1: a training target */
     int64_t target_capacity;
     int64_t n_sequences, end_capacity;
-    int64_t *end;             /* [n_sequences] where each ends in ids */
-    int64_t *last_message;    /* [n_sequences] the message that it ends with */
-    int64_t n_unwritten;      /* messages of which the template writes nothing */
-    int64_t n_parted;         /* answers that do not start as the generation prompt ends: learned from where the two part */
-    int64_t n_shortened;      /* answers of whose text the template writes a part alone */
-    int64_t n_plain;          /* control tokens spelt in messages: plain text, never ids */
+    int64_t *end;          /* [n_sequences] where each ends in ids */
+    int64_t *last_message; /* [n_sequences] the message that it ends with */
+    int64_t n_unwritten;   /* messages of which the template writes nothing */
+    int64_t n_parted;      /* answers that do not start as the generation prompt ends: learned from where the two part */
+    int64_t n_shortened;   /* answers of whose text the template writes a part alone */
+    int64_t n_plain;       /* control tokens spelt in messages: plain text, never ids */
     struct gr_chat_scratch *scratch;
 } gr_encoded;
 void gr_encoded_release(gr_encoded *e);
 
 typedef struct gr_chat_options {
-    const char *name;         /* "auto", a name of gr_chat_names, or a path ending in .jinja, .yaml or .yml; NULL: auto */
-    const char *source;       /* the Jinja text itself instead (name is then for messages) */
-    const char *system;       /* the text where a conversation has no system message; NULL: the template's own default; "": none */
-    const char *args; /* further variables of the template as the text of a JSON object ({"enable_thinking": false}), or NULL */
+    const char *name;   /* "auto", a name of gr_chat_names, or a path ending in .jinja, .yaml or .yml; NULL: auto */
+    const char *source; /* the Jinja text itself instead (name is then for messages) */
+    const char *system; /* the text where a conversation has no system message; NULL: the template's own default; "": none */
+    const char *args;   /* further variables of the template as the text of a JSON object ({"enable_thinking": false}), or NULL */
 } gr_chat_options;
 
 /* t is borrowed and must outlive the chat. BAD_USAGE: no such template, or one that this tokenizer or system text cannot have;

@@ -44,16 +44,11 @@ static int64_t bytes_of(const gr_tokenizer *t, int32_t id, const char *s, int64_
     for (int64_t i = 0; i < p->raw_len;) {
         bool meta = !t->byte_level && p->raw_len - i >= 3 && memcmp(p->raw + i, GR_META_SPACE, 3) == 0;
         bool space = meta || (first && i == 0 && p->raw[0] == ' ');
-        if (meta && n - at >= 3 && memcmp(s + at, GR_META_SPACE, 3) == 0)
-            at += 3;
-        else if (space && at < n && s[at] == ' ')
-            at++;
-        else if (space && first && i == 0)
-            at += 0;
-        else if (!meta && at < n && s[at] == p->raw[i])
-            at++;
-        else
-            return -1;
+        if (meta && n - at >= 3 && memcmp(s + at, GR_META_SPACE, 3) == 0) at += 3;
+        else if (space && at < n && s[at] == ' ') at++;
+        else if (space && first && i == 0) at += 0;
+        else if (!meta && at < n && s[at] == p->raw[i]) at++;
+        else return -1;
         i += meta ? 3 : 1;
     }
     return at;
@@ -188,10 +183,8 @@ static graft_status find_start(scratch *s, const gr_chat *c, const gr_rendering 
     if (prompted && same == p->n) return *start = same, GRAFT_OK;
     out->n_parted += prompted;
     while (same > 0 && same < r->n && ((uint8_t)r->text[same] & 0xC0) == 0x80) same--;
-    if (prompted && same >= floor)
-        *start = GR_MIN(same, first);
-    else
-        *start = after_generation_prompt(c, r, floor, first);
+    if (prompted && same >= floor) *start = GR_MIN(same, first);
+    else *start = after_generation_prompt(c, r, floor, first);
     if (*start < 0) *start = first;
     return GRAFT_OK;
 }
@@ -218,9 +211,7 @@ static graft_status find_turn(scratch *s, const gr_chat *c, const gr_rendering *
     return st;
 }
 
-static bool is_answer(const gr_message *m) {
-    return strcmp(m->role, "assistant") == 0 && !m->no_loss;
-}
+static bool is_answer(const gr_message *m) { return strcmp(m->role, "assistant") == 0 && !m->no_loss; }
 
 /* Every answer to be learned, in the whole conversation's rendering where that writes it as when it was the last; in a sequence of
  * its own where it does not. */
@@ -283,9 +274,7 @@ done:
 
 /* ---- what must not be lost ---- */
 
-static bool is_blank(const char *s) {
-    return !s || !s[strspn(s, " \t\r\n")];
-}
+static bool is_blank(const char *s) { return !s || !s[strspn(s, " \t\r\n")]; }
 
 static bool holds(const json_t *v) { /* something worth saying */
     return v && !json_is_null(v) && !json_is_false(v) && !(json_is_string(v) && is_blank(json_string_value(v))) &&
@@ -351,8 +340,10 @@ static graft_status check_losses(const gr_chat *c, scratch *s, const gr_conversa
     graft_status st = GRAFT_OK;
     for (int64_t i = 0; i < x->n; i++) GR_TRY(check_message(c, s, x, i, out, err));
     if (holds(x->tools) && !writes(&s->whole, GR_FROM_TOOLS))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "chat template %s does not write the tools of a sample, which would be lost: name a "
-                       "template that does (data.template, --template), or leave them aside with ignore: [tools]", c->name));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "chat template %s does not write the tools of a sample, which would be lost: name a "
+                       "template that does (data.template, --template), or leave them aside with ignore: [tools]",
+                       c->name));
     if (holds(x->documents) && !writes(&s->whole, GR_FROM_DOCUMENTS))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                        "chat template %s does not write the documents of a sample, which would be lost: name a template that does "
@@ -376,10 +367,8 @@ graft_status gr_chat_encode(const gr_chat *c, const gr_conversation *x, gr_loss_
     scratch *s = out->scratch;
     GR_TRY(gr_renderer_render(&s->renderer, x->n, false, &s->whole, err));
     GR_TRY(check_losses(c, s, x, out, err));
-    if (loss_on == GR_LOSS_ALL)
-        st = encode_all(c, s, x, out, err);
-    else
-        st = encode_answers(c, s, x, loss_on == GR_LOSS_LAST, out, err);
+    if (loss_on == GR_LOSS_ALL) st = encode_all(c, s, x, out, err);
+    else st = encode_answers(c, s, x, loss_on == GR_LOSS_LAST, out, err);
 done:
     return st;
 }

@@ -23,15 +23,11 @@ struct gr_chat {
 /* Origins of what is given to a template: of message i (from 0) gr_origin(i, kind), else one of the last. */
 enum { GR_FROM_OTHER, GR_FROM_ROLE, GR_FROM_CONTENT, GR_FROM_CALLS, GR_FROM_REASONING, GR_FROM_KINDS };
 enum { GR_FROM_TEMPLATE = 0, GR_FROM_TOOLS, GR_FROM_DOCUMENTS };
-static inline int32_t gr_origin(int64_t i, int kind) {
-    return (int32_t)((i + 1) * GR_FROM_KINDS + kind);
-}
+static inline int32_t gr_origin(int64_t i, int kind) { return (int32_t)((i + 1) * GR_FROM_KINDS + kind); }
 static inline int64_t gr_origin_message(int32_t origin) { /* -1: none */
     return (origin & GR_JINJA_ORIGIN) / GR_FROM_KINDS - 1;
 }
-static inline int gr_origin_kind(int32_t origin) {
-    return (origin & GR_JINJA_ORIGIN) % GR_FROM_KINDS;
-}
+static inline int gr_origin_kind(int32_t origin) { return (origin & GR_JINJA_ORIGIN) % GR_FROM_KINDS; }
 
 /* One rendering, kept. */
 typedef struct gr_rendering {

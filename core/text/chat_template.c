@@ -10,23 +10,17 @@
 
 enum { FILE_MAX = 1 << 22 };
 
-const char *const *gr_chat_names(void) {
-    return gr_chat_template_names;
-}
+const char *const *gr_chat_names(void) { return gr_chat_template_names; }
 
 /* ---- writing Jinja ---- */
 
 static void put_text(gr_str *out, const char *s, int64_t n) { /* a string literal */
     gr_str_putc(out, '"');
     for (int64_t i = 0; i < n; i++) {
-        if (s[i] == '"' || s[i] == '\\')
-            gr_str_printf(out, "\\%c", s[i]);
-        else if (s[i] == '\n')
-            gr_str_puts(out, "\\n");
-        else if ((uint8_t)s[i] < 0x20 || s[i] == 0x7F)
-            gr_str_printf(out, "\\x%02x", (uint8_t)s[i]);
-        else
-            gr_str_putc(out, s[i]);
+        if (s[i] == '"' || s[i] == '\\') gr_str_printf(out, "\\%c", s[i]);
+        else if (s[i] == '\n') gr_str_puts(out, "\\n");
+        else if ((uint8_t)s[i] < 0x20 || s[i] == 0x7F) gr_str_printf(out, "\\x%02x", (uint8_t)s[i]);
+        else gr_str_putc(out, s[i]);
     }
     gr_str_putc(out, '"');
 }

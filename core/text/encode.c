@@ -11,8 +11,7 @@ void gr_ids_release(gr_ids *ids) {
 }
 
 bool gr_ids_push(gr_ids *ids, int32_t id) {
-    if (ids->n == ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + 1, sizeof *ids->data))
-        return false;
+    if (ids->n == ids->capacity && !gr_grow(&ids->data, &ids->capacity, ids->n + 1, sizeof *ids->data)) return false;
     ids->data[ids->n++] = id;
     return true;
 }
@@ -58,8 +57,8 @@ static bool stands_alone(const gr_tokenizer *t, const char *text, int64_t len, i
     return end == len || !(gr_class_at(t, text + end, len - end, &size) & word);
 }
 
-bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
-                   int64_t from, bool special, gr_match *m) {
+bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len, int64_t from, bool special,
+                   gr_match *m) {
     if (set->n == 0) return false;
     for (int64_t i = from; i < len; i++) {
         if (set->only >= 0) {
@@ -94,10 +93,10 @@ typedef struct job {
     const gr_tokenizer *t;
     gr_scratch s;
     gr_ids *ids;
-    bool special; /* control tokens are parsed */
+    bool special;            /* control tokens are parsed */
     const gr_range *trusted; /* where alone they are, [n_trusted], in order; NULL: everywhere */
     int64_t n_trusted;
-    const char *text; /* all of it */
+    const char *text;  /* all of it */
     gr_layout *layout; /* NULL: not wanted */
 } job;
 
@@ -105,12 +104,9 @@ static bool is_trusted(const job *j, int64_t start, int64_t end) {
     if (!j->trusted) return true;
     for (int64_t low = 0, high = j->n_trusted; low < high;) {
         int64_t i = (low + high) / 2;
-        if (j->trusted[i].end <= start)
-            low = i + 1;
-        else if (j->trusted[i].start > start)
-            high = i;
-        else
-            return end <= j->trusted[i].end;
+        if (j->trusted[i].end <= start) low = i + 1;
+        else if (j->trusted[i].start > start) high = i;
+        else return end <= j->trusted[i].end;
     }
     return false;
 }
@@ -148,10 +144,8 @@ static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     bool starts = len > 0 && (text[0] == ' ' || (len >= 3 && memcmp(text, GR_META_SPACE, 3) == 0));
     if (prepend && !starts) gr_str_puts(out, GR_META_SPACE);
     for (int64_t i = 0; i < len; i++) {
-        if (text[i] == ' ')
-            gr_str_puts(out, GR_META_SPACE);
-        else
-            gr_str_putc(out, text[i]);
+        if (text[i] == ' ') gr_str_puts(out, GR_META_SPACE);
+        else gr_str_putc(out, text[i]);
     }
     if (out->failed) return false;
     int64_t start = 0;
@@ -177,8 +171,7 @@ static bool encode_words(job *j, const char *text, int64_t len, bool first) {
     }
     for (int64_t i = 0, n; i < len; i += n) {
         n = gr_word_length(j->t, text + i, len - i);
-        if (!(meta ? encode_meta(j, text + i, n, first && i == 0) : encode_model(j, text + i, n)))
-            return false;
+        if (!(meta ? encode_meta(j, text + i, n, first && i == 0) : encode_model(j, text + i, n))) return false;
     }
     return true;
 }
@@ -190,12 +183,9 @@ static bool encode_digits(job *j, const char *text, int64_t len, bool first) {
     if (!j->t->split_digits) return encode_words(j, text, len, first);
     for (int64_t i = 0; i < len; i += size) {
         size = 8;
-        if (i + 8 <= len && gr_all_ascii(gr_read8(text + i)) &&
-            !gr_bytes_between(gr_read8(text + i), '0', '9'))
-            continue;
+        if (i + 8 <= len && gr_all_ascii(gr_read8(text + i)) && !gr_bytes_between(gr_read8(text + i), '0', '9')) continue;
         if (!(gr_class_at(j->t, text + i, len - i, &size) & GR_CLASS_NUMBER)) continue;
-        if (!encode_words(j, text + start, i - start, first && start == 0) ||
-            !encode_words(j, text + i, size, first && i == 0))
+        if (!encode_words(j, text + start, i - start, first && start == 0) || !encode_words(j, text + i, size, first && i == 0))
             return false;
         start = i + size;
     }
@@ -227,8 +217,7 @@ static bool encode_stretch(job *j, const char *text, int64_t len, bool first) {
     gr_match m;
     for (int64_t from = 0; gr_added_next(t, &t->added_normalized, text, len, from, j->special, &m); from = m.end) {
         if (m.special && !all_trusted(j, raw, raw_len, &t->pieces[m.id])) continue;
-        if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id))
-            return false;
+        if (!encode_section(j, text + at, m.start - at, first && at == 0) || !gr_ids_push(j->ids, m.id)) return false;
         at = m.end;
     }
     return encode_section(j, text + at, len - at, first && at == 0);
@@ -260,12 +249,10 @@ static bool encode_text(job *j, const char *text, int64_t len) {
 
 static graft_status encode(job *j, const char *text, int64_t len, graft_error *err) {
     const gr_tokenizer *t = j->t;
-    if (len >= INT32_MAX)
-        return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
+    if (len >= INT32_MAX) return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
     if (t->caches && !(j->s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
     /* what English takes, so that few texts grow the list more than once */
-    bool ok = gr_grow(&j->ids->data, &j->ids->capacity, j->ids->n + len / 4, sizeof *j->ids->data) &&
-              encode_text(j, text, len);
+    bool ok = gr_grow(&j->ids->data, &j->ids->capacity, j->ids->n + len / 4, sizeof *j->ids->data) && encode_text(j, text, len);
     if (t->caches) gr_cache_give(t->caches, j->s.cache);
     gr_str_release(&j->s.repaired);
     gr_str_release(&j->s.normal[0]);
@@ -277,8 +264,8 @@ static graft_status encode(job *j, const char *text, int64_t len, graft_error *e
     return ok ? GRAFT_OK : gr_fail_memory(err, "tokenising");
 }
 
-graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special,
-                                 gr_ids *ids, graft_error *err) {
+graft_status gr_tokenizer_encode(const gr_tokenizer *t, const char *text, int64_t len, bool parse_special, gr_ids *ids,
+                                 graft_error *err) {
     job j = {.t = t, .ids = ids, .special = parse_special};
     return encode(&j, text, len, err);
 }
@@ -297,8 +284,7 @@ static bool is_hidden(const gr_tokenizer *t, int32_t id, bool skip_special) {
 
 static graft_status check_id(const gr_tokenizer *t, int32_t id, graft_error *err) {
     if (id >= 0 && id < t->info.n_vocab) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "token id %d is outside the vocabulary (0 to %lld)", id,
-                   (long long)t->info.n_vocab - 1);
+    return gr_fail(err, GRAFT_BAD_INPUT, "token id %d is outside the vocabulary (0 to %lld)", id, (long long)t->info.n_vocab - 1);
 }
 
 static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out) {
@@ -315,8 +301,7 @@ static void put_piece(const gr_tokenizer *t, int32_t id, bool first, gr_str *out
     const char *s = p->raw;
     for (int64_t i = 0; i < p->raw_len;) {
         if (i + 3 <= p->raw_len && memcmp(s + i, GR_META_SPACE, 3) == 0) {
-            bool drop =
-                first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
+            bool drop = first && (t->lead == GR_LEAD_DROP_FIRST_PIECE || (t->lead == GR_LEAD_DROP_ONE && i == 0));
             if (!drop) gr_str_putc(out, ' ');
             i += 3;
         } else {
@@ -335,8 +320,8 @@ static void end_bytes(gr_str *out, int64_t *start) {
     *start = -1;
 }
 
-graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special,
-                                 gr_str *out, graft_error *err) {
+graft_status gr_tokenizer_decode(const gr_tokenizer *t, const int32_t *ids, int64_t n, bool skip_special, gr_str *out,
+                                 graft_error *err) {
     bool first = true;
     int64_t bytes = -1; /* where in out the run of byte pieces starts */
     for (int64_t i = 0; i < n; i++) {
@@ -361,17 +346,15 @@ static void drain(gr_decode_stream *s, gr_str *out) {
         bool cut;
         int32_t point = gr_utf8_decode(s->pending, s->n_pending, &size, &cut);
         if (cut) return;
-        if (point < 0)
-            gr_str_add(out, "\xef\xbf\xbd", 3);
-        else
-            gr_str_add(out, s->pending, size);
+        if (point < 0) gr_str_add(out, "\xef\xbf\xbd", 3);
+        else gr_str_add(out, s->pending, size);
         s->n_pending -= size;
         memmove(s->pending, s->pending + size, (size_t)s->n_pending);
     }
 }
 
-graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special,
-                                 gr_str *out, graft_error *err) {
+graft_status gr_tokenizer_stream(const gr_tokenizer *t, gr_decode_stream *s, int32_t id, bool skip_special, gr_str *out,
+                                 graft_error *err) {
     graft_status st = check_id(t, id, err);
     if (st != GRAFT_OK || is_hidden(t, id, skip_special)) return st;
     gr_str bytes = {0};

@@ -73,8 +73,7 @@ typedef struct gr_pair_table {
     uint64_t mask;
 } gr_pair_table;
 bool gr_pairs_init(gr_pair_table *t, int64_t n_pairs);
-void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank,
-                  int32_t id); /* the later of equal pairs wins */
+void gr_pairs_add(gr_pair_table *t, int32_t left, int32_t right, int32_t rank, int32_t id); /* the later of equal pairs wins */
 /* An empty slot, of GR_NO_RANK and id -1, where a pair (or an id of -1) is unknown. Whether it is known no
  * branch can foresee, so this has none for it. */
 static inline const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left, int32_t right) {
@@ -102,8 +101,7 @@ static inline bool gr_has_joint(const gr_joints *j, int32_t left, int32_t right)
 }
 /* Has a piece a part of one of these characters (-1: invalid) and something of the other? last and first: the
  * bytes at the border. */
-static inline bool gr_parts_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last,
-                                   uint8_t first) {
+static inline bool gr_parts_joined(const gr_joints *j, int32_t left, int32_t right, uint8_t last, uint8_t first) {
     if ((left | right) < 0) return true;
     if (!(j->parts[last * 4 + first / 64] >> first % 64 & 1)) return false;
     return gr_has_joint(j, left, GR_PART + first) || gr_has_joint(j, GR_PART + last, right) ||
@@ -162,25 +160,21 @@ typedef enum gr_word_rule {
     GR_WORDS_DEFAULT /* llama.cpp's, for a GGUF that names no pre-tokenizer */
 } gr_word_rule;
 typedef enum gr_prepend { GR_PREPEND_NEVER, GR_PREPEND_FIRST, GR_PREPEND_ALWAYS } gr_prepend;
-typedef enum gr_lead {
-    GR_LEAD_KEEP,
-    GR_LEAD_DROP_ONE,
-    GR_LEAD_DROP_FIRST_PIECE
-} gr_lead; /* leading space when decoding */
+typedef enum gr_lead { GR_LEAD_KEEP, GR_LEAD_DROP_ONE, GR_LEAD_DROP_FIRST_PIECE } gr_lead; /* leading space when decoding */
 
 struct gr_tokenizer {
     gr_tokenizer_info info;
     const char *carried; /* gr_tokenizer_carry: what files get instead of info.chat_template and info.eos; NULL: nothing */
     int32_t carried_end, carried_eos;
     atomic_bool *told_drops; /* in the arena: bytes without a piece were spoken of */
-    gr_arena arena; /* every string and array below, unless said otherwise */
+    gr_arena arena;          /* every string and array below, unless said otherwise */
 
     gr_piece *pieces;         /* [info.n_vocab] */
     gr_table by_text, by_raw; /* by_raw: pieces that plain text may become */
     gr_merge *merges;
     int64_t n_merges;
     gr_pair_table pairs;
-    int32_t *ranks; /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
+    int32_t *ranks;        /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
     int32_t byte_ids[256]; /* byte-level: a byte's piece; else the byte-fallback pieces; -1 when absent */
     gr_joints joints;
     int32_t *characters;    /* [65536], byte-level: the piece that a character of several bytes always becomes
@@ -243,22 +237,17 @@ gr_tokenizer *gr_tokenizer_new(int64_t n_vocab); /* NULL when out of memory */
 void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size);
 bool gr_is_byte_name(const char *s, int64_t n); /* "<0x41>" */
 /* Copies text; a later call with the same id replaces the piece. */
-bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
-                  gr_piece_type type);
+bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type);
 /* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for
  * messages. */
 graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error *err);
 
-graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder,
-                                    graft_error *err); /* tokenizer.json */
-graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder,
-                                   graft_error *err); /* tokenizer.model */
+graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graft_error *err); /* tokenizer.json */
+graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft_error *err);  /* tokenizer.model */
 /* bytes of a ModelProto; path is for messages. */
-graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path,
-                                    graft_error *err);
+graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path, graft_error *err);
 /* text of a tokenizer.json. */
-graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path,
-                                     graft_error *err);
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err);
 /* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja,
  * where they are. */
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err);
@@ -266,10 +255,8 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
 /* ---- stages ---- */
 
 /* normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
-                  const char **out, int64_t *out_len);
-graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path,
-                             graft_error *err);
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, const char **out, int64_t *out_len);
+graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err);
 
 /* pretok.c: bytes of the word that text[0..len) starts with, len > 0. */
 int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len);
@@ -285,10 +272,8 @@ const char *gr_pretok_name(const gr_tokenizer *t);
 char *gr_pretok_known(void); /* every name, for messages; owned, NULL when out of memory */
 
 /* The models: append the ids of a word (valid UTF-8, not empty). False when out of memory. */
-bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
-                   gr_ids *ids); /* bpe.c */
-bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len,
-                       gr_ids *ids); /* unigram.c */
+bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids);     /* bpe.c */
+bool gr_unigram_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids); /* unigram.c */
 /* Merge i is not outdone by another of the same pair. */
 bool gr_merge_counts(const gr_tokenizer *t, int64_t i);
 /* By merges alone: one segment, no cache. */
@@ -305,8 +290,8 @@ typedef struct gr_match {
     bool special;
 } gr_match;
 /* The next added token in text[from..len), leftmost and longest; false when there is none. */
-bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len,
-                   int64_t from, bool special, gr_match *m);
+bool gr_added_next(const gr_tokenizer *t, const gr_prefix_set *set, const char *text, int64_t len, int64_t from, bool special,
+                   gr_match *m);
 /* gr_tokenizer_encode with control tokens as ids where they lie wholly within a trusted range (in order, [n_trusted]; NULL:
  * everywhere). text is valid UTF-8. layout (may be NULL) is appended to: which stretch of text became which ids. */
 typedef struct gr_range {

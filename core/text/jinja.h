@@ -51,7 +51,7 @@ gr_jinja_value gr_jinja_string(gr_jinja_run *r, const char *s, int64_t n, int32_
 gr_jinja_value gr_jinja_json(gr_jinja_run *r, const json_t *json, int32_t origin);
 gr_jinja_value gr_jinja_bool(bool value);
 gr_jinja_value gr_jinja_dict(gr_jinja_run *r, int64_t capacity, int32_t origin);
-bool gr_jinja_dict_add(gr_jinja_run *r, gr_jinja_value dict, const char *key, gr_jinja_value value); /* false: full */
+bool gr_jinja_dict_add(gr_jinja_run *r, gr_jinja_value dict, const char *key, gr_jinja_value value);   /* false: full */
 gr_jinja_value gr_jinja_list(gr_jinja_run *r, const gr_jinja_value *items, int64_t n, int32_t origin); /* copies items */
 /* A variable of the template; does nothing where the template does not name it. */
 void gr_jinja_set(gr_jinja_run *r, const char *variable, gr_jinja_value value);

@@ -69,9 +69,7 @@ jvalue gr_j_dict_part(run *r, const jdict *d, int which) {
     return list;
 }
 
-static jvalue dict_part(run *r, jvalue v, const jargs *args, int which) {
-    return gr_j_dict_part(r, gr_j_dict(v), which);
-}
+static jvalue dict_part(run *r, jvalue v, const jargs *args, int which) { return gr_j_dict_part(r, gr_j_dict(v), which); }
 
 static jvalue dict_get(run *r, jvalue v, const jargs *args, int how) {
     if (args->n < 1) return gr_j_fail(r, args->line, "get needs a key");
@@ -79,9 +77,7 @@ static jvalue dict_get(run *r, jvalue v, const jargs *args, int how) {
     return found ? *found : args->n > 1 ? args->values[1] : (jvalue){.kind = J_NONE};
 }
 
-jvalue gr_j_itself(run *r, jvalue v, const jargs *args, int how) {
-    return v;
-}
+jvalue gr_j_itself(run *r, jvalue v, const jargs *args, int how) { return v; }
 
 static jvalue list_find(run *r, jvalue v, const jargs *args, int all) { /* count, or index of the first */
     const jlist *l = gr_j_items(v);
@@ -101,25 +97,34 @@ static jvalue list_copy(run *r, jvalue v, const jargs *args, int how) {
 
 /* A copy of a dict is itself: nothing changes one. Methods with no function are Python's, not this interpreter's: those that change
  * their object fail in jinja2's sandbox, too. */
-static const jbuiltin dict_methods[] = {
-    {"items", dict_part, DICT_ITEMS}, {"keys", dict_part, DICT_KEYS}, {"values", dict_part, DICT_VALUES}, {"get", dict_get, 0},
-    {"copy", gr_j_itself, 0}, {"update", NULL, 0}, {"pop", NULL, 0}, {"clear", NULL, 0}, {"setdefault", NULL, 0},
-    {"popitem", NULL, 0}, {"fromkeys", NULL, 0}, {NULL, NULL, 0}};
+static const jbuiltin dict_methods[] = {{"items", dict_part, DICT_ITEMS},
+                                        {"keys", dict_part, DICT_KEYS},
+                                        {"values", dict_part, DICT_VALUES},
+                                        {"get", dict_get, 0},
+                                        {"copy", gr_j_itself, 0},
+                                        {"update", NULL, 0},
+                                        {"pop", NULL, 0},
+                                        {"clear", NULL, 0},
+                                        {"setdefault", NULL, 0},
+                                        {"popitem", NULL, 0},
+                                        {"fromkeys", NULL, 0},
+                                        {NULL, NULL, 0}};
 static const jbuiltin list_methods[] = {
-    {"index", list_find, false}, {"count", list_find, true}, {"copy", list_copy, 0}, {"append", NULL, 0}, {"extend", NULL, 0},
-    {"insert", NULL, 0}, {"pop", NULL, 0}, {"remove", NULL, 0}, {"reverse", NULL, 0}, {"sort", NULL, 0}, {"clear", NULL, 0},
-    {NULL, NULL, 0}};
+    {"index", list_find, false}, {"count", list_find, true}, {"copy", list_copy, 0}, {"append", NULL, 0},
+    {"extend", NULL, 0},         {"insert", NULL, 0},        {"pop", NULL, 0},       {"remove", NULL, 0},
+    {"reverse", NULL, 0},        {"sort", NULL, 0},          {"clear", NULL, 0},     {NULL, NULL, 0}};
 static const jbuiltin tuple_methods[] = {{"index", list_find, false}, {"count", list_find, true}, {NULL, NULL, 0}};
 
 static const jbuiltin *find_method(jvalue object, const char *name) {
-    static const jbuiltin *const methods[] = {[J_STRING] = gr_j_text_methods, [J_LIST] = list_methods, [J_TUPLE] = tuple_methods,
-                                              [J_DICT] = dict_methods, [J_LOOP] = NULL};
+    static const jbuiltin *const methods[] = {[J_STRING] = gr_j_text_methods,
+                                              [J_LIST] = list_methods,
+                                              [J_TUPLE] = tuple_methods,
+                                              [J_DICT] = dict_methods,
+                                              [J_LOOP] = NULL};
     return gr_j_find_builtin(methods[object.kind], name);
 }
 
-bool gr_j_has_method(jvalue object, const char *name) {
-    return find_method(object, name) != NULL;
-}
+bool gr_j_has_method(jvalue object, const char *name) { return find_method(object, name) != NULL; }
 
 jvalue gr_j_method(run *r, jvalue object, const char *name, const jargs *args) {
     const jbuiltin *m = find_method(object, name);
@@ -132,9 +137,7 @@ jvalue gr_j_method(run *r, jvalue object, const char *name, const jargs *args) {
 #define KIND(k) (1 << J_##k)
 enum { MANY = KIND(STRING) | KIND(LIST) | KIND(TUPLE) | KIND(DICT) | KIND(UNDEFINED) };
 
-static jvalue is_kind(run *r, jvalue v, const jargs *args, int kinds) {
-    return gr_jinja_bool(kinds >> v.kind & 1);
-}
+static jvalue is_kind(run *r, jvalue v, const jargs *args, int kinds) { return gr_jinja_bool(kinds >> v.kind & 1); }
 
 static jvalue is_sequence(run *r, jvalue v, const jargs *args, int how) {
     return gr_jinja_bool((MANY >> v.kind & 1) && !(v.kind == J_LIST && gr_j_items(v)->lazy));
@@ -165,18 +168,43 @@ static jvalue is_compared(run *r, jvalue v, const jargs *args, int op) {
     return gr_jinja_bool(gr_j_compare(r, args->line, op, v, args->values[0]));
 }
 
-static const jbuiltin tests[] = {
-    {"defined", is_kind, ~KIND(UNDEFINED)}, {"undefined", is_kind, KIND(UNDEFINED)}, {"none", is_kind, KIND(NONE)},
-    {"string", is_kind, KIND(STRING)}, {"number", is_kind, KIND(INT) | KIND(FLOAT) | KIND(BOOL)}, {"integer", is_kind, KIND(INT)},
-    {"float", is_kind, KIND(FLOAT)}, {"boolean", is_kind, KIND(BOOL)}, {"mapping", is_kind, KIND(DICT)},
-    {"iterable", is_kind, MANY | KIND(LOOP)}, {"sequence", is_sequence, 0},
-    {"callable", is_kind, KIND(MACRO) | KIND(FUNCTION) | KIND(METHOD)}, {"true", is_bool, true}, {"false", is_bool, false},
-    {"odd", is_multiple, 1}, {"even", is_multiple, 0}, {"divisibleby", is_multiple, -1}, {"upper", is_case, CLASS_UPPER},
-    {"lower", is_case, CLASS_LOWER}, {"sameas", is_same, 0}, {"in", is_compared, OP_IN}, {"eq", is_compared, OP_EQ},
-    {"equalto", is_compared, OP_EQ}, {"==", is_compared, OP_EQ}, {"ne", is_compared, OP_NE}, {"!=", is_compared, OP_NE},
-    {"lt", is_compared, OP_LT}, {"lessthan", is_compared, OP_LT}, {"<", is_compared, OP_LT}, {"le", is_compared, OP_LE},
-    {"<=", is_compared, OP_LE}, {"gt", is_compared, OP_GT}, {"greaterthan", is_compared, OP_GT}, {">", is_compared, OP_GT},
-    {"ge", is_compared, OP_GE}, {">=", is_compared, OP_GE}, {NULL, NULL, 0}};
+static const jbuiltin tests[] = {{"defined", is_kind, ~KIND(UNDEFINED)},
+                                 {"undefined", is_kind, KIND(UNDEFINED)},
+                                 {"none", is_kind, KIND(NONE)},
+                                 {"string", is_kind, KIND(STRING)},
+                                 {"number", is_kind, KIND(INT) | KIND(FLOAT) | KIND(BOOL)},
+                                 {"integer", is_kind, KIND(INT)},
+                                 {"float", is_kind, KIND(FLOAT)},
+                                 {"boolean", is_kind, KIND(BOOL)},
+                                 {"mapping", is_kind, KIND(DICT)},
+                                 {"iterable", is_kind, MANY | KIND(LOOP)},
+                                 {"sequence", is_sequence, 0},
+                                 {"callable", is_kind, KIND(MACRO) | KIND(FUNCTION) | KIND(METHOD)},
+                                 {"true", is_bool, true},
+                                 {"false", is_bool, false},
+                                 {"odd", is_multiple, 1},
+                                 {"even", is_multiple, 0},
+                                 {"divisibleby", is_multiple, -1},
+                                 {"upper", is_case, CLASS_UPPER},
+                                 {"lower", is_case, CLASS_LOWER},
+                                 {"sameas", is_same, 0},
+                                 {"in", is_compared, OP_IN},
+                                 {"eq", is_compared, OP_EQ},
+                                 {"equalto", is_compared, OP_EQ},
+                                 {"==", is_compared, OP_EQ},
+                                 {"ne", is_compared, OP_NE},
+                                 {"!=", is_compared, OP_NE},
+                                 {"lt", is_compared, OP_LT},
+                                 {"lessthan", is_compared, OP_LT},
+                                 {"<", is_compared, OP_LT},
+                                 {"le", is_compared, OP_LE},
+                                 {"<=", is_compared, OP_LE},
+                                 {"gt", is_compared, OP_GT},
+                                 {"greaterthan", is_compared, OP_GT},
+                                 {">", is_compared, OP_GT},
+                                 {"ge", is_compared, OP_GE},
+                                 {">=", is_compared, OP_GE},
+                                 {NULL, NULL, 0}};
 
 bool gr_j_test(run *r, const char *name, jvalue v, const jargs *args) {
     const jbuiltin *test = gr_j_find_builtin(tests, name);
@@ -241,9 +269,7 @@ static const jbuiltin functions[] = {{"raise_exception", raise_exception, 0},
                                      {"strftime_now", strftime_now, 0},
                                      {NULL, NULL, 0}};
 
-bool gr_j_is_function(const char *name) {
-    return gr_j_find_builtin(functions, name) != NULL;
-}
+bool gr_j_is_function(const char *name) { return gr_j_find_builtin(functions, name) != NULL; }
 
 jvalue gr_j_function(run *r, const char *name, const jargs *args) {
     const jbuiltin *f = gr_j_find_builtin(functions, name);

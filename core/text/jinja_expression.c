@@ -14,9 +14,7 @@ static void *alloc(parser *p, int64_t bytes) {
 
 /* ---- the parser's means ---- */
 
-const token *gr_jp_peek(const parser *p) {
-    return &p->tokens[p->next];
-}
+const token *gr_jp_peek(const parser *p) { return &p->tokens[p->next]; }
 
 static const token *take(parser *p) {
     const token *k = &p->tokens[p->next];
@@ -36,10 +34,8 @@ bool gr_jp_accept(parser *p, token_kind kind, const char *text) {
 
 void gr_jp_unexpected(parser *p, const char *wanted) {
     const token *k = gr_jp_peek(p);
-    if (k->kind == T_END)
-        gr_jp_fail(p, k->line, "the template ends where %s was expected", wanted);
-    else
-        gr_jp_fail(p, k->line, "\"%.*s\" where %s was expected", (int)GR_MIN(k->n, 40), k->s, wanted);
+    if (k->kind == T_END) gr_jp_fail(p, k->line, "the template ends where %s was expected", wanted);
+    else gr_jp_fail(p, k->line, "\"%.*s\" where %s was expected", (int)GR_MIN(k->n, 40), k->s, wanted);
 }
 
 void gr_jp_expect(parser *p, token_kind kind, const char *text) {
@@ -121,10 +117,8 @@ static void unescape(gr_str *out, const char *s, int64_t n) {
         } else if (c == '\n') {
         } else {
             const char *known = c ? strchr(from, c) : NULL;
-            if (known && c != '0')
-                gr_str_putc(out, to[known - from]);
-            else
-                gr_str_putc(out, '\\'), gr_str_putc(out, c);
+            if (known && c != '0') gr_str_putc(out, to[known - from]);
+            else gr_str_putc(out, '\\'), gr_str_putc(out, c);
         }
     }
 }
@@ -353,14 +347,10 @@ static jnode *test(parser *p, jnode *of) {
 
 jnode *gr_jp_filters(parser *p, jnode *e) {
     while (p->st == GRAFT_OK) {
-        if (gr_jp_accept(p, T_OP, "|"))
-            e = gr_jp_filter(p, e);
-        else if (gr_jp_accept(p, T_NAME, "is"))
-            e = test(p, e);
-        else if (gr_jp_accept(p, T_OP, "("))
-            e = call(p, e);
-        else
-            break;
+        if (gr_jp_accept(p, T_OP, "|")) e = gr_jp_filter(p, e);
+        else if (gr_jp_accept(p, T_NAME, "is")) e = test(p, e);
+        else if (gr_jp_accept(p, T_OP, "(")) e = call(p, e);
+        else break;
     }
     return e;
 }
@@ -383,14 +373,10 @@ static jnode *two(parser *p, gr_jnode_kind kind, int op, jnode *a, jnode *b) {
 jnode *gr_jp_unary(parser *p, bool with_filters) {
     jnode *e;
     if (++p->depth > MAX_NESTING) gr_jp_fail(p, gr_jp_peek(p)->line, "nested too deeply");
-    if (p->st != GRAFT_OK)
-        e = gr_jp_node(p, N_CONST);
-    else if (gr_jp_accept(p, T_OP, "-"))
-        e = gr_jp_one(p, N_NEGATIVE, gr_jp_unary(p, false));
-    else if (gr_jp_accept(p, T_OP, "+"))
-        e = gr_jp_one(p, N_POSITIVE, gr_jp_unary(p, false));
-    else
-        e = primary(p);
+    if (p->st != GRAFT_OK) e = gr_jp_node(p, N_CONST);
+    else if (gr_jp_accept(p, T_OP, "-")) e = gr_jp_one(p, N_NEGATIVE, gr_jp_unary(p, false));
+    else if (gr_jp_accept(p, T_OP, "+")) e = gr_jp_one(p, N_POSITIVE, gr_jp_unary(p, false));
+    else e = primary(p);
     e = postfix(p, e);
     p->depth--;
     return with_filters ? gr_jp_filters(p, e) : e;
@@ -407,10 +393,14 @@ static jnode *binary(parser *p, int level) {
     static const struct {
         const char *text;
         int level, token, kind, op;
-    } operators[] = {{"or", BY_OR, T_NAME, N_OR, 0}, {"and", BY_AND, T_NAME, N_AND, 0},
-                     {"+", BY_SUM, T_OP, N_BINARY, OP_ADD}, {"-", BY_SUM, T_OP, N_BINARY, OP_SUB},
-                     {"*", BY_PRODUCT, T_OP, N_BINARY, OP_MUL}, {"/", BY_PRODUCT, T_OP, N_BINARY, OP_DIV},
-                     {"//", BY_PRODUCT, T_OP, N_BINARY, OP_FLOORDIV}, {"%", BY_PRODUCT, T_OP, N_BINARY, OP_MOD},
+    } operators[] = {{"or", BY_OR, T_NAME, N_OR, 0},
+                     {"and", BY_AND, T_NAME, N_AND, 0},
+                     {"+", BY_SUM, T_OP, N_BINARY, OP_ADD},
+                     {"-", BY_SUM, T_OP, N_BINARY, OP_SUB},
+                     {"*", BY_PRODUCT, T_OP, N_BINARY, OP_MUL},
+                     {"/", BY_PRODUCT, T_OP, N_BINARY, OP_DIV},
+                     {"//", BY_PRODUCT, T_OP, N_BINARY, OP_FLOORDIV},
+                     {"%", BY_PRODUCT, T_OP, N_BINARY, OP_MOD},
                      {"**", BY_POWER, T_OP, N_BINARY, OP_POW}};
     jnode *e = operand(p, level);
     for (int i = 0; i < GR_LEN(operators) && p->st == GRAFT_OK; i++) {
@@ -470,22 +460,15 @@ static jnode *negation(parser *p) {
 
 static jnode *operand(parser *p, int level) {
     switch (level) {
-    case BY_OR:
-        return binary(p, BY_AND);
-    case BY_AND:
-        return negation(p);
-    case BY_SUM:
-        return concat(p);
-    case BY_PRODUCT:
-        return binary(p, BY_POWER);
-    default:
-        return gr_jp_unary(p, true);
+    case BY_OR: return binary(p, BY_AND);
+    case BY_AND: return negation(p);
+    case BY_SUM: return concat(p);
+    case BY_PRODUCT: return binary(p, BY_POWER);
+    default: return gr_jp_unary(p, true);
     }
 }
 
-jnode *gr_jp_disjunction(parser *p) {
-    return binary(p, BY_OR);
-}
+jnode *gr_jp_disjunction(parser *p) { return binary(p, BY_OR); }
 
 jnode *gr_jp_expression(parser *p) {
     if (++p->depth > MAX_NESTING) gr_jp_fail(p, gr_jp_peek(p)->line, "nested too deeply");

@@ -44,9 +44,7 @@ static jargs rest(const jargs *args, int from) { /* arguments after the first on
 }
 
 /* What map and select go over: for them none and false are empty. */
-static const jlist *some(run *r, int32_t line, jvalue v) {
-    return gr_j_iterate(r, line, gr_j_truth(v) ? v : (jvalue){0});
-}
+static const jlist *some(run *r, int32_t line, jvalue v) { return gr_j_iterate(r, line, gr_j_truth(v) ? v : (jvalue){0}); }
 
 static jvalue map_items(run *r, jvalue v, const jargs *args, int how) {
     const jvalue *attribute = gr_j_given(args, -1, "attribute"), *otherwise = gr_j_given(args, -1, "default");
@@ -247,8 +245,11 @@ static jvalue rounded(run *r, jvalue v, const jargs *args, int how) {
 static jvalue to_json(run *r, jvalue v, const jargs *args, int how) {
     jvalue indent_by = gr_j_arg(args, 1, "indent"), separators = gr_j_arg(args, 2, "separators");
     bool broken = indent_by.kind == J_INT;
-    jjson form = {.ascii = gr_j_arg_bool(args, 0, "ensure_ascii", false), .sort = gr_j_arg_bool(args, 3, "sort_keys", false),
-                 .indent = broken ? (int)GR_MAX(0, GR_MIN(indent_by.as.i, 64)) : -1, .item = broken ? "," : ", ", .key = ": "};
+    jjson form = {.ascii = gr_j_arg_bool(args, 0, "ensure_ascii", false),
+                  .sort = gr_j_arg_bool(args, 3, "sort_keys", false),
+                  .indent = broken ? (int)GR_MAX(0, GR_MIN(indent_by.as.i, 64)) : -1,
+                  .item = broken ? "," : ", ",
+                  .key = ": "};
     if (indent_by.kind == J_STRING) return gr_j_fail(r, args->line, "tojson with a text as indent is not supported");
     if (gr_j_is_list(separators) && gr_j_items(separators)->n == 2) {
         const jvalue *s = gr_j_items(separators)->items;
@@ -271,9 +272,7 @@ static jvalue items(run *r, jvalue v, const jargs *args, int how) {
     return lazy(gr_j_dict_part(r, gr_j_dict(v), DICT_ITEMS));
 }
 
-static jvalue length(run *r, jvalue v, const jargs *args, int how) {
-    return J(J_INT, i, gr_j_length(r, args->line, v));
-}
+static jvalue length(run *r, jvalue v, const jargs *args, int how) { return J(J_INT, i, gr_j_length(r, args->line, v)); }
 
 static jvalue attribute(run *r, jvalue v, const jargs *args, int how) {
     if (v.kind == J_DICT) return (jvalue){0}; /* attributes alone: no items */
@@ -310,8 +309,7 @@ static jvalue indent(run *r, jvalue v, const jargs *args, int how) {
     jvalue width = gr_j_arg(args, 0, "width");
     bool first = gr_j_arg_bool(args, 1, "first", false), blank = gr_j_arg_bool(args, 2, "blank", false);
     jbuild b = {0}, pad = {0};
-    if (width.kind == J_STRING)
-        gr_jb_str(r, &pad, width);
+    if (width.kind == J_STRING) gr_jb_str(r, &pad, width);
     else
         for (int64_t i = width.kind == J_INT ? width.as.i : 4; i > 0; i--) gr_jb_add(r, &pad, " ", 1, 0);
     jvalue by = gr_jb_take(r, &pad, false), lines = gr_j_split_lines(r, v, false);
@@ -335,13 +333,9 @@ static jvalue marked(run *r, jvalue v, bool markup) {
     return J(J_STRING, p, s);
 }
 
-static jvalue safe(run *r, jvalue v, const jargs *args, int how) {
-    return marked(r, v, true);
-}
+static jvalue safe(run *r, jvalue v, const jargs *args, int how) { return marked(r, v, true); }
 
-static jvalue escape(run *r, jvalue v, const jargs *args, int how) {
-    return gr_j_escape(r, v);
-}
+static jvalue escape(run *r, jvalue v, const jargs *args, int how) { return gr_j_escape(r, v); }
 
 static jvalue replace(run *r, jvalue v, const jargs *args, int how) {
     jvalue old = gr_j_to_string(r, gr_j_arg(args, 0, "old")), by = gr_j_to_string(r, gr_j_arg(args, 1, "new"));
@@ -353,19 +347,49 @@ static jvalue replace(run *r, jvalue v, const jargs *args, int how) {
 /* ---- the table ---- */
 
 /* Filters of one text: whatever comes in is made one. */
-static const jbuiltin text_filters[] = {
-    {"trim", gr_js_strip, 3}, {"upper", gr_js_case, CASE_UPPER}, {"lower", gr_js_case, CASE_LOWER},
-    {"capitalize", gr_js_case, CASE_CAPITALIZE}, {"title", title_words, 0}, {"string", gr_j_itself, 0}, {"replace", replace, 0},
-    {"safe", safe, 0}, {"escape", escape, 0}, {"e", escape, 0}, {"forceescape", escape, 0}, {NULL, NULL, 0}};
+static const jbuiltin text_filters[] = {{"trim", gr_js_strip, 3},
+                                        {"upper", gr_js_case, CASE_UPPER},
+                                        {"lower", gr_js_case, CASE_LOWER},
+                                        {"capitalize", gr_js_case, CASE_CAPITALIZE},
+                                        {"title", title_words, 0},
+                                        {"string", gr_j_itself, 0},
+                                        {"replace", replace, 0},
+                                        {"safe", safe, 0},
+                                        {"escape", escape, 0},
+                                        {"e", escape, 0},
+                                        {"forceescape", escape, 0},
+                                        {NULL, NULL, 0}};
 
-static const jbuiltin filters[] = {
-    {"indent", indent, 0}, {"join", join, 0}, {"length", length, 0}, {"count", length, 0}, {"tojson", to_json, 0},
-    {"items", items, 0}, {"default", otherwise, 0}, {"d", otherwise, 0}, {"list", to_list, 0}, {"first", end_of_list, false},
-    {"last", end_of_list, true}, {"map", map_items, 0}, {"select", choose, KEEP}, {"reject", choose, 0},
-    {"selectattr", choose, BY_ATTRIBUTE | KEEP}, {"rejectattr", choose, BY_ATTRIBUTE}, {"unique", unique, 0}, {"sort", sort, 0},
-    {"dictsort", dictsort, 0}, {"reverse", reversed, 0}, {"int", to_int, 0}, {"float", to_float, 0}, {"abs", absolute, 0},
-    {"round", rounded, 0}, {"min", extreme, false}, {"max", extreme, true}, {"sum", total, 0}, {"attr", attribute, 0},
-    {"format", format, 0}, {NULL, NULL, 0}};
+static const jbuiltin filters[] = {{"indent", indent, 0},
+                                   {"join", join, 0},
+                                   {"length", length, 0},
+                                   {"count", length, 0},
+                                   {"tojson", to_json, 0},
+                                   {"items", items, 0},
+                                   {"default", otherwise, 0},
+                                   {"d", otherwise, 0},
+                                   {"list", to_list, 0},
+                                   {"first", end_of_list, false},
+                                   {"last", end_of_list, true},
+                                   {"map", map_items, 0},
+                                   {"select", choose, KEEP},
+                                   {"reject", choose, 0},
+                                   {"selectattr", choose, BY_ATTRIBUTE | KEEP},
+                                   {"rejectattr", choose, BY_ATTRIBUTE},
+                                   {"unique", unique, 0},
+                                   {"sort", sort, 0},
+                                   {"dictsort", dictsort, 0},
+                                   {"reverse", reversed, 0},
+                                   {"int", to_int, 0},
+                                   {"float", to_float, 0},
+                                   {"abs", absolute, 0},
+                                   {"round", rounded, 0},
+                                   {"min", extreme, false},
+                                   {"max", extreme, true},
+                                   {"sum", total, 0},
+                                   {"attr", attribute, 0},
+                                   {"format", format, 0},
+                                   {NULL, NULL, 0}};
 
 jvalue gr_j_filter(run *r, const char *name, jvalue v, const jargs *args) {
     const jbuiltin *of_text = gr_j_find_builtin(text_filters, name), *f = of_text ? of_text : gr_j_find_builtin(filters, name);

@@ -46,10 +46,8 @@ static void repr_string(run *r, jbuild *b, const jstr *s) {
     for (int64_t i = 0; i < s->n; i += size) {
         int32_t c = gr_utf8_read(s->s + i, s->n - i, &size);
         text[0] = '\0';
-        if (c == quote || c == '\\')
-            snprintf(text, sizeof text, "\\%c", (char)c);
-        else if (c == '\n' || c == '\r' || c == '\t')
-            snprintf(text, sizeof text, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
+        if (c == quote || c == '\\') snprintf(text, sizeof text, "\\%c", (char)c);
+        else if (c == '\n' || c == '\r' || c == '\t') snprintf(text, sizeof text, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
         else if (!(c >= 0x20 && c < 0x7F) && !is_printable(c))
             snprintf(text, sizeof text, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
         if (!text[0]) continue;
@@ -61,9 +59,7 @@ static void repr_string(run *r, jbuild *b, const jstr *s) {
     gr_jb_add(r, b, &quote, 1, s->spans ? s->spans[s->n_spans - 1].origin : s->origin);
 }
 
-static void put(run *r, jbuild *b, const char *s, int32_t origin) {
-    gr_jb_add(r, b, s, (int64_t)strlen(s), origin);
-}
+static void put(run *r, jbuild *b, const char *s, int32_t origin) { gr_jb_add(r, b, s, (int64_t)strlen(s), origin); }
 
 /* None, booleans and numbers, in the words of Python or of JSON; false for what is none of them. */
 static bool put_scalar(run *r, jbuild *b, jvalue v, int32_t origin, bool json) {
@@ -117,10 +113,8 @@ static void repr(run *r, jbuild *b, jvalue v, int32_t origin, int depth) {
 }
 
 void gr_jb_str(run *r, jbuild *b, jvalue v) {
-    if (v.kind == J_STRING)
-        gr_jb_slice(r, b, gr_j_str(v), 0, gr_j_str(v)->n);
-    else if (v.kind != J_UNDEFINED)
-        repr(r, b, v, 0, 0);
+    if (v.kind == J_STRING) gr_jb_slice(r, b, gr_j_str(v), 0, gr_j_str(v)->n);
+    else if (v.kind != J_UNDEFINED) repr(r, b, v, 0, 0);
 }
 
 jvalue gr_j_to_string(run *r, jvalue v) {
@@ -152,10 +146,8 @@ static void json_string_text(run *r, jbuild *b, const jstr *s, bool ascii) {
         int32_t c = gr_utf8_read(s->s + i, s->n - i, &size);
         char text[16] = "";
         const char *known = c > 0 && c < 0x80 ? strchr(from, c) : NULL;
-        if (known)
-            snprintf(text, sizeof text, "\\%c", to[known - from]);
-        else if (c < 0x20 || (ascii && c >= 0x7F && c < 0x10000 && c != 0x7F))
-            snprintf(text, sizeof text, "\\u%04x", (unsigned)c);
+        if (known) snprintf(text, sizeof text, "\\%c", to[known - from]);
+        else if (c < 0x20 || (ascii && c >= 0x7F && c < 0x10000 && c != 0x7F)) snprintf(text, sizeof text, "\\u%04x", (unsigned)c);
         else if (ascii && c >= 0x10000)
             snprintf(text, sizeof text, "\\u%04x\\u%04x", (unsigned)(0xD7C0 + (c >> 10)), (unsigned)(0xDC00 + (c & 0x3FF)));
         if (!text[0]) continue;
@@ -259,8 +251,7 @@ static void format_one(run *r, int32_t line, jbuild *b, const char *spec, int n,
         snprintf(form, sizeof form, "%%%.*slld", n, spec), snprintf(text, sizeof text, form, (long long)(whole ? i : (int64_t)f));
     else if (strchr("xXo", kind) && whole)
         snprintf(form, sizeof form, "%%%.*sll%c", n, spec, kind), snprintf(text, sizeof text, form, (long long)i);
-    else
-        snprintf(form, sizeof form, "%%%.*s%c", n, spec, kind), snprintf(text, sizeof text, form, f);
+    else snprintf(form, sizeof form, "%%%.*s%c", n, spec, kind), snprintf(text, sizeof text, form, f);
     gr_jb_add(r, b, text, (int64_t)strlen(text), 0);
 }
 

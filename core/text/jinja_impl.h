@@ -10,20 +10,20 @@
 /* ---- the tree ---- */
 
 typedef enum gr_jkind { /* of values */
-    J_UNDEFINED,
-    J_NONE,
-    J_BOOL,
-    J_INT,
-    J_FLOAT,
-    J_STRING,
-    J_LIST,
-    J_TUPLE,
-    J_DICT,
-    J_NAMESPACE,
-    J_MACRO,
-    J_FUNCTION, /* a built-in, as.p its name */
-    J_METHOD,
-    J_LOOP
+                        J_UNDEFINED,
+                        J_NONE,
+                        J_BOOL,
+                        J_INT,
+                        J_FLOAT,
+                        J_STRING,
+                        J_LIST,
+                        J_TUPLE,
+                        J_DICT,
+                        J_NAMESPACE,
+                        J_MACRO,
+                        J_FUNCTION, /* a built-in, as.p its name */
+                        J_METHOD,
+                        J_LOOP
 } gr_jkind;
 typedef gr_jinja_value jvalue;
 
@@ -31,31 +31,31 @@ typedef enum gr_jnode_kind {
     /* statements */
     N_TEXT,
     N_OUTPUT,
-    N_IF,         /* a condition, items then, b: else body */
-    N_FOR,        /* a target, b iterable, c filter, items body, other: else body */
-    N_SET,        /* a target, b value */
-    N_SET_BLOCK,  /* a target, b filter chain or NULL, items body */
-    N_MACRO,      /* name, parameters in args, items body */
-    N_CALL_BLOCK, /* a call, items body, args parameters */
+    N_IF,           /* a condition, items then, b: else body */
+    N_FOR,          /* a target, b iterable, c filter, items body, other: else body */
+    N_SET,          /* a target, b value */
+    N_SET_BLOCK,    /* a target, b filter chain or NULL, items body */
+    N_MACRO,        /* name, parameters in args, items body */
+    N_CALL_BLOCK,   /* a call, items body, args parameters */
     N_FILTER_BLOCK, /* a filter chain, items body */
-    N_WITH,       /* args targets and values, items body */
+    N_WITH,         /* args targets and values, items body */
     N_GENERATION,
     N_BREAK,
     N_CONTINUE,
     /* expressions */
     N_CONST,
     N_NAME,
-    N_ATTR, /* a, name */
-    N_ITEM, /* a, b */
-    N_SLICE, /* a, b start, c stop, d step */
+    N_ATTR,   /* a, name */
+    N_ITEM,   /* a, b */
+    N_SLICE,  /* a, b start, c stop, d step */
     N_CALL,   /* a, args */
     N_FILTER, /* a (NULL: the block's text), name, args */
     N_TEST,   /* a, name, args, op: negated */
     N_NOT,
     N_NEGATIVE,
     N_POSITIVE,
-    N_BINARY,  /* op, a, b */
-    N_CONCAT,  /* items, by ~ */
+    N_BINARY, /* op, a, b */
+    N_CONCAT, /* items, by ~ */
     N_AND,
     N_OR,
     N_COMPARE, /* a, items with op */
@@ -67,7 +67,7 @@ typedef enum gr_jnode_kind {
 
 enum { OP_EQ, OP_NE, OP_LT, OP_LE, OP_GT, OP_GE, OP_IN, OP_NOT_IN, OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_FLOORDIV, OP_MOD, OP_POW };
 
-enum { GR_J_MAX_STEPS = 1 << 22 };                  /* nodes that one rendering may go through */
+enum { GR_J_MAX_STEPS = 1 << 22 };             /* nodes that one rendering may go through */
 enum { ARG_POSITIONAL = -1, ARG_SPREAD = -2 }; /* in place of an argument's name; *list gives several */
 
 typedef struct gr_jnode jnode;
@@ -106,7 +106,17 @@ graft_status gr_j_complain(graft_error *err, const char *title, int32_t line, co
 
 enum { MAX_NESTING = 200 };
 typedef enum token_kind {
-    T_TEXT, T_BLOCK, T_BLOCK_END, T_PRINT, T_PRINT_END, T_NAME, T_STRING, T_INT, T_FLOAT, T_OP, T_END
+    T_TEXT,
+    T_BLOCK,
+    T_BLOCK_END,
+    T_PRINT,
+    T_PRINT_END,
+    T_NAME,
+    T_STRING,
+    T_INT,
+    T_FLOAT,
+    T_OP,
+    T_END
 } token_kind;
 
 typedef struct token {
@@ -151,11 +161,11 @@ jnode **gr_jp_nodes_take(parser *p, node_list *l, int32_t *n);
 gr_jinja_value gr_jp_constant_text(parser *p, const char *s, int64_t n);
 jnode *gr_jp_expression(parser *p);
 jnode *gr_jp_expression_or_tuple(parser *p);
-jnode *gr_jp_disjunction(parser *p); /* an expression without if */
+jnode *gr_jp_disjunction(parser *p);                                 /* an expression without if */
 jnode *gr_jp_tuple_from(parser *p, jnode *first, const char *close); /* after an expression and a comma */
 jnode *gr_jp_unary(parser *p, bool with_filters);
-jnode *gr_jp_filter(parser *p, jnode *of); /* a name, and arguments in parentheses */
-jnode *gr_jp_filters(parser *p, jnode *e); /* all that follow e */
+jnode *gr_jp_filter(parser *p, jnode *of);              /* a name, and arguments in parentheses */
+jnode *gr_jp_filters(parser *p, jnode *e);              /* all that follow e */
 jargs_node gr_jp_arguments(parser *p, bool parameters); /* up to and with ")" */
 
 /* ---- values ---- */
@@ -186,7 +196,7 @@ typedef struct jscope {
     struct jvariable {
         int32_t name;
         jvalue value;
-    } *variables;
+    } * variables;
     int32_t n, capacity;
 } jscope;
 
@@ -251,22 +261,12 @@ void *gr_j_alloc(run *r, int64_t bytes); /* never NULL: fails the run and gives 
 /* Fails the run once; gives undefined. line 0: none known. */
 jvalue gr_j_fail(run *r, int32_t line, const char *format, ...) GR_PRINTF(3, 4);
 
-static inline bool gr_j_ok(const run *r) {
-    return r->st == GRAFT_OK;
-}
+static inline bool gr_j_ok(const run *r) { return r->st == GRAFT_OK; }
 #define J(kind_, field, v) ((jvalue){.kind = (kind_), .as.field = (v)})
-static inline const jstr *gr_j_str(jvalue v) {
-    return v.as.p;
-}
-static inline jlist *gr_j_items(jvalue v) {
-    return (jlist *)(uintptr_t)v.as.p;
-}
-static inline jdict *gr_j_dict(jvalue v) {
-    return (jdict *)(uintptr_t)v.as.p;
-}
-static inline bool gr_j_is_list(jvalue v) {
-    return v.kind == J_LIST || v.kind == J_TUPLE;
-}
+static inline const jstr *gr_j_str(jvalue v) { return v.as.p; }
+static inline jlist *gr_j_items(jvalue v) { return (jlist *)(uintptr_t)v.as.p; }
+static inline jdict *gr_j_dict(jvalue v) { return (jdict *)(uintptr_t)v.as.p; }
+static inline bool gr_j_is_list(jvalue v) { return v.kind == J_LIST || v.kind == J_TUPLE; }
 
 void gr_jb_add(run *r, jbuild *b, const char *s, int64_t n, int32_t origin);
 void gr_jb_slice(run *r, jbuild *b, const jstr *s, int64_t from, int64_t to);
@@ -296,9 +296,9 @@ bool gr_j_contains(run *r, int32_t line, jvalue container, jvalue item);
 /* The items of what may be iterated, as a list; fails the run for what may not. */
 jlist *gr_j_iterate(run *r, int32_t line, jvalue v);
 int64_t gr_j_length(run *r, int32_t line, jvalue v);
-const char *gr_j_type(jvalue v); /* Python's name of its type */
+const char *gr_j_type(jvalue v);                                  /* Python's name of its type */
 bool gr_j_number(jvalue v, double *f, int64_t *i, bool *integer); /* bools count */
-typedef struct jjson { /* of json.dumps */
+typedef struct jjson {                                            /* of json.dumps */
     bool ascii, sort;
     int indent; /* -1: one line */
     const char *item, *key;

@@ -70,10 +70,8 @@ static int64_t strip_before(const parser *p, int64_t start, int64_t open, char s
 
 /* After a tag's end ("%}" with its sign): white space, or one newline, goes. */
 static void strip_after(parser *p, char sign, bool print) {
-    if (sign == '-')
-        skip(p, spaces(p->s + p->at, p->n - p->at));
-    else if (!print && sign != '+' && p->at < p->n && p->s[p->at] == '\n')
-        skip(p, 1);
+    if (sign == '-') skip(p, spaces(p->s + p->at, p->n - p->at));
+    else if (!print && sign != '+' && p->at < p->n && p->s[p->at] == '\n') skip(p, 1);
 }
 
 /* The end of a tag at `at`: its length, 0 when it is none there. */

@@ -4,9 +4,7 @@
 
 #include "core/text/jinja_impl.h"
 
-jvalue gr_j_undefined(const char *name) {
-    return (jvalue){.kind = J_UNDEFINED, .as.p = name};
-}
+jvalue gr_j_undefined(const char *name) { return (jvalue){.kind = J_UNDEFINED, .as.p = name}; }
 
 jvalue gr_j_fail_undefined(run *r, int32_t line, jvalue v) {
     return gr_j_fail(r, line, "\"%.80s\" is undefined", v.as.p ? (const char *)v.as.p : "a value");
@@ -116,18 +114,12 @@ static jvalue arithmetic(run *r, int32_t line, int op, double x, double y, int64
         double m = op == OP_ADD ? x + y : op == OP_SUB ? x - y : op == OP_MUL ? x * y : rest;
         return J(J_FLOAT, f, op == OP_FLOORDIV ? nearbyint((x - rest) / y) : m);
     }
-    if (op == OP_ADD)
-        overflow = __builtin_add_overflow(i, j, &k);
-    else if (op == OP_SUB)
-        overflow = __builtin_sub_overflow(i, j, &k);
-    else if (op == OP_MUL)
-        overflow = __builtin_mul_overflow(i, j, &k);
-    else if (i == INT64_MIN)
-        overflow = true;
-    else if (op == OP_FLOORDIV)
-        k = i / j - ((i % j != 0) && ((i % j < 0) != (j < 0)));
-    else
-        k = i % j + ((i % j != 0) && ((i % j < 0) != (j < 0)) ? j : 0);
+    if (op == OP_ADD) overflow = __builtin_add_overflow(i, j, &k);
+    else if (op == OP_SUB) overflow = __builtin_sub_overflow(i, j, &k);
+    else if (op == OP_MUL) overflow = __builtin_mul_overflow(i, j, &k);
+    else if (i == INT64_MIN) overflow = true;
+    else if (op == OP_FLOORDIV) k = i / j - ((i % j != 0) && ((i % j < 0) != (j < 0)));
+    else k = i % j + ((i % j != 0) && ((i % j < 0) != (j < 0)) ? j : 0);
     return overflow ? gr_j_fail(r, line, "a number grows too large") : J(J_INT, i, k);
 }
 
@@ -164,14 +156,10 @@ jvalue gr_j_binary(run *r, int32_t line, int op, jvalue a, jvalue b) {
 
 bool gr_j_compare(run *r, int32_t line, int op, jvalue a, jvalue b) {
     switch (op) {
-    case OP_EQ:
-        return gr_j_equal(a, b);
-    case OP_NE:
-        return !gr_j_equal(a, b);
-    case OP_IN:
-        return gr_j_contains(r, line, b, a);
-    case OP_NOT_IN:
-        return !gr_j_contains(r, line, b, a);
+    case OP_EQ: return gr_j_equal(a, b);
+    case OP_NE: return !gr_j_equal(a, b);
+    case OP_IN: return gr_j_contains(r, line, b, a);
+    case OP_NOT_IN: return !gr_j_contains(r, line, b, a);
     default: {
         int order = gr_j_order(r, line, a, b);
         return op == OP_LT ? order < 0 : op == OP_LE ? order <= 0 : op == OP_GT ? order > 0 : order >= 0;

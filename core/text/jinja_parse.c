@@ -7,10 +7,8 @@
 enum { MAX_SOURCE = 1 << 22 };
 
 static void end_tag(parser *p) {
-    if (gr_jp_peek(p)->kind == T_BLOCK_END)
-        p->next++;
-    else
-        gr_jp_unexpected(p, "%}");
+    if (gr_jp_peek(p)->kind == T_BLOCK_END) p->next++;
+    else gr_jp_unexpected(p, "%}");
 }
 
 static jnode **body(parser *p, int32_t *n, const char *const *ends);
@@ -68,10 +66,8 @@ static jnode *target(parser *p) {
     }
     if (bracket) gr_jp_expect(p, T_OP, ")");
     if (l.n > 1) e = gr_jp_node(p, N_TUPLE);
-    if (l.n > 1)
-        e->items = gr_jp_nodes_take(p, &l, &e->n);
-    else
-        free(l.items);
+    if (l.n > 1) e->items = gr_jp_nodes_take(p, &l, &e->n);
+    else free(l.items);
     return e ? e : gr_jp_node(p, N_NAME);
 }
 
@@ -168,10 +164,8 @@ static jnode *statement(parser *p) { /* after "{%" */
         end_tag(p);
         return e;
     }
-    if (k->kind == T_NAME)
-        gr_jp_fail(p, k->line, "the statement \"%.*s\" is not supported", (int)GR_MIN(k->n, 40), k->s);
-    else
-        gr_jp_unexpected(p, "a statement");
+    if (k->kind == T_NAME) gr_jp_fail(p, k->line, "the statement \"%.*s\" is not supported", (int)GR_MIN(k->n, 40), k->s);
+    else gr_jp_unexpected(p, "a statement");
     return gr_jp_node(p, N_CONST);
 }
 
@@ -190,10 +184,8 @@ static jnode **body(parser *p, int32_t *n, const char *const *ends) {
             p->next++;
             e = gr_jp_node(p, N_OUTPUT);
             e->a = gr_jp_expression_or_tuple(p);
-            if (gr_jp_peek(p)->kind == T_PRINT_END)
-                p->next++;
-            else
-                gr_jp_unexpected(p, "}}");
+            if (gr_jp_peek(p)->kind == T_PRINT_END) p->next++;
+            else gr_jp_unexpected(p, "}}");
         } else if (k->kind == T_BLOCK) {
             p->next++;
             for (int i = 0; ends && ends[i] && !done; i++) done = gr_jp_is(gr_jp_peek(p), T_NAME, ends[i]);
@@ -263,6 +255,4 @@ int32_t gr_j_find_name(const gr_jinja *t, const char *name) {
     return -1;
 }
 
-bool gr_jinja_uses(const gr_jinja *t, const char *variable) {
-    return gr_j_find_name(t, variable) >= 0;
-}
+bool gr_jinja_uses(const gr_jinja *t, const char *variable) { return gr_j_find_name(t, variable) >= 0; }

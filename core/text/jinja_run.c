@@ -113,10 +113,8 @@ static bool evaluate_args(run *r, const jargs_node *from, jargs *args, int32_t l
     jvalue all = gr_j_new_list(r, J_LIST, from->n);
     for (int i = 0; i < from->n && gr_j_ok(r); i++) {
         jvalue v = gr_j_eval(r, from->values[i]);
-        if (from->names[i] == ARG_SPREAD)
-            gr_j_extend(r, all, gr_j_iterate(r, line, v));
-        else
-            gr_j_push(r, all, v);
+        if (from->names[i] == ARG_SPREAD) gr_j_extend(r, all, gr_j_iterate(r, line, v));
+        else gr_j_push(r, all, v);
     }
     int n = gr_j_ok(r) ? (int)gr_j_items(all)->n : 0, named = 0;
     args->names = gr_j_alloc(r, (n + 1) * (int64_t)sizeof *args->names);
@@ -298,48 +296,29 @@ static jvalue tested(run *r, const jnode *e) {
 static jvalue evaluate(run *r, const jnode *e) {
     jvalue v;
     switch (e->kind) {
-    case N_CONST:
-        return e->value;
-    case N_NAME:
-        return name(r, e);
-    case N_ATTR:
-        v = gr_j_eval(r, e->a);
-        return gr_j_ok(r) ? gr_j_attribute(r, e->line, v, r->t->names[e->name]) : v;
-    case N_ITEM:
-        v = gr_j_eval(r, e->a);
-        return gr_j_ok(r) ? gr_j_item(r, e->line, v, gr_j_eval(r, e->b)) : v;
-    case N_SLICE:
-        return slice(r, e);
-    case N_CALL:
-        return call(r, e);
-    case N_FILTER:
-        return filtered(r, e, NULL);
-    case N_TEST:
-        return tested(r, e);
-    case N_NOT:
-        return J(J_BOOL, i, !gr_j_truth(gr_j_eval(r, e->a)));
+    case N_CONST: return e->value;
+    case N_NAME: return name(r, e);
+    case N_ATTR: v = gr_j_eval(r, e->a); return gr_j_ok(r) ? gr_j_attribute(r, e->line, v, r->t->names[e->name]) : v;
+    case N_ITEM: v = gr_j_eval(r, e->a); return gr_j_ok(r) ? gr_j_item(r, e->line, v, gr_j_eval(r, e->b)) : v;
+    case N_SLICE: return slice(r, e);
+    case N_CALL: return call(r, e);
+    case N_FILTER: return filtered(r, e, NULL);
+    case N_TEST: return tested(r, e);
+    case N_NOT: return J(J_BOOL, i, !gr_j_truth(gr_j_eval(r, e->a)));
     case N_NEGATIVE:
-    case N_POSITIVE:
-        return negative(r, e);
+    case N_POSITIVE: return negative(r, e);
     case N_BINARY:
         if (e->op == OP_ADD) return sum(r, e);
         v = gr_j_eval(r, e->a);
         return gr_j_binary(r, e->line, e->op, v, gr_j_eval(r, e->b));
-    case N_CONCAT:
-        return concat(r, e);
-    case N_AND:
-        v = gr_j_eval(r, e->a);
-        return gr_j_truth(v) ? gr_j_eval(r, e->b) : v;
-    case N_OR:
-        v = gr_j_eval(r, e->a);
-        return gr_j_truth(v) ? v : gr_j_eval(r, e->b);
-    case N_COMPARE:
-        return comparison(r, e);
+    case N_CONCAT: return concat(r, e);
+    case N_AND: v = gr_j_eval(r, e->a); return gr_j_truth(v) ? gr_j_eval(r, e->b) : v;
+    case N_OR: v = gr_j_eval(r, e->a); return gr_j_truth(v) ? v : gr_j_eval(r, e->b);
+    case N_COMPARE: return comparison(r, e);
     case N_COND:
         if (gr_j_truth(gr_j_eval(r, e->b))) return gr_j_eval(r, e->a);
         return e->c ? gr_j_eval(r, e->c) : gr_j_undefined("the missing else of an if");
-    default:
-        return display(r, e);
+    default: return display(r, e);
     }
 }
 
@@ -435,23 +414,17 @@ static void call_block(run *r, const jnode *e) {
 static void execute_one(run *r, const jnode *e) {
     jvalue v;
     switch (e->kind) {
-    case N_TEXT:
-        gr_jb_add(r, r->out, gr_j_str(e->value)->s, gr_j_str(e->value)->n, 0);
-        break;
+    case N_TEXT: gr_jb_add(r, r->out, gr_j_str(e->value)->s, gr_j_str(e->value)->n, 0); break;
     case N_OUTPUT:
         v = gr_j_eval(r, e->a);
         if (gr_j_ok(r)) gr_jb_str(r, r->out, v);
         break;
     case N_IF:
         v = gr_j_eval(r, e->a);
-        if (gr_j_truth(v))
-            execute(r, e->items, e->n);
-        else
-            execute(r, e->other, e->n_other);
+        if (gr_j_truth(v)) execute(r, e->items, e->n);
+        else execute(r, e->other, e->n_other);
         break;
-    case N_FOR:
-        for_loop(r, e);
-        break;
+    case N_FOR: for_loop(r, e); break;
     case N_SET:
         v = gr_j_eval(r, e->b);
         if (gr_j_ok(r)) assign(r, r->scope, e->a, v);
@@ -461,30 +434,21 @@ static void execute_one(run *r, const jnode *e) {
         if (e->b && gr_j_ok(r)) v = filtered(r, e->b, &v);
         if (gr_j_ok(r)) assign(r, r->scope, e->a, v);
         break;
-    case N_MACRO:
-        define(r, r->scope, e->name, macro_of(r, e));
-        break;
-    case N_CALL_BLOCK:
-        call_block(r, e);
-        break;
+    case N_MACRO: define(r, r->scope, e->name, macro_of(r, e)); break;
+    case N_CALL_BLOCK: call_block(r, e); break;
     case N_FILTER_BLOCK:
         v = scoped_capture(r, e);
         if (gr_j_ok(r)) v = filtered(r, e->a, &v);
         if (gr_j_ok(r)) gr_jb_str(r, r->out, v);
         break;
-    case N_WITH:
-        with_block(r, e);
-        break;
-    case N_GENERATION:
-        generation(r, e);
-        break;
+    case N_WITH: with_block(r, e); break;
+    case N_GENERATION: generation(r, e); break;
     case N_BREAK:
     case N_CONTINUE:
         if (!r->loop) gr_j_fail(r, e->line, "break and continue need a loop");
         r->flow = e->kind == N_BREAK ? FLOW_BREAK : FLOW_CONTINUE;
         break;
-    default:
-        break;
+    default: break;
     }
 }
 
@@ -522,9 +486,7 @@ void gr_jinja_begin(gr_jinja_run *r, int64_t now, bool utc) {
     r->err = NULL;
 }
 
-void gr_jinja_set(gr_jinja_run *r, const char *variable, jvalue value) {
-    define_text(r, &r->globals, variable, value);
-}
+void gr_jinja_set(gr_jinja_run *r, const char *variable, jvalue value) { define_text(r, &r->globals, variable, value); }
 
 graft_status gr_jinja_render(gr_jinja_run *r, const char **text, int64_t *len, const gr_jinja_span **spans, int64_t *n_spans,
                              bool *raised, graft_error *err) {

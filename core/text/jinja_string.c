@@ -238,9 +238,7 @@ static jvalue position(run *r, jvalue v, const jargs *args, int how) {
     return J(J_INT, i, at < 0 ? -1 : gr_j_count(&before));
 }
 
-static jvalue has_affix(run *r, jvalue v, const jargs *args, int end) {
-    return gr_jinja_bool(affix(r, args, gr_j_str(v), end));
-}
+static jvalue has_affix(run *r, jvalue v, const jargs *args, int end) { return gr_jinja_bool(affix(r, args, gr_j_str(v), end)); }
 
 static jvalue without_affix(run *r, jvalue v, const jargs *args, int end) {
     const jstr *s = gr_j_str(v);
@@ -262,17 +260,47 @@ static jvalue split_lines(run *r, jvalue v, const jargs *args, int how) {
     return gr_j_split_lines(r, v, gr_j_arg_bool(args, 0, "keepends", false));
 }
 
-const jbuiltin gr_j_text_methods[] = {
-    {"split", split, 0}, {"rsplit", rsplit, 0}, {"strip", gr_js_strip, 3}, {"lstrip", gr_js_strip, 1}, {"rstrip", gr_js_strip, 2},
-    {"startswith", has_affix, false}, {"endswith", has_affix, true}, {"removeprefix", without_affix, false},
-    {"removesuffix", without_affix, true}, {"upper", gr_js_case, CASE_UPPER}, {"lower", gr_js_case, CASE_LOWER},
-    {"title", gr_js_case, CASE_TITLE}, {"capitalize", gr_js_case, CASE_CAPITALIZE}, {"casefold", gr_js_case, CASE_FOLD},
-    {"swapcase", gr_js_case, CASE_SWAP}, {"replace", replace, 0}, {"join", join, 0}, {"find", position, FIND},
-    {"rfind", position, FIND_LAST}, {"index", position, FIND_OR_FAIL}, {"count", position, FIND_ALL},
-    {"isdigit", gr_js_all_are, CLASS_DIGIT}, {"isnumeric", gr_js_all_are, CLASS_DIGIT}, {"isdecimal", gr_js_all_are, CLASS_DIGIT},
-    {"isalpha", gr_js_all_are, CLASS_ALPHA}, {"isalnum", gr_js_all_are, CLASS_ALNUM}, {"isspace", gr_js_all_are, CLASS_SPACE},
-    {"isupper", gr_js_all_are, CLASS_UPPER}, {"islower", gr_js_all_are, CLASS_LOWER}, {"splitlines", split_lines, 0},
-    {"partition", partition, false}, {"rpartition", partition, true},
-    /* Python has these, this interpreter does not */
-    {"format", NULL, 0}, {"format_map", NULL, 0}, {"encode", NULL, 0}, {"center", NULL, 0}, {"ljust", NULL, 0}, {"rjust", NULL, 0},
-    {"zfill", NULL, 0}, {"expandtabs", NULL, 0}, {"translate", NULL, 0}, {"rindex", NULL, 0}, {NULL, NULL, 0}};
+const jbuiltin gr_j_text_methods[] = {{"split", split, 0},
+                                      {"rsplit", rsplit, 0},
+                                      {"strip", gr_js_strip, 3},
+                                      {"lstrip", gr_js_strip, 1},
+                                      {"rstrip", gr_js_strip, 2},
+                                      {"startswith", has_affix, false},
+                                      {"endswith", has_affix, true},
+                                      {"removeprefix", without_affix, false},
+                                      {"removesuffix", without_affix, true},
+                                      {"upper", gr_js_case, CASE_UPPER},
+                                      {"lower", gr_js_case, CASE_LOWER},
+                                      {"title", gr_js_case, CASE_TITLE},
+                                      {"capitalize", gr_js_case, CASE_CAPITALIZE},
+                                      {"casefold", gr_js_case, CASE_FOLD},
+                                      {"swapcase", gr_js_case, CASE_SWAP},
+                                      {"replace", replace, 0},
+                                      {"join", join, 0},
+                                      {"find", position, FIND},
+                                      {"rfind", position, FIND_LAST},
+                                      {"index", position, FIND_OR_FAIL},
+                                      {"count", position, FIND_ALL},
+                                      {"isdigit", gr_js_all_are, CLASS_DIGIT},
+                                      {"isnumeric", gr_js_all_are, CLASS_DIGIT},
+                                      {"isdecimal", gr_js_all_are, CLASS_DIGIT},
+                                      {"isalpha", gr_js_all_are, CLASS_ALPHA},
+                                      {"isalnum", gr_js_all_are, CLASS_ALNUM},
+                                      {"isspace", gr_js_all_are, CLASS_SPACE},
+                                      {"isupper", gr_js_all_are, CLASS_UPPER},
+                                      {"islower", gr_js_all_are, CLASS_LOWER},
+                                      {"splitlines", split_lines, 0},
+                                      {"partition", partition, false},
+                                      {"rpartition", partition, true},
+                                      /* Python has these, this interpreter does not */
+                                      {"format", NULL, 0},
+                                      {"format_map", NULL, 0},
+                                      {"encode", NULL, 0},
+                                      {"center", NULL, 0},
+                                      {"ljust", NULL, 0},
+                                      {"rjust", NULL, 0},
+                                      {"zfill", NULL, 0},
+                                      {"expandtabs", NULL, 0},
+                                      {"translate", NULL, 0},
+                                      {"rindex", NULL, 0},
+                                      {NULL, NULL, 0}};

@@ -73,10 +73,8 @@ void gr_jb_add(run *r, jbuild *b, const char *s, int64_t n, int32_t origin) {
     memcpy(b->s + b->n, s, (size_t)n);
     b->n += n;
     origin |= b->generation;
-    if (b->n_spans && b->spans[b->n_spans - 1].origin == origin)
-        b->spans[b->n_spans - 1].end = b->n;
-    else
-        b->spans[b->n_spans++] = (gr_jinja_span){b->n, origin};
+    if (b->n_spans && b->spans[b->n_spans - 1].origin == origin) b->spans[b->n_spans - 1].end = b->n;
+    else b->spans[b->n_spans++] = (gr_jinja_span){b->n, origin};
 }
 
 void gr_jb_slice(run *r, jbuild *b, const jstr *s, int64_t from, int64_t to) {
@@ -161,10 +159,8 @@ jvalue gr_j_concat(run *r, const jvalue *strings, int n, bool markup) {
         for (int32_t j = 0; j < GR_MAX(1, part->n_spans); j++) {
             gr_jinja_span span = part->spans ? part->spans[j] : (gr_jinja_span){part->n, part->origin};
             span.end += at;
-            if (k && spans[k - 1].origin == span.origin)
-                spans[k - 1].end = span.end;
-            else
-                spans[k++] = span;
+            if (k && spans[k - 1].origin == span.origin) spans[k - 1].end = span.end;
+            else spans[k++] = span;
         }
         at += part->n;
     }
@@ -288,17 +284,12 @@ const jvalue *gr_j_get_text(const jdict *d, const char *key) {
 static jvalue from_json(run *r, const json_t *json, int32_t origin, int depth) {
     if (depth > MAX_DEPTH) return gr_j_fail(r, 0, "a value is nested too deeply");
     switch (json_typeof(json)) {
-    case JSON_STRING:
-        return gr_j_text(r, json_string_value(json), (int64_t)json_string_length(json), origin);
-    case JSON_INTEGER:
-        return J(J_INT, i, json_integer_value(json));
-    case JSON_REAL:
-        return J(J_FLOAT, f, json_real_value(json));
+    case JSON_STRING: return gr_j_text(r, json_string_value(json), (int64_t)json_string_length(json), origin);
+    case JSON_INTEGER: return J(J_INT, i, json_integer_value(json));
+    case JSON_REAL: return J(J_FLOAT, f, json_real_value(json));
     case JSON_TRUE:
-    case JSON_FALSE:
-        return gr_jinja_bool(json_is_true(json));
-    case JSON_NULL:
-        return J(J_NONE, i, 0);
+    case JSON_FALSE: return gr_jinja_bool(json_is_true(json));
+    case JSON_NULL: return J(J_NONE, i, 0);
     case JSON_ARRAY: {
         jvalue list = gr_j_new_list(r, J_LIST, (int64_t)json_array_size(json));
         gr_j_items(list)->origin = origin;
@@ -322,17 +313,11 @@ static jvalue from_json(run *r, const json_t *json, int32_t origin, int depth) {
     }
 }
 
-jvalue gr_jinja_json(run *r, const json_t *json, int32_t origin) {
-    return from_json(r, json, origin, 0);
-}
+jvalue gr_jinja_json(run *r, const json_t *json, int32_t origin) { return from_json(r, json, origin, 0); }
 
-jvalue gr_jinja_string(run *r, const char *s, int64_t n, int32_t origin) {
-    return gr_j_text(r, s, n, origin);
-}
+jvalue gr_jinja_string(run *r, const char *s, int64_t n, int32_t origin) { return gr_j_text(r, s, n, origin); }
 
-jvalue gr_jinja_bool(bool value) {
-    return J(J_BOOL, i, value);
-}
+jvalue gr_jinja_bool(bool value) { return J(J_BOOL, i, value); }
 
 jvalue gr_jinja_dict(run *r, int64_t capacity, int32_t origin) {
     jvalue d = gr_j_new_dict(r, J_DICT, capacity);
@@ -366,22 +351,15 @@ const char *gr_j_type(jvalue v) {
 bool gr_j_truth(jvalue v) {
     switch (v.kind) {
     case J_UNDEFINED:
-    case J_NONE:
-        return false;
+    case J_NONE: return false;
     case J_BOOL:
-    case J_INT:
-        return v.as.i != 0;
-    case J_FLOAT:
-        return v.as.f != 0;
-    case J_STRING:
-        return gr_j_str(v)->n > 0;
+    case J_INT: return v.as.i != 0;
+    case J_FLOAT: return v.as.f != 0;
+    case J_STRING: return gr_j_str(v)->n > 0;
     case J_LIST:
-    case J_TUPLE:
-        return gr_j_items(v)->lazy || gr_j_items(v)->n > 0;
-    case J_DICT:
-        return gr_j_dict(v)->n > 0;
-    default:
-        return true;
+    case J_TUPLE: return gr_j_items(v)->lazy || gr_j_items(v)->n > 0;
+    case J_DICT: return gr_j_dict(v)->n > 0;
+    default: return true;
     }
 }
 
@@ -419,9 +397,7 @@ static bool equal(jvalue a, jvalue b, int depth) {
     return a.kind == J_UNDEFINED || a.kind == J_NONE || a.as.p == b.as.p;
 }
 
-bool gr_j_equal(jvalue a, jvalue b) {
-    return equal(a, b, 0);
-}
+bool gr_j_equal(jvalue a, jvalue b) { return equal(a, b, 0); }
 
 int gr_j_order(run *r, int32_t line, jvalue a, jvalue b) {
     double x, y;

@@ -5,9 +5,7 @@
 
 #include "core/text/json_pipeline.h"
 
-const char *gr_json_str(const json_t *object, const char *key) {
-    return json_string_value(json_object_get(object, key));
-}
+const char *gr_json_str(const json_t *object, const char *key) { return json_string_value(json_object_get(object, key)); }
 
 bool gr_json_flag(const json_t *object, const char *key, bool fallback) {
     const json_t *value = json_object_get(object, key);
@@ -23,15 +21,15 @@ static bool is_type(const json_t *j, const char *type) {
 
 static graft_status unknown(const json_t *j, const char *section, const char *path, graft_error *err) {
     char *text = json_dumps(j, JSON_COMPACT | JSON_ENCODE_ANY);
-    graft_status st = gr_fail(err, GRAFT_BAD_INPUT, "%s: the %s %.160s is of a kind that graft does not know",
-                              path, section, text ? text : "");
+    graft_status st =
+        gr_fail(err, GRAFT_BAD_INPUT, "%s: the %s %.160s is of a kind that graft does not know", path, section, text ? text : "");
     free(text);
     return st;
 }
 
 /* The parts of a Sequence one after the other. */
-static graft_status read_sequence(gr_tokenizer *t, const json_t *j, const char *list, section_reader *read,
-                                  const char *path, graft_error *err) {
+static graft_status read_sequence(gr_tokenizer *t, const json_t *j, const char *list, section_reader *read, const char *path,
+                                  graft_error *err) {
     const json_t *parts = json_object_get(j, list), *part;
     size_t i;
     json_array_foreach(parts, i, part) {
@@ -42,9 +40,7 @@ static graft_status read_sequence(gr_tokenizer *t, const json_t *j, const char *
     return GRAFT_OK;
 }
 
-static bool copy_string(gr_tokenizer *t, const char **out, const char *s) {
-    return (*out = gr_arena_strdup(&t->arena, s)) != NULL;
-}
+static bool copy_string(gr_tokenizer *t, const char **out, const char *s) { return (*out = gr_arena_strdup(&t->arena, s)) != NULL; }
 
 /* ---- normalizer ---- */
 
@@ -68,29 +64,25 @@ static graft_status read_charsmap(gr_tokenizer *t, const char *base64, const cha
         bits = bits << 6 | (uint32_t)digit;
         if ((n_bits += 6) >= 8) gr_str_putc(&blob, (char)(bits >> (n_bits -= 8)));
     }
-    graft_status st = blob.failed ? gr_fail_memory(err, "character map")
-                                  : gr_charsmap_set(t, blob.data, blob.len, path, err);
+    graft_status st = blob.failed ? gr_fail_memory(err, "character map") : gr_charsmap_set(t, blob.data, blob.len, path, err);
     gr_str_release(&blob);
     return st;
 }
 
 static graft_status add_step(gr_tokenizer *t, gr_norm_step step, const char *path, graft_error *err) {
-    if (t->n_norm == GR_LEN(t->norm))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the normalizer has too many steps", path);
+    if (t->n_norm == GR_LEN(t->norm)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: the normalizer has too many steps", path);
     t->norm[t->n_norm++] = step;
     return GRAFT_OK;
 }
 
 static graft_status read_replace(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err) {
     const json_t *pattern = json_object_get(j, "pattern");
-    const char *from = gr_json_str(pattern, "String"), *regex = gr_json_str(pattern, "Regex"),
-               *to = gr_json_str(j, "content");
+    const char *from = gr_json_str(pattern, "String"), *regex = gr_json_str(pattern, "Regex"), *to = gr_json_str(j, "content");
     gr_norm_step step = {.kind = GR_NORM_REPLACE};
     if (!to || (!from && !regex) || (from && !*from)) return unknown(j, "normalizer", path, err);
     if (regex && strcmp(regex, " {2,}") != 0) return unknown(j, "normalizer", path, err);
     if (regex) step.kind = GR_NORM_SPACE_RUNS;
-    if (!copy_string(t, &step.to, to) || (from && !copy_string(t, &step.from, from)))
-        return gr_fail_memory(err, "normalizer");
+    if (!copy_string(t, &step.to, to) || (from && !copy_string(t, &step.from, from))) return gr_fail_memory(err, "normalizer");
     return add_step(t, step, path, err);
 }
 
@@ -112,8 +104,7 @@ graft_status gr_json_normalizer(gr_tokenizer *t, const json_t *j, const char *pa
     }
     if (is_type(j, "Strip")) {
         graft_status st = GRAFT_OK;
-        if (gr_json_flag(j, "strip_left", true))
-            st = add_step(t, (gr_norm_step){.kind = GR_NORM_STRIP_LEFT}, path, err);
+        if (gr_json_flag(j, "strip_left", true)) st = add_step(t, (gr_norm_step){.kind = GR_NORM_STRIP_LEFT}, path, err);
         if (st == GRAFT_OK && gr_json_flag(j, "strip_right", true))
             st = add_step(t, (gr_norm_step){.kind = GR_NORM_STRIP_RIGHT}, path, err);
         return st;
@@ -131,12 +122,10 @@ graft_status gr_json_normalizer(gr_tokenizer *t, const json_t *j, const char *pa
 
 static bool normalizer_drops_spaces(const gr_tokenizer *t) {
     for (int i = 0; i < t->n_norm; i++)
-        if (t->norm[i].kind == GR_NORM_REPLACE && strcmp(t->norm[i].from, " ") == 0 &&
-            !strchr(t->norm[i].to, ' ')) {
+        if (t->norm[i].kind == GR_NORM_REPLACE && strcmp(t->norm[i].from, " ") == 0 && !strchr(t->norm[i].to, ' ')) {
             bool again = false; /* a later step may bring spaces */
             for (int k = i + 1; k < t->n_norm; k++) again |= t->norm[k].to && strchr(t->norm[k].to, ' ');
-            for (int k = i + 1; k < t->n_norm; k++)
-                again |= t->norm[k].kind == GR_NORM_NFKC || t->norm[k].kind == GR_NORM_NFKD;
+            for (int k = i + 1; k < t->n_norm; k++) again |= t->norm[k].kind == GR_NORM_NFKC || t->norm[k].kind == GR_NORM_NFKD;
             return !again;
         }
     return false;
@@ -151,8 +140,7 @@ static graft_status read_split(gr_tokenizer *t, const json_t *j, const char *pat
         return GRAFT_OK; /* Gemma: no space is left to split at */
     bool keeps_matches = behavior && strcmp(behavior, invert ? "Removed" : "Isolated") == 0;
     gr_word_rule rule = regex ? gr_word_rule_from_regex(regex) : GR_WORDS_NONE;
-    if (rule == GR_WORDS_NONE || !keeps_matches || t->words != GR_WORDS_NONE)
-        return unknown(j, "pre_tokenizer", path, err);
+    if (rule == GR_WORDS_NONE || !keeps_matches || t->words != GR_WORDS_NONE) return unknown(j, "pre_tokenizer", path, err);
     t->words = rule;
     return GRAFT_OK;
 }
@@ -161,27 +149,22 @@ static graft_status read_split(gr_tokenizer *t, const json_t *j, const char *pat
 static gr_prepend prepend_scheme(const json_t *j) {
     const char *scheme = gr_json_str(j, "prepend_scheme");
     if (!scheme) return gr_json_flag(j, "add_prefix_space", true) ? GR_PREPEND_ALWAYS : GR_PREPEND_NEVER;
-    return strcmp(scheme, "never") == 0   ? GR_PREPEND_NEVER
-           : strcmp(scheme, "first") == 0 ? GR_PREPEND_FIRST
-                                          : GR_PREPEND_ALWAYS;
+    return strcmp(scheme, "never") == 0 ? GR_PREPEND_NEVER : strcmp(scheme, "first") == 0 ? GR_PREPEND_FIRST : GR_PREPEND_ALWAYS;
 }
 
 static bool is_meta_space(const json_t *j) {
     const char *replacement = gr_json_str(j, "replacement"), *scheme = gr_json_str(j, "prepend_scheme");
-    bool known = !scheme || strcmp(scheme, "never") == 0 || strcmp(scheme, "first") == 0 ||
-                 strcmp(scheme, "always") == 0;
+    bool known = !scheme || strcmp(scheme, "never") == 0 || strcmp(scheme, "first") == 0 || strcmp(scheme, "always") == 0;
     return is_type(j, "Metaspace") && known && replacement && strcmp(replacement, GR_META_SPACE) == 0;
 }
 
 graft_status gr_json_pre_tokenizer(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err) {
     if (!j || json_is_null(j)) return GRAFT_OK;
     if (is_type(j, "Sequence")) return read_sequence(t, j, "pretokenizers", gr_json_pre_tokenizer, path, err);
-    if (t->byte_level || t->meta_spaces)
-        return unknown(j, "pre_tokenizer (after ByteLevel or Metaspace)", path, err);
+    if (t->byte_level || t->meta_spaces) return unknown(j, "pre_tokenizer (after ByteLevel or Metaspace)", path, err);
     if (is_type(j, "ByteLevel")) {
         bool regex = gr_json_flag(j, "use_regex", true), prefix = gr_json_flag(j, "add_prefix_space", true);
-        if ((regex || prefix) && t->words != GR_WORDS_NONE)
-            return unknown(j, "pre_tokenizer (after Split)", path, err);
+        if ((regex || prefix) && t->words != GR_WORDS_NONE) return unknown(j, "pre_tokenizer (after Split)", path, err);
         t->byte_level = true;
         t->prefix_space = prefix;
         if (regex) t->words = GR_WORDS_GPT2;
@@ -217,13 +200,11 @@ graft_status gr_json_decoder(gr_tokenizer *t, const json_t *j, const char *path,
         return GRAFT_OK;
     }
     if (is_type(j, "Replace")) {
-        const char *from = gr_json_str(json_object_get(j, "pattern"), "String"),
-                   *to = gr_json_str(j, "content");
+        const char *from = gr_json_str(json_object_get(j, "pattern"), "String"), *to = gr_json_str(j, "content");
         if (from && to && strcmp(from, GR_META_SPACE) == 0 && strcmp(to, " ") == 0) return GRAFT_OK;
     }
     const char *content = gr_json_str(j, "content");
-    if (is_type(j, "Strip") && content && strcmp(content, " ") == 0 &&
-        json_integer_value(json_object_get(j, "start")) == 1 &&
+    if (is_type(j, "Strip") && content && strcmp(content, " ") == 0 && json_integer_value(json_object_get(j, "start")) == 1 &&
         json_integer_value(json_object_get(j, "stop")) == 0) {
         t->lead = GR_LEAD_DROP_ONE;
         return GRAFT_OK;
@@ -238,8 +219,7 @@ static int32_t template_id(const json_t *j, const json_t *special) {
     const char *name = gr_json_str(special, "id");
     const json_t *entry = name ? json_object_get(json_object_get(j, "special_tokens"), name) : NULL;
     const json_t *ids = json_object_get(entry, "ids"), *id = json_array_get(ids, 0);
-    return json_array_size(ids) == 1 && json_is_integer(id) && json_integer_value(id) >= 0 &&
-                   json_integer_value(id) < INT32_MAX
+    return json_array_size(ids) == 1 && json_is_integer(id) && json_integer_value(id) >= 0 && json_integer_value(id) < INT32_MAX
                ? (int32_t)json_integer_value(id)
                : -1;
 }
@@ -257,8 +237,7 @@ graft_status gr_json_post_processor(gr_tokenizer *t, const json_t *j, const char
         if (!special) continue;
         int32_t id = template_id(j, special), *slot = after ? &t->info.eos : &t->info.bos;
         bool *added = after ? &t->info.add_eos : &t->info.add_bos;
-        if (id < 0 || *added)
-            return unknown(part, "post_processor (more than one token on a side)", path, err);
+        if (id < 0 || *added) return unknown(part, "post_processor (more than one token on a side)", path, err);
         *slot = id;
         *added = true;
     }

@@ -9,8 +9,7 @@
 /* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements
  * ---- */
 
-graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path,
-                             graft_error *err) {
+graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err) {
     if (len == 0) return GRAFT_OK;
     uint32_t bytes = 0;
     if (len >= 4) memcpy(&bytes, blob, 4);
@@ -31,8 +30,7 @@ graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, con
 }
 
 /* The replacement of a prefix of s, NULL when none is known; *used = its bytes. Shortest match or longest. */
-static const char *charsmap_find(const gr_tokenizer *t, const char *s, int64_t n, bool longest,
-                                 int64_t *used) {
+static const char *charsmap_find(const gr_tokenizer *t, const char *s, int64_t n, bool longest, int64_t *used) {
     const char *found = NULL;
     uint64_t at = 0, size = (uint64_t)t->charsmap_n;
     uint32_t unit = t->charsmap_trie[0];
@@ -89,10 +87,8 @@ static void map_graphemes(const gr_tokenizer *t, const char *s, int64_t n, gr_st
         for (int64_t j = i; j < end; j += size) {
             gr_utf8_decode(s + j, n - j, &size, NULL);
             to = charsmap_find(t, s + j, size, false, &used);
-            if (to)
-                gr_str_puts(out, to);
-            else
-                gr_str_add(out, s + j, size);
+            if (to) gr_str_puts(out, to);
+            else gr_str_add(out, s + j, size);
         }
     }
 }
@@ -127,10 +123,8 @@ static void replace_all(const char *s, int64_t n, const char *from, const char *
 static void replace_runs(const char *s, int64_t n, int64_t least, const char *to, gr_str *out) {
     for (int64_t i = 0, end; i < n; i = end) {
         for (end = i; end < n && s[end] == ' ';) end++;
-        if (end - i >= least)
-            gr_str_puts(out, to);
-        else
-            gr_str_add(out, s + i, end == i ? (end = i + 1) - i : end - i);
+        if (end - i >= least) gr_str_puts(out, to);
+        else gr_str_add(out, s + i, end == i ? (end = i + 1) - i : end - i);
     }
 }
 
@@ -143,10 +137,8 @@ static void strip(const gr_tokenizer *t, const char *s, int64_t n, bool left, gr
         last = i + size;
     }
     if (first < 0) return;
-    if (left)
-        gr_str_add(out, s + first, n - first);
-    else
-        gr_str_add(out, s, last);
+    if (left) gr_str_add(out, s + first, n - first);
+    else gr_str_add(out, s, last);
 }
 
 static void spm_spaces(const char *s, int64_t n, gr_str *out) {
@@ -171,8 +163,8 @@ static bool is_in_form(const char *s, int64_t n, gr_norm_kind form) {
         size = 8;
         if (i + 8 <= n && gr_all_ascii(gr_read8(s + i))) continue;
         int32_t p = gr_utf8_read(s + i, n - i, &size);
-        bool inert = p < 0x300 || (p >= 0x3400 && p <= 0x9FFF) || (p >= 0x3000 && p <= 0x3029) ||
-                     (p >= 0x2010 && p <= 0x2027) || (p >= 0xFF00 && p <= 0xFFEF);
+        bool inert = p < 0x300 || (p >= 0x3400 && p <= 0x9FFF) || (p >= 0x3000 && p <= 0x3029) || (p >= 0x2010 && p <= 0x2027) ||
+                     (p >= 0xFF00 && p <= 0xFFEF);
         if (p < 0 || (p >= 0x80 && !(inert && form == GR_NORM_NFC))) return false;
     }
     return true;
@@ -191,33 +183,18 @@ static bool apply(const gr_tokenizer *t, const gr_norm_step *step, const char *s
         if (n > 0) gr_str_puts(out, step->to);
         gr_str_add(out, s, n);
         break;
-    case GR_NORM_REPLACE:
-        replace_all(s, n, step->from, step->to, out);
-        break;
-    case GR_NORM_SPACE_RUNS:
-        replace_runs(s, n, 2, step->to, out);
-        break;
-    case GR_NORM_STRIP_LEFT:
-        strip(t, s, n, true, out);
-        break;
-    case GR_NORM_STRIP_RIGHT:
-        strip(t, s, n, false, out);
-        break;
-    case GR_NORM_CHARSMAP:
-        map_graphemes(t, s, n, out);
-        break;
-    case GR_NORM_CHARSMAP_SPM:
-        map_longest(t, s, n, out);
-        break;
-    case GR_NORM_SPM_SPACES:
-        spm_spaces(s, n, out);
-        break;
+    case GR_NORM_REPLACE: replace_all(s, n, step->from, step->to, out); break;
+    case GR_NORM_SPACE_RUNS: replace_runs(s, n, 2, step->to, out); break;
+    case GR_NORM_STRIP_LEFT: strip(t, s, n, true, out); break;
+    case GR_NORM_STRIP_RIGHT: strip(t, s, n, false, out); break;
+    case GR_NORM_CHARSMAP: map_graphemes(t, s, n, out); break;
+    case GR_NORM_CHARSMAP_SPM: map_longest(t, s, n, out); break;
+    case GR_NORM_SPM_SPACES: spm_spaces(s, n, out); break;
     }
     return !out->failed;
 }
 
-bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len,
-                  const char **out, int64_t *out_len) {
+bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, const char **out, int64_t *out_len) {
     for (int i = 0; i < t->n_norm; i++) {
         gr_str *to = &s->normal[i % 2];
         gr_str_clear(to);

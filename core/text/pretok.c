@@ -10,12 +10,10 @@ static const struct {
 } REGEXES[] = {
     {GR_WORDS_GPT2, "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
     {GR_WORDS_GPT2, "'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"},
-    {GR_WORDS_LLAMA3,
-     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
-    {GR_WORDS_QWEN2,
-     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
-     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_LLAMA3, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                      "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+    {GR_WORDS_QWEN2, "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
 };
 
 gr_word_rule gr_word_rule_from_regex(const char *regex) {
@@ -97,8 +95,7 @@ const char *gr_pretok_name(const gr_tokenizer *t) {
     if (t->prefix_space || t->split_whitespace || (t->n_norm > 0 && !nfc)) return "";
     for (int i = 0; i < GR_LEN(NAMES); i++) {
         const pretok_name *n = &NAMES[i];
-        if (t->words == n->words && t->split_digits == n->digits && nfc == n->nfc &&
-            t->info.ignore_merges == n->ignore_merges)
+        if (t->words == n->words && t->split_digits == n->digits && nfc == n->nfc && t->info.ignore_merges == n->ignore_merges)
             return n->name;
     }
     return "";
@@ -117,9 +114,7 @@ typedef struct span {
 } span;
 
 /* Not inline, so that class_at is. */
-static uint8_t wide_class(const span *x, int64_t i, int *size) {
-    return gr_class_at(x->t, x->s + i, x->n - i, size);
-}
+static uint8_t wide_class(const span *x, int64_t i, int *size) { return gr_class_at(x->t, x->s + i, x->n - i, size); }
 
 /* Class of the character at i and its size; at the end of the text class 0 and size 0. */
 static inline uint8_t class_at(const span *x, int64_t i, int *size) {
@@ -235,23 +230,17 @@ static int64_t default_word(const span *x) {
         i = run(x, 0, GR_CLASS_SPACE);
         return is_mark(x, i, &next) ? i : spaces(x);
     }
-    while (class_at(x, i, &size), size > 0 && !(class_at(x, i, &size) & KINDS) && !is_mark(x, i, &next))
-        i += size;
+    while (class_at(x, i, &size), size > 0 && !(class_at(x, i, &size) & KINDS) && !is_mark(x, i, &next)) i += size;
     return i;
 }
 
 int64_t gr_word_length(const gr_tokenizer *t, const char *text, int64_t len) {
     span x = {t, text, len};
     switch (t->words) {
-    case GR_WORDS_GPT2:
-        return gpt2_word(&x);
-    case GR_WORDS_LLAMA3:
-        return llama3_word(&x, 3);
-    case GR_WORDS_QWEN2:
-        return llama3_word(&x, 1);
-    case GR_WORDS_DEFAULT:
-        return default_word(&x);
-    default:
-        return len;
+    case GR_WORDS_GPT2: return gpt2_word(&x);
+    case GR_WORDS_LLAMA3: return llama3_word(&x, 3);
+    case GR_WORDS_QWEN2: return llama3_word(&x, 1);
+    case GR_WORDS_DEFAULT: return default_word(&x);
+    default: return len;
     }
 }

@@ -198,12 +198,9 @@ static char *shown(const gr_str *text) {
     gr_str s = {0};
     for (int64_t i = 0; i < text->len && (s.len < 80 || ((uint8_t)text->data[i] & 0xC0) == 0x80); i++) {
         uint8_t c = (uint8_t)text->data[i];
-        if (c == '\n')
-            gr_str_puts(&s, "\\n");
-        else if (c < 0x20 || c == 0x7F || c == '\\' || c == '"')
-            gr_str_printf(&s, "\\x%02x", c);
-        else
-            gr_str_putc(&s, (char)c);
+        if (c == '\n') gr_str_puts(&s, "\\n");
+        else if (c < 0x20 || c == 0x7F || c == '\\' || c == '"') gr_str_printf(&s, "\\x%02x", c);
+        else gr_str_putc(&s, (char)c);
     }
     return gr_str_take(&s);
 }
@@ -228,13 +225,11 @@ static graft_status compare(proof *p) {
         if (p->text.failed) return gr_fail_memory(p->err, "a text");
         for (int k = 0; k < 2; k++) {
             p->ids[k].n = 0;
-            graft_status st =
-                gr_tokenizer_encode(both[k], p->text.data, p->text.len, special, &p->ids[k], p->err);
+            graft_status st = gr_tokenizer_encode(both[k], p->text.data, p->text.len, special, &p->ids[k], p->err);
             if (st != GRAFT_OK) return st;
         }
         const gr_ids *x = &p->ids[0], *y = &p->ids[1];
-        if (x->n == y->n && (x->n == 0 || memcmp(x->data, y->data, (size_t)x->n * sizeof *x->data) == 0))
-            continue;
+        if (x->n == y->n && (x->n == 0 || memcmp(x->data, y->data, (size_t)x->n * sizeof *x->data) == 0)) continue;
         char *example = shown(&p->text);
         graft_status st = gr_fail(p->err, GRAFT_BAD_INPUT,
                                   "%s cannot hold this tokenizer: \"%s\" would become other ids than before "
@@ -279,8 +274,7 @@ static graft_status compare_added(proof *p, const gr_tokenizer *t) {
     for (int32_t i = 0; i < t->n_added; i++) {
         const gr_added *a = &t->added[i];
         if (gr_is_byte_name(a->text, a->len) || a->id >= p->b->info.n_vocab) continue; /* left out: it has no row */
-        for (int k = 0; k < GR_LEN(around); k++)
-            GR_TRY(compare_text(p, around[k][0], a->text, a->len, around[k][1]));
+        for (int k = 0; k < GR_LEN(around); k++) GR_TRY(compare_text(p, around[k][0], a->text, a->len, around[k][1]));
     }
 done:
     return st;
@@ -296,8 +290,7 @@ static graft_status compare_pieces(proof *p) {
         if (!plain || piece->raw_len == 0 || !gr_utf8_valid(piece->raw, piece->raw_len)) continue;
         gr_str_clear(&p->text);
         for (int32_t k = 0; k < piece->raw_len; k++) {
-            bool space =
-                !t->byte_level && k + 3 <= piece->raw_len && memcmp(piece->raw + k, GR_META_SPACE, 3) == 0;
+            bool space = !t->byte_level && k + 3 <= piece->raw_len && memcmp(piece->raw + k, GR_META_SPACE, 3) == 0;
             gr_str_putc(&p->text, space ? ' ' : piece->raw[k]);
             k += space ? 2 : 0;
         }
@@ -307,8 +300,7 @@ done:
     return st;
 }
 
-graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *written, const char *form,
-                                graft_error *err) {
+graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *written, const char *form, graft_error *err) {
     proof p = {.a = t, .b = written, .form = form, .err = err};
     graft_status st;
     bool told[2] = {atomic_exchange(t->told_drops, true),

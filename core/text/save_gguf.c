@@ -127,8 +127,7 @@ static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_bui
         bool squeeze = has_step(t, GR_NORM_SPM_SPACES) || has_step(t, GR_NORM_SPACE_RUNS);
         gr_gguf_put_bool(b, KEY("remove_extra_whitespaces"), squeeze);
         if (t->charsmap_blob)
-            gr_gguf_put_u8s(b, KEY("precompiled_charsmap"), (const uint8_t *)t->charsmap_blob,
-                            t->charsmap_blob_len);
+            gr_gguf_put_u8s(b, KEY("precompiled_charsmap"), (const uint8_t *)t->charsmap_blob, t->charsmap_blob_len);
     }
     const char *template = t->carried ? t->carried : info->chat_template;
     if (template) gr_gguf_put_string(b, "tokenizer.chat_template", template);
@@ -141,8 +140,7 @@ done:
     return st;
 }
 
-graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b,
-                                    graft_error *err) {
+graft_status gr_tokenizer_save_gguf(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_builder *b, graft_error *err) {
     gr_gguf_builder own = {0};
     gr_gguf *g = NULL;
     gr_tokenizer *back = NULL;

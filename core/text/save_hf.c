@@ -20,10 +20,8 @@ static graft_status copy_files(const char *from, const char *to, graft_error *er
     graft_status st = GRAFT_OK;
     for (int i = 0; i < GR_LEN(files) && st == GRAFT_OK; i++) {
         char *source = gr_path_join(from, files[i]), *target = gr_path_join(to, files[i]);
-        if (!source || !target)
-            st = gr_fail_memory(err, "path");
-        else if (gr_exists(source))
-            st = gr_file_copy(source, target, err);
+        if (!source || !target) st = gr_fail_memory(err, "path");
+        else if (gr_exists(source)) st = gr_file_copy(source, target, err);
         free(source);
         free(target);
     }
@@ -32,20 +30,16 @@ static graft_status copy_files(const char *from, const char *to, graft_error *er
 
 static graft_status write_file(const char *folder, const char *name, const char *text, graft_error *err) {
     char *path = gr_path_join(folder, name);
-    graft_status st =
-        path ? gr_file_write(path, text, (int64_t)strlen(text), err) : gr_fail_memory(err, "path");
+    graft_status st = path ? gr_file_write(path, text, (int64_t)strlen(text), err) : gr_fail_memory(err, "path");
     free(path);
     return st;
 }
 
 /* Takes the value. */
-static graft_status write_json(const char *folder, const char *name, json_t *value, size_t flags,
-                               graft_error *err) {
+static graft_status write_json(const char *folder, const char *name, json_t *value, size_t flags, graft_error *err) {
     char *text = value ? json_dumps(value, flags) : NULL;
-    graft_status st =
-        text ? write_file(folder, name, text, err)
-             : gr_fail(err, GRAFT_FAILED,
-                       "%s: the tokenizer's pieces do not fit into JSON (not valid UTF-8?)", name);
+    graft_status st = text ? write_file(folder, name, text, err)
+                           : gr_fail(err, GRAFT_FAILED, "%s: the tokenizer's pieces do not fit into JSON (not valid UTF-8?)", name);
     free(text);
     json_decref(value);
     return st;
@@ -134,8 +128,7 @@ static json_t *merges_from_scores(const gr_tokenizer *t) {
 static json_t *merges_as_read(const gr_tokenizer *t) {
     json_t *list = json_array();
     for (int64_t i = 0; i < t->n_merges; i++)
-        if (gr_merge_counts(t, i))
-            json_array_append_new(list, json_stringn(t->merges[i].text, (size_t)t->merges[i].len));
+        if (gr_merge_counts(t, i)) json_array_append_new(list, json_stringn(t->merges[i].text, (size_t)t->merges[i].len));
     return list;
 }
 
@@ -154,10 +147,9 @@ static json_t *bpe_model(const gr_tokenizer *t) {
             return NULL;
         }
     }
-    return json_pack("{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout",
-                     "unk_token", piece_json(t, t->model_unk), "continuing_subword_prefix",
-                     "end_of_word_suffix", "fuse_unk", t->fuse_unk, "byte_fallback", t->byte_fallback,
-                     "ignore_merges", t->info.ignore_merges, "vocab", vocab, "merges",
+    return json_pack("{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
+                     piece_json(t, t->model_unk), "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", t->fuse_unk,
+                     "byte_fallback", t->byte_fallback, "ignore_merges", t->info.ignore_merges, "vocab", vocab, "merges",
                      t->byte_level ? merges_as_read(t) : merges_from_scores(t));
 }
 
@@ -166,18 +158,17 @@ static json_t *unigram_model(const gr_tokenizer *t) {
     for (int64_t i = 0; i < t->info.n_vocab; i++)
         json_array_append_new(vocab, json_pack("[o, f]", piece_json(t, (int32_t)i), t->pieces[i].score));
     return json_pack("{s:s, s:o, s:b, s:o}", "type", "Unigram", "unk_id",
-                     t->model_unk < 0 ? json_null() : json_integer(t->model_unk), "byte_fallback",
-                     t->byte_fallback, "vocab", vocab);
+                     t->model_unk < 0 ? json_null() : json_integer(t->model_unk), "byte_fallback", t->byte_fallback, "vocab",
+                     vocab);
 }
 
 static json_t *added_tokens(const gr_tokenizer *t) {
     json_t *list = json_array();
     for (int32_t i = 0; i < t->n_added; i++) {
         const gr_added *a = &t->added[i];
-        json_array_append_new(list, json_pack("{s:i, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (int)a->id,
-                                              "content", json_stringn(a->text, (size_t)a->len), "single_word",
-                                              a->single_word, "lstrip", a->lstrip, "rstrip", a->rstrip,
-                                              "normalized", a->normalized, "special", a->special));
+        json_array_append_new(list, json_pack("{s:i, s:o, s:b, s:b, s:b, s:b, s:b}", "id", (int)a->id, "content",
+                                              json_stringn(a->text, (size_t)a->len), "single_word", a->single_word, "lstrip",
+                                              a->lstrip, "rstrip", a->rstrip, "normalized", a->normalized, "special", a->special));
     }
     return list;
 }
@@ -195,22 +186,17 @@ static char *base64(const char *data, int64_t n) {
 
 static json_t *step_json(const gr_tokenizer *t, const gr_norm_step *step) {
     switch (step->kind) {
-    case GR_NORM_NFC:
-        return json_pack("{s:s}", "type", "NFC");
+    case GR_NORM_NFC: return json_pack("{s:s}", "type", "NFC");
     case GR_NORM_CHARSMAP_SPM: {
         char *map = base64(t->charsmap_blob, t->charsmap_blob_len);
-        json_t *value =
-            json_pack("{s:s, s:s}", "type", "Precompiled", "precompiled_charsmap", map ? map : "");
+        json_t *value = json_pack("{s:s, s:s}", "type", "Precompiled", "precompiled_charsmap", map ? map : "");
         free(map);
         return value;
     }
-    case GR_NORM_PREPEND:
-        return json_pack("{s:s, s:s}", "type", "Prepend", "prepend", step->to);
+    case GR_NORM_PREPEND: return json_pack("{s:s, s:s}", "type", "Prepend", "prepend", step->to);
     case GR_NORM_REPLACE:
-        return json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", "String", step->from, "content",
-                         step->to);
-    default:
-        return NULL;
+        return json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", "String", step->from, "content", step->to);
+    default: return NULL;
     }
 }
 
@@ -219,10 +205,9 @@ static json_t *normalizer(const gr_tokenizer *t) {
     json_t *list = json_array();
     for (int i = 0; i < t->n_norm; i++) {
         if (t->norm[i].kind == GR_NORM_SPM_SPACES) {
-            json_array_append_new(
-                list, json_pack("{s:s, s:b, s:b}", "type", "Strip", "strip_left", 1, "strip_right", 1));
-            json_array_append_new(list, json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern",
-                                                  "Regex", " {2,}", "content", " "));
+            json_array_append_new(list, json_pack("{s:s, s:b, s:b}", "type", "Strip", "strip_left", 1, "strip_right", 1));
+            json_array_append_new(list,
+                                  json_pack("{s:s, s:{s:s}, s:s}", "type", "Replace", "pattern", "Regex", " {2,}", "content", " "));
         } else {
             json_array_append_new(list, step_json(t, &t->norm[i]));
         }
@@ -236,26 +221,22 @@ static json_t *pre_tokenizer(const gr_tokenizer *t) {
     if (!t->byte_level) return json_null();
     bool gpt2 = t->words == GR_WORDS_GPT2;
     json_t *list = json_array();
-    if (t->split_digits)
-        json_array_append_new(list, json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
+    if (t->split_digits) json_array_append_new(list, json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1));
     if (!gpt2)
-        json_array_append_new(list,
-                              json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
-                                        gr_word_rule_regex(t->words), "behavior", "Isolated", "invert", 0));
-    json_array_append_new(list, json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0,
-                                          "trim_offsets", 1, "use_regex", gpt2));
+        json_array_append_new(list, json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
+                                              gr_word_rule_regex(t->words), "behavior", "Isolated", "invert", 0));
+    json_array_append_new(
+        list, json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", gpt2));
     return json_pack("{s:s, s:o}", "type", "Sequence", "pretokenizers", list);
 }
 
 static json_t *decoder(const gr_tokenizer *t) {
     if (t->byte_level)
-        return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets",
-                         1, "use_regex", 1);
-    json_t *list = json_pack("[{s:s, s:{s:s}, s:s}, {s:s}, {s:s}]", "type", "Replace", "pattern", "String",
-                             GR_META_SPACE, "content", " ", "type", "ByteFallback", "type", "Fuse");
+        return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 1, "use_regex", 1);
+    json_t *list = json_pack("[{s:s, s:{s:s}, s:s}, {s:s}, {s:s}]", "type", "Replace", "pattern", "String", GR_META_SPACE,
+                             "content", " ", "type", "ByteFallback", "type", "Fuse");
     if (t->lead != GR_LEAD_KEEP)
-        json_array_append_new(
-            list, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ", "start", 1, "stop", 0));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:i, s:i}", "type", "Strip", "content", " ", "start", 1, "stop", 0));
     return json_pack("{s:s, s:o}", "type", "Sequence", "decoders", list);
 }
 
@@ -269,30 +250,25 @@ static json_t *post_processor(const gr_tokenizer *t) {
         for (int part = 0; part < 3; part++) {
             int32_t id = part == 1 ? -1 : ids[part / 2];
             json_t *item;
-            if (part == 1)
-                item =
-                    json_pack("{s:{s:s, s:i}}", "Sequence", "id", sequence ? "B" : "A", "type_id", sequence);
-            else if (id >= 0)
-                item =
-                    json_pack("{s:{s:o, s:i}}", "SpecialToken", "id", piece_json(t, id), "type_id", sequence);
-            else
-                continue;
+            if (part == 1) item = json_pack("{s:{s:s, s:i}}", "Sequence", "id", sequence ? "B" : "A", "type_id", sequence);
+            else if (id >= 0) item = json_pack("{s:{s:o, s:i}}", "SpecialToken", "id", piece_json(t, id), "type_id", sequence);
+            else continue;
             if (!sequence) json_array_append(single, item);
             json_array_append_new(pair, item);
             if (id >= 0)
-                json_object_set_new(special, t->pieces[id].text,
-                                    json_pack("{s:o, s:[i], s:[o]}", "id", piece_json(t, id), "ids", (int)id,
-                                              "tokens", piece_json(t, id)));
+                json_object_set_new(
+                    special, t->pieces[id].text,
+                    json_pack("{s:o, s:[i], s:[o]}", "id", piece_json(t, id), "ids", (int)id, "tokens", piece_json(t, id)));
         }
     }
-    return json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single", single, "pair", pair,
-                     "special_tokens", special);
+    return json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single", single, "pair", pair, "special_tokens",
+                     special);
 }
 
 static json_t *tokenizer_json(const gr_tokenizer *t) {
-    return json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation",
-                     "padding", "added_tokens", added_tokens(t), "normalizer", normalizer(t), "pre_tokenizer",
-                     pre_tokenizer(t), "post_processor", post_processor(t), "decoder", decoder(t), "model",
+    return json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation", "padding", "added_tokens",
+                     added_tokens(t), "normalizer", normalizer(t), "pre_tokenizer", pre_tokenizer(t), "post_processor",
+                     post_processor(t), "decoder", decoder(t), "model",
                      t->info.kind == GR_TOKENIZER_SPM_UNIGRAM ? unigram_model(t) : bpe_model(t));
 }
 
@@ -333,11 +309,10 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
         return st == GRAFT_OK ? carry(t, folder, err) : st;
     }
     if (t->words == GR_WORDS_DEFAULT)
-        GR_TRY(gr_fail(
-            err, GRAFT_BAD_INPUT,
-            "the GGUF's tokenizer.ggml.pre is missing or \"" GR_PRETOK_DEFAULT
-            "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
-            "the key to the model's own pre-tokenizer"));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                       "the GGUF's tokenizer.ggml.pre is missing or \"" GR_PRETOK_DEFAULT
+                       "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
+                       "the key to the model's own pre-tokenizer"));
     GR_TRY(write_files(t, folder, err));
     GR_TRY(carry(t, folder, err));
     GR_TRY(gr_tokenizer_open(&back, folder, err));

@@ -47,8 +47,7 @@ void gr_byte_alphabet(uint16_t to_point[256]) {
     }
 }
 
-bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score,
-                  gr_piece_type type) {
+bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type) {
     char *copy = gr_text_alloc(t, len + 1, 1);
     if (!copy) return false;
     if (len > 0) memcpy(copy, text, (size_t)len);
@@ -109,10 +108,8 @@ static bool build_tables(gr_tokenizer *t) {
     for (int b = 0; b < 256; b++) {
         char c = (char)b, name[8];
         snprintf(name, sizeof name, "<0x%02X>", (unsigned)b);
-        t->byte_ids[b] =
-            t->byte_level ? gr_table_find(&t->by_raw, &c, 1) : gr_table_find(&t->by_text, name, 6);
-        if (!t->byte_level && t->byte_ids[b] >= 0 && t->pieces[t->byte_ids[b]].type != GR_PIECE_BYTE)
-            t->byte_ids[b] = -1;
+        t->byte_ids[b] = t->byte_level ? gr_table_find(&t->by_raw, &c, 1) : gr_table_find(&t->by_text, name, 6);
+        if (!t->byte_level && t->byte_ids[b] >= 0 && t->pieces[t->byte_ids[b]].type != GR_PIECE_BYTE) t->byte_ids[b] = -1;
     }
     return true;
 }
@@ -133,15 +130,12 @@ static graft_status build_pairs(gr_tokenizer *t, const char *path, graft_error *
             st = gr_fail_memory(err, "merges");
             break;
         }
-        int32_t a = gr_table_find(&t->by_text, m->text, m->left_len),
-                b = gr_table_find(&t->by_text, right, right_len);
+        int32_t a = gr_table_find(&t->by_text, m->text, m->left_len), b = gr_table_find(&t->by_text, right, right_len);
         int32_t ab = gr_table_find(&t->by_text, both.data, both.len);
         if (a < 0 || b < 0 || ab < 0)
-            st = gr_fail(err, GRAFT_BAD_INPUT,
-                         "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
+            st = gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld (\"%.60s\") joins pieces that are not in the vocabulary", path,
                          (long long)i, m->text);
-        else if (!t->first_merge_wins || gr_pairs_find(&t->pairs, a, b)->id < 0)
-            gr_pairs_add(&t->pairs, a, b, (int32_t)i, ab);
+        else if (!t->first_merge_wins || gr_pairs_find(&t->pairs, a, b)->id < 0) gr_pairs_add(&t->pairs, a, b, (int32_t)i, ab);
     }
     gr_str_release(&both);
     return st;
@@ -220,10 +214,8 @@ static bool build_added(gr_tokenizer *t) {
         const gr_added *a = &t->added[i];
         if (a->len == 0) continue;
         gr_prefix_set *set = a->normalized ? normalized : raw;
-        if (!a->normalized || !t->normalize_added)
-            set->keys[set->n++] = (gr_prefix_key){a->text, a->len, i};
-        else if (!add_normalized(t, i, set))
-            return false;
+        if (!a->normalized || !t->normalize_added) set->keys[set->n++] = (gr_prefix_key){a->text, a->len, i};
+        else if (!add_normalized(t, i, set)) return false;
     }
     gr_prefix_sort(raw);
     gr_prefix_sort(normalized);
@@ -251,8 +243,7 @@ uint64_t gr_tokenizer_hash(const gr_tokenizer *t) {
         XXH3_64bits_update(state, p->text, (size_t)p->len);
         if (t->info.kind != GR_TOKENIZER_BPE) XXH3_64bits_update(state, &p->score, sizeof p->score);
     }
-    for (int64_t i = 0; i < t->n_merges; i++)
-        XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
+    for (int64_t i = 0; i < t->n_merges; i++) XXH3_64bits_update(state, t->merges[i].text, (size_t)t->merges[i].len + 1);
     for (int i = 0; i < t->n_norm; i++) {
         const gr_norm_step *s = &t->norm[i];
         XXH3_64bits_update(state, &s->kind, sizeof s->kind);
@@ -276,8 +267,7 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     static const char *const names[] = {"bos", "eos", "pad", "unk"};
     for (int i = 0; i < GR_LEN(ids); i++)
         if (*ids[i] < -1 || *ids[i] >= info->n_vocab)
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: the %s token's id %d is outside the vocabulary (%lld pieces)", path, names[i],
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: the %s token's id %d is outside the vocabulary (%lld pieces)", path, names[i],
                            *ids[i], (long long)info->n_vocab);
     if (t->byte_level) {
         if (!build_raw_bytes(t)) return gr_fail_memory(err, "vocabulary");
@@ -297,12 +287,9 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
     return GRAFT_OK;
 }
 
-const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t) {
-    return &t->info;
-}
+const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t) { return &t->info; }
 
-const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score,
-                               gr_piece_type *type) {
+const char *gr_tokenizer_piece(const gr_tokenizer *t, int32_t id, int64_t *len, float *score, gr_piece_type *type) {
     if (id < 0 || id >= t->info.n_vocab) return NULL;
     const gr_piece *p = &t->pieces[id];
     if (len) *len = p->len;
@@ -327,30 +314,24 @@ graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error
     if (!gr_is_dir(path)) return open_gguf(out, path, err);
     char *json = gr_path_join(path, "tokenizer.json"), *model = gr_path_join(path, "tokenizer.model");
     graft_status st;
-    if (!json || !model)
-        st = gr_fail_memory(err, "path");
-    else if (gr_exists(json))
-        st = gr_tokenizer_from_json(out, path, err);
-    else if (gr_exists(model))
-        st = gr_tokenizer_from_spm(out, path, err);
-    else
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no tokenizer.json and no tokenizer.model in this folder",
-                     path);
+    if (!json || !model) st = gr_fail_memory(err, "path");
+    else if (gr_exists(json)) st = gr_tokenizer_from_json(out, path, err);
+    else if (gr_exists(model)) st = gr_tokenizer_from_spm(out, path, err);
+    else st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no tokenizer.json and no tokenizer.model in this folder", path);
     free(json);
     free(model);
     return st;
 }
 
-graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows,
-                                     const char *what, graft_error *err) {
+graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what,
+                                     graft_error *err) {
     if (t->info.n_vocab <= rows) return GRAFT_OK;
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < rows || ids[i] >= t->info.n_vocab) continue;
         const gr_piece *p = &t->pieces[ids[i]];
-        return gr_fail(
-            err, GRAFT_BAD_INPUT,
-            "%s: holds the token \"%.*s\" (id %d), for which the model's embedding of %lld rows has none",
-            what, (int)GR_MIN(p->len, 60), p->text ? p->text : "", ids[i], (long long)rows);
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "%s: holds the token \"%.*s\" (id %d), for which the model's embedding of %lld rows has none", what,
+                       (int)GR_MIN(p->len, 60), p->text ? p->text : "", ids[i], (long long)rows);
     }
     return GRAFT_OK;
 }
@@ -371,6 +352,4 @@ graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int3
     return t->carried ? GRAFT_OK : gr_fail_memory(err, "chat template");
 }
 
-int32_t gr_tokenizer_carried_end(const gr_tokenizer *t) {
-    return t->carried ? t->carried_end : -1;
-}
+int32_t gr_tokenizer_carried_end(const gr_tokenizer *t) { return t->carried ? t->carried_end : -1; }

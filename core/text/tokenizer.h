@@ -13,7 +13,12 @@ typedef struct gr_tokenizer gr_tokenizer;
 typedef enum gr_tokenizer_kind { GR_TOKENIZER_BPE, GR_TOKENIZER_SPM_BPE, GR_TOKENIZER_SPM_UNIGRAM } gr_tokenizer_kind;
 
 typedef enum gr_piece_type { /* numbers as in GGUF's tokenizer.ggml.token_type */
-    GR_PIECE_NORMAL = 1, GR_PIECE_UNKNOWN = 2, GR_PIECE_CONTROL = 3, GR_PIECE_USER = 4, GR_PIECE_UNUSED = 5, GR_PIECE_BYTE = 6
+                             GR_PIECE_NORMAL = 1,
+                             GR_PIECE_UNKNOWN = 2,
+                             GR_PIECE_CONTROL = 3,
+                             GR_PIECE_USER = 4,
+                             GR_PIECE_UNUSED = 5,
+                             GR_PIECE_BYTE = 6
 } gr_piece_type;
 
 /* path: an HF folder or a .gguf file. */
@@ -54,15 +59,15 @@ void gr_decode_stream_flush(gr_decode_stream *s, gr_str *out);
 /* What it knows of itself. Ids are -1 where there is none. */
 typedef struct gr_tokenizer_info {
     gr_tokenizer_kind kind;
-    const char *pre;  /* GGUF's name of the pre-tokenizer: the file's own, else what fits: "smollm", "gpt-2", "llama-bpe",
+    const char *pre; /* GGUF's name of the pre-tokenizer: the file's own, else what fits: "smollm", "gpt-2", "llama-bpe",
                          "qwen2" ...; "" for SentencePiece and where GGUF has no name */
-    int64_t n_vocab;  /* ids run from 0 to n_vocab-1 */
+    int64_t n_vocab; /* ids run from 0 to n_vocab-1 */
     int32_t bos, eos, pad, unk;
-    bool add_bos, add_eos;      /* the tokenizer's own setting (false for SmolLM2) */
-    bool add_space_prefix;      /* SentencePiece's dummy prefix */
+    bool add_bos, add_eos; /* the tokenizer's own setting (false for SmolLM2) */
+    bool add_space_prefix; /* SentencePiece's dummy prefix */
     bool ignore_merges;
-    const char *chat_template;  /* the model's own Jinja text (GGUF key, chat_template.jinja, tokenizer_config.json), or NULL */
-    const char *folder;         /* the HF folder it was read from (its files can be copied), NULL for a GGUF */
+    const char *chat_template; /* the model's own Jinja text (GGUF key, chat_template.jinja, tokenizer_config.json), or NULL */
+    const char *folder;        /* the HF folder it was read from (its files can be copied), NULL for a GGUF */
 } gr_tokenizer_info;
 const gr_tokenizer_info *gr_tokenizer_get_info(const gr_tokenizer *t);
 

@@ -9,8 +9,7 @@
 #define KEY(name) "tokenizer.ggml." name
 
 /* fallback: where the file has no such key, and a vocabulary that large; -1: none. */
-static graft_status read_id(const gr_gguf *g, const char *key, int32_t fallback, int64_t n_vocab,
-                            int32_t *out, graft_error *err) {
+static graft_status read_id(const gr_gguf *g, const char *key, int32_t fallback, int64_t n_vocab, int32_t *out, graft_error *err) {
     int64_t id;
     graft_status st = gr_gguf_int_or(g, key, fallback < n_vocab ? fallback : -1, &id, err);
     if (st == GRAFT_OK) *out = id < -1 || id > INT32_MAX ? -1 : (int32_t)id;
@@ -22,8 +21,8 @@ static graft_status check_length(const gr_gguf *g, const char *key, int64_t n_vo
     int64_t n;
     graft_status st = gr_gguf_get_array(g, key, NULL, &n, err);
     if (st == GRAFT_OK && n != n_vocab)
-        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has %lld entries for %lld tokens", gr_gguf_path(g), key,
-                     (long long)n, (long long)n_vocab);
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has %lld entries for %lld tokens", gr_gguf_path(g), key, (long long)n,
+                     (long long)n_vocab);
     return st;
 }
 
@@ -40,10 +39,9 @@ static graft_status read_pieces(gr_tokenizer *t, const gr_gguf *g, graft_error *
         if (types) GR_TRY(gr_gguf_array_int(g, KEY("token_type"), i, &type, err));
         if (scores) GR_TRY(gr_gguf_array_float(g, KEY("scores"), i, &score, err));
         if (len > INT32_MAX / 2 || type < GR_PIECE_NORMAL || type > GR_PIECE_BYTE || score != score)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: token %lld has type %lld and score %g", gr_gguf_path(g),
-                           (long long)i, (long long)type, score));
-        if (!gr_piece_set(t, i, s, len, score, (gr_piece_type)type))
-            GR_TRY(gr_fail_memory(err, "vocabulary"));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: token %lld has type %lld and score %g", gr_gguf_path(g), (long long)i,
+                           (long long)type, score));
+        if (!gr_piece_set(t, i, s, len, score, (gr_piece_type)type)) GR_TRY(gr_fail_memory(err, "vocabulary"));
     }
 done:
     return st;
@@ -62,8 +60,7 @@ static graft_status read_merges(gr_tokenizer *t, const gr_gguf *g, graft_error *
         char *copy = gr_text_alloc(t, len + 1, 1);
         if (!copy) GR_TRY(gr_fail_memory(err, "merges"));
         if (!space || len > INT32_MAX / 2)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld is not two pieces", gr_gguf_path(g),
-                           (long long)i));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %lld is not two pieces", gr_gguf_path(g), (long long)i));
         memcpy(copy, s, (size_t)len);
         t->merges[i] = (gr_merge){.text = copy, .len = (int32_t)len, .left_len = (int32_t)(space - s)};
         t->n_merges = i + 1;
@@ -84,8 +81,7 @@ static bool collect_added(gr_tokenizer *t) {
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
         if (p->type != GR_PIECE_CONTROL && p->type != GR_PIECE_USER && p->type != GR_PIECE_UNKNOWN) continue;
-        t->added[t->n_added++] =
-            (gr_added){.text = p->text, .len = p->len, .id = (int32_t)i, .special = p->type != GR_PIECE_USER};
+        t->added[t->n_added++] = (gr_added){.text = p->text, .len = p->len, .id = (int32_t)i, .special = p->type != GR_PIECE_USER};
     }
     return true;
 }
@@ -104,8 +100,8 @@ static graft_status setup_bpe(gr_tokenizer *t, const gr_gguf *g, graft_error *er
                 gr_gguf_path(g));
     if (!gr_pretok_from_name(t, *pre ? pre : GR_PRETOK_DEFAULT)) {
         known = gr_pretok_known();
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.pre is \"%s\"; graft knows %s",
-                       gr_gguf_path(g), pre, known ? known : "others"));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.pre is \"%s\"; graft knows %s", gr_gguf_path(g), pre,
+                       known ? known : "others"));
     }
     GR_TRY(read_merges(t, g, err));
 done:
@@ -139,8 +135,7 @@ static graft_status setup_sentencepiece(gr_tokenizer *t, const gr_gguf *g, bool 
         GR_TRY(st);
         if (t->charsmap_trie) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_CHARSMAP_SPM};
     }
-    for (int64_t i = 0; i < t->info.n_vocab;
-         i++) /* llama.cpp finds bytes by their names, whatever the type says */
+    for (int64_t i = 0; i < t->info.n_vocab; i++) /* llama.cpp finds bytes by their names, whatever the type says */
         if (gr_is_byte_name(t->pieces[i].text, t->pieces[i].len)) t->pieces[i].type = GR_PIECE_BYTE;
     if (squeeze) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_SPM_SPACES};
     if (prefix) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_PREPEND, .to = " "};
@@ -173,8 +168,8 @@ static graft_status read_settings(gr_tokenizer *t, const gr_gguf *g, graft_error
         gr_str_printf(&taken, "%strue", taken.len ? ", " : "");
     }
     if (missing.len > 0 && !missing.failed && !taken.failed)
-        gr_note("%s: %s missing: taken as %s, as llama.cpp does for this kind of tokenizer", gr_gguf_path(g),
-                missing.data, taken.data);
+        gr_note("%s: %s missing: taken as %s, as llama.cpp does for this kind of tokenizer", gr_gguf_path(g), missing.data,
+                taken.data);
 done:
     gr_str_release(&missing);
     gr_str_release(&taken);
@@ -189,15 +184,13 @@ graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_
     GR_TRY(gr_gguf_get_string(g, KEY("model"), &model, NULL, err));
     GR_TRY(gr_gguf_get_array(g, KEY("tokens"), NULL, &n, err));
     if (n < 1 || n > INT32_MAX / 2)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.tokens has %lld entries", gr_gguf_path(g),
-                       (long long)n));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.tokens has %lld entries", gr_gguf_path(g), (long long)n));
     t = gr_tokenizer_new(n);
     if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
     GR_TRY(read_pieces(t, g, err));
     bool gpt2 = strcmp(model, "gpt2") == 0, unigram = strcmp(model, "t5") == 0;
     if (!gpt2 && !unigram && strcmp(model, "llama") != 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tokenizer.ggml.model is \"%s\"; graft knows gpt2, llama and t5", gr_gguf_path(g),
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: tokenizer.ggml.model is \"%s\"; graft knows gpt2, llama and t5", gr_gguf_path(g),
                        model));
     GR_TRY(gpt2 ? setup_bpe(t, g, err) : setup_sentencepiece(t, g, unigram, err));
     GR_TRY(read_settings(t, g, err));

@@ -8,8 +8,7 @@
 
 enum { JSON_MAX = 256 << 20 };
 
-static graft_status load_json(json_t **out, const char *text, int64_t n, size_t flags, const char *path,
-                              graft_error *err) {
+static graft_status load_json(json_t **out, const char *text, int64_t n, size_t flags, const char *path, graft_error *err) {
     json_error_t problem;
     *out = json_loadb(text, (size_t)n, JSON_ALLOW_NUL | flags, &problem);
     if (*out) return GRAFT_OK;
@@ -38,12 +37,11 @@ static graft_status load_file(json_t **out, const char *folder, const char *name
 /* Ids may leave gaps, but not so many that a small file asks for a huge table. */
 static graft_status check_id(json_int_t id, int64_t n_known, const char *path, graft_error *err) {
     if (id >= 0 && id < 4 * n_known + 65536) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: token id %lld in a vocabulary of %lld pieces", path,
-                   (long long)id, (long long)n_known);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: token id %lld in a vocabulary of %lld pieces", path, (long long)id,
+                   (long long)n_known);
 }
 
-static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_t *added, const char *path,
-                              graft_error *err) {
+static graft_status count_ids(int64_t *n_vocab, const json_t *vocab, const json_t *added, const char *path, graft_error *err) {
     int64_t n_known = (int64_t)(json_object_size(vocab) + json_array_size(vocab) + json_array_size(added));
     graft_status st = GRAFT_OK;
     const char *key;
@@ -73,12 +71,9 @@ static bool is_byte_piece(const gr_tokenizer *t, const char *s, size_t n) {
     return t->byte_fallback && gr_is_byte_name(s, (int64_t)n);
 }
 
-static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score,
-                              graft_error *err) {
+static graft_status set_piece(gr_tokenizer *t, int64_t id, const char *s, size_t n, double score, graft_error *err) {
     gr_piece_type type = is_byte_piece(t, s, n) ? GR_PIECE_BYTE : GR_PIECE_NORMAL;
-    return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type)
-               ? GRAFT_OK
-               : gr_fail_memory(err, "vocabulary");
+    return n < INT32_MAX && gr_piece_set(t, id, s, (int64_t)n, score, type) ? GRAFT_OK : gr_fail_memory(err, "vocabulary");
 }
 
 static graft_status read_vocab(gr_tokenizer *t, const json_t *vocab, const char *path, graft_error *err) {
@@ -86,14 +81,12 @@ static graft_status read_vocab(gr_tokenizer *t, const json_t *vocab, const char 
     size_t i, n;
     json_t *value;
     graft_status st = GRAFT_OK;
-    json_object_keylen_foreach((json_t *)vocab, key, n, value)
-        GR_TRY(set_piece(t, json_integer_value(value), key, n, 0, err));
+    json_object_keylen_foreach((json_t *)vocab, key, n, value) GR_TRY(set_piece(t, json_integer_value(value), key, n, 0, err));
     json_array_foreach(vocab, i, value) { /* unigram: [piece, score] */
         const json_t *piece = json_array_get(value, 0), *score = json_array_get(value, 1);
         if (!json_is_string(piece) || !json_is_number(score))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: vocabulary entry %zu is not [piece, score]", path, i));
-        GR_TRY(set_piece(t, (int64_t)i, json_string_value(piece), json_string_length(piece),
-                         json_number_value(score), err));
+        GR_TRY(set_piece(t, (int64_t)i, json_string_value(piece), json_string_length(piece), json_number_value(score), err));
     }
 done:
     return st;
@@ -115,8 +108,7 @@ static graft_status read_merges(gr_tokenizer *t, const json_t *merges, const cha
             left_len = (size_t)(space - text);
             n = json_string_length(value);
         } else {
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %zu is neither \"left right\" nor [left, right]",
-                           path, i);
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: merge %zu is neither \"left right\" nor [left, right]", path, i);
         }
         char *copy = n < INT32_MAX ? gr_text_alloc(t, (int64_t)n + 1, 1) : NULL;
         if (!copy) return gr_fail_memory(err, "merges");
@@ -137,8 +129,7 @@ static bool is_normalized(const gr_tokenizer *t, const gr_piece *p) {
     gr_scratch s = {0};
     const char *text;
     int64_t len;
-    bool changed = gr_normalize(t, &s, p->text, p->len, &text, &len) &&
-                   (len != p->len || memcmp(text, p->text, (size_t)len) != 0);
+    bool changed = gr_normalize(t, &s, p->text, p->len, &text, &len) && (len != p->len || memcmp(text, p->text, (size_t)len) != 0);
     gr_str_release(&s.normal[0]);
     gr_str_release(&s.normal[1]);
     return changed;
@@ -165,8 +156,7 @@ static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_
  * added tokens so far. */
 static int64_t next_id(const json_t *vocab, const char *content, int64_t *highest, bool *known) {
     const json_t *own = json_object_get(vocab, content), *entry;
-    int64_t size = (int64_t)(json_object_size(vocab) + json_array_size(vocab)),
-            id = GR_MAX(size, *highest + 1);
+    int64_t size = (int64_t)(json_object_size(vocab) + json_array_size(vocab)), id = GR_MAX(size, *highest + 1);
     size_t i;
     if (own) id = json_integer_value(own);
     *known = own != NULL;
@@ -178,8 +168,7 @@ static int64_t next_id(const json_t *vocab, const char *content, int64_t *highes
     return id;
 }
 
-static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_t *vocab, const char *path,
-                               graft_error *err) {
+static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_t *vocab, const char *path, graft_error *err) {
     size_t i;
     int64_t highest = -1;
     bool warned = false;
@@ -192,16 +181,14 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_
         bool in_vocab;
         int64_t hf_id = next_id(vocab, json_string_value(content), &highest, &in_vocab);
         const gr_piece *there = &t->pieces[id];
-        bool other =
-            there->text && (there->len != (int64_t)json_string_length(content) ||
-                            memcmp(there->text, json_string_value(content), (size_t)there->len) != 0);
+        bool other = there->text && (there->len != (int64_t)json_string_length(content) ||
+                                     memcmp(there->text, json_string_value(content), (size_t)there->len) != 0);
         if (id != hf_id && (other || in_vocab))
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it %lld: its "
-                "own in the "
-                "vocabulary, or the next free one; saving the tokenizer again with transformers writes it so",
-                path, json_string_value(content), (long long)id, (long long)hf_id);
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it %lld: its "
+                           "own in the "
+                           "vocabulary, or the next free one; saving the tokenizer again with transformers writes it so",
+                           path, json_string_value(content), (long long)id, (long long)hf_id);
         if (id != hf_id && !warned)
             gr_warn("%s: added_tokens: \"%.60s\" and others keep the ids that are listed, such as %lld; HF "
                     "tokenizers would number them "
@@ -212,13 +199,11 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_
         gr_piece_type type = special ? GR_PIECE_CONTROL : GR_PIECE_USER;
         bool known = t->pieces[id].text != NULL, single_word = gr_json_flag(value, "single_word", false);
         if (is_byte_piece(t, json_string_value(content), json_string_length(content))) type = GR_PIECE_BYTE;
-        if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content),
-                          t->pieces[id].score, type))
+        if (!gr_piece_set(t, id, json_string_value(content), (int64_t)json_string_length(content), t->pieces[id].score, type))
             return gr_fail_memory(err, "added tokens");
         /* The model knows its vocabulary alone. What of it is a control token is found as such, unless it is
          * looked for as a word or in another form. */
-        bool found = !single_word &&
-                     !(gr_json_flag(value, "normalized", !special) && is_normalized(t, &t->pieces[id]));
+        bool found = !single_word && !(gr_json_flag(value, "normalized", !special) && is_normalized(t, &t->pieces[id]));
         t->pieces[id].in_text = known && type != GR_PIECE_BYTE && (!special || !found);
         t->added[t->n_added++] = (gr_added){.text = t->pieces[id].text,
                                             .len = t->pieces[id].len,
@@ -246,24 +231,17 @@ static graft_status read_model(gr_tokenizer *t, const json_t *model, const char 
     t->fuse_unk = unigram || gr_json_flag(model, "fuse_unk", false);
     t->info.ignore_merges = gr_json_flag(model, "ignore_merges", false);
     if (has_text(model, "continuing_subword_prefix") || has_text(model, "end_of_word_suffix"))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with continuing_subword_prefix or end_of_word_suffix is not known", path));
     if (json_number_value(json_object_get(model, "dropout")) > 0)
-        GR_TRY(
-            gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with dropout is not known; set \"dropout\": null", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: BPE with dropout is not known; set \"dropout\": null", path));
     if (!unigram) GR_TRY(read_merges(t, json_object_get(model, "merges"), path, err));
-    if (unigram)
-        t->info.kind = GR_TOKENIZER_SPM_UNIGRAM;
-    else if (t->byte_level)
-        t->info.kind = GR_TOKENIZER_BPE;
-    else
-        t->info.kind = GR_TOKENIZER_SPM_BPE;
+    if (unigram) t->info.kind = GR_TOKENIZER_SPM_UNIGRAM;
+    else if (t->byte_level) t->info.kind = GR_TOKENIZER_BPE;
+    else t->info.kind = GR_TOKENIZER_SPM_BPE;
     if (!unigram && !t->byte_level && !t->byte_fallback && !t->meta_spaces)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: a BPE that is neither byte-level nor SentencePiece's is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a BPE that is neither byte-level nor SentencePiece's is not known", path));
     if (unigram && t->byte_level)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: a unigram model with the ByteLevel pre_tokenizer is not known", path));
     if (!unigram && !json_is_array(json_object_get(model, "merges")))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: model.merges is missing: no BPE", path));
 done:
@@ -301,8 +279,7 @@ static graft_status read_unknown(gr_tokenizer *t, const json_t *model, const cha
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the unknown token is not in the vocabulary", path));
     GR_TRY(check_complete(t, path, err));
     t->info.unk = t->model_unk;
-    if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL)
-        t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
+    if (t->model_unk >= 0 && t->pieces[t->model_unk].type == GR_PIECE_CONTROL) t->pieces[t->model_unk].type = GR_PIECE_UNKNOWN;
 done:
     return st;
 }
@@ -314,10 +291,8 @@ static graft_status build(gr_tokenizer **out, const json_t *root, const char *pa
     gr_tokenizer *t = NULL;
     int64_t n_vocab;
     graft_status st;
-    if ((type && strcmp(type, "BPE") != 0 && strcmp(type, "Unigram") != 0) ||
-        (!json_is_object(vocab) && !json_is_array(vocab)))
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the model is %.40s; graft knows BPE and Unigram", path,
-                       type ? type : "missing"));
+    if ((type && strcmp(type, "BPE") != 0 && strcmp(type, "Unigram") != 0) || (!json_is_object(vocab) && !json_is_array(vocab)))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: the model is %.40s; graft knows BPE and Unigram", path, type ? type : "missing"));
     GR_TRY(count_ids(&n_vocab, vocab, added, path, err));
     t = gr_tokenizer_new(n_vocab);
     if (!t) GR_TRY(gr_fail_memory(err, "tokenizer"));
@@ -340,8 +315,7 @@ done:
     return st;
 }
 
-graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path,
-                                     graft_error *err) {
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err) {
     json_t *root = NULL;
     graft_status st = load_json(&root, text, n, 0, path, err);
     if (st == GRAFT_OK) st = build(out, root, path, err);
@@ -352,16 +326,14 @@ graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64
 /* ---- the files around it ---- */
 
 /* A special token is a string or {"content": ...}; config comes before special_tokens_map.json. */
-static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key,
-                         int32_t *id, const char *folder) {
+static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key, int32_t *id,
+                         const char *folder) {
     const json_t *value = json_object_get(config, key);
     if (!value) value = json_object_get(map, key);
     const char *text = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
     int32_t found = text ? gr_tokenizer_find(t, text) : -1;
-    if (found >= 0)
-        *id = found;
-    else if (text && *text)
-        gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
+    if (found >= 0) *id = found;
+    else if (text && *text) gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
 }
 
 /* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */
@@ -377,8 +349,7 @@ static void check_added(const gr_tokenizer *t, const json_t *tokens, const char 
     }
 }
 
-static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config,
-                                  graft_error *err) {
+static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
     const json_t *value = json_object_get(config, "chat_template"), *entry;
     const char *text = json_string_value(value);
     char *path = gr_path_join(folder, "chat_template.jinja"), *file = NULL;
@@ -403,24 +374,21 @@ static graft_status read_template(gr_tokenizer *t, const char *folder, const jso
 }
 
 /* The token that the post_processor puts before (after) a text is the one that the configuration calls so. */
-static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t last, const char *folder,
-                                graft_error *err) {
+static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t last, const char *folder, graft_error *err) {
     bool bos = t->info.add_bos && first >= 0 && first != t->info.bos;
     if (!bos && !(t->info.add_eos && last >= 0 && last != t->info.eos)) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s: tokenizer.json's post_processor adds \"%.60s\" %s a text, tokenizer_config.json's %s "
                    "is \"%.60s\": they must be one "
                    "token, or %s be false",
-                   folder, t->pieces[bos ? first : last].text, bos ? "before" : "after",
-                   bos ? "bos_token" : "eos_token", t->pieces[bos ? t->info.bos : t->info.eos].text,
-                   bos ? "add_bos_token" : "add_eos_token");
+                   folder, t->pieces[bos ? first : last].text, bos ? "before" : "after", bos ? "bos_token" : "eos_token",
+                   t->pieces[bos ? t->info.bos : t->info.eos].text, bos ? "add_bos_token" : "add_eos_token");
 }
 
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
     json_t *config = NULL, *map = NULL, *added = NULL;
     graft_status st;
-    int32_t first = t->info.add_bos ? t->info.bos : -1,
-            last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
+    int32_t first = t->info.add_bos ? t->info.bos : -1, last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
     GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
     GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
     GR_TRY(load_file(&added, folder, "added_tokens.json", err));

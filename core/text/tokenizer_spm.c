@@ -52,8 +52,7 @@ static bool next_field(wire *w, field *f, bool *bad) {
         f->bytes = (wire){w->at, w->at + n};
         w->at += n;
         break;
-    default:
-        return false;
+    default: return false;
     }
     *bad = false;
     return true;
@@ -68,9 +67,7 @@ typedef struct model_fields {
     bool bad;
 } model_fields;
 
-static bool is_number(const field *f, uint32_t number) {
-    return f->number == number && f->type == 0;
-}
+static bool is_number(const field *f, uint32_t number) { return f->number == number && f->type == 0; }
 
 static void read_trainer(model_fields *m, wire w) {
     field f;
@@ -96,14 +93,8 @@ static void read_normalizer(model_fields *m, wire w) {
 }
 
 static model_fields read_fields(wire w) {
-    model_fields m = {.model_type = 1,
-                      .unk = 0,
-                      .bos = 1,
-                      .eos = 2,
-                      .pad = -1,
-                      .dummy_prefix = true,
-                      .squeeze = true,
-                      .escape = true};
+    model_fields m = {
+        .model_type = 1, .unk = 0, .bos = 1, .eos = 2, .pad = -1, .dummy_prefix = true, .squeeze = true, .escape = true};
     field f;
     while (!m.bad && next_field(&w, &f, &m.bad)) {
         if (f.type != 2) continue;
@@ -128,8 +119,7 @@ static graft_status read_piece(gr_tokenizer *t, int64_t id, wire w, const char *
     if (bad || type < GR_PIECE_NORMAL || type > GR_PIECE_BYTE || score != score || text.at == text.end)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: piece %lld is damaged", path, (long long)id);
     if (type == GR_PIECE_BYTE && text.end - text.at != 6)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: byte piece %lld is not of the form <0x41>", path,
-                       (long long)id);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: byte piece %lld is not of the form <0x41>", path, (long long)id);
     if (!gr_piece_set(t, id, (const char *)text.at, text.end - text.at, (double)score, (gr_piece_type)type))
         return gr_fail_memory(err, "vocabulary");
     return GRAFT_OK;
@@ -148,11 +138,8 @@ static graft_status read_pieces(gr_tokenizer *t, wire w, const char *path, graft
         const gr_piece *p = &t->pieces[id];
         bool special = p->type == GR_PIECE_CONTROL || p->type == GR_PIECE_UNKNOWN;
         if (special || p->type == GR_PIECE_USER)
-            t->added[t->n_added++] = (gr_added){.text = p->text,
-                                                .len = p->len,
-                                                .id = (int32_t)id,
-                                                .special = special,
-                                                .normalized = !special};
+            t->added[t->n_added++] =
+                (gr_added){.text = p->text, .len = p->len, .id = (int32_t)id, .special = special, .normalized = !special};
         id++;
     }
     return GRAFT_OK;
@@ -160,34 +147,27 @@ static graft_status read_pieces(gr_tokenizer *t, wire w, const char *path, graft
 
 /* SentencePiece's normaliser as steps. */
 static graft_status set_steps(gr_tokenizer *t, const model_fields *m, const char *path, graft_error *err) {
-    graft_status st =
-        gr_charsmap_set(t, (const char *)m->charsmap.at, m->charsmap.end - m->charsmap.at, path, err);
+    graft_status st = gr_charsmap_set(t, (const char *)m->charsmap.at, m->charsmap.end - m->charsmap.at, path, err);
     if (st != GRAFT_OK) return st;
     if (t->charsmap_trie) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_CHARSMAP_SPM};
     if (m->squeeze) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_SPM_SPACES};
     if (m->dummy_prefix) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_PREPEND, .to = " "};
-    if (m->escape)
-        t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_REPLACE, .from = " ", .to = GR_META_SPACE};
+    if (m->escape) t->norm[t->n_norm++] = (gr_norm_step){.kind = GR_NORM_REPLACE, .from = " ", .to = GR_META_SPACE};
     t->info.add_space_prefix = m->dummy_prefix;
     t->lead = m->dummy_prefix || m->squeeze ? GR_LEAD_DROP_ONE : GR_LEAD_KEEP;
     return GRAFT_OK;
 }
 
-static int32_t id_or_none(int64_t id, int64_t n_vocab) {
-    return id >= 0 && id < n_vocab ? (int32_t)id : -1;
-}
+static int32_t id_or_none(int64_t id, int64_t n_vocab) { return id >= 0 && id < n_vocab ? (int32_t)id : -1; }
 
-graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path,
-                                    graft_error *err) {
+graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path, graft_error *err) {
     wire whole = {bytes, (const uint8_t *)bytes + n};
     model_fields m = read_fields(whole);
     gr_tokenizer *t = NULL;
     graft_status st;
-    if (m.bad || m.n_pieces == 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no SentencePiece model, or a damaged one", path));
+    if (m.bad || m.n_pieces == 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: no SentencePiece model, or a damaged one", path));
     if (m.model_type != 1 && m.model_type != 2)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: SentencePiece model type %lld; graft knows 1 (unigram) and 2 (BPE)", path,
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: SentencePiece model type %lld; graft knows 1 (unigram) and 2 (BPE)", path,
                        (long long)m.model_type));
     if (m.suffix) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: treat_whitespace_as_suffix is not known", path));
     t = gr_tokenizer_new(m.n_pieces);
@@ -201,8 +181,7 @@ graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64
     t->info.bos = id_or_none(m.bos, m.n_pieces);
     t->info.eos = id_or_none(m.eos, m.n_pieces);
     t->info.pad = id_or_none(m.pad, m.n_pieces);
-    t->info.add_bos =
-        t->info.bos >= 0 && t->info.kind == GR_TOKENIZER_SPM_BPE; /* as the classes made for such models do */
+    t->info.add_bos = t->info.bos >= 0 && t->info.kind == GR_TOKENIZER_SPM_BPE; /* as the classes made for such models do */
     GR_TRY(gr_tokenizer_finish(t, path, err));
     *out = t;
     t = NULL;

@@ -52,18 +52,15 @@ bool gr_utf8_valid(const char *s, int64_t n) {
 void gr_utf8_repair(const char *s, int64_t n, gr_str *out) {
     for (int64_t i = 0; i < n;) {
         int size;
-        if (gr_utf8_decode(s + i, n - i, &size, NULL) < 0)
-            gr_str_add(out, "\xef\xbf\xbd", 3);
-        else
-            gr_str_add(out, s + i, size);
+        if (gr_utf8_decode(s + i, n - i, &size, NULL) < 0) gr_str_add(out, "\xef\xbf\xbd", 3);
+        else gr_str_add(out, s + i, size);
         i += size;
     }
 }
 
 static bool is_space(uint32_t p) { /* Unicode's White_Space */
-    return (p >= 0x09 && p <= 0x0D) || p == 0x20 || p == 0x85 || p == 0xA0 || p == 0x1680 ||
-           (p >= 0x2000 && p <= 0x200A) || p == 0x2028 || p == 0x2029 || p == 0x202F || p == 0x205F ||
-           p == 0x3000;
+    return (p >= 0x09 && p <= 0x0D) || p == 0x20 || p == 0x85 || p == 0xA0 || p == 0x1680 || (p >= 0x2000 && p <= 0x200A) ||
+           p == 0x2028 || p == 0x2029 || p == 0x202F || p == 0x205F || p == 0x3000;
 }
 
 uint8_t gr_char_class_compute(uint32_t point) {
@@ -73,26 +70,20 @@ uint8_t gr_char_class_compute(uint32_t point) {
     case UTF8PROC_CATEGORY_LL:
     case UTF8PROC_CATEGORY_LT:
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_LO:
-        return GR_CLASS_LETTER;
+    case UTF8PROC_CATEGORY_LO: return GR_CLASS_LETTER;
     case UTF8PROC_CATEGORY_ND:
     case UTF8PROC_CATEGORY_NL:
-    case UTF8PROC_CATEGORY_NO:
-        return GR_CLASS_NUMBER;
+    case UTF8PROC_CATEGORY_NO: return GR_CLASS_NUMBER;
     case UTF8PROC_CATEGORY_MN:
     case UTF8PROC_CATEGORY_MC:
-    case UTF8PROC_CATEGORY_ME:
-        return GR_CLASS_MARK;
-    case UTF8PROC_CATEGORY_PC:
-        return GR_CLASS_WORD_EXTRA | GR_CLASS_PUNCT;
+    case UTF8PROC_CATEGORY_ME: return GR_CLASS_MARK;
+    case UTF8PROC_CATEGORY_PC: return GR_CLASS_WORD_EXTRA | GR_CLASS_PUNCT;
     case UTF8PROC_CATEGORY_PD:
     case UTF8PROC_CATEGORY_PS:
     case UTF8PROC_CATEGORY_PE:
     case UTF8PROC_CATEGORY_PI:
     case UTF8PROC_CATEGORY_PF:
-    case UTF8PROC_CATEGORY_PO:
-        return GR_CLASS_PUNCT;
-    default:
-        return 0;
+    case UTF8PROC_CATEGORY_PO: return GR_CLASS_PUNCT;
+    default: return 0;
     }
 }

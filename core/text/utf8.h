@@ -14,14 +14,11 @@ static inline uint64_t gr_read8(const char *s) {
     memcpy(&v, s, 8);
     return v;
 }
-static inline bool gr_all_ascii(uint64_t eight) {
-    return !(eight & GR_EIGHT * 0x80);
-}
+static inline bool gr_all_ascii(uint64_t eight) { return !(eight & GR_EIGHT * 0x80); }
 /* The high bit of each byte that is ASCII and lies in low..high. */
 static inline uint64_t gr_bytes_between(uint64_t eight, uint8_t low, uint8_t high) {
     uint64_t seven = eight & GR_EIGHT * 0x7F;
-    return (seven + GR_EIGHT * (0x80u - low)) & ~(seven + GR_EIGHT * (0x7Fu - high)) & ~eight &
-           GR_EIGHT * 0x80;
+    return (seven + GR_EIGHT * (0x80u - low)) & ~(seven + GR_EIGHT * (0x7Fu - high)) & ~eight & GR_EIGHT * 0x80;
 }
 
 /* The code point at s[0..n), n > 0, and its bytes in *size. Invalid: -1, *size = the maximal subpart that one

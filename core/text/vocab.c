@@ -60,10 +60,8 @@ static int32_t lower_bound(const gr_prefix_set *s, int32_t low, int32_t high, in
     while (low < high) {
         int32_t middle = low + (high - low) / 2;
         const gr_prefix_key *k = &s->keys[middle];
-        if (k->len <= depth || (uint8_t)k->text[depth] < b)
-            low = middle + 1;
-        else
-            high = middle;
+        if (k->len <= depth || (uint8_t)k->text[depth] < b) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
@@ -86,8 +84,7 @@ bool gr_pairs_init(gr_pair_table *t, int64_t n_pairs) {
     uint64_t size = table_size(n_pairs);
     t->slots = gr_calloc((int64_t)size, sizeof *t->slots);
     if (!t->slots) return false;
-    for (uint64_t i = 0; i < size; i++)
-        t->slots[i] = (gr_pair){.key = UINT64_MAX, .rank = GR_NO_RANK, .id = -1};
+    for (uint64_t i = 0; i < size; i++) t->slots[i] = (gr_pair){.key = UINT64_MAX, .rank = GR_NO_RANK, .id = -1};
     t->mask = size - 1;
     return true;
 }

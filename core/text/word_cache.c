@@ -9,9 +9,7 @@ struct gr_cache_pool {
     _Atomic(gr_word_cache *) idle[IDLE_CACHES];
 };
 
-gr_cache_pool *gr_cache_pool_new(void) {
-    return gr_calloc(1, sizeof(gr_cache_pool));
-}
+gr_cache_pool *gr_cache_pool_new(void) { return gr_calloc(1, sizeof(gr_cache_pool)); }
 
 void gr_cache_pool_free(gr_cache_pool *pool) {
     for (int i = 0; pool && i < IDLE_CACHES; i++) free(pool->idle[i]);
@@ -29,8 +27,7 @@ gr_word_cache *gr_cache_take(gr_cache_pool *pool) {
 void gr_cache_give(gr_cache_pool *pool, gr_word_cache *cache) {
     for (int i = 0; i < IDLE_CACHES; i++) {
         gr_word_cache *none = NULL;
-        if (atomic_compare_exchange_strong_explicit(&pool->idle[i], &none, cache, memory_order_release,
-                                                    memory_order_relaxed))
+        if (atomic_compare_exchange_strong_explicit(&pool->idle[i], &none, cache, memory_order_release, memory_order_relaxed))
             return;
     }
     free(cache);

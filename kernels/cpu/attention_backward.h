@@ -229,18 +229,34 @@ static void delta_rows(const void *args, int64_t begin, int64_t end) {
         }
 }
 
-void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout,
-                                  int64_t ldo, const float *q, int64_t ldq, const float *k, const float *v,
-                                  int64_t ldkv, const float *out, const float *lse, const gr_seq *seqs, int64_t n_seqs,
-                                  int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
+void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout, int64_t ldo,
+                                  const float *q, int64_t ldq, const float *k, const float *v, int64_t ldkv, const float *out,
+                                  const float *lse, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
+                                  float scale, gr_dtype compute) {
     if (D > D_MAX || !ATTENDS(compute)) {
-        EXACT(gr_attention_backward)(d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale,
-                                     compute);
+        EXACT(gr_attention_backward)
+        (d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale, compute);
         return;
     }
-    attention t = {.dq = dq, .dk = dk, .dv = dv, .delta = delta, .q = q, .k = k, .v = v, .dout = dout, .lse_in = lse,
-                   .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K, .D = D, .scale = scale, .d = d,
-                   .partial = ((const gr_cpu *)d->impl)->shared, .blocks = BLOCKS + 1};
+    attention t = {.dq = dq,
+                   .dk = dk,
+                   .dv = dv,
+                   .delta = delta,
+                   .q = q,
+                   .k = k,
+                   .v = v,
+                   .dout = dout,
+                   .lse_in = lse,
+                   .ldo = ldo,
+                   .ldq = ldq,
+                   .ldkv = ldkv,
+                   .H = H,
+                   .K = K,
+                   .D = D,
+                   .scale = scale,
+                   .d = d,
+                   .partial = ((const gr_cpu *)d->impl)->shared,
+                   .blocks = BLOCKS + 1};
     do t.backward = backward_parts_of(D, --t.blocks);
     while (t.blocks > 1 && t.backward.end > GR_CPU_SCRATCH);
     for (int64_t s = 0; s < n_seqs; s++) {

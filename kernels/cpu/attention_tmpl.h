@@ -45,10 +45,10 @@ static const float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 /* Which calls a level takes itself, and whom it leaves the others to. */
 #if defined(GR_BF16)
 #define ATTENDS(compute) ((compute) == GR_DTYPE_BF16)
-#define EXACT(name) name##_avx512
+#define EXACT(name)      name##_avx512
 #else
 #define ATTENDS(compute) true
-#define EXACT(name) name##_generic
+#define EXACT(name)      name##_generic
 #endif
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -11,17 +11,16 @@
 #include "kernels/cpu/impl.h"
 
 /* The operations that the vectorised levels bring; the others are copies and stay with the reference. */
-#define VECTOR_OPS(level)                                                                                    \
-    .rmsnorm_forward = gr_rmsnorm_forward_##level, .rmsnorm_backward = gr_rmsnorm_backward_##level,          \
-    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,              \
-    .rope = gr_rope_##level, .attention_forward = gr_attention_forward_##level,                              \
-    .attention_backward = gr_attention_backward_##level, .swiglu_forward = gr_swiglu_forward_##level,        \
-    .swiglu_backward = gr_swiglu_backward_##level, .cross_entropy = gr_cross_entropy_##level,                \
-    .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level,             \
-    .adamw = gr_adamw_##level
+#define VECTOR_OPS(level)                                                                                                          \
+    .rmsnorm_forward = gr_rmsnorm_forward_##level, .rmsnorm_backward = gr_rmsnorm_backward_##level,                                \
+    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level, .rope = gr_rope_##level,           \
+    .attention_forward = gr_attention_forward_##level, .attention_backward = gr_attention_backward_##level,                        \
+    .swiglu_forward = gr_swiglu_forward_##level, .swiglu_backward = gr_swiglu_backward_##level,                                    \
+    .cross_entropy = gr_cross_entropy_##level, .dropout = gr_dropout_##level, .add = gr_add_##level,                               \
+    .sum_squares = gr_sum_squares_##level, .adamw = gr_adamw_##level
 /* Those that multiply bfloat16 where the level can. */
-#define MATRIX_OPS(level)                                                                                    \
-    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,              \
+#define MATRIX_OPS(level)                                                                                                          \
+    .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,                                    \
     .attention_forward = gr_attention_forward_##level, .attention_backward = gr_attention_backward_##level
 
 #define GR_OP(name, params) .name = gr_##name##_generic,

@@ -140,8 +140,8 @@ static void rope_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_rope)(gr_device *d, float *x, int64_t ldx, const int32_t *pos, const float *table, int64_t n,
-                    int64_t n_heads, int64_t D, bool inverse) {
+void LEVEL(gr_rope)(gr_device *d, float *x, int64_t ldx, const int32_t *pos, const float *table, int64_t n, int64_t n_heads,
+                    int64_t D, bool inverse) {
     rope_args a = {x, pos, table, ldx, n_heads, D, inverse ? -1.0f : 1.0f};
     gr_cpu_for(d, n, gr_cpu_row_grain(n_heads * D), rope_rows, &a);
 }

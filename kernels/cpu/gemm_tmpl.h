@@ -176,8 +176,7 @@ static void add_product(float *scratch, const gr_gemm *g, int64_t m0, int64_t n0
         pack_block(scratch + PACKED, scratch, g, k0, k, n0, n);
         if (g->compute == GR_DTYPE_F32 && !rows_collide(g))
             block_product(m, n, k, a, g->a_row, g->a_col, scratch + PACKED, &with, c, ldc, accumulate);
-        else
-            copied_product(scratch, g, m, n, k, a, &with, c, ldc, accumulate);
+        else copied_product(scratch, g, m, n, k, a, &with, c, ldc, accumulate);
     }
 }
 
@@ -280,8 +279,8 @@ void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, con
     gr_linear_forward_by(&products_here, d, y, ldy, h, x, xd, group, n_group, n);
 }
 
-void LEVEL(gr_linear_backward)(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
-                               int64_t ldy, const float *x, const float *xd, const float *h,
-                               const gr_linear *const *group, int n_group, int64_t n) {
+void LEVEL(gr_linear_backward)(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy, int64_t ldy,
+                               const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
+                               int64_t n) {
     gr_linear_backward_by(&products_here, d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
 }

@@ -42,8 +42,8 @@ typedef struct gr_gemm {
     float *c;
     int64_t ldc;
     bool accumulate;
-    const float *bias; /* or NULL */
-    gr_dtype compute;  /* BF16, F16: A and B are rounded to it */
+    const float *bias;          /* or NULL */
+    gr_dtype compute;           /* BF16, F16: A and B are rounded to it */
     const struct gr_gemm *next; /* NULL, or a further product that is added to the same block of C while that is in the cache (its
                                    own m, n, c, ldc, bias are not read); one of few k goes on with the
                                    chain of the last piece: so LoRA costs no pass over C of its own */
@@ -69,14 +69,14 @@ typedef struct gr_int8_product {
 typedef void gr_int8_fn(gr_device *d, const float *a, int64_t lda, int64_t m, const gr_int8_product *products, int n_products);
 
 gr_int8_fn gr_int8_generic, gr_int8_avx2, gr_int8_avx512;
-#define gr_int8_amx gr_int8_avx512
+#define gr_int8_amx        gr_int8_avx512
 #define gr_int8_avx512bf16 gr_int8_avx512
 
 /* The low-rank products of a group's adapters at a level (NULL: none); false: not of these shapes. Forward: h = xd A^T. Backward:
  * dh = scale dy B where something needs it, and every dA and dB. */
 typedef struct gr_thin_level gr_thin_level;
 extern const gr_thin_level gr_thin_avx2, gr_thin_avx512;
-#define gr_thin_amx gr_thin_avx512
+#define gr_thin_amx        gr_thin_avx512
 #define gr_thin_avx512bf16 gr_thin_avx512
 bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group,
                      int n_group, int64_t n);
@@ -89,11 +89,11 @@ typedef struct gr_products {
     gr_int8_fn *int8;
     const gr_thin_level *thin;
 } gr_products;
-void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
-                          const float *xd, const gr_linear *const *group, int n_group, int64_t n);
-void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
-                           const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
-                           const gr_linear *const *group, int n_group, int64_t n);
+void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
+                          const gr_linear *const *group, int n_group, int64_t n);
+void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
+                           int64_t ldy, const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
+                           int64_t n);
 
 #define GR_OP(name, params) void gr_##name##_generic params;
 #include "kernels/ops.def"

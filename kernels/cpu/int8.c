@@ -186,8 +186,14 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;
         int64_t ld = count < LD_MORE ? count : count + LD_MORE; /* those of a few rows stand together: they travel between cores */
-        int8_job job = {.level = level, .rows = {.m = count, .blocks = blocks, .ld = ld}, .a = a + i * lda, .lda = lda, .k = w->k,
-                        .products = products, .first = i, .panels = panels};
+        int8_job job = {.level = level,
+                        .rows = {.m = count, .blocks = blocks, .ld = ld},
+                        .a = a + i * lda,
+                        .lda = lda,
+                        .k = w->k,
+                        .products = products,
+                        .first = i,
+                        .panels = panels};
         job.rows.code = (int8_t *)at;
         job.rows.scale = (float *)(at + count * blocks * I8_BLOCK);
         job.rows.sum = job.rows.scale + ld * blocks;

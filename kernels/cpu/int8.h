@@ -17,7 +17,7 @@ enum { I8_COLUMNS = 32, I8_BLOCK = 32 };
 typedef struct int8_weight {
     int64_t n, k, blocks; /* blocks = ceil(k / 32) */
     int64_t block_bytes;
-    int bits;             /* 8 or 4 */
+    int bits; /* 8 or 4 */
     _Alignas(64) uint8_t data[];
 } int8_weight;
 
@@ -28,10 +28,10 @@ static inline const uint8_t *int8_panel(const int8_weight *w, int64_t panel) {
 /* Rows rounded to int8: x[i] is about scale * code, for every 32 of a row. */
 typedef struct int8_rows {
     int64_t m, blocks, ld; /* ld: of the arrays of scales, m and some more: a power of two would crowd one set of a cache */
-    int8_t *code;       /* [m, blocks*32], zeros after k */
-    float *scale;       /* [blocks, ld] */
-    float *sum;         /* [blocks, ld] scale * sum of codes: what a minimum is multiplied with */
-    int32_t *offset;    /* [blocks, ld] -128 * sum of codes: undoes codes of W stored as unsigned */
+    int8_t *code;          /* [m, blocks*32], zeros after k */
+    float *scale;          /* [blocks, ld] */
+    float *sum;            /* [blocks, ld] scale * sum of codes: what a minimum is multiplied with */
+    int32_t *offset;       /* [blocks, ld] -128 * sum of codes: undoes codes of W stored as unsigned */
 } int8_rows;
 
 /* What a block of largest magnitude `top` is multiplied with before rounding. Blocks of next to nothing are 0; a NaN stays one, by

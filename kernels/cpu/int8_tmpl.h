@@ -3,7 +3,6 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/vec.h"
 
-
 INLINE int32_t vi_largest8(__m256i v) {
     __m128i x = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
@@ -113,8 +112,8 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
             }
             float top = gr_bits_float((uint32_t)vi_largest(largest));
             vf inverse = v_set(int8_inverse(top));
-            UNROLL for (int v = 0; v < VECTORS; v++)
-                sum = vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
+            UNROLL for (int v = 0; v < VECTORS; v++) sum =
+                vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
             int8_finish_block(r, i, b, top, vi_sum(sum));
         }
         if (k % I8_BLOCK) int8_round_block(r, i, r->blocks - 1, a + i * lda, k);
@@ -163,25 +162,25 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
             }
         }
     }
-    UNROLL for (int q = 0; q < mr; q++)
-        UNROLL for (int v = 0; v < nv; v++) {
-            const int64_t count = v == nv - 1 ? tail : VL;
-            float *to = c + q * p->ldc + v * VL;
-            if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
-            if (p->accumulate) acc[q][v] = v_add(v_load_n(to, count), acc[q][v]);
-            v_store_n(to, acc[q][v], count);
-        }
+    UNROLL for (int q = 0; q < mr; q++) UNROLL for (int v = 0; v < nv; v++) {
+        const int64_t count = v == nv - 1 ? tail : VL;
+        float *to = c + q * p->ldc + v * VL;
+        if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
+        if (p->accumulate) acc[q][v] = v_add(v_load_n(to, count), acc[q][v]);
+        v_store_n(to, acc[q][v], count);
+    }
 }
 
 typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first, int64_t n, const gr_int8_product *p,
                           float *c, const float *bias);
-#define TILE(mr, nv, bits)                                                                                                        \
+#define TILE(mr, nv, bits)                                                                                                         \
     static void tile_##mr##_##nv##_##bits(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first, int64_t n,           \
                                           const gr_int8_product *p, float *c, const float *bias) {                                 \
-        int8_tile(mr, nv, bits, r, i, panel, first, n, p, c, bias);                                                               \
+        int8_tile(mr, nv, bits, r, i, panel, first, n, p, c, bias);                                                                \
     }
 #define TILES(mr, nv) TILE(mr, nv, 4) TILE(mr, nv, 8)
-#define ROW(mr, nv) [mr] = {tile_##mr##_##nv##_4, tile_##mr##_##nv##_8}
+#define ROW(mr, nv)   [mr] = {tile_##mr##_##nv##_4, tile_##mr##_##nv##_8}
+/* clang-format off */
 TILES(1, 1) TILES(2, 1) TILES(3, 1) TILES(4, 1) TILES(1, 2) TILES(2, 2)
 #if defined(__AVX512F__)
 TILES(5, 1) TILES(6, 1) TILES(7, 1) TILES(3, 2) TILES(4, 2) TILES(5, 2) TILES(6, 2) TILES(7, 2)
@@ -195,6 +194,7 @@ static int8_tile_fn *const int8_tiles[][I8_ROWS + 1][2] = {
     {ROW(1, 2), ROW(2, 2)},
 };
 #endif
+/* clang-format on */
 #undef ROW
 #undef TILES
 #undef TILE

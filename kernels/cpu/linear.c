@@ -8,21 +8,53 @@
 
 /* C[m,n] (+)= A[m,k] W^T with W stored [n,k]. */
 static gr_gemm by_weight_t(float *c, int64_t ldc, const float *a, int64_t lda, int64_t m, const gr_weight *w) {
-    return (gr_gemm){.m = m, .n = w->rows, .k = w->cols, .a = a, .a_row = lda, .a_col = 1, .b_type = w->dtype,
-                     .b = w->data, .b_ld = w->cols, .b_transposed = true, .alpha = 1, .c = c, .ldc = ldc};
+    return (gr_gemm){.m = m,
+                     .n = w->rows,
+                     .k = w->cols,
+                     .a = a,
+                     .a_row = lda,
+                     .a_col = 1,
+                     .b_type = w->dtype,
+                     .b = w->data,
+                     .b_ld = w->cols,
+                     .b_transposed = true,
+                     .alpha = 1,
+                     .c = c,
+                     .ldc = ldc};
 }
 
 /* C[m,n] (+)= A[m,k] W with W stored [k,n]. */
 static gr_gemm by_weight(float *c, int64_t ldc, const float *a, int64_t lda, int64_t m, const gr_weight *w) {
-    return (gr_gemm){.m = m, .n = w->cols, .k = w->rows, .a = a, .a_row = lda, .a_col = 1, .b_type = w->dtype,
-                     .b = w->data, .b_ld = w->cols, .alpha = 1, .c = c, .ldc = ldc};
+    return (gr_gemm){.m = m,
+                     .n = w->cols,
+                     .k = w->rows,
+                     .a = a,
+                     .a_row = lda,
+                     .a_col = 1,
+                     .b_type = w->dtype,
+                     .b = w->data,
+                     .b_ld = w->cols,
+                     .alpha = 1,
+                     .c = c,
+                     .ldc = ldc};
 }
 
 /* C[m,n] += alpha A^T B with A stored [rows,m] and B stored [rows,n]: a weight gradient, summed in row order. */
-static gr_gemm by_rows(float *c, const float *a, int64_t lda, int64_t m, const float *b, int64_t ldb, int64_t n,
-                       int64_t rows, float alpha) {
-    return (gr_gemm){.m = m, .n = n, .k = rows, .a = a, .a_row = 1, .a_col = lda, .b_type = GR_DTYPE_F32, .b = b,
-                     .b_ld = ldb, .alpha = alpha, .c = c, .ldc = n, .accumulate = true};
+static gr_gemm by_rows(float *c, const float *a, int64_t lda, int64_t m, const float *b, int64_t ldb, int64_t n, int64_t rows,
+                       float alpha) {
+    return (gr_gemm){.m = m,
+                     .n = n,
+                     .k = rows,
+                     .a = a,
+                     .a_row = 1,
+                     .a_col = lda,
+                     .b_type = GR_DTYPE_F32,
+                     .b = b,
+                     .b_ld = ldb,
+                     .alpha = alpha,
+                     .c = c,
+                     .ldc = n,
+                     .accumulate = true};
 }
 
 static gr_weight f32_weight(const float *data, int64_t rows, int64_t cols) {
@@ -84,8 +116,8 @@ static void int8_forward(gr_int8_fn *int8, gr_device *d, float *y, int64_t ldy, 
     }
 }
 
-void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x,
-                          const float *xd, const gr_linear *const *group, int n_group, int64_t n) {
+void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
+                          const gr_linear *const *group, int n_group, int64_t n) {
     int64_t ldh = group_rank(group, n_group);
     batch b = {.gemm = by->gemm, .d = d};
     float *to = h;
@@ -162,9 +194,9 @@ static void input_gradient(batch *b, gr_int8_fn *int8, float *dx, bool accumulat
     }
 }
 
-void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh,
-                           const float *dy, int64_t ldy, const float *x, const float *xd, const float *h,
-                           const gr_linear *const *group, int n_group, int64_t n) {
+void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
+                           int64_t ldy, const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
+                           int64_t n) {
     int64_t ldh = group_rank(group, n_group), K = n_group > 0 ? group[0]->w.cols : 0;
     batch b = {.gemm = by->gemm, .d = d};
     const float *dyi = dy, *hi = h;

@@ -51,12 +51,23 @@ static void forward_tasks(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_attention_forward_generic(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq,
-                                  const float *k, const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs,
-                                  int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute, const gr_kv_panels *panels) {
+void gr_attention_forward_generic(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq, const float *k,
+                                  const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
+                                  float scale, gr_dtype compute, const gr_kv_panels *panels) {
     (void)compute, (void)panels;
-    attention t = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .ldo = ldo, .ldq = ldq, .ldkv = ldkv,
-                   .H = H, .K = K, .D = D, .seqs = seqs, .scale = scale};
+    attention t = {.out = out,
+                   .lse = lse,
+                   .q = q,
+                   .k = k,
+                   .v = v,
+                   .ldo = ldo,
+                   .ldq = ldq,
+                   .ldkv = ldkv,
+                   .H = H,
+                   .K = K,
+                   .D = D,
+                   .seqs = seqs,
+                   .scale = scale};
     gr_cpu_for(d, n_seqs * H, 1, forward_tasks, &t);
 }
 
@@ -87,18 +98,32 @@ static void backward_tasks(const void *args, int64_t begin, int64_t end) {
             memset(t->dv + j * t->ldkv + head * t->D, 0, (size_t)t->D * sizeof(float));
         }
         for (int64_t h = head * per_head; h < (head + 1) * per_head; h++)
-            for (int64_t j = 0; j < s->q_len; j++)
-                backward_row(t, s->q_start + j, s->kv_start, s->kv_len - s->q_len + j + 1, h);
+            for (int64_t j = 0; j < s->q_len; j++) backward_row(t, s->q_start + j, s->kv_start, s->kv_len - s->q_len + j + 1, h);
     }
 }
 
-void gr_attention_backward_generic(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout,
-                                   int64_t ldo, const float *q, int64_t ldq, const float *k, const float *v,
-                                   int64_t ldkv, const float *out, const float *lse, const gr_seq *seqs,
-                                   int64_t n_seqs, int64_t H, int64_t K, int64_t D, float scale, gr_dtype compute) {
+void gr_attention_backward_generic(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout, int64_t ldo,
+                                   const float *q, int64_t ldq, const float *k, const float *v, int64_t ldkv, const float *out,
+                                   const float *lse, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
+                                   float scale, gr_dtype compute) {
     (void)compute;
     (void)delta;
-    attention t = {.dq = dq, .dk = dk, .dv = dv, .dout = dout, .q = q, .k = k, .v = v, .out_in = out, .lse_in = lse,
-                   .ldo = ldo, .ldq = ldq, .ldkv = ldkv, .H = H, .K = K, .D = D, .seqs = seqs, .scale = scale};
+    attention t = {.dq = dq,
+                   .dk = dk,
+                   .dv = dv,
+                   .dout = dout,
+                   .q = q,
+                   .k = k,
+                   .v = v,
+                   .out_in = out,
+                   .lse_in = lse,
+                   .ldo = ldo,
+                   .ldq = ldq,
+                   .ldkv = ldkv,
+                   .H = H,
+                   .K = K,
+                   .D = D,
+                   .seqs = seqs,
+                   .scale = scale};
     gr_cpu_for(d, n_seqs * K, 1, backward_tasks, &t);
 }

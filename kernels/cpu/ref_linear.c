@@ -19,9 +19,7 @@ static void storage_piece(float *out, const gr_gemm *g, int64_t row, int64_t beg
     for (int64_t i = 0; i < n; i++) out[i] = rounded(out[i] * g->alpha, g->compute);
 }
 
-static float a_at(const gr_gemm *g, int64_t i, int64_t p) {
-    return rounded(g->a[i * g->a_row + p * g->a_col], g->compute);
-}
+static float a_at(const gr_gemm *g, int64_t i, int64_t p) { return rounded(g->a[i * g->a_row + p * g->a_col], g->compute); }
 
 /* Columns [begin,end) of C, each a storage row of B. */
 static void columns_by_weight_t(const void *args, int64_t begin, int64_t end) {
@@ -64,10 +62,8 @@ static void gemm(gr_device *d, const gr_gemm *g) {
         gr_gemm term = *t;
         term.m = g->m, term.n = g->n, term.c = g->c, term.ldc = g->ldc;
         term.accumulate = t != g || g->accumulate;
-        if (term.b_transposed)
-            gr_cpu_for(d, term.n, 8, columns_by_weight_t, &term);
-        else
-            gr_cpu_for(d, (term.n + PIECE - 1) / PIECE, 1, columns_by_weight, &term);
+        if (term.b_transposed) gr_cpu_for(d, term.n, 8, columns_by_weight_t, &term);
+        else gr_cpu_for(d, (term.n + PIECE - 1) / PIECE, 1, columns_by_weight, &term);
     }
     for (int64_t i = 0; g->bias && i < g->m; i++)
         for (int64_t j = 0; j < g->n; j++) g->c[i * g->ldc + j] += g->bias[j];
@@ -84,8 +80,8 @@ void gr_linear_forward_generic(gr_device *d, float *y, int64_t ldy, float *h, co
     gr_linear_forward_by(&products_here, d, y, ldy, h, x, xd, group, n_group, n);
 }
 
-void gr_linear_backward_generic(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
-                                int64_t ldy, const float *x, const float *xd, const float *h,
-                                const gr_linear *const *group, int n_group, int64_t n) {
+void gr_linear_backward_generic(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy, int64_t ldy,
+                                const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
+                                int64_t n) {
     gr_linear_backward_by(&products_here, d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
 }

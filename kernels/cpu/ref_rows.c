@@ -27,8 +27,7 @@ static void embed_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_embed_forward_generic(gr_device *d, float *x, const gr_weight *table, const int32_t *ids, int64_t n,
-                              float scale) {
+void gr_embed_forward_generic(gr_device *d, float *x, const gr_weight *table, const int32_t *ids, int64_t n, float scale) {
     row_args a = {.out = x, .table = table, .ids = ids, .f = scale};
     gr_cpu_for(d, n, gr_cpu_row_grain(table->cols), embed_rows, &a);
 }
@@ -58,8 +57,8 @@ static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_rmsnorm_forward_generic(gr_device *d, float *out, float *rstd, float *x, const float *add, const float *w,
-                                int64_t n, int64_t C, float eps) {
+void gr_rmsnorm_forward_generic(gr_device *d, float *out, float *rstd, float *x, const float *add, const float *w, int64_t n,
+                                int64_t C, float eps) {
     row_args a = {.out = out, .out2 = x, .out3 = rstd, .y = add, .w = w, .C = C, .f = eps};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_rows, &a);
 }
@@ -83,8 +82,8 @@ static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end)
         for (int64_t j = begin; j < end; j++) a->out2[j] += a->y[r * a->C + j] * a->x[r * a->C + j] * a->s[r];
 }
 
-void gr_rmsnorm_backward_generic(gr_device *d, float *dx, float *dw, const float *dout, const float *x,
-                                 const float *rstd, const float *w, int64_t n, int64_t C) {
+void gr_rmsnorm_backward_generic(gr_device *d, float *dx, float *dw, const float *dout, const float *x, const float *rstd,
+                                 const float *w, int64_t n, int64_t C) {
     row_args a = {.out = dx, .out2 = dw, .y = dout, .x = x, .s = rstd, .w = w, .n = n, .C = C};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_backward_rows, &a);
     if (dw) gr_cpu_for(d, C, COLUMNS, rmsnorm_weight_columns, &a);
@@ -134,22 +133,20 @@ static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_cross_entropy_generic(gr_device *d, float *nll, float *logits, const int32_t *target, const float *weight,
-                              int64_t n, int64_t V) {
+void gr_cross_entropy_generic(gr_device *d, float *nll, float *logits, const int32_t *target, const float *weight, int64_t n,
+                              int64_t V) {
     row_args a = {.out = logits, .out2 = nll, .ids = target, .w = weight, .C = V};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), cross_entropy_rows, &a);
 }
 
 static void gather(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
-    for (int64_t r = begin; r < end; r++)
-        memcpy(a->out + r * a->C, a->x + a->ids[r] * a->C, (size_t)a->C * sizeof(float));
+    for (int64_t r = begin; r < end; r++) memcpy(a->out + r * a->C, a->x + a->ids[r] * a->C, (size_t)a->C * sizeof(float));
 }
 
 static void scatter(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
-    for (int64_t r = begin; r < end; r++)
-        memcpy(a->out + a->ids[r] * a->C, a->x + r * a->C, (size_t)a->C * sizeof(float));
+    for (int64_t r = begin; r < end; r++) memcpy(a->out + a->ids[r] * a->C, a->x + r * a->C, (size_t)a->C * sizeof(float));
 }
 
 void gr_gather_rows_generic(gr_device *d, float *out, const float *x, const int32_t *idx, int64_t n, int64_t C) {

@@ -9,8 +9,7 @@
 enum { COLUMNS = 64, LOSS_BLOCK = 1024 };
 
 /* for each vector of a row of C floats: j, and count = its lanes in the row */
-#define EACH_VECTOR(C)                                                                                       \
-    for (int64_t j = 0, count; count = (C) - j < VL ? (C) - j : VL, j < (C); j += VL)
+#define EACH_VECTOR(C) for (int64_t j = 0, count; count = (C)-j < VL ? (C)-j : VL, j < (C); j += VL)
 
 typedef struct row_args {
     float *out, *x_out, *rstd_out;
@@ -35,13 +34,13 @@ static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
         }
         float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->eps);
         EACH_VECTOR(a->C)
-            v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->w + j, count)), count);
+        v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->w + j, count)), count);
         if (a->rstd_out) a->rstd_out[r] = rstd;
     }
 }
 
-void LEVEL(gr_rmsnorm_forward)(gr_device *d, float *out, float *rstd, float *x, const float *add, const float *w,
-                               int64_t n, int64_t C, float eps) {
+void LEVEL(gr_rmsnorm_forward)(gr_device *d, float *out, float *rstd, float *x, const float *add, const float *w, int64_t n,
+                               int64_t C, float eps) {
     row_args a = {.out = out, .x_out = x, .rstd_out = rstd, .add = add, .w = w, .C = C, .eps = eps};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_rows, &a);
 }
@@ -72,8 +71,8 @@ static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end)
         for (int64_t j = begin; j < end; j++) a->x_out[j] += a->dout[r * a->C + j] * a->x[r * a->C + j] * a->rstd[r];
 }
 
-void LEVEL(gr_rmsnorm_backward)(gr_device *d, float *dx, float *dw, const float *dout, const float *x,
-                                const float *rstd, const float *w, int64_t n, int64_t C) {
+void LEVEL(gr_rmsnorm_backward)(gr_device *d, float *dx, float *dw, const float *dout, const float *x, const float *rstd,
+                                const float *w, int64_t n, int64_t C) {
     row_args a = {.out = dx, .x_out = dw, .dout = dout, .x = x, .rstd = rstd, .w = w, .n = n, .C = C};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_backward_rows, &a);
     if (dw) gr_cpu_for(d, C, COLUMNS, rmsnorm_weight_columns, &a);
@@ -151,8 +150,8 @@ static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_cross_entropy)(gr_device *d, float *nll, float *logits, const int32_t *target, const float *weight,
-                             int64_t n, int64_t V) {
+void LEVEL(gr_cross_entropy)(gr_device *d, float *nll, float *logits, const int32_t *target, const float *weight, int64_t n,
+                             int64_t V) {
     row_args a = {.out = nll, .x_out = logits, .target = target, .w = weight, .C = V};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), cross_entropy_rows, &a);
 }

@@ -5,9 +5,9 @@
 #include <string.h>
 
 enum {
-    ROWS = 128,      /* of a part: gradients are summed over its rows, then over parts */
-    AT_ONCE = 32,    /* rows that pass all slices before the next ones come */
-    RANK_MAX = 32,   /* beyond, the products do enough work for a matrix product */
+    ROWS = 128,    /* of a part: gradients are summed over its rows, then over parts */
+    AT_ONCE = 32,  /* rows that pass all slices before the next ones come */
+    RANK_MAX = 32, /* beyond, the products do enough work for a matrix product */
 };
 
 static int64_t slices(int64_t rank) { return (rank + THIN - 1) / THIN; }
@@ -76,7 +76,9 @@ static void forward_rows(const void *args, int64_t begin, int64_t end) {
     const thin_job *job = args;
     for (int64_t row = begin; row < end; row += AT_ONCE)
         for (int64_t s = 0; s < slices(job->ldh); s++) {
-            gr_thin t = {.b = job->factors + s * job->K * THIN, .to = job->to + row * job->ldh + s * THIN, .ld = job->ldh,
+            gr_thin t = {.b = job->factors + s * job->K * THIN,
+                         .to = job->to + row * job->ldh + s * THIN,
+                         .ld = job->ldh,
                          .ranks = ranks_of(job->ldh, s)};
             job->level->pass(&t, end - row < AT_ONCE ? end - row : AT_ONCE, job->K, job->xd + row * job->K, job->K);
         }

@@ -48,8 +48,7 @@ INLINE void thin_pieces(const int np, const gr_thin *t, int64_t row, int64_t j, 
     float *to = t->to + row * t->ld;
     __m256 sum[4], all = j == 0 ? _mm256_setzero_ps() : load_lanes(to, used);
     UNROLL for (int p = 0; p < np; p++) sum[p] = _mm256_setzero_ps();
-    for (int64_t end = j + columns, k = j; k < end; k++)
-        UNROLL for (int p = 0; p < np; p++) {
+    for (int64_t end = j + columns, k = j; k < end; k++) UNROLL for (int p = 0; p < np; p++) {
             const int64_t at = k + p * THIN_PIECE;
             sum[p] = _mm256_fmadd_ps(_mm256_set1_ps(y[at]), _mm256_loadu_ps(t->b + at * THIN), sum[p]);
         }

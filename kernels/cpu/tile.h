@@ -73,23 +73,23 @@ INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const f
     }
 }
 
-typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more, float *c,
-                     int64_t ldc, int64_t n, int accumulate);
-#define TILE(pairs, mr, nv)                                                                                  \
-    static void tile_##pairs##_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b,   \
-                                           const tail *more, float *c, int64_t ldc, int64_t n, int accumulate) { \
-        tile(pairs, mr, nv, k, a, rs, cs, b, more, c, ldc, n, accumulate);                                   \
+typedef void tile_fn(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more, float *c, int64_t ldc,
+                     int64_t n, int accumulate);
+#define TILE(pairs, mr, nv)                                                                                                        \
+    static void tile_##pairs##_##mr##_##nv(int64_t k, const float *a, int64_t rs, int64_t cs, const float *b, const tail *more,    \
+                                           float *c, int64_t ldc, int64_t n, int accumulate) {                                     \
+        tile(pairs, mr, nv, k, a, rs, cs, b, more, c, ldc, n, accumulate);                                                         \
     }
 #define SIX(each, pairs) each(pairs, 1) each(pairs, 2) each(pairs, 3) each(pairs, 4) each(pairs, 5) each(pairs, 6)
 #if defined(__AVX512F__)
-#define ALL(each, pairs)                                                                                     \
-    SIX(each, pairs) each(pairs, 7) each(pairs, 8) each(pairs, 9) each(pairs, 10) each(pairs, 11) each(pairs, 12) \
-        each(pairs, 13) each(pairs, 14)
+#define ALL(each, pairs)                                                                                                           \
+    SIX(each, pairs)                                                                                                               \
+    each(pairs, 7) each(pairs, 8) each(pairs, 9) each(pairs, 10) each(pairs, 11) each(pairs, 12) each(pairs, 13) each(pairs, 14)
 #else
 #define ALL(each, pairs) SIX(each, pairs)
 #endif
 #define BOTH(pairs, mr) TILE(pairs, mr, 1) TILE(pairs, mr, 2)
-#define ROW(pairs, mr) [mr] = {NULL, tile_##pairs##_##mr##_1, tile_##pairs##_##mr##_2},
+#define ROW(pairs, mr)  [mr] = {NULL, tile_##pairs##_##mr##_1, tile_##pairs##_##mr##_2},
 ALL(BOTH, 0)
 #if defined(GR_PAIRS)
 ALL(BOTH, 1)

@@ -55,9 +55,7 @@ static inline vf v_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu
 static inline void v_store_n(float *p, vf v, int64_t n) { _mm512_mask_storeu_ps(p, v_mask(n), v); }
 /* v with lanes n.. replaced by other's. */
 static inline vf v_first(vf v, vf other, int64_t n) { return _mm512_mask_blend_ps(v_mask(n), other, v); }
-static inline vf v_round_f16(vf v) {
-    return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+static inline vf v_round_f16(vf v) { return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
 static inline vf v_round_bf16(vf v) { /* nearest even; a NaN stays one */
     __m512i i = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(i, 16), _mm512_set1_epi32(1));
     __m512i r = _mm512_add_epi32(i, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -105,12 +103,8 @@ static inline __m256i v_mask(int64_t n) {
 }
 static inline vf v_load_n(const float *p, int64_t n) { return _mm256_maskload_ps(p, v_mask(n)); }
 static inline void v_store_n(float *p, vf v, int64_t n) { _mm256_maskstore_ps(p, v_mask(n), v); }
-static inline vf v_first(vf v, vf other, int64_t n) {
-    return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(v_mask(n)));
-}
-static inline vf v_round_f16(vf v) {
-    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
+static inline vf v_first(vf v, vf other, int64_t n) { return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(v_mask(n))); }
+static inline vf v_round_f16(vf v) { return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
 static inline vf v_round_bf16(vf v) {
     __m256i i = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(i, 16), _mm256_set1_epi32(1));
     __m256i r = _mm256_add_epi32(i, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));

@@ -81,8 +81,8 @@ static graft_status unknown_option(const gr_command *c, const char *name, graft_
     int n = 0;
     for (const gr_option *o; n < GR_LEN(names) && (o = gr_command_option(c, n)); n++) names[n] = o->name;
     near = gr_nearest(name, names, n);
-    return gr_fail(err, GRAFT_BAD_USAGE, "graft %s has no option --%s%s%s%s; see `graft %s --help`", c->name,
-                   name, near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", c->name);
+    return gr_fail(err, GRAFT_BAD_USAGE, "graft %s has no option --%s%s%s%s; see `graft %s --help`", c->name, name,
+                   near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", c->name);
 }
 
 /* "--name" or "--name=value" of an option that the command has: hardly the value of the one before it. */
@@ -96,8 +96,7 @@ static bool is_option(const gr_command *c, const char *word) {
 
 /* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took.
  */
-static graft_status parse_option(gr_args *a, const char *word, const char *following, int *used,
-                                 graft_error *err) {
+static graft_status parse_option(gr_args *a, const char *word, const char *following, int *used, graft_error *err) {
     const char *equals = strchr(word, '='), *value = NULL;
     char name[48];
     const gr_option *o = NULL;
@@ -167,29 +166,24 @@ graft_status gr_args_parse(gr_args *a, int argc, char **argv, graft_error *err) 
     graft_status st = GRAFT_OK;
     int first;
     bool options = true;
-    *a = (gr_args){.arguments = gr_calloc(argc + 1, sizeof *a->arguments),
-                   .given = gr_calloc(argc + 1, sizeof *a->given)};
+    *a = (gr_args){.arguments = gr_calloc(argc + 1, sizeof *a->arguments), .given = gr_calloc(argc + 1, sizeof *a->given)};
     if (!a->arguments || !a->given) GR_TRY(gr_fail_memory(err, "arguments"));
     GR_TRY(parse_command(a, argc, argv, &first, err));
     for (int i = first, used; i < argc; i += used) {
         used = 1;
-        if (options && strcmp(argv[i], "--") == 0)
-            options = false;
-        else if (options && strcmp(argv[i], "-h") == 0)
-            GR_TRY(parse_option(a, "help", NULL, &used, err));
+        if (options && strcmp(argv[i], "--") == 0) options = false;
+        else if (options && strcmp(argv[i], "-h") == 0) GR_TRY(parse_option(a, "help", NULL, &used, err));
         else if (options && gr_starts_with(argv[i], "--"))
             GR_TRY(parse_option(a, argv[i] + 2, argv[i + 1], &used, err)); /* argv[argc] is NULL */
-        else
-            a->arguments[a->n_arguments++] = argv[i];
+        else a->arguments[a->n_arguments++] = argv[i];
     }
     if (gr_args_has(a, "help")) return GRAFT_OK;
     if (a->n_arguments < a->command->min_arguments || a->n_arguments > a->command->max_arguments)
-        GR_TRY(
-            gr_fail(err, GRAFT_BAD_USAGE, "%s argument%s%s; usage: graft %s %s",
-                    a->n_arguments < a->command->min_arguments ? "missing" : "unexpected",
-                    a->n_arguments > a->command->max_arguments ? " " : "",
-                    a->n_arguments > a->command->max_arguments ? a->arguments[a->command->max_arguments] : "",
-                    a->command->name, a->command->arguments));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s argument%s%s; usage: graft %s %s",
+                       a->n_arguments < a->command->min_arguments ? "missing" : "unexpected",
+                       a->n_arguments > a->command->max_arguments ? " " : "",
+                       a->n_arguments > a->command->max_arguments ? a->arguments[a->command->max_arguments] : "", a->command->name,
+                       a->command->arguments));
 done:
     return st;
 }
@@ -221,8 +215,7 @@ int gr_args_all(const gr_args *a, const char *name, const char **values) {
     return n;
 }
 
-graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out,
-                         graft_error *err) {
+graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out, graft_error *err) {
     const char *text = gr_args_text(a, name, NULL);
     char *end;
     *out = fallback;
@@ -230,22 +223,20 @@ graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_
     errno = 0;
     long long v = strtoll(text, &end, 10);
     if (end == text || *end || errno || v < min)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a whole number from %lld, found \"%s\"", name,
-                       (long long)min, text);
+        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a whole number from %lld, found \"%s\"", name, (long long)min, text);
     *out = v;
     return GRAFT_OK;
 }
 
-graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback,
-                           double *out, graft_error *err) {
+graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback, double *out,
+                           graft_error *err) {
     const char *text = gr_args_text(a, name, NULL);
     char *end;
     *out = fallback;
     if (!text) return GRAFT_OK;
     double v = strtod(text, &end);
     if (end == text || *end || !(v >= min && v <= max))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a number from %g to %g, found \"%s\"", name, min,
-                       max, text);
+        return gr_fail(err, GRAFT_BAD_USAGE, "--%s: expected a number from %g to %g, found \"%s\"", name, min, max, text);
     *out = v;
     return GRAFT_OK;
 }
@@ -262,12 +253,9 @@ static char *option_override(const gr_option *o, const char *value) {
     }
     gr_str_putc(&s, '"');
     for (const char *c = value; *c; c++) {
-        if (*c == '"' || *c == '\\')
-            gr_str_printf(&s, "\\%c", *c);
-        else if ((unsigned char)*c < 0x20)
-            gr_str_printf(&s, "\\x%02X", (unsigned)(unsigned char)*c);
-        else
-            gr_str_putc(&s, *c);
+        if (*c == '"' || *c == '\\') gr_str_printf(&s, "\\%c", *c);
+        else if ((unsigned char)*c < 0x20) gr_str_printf(&s, "\\x%02X", (unsigned)(unsigned char)*c);
+        else gr_str_putc(&s, *c);
     }
     gr_str_putc(&s, '"');
     return gr_str_take(&s);
@@ -307,8 +295,7 @@ static void name_option(const gr_args *a, char *const *list, graft_error *err) {
     }
 }
 
-graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
-                            graft_error *err) {
+graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out, graft_error *err) {
     char **list;
     int n;
     graft_status st = overrides(a, first_override, &list, &n, err);

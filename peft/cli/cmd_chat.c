@@ -60,10 +60,8 @@ static graft_status answer(conversation *c, graft_error *err) {
     putchar('\n');
     fflush(stdout);
     if (gr_line_editor_interrupted()) gr_note("(stopped)");
-    if (*result.text)
-        GR_TRY(add_turn(c, "assistant", gr_strdup(result.text), err));
-    else
-        forget(c, c->n - 1); /* a question without an answer */
+    if (*result.text) GR_TRY(add_turn(c, "assistant", gr_strdup(result.text), err));
+    else forget(c, c->n - 1); /* a question without an answer */
 done:
     gr_ids_release(&ids);
     gr_completions_release(&result, 1);

@@ -8,8 +8,8 @@
 #include "peft/cli/commands.h"
 
 /* The data set of a recipe, only as much of each source as is looked at. */
-static graft_status load(const gr_recipe *r, int64_t last, const gr_tokenizer *t, const gr_chat *chat,
-                         gr_threads *threads, gr_dataset **out, graft_error *err) {
+static graft_status load(const gr_recipe *r, int64_t last, const gr_tokenizer *t, const gr_chat *chat, gr_threads *threads,
+                         gr_dataset **out, graft_error *err) {
     gr_data_source *sources = gr_calloc(r->data_train.n, sizeof *sources);
     if (!sources) return gr_fail_memory(err, "sources");
     for (int i = 0; i < r->data_train.n; i++) {
@@ -63,10 +63,8 @@ done:
 /* "2" or "1-3" */
 static graft_status parse_steps(const char *text, gr_school_math_options *o, graft_error *err) {
     bool range = strlen(text) == 3 && text[1] == '-';
-    if ((strlen(text) != 1 && !range) || text[0] < '1' || text[0] > '3' ||
-        (range && (text[2] < text[0] || text[2] > '3')))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--steps: expected 1, 2, 3 or a range such as 1-3, found \"%s\"",
-                       text);
+    if ((strlen(text) != 1 && !range) || text[0] < '1' || text[0] > '3' || (range && (text[2] < text[0] || text[2] > '3')))
+        return gr_fail(err, GRAFT_BAD_USAGE, "--steps: expected 1, 2, 3 or a range such as 1-3, found \"%s\"", text);
     o->min_steps = text[0] - '0';
     o->max_steps = range ? text[2] - '0' : o->min_steps;
     return GRAFT_OK;

@@ -24,8 +24,7 @@ static void release_scores(scores *x, int64_t n) {
     free(x->matches);
 }
 
-static graft_status load_data(const gr_args *a, const gr_session *s, const gr_recipe *r, gr_dataset **out,
-                              graft_error *err) {
+static graft_status load_data(const gr_args *a, const gr_session *s, const gr_recipe *r, gr_dataset **out, graft_error *err) {
     int64_t limit, context = s->model->config.max_positions;
     graft_status st = gr_args_int(a, "limit", 1, 0, &limit, err);
     if (st != GRAFT_OK) return st;
@@ -43,8 +42,7 @@ static graft_status load_data(const gr_args *a, const gr_session *s, const gr_re
     return gr_dataset_load(out, &o, s->tokenizer, s->chat, s->device->threads, err);
 }
 
-static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r, const gr_dataset *d,
-                            scores *x, graft_error *err) {
+static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r, const gr_dataset *d, scores *x, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t max_tokens;
     *x = (scores){.loss = NAN, .exact_match = NAN};
@@ -59,8 +57,8 @@ static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r,
         x->completions = gr_calloc(d->n_samples, sizeof *x->completions);
         x->matches = gr_calloc(d->n_samples, 1);
         if (!x->completions || !x->matches) GR_TRY(gr_fail_memory(err, "scores"));
-        GR_TRY(gr_evaluate_exact_match(s->model, s->tokenizer, gr_chat_end_of_turn(s->chat), d, max_tokens,
-                                       "answers", &x->exact_match, x->completions, x->matches, err));
+        GR_TRY(gr_evaluate_exact_match(s->model, s->tokenizer, gr_chat_end_of_turn(s->chat), d, max_tokens, "answers",
+                                       &x->exact_match, x->completions, x->matches, err));
     }
 done:
     return st;
@@ -71,14 +69,12 @@ static graft_status write_samples(const char *path, const gr_dataset *d, const s
     graft_status st = gr_writer_open(&w, path, err);
     if (st != GRAFT_OK) return st;
     for (int64_t i = 0; i < d->n_samples; i++) {
-        json_t *line = json_pack("{s:I,s:I,s:f}", "index", (json_int_t)i, "tokens", (json_int_t)x->targets[i],
-                                 "nll", x->nll[i]);
+        json_t *line = json_pack("{s:I,s:I,s:f}", "index", (json_int_t)i, "tokens", (json_int_t)x->targets[i], "nll", x->nll[i]);
         if (line && x->completions) {
             json_object_set_new(line, "completion", json_string(x->completions[i].text));
             json_object_set_new(line, "exact_match", json_boolean(x->matches[i]));
         }
-        if (!line)
-            st = gr_fail(err, GRAFT_FAILED, "%s: sample %lld: its loss is not finite", path, (long long)i);
+        if (!line) st = gr_fail(err, GRAFT_FAILED, "%s: sample %lld: its loss is not finite", path, (long long)i);
         if (st != GRAFT_OK) break;
         json_dumpf(line, w.stream, JSON_COMPACT);
         fputc('\n', w.stream);
@@ -92,9 +88,8 @@ static graft_status write_samples(const char *path, const gr_dataset *d, const s
 }
 
 static void print_json(const gr_dataset *d, const scores *x) {
-    json_t *out = json_pack("{s:I,s:I,s:I,s:I}", "samples", (json_int_t)d->n_samples, "target_tokens",
-                            (json_int_t)d->n_targets, "truncated", (json_int_t)d->lost.truncated, "dropped",
-                            (json_int_t)(d->lost.dropped + d->n_empty));
+    json_t *out = json_pack("{s:I,s:I,s:I,s:I}", "samples", (json_int_t)d->n_samples, "target_tokens", (json_int_t)d->n_targets,
+                            "truncated", (json_int_t)d->lost.truncated, "dropped", (json_int_t)(d->lost.dropped + d->n_empty));
     if (!isnan(x->loss)) {
         json_object_set_new(out, "loss", json_real(x->loss));
         json_object_set_new(out, "perplexity", json_real(exp(x->loss)));
@@ -113,8 +108,8 @@ static void print_table(const gr_dataset *d, const scores *x) {
     printf("\ntarget tokens  %s\n", gr_thousands(d->n_targets, text));
     if (!isnan(x->loss)) printf("loss           %.4f\nperplexity     %.3f\n", x->loss, exp(x->loss));
     if (!isnan(x->exact_match))
-        printf("exact match    %.1f %% (%lld of %lld)\n", 100 * x->exact_match,
-               llround(x->exact_match * (double)d->n_samples), (long long)d->n_samples);
+        printf("exact match    %.1f %% (%lld of %lld)\n", 100 * x->exact_match, llround(x->exact_match * (double)d->n_samples),
+               (long long)d->n_samples);
 }
 
 graft_status gr_cmd_eval(const gr_args *a, graft_error *err) {
@@ -128,10 +123,8 @@ graft_status gr_cmd_eval(const gr_args *a, graft_error *err) {
     GR_TRY(load_data(a, &s, r, &d, err));
     GR_TRY(measure(a, &s, r, d, &x, err));
     if (gr_args_has(a, "out")) GR_TRY(write_samples(gr_args_text(a, "out", NULL), d, &x, err));
-    if (gr_args_has(a, "json"))
-        print_json(d, &x);
-    else
-        print_table(d, &x);
+    if (gr_args_has(a, "json")) print_json(d, &x);
+    else print_table(d, &x);
 done:
     release_scores(&x, d ? d->n_samples : 0);
     gr_dataset_free(d);

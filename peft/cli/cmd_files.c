@@ -62,16 +62,13 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     GR_TRY(gr_format_of(&format, out, gr_args_text(a, "format", NULL), "peft", err));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     if (s.n_adapters != 1)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)",
-                       s.n_adapters));
-    if (format == GR_FORMAT_GGUF)
-        GR_TRY(gr_adapter_export_gguf(s.adapters[0], s.model, out, err));
-    else
-        GR_TRY(gr_adapter_save(s.adapters[0], out, gr_args_has(a, "overwrite"), err));
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)", s.n_adapters));
+    if (format == GR_FORMAT_GGUF) GR_TRY(gr_adapter_export_gguf(s.adapters[0], s.model, out, err));
+    else GR_TRY(gr_adapter_save(s.adapters[0], out, gr_args_has(a, "overwrite"), err));
     if (gr_args_has(a, "json")) {
-        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
-                                 (json_int_t)s.adapters[0]->n_modules, "parameters",
-                                 (json_int_t)s.adapters[0]->params.n_parameters);
+        json_t *json =
+            json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
+                      (json_int_t)s.adapters[0]->n_modules, "parameters", (json_int_t)s.adapters[0]->params.n_parameters);
         json_dumpf(json, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(json);

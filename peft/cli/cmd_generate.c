@@ -61,10 +61,8 @@ static graft_status line_messages(const json_t *line, gr_message **out, int64_t 
     *out = messages;
     *n = 0;
     if (!messages) return gr_fail_memory(err, "messages");
-    if (json_is_string(system))
-        messages[(*n)++] = (gr_message){.role = "system", .content = json_string_value(system)};
-    else if (system && !json_is_null(system))
-        return gr_fail(err, GRAFT_BAD_INPUT, "system: expected a text");
+    if (json_is_string(system)) messages[(*n)++] = (gr_message){.role = "system", .content = json_string_value(system)};
+    else if (system && !json_is_null(system)) return gr_fail(err, GRAFT_BAD_INPUT, "system: expected a text");
     if (json_is_string(prompt) && json_is_array(list)) /* as a line of results has them, whose prompt is rendered already */
         return gr_fail(err, GRAFT_BAD_INPUT, "both \"prompt\" and \"messages\": leave one out");
     if (json_is_string(prompt)) {
@@ -136,8 +134,7 @@ static graft_status read_prompts(const gr_session *s, prompts *p, const char *pa
         line = NULL;
     }
     if (p->n == 0)
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", name);
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no prompts; expected {\"prompt\": text} or {\"messages\": [...]} lines", name);
 done:
     json_decref(line);
     free(text);
@@ -164,9 +161,9 @@ static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
     json_t *value, *line = json_object();
     bool replaced =
         json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
-    json_object_foreach(p->lines[i], key, value)
-        if (strcmp(key, "tokens") != 0 && (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
-            json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
+    json_object_foreach(p->lines[i], key, value) if (strcmp(key, "tokens") != 0 &&
+                                                     (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
+        json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
     p->n_replaced += replaced;
     if (json_object_set_new(line, "completion", json_string(result->text)) != 0 ||
         json_object_set_new(line, "tokens", json_integer(result->n_tokens)) != 0) {
@@ -179,8 +176,7 @@ static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
 static graft_status write_completions(FILE *out, prompts *p, const gr_completion *results, graft_error *err) {
     for (int64_t i = 0; i < p->n; i++) {
         json_t *line = result_line(p, i, &results[i]);
-        if (!line)
-            return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
+        if (!line) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the completion is no UTF-8", (long long)i + 1);
         json_dumpf(line, out, JSON_COMPACT);
         fputc('\n', out);
         json_decref(line);
@@ -190,8 +186,7 @@ static graft_status write_completions(FILE *out, prompts *p, const gr_completion
     return GRAFT_OK;
 }
 
-static graft_status generate_file(const gr_args *a, const gr_session *s, const gr_generate_options *o,
-                                  graft_error *err) {
+static graft_status generate_file(const gr_args *a, const gr_session *s, const gr_generate_options *o, graft_error *err) {
     graft_status st = GRAFT_OK;
     prompts p = {0};
     gr_completion *results = NULL;
@@ -203,8 +198,7 @@ static graft_status generate_file(const gr_args *a, const gr_session *s, const g
     if (!results) GR_TRY(gr_fail_memory(err, "completions"));
     if (out) GR_TRY(gr_writer_open(&w, out, err));
     gr_progress_start(&g.progress, "generate", p.n);
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, p.n, gr_chat_end_of_turn(s->chat), o, results,
-                       on_generated, &g, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, p.n, gr_chat_end_of_turn(s->chat), o, results, on_generated, &g, err));
     gr_progress_end(&g.progress);
     GR_TRY(write_completions(out ? w.stream : stdout, &p, results, err));
     if (out) GR_TRY(gr_writer_commit(&w, err));
@@ -224,8 +218,7 @@ static int print_text(void *payload, int64_t prompt, const char *text, int64_t l
     return 0;
 }
 
-static graft_status generate_one(const gr_args *a, const gr_session *s, const gr_generate_options *o,
-                                 graft_error *err) {
+static graft_status generate_one(const gr_args *a, const gr_session *s, const gr_generate_options *o, graft_error *err) {
     graft_status st = GRAFT_OK;
     bool json = gr_args_has(a, "json");
     gr_completion result = {0};
@@ -234,12 +227,10 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     json_t *line = json_pack("{s:s}", "prompt", m.content);
     GR_TRY(add_prompt(s, &p, &(gr_conversation){.messages = &m, .n = 1}, line, err));
     if (json && !line) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result,
-                       json ? NULL : print_text, NULL, err));
-    if (json)
-        GR_TRY(write_completions(stdout, &p, &result, err));
-    else
-        putchar('\n');
+    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result, json ? NULL : print_text, NULL,
+                       err));
+    if (json) GR_TRY(write_completions(stdout, &p, &result, err));
+    else putchar('\n');
 done:
     gr_completions_release(&result, 1);
     release_prompts(&p);
@@ -253,8 +244,7 @@ graft_status gr_cmd_generate(const gr_args *a, graft_error *err) {
     const char *stop[GR_MAX_STOP];
     if (gr_args_has(a, "prompt") == gr_args_has(a, "prompts"))
         return gr_fail(err, GRAFT_BAD_USAGE, "give either --prompt TEXT or --prompts FILE");
-    if (gr_args_has(a, "out") && !gr_args_has(a, "prompts"))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
+    if (gr_args_has(a, "out") && !gr_args_has(a, "prompts")) return gr_fail(err, GRAFT_BAD_USAGE, "--out goes with --prompts");
     GR_TRY(gr_args_sampling(a, &o, stop, 256, err));
     GR_TRY(gr_args_int(a, "batch", 1, 0, &o.batch, err));
     GR_TRY(gr_open_session(a, GR_FOR_WRITING, &s, NULL, err));

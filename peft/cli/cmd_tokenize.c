@@ -47,10 +47,8 @@ static graft_status encode_json(const work *w, line *l) {
     gr_utf8_repair(l->text, l->len, &valid);
     json_t *root = valid.failed ? NULL : json_loadb(valid.data, (size_t)valid.len, JSON_ALLOW_NUL, NULL);
     const json_t *text = json_object_get(root, "text");
-    if (json_is_string(text))
-        st = encode_text(w, json_string_value(text), (int64_t)json_string_length(text), l);
-    else
-        st = fail_line(w, l, "expected {\"text\": ...}; --plain reads lines of plain text");
+    if (json_is_string(text)) st = encode_text(w, json_string_value(text), (int64_t)json_string_length(text), l);
+    else st = fail_line(w, l, "expected {\"text\": ...}; --plain reads lines of plain text");
     json_decref(root);
     gr_str_release(&valid);
     return st;
@@ -94,12 +92,9 @@ static void do_line(void *context, int64_t chunk, int worker) {
     line *l = &w->lines[chunk];
     (void)worker;
     gr_str_clear(&l->out);
-    if (w->decode)
-        l->status = decode_json(w, l);
-    else if (w->plain)
-        l->status = encode_text(w, l->text, l->len, l);
-    else
-        l->status = encode_json(w, l);
+    if (w->decode) l->status = decode_json(w, l);
+    else if (w->plain) l->status = encode_text(w, l->text, l->len, l);
+    else l->status = encode_json(w, l);
     if (l->status == GRAFT_OK && l->out.failed) l->status = gr_fail_memory(&l->err, "ids");
 }
 

@@ -21,9 +21,10 @@ static void say(const char *text) {
 
 /* The first signal lets the step be finished and saved, a second one ends the program at once. */
 static void on_signal(int signal_number) {
-    static const char *const doing[] = {
-        [GR_PHASE_IDLE] = "leaving", [GR_PHASE_SETUP] = "leaving before the first step",
-        [GR_PHASE_STEPS] = "the step is being finished and saved", [GR_PHASE_RESULT] = "the result is being written"};
+    static const char *const doing[] = {[GR_PHASE_IDLE] = "leaving",
+                                        [GR_PHASE_SETUP] = "leaving before the first step",
+                                        [GR_PHASE_STEPS] = "the step is being finished and saved",
+                                        [GR_PHASE_RESULT] = "the result is being written"};
     static volatile sig_atomic_t seen;
     int saved_errno = errno;
     const char *checkpoint = gr_trainer_last_checkpoint();
@@ -75,9 +76,8 @@ static void put_facts(json_t *out, const gr_plan_facts *f) {
 }
 
 static void print_json(const gr_recipe *r, const gr_train_options *o, const gr_train_result *result) {
-    json_t *out =
-        json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
-                  "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
+    json_t *out = json_pack("{s:b,s:I,s:I,s:s?}", "dry_run", (int)o->dry_run, "steps", (json_int_t)result->steps,
+                            "trainable_parameters", (json_int_t)result->n_trainable, "output_dir", r->_output_dir);
     if (o->dry_run) {
         json_object_set_new(out, "state_bytes", json_integer(result->state_bytes));
         json_object_set_new(out, "scratch_bytes", json_integer(result->scratch_bytes));
@@ -119,12 +119,9 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     catch_signals();
     st = gr_train(r, o, &result, err);
     if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
-    if (gr_args_has(a, "json"))
-        print_json(r, o, &result);
-    else if (o->dry_run && report.data)
-        fputs(report.data, stdout);
-    else if (!o->dry_run)
-        print_result(r, &result);
+    if (gr_args_has(a, "json")) print_json(r, o, &result);
+    else if (o->dry_run && report.data) fputs(report.data, stdout);
+    else if (!o->dry_run) print_result(r, &result);
 done:
     gr_str_release(&report);
     gr_recipe_free(r);
@@ -132,11 +129,9 @@ done:
 }
 
 graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
-    gr_train_options o = {.resume = gr_args_has(a, "resume"),
-                          .overwrite = gr_args_has(a, "overwrite"),
-                          .dry_run = gr_args_has(a, "dry-run")};
-    if (o.resume && o.overwrite)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
+    gr_train_options o = {
+        .resume = gr_args_has(a, "resume"), .overwrite = gr_args_has(a, "overwrite"), .dry_run = gr_args_has(a, "dry-run")};
+    if (o.resume && o.overwrite) return gr_fail(err, GRAFT_BAD_USAGE, "--resume and --overwrite exclude each other");
     return run(a, &o, err);
 }
 
@@ -147,10 +142,8 @@ graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
     if (st == GRAFT_OK) st = gr_args_int(a, "samples", 1, 0, &o.samples, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "mean-tokens", 1, 0, &o.mean_tokens, err);
     if (st != GRAFT_OK) return st;
-    if (o.mean_tokens > 0 && o.samples == 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens goes with --samples N");
-    if (ranks > 1)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
+    if (o.mean_tokens > 0 && o.samples == 0) return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens goes with --samples N");
+    if (ranks > 1) return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
     return run(a, &o, err);
 }
 
@@ -201,8 +194,8 @@ graft_status gr_cmd_validate(const gr_args *a, graft_error *err) {
         GR_TRY(gr_recipe_print(r, &text, err));
         fputs(text.data, stdout);
     } else if (gr_args_has(a, "json")) {
-        json_t *out = json_pack("{s:b,s:s,s:s,s:s}", "valid", 1, "recipe", r->path, "base", r->model_base,
-                                "output_dir", r->_output_dir);
+        json_t *out =
+            json_pack("{s:b,s:s,s:s,s:s}", "valid", 1, "recipe", r->path, "base", r->model_base, "output_dir", r->_output_dir);
         json_dumpf(out, stdout, 0);
         putchar('\n');
         json_decref(out);

@@ -1,6 +1,6 @@
 #include "peft/cli/commands.h"
 
-#define END                                                                                                  \
+#define END                                                                                                                        \
     { NULL, NULL, NULL, NULL } /* of a group of options */
 
 /* ---- groups that several commands share ---- */
@@ -110,8 +110,8 @@ static const gr_option eval_options[] = {
 static const gr_option merge_options[] = {
     {"out", "PATH", "HF folder or .gguf file to write", NULL},
     {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
-    {"dtype", "TYPE",
-     "fp32, fp16, bf16, in a GGUF also q8_0, q6_k, q5_k_m, q4_k_m (the base's own; bf16 for a quantised base)", NULL},
+    {"dtype", "TYPE", "fp32, fp16, bf16, in a GGUF also q8_0, q6_k, q5_k_m, q4_k_m (the base's own; bf16 for a quantised base)",
+     NULL},
     {"overwrite", NULL, "replace what is there", NULL},
     {"threads", "N", NULL, "threads"},
     END,
@@ -270,6 +270,4 @@ const gr_command gr_commands[] = {
      {json_option}},
 };
 
-int gr_n_commands(void) {
-    return GR_LEN(gr_commands);
-}
+int gr_n_commands(void) { return GR_LEN(gr_commands); }

@@ -54,23 +54,20 @@ graft_status gr_args_parse(gr_args *a, int argc, char **argv, graft_error *err);
 void gr_args_release(gr_args *a);
 bool gr_args_has(const gr_args *a, const char *name);
 const char *gr_args_text(const gr_args *a, const char *name, const char *fallback); /* the last one given */
-int gr_args_all(const gr_args *a, const char *name, const char **values); /* every one; values[n_given] */
-graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out,
-                         graft_error *err);
-graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback,
-                           double *out, graft_error *err);
+int gr_args_all(const gr_args *a, const char *name, const char **values);           /* every one; values[n_given] */
+graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out, graft_error *err);
+graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback, double *out,
+                           graft_error *err);
 /* The options that mean recipe keys, then arguments from first_override on, laid over a recipe file (NULL:
  * the defaults). */
-graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out,
-                            graft_error *err);
+graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out, graft_error *err);
 /* The same with every problem noted (gr_recipe_examine). */
 graft_status gr_args_examine(const gr_args *a, const char *path, int first_override, const gr_examine_options *o, gr_recipe **out,
                              gr_problems *problems, graft_error *err);
 
 /* ---- the commands ---- */
-gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat,
-    gr_cmd_eval, gr_cmd_merge, gr_cmd_export, gr_cmd_inspect, gr_cmd_tokenize, gr_cmd_data_preview,
-    gr_cmd_data_make, gr_cmd_doctor;
+gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat, gr_cmd_eval,
+    gr_cmd_merge, gr_cmd_export, gr_cmd_inspect, gr_cmd_tokenize, gr_cmd_data_preview, gr_cmd_data_make, gr_cmd_doctor;
 
 /* Help of one command, or of all (c NULL), to stdout. */
 void gr_print_help(const gr_command *c);

@@ -101,11 +101,8 @@ static graft_status unknown_topic(const char *name, graft_error *err) {
 /* ---- the table of commands ---- */
 
 static void print_overview(void) {
-    printf(
-        "graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n",
-        GRAFT_VERSION);
-    for (int i = 0; i < gr_n_commands(); i++)
-        printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
+    printf("graft %s - parameter-efficient finetuning of language models\n\nusage: graft COMMAND [options]\n\n", GRAFT_VERSION);
+    for (int i = 0; i < gr_n_commands(); i++) printf("  %-14s %s\n", gr_commands[i].name, gr_commands[i].summary);
     printf("\n`graft COMMAND --help` explains a command, `graft help TOPIC` one of these:\n\n");
     for (int i = 0; i < GR_LEN(topics); i++) printf("  %-14s %s\n", topics[i].name, topics[i].summary);
     printf("\nexit codes: 0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
@@ -123,8 +120,8 @@ void gr_print_help(const gr_command *c) {
     for (int i = 0; (o = gr_command_option(c, i)); i++) {
         char left[64];
         snprintf(left, sizeof left, "--%s %s", o->name, o->value ? o->value : "");
-        printf("  %-26s %s%s%s%s\n", left, gr_option_help(o), *gr_option_choices(o) ? " (" : "",
-               gr_option_choices(o), *gr_option_choices(o) ? ")" : "");
+        printf("  %-26s %s%s%s%s\n", left, gr_option_help(o), *gr_option_choices(o) ? " (" : "", gr_option_choices(o),
+               *gr_option_choices(o) ? ")" : "");
     }
     printf("\nexample:\n  %s\n", c->example);
 }
@@ -201,8 +198,7 @@ static void print_bash_completion(void) {
         if (gr_starts_with(gr_commands[i].name, "data ")) printf("%s ", gr_commands[i].name + 5);
     printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"");
     for (int i = 0; i < GR_LEN(topics); i++) printf(" %s", topics[i].name);
-    for (int i = 0; i < gr_n_commands(); i++)
-        printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
+    for (int i = 0; i < gr_n_commands(); i++) printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
     printf("\"\n    fi\n    if [[ $cur == -* || -n $words && ( $COMP_CWORD -eq 1 || $COMP_CWORD -eq 2 && "
            "( ${COMP_WORDS[1]} == data || ${COMP_WORDS[1]} == help ) ) ]]; then\n"
            "        mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
@@ -244,8 +240,7 @@ graft_status gr_cmd_version(const gr_args *a, graft_error *err) {
     const char *level = device ? device->level : "no device";
     if (gr_args_has(a, "json"))
         printf("{\"version\": \"%s\", \"commit\": \"%s\", \"device\": \"%s\"}\n", GRAFT_VERSION, commit, level);
-    else
-        printf("graft %s (commit %s, %s)\n", GRAFT_VERSION, commit, level);
+    else printf("graft %s (commit %s, %s)\n", GRAFT_VERSION, commit, level);
     gr_device_free(device);
     return GRAFT_OK;
 }

@@ -24,8 +24,8 @@ struct gr_line_editor {
     char *history_file; /* owned; NULL: none */
     char *line;         /* owned, from getline */
     size_t capacity;
-    bool had_text;  /* something stood on the line when Ctrl-C came */
-    int n_cleared;  /* empty lines that Ctrl-C dropped, in a row */
+    bool had_text; /* something stood on the line when Ctrl-C came */
+    int n_cleared; /* empty lines that Ctrl-C dropped, in a row */
     struct sigaction old_int, old_cont, old_winch;
 };
 
@@ -46,9 +46,7 @@ static void on_signal(int number) {
     raise(SIGINT);
 }
 
-bool gr_line_editor_interrupted(void) {
-    return presses > 0;
-}
+bool gr_line_editor_interrupted(void) { return presses > 0; }
 
 static bool catch_signals(gr_line_editor *e) {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART}; /* an answer's writes are not cut off */
@@ -98,9 +96,7 @@ static int get_character(EditLine *edit, wchar_t *out) {
 static char *history_path(void) {
     const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
     bool xdg = state && *state == '/';
-    char *file = NULL, *folder = xdg    ? gr_format("%s/graft", state)
-                                 : home ? gr_format("%s/.local/state/graft", home)
-                                        : NULL;
+    char *file = NULL, *folder = xdg ? gr_format("%s/graft", state) : home ? gr_format("%s/.local/state/graft", home) : NULL;
     mode_t mask = umask(077);
     if (folder && gr_make_dirs(folder, NULL) == GRAFT_OK) file = gr_path_join(folder, "chat_history");
     umask(mask);
@@ -153,10 +149,8 @@ graft_status gr_line_editor_open(gr_line_editor **out, const char *prompt, graft
     if (!e) return gr_fail_memory(err, "line editor");
     e->prompt = prompt;
     if (isatty(STDIN_FILENO) && isatty(STDERR_FILENO)) st = open_terminal(e, err);
-    if (st == GRAFT_OK)
-        *out = e;
-    else
-        gr_line_editor_close(e);
+    if (st == GRAFT_OK) *out = e;
+    else gr_line_editor_close(e);
     return st;
 }
 
@@ -176,9 +170,7 @@ void gr_line_editor_close(gr_line_editor *e) {
     free(e);
 }
 
-bool gr_line_editor_interactive(const gr_line_editor *e) {
-    return e->edit != NULL;
-}
+bool gr_line_editor_interactive(const gr_line_editor *e) { return e->edit != NULL; }
 
 static gr_line_kind cleared(gr_line_editor *e) {
     fputc('\n', stderr);

@@ -3,8 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe,
-                             graft_error *err) {
+graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
     const char *first = a->n_arguments > 0 ? a->arguments[0] : NULL;
@@ -32,8 +31,7 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
     output.folder = output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 &&
                     (*format || !(gr_ends_with(output.path, ".gguf") || gr_ends_with(output.path, ".GGUF")));
     if (output.path) o.output = &output;
-    if (first && gr_args_has(a, "model"))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: the model is already given by --model", first));
+    if (first && gr_args_has(a, "model")) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: the model is already given by --model", first));
     GR_TRY(gr_session_open(s, &o, err));
     if (recipe) {
         *recipe = r;
@@ -45,16 +43,14 @@ done:
     return st;
 }
 
-graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop,
-                                     int64_t max_tokens, graft_error *err) {
+graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop, int64_t max_tokens, graft_error *err) {
     graft_status st = GRAFT_OK;
     double temperature, top_p, penalty;
     int64_t top_k, seed;
     const char **all = gr_calloc(a->n_given + 1, sizeof *all);
     if (!all) return gr_fail_memory(err, "options");
     *o = (gr_generate_options){.stop = stop, .n_stop = gr_args_all(a, "stop", all)};
-    if (o->n_stop > GR_MAX_STOP)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", GR_MAX_STOP));
+    if (o->n_stop > GR_MAX_STOP) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: at most %d stop strings", GR_MAX_STOP));
     for (int i = 0; i < o->n_stop; i++) {
         stop[i] = all[i];
         if (!*all[i]) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--stop: expected a text, found an empty one"));

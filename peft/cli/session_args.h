@@ -13,12 +13,10 @@ typedef enum gr_session_use {
 
 /* --model may also be the command's only argument (`graft chat runs/name`). *recipe (may be NULL; owned): the
  * options that mean recipe keys, over the defaults. */
-graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe,
-                             graft_error *err);
+graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s, gr_recipe **recipe, graft_error *err);
 
 enum { GR_MAX_STOP = 16 };
 /* The sampling options; o->stop points into stop[GR_MAX_STOP]. max_tokens: the default. */
-graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop, int64_t max_tokens,
-                              graft_error *err);
+graft_status gr_args_sampling(const gr_args *a, gr_generate_options *o, const char **stop, int64_t max_tokens, graft_error *err);
 
 #endif

@@ -17,19 +17,20 @@ static double now(void) {
 
 #if defined(__x86_64__)
 /* 10 independent chains of FMAs: enough to hide the latency of two units. Returns floating-point operations done. */
-#define CHAINS(suffix, isa, type, set, fma, lanes)                                                           \
-    __attribute__((target(isa))) static double peak_##suffix(int64_t steps) {                                \
-        type x = set(0.999f), y = set(1e-3f), a0 = x, a1 = x, a2 = x, a3 = x, a4 = x, a5 = x, a6 = x, a7 = x; \
-        type a8 = x, a9 = x;                                                                                 \
-        for (int64_t s = 0; s < steps; s++) {                                                                \
-            a0 = fma(a0, x, y), a1 = fma(a1, x, y), a2 = fma(a2, x, y), a3 = fma(a3, x, y);                  \
-            a4 = fma(a4, x, y), a5 = fma(a5, x, y), a6 = fma(a6, x, y), a7 = fma(a7, x, y);                  \
-            a8 = fma(a8, x, y), a9 = fma(a9, x, y);                                                          \
-            /* the compiler may not see through the chains */                                                \
-            __asm__ volatile("" : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6),       \
-                             "+v"(a7), "+v"(a8), "+v"(a9));                                                  \
-        }                                                                                                    \
-        return (double)steps * 10 * 2 * lanes;                                                               \
+#define CHAINS(suffix, isa, type, set, fma, lanes)                                                                                 \
+    __attribute__((target(isa))) static double peak_##suffix(int64_t steps) {                                                      \
+        type x = set(0.999f), y = set(1e-3f), a0 = x, a1 = x, a2 = x, a3 = x, a4 = x, a5 = x, a6 = x, a7 = x;                      \
+        type a8 = x, a9 = x;                                                                                                       \
+        for (int64_t s = 0; s < steps; s++) {                                                                                      \
+            a0 = fma(a0, x, y), a1 = fma(a1, x, y), a2 = fma(a2, x, y), a3 = fma(a3, x, y);                                        \
+            a4 = fma(a4, x, y), a5 = fma(a5, x, y), a6 = fma(a6, x, y), a7 = fma(a7, x, y);                                        \
+            a8 = fma(a8, x, y), a9 = fma(a9, x, y);                                                                                \
+            /* the compiler may not see through the chains */                                                                      \
+            __asm__ volatile(""                                                                                                    \
+                             : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7), "+v"(a8),           \
+                               "+v"(a9));                                                                                          \
+        }                                                                                                                          \
+        return (double)steps * 10 * 2 * lanes;                                                                                     \
     }
 #include <immintrin.h>
 CHAINS(avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, 16)
@@ -121,17 +122,17 @@ static double fma_peak;
 static const char *wanted = ""; /* a part of the labels to be measured */
 
 /* Best of repeated runs of the statement for 0.5 s or so. */
-#define TIME(label, flops, statement)                                                                        \
-    do {                                                                                                     \
-        double best = 1e9, until = now() + 0.5;                                                              \
-        if (!strstr(label, wanted)) break;                                                                   \
-        for (int run_ = 0; run_ < 3 || now() < until; run_++) {                                              \
-            double start = now();                                                                            \
-            statement;                                                                                       \
-            if (now() - start < best) best = now() - start;                                                  \
-        }                                                                                                    \
-        printf("%-44s %9.3f ms %8.1f GFLOP/s %5.1f %%\n", label, best * 1e3, (flops) / best / 1e9,             \
-               (flops) / best / 1e9 / fma_peak * 100);                                                       \
+#define TIME(label, flops, statement)                                                                                              \
+    do {                                                                                                                           \
+        double best = 1e9, until = now() + 0.5;                                                                                    \
+        if (!strstr(label, wanted)) break;                                                                                         \
+        for (int run_ = 0; run_ < 3 || now() < until; run_++) {                                                                    \
+            double start = now();                                                                                                  \
+            statement;                                                                                                             \
+            if (now() - start < best) best = now() - start;                                                                        \
+        }                                                                                                                          \
+        printf("%-44s %9.3f ms %8.1f GFLOP/s %5.1f %%\n", label, best * 1e3, (flops) / best / 1e9,                                 \
+               (flops) / best / 1e9 / fma_peak * 100);                                                                             \
     } while (0)
 
 static gr_weight make_weight(gr_device *d, gr_dtype dtype, int64_t N, int64_t K) {
@@ -158,7 +159,11 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
         any |= strstr(line[i], wanted) != NULL;
     }
     if (!any) return;
-    gr_lora lora = {.rank = rank, .scale = 1, .A = values(d, rank * K), .B = values(d, N * rank), .dA = values(d, rank * K),
+    gr_lora lora = {.rank = rank,
+                    .scale = 1,
+                    .A = values(d, rank * K),
+                    .B = values(d, N * rank),
+                    .dA = values(d, rank * K),
                     .dB = values(d, N * rank)};
     gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0, .compute = compute};
     const gr_linear *group = &l;
@@ -220,8 +225,9 @@ static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dty
     TIME(label, flops,
          d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute, NULL));
     snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, 2.5 * flops, d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs,
-                                                        n_seqs, H, K, D, 0.125f, compute));
+    TIME(label, 2.5 * flops,
+         d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs, n_seqs, H, K, D,
+                                    0.125f, compute));
     float *all[] = {q, k, v, out, lse, delta, dout, dq, dk, dv, (float *)seqs};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
 }

@@ -13,14 +13,14 @@ static int print_text(void *payload, const char *text, size_t length) {
     return 0;
 }
 
-static graft_status train_and_ask(const char *model, const char *question, const char *out,
-                                  const char *const *overrides, int n, graft_error *err) {
+static graft_status train_and_ask(const char *model, const char *question, const char *out, const char *const *overrides, int n,
+                                  graft_error *err) {
     graft_train_options again = {.overwrite = 1};
     graft_train_result result;
     graft_status status = graft_train(NULL, overrides, n, &again, &result, err);
     if (status != GRAFT_OK) return status;
-    printf("%lld steps, %lld trainable parameters, loss %.4f\n", (long long)result.steps,
-           (long long)result.trainable_parameters, result.loss);
+    printf("%lld steps, %lld trainable parameters, loss %.4f\n", (long long)result.steps, (long long)result.trainable_parameters,
+           result.loss);
 
     graft_model *tuned;
     graft_generate_options options = {.max_tokens = 64};

@@ -16,9 +16,7 @@ static void tell(int good, const char *name, const char *why) {
     failed = 1;
 }
 
-static void check(int good, const char *name) {
-    tell(good, name, "it does not hold");
-}
+static void check(int good, const char *name) { tell(good, name, "it does not hold"); }
 
 /* A call that must succeed and leave no error behind; err holds one from before. */
 static void done_well(graft_status st, const char *name) {
@@ -160,9 +158,7 @@ static int collect(void *payload, int64_t i, const char *text, size_t length, in
     return p->stop_after > 0 && (int64_t)strlen(p->text[i]) >= p->stop_after;
 }
 
-static int collect_one(void *payload, const char *text, size_t length) {
-    return collect(payload, 0, text, length, 0);
-}
+static int collect_one(void *payload, const char *text, size_t length) { return collect(payload, 0, text, length, 0); }
 
 static void generation(graft_model *m) {
     graft_generate_options o = {.max_tokens = 24};

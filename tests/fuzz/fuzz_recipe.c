@@ -29,8 +29,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     if (gr_recipe_print(r, &once, &err) != GRAFT_OK) abort();
     again = read_bytes(path, once.data, once.len, &err);
-    if (!again || gr_recipe_print(again, &twice, &err) != GRAFT_OK || strcmp(once.data, twice.data) != 0)
-        abort();
+    if (!again || gr_recipe_print(again, &twice, &err) != GRAFT_OK || strcmp(once.data, twice.data) != 0) abort();
     gr_recipe_free(r);
     gr_recipe_free(again);
     gr_str_release(&once);

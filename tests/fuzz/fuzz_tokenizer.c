@@ -11,8 +11,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     gr_ids ids = {0};
     gr_str text = {0};
     if (gr_tokenizer_parse_json(&t, (const char *)data, (int64_t)size, "fuzz", &err) == GRAFT_OK) {
-        GR_ASSERT(gr_tokenizer_encode(t, (const char *)data, (int64_t)size, size % 2, &ids, &err) ==
-                  GRAFT_OK);
+        GR_ASSERT(gr_tokenizer_encode(t, (const char *)data, (int64_t)size, size % 2, &ids, &err) == GRAFT_OK);
         GR_ASSERT(gr_tokenizer_decode(t, ids.data, ids.n, false, &text, &err) == GRAFT_OK);
     } else {
         GR_ASSERT(err.msg[0]);

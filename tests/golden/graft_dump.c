@@ -27,8 +27,8 @@ typedef struct dump {
 
 static void add(dump *d, const char *name, int n_dims, int64_t rows, int64_t cols, const float *data) {
     gr_tensor *t = &d->tensors[d->n];
-    *t = (gr_tensor){.name = gr_strdup(name), .dtype = GR_DTYPE_F32, .n_dims = n_dims, .n_elements = rows * cols,
-                     .n_bytes = rows * cols * 4};
+    *t = (gr_tensor){
+        .name = gr_strdup(name), .dtype = GR_DTYPE_F32, .n_dims = n_dims, .n_elements = rows * cols, .n_bytes = rows * cols * 4};
     t->shape[0] = n_dims == 2 ? rows : cols;
     t->shape[1] = n_dims == 2 ? cols : 0;
     d->data[d->n++] = data;

@@ -40,10 +40,8 @@ static json_t *render(json_t *task, bool with_spans) {
             json_t *list = json_array();
             for (int64_t i = 0; i < n_spans; i++)
                 json_array_append_new(list, json_pack("[I, i]", (json_int_t)spans[i].end, spans[i].origin));
-            if (with_spans)
-                json_object_set_new(out, "spans", list);
-            else
-                json_decref(list);
+            if (with_spans) json_object_set_new(out, "spans", list);
+            else json_decref(list);
         }
     }
     if (json_object_size(out) == 0) json_object_update_new(out, json_pack("{s:s, s:b}", "error", err.msg, "raised", raised));

@@ -129,8 +129,8 @@ static void check_attention(gr_device *d) {
     static float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
     fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
     attention_loss(d, &t);
-    d->ops->attention_backward(d, dq, dk, dv, delta, t.dout, H * D, t.q, H * D, t.k, t.v, KV * D, t.out, t.lse, two, 2, H,
-                               KV, D, 0.4f, GR_DTYPE_F32);
+    d->ops->attention_backward(d, dq, dk, dv, delta, t.dout, H * D, t.q, H * D, t.k, t.v, KV * D, t.out, t.lse, two, 2, H, KV, D,
+                               0.4f, GR_DTYPE_F32);
     check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
     check(d, attention_loss, &t, t.k, dk, T * KV * D, "attention dk");
     check(d, attention_loss, &t, t.v, dv, T * KV * D, "attention dv");
@@ -221,10 +221,8 @@ static void test_level(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        {"generic", test_level, NULL, NULL, (void *)levels[0]},
-        {"avx2", test_level, NULL, NULL, (void *)levels[1]},
-        {"avx512", test_level, NULL, NULL, (void *)levels[2]},
-        {"avx512bf16", test_level, NULL, NULL, (void *)levels[3]},
+        {"generic", test_level, NULL, NULL, (void *)levels[0]}, {"avx2", test_level, NULL, NULL, (void *)levels[1]},
+        {"avx512", test_level, NULL, NULL, (void *)levels[2]},  {"avx512bf16", test_level, NULL, NULL, (void *)levels[3]},
         {"amx", test_level, NULL, NULL, (void *)levels[4]},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

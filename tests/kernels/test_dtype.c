@@ -22,8 +22,7 @@ static void check_to_f32(gr_dtype dtype, const void *bytes, int64_t size, const 
 
 static void test_quantised(void **state) {
     (void)state;
-#define CHECK(type, name)                                                                                    \
-    check_to_f32(type, name##_bytes, sizeof name##_bytes, name##_values, sizeof name##_values / 4)
+#define CHECK(type, name) check_to_f32(type, name##_bytes, sizeof name##_bytes, name##_values, sizeof name##_values / 4)
     CHECK(GR_DTYPE_Q4_0, q4_0);
     CHECK(GR_DTYPE_Q4_1, q4_1);
     CHECK(GR_DTYPE_Q5_0, q5_0);
@@ -69,14 +68,8 @@ static void test_quantisation_error(void **state) {
     static const struct {
         gr_dtype dtype;
         double bound;
-    } cases[] = {{GR_DTYPE_Q8_0, 0.0060},
-                 {GR_DTYPE_Q5_0, 0.045},
-                 {GR_DTYPE_Q4_0, 0.090},
-                 {GR_DTYPE_Q5_1, 0.040},
-                 {GR_DTYPE_Q4_K, 0.075},
-                 {GR_DTYPE_Q5_K, 0.038},
-                 {GR_DTYPE_Q6_K, 0.019},
-                 {GR_DTYPE_NF4, 0.096}};
+    } cases[] = {{GR_DTYPE_Q8_0, 0.0060}, {GR_DTYPE_Q5_0, 0.045}, {GR_DTYPE_Q4_0, 0.090}, {GR_DTYPE_Q5_1, 0.040},
+                 {GR_DTYPE_Q4_K, 0.075},  {GR_DTYPE_Q5_K, 0.038}, {GR_DTYPE_Q6_K, 0.019}, {GR_DTYPE_NF4, 0.096}};
     float *x = malloc(N * sizeof *x), *y = malloc(N * sizeof *y);
     uint8_t *bytes = malloc(N * 2);
     assert_true(x && y && bytes);
@@ -105,8 +98,8 @@ static void test_quantisation_error(void **state) {
 /* Values that no weight should have give bytes and no trap; NF4 keeps the largest floats finite. */
 static void test_odd_values(void **state) {
     (void)state;
-    static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q5_0, GR_DTYPE_Q5_1, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K,
-                                     GR_DTYPE_Q5_K, GR_DTYPE_Q6_K, GR_DTYPE_NF4};
+    static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q5_0, GR_DTYPE_Q5_1, GR_DTYPE_Q4_0,
+                                     GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K, GR_DTYPE_NF4};
     static const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, -3e38f, 1e-40f, 0.0f, -0.0f};
     float x[256], y[256];
     uint8_t bytes[512];
@@ -136,10 +129,8 @@ static void test_halves(void **state) {
             assert_true(fabs((double)f) == exact && !signbit(f) == !(h >> 15));
             assert_int_equal(gr_f32_to_f16(f), h);
         }
-        if (isnan(b))
-            assert_true(isnan(gr_bf16_to_f32(gr_f32_to_bf16(b))));
-        else
-            assert_int_equal(gr_f32_to_bf16(b), h);
+        if (isnan(b)) assert_true(isnan(gr_bf16_to_f32(gr_f32_to_bf16(b))));
+        else assert_int_equal(gr_f32_to_bf16(b), h);
     }
 }
 
@@ -161,8 +152,8 @@ static void test_table(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_quantised), cmocka_unit_test(test_from_f32),
-                                       cmocka_unit_test(test_quantisation_error), cmocka_unit_test(test_odd_values),
-                                       cmocka_unit_test(test_halves), cmocka_unit_test(test_table)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_quantised),  cmocka_unit_test(test_from_f32), cmocka_unit_test(test_quantisation_error),
+        cmocka_unit_test(test_odd_values), cmocka_unit_test(test_halves),   cmocka_unit_test(test_table)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

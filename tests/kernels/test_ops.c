@@ -59,9 +59,7 @@ static float *filled(call *c, int tag, int64_t row0, int64_t n, int64_t cols) {
 static float *rows(call *c, int tag, int64_t cols) { return filled(c, tag, c->row0, c->n, cols); }
 static float *fixed(call *c, int tag, int64_t n, int64_t cols) { return filled(c, tag, 0, n, cols); }
 
-static void out_rows(call *c, const float *x, int64_t cols) {
-    c->outputs[c->n_outputs++] = (output){x, c->n, cols};
-}
+static void out_rows(call *c, const float *x, int64_t cols) { c->outputs[c->n_outputs++] = (output){x, c->n, cols}; }
 
 static void out_sum(call *c, const float *x, int64_t n) { c->outputs[c->n_outputs++] = (output){x, 0, n}; }
 
@@ -156,8 +154,8 @@ static void make_linears(call *c, linears *g, bool trained) {
     g->l[0].bias = fixed(c, 22, 1, s[1]);
     for (int j = 0; j < 2; j++) {
         int64_t rank = s[2] + j;
-        g->lora[j] = (gr_lora){.rank = rank, .scale = 0.5f + (float)j, .A = fixed(c, 23 + j, rank, g->K),
-                               .B = fixed(c, 25 + j, s[1] + 9, rank)};
+        g->lora[j] = (gr_lora){
+            .rank = rank, .scale = 0.5f + (float)j, .A = fixed(c, 23 + j, rank, g->K), .B = fixed(c, 25 + j, s[1] + 9, rank)};
         if (trained) g->lora[j].dA = fixed(c, 27 + j, rank, g->K), g->lora[j].dB = fixed(c, 29 + j, s[1] + 9, rank);
     }
     g->l[1].lora = g->lora, g->l[1].n_lora = 2;
@@ -183,8 +181,7 @@ static void call_linear_backward(call *c) {
     float *dx = rows(c, 1, g.K), *dxd = rows(c, 2, g.K), *dh = rows(c, 3, g.ldh), *dy = rows(c, 4, g.ldy);
     float *x = rows(c, 5, g.K), *xd = rows(c, 6, g.K), *h = rows(c, 7, g.ldh);
     g.l[0].dw = fixed(c, 8, g.l[0].w.rows, g.K), g.l[0].dbias = fixed(c, 9, 1, g.l[0].w.rows);
-    c->d->ops->linear_backward(c->d, dx, c->variant & 1, c->variant & 2 ? NULL : dxd, dh, dy, g.ldy, x, xd, h, g.group, 2,
-                               c->n);
+    c->d->ops->linear_backward(c->d, dx, c->variant & 1, c->variant & 2 ? NULL : dxd, dh, dy, g.ldy, x, xd, h, g.group, 2, c->n);
     out_rows(c, dx, g.K), out_rows(c, dxd, g.K), out_rows(c, dh, g.ldh);
     out_sum(c, g.l[0].dw, g.l[0].w.rows * g.K), out_sum(c, g.l[0].dbias, g.l[0].w.rows);
     for (int j = 0; j < 2; j++) {
@@ -359,7 +356,12 @@ static void call_adamw(call *c) {
     int64_t C = width(c);
     float *w = rows(c, 1, C), *m = rows(c, 2, C), *v = rows(c, 3, C), *g = rows(c, 4, C);
     for (int64_t i = 0; i < c->n * C; i++) v[i] = fabsf(v[i]);
-    gr_adamw p = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.99f, .epsilon = 1e-6f, .weight_decay = 0.1f, .grad_scale = 0.7f,
+    gr_adamw p = {.lr = 1e-2f,
+                  .beta1 = 0.9f,
+                  .beta2 = 0.99f,
+                  .epsilon = 1e-6f,
+                  .weight_decay = 0.1f,
+                  .grad_scale = 0.7f,
                   .step = c->variant + 1};
     c->d->ops->adamw(c->d, w, m, v, g, c->n * C, &p);
     out_rows(c, w, C), out_rows(c, m, C), out_rows(c, v, C);
@@ -407,8 +409,7 @@ static void compare(const call *a, const call *b, const operation *op, const cha
             difference += (x - y) * (x - y), norm += y * y;
         }
         if (sqrt(difference / norm) > a->tolerance)
-            fail_msg("%s %s variant %d output %d: relative difference %g", op->name, level, a->variant, i,
-                     sqrt(difference / norm));
+            fail_msg("%s %s variant %d output %d: relative difference %g", op->name, level, a->variant, i, sqrt(difference / norm));
     }
 }
 

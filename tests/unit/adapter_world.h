@@ -58,26 +58,22 @@ static inline gr_model *open_model(const char *path) {
     return m;
 }
 
-static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n,
-                         const char *const *targets) {
+static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c, int n, const char *const *targets) {
     c.target_modules = targets;
     c.n_target_modules = n;
     if (!c.rank) c.rank = 4, c.alpha = 8;
     if (!c.base) c.base = "tiny";
     return gr_adapter_plan(a, &c, m, &err);
 }
-#define TARGETS(...)                                                                                         \
-    GR_LEN(((const char *[]){__VA_ARGS__})), (const char *[]) {                                              \
-        __VA_ARGS__                                                                                          \
-    }
+#define TARGETS(...)                                                                                                               \
+    GR_LEN(((const char *[]){__VA_ARGS__})), (const char *[]) { __VA_ARGS__ }
 
 /* Every matrix non-zero, so that a mistake in any shows. */
 static inline void fill(gr_adapter *a, uint64_t seed) {
     assert_ok(gr_adapter_init(a, device, false, seed, &err));
     for (int64_t i = 0; i < a->params.n_items; i++)
         for (int64_t k = 0; k < a->params.items[i].n; k++)
-            gr_params_value(&a->params, i)[k] =
-                (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
+            gr_params_value(&a->params, i)[k] = (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
 }
 
 static inline const gr_adapter_module *find(const gr_adapter *a, const char *name) {

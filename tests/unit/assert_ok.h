@@ -4,10 +4,10 @@
 
 static graft_error err;
 
-#define assert_ok(e)                                                                                         \
-    do {                                                                                                     \
-        graft_status status = (e);                                                                           \
-        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                             \
+#define assert_ok(e)                                                                                                               \
+    do {                                                                                                                           \
+        graft_status status = (e);                                                                                                 \
+        if (status != GRAFT_OK) fail_msg("%s: %s", #e, err.msg);                                                                   \
     } while (0)
 
 #endif

@@ -65,7 +65,7 @@ static void write_folder(const char *folder, const char *config, const raw_tenso
 static void test_element_types(void **state) {
     static const struct {
         const char *a, *b, *part;
-    } rows[] = {{"F64", "F64", NULL},    {"F32", "F64", NULL},       {"BF16", "F32", NULL}, {"F64", "BF16", NULL},
+    } rows[] = {{"F64", "F64", NULL},     {"F32", "F64", NULL},          {"BF16", "F32", NULL},     {"F64", "BF16", NULL},
                 {"F32", "I8", "type I8"}, {"F8_E4M3", "F32", "F8_E4M3"}, {"I64", "I64", "type I64"}};
     (void)state;
     gr_model *m = open_model(TINY);
@@ -143,11 +143,11 @@ static void test_targets_agree(void **state) {
         {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1]", NULL},
         {"\"target_modules\": [\"" Q("0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"layers\"",
          NULL},
-        {"\"target_modules\": [\"" Q("0")
-         "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
+        {"\"target_modules\": [\"" Q(
+             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": [1], \"layers_pattern\": [\"h\", \"layers\"]",
          NULL},
-        {"\"target_modules\": [\"" Q("0")
-         "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"",
+        {"\"target_modules\": [\"" Q(
+             "0") "\", \"q_proj\", \"v_proj\"], \"layers_to_transform\": 1, \"layers_pattern\": \"model.layers\"",
          NULL},
         {"\"target_modules\": [\"q_proj\", \"v_proj\"]", V("0")},
         {"\"target_modules\": [\"q_proj\"]", "does not target " V("1")},
@@ -396,8 +396,8 @@ static void test_places(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_element_types), cmocka_unit_test(test_names),        cmocka_unit_test(test_targets_agree),
-        cmocka_unit_test(test_configs),       cmocka_unit_test(test_mlx),          cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_element_types), cmocka_unit_test(test_names),  cmocka_unit_test(test_targets_agree),
+        cmocka_unit_test(test_configs),       cmocka_unit_test(test_mlx),    cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_hostile_gguf),  cmocka_unit_test(test_places),
     };
     return cmocka_run_group_tests_name("adapter files", tests, set_up, tear_down);

@@ -40,19 +40,14 @@ static void test_targets(void **state) {
     assert_int_equal(count(m, TARGETS("q_proj", "self_attn.q_proj", "model.layers.1.mlp.up_proj")), 3);
     assert_int_equal(count(m, TARGETS("model\\.layers\\.1\\.self_attn\\.(q|v)_proj")), 2);
     assert_int_equal(count(m, TARGETS(".*_proj")), 14);
-    assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("q_porj")), GRAFT_BAD_USAGE,
-                 "did you mean \"q_proj\"");
+    assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("q_porj")), GRAFT_BAD_USAGE, "did you mean \"q_proj\"");
     assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("proj")), GRAFT_BAD_USAGE, "names no module");
-    assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("(q|v_proj")), GRAFT_BAD_USAGE,
-                 "not a regular expression");
+    assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("(q|v_proj")), GRAFT_BAD_USAGE, "not a regular expression");
     assert_error(plan(&a, m, (gr_adapter_config){0}, TARGETS("")), GRAFT_BAD_USAGE, "names no module");
     assert_error(plan(&a, m, (gr_adapter_config){0}, 0, NULL), GRAFT_BAD_USAGE, "empty");
-    assert_error(plan(&a, m, (gr_adapter_config){.rank = -1}, TARGETS("q_proj")), GRAFT_BAD_USAGE,
-                 "rank is -1");
-    assert_error(plan(&a, m, (gr_adapter_config){.rank = 4, .dropout = 1}, TARGETS("q_proj")),
-                 GRAFT_BAD_USAGE, "dropout");
-    assert_error(plan(&a, m, (gr_adapter_config){.rank = 4, .alpha = NAN}, TARGETS("q_proj")),
-                 GRAFT_BAD_USAGE, "alpha");
+    assert_error(plan(&a, m, (gr_adapter_config){.rank = -1}, TARGETS("q_proj")), GRAFT_BAD_USAGE, "rank is -1");
+    assert_error(plan(&a, m, (gr_adapter_config){.rank = 4, .dropout = 1}, TARGETS("q_proj")), GRAFT_BAD_USAGE, "dropout");
+    assert_error(plan(&a, m, (gr_adapter_config){.rank = 4, .alpha = NAN}, TARGETS("q_proj")), GRAFT_BAD_USAGE, "alpha");
     assert_null(a);
     gr_model_free(m);
 }
@@ -184,8 +179,7 @@ static void write_good(gr_model *m) {
 static void write_case(const char *config, const char *safetensors) {
     gr_remove_all(at("case"));
     assert_ok(gr_make_dirs(at("case"), &err));
-    if (config)
-        assert_ok(gr_file_write(at("case/adapter_config.json"), config, (int64_t)strlen(config), &err));
+    if (config) assert_ok(gr_file_write(at("case/adapter_config.json"), config, (int64_t)strlen(config), &err));
     if (safetensors) assert_ok(gr_file_copy(safetensors, at("case/adapter_model.safetensors"), &err));
 }
 
@@ -250,19 +244,16 @@ static void test_hostile_config(void **state) {
         write_case(broken[i].text, at("good/adapter_model.safetensors"));
         assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT, broken[i].part);
     }
-    write_case("{\"peft_type\": \"LORA\", \"r\": 4}",
-               at("good/adapter_model.safetensors")); /* PEFT's defaults do for the rest */
+    write_case("{\"peft_type\": \"LORA\", \"r\": 4}", at("good/adapter_model.safetensors")); /* PEFT's defaults do for the rest */
     assert_ok(gr_adapter_load(&a, at("case"), m, false, &err));
     assert_true(gr_adapter_scale(a, &a->modules[0]) == 2);
     gr_adapter_free(a);
     write_case(good, NULL);
-    assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT,
-                 "adapter_model.safetensors is missing");
+    assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT, "adapter_model.safetensors is missing");
     assert_ok(gr_file_write(at("case/adapter_model.bin"), "x", 1, &err));
     assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT, "safe_serialization=True");
     write_case(NULL, NULL);
-    assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT,
-                 "expected a PEFT adapter folder");
+    assert_error(gr_adapter_load(&a, at("case"), m, false, &err), GRAFT_BAD_INPUT, "expected a PEFT adapter folder");
     assert_error(gr_adapter_load(&a, at("nowhere"), m, false, &err), GRAFT_BAD_INPUT, at("nowhere"));
     assert_error(gr_adapter_load(&a, at("x.gguf"), m, false, &err), GRAFT_BAD_INPUT, "no such adapter");
     free(good);
@@ -295,8 +286,7 @@ static graft_status load_made(gr_adapter **a, gr_model *m, const made_tensor *ma
         tensors[n].shape[0] = made[n].rows, tensors[n].shape[1] = made[n].cols;
     }
     write_case("{\"peft_type\": \"LORA\", \"r\": 4, \"lora_alpha\": 8}", NULL);
-    assert_ok(
-        gr_safetensors_write(at("case/adapter_model.safetensors"), tensors, n, make, (void *)made, &err));
+    assert_ok(gr_safetensors_write(at("case/adapter_model.safetensors"), tensors, n, make, (void *)made, &err));
     return gr_adapter_load(a, at("case"), m, false, &err);
 }
 
@@ -316,10 +306,8 @@ static void test_hostile_tensors(void **state) {
         {{Q0 "lora_B.other.weight", 64, 4, GR_DTYPE_F32, 1}, "are of two adapters"},
         {{Q0 "lora_magnitude_vector", 1, 64, GR_DTYPE_F32, 1}, "DoRA"},
         {{"base_model.model.lm_head.weight", 640, 64, GR_DTYPE_F32, 1}, "a head other than the base's"},
-        {{"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", 2, 64, GR_DTYPE_F32, 1},
-         "token rows"},
-        {{"base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_F32, 1},
-         "no linear"},
+        {{"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", 2, 64, GR_DTYPE_F32, 1}, "token rows"},
+        {{"base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_F32, 1}, "no linear"},
         {{"base_model.model.model.embed_tokens.lora_A.weight", 4, 640, GR_DTYPE_F32, 1}, "no linear"},
         {{"x", 1, 1, GR_DTYPE_F32, 1}, "no LoRA matrix"},
     };
@@ -327,18 +315,15 @@ static void test_hostile_tensors(void **state) {
     gr_adapter *a = NULL;
     gr_model *m = open_model(TINY);
     for (int i = 0; i < GR_LEN(cases); i++) {
-        assert_error(load_made(&a, m, (made_tensor[]){A, cases[i].second, {0}}), GRAFT_BAD_INPUT,
-                     cases[i].part);
+        assert_error(load_made(&a, m, (made_tensor[]){A, cases[i].second, {0}}), GRAFT_BAD_INPUT, cases[i].part);
         assert_null(a);
     }
     assert_error(load_made(&a, m, (made_tensor[]){{0}}), GRAFT_BAD_INPUT, "saved empty");
-    assert_ok(
-        load_made(&a, m,
-                  (made_tensor[]){{Q0 "lora_A.default.weight", 4, 64, GR_DTYPE_F16, 0.5f},
-                                  {"model.layers.0.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_BF16, 3},
-                                  {0}}));
-    assert_true(a->n_modules == 1 && gr_params_value(&a->params, 0)[255] == 0.5f &&
-                gr_params_value(&a->params, 1)[255] == 3);
+    assert_ok(load_made(&a, m,
+                        (made_tensor[]){{Q0 "lora_A.default.weight", 4, 64, GR_DTYPE_F16, 0.5f},
+                                        {"model.layers.0.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_BF16, 3},
+                                        {0}}));
+    assert_true(a->n_modules == 1 && gr_params_value(&a->params, 0)[255] == 0.5f && gr_params_value(&a->params, 1)[255] == 3);
     gr_adapter_free(a);
     gr_model_free(m);
 }
@@ -347,8 +332,7 @@ static void test_hostile_tensors(void **state) {
 static graft_status count_up(void *context, int64_t i, void *dst, graft_error *e) {
     static const int64_t sizes[] = {8 * 640, 48 * 8, 8 * 48, 640 * 8, 640 * 48};
     (void)e;
-    for (int64_t k = 0; k < sizes[i]; k++)
-        ((float *)dst)[k] = i == 4 && context ? ((const float *)context)[k] : (float)k;
+    for (int64_t k = 0; k < sizes[i]; k++) ((float *)dst)[k] = i == 4 && context ? ((const float *)context)[k] : (float)k;
     return GRAFT_OK;
 }
 
@@ -370,8 +354,8 @@ static void test_foreign(void **state) {
     gr_adapter_free(a);
     for (int kept = 1; kept >= 0; kept--) { /* the base's own embedding, then another */
         write_case("{\"peft_type\": \"LORA\", \"target_modules\": \".*(lm_head|embed_tokens)\"}", NULL);
-        assert_ok(gr_safetensors_write(at("case/adapter_model.safetensors"), tensors, GR_LEN(tensors),
-                                       count_up, kept ? (void *)m->embed.data : NULL, &err));
+        assert_ok(gr_safetensors_write(at("case/adapter_model.safetensors"), tensors, GR_LEN(tensors), count_up,
+                                       kept ? (void *)m->embed.data : NULL, &err));
         graft_status st = gr_adapter_load(&a, at("case"), m, false, &err);
         if (!kept) {
             assert_error(st, GRAFT_BAD_INPUT, "an embedding other than the base's");
@@ -380,8 +364,7 @@ static void test_foreign(void **state) {
         assert_ok(st);
         assert_true(a->n_modules == 2 && find(a, "lm_head") && find(a, "model.embed_tokens"));
         for (int64_t k = 0; k < 8 * 640; k++) /* A is kept transposed */
-            assert_true(gr_params_value(&a->params,
-                                        find(a, "model.embed_tokens")->a)[k % 640 * 8 + k / 640] == (float)k);
+            assert_true(gr_params_value(&a->params, find(a, "model.embed_tokens")->a)[k % 640 * 8 + k / 640] == (float)k);
         gr_adapter_free(a);
     }
     gr_model_free(m);
@@ -389,11 +372,9 @@ static void test_foreign(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_belle_counts),    cmocka_unit_test(test_targets),
-        cmocka_unit_test(test_patterns),        cmocka_unit_test(test_init),
-        cmocka_unit_test(test_attach_and_copy), cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_hostile_config),  cmocka_unit_test(test_hostile_tensors),
-        cmocka_unit_test(test_foreign),
+        cmocka_unit_test(test_belle_counts),   cmocka_unit_test(test_targets),         cmocka_unit_test(test_patterns),
+        cmocka_unit_test(test_init),           cmocka_unit_test(test_attach_and_copy), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_hostile_config), cmocka_unit_test(test_hostile_tensors), cmocka_unit_test(test_foreign),
     };
     return cmocka_run_group_tests_name("adapters", tests, set_up, tear_down);
 }

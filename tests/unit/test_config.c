@@ -41,10 +41,8 @@ static void expect_config(const char *model, const char *changes, const char *re
     char *log = NULL;
     gr_model_config other;
     graft_status st = read_config(c ? c : &other, model, changes, &log);
-    if (refusal)
-        assert_error(st, GRAFT_BAD_INPUT, refusal);
-    else if (st != GRAFT_OK)
-        fail_msg("%s: %s", changes, err.msg);
+    if (refusal) assert_error(st, GRAFT_BAD_INPUT, refusal);
+    else if (st != GRAFT_OK) fail_msg("%s: %s", changes, err.msg);
     if (warning ? !strstr(log, warning) : *log != '\0')
         fail_msg("%s: logged \"%s\", expected \"%s\"", changes, log, warning ? warning : "");
     free(log);
@@ -268,10 +266,8 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         graft_status st = read_gguf(&c, &rows[i].change, 1, &log);
-        if (rows[i].refusal)
-            assert_error(st, GRAFT_BAD_INPUT, rows[i].refusal);
-        else if (st != GRAFT_OK)
-            fail_msg("%s: %s", rows[i].change.key, err.msg);
+        if (rows[i].refusal) assert_error(st, GRAFT_BAD_INPUT, rows[i].refusal);
+        else if (st != GRAFT_OK) fail_msg("%s: %s", rows[i].change.key, err.msg);
         if (rows[i].warning ? !strstr(log, rows[i].warning) : *log != '\0') fail_msg("%s: logged %s", rows[i].change.key, log);
         free(log);
     }
@@ -398,10 +394,8 @@ static void every_tensor_is_used_or_harmless(void **state) {
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         graft_status st = open_folder(&w, rows[i].changes, "", 0, rows[i].extra, "model.norm.weight", false);
-        if (rows[i].refused)
-            assert_error(st, GRAFT_BAD_INPUT, rows[i].extra);
-        else
-            assert_ok(st);
+        if (rows[i].refused) assert_error(st, GRAFT_BAD_INPUT, rows[i].extra);
+        else assert_ok(st);
         gr_weights_close(w);
     }
     assert_error(open_folder(&w, "{\"num_hidden_layers\": 1}", "", 0, NULL, NULL, false), GRAFT_BAD_INPUT, "model.layers.1.");

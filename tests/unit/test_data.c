@@ -37,9 +37,7 @@ static const char *put_bytes(const char *name, const void *bytes, size_t n) {
     return path;
 }
 
-static const char *put(const char *name, const char *text) {
-    return put_bytes(name, text, strlen(text));
-}
+static const char *put(const char *name, const char *text) { return put_bytes(name, text, strlen(text)); }
 
 static void add_json(gr_str *out, const char *before, const json_t *value) {
     char *text = value ? json_dumps(value, JSON_COMPACT) : NULL;
@@ -576,10 +574,10 @@ static void test_shared_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),       cmocka_unit_test(test_messages),       cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_hostile_files), cmocka_unit_test(test_encodings),      cmocka_unit_test(test_csv),
-        cmocka_unit_test(test_gzip),
-        cmocka_unit_test(test_hints),          cmocka_unit_test(test_source_options), cmocka_unit_test(test_shared_files),
+        cmocka_unit_test(test_formats),       cmocka_unit_test(test_messages),  cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_hostile_files), cmocka_unit_test(test_encodings), cmocka_unit_test(test_csv),
+        cmocka_unit_test(test_gzip),          cmocka_unit_test(test_hints),     cmocka_unit_test(test_source_options),
+        cmocka_unit_test(test_shared_files),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

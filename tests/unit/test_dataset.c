@@ -37,9 +37,7 @@ static const char *put_bytes(const char *name, const void *bytes, size_t n) {
     return path;
 }
 
-static const char *put(const char *name, const char *text) {
-    return put_bytes(name, text, strlen(text));
-}
+static const char *put(const char *name, const char *text) { return put_bytes(name, text, strlen(text)); }
 
 /* ---- tokenised sets: a tokenizer whose pieces are single bytes and three control tokens ---- */
 
@@ -53,16 +51,14 @@ static gr_tokenizer *byte_tokenizer(bool add_bos) {
     gr_str_puts(&s, "{\"version\":\"1.0\",\"added_tokens\":[");
     const char *names[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>"};
     for (int i = 0; i < 3; i++)
-        gr_str_printf(
-            &s,
-            "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
-            "\"normalized\":false,\"special\":true}",
-            i ? "," : "", START_ID + i, names[i]);
-    gr_str_puts(&s,
-                "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
-                "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":"
-                "\"ByteLevel\"},"
-                "\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
+        gr_str_printf(&s,
+                      "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+                      "\"normalized\":false,\"special\":true}",
+                      i ? "," : "", START_ID + i, names[i]);
+    gr_str_puts(&s, "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+                    "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":"
+                    "\"ByteLevel\"},"
+                    "\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{");
     for (int b = 0, next = 256; b < 256; b++) { /* GPT-2's alphabet; ids are the bytes themselves */
         bool plain = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
         gr_str_printf(&s, "\"\\u%04x\":%d,", plain ? b : next++, b);
@@ -74,11 +70,10 @@ static gr_tokenizer *byte_tokenizer(bool add_bos) {
     snprintf(name, sizeof name, "tok%d/tokenizer.json", add_bos);
     put(name, s.data);
     snprintf(name, sizeof name, "tok%d/tokenizer_config.json", add_bos);
-    put(name, add_bos
-                  ? "{\"add_bos_token\":true,\"bos_token\":\"<|im_start|>\",\"eos_token\":\"<|endoftext|>\","
-                    "\"tokenizer_class\":\"PreTrainedTokenizerFast\"}"
-                  : "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":\"<|endoftext|>\","
-                    "\"tokenizer_class\":\"PreTrainedTokenizerFast\"}");
+    put(name, add_bos ? "{\"add_bos_token\":true,\"bos_token\":\"<|im_start|>\",\"eos_token\":\"<|endoftext|>\","
+                        "\"tokenizer_class\":\"PreTrainedTokenizerFast\"}"
+                      : "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":\"<|endoftext|>\","
+                        "\"tokenizer_class\":\"PreTrainedTokenizerFast\"}");
     gr_str_release(&s);
     if (gr_tokenizer_open(&t, dir, &err) != GRAFT_OK) fail_msg("%s", err.msg);
     return t;
@@ -130,17 +125,15 @@ static void test_masks(void **state) {
     (void)state;
     setup s = set_up("chatml", false);
     gr_data_source source = {
-        .path = put(
-            "m.jsonl",
-            "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":"
-            "\"yo\"},"
-            "{\"role\":\"user\",\"content\":\"<|im_end|>\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n"
-            "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"\"}]}"
-            "\n"
-            "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\","
-            "\"weight\":0}]}\n"
-            "{\"messages\":[{\"role\":\"user\",\"content\":\"\xE4\xBD\xA0\"},{\"role\":\"assistant\","
-            "\"content\":\"\xE5\xA5\xBD\"}]}\n"),
+        .path = put("m.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":"
+                               "\"yo\"},"
+                               "{\"role\":\"user\",\"content\":\"<|im_end|>\"},{\"role\":\"assistant\",\"content\":\"ok\"}]}\n"
+                               "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"\"}]}"
+                               "\n"
+                               "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\","
+                               "\"weight\":0}]}\n"
+                               "{\"messages\":[{\"role\":\"user\",\"content\":\"\xE4\xBD\xA0\"},{\"role\":\"assistant\","
+                               "\"content\":\"\xE5\xA5\xBD\"}]}\n"),
         .weight = 1};
     gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 1000};
     gr_dataset *d = load(&s, &o);
@@ -150,9 +143,7 @@ static void test_masks(void **state) {
     assert_preview(d, &s, 0,
                    "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n[[yo<|im_end|>]]\n"
                    "<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n[[ok<|im_end|>]]\n");
-    assert_preview(
-        d, &s, 1,
-        "<|im_start|>user\n\xE4\xBD\xA0<|im_end|>\n<|im_start|>assistant\n[[\xE5\xA5\xBD<|im_end|>]]\n");
+    assert_preview(d, &s, 1, "<|im_start|>user\n\xE4\xBD\xA0<|im_end|>\n<|im_start|>assistant\n[[\xE5\xA5\xBD<|im_end|>]]\n");
     int n_end = 0; /* the one written inside a message is plain text */
     for (int64_t i = 0; i < d->offset[1]; i++) n_end += d->ids[i] == END_ID;
     assert_int_equal(n_end, 4);
@@ -168,9 +159,8 @@ static void test_masks(void **state) {
 
 static void test_text(void **state) {
     (void)state;
-    gr_data_source source = {
-        .path = put("t.jsonl", "{\"text\":\"ab\"}\n{\"text\":\"\"}\n{\"text\":\"c<|im_end|>\"}\n"),
-        .weight = 1};
+    gr_data_source source = {.path = put("t.jsonl", "{\"text\":\"ab\"}\n{\"text\":\"\"}\n{\"text\":\"c<|im_end|>\"}\n"),
+                             .weight = 1};
     gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 1000, .loss_on = GR_LOSS_ALL};
     for (int bos = 0; bos < 2; bos++) {
         setup s = set_up("none", bos);
@@ -188,9 +178,8 @@ static void test_text(void **state) {
 static void test_pretrain(void **state) {
     (void)state;
     setup s = set_up("none", false);
-    gr_data_source sources[2] = {
-        {.path = put("p.jsonl", "{\"text\":\"abc\"}\n{\"text\":\"defg\"}\n"), .weight = 1},
-        {.path = put("q.jsonl", "{\"text\":\"xyz\"}"), .weight = 1}};
+    gr_data_source sources[2] = {{.path = put("p.jsonl", "{\"text\":\"abc\"}\n{\"text\":\"defg\"}\n"), .weight = 1},
+                                 {.path = put("q.jsonl", "{\"text\":\"xyz\"}"), .weight = 1}};
     gr_data_options o = {.sources = sources, .n_sources = 2, .max_length = 5, .pretrain = true};
     gr_dataset *d = load(&s, &o);
     assert_int_equal(d->n_samples, 3);
@@ -233,8 +222,7 @@ static void test_truncation(void **state) {
     gr_dataset *d;
     /* <|im_start|>user\n012345<|im_end|>\n<|im_start|>assistant\nABCDE<|im_end|>\n: 14 + 11 prompt ids, 6
      * targets, 1 more */
-    gr_data_source source = {.path = put("l.jsonl", "{\"question\":\"012345\",\"answer\":\"ABCDE\"}\n"),
-                             .weight = 1};
+    gr_data_source source = {.path = put("l.jsonl", "{\"question\":\"012345\",\"answer\":\"ABCDE\"}\n"), .weight = 1};
     gr_data_options o = {.sources = &source, .n_sources = 1, .max_length = 32};
     static const struct {
         int64_t max;
@@ -276,8 +264,7 @@ static void test_truncation(void **state) {
     gr_dataset_free(d);
     o.max_length = 20; /* cuts the whole answer away: said, not done in silence */
     assert_int_equal(gr_dataset_load(&d, &o, s.t, s.chat, s.threads, &err), GRAFT_BAD_INPUT);
-    assert_non_null(
-        strstr(err.msg, "l.jsonl: nothing to learn from: 0 samples without an answer, 1 too long"));
+    assert_non_null(strstr(err.msg, "l.jsonl: nothing to learn from: 0 samples without an answer, 1 too long"));
     o.truncation = GR_TRUNCATE_DROP;
     assert_int_equal(gr_dataset_load(&d, &o, s.t, s.chat, s.threads, &err), GRAFT_BAD_INPUT);
     o.truncation = GR_TRUNCATE_ERROR;
@@ -299,8 +286,7 @@ static void test_threads_and_cache(void **state) {
     setup s = set_up("chatml", false);
     graft_error err = {0};
     gr_str text = {0};
-    for (int i = 0; i < 3000; i++)
-        gr_str_printf(&text, "{\"question\":\"q%d\",\"answer\":\"%s%d\"}\n", i, i % 7 ? "a" : "", i);
+    for (int i = 0; i < 3000; i++) gr_str_printf(&text, "{\"question\":\"q%d\",\"answer\":\"%s%d\"}\n", i, i % 7 ? "a" : "", i);
     char cache[96], path[160];
     snprintf(cache, sizeof cache, "%s/cache", folder);
     gr_data_source source = {.path = put_bytes("c.jsonl", text.data, (size_t)text.len), .weight = 1};
@@ -372,11 +358,10 @@ static void test_remarks(void **state) {
     gr_data_source sources[] = {{.path = put("plain.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}"), .weight = 1},
                                 {.path = put_bytes("r.jsonl", text.data, (size_t)text.len), .weight = 1}};
     gr_data_options o = {.sources = sources, .n_sources = 2, .max_length = 40, .cache_dir = cache};
-    static const char expected[] =
-        "1\tfields that are not used: \"so?urce\" (in 3000 samples), \"id\" (in 1500 samples)\n"
-        "1\tfields of messages that are not used unless the template does: \"ts\" (in 3000 messages)\n"
-        "1\t1000 messages of the role developer are read as system\n"
-        "1\t1000 conversations begin with an assistant turn\n";
+    static const char expected[] = "1\tfields that are not used: \"so?urce\" (in 3000 samples), \"id\" (in 1500 samples)\n"
+                                   "1\tfields of messages that are not used unless the template does: \"ts\" (in 3000 messages)\n"
+                                   "1\t1000 messages of the role developer are read as system\n"
+                                   "1\t1000 conversations begin with an assistant turn\n";
     for (int i = 0; i < 2; i++) {
         gr_dataset *d = load(&s, &o);
         assert_int_equal(d->from_cache, i);
@@ -477,8 +462,7 @@ static void test_order(void **state) {
         free(order);
         free(again);
     }
-    for (int i = 0; i < 9; i++)
-        assert_int_equal(seen[i], i < 5 ? 1 : 4); /* both halves, and 2 epochs of twice */
+    for (int i = 0; i < 9; i++) assert_int_equal(seen[i], i < 5 ? 1 : 4); /* both halves, and 2 epochs of twice */
     gr_dataset_free(d);
     d = plain_set(500, 0, 1, 1);
     assert_int_equal(gr_dataset_order(d, 7, 0, false, &order, &n, &err), GRAFT_OK);

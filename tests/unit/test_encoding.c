@@ -57,17 +57,15 @@ static uint32_t next_random(uint32_t *state) {
 
 /* A word of characters of one or two scripts, now and then with a bad byte; most are short. */
 static void random_word(uint32_t *state, gr_str *word) {
-    static const uint32_t scripts[][2] = {{'a', 26},      {'a', 3},        {0x4E00, 60}, {0x4E00, 8},
-                                          {0x430, 32},    {0xE0, 30},      {0x3041, 80}, {0x1F600, 60},
-                                          {0x0300, 0x40}, {0x20000, 2000}, {'0', 10},    {0xAC00, 90}};
+    static const uint32_t scripts[][2] = {{'a', 26},    {'a', 3},      {0x4E00, 60},   {0x4E00, 8},     {0x430, 32}, {0xE0, 30},
+                                          {0x3041, 80}, {0x1F600, 60}, {0x0300, 0x40}, {0x20000, 2000}, {'0', 10},   {0xAC00, 90}};
     gr_str_clear(word);
     uint32_t one = next_random(state) % GR_LEN(scripts), two = next_random(state) % GR_LEN(scripts);
     uint32_t n = 1 + next_random(state) % (next_random(state) % 20 ? 8 : 120);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t *script = scripts[next_random(state) % 8 ? one : two];
         char c[4] = {(char)(0x80 + next_random(state) % 0x80)};
-        int size =
-            next_random(state) % 300 ? gr_utf8_encode(script[0] + next_random(state) % script[1], c) : 1;
+        int size = next_random(state) % 300 ? gr_utf8_encode(script[0] + next_random(state) % script[1], c) : 1;
         gr_str_add(word, c, size);
     }
 }

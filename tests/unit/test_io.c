@@ -261,8 +261,7 @@ static void test_sharded(void **state) {
     assert_ok(gr_make_dirs(at("sharded"), &err));
     assert_error(gr_safetensors_open(&s, at("sharded"), &err), GRAFT_BAD_INPUT, &err, at("sharded"));
     const char *index = at("sharded/model.safetensors.index.json");
-    put_safetensors(at("sharded/1.safetensors"),
-                    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8);
+    put_safetensors(at("sharded/1.safetensors"), "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8);
     put_safetensors(at("sharded/2.safetensors"),
                     "{\"b\":{\"dtype\":\"F16\",\"shape\":[],\"data_offsets\":[0,2]},"
                     "\"ids\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[2,10]}}",
@@ -270,10 +269,8 @@ static void test_sharded(void **state) {
     static const struct {
         const char *map, *part; /* part NULL: a good index */
     } cases[] = {
-        {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\",\"ids\":\"2.safetensors\"}}",
-         NULL},
-        {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}",
-         "tensor a is not in 2.safetensors"},
+        {"{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\",\"ids\":\"2.safetensors\"}}", NULL},
+        {"{\"weight_map\":{\"a\":\"2.safetensors\",\"b\":\"1.safetensors\"}}", "tensor a is not in 2.safetensors"},
         {"{\"weight_map\":{\"a\":\"1.safetensors\",\"c\":\"1.safetensors\"}}", "tensor c"},
         {"{\"weight_map\":{\"a\":\"../sharded/1.safetensors\"}}", "same folder"},
         {"{\"weight_map\":{\"a\":\"/etc/passwd\"}}", "same folder"},
@@ -324,8 +321,7 @@ static void test_safetensors_hostile(void **state) {
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 8, "pair"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]}}", 8, "need 8"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 8, "negative"},
-        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,4]}}", 8,
-         "overflows"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,4]}}", 8, "overflows"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905],\"data_offsets\":[0,4]}}", 8, "tensor a"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[0,4]}}", 8, "5 dimensions"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[\"1\"],\"data_offsets\":[0,4]}}", 8, "shape"},
@@ -432,11 +428,9 @@ static void test_gguf(void **state) {
     assert_true(number == 3.5);
     assert_ok(gr_gguf_array_float(g, "types", 1, &number, &err));
     assert_true(number == 7);
-    assert_error(gr_gguf_get_int(g, "eps", &n, &err), GRAFT_BAD_INPUT, &err,
-                 "eps is f32, expected an integer");
+    assert_error(gr_gguf_get_int(g, "eps", &n, &err), GRAFT_BAD_INPUT, &err, "eps is f32, expected an integer");
     assert_error(gr_gguf_int_or(g, "eps", 1, &n, &err), GRAFT_BAD_INPUT, &err, "eps");
-    assert_error(gr_gguf_get_string(g, "none", &text, &len, &err), GRAFT_BAD_INPUT, &err,
-                 "none (a string) is missing");
+    assert_error(gr_gguf_get_string(g, "none", &text, &len, &err), GRAFT_BAD_INPUT, &err, "none (a string) is missing");
     assert_error(gr_gguf_get_bool(g, "eps", &flag, &err), GRAFT_BAD_INPUT, &err, "expected a bool");
     assert_error(gr_gguf_get_float(g, "tokens", &number, &err), GRAFT_BAD_INPUT, &err, "array of string");
     assert_error(gr_gguf_array_int(g, "types", 2, &n, &err), GRAFT_BAD_INPUT, &err, "element 2");
@@ -503,8 +497,7 @@ static void test_gguf_hostile(void **state) {
     char *good = good_gguf(path, &len), *bad = gr_calloc(len, 1);
     for (int i = 0; i < GR_LEN(cases); i++) {
         memcpy(bad, good, (size_t)len);
-        memcpy(find_bytes(bad, len, cases[i].near) + cases[i].offset, &cases[i].value,
-               cases[i].width == U32 ? 4 : 8);
+        memcpy(find_bytes(bad, len, cases[i].near) + cases[i].offset, &cases[i].value, cases[i].width == U32 ? 4 : 8);
         assert_ok(gr_file_write(path, bad, len, &err));
         assert_error(gr_gguf_open(&g, path, &err), GRAFT_BAD_INPUT, &err, cases[i].part);
         assert_non_null(strstr(err.msg, path));
@@ -546,8 +539,7 @@ static void test_gguf_metadata(void **state) {
     st = gr_gguf_write(at("meta.gguf"), &b, sample, 2, refuse, NULL, &err);
     assert_error(st, GRAFT_FAILED, &err, "no data");
     assert_false(gr_exists(at("meta.gguf")));
-    assert_ok(
-        gr_gguf_write(at("meta.gguf"), &b, NULL, 0, produce, &calls, &err)); /* an empty file is a file */
+    assert_ok(gr_gguf_write(at("meta.gguf"), &b, NULL, 0, produce, &calls, &err)); /* an empty file is a file */
 }
 
 /* ---- HDF5 ---- */
@@ -599,10 +591,8 @@ static void test_h5(void **state) {
     assert_ok(gr_h5_get_text(h, "large", &text, &err));
     assert_int_equal(strlen(text), 200000);
     free(text);
-    assert_error(gr_h5_get(h, "/bytes", GR_H5_F32, back, 3, &err), GRAFT_BAD_INPUT, &err,
-                 "/bytes is not of type f32");
-    assert_error(gr_h5_get(h, "/bytes", GR_H5_U8, back, 4, &err), GRAFT_BAD_INPUT, &err,
-                 "3 elements, expected 4");
+    assert_error(gr_h5_get(h, "/bytes", GR_H5_F32, back, 3, &err), GRAFT_BAD_INPUT, &err, "/bytes is not of type f32");
+    assert_error(gr_h5_get(h, "/bytes", GR_H5_U8, back, 4, &err), GRAFT_BAD_INPUT, &err, "3 elements, expected 4");
     assert_error(gr_h5_shape(h, "/bytes", GR_H5_U8, 2, shape, &err), GRAFT_BAD_INPUT, &err, "1 dimensions");
     assert_error(gr_h5_get(h, "/absent/x", GR_H5_U8, back, 4, &err), GRAFT_BAD_INPUT, &err, "missing");
     assert_error(gr_h5_get(h, "/params", GR_H5_U8, back, 4, &err), GRAFT_BAD_INPUT, &err, "/params");

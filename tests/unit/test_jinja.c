@@ -9,8 +9,6 @@
 
 #include "tests/unit/assert_ok.h"
 
-
-
 static void set_all(gr_jinja_run *r, const json_t *variables, int32_t first_origin) {
     const char *key;
     json_t *value;

@@ -44,17 +44,14 @@ static void check_problem(const char *line, int low, int high) {
     json_decref(root);
 }
 
-static int compare_lines(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
+static int compare_lines(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 static void test_maker(void **state) {
     (void)state;
     static const struct {
         const char *language;
         int low, high;
-    } cases[] = {{"en", 1, 1}, {"en", 2, 2}, {"en", 3, 3},   {"zh", 1, 1},
-                 {"zh", 2, 2}, {"zh", 3, 3}, {"both", 1, 3}, {"en", 1, 2}};
+    } cases[] = {{"en", 1, 1}, {"en", 2, 2}, {"en", 3, 3}, {"zh", 1, 1}, {"zh", 2, 2}, {"zh", 3, 3}, {"both", 1, 3}, {"en", 1, 2}};
     enum { N = 3000 };
     char **lines = gr_calloc(N, sizeof *lines);
     for (int i = 0; i < GR_LEN(cases); i++) {
@@ -81,12 +78,10 @@ static void test_maker(void **state) {
     graft_error err;
     gr_school_math_options bad[] = {
         {0, 1, "en", 1, 1}, {1, 1, "fr", 1, 1}, {1, 1, "en", 2, 1}, {1, 1, "en", 1, 4}, {1, 1, NULL, 1, 1}};
-    for (int i = 0; i < GR_LEN(bad); i++)
-        assert_int_equal(gr_make_school_math(&bad[i], stderr, &err), GRAFT_BAD_USAGE);
+    for (int i = 0; i < GR_LEN(bad); i++) assert_int_equal(gr_make_school_math(&bad[i], stderr, &err), GRAFT_BAD_USAGE);
     FILE *full = fopen("/dev/full", "w");
     setvbuf(full, NULL, _IONBF, 0);
-    assert_int_equal(gr_make_school_math(&(gr_school_math_options){10, 1, "en", 1, 1}, full, &err),
-                     GRAFT_FAILED);
+    assert_int_equal(gr_make_school_math(&(gr_school_math_options){10, 1, "en", 1, 1}, full, &err), GRAFT_FAILED);
     fclose(full);
 }
 

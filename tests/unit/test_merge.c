@@ -16,14 +16,13 @@ static void weight_row(const gr_weights *w, const char *name, int64_t r, float *
     const gr_weight_entry *e = gr_weights_find(w, name);
     assert_non_null(e);
     gr_dtype_get(e->view.dtype)
-        ->to_f32(row, (const char *)e->view.data + r * gr_dtype_bytes(e->view.dtype, e->view.cols),
-                 e->view.cols);
+        ->to_f32(row, (const char *)e->view.data + r * gr_dtype_bytes(e->view.dtype, e->view.cols), e->view.cols);
 }
 
 /* merged = base + sum of scale * B A, computed here in double, within tolerance of each value's size. The
  * head of a tied base is its embedding. */
-static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapters, const double *scales,
-                         int n, double tolerance) {
+static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapters, const double *scales, int n,
+                         double tolerance) {
     enum { MAX_COLS = 1024 };
     gr_weights *merged = NULL;
     float found[MAX_COLS], base[MAX_COLS];
@@ -40,24 +39,21 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
             for (int j = 0; j < n; j++) {
                 const gr_adapter *a = adapters[j];
                 char module_name[96];
-                snprintf(module_name, sizeof module_name, "%.*s", (int)strlen(e->name) - 7,
-                         e->name); /* without ".weight" */
-                const gr_adapter_module *module =
-                    gr_ends_with(e->name, ".weight") ? find(a, module_name) : NULL;
+                snprintf(module_name, sizeof module_name, "%.*s", (int)strlen(e->name) - 7, e->name); /* without ".weight" */
+                const gr_adapter_module *module = gr_ends_with(e->name, ".weight") ? find(a, module_name) : NULL;
                 if (!module) continue;
-                const float *A = gr_params_value(&a->params, module->a),
-                            *B = gr_params_value(&a->params, module->b);
+                const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
                 int64_t R = module->rank, K = module->in;
                 for (int64_t k = 0; k < e->view.cols; k++)
                     for (int64_t q = 0; q < R; q++)
-                        expected[k] += scales[j] * gr_adapter_scale(a, module) *
-                                       (module->linear < 0 ? (double)A[r * R + q] * B[k * R + q]
-                                                           : (double)B[r * R + q] * A[q * K + k]);
+                        expected[k] +=
+                            scales[j] * gr_adapter_scale(a, module) *
+                            (module->linear < 0 ? (double)A[r * R + q] * B[k * R + q] : (double)B[r * R + q] * A[q * K + k]);
             }
             for (int64_t k = 0; k < e->view.cols; k++)
                 if (fabs(found[k] - expected[k]) > tolerance * fmax(fabs(expected[k]), 0.1))
-                    fail_msg("%s: %s[%lld, %lld] is %g, expected %g", path, e->name, (long long)r,
-                             (long long)k, found[k], expected[k]);
+                    fail_msg("%s: %s[%lld, %lld] is %g, expected %g", path, e->name, (long long)r, (long long)k, found[k],
+                             expected[k]);
         }
     }
     gr_weights_close(merged);
@@ -70,12 +66,8 @@ static void test_merge(void **state) {
         double tolerance;
     } cases[] = {
         {"m-f32", {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_F32}, 1e-6},
-        {"m-own",
-         {.format = GR_FORMAT_HF, .dtype = -1, .shard_bytes = 50000},
-         1e-6}, /* the base's own: f32; in shards */
-        {"m-bf16",
-         {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_BF16},
-         0.00391}, /* half a unit in the last place: once rounded */
+        {"m-own", {.format = GR_FORMAT_HF, .dtype = -1, .shard_bytes = 50000}, 1e-6}, /* the base's own: f32; in shards */
+        {"m-bf16", {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_BF16}, 0.00391}, /* half a unit in the last place: once rounded */
         {"m-f16", {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_F16}, 0.00049},
         {"m-f32.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32}, 1e-6},
         {"m-bf16.gguf", {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_BF16}, 0.00391},
@@ -106,11 +98,9 @@ static void test_merge(void **state) {
             check_merged(at(cases[c].name), m, a, scales, 2, cases[c].tolerance);
             assert_int_equal(report.n_merged, 16);
             assert_true(report.largest_logit > 0 && report.n_probed > 0 && report.n_changed <= report.n_probed);
-            if (cases[c].tolerance < 1e-5)
-                assert_true(report.max_logit_difference < 2e-3 && report.mean_kl < 1e-6);
+            if (cases[c].tolerance < 1e-5) assert_true(report.max_logit_difference < 2e-3 && report.mean_kl < 1e-6);
         }
-        assert_true(gr_exists(at("m-own/model.safetensors.index.json")) &&
-                    !gr_exists(at("m-own/model.safetensors")));
+        assert_true(gr_exists(at("m-own/model.safetensors.index.json")) && !gr_exists(at("m-own/model.safetensors")));
         for (int j = 0; j < 2; j++) gr_adapter_free(a[j]);
         gr_adapter_detach_all(m);
         gr_model_free(m);
@@ -126,19 +116,14 @@ static void test_merge_refusals(void **state) {
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
     assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "q8_0");
     o.dtype = GR_DTYPE_F32;
-    assert_ok(
-        gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err)); /* a conversion changes nothing */
+    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err)); /* a conversion changes nothing */
     check_merged(at("r"), m, NULL, NULL, 0, 0);
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE,
-                 "exists already");
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "exists already");
     o.format = GR_FORMAT_GGUF;
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE,
-                 "is a folder");
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, "/proc/x.gguf", NULL, &err), GRAFT_FAILED,
-                 "/proc/x.gguf");
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "is a folder");
+    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, "/proc/x.gguf", NULL, &err), GRAFT_FAILED, "/proc/x.gguf");
     gr_model *shapes = open_model(TESTS_DIR "/golden/tiny/config.json");
-    assert_error(gr_merge(shapes, t, NULL, NULL, 0, NULL, &o, at("s.gguf"), NULL, &err), GRAFT_BAD_USAGE,
-                 "no weights");
+    assert_error(gr_merge(shapes, t, NULL, NULL, 0, NULL, &o, at("s.gguf"), NULL, &err), GRAFT_BAD_USAGE, "no weights");
     assert_false(gr_exists(at("s.gguf")));
     gr_model_free(shapes);
     gr_model_free(m);
@@ -167,8 +152,7 @@ static void test_merge_trained(void **state) {
     for (int64_t i = 0; i < p.n_items; i++)
         for (int64_t r = 0; r < p.items[i].rows; r++) {
             weight_row(merged, p.items[i].name, r, row);
-            assert_memory_equal(row, gr_params_value(&p, i) + r * p.items[i].cols,
-                                (size_t)p.items[i].cols * sizeof *row);
+            assert_memory_equal(row, gr_params_value(&p, i) + r * p.items[i].cols, (size_t)p.items[i].cols * sizeof *row);
         }
     gr_weights_close(merged);
     gr_model_free(m);
@@ -194,8 +178,7 @@ static void write_model(const gr_model_config *c, const gr_tokenizer *t, const c
     gr_tensor *tensors = gr_calloc(n, sizeof *tensors);
     for (int64_t i = 0; i < n; i++) {
         const gr_weight *w = &entries[i].view;
-        tensors[i] = (gr_tensor){
-            .name = entries[i].name, .dtype = GR_DTYPE_F32, .n_dims = entries[i].is_vector ? 1 : 2};
+        tensors[i] = (gr_tensor){.name = entries[i].name, .dtype = GR_DTYPE_F32, .n_dims = entries[i].is_vector ? 1 : 2};
         tensors[i].shape[0] = entries[i].is_vector ? w->cols : w->rows;
         tensors[i].shape[1] = entries[i].is_vector ? 0 : w->cols;
     }
@@ -220,8 +203,7 @@ static void test_merge_llama_biases(void **state) {
     gr_model_free(m);
     c.qkv_bias = c.o_bias = c.mlp_bias = true;
     c.rope_scaling = GR_ROPE_LLAMA3;
-    c.rope_factor = 8, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original = 8192,
-    c.rope_theta = 500000;
+    c.rope_factor = 8, c.rope_low_freq = 1, c.rope_high_freq = 4, c.rope_original = 8192, c.rope_theta = 500000;
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
     write_model(&c, t, at("biased"));
     m = open_model(at("biased"));
@@ -229,8 +211,7 @@ static void test_merge_llama_biases(void **state) {
     check_merged(at("biased.gguf"), m, NULL, NULL, 0, 0);
     assert_true(report.max_logit_difference < 1e-4);
     back = open_model(at("biased.gguf"));
-    assert_true(back->config.rope_scaling == GR_ROPE_LLAMA3 && back->config.rope_factor == 8 &&
-                back->config.o_bias);
+    assert_true(back->config.rope_scaling == GR_ROPE_LLAMA3 && back->config.rope_factor == 8 && back->config.o_bias);
     const gr_gguf *g = gr_weights_gguf(back->weights);
     const float *stored = gr_gguf_find(g, "blk.1.attn_k.bias")->data;
     const float *bias = gr_weights_find(m->weights, "model.layers.1.self_attn.k_proj.bias")->view.data;
@@ -243,9 +224,7 @@ static void test_merge_llama_biases(void **state) {
     gr_tokenizer_free(t);
 }
 
-static void put_text(const char *path, const char *text) {
-    assert_ok(gr_file_write(path, text, (int64_t)strlen(text), &err));
-}
+static void put_text(const char *path, const char *text) { assert_ok(gr_file_write(path, text, (int64_t)strlen(text), &err)); }
 
 static char *text_of(const char *path) {
     char *text = NULL;
@@ -324,8 +303,8 @@ static void test_what_goes_along(void **state) {
     (void)state;
     gr_tokenizer *t = write_mistral();
     merge_plain(at("mistral"), t, GR_FORMAT_HF, at("kept"));
-    static const char *const kept[] = {"\"MistralForCausalLM\"", "\"model_type\": \"mistral\"", "\"sliding_window\": 128",
-                                       "\"max_position_embeddings\": 512", "\"_name_or_path\": \"x/y\"", "0.04166666666666666"};
+    static const char *const kept[] = {"\"MistralForCausalLM\"",           "\"model_type\": \"mistral\"", "\"sliding_window\": 128",
+                                       "\"max_position_embeddings\": 512", "\"_name_or_path\": \"x/y\"",  "0.04166666666666666"};
     for (int i = 0; i < GR_LEN(kept); i++) assert_holds(at("kept/config.json"), kept[i]);
     char *config = text_of(at("kept/config.json"));
     assert_null(strstr(config, "auto_map")); /* Python files that are not there */
@@ -354,7 +333,7 @@ static void test_what_goes_along(void **state) {
     assert_int_equal(window, 128);
     gr_gguf_close(g);
     merge_plain(at("again.gguf"), t, GR_FORMAT_HF, at("back")); /* a mistral again */
-    assert_holds(at("back/generation_config.json"), "7"); /* ends an answer, as in llama.cpp */
+    assert_holds(at("back/generation_config.json"), "7");       /* ends an answer, as in llama.cpp */
     assert_holds(at("back/config.json"), "\"model_type\": \"mistral\"");
     assert_holds(at("back/config.json"), "\"sliding_window\": 128");
     gr_tokenizer_free(t);
@@ -520,14 +499,12 @@ static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) 
         assert_int_equal(tb->shape[1], R);
         assert_int_equal(ta->shape[embedding], R);
         assert_int_equal(ta->shape[!embedding], module->in);
-        const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b),
-                    *fb = tb->data;
+        const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b), *fb = tb->data;
         assert_memory_equal(ta->data, A, (size_t)ta->n_bytes);
         for (int64_t n = 0; n < module->out; n++)
             for (int64_t r = 0; r < R; r++) {
                 int64_t row = e->permute_heads ? gr_gguf_row(n, e->permute_heads, module->out) : n;
-                double loader = alpha / (double)R * fb[row * R + r],
-                       ours = gr_adapter_scale(a, module) * B[n * R + r];
+                double loader = alpha / (double)R * fb[row * R + r], ours = gr_adapter_scale(a, module) * B[n * R + r];
                 assert_true(fabs(loader - ours) <= 1e-6 * fmax(fabs(ours), 1e-2));
             }
     }
@@ -543,13 +520,11 @@ static void test_gguf_lora(void **state) {
         if (m->config.tied) {
             assert_ok(plan(&a, m, patterned, TARGETS("lm_head")));
             fill(a, 1);
-            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE,
-                         "cannot adapt lm_head");
+            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE, "cannot adapt lm_head");
             gr_adapter_free(a);
             assert_ok(plan(&a, m, patterned, TARGETS("embed_tokens")));
             fill(a, 1);
-            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE,
-                         "cannot adapt model.embed_tokens");
+            assert_error(gr_adapter_export_gguf(a, m, at("x.gguf"), &err), GRAFT_BAD_USAGE, "cannot adapt model.embed_tokens");
             gr_adapter_free(a);
             assert_ok(plan(&a, m, patterned, TARGETS("all-linear")));
         } else {
@@ -610,8 +585,7 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
         norm = sqrt(norm);
         assert_true(norm > 0);
         for (int side = 0; side < 2; side++) {
-            for (int64_t k = 0; k < n; k++)
-                value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
+            for (int64_t k = 0; k < n; k++) value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
             loss[side] = mean_loss(m, b);
         }
         memcpy(value, kept, (size_t)n * sizeof *kept);
@@ -696,12 +670,18 @@ static void test_inspect(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_merge),         cmocka_unit_test(test_merge_refusals),
-        cmocka_unit_test(test_merge_trained), cmocka_unit_test(test_merge_llama_biases),
+        cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_merge_refusals),
+        cmocka_unit_test(test_merge_trained),
+        cmocka_unit_test(test_merge_llama_biases),
         cmocka_unit_test(test_what_goes_along),
-        cmocka_unit_test(test_gguf_lora),     cmocka_unit_test(test_tied_head_and_embedding),
-        cmocka_unit_test(test_inspect),       cmocka_unit_test(test_mixtures),
-        cmocka_unit_test(test_wrong_read_back), cmocka_unit_test(test_wrong_files), cmocka_unit_test(test_names),
+        cmocka_unit_test(test_gguf_lora),
+        cmocka_unit_test(test_tied_head_and_embedding),
+        cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_mixtures),
+        cmocka_unit_test(test_wrong_read_back),
+        cmocka_unit_test(test_wrong_files),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests_name("merge", tests, set_up, tear_down);
 }

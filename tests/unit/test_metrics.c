@@ -69,8 +69,7 @@ static const gr_run_facts facts = {.max_steps = 20,
 static void test_crc32c(void **state) {
     (void)state;
     char zeros[32] = {0};
-    assert_int_equal(gr_crc32c("123456789", 9),
-                     0xe3069283u); /* RFC 3720, appendix B.4 and the usual check value */
+    assert_int_equal(gr_crc32c("123456789", 9), 0xe3069283u); /* RFC 3720, appendix B.4 and the usual check value */
     assert_int_equal(gr_crc32c(zeros, 32), 0x8a9136aau);
     assert_int_equal(gr_crc32c("", 0), 0);
 }
@@ -83,10 +82,9 @@ static void test_lines(void **state) {
     log_steps(m, 1, 4, 0);
     int64_t len;
     char *text = read_text("metrics.jsonl", &len); /* complete while the run goes on */
-    assert_non_null(strstr(text,
-                           "{\"step\": 1, \"epoch\": 0.1, \"loss\": 3.0, \"grad_norm\": 0.3333333333333333, "
-                           "\"learning_rate\": 0.0002, \"tokens_per_second\": 321.5, \"num_tokens\": 100, "
-                           "\"num_target_tokens\": 60}\n"));
+    assert_non_null(strstr(text, "{\"step\": 1, \"epoch\": 0.1, \"loss\": 3.0, \"grad_norm\": 0.3333333333333333, "
+                                 "\"learning_rate\": 0.0002, \"tokens_per_second\": 321.5, \"num_tokens\": 100, "
+                                 "\"num_target_tokens\": 60}\n"));
     assert_non_null(strstr(text, "{\"step\": 4, \"epoch\": 0.4, \"eval_loss\": 2.5, \"eval_runtime\": 0.25, "
                                  "\"eval_samples_per_second\": 40.0}\n"));
     free(text);
@@ -111,10 +109,8 @@ static void check_same_keys(char *a, char *b) {
     char *line_a = strtok_r(a, "\n", &rest_a), *line_b = strtok_r(b, "\n", &rest_b);
     for (; line_a && line_b; line_a = strtok_r(NULL, "\n", &rest_a), line_b = strtok_r(NULL, "\n", &rest_b)) {
         char *colon = strchr(line_a, ':');
-        if (colon)
-            assert_memory_equal(line_a, line_b, (size_t)(colon - line_a));
-        else
-            assert_string_equal(line_a, line_b);
+        if (colon) assert_memory_equal(line_a, line_b, (size_t)(colon - line_a));
+        else assert_string_equal(line_a, line_b);
     }
     assert_true(!line_a && !line_b);
 }

@@ -14,11 +14,11 @@
 #include "adapters/export.h"
 #include "core/model/generate.h"
 
-#define MUST(call)                                                                                                               \
-    do {                                                                                                                         \
-        graft_error must_err = {0};                                                                                              \
-        graft_error *err = &must_err;                                                                                            \
-        if ((call) != GRAFT_OK) fail_msg("%s: %s", #call, must_err.msg);                                                         \
+#define MUST(call)                                                                                                                 \
+    do {                                                                                                                           \
+        graft_error must_err = {0};                                                                                                \
+        graft_error *err = &must_err;                                                                                              \
+        if ((call) != GRAFT_OK) fail_msg("%s: %s", #call, must_err.msg);                                                           \
     } while (0)
 
 static const char *const golden_models[] = {TESTS_DIR "/golden/tiny", TESTS_DIR "/golden/tiny-qwen2"};
@@ -267,12 +267,12 @@ static void gradients_are_near_the_exact_ones(void **state) {
 
 /* Every way to memory, counted; linked with --wrap (CMakeLists.txt). */
 static atomic_int allocations;
-#define COUNTED(result, name, parameters, arguments)                                                                             \
-    result __real_##name parameters;                                                                                             \
-    result __wrap_##name parameters;                                                                                             \
-    result __wrap_##name parameters {                                                                                            \
-        allocations++;                                                                                                           \
-        return __real_##name arguments;                                                                                          \
+#define COUNTED(result, name, parameters, arguments)                                                                               \
+    result __real_##name parameters;                                                                                               \
+    result __wrap_##name parameters;                                                                                               \
+    result __wrap_##name parameters {                                                                                              \
+        allocations++;                                                                                                             \
+        return __real_##name arguments;                                                                                            \
     }
 COUNTED(void *, malloc, (size_t n), (n))
 COUNTED(void *, calloc, (size_t n, size_t size), (n, size))
@@ -537,14 +537,16 @@ static void no_logits_are_kept(void **state) {
 int main(void) {
     static int exact = 0, int8 = INT8, bf16 = BF16, bf16_full = BF16 | FULL;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(logits_are_pytorchs),          cmocka_unit_test(lora_gradients_are_pefts),
+        cmocka_unit_test(logits_are_pytorchs),
+        cmocka_unit_test(lora_gradients_are_pefts),
         cmocka_unit_test(full_gradients_are_pytorchs),
         {"gradients_are_near_the_exact_ones, int8", gradients_are_near_the_exact_ones, NULL, NULL, &int8},
         {"gradients_are_near_the_exact_ones, bf16", gradients_are_near_the_exact_ones, NULL, NULL, &bf16},
         {"batch_and_threads_change_nothing", batch_and_threads_change_nothing, NULL, NULL, &exact},
         {"batch_and_threads_change_nothing, int8", batch_and_threads_change_nothing, NULL, NULL, &int8},
         {"batch_and_threads_change_nothing, bf16", batch_and_threads_change_nothing, NULL, NULL, &bf16},
-        cmocka_unit_test(recomputation_gives_the_same_bits), cmocka_unit_test(zero_b_changes_no_logit),
+        cmocka_unit_test(recomputation_gives_the_same_bits),
+        cmocka_unit_test(zero_b_changes_no_logit),
         cmocka_unit_test(dropout_reaches_the_head),
         {"cache_gives_the_same_logits", cache_gives_the_same_logits, NULL, NULL, &exact},
         {"cache_gives_the_same_logits, int8", cache_gives_the_same_logits, NULL, NULL, &int8},
@@ -553,8 +555,10 @@ int main(void) {
         {"a_training_step_allocates_nothing, int8", a_training_step_allocates_nothing, NULL, NULL, &int8},
         {"a_training_step_allocates_nothing, bf16, every weight", a_training_step_allocates_nothing, NULL, NULL, &bf16_full},
         cmocka_unit_test(frozen_weights_stay),
-        cmocka_unit_test(quantised_layers_are_the_files), cmocka_unit_test(a_weight_that_is_not_finite_is_not_quantised),
-        cmocka_unit_test(greedy_text_is_transformers),  cmocka_unit_test(no_logits_are_kept),
+        cmocka_unit_test(quantised_layers_are_the_files),
+        cmocka_unit_test(a_weight_that_is_not_finite_is_not_quantised),
+        cmocka_unit_test(greedy_text_is_transformers),
+        cmocka_unit_test(no_logits_are_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

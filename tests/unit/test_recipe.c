@@ -33,8 +33,7 @@ static const char *put(const char *name, const char *text, int64_t len) {
     char *path = paths[next++ % 4];
     graft_error err = {0};
     snprintf(path, 256, "%s/%s", folder, name);
-    if (gr_file_write(path, text, len < 0 ? (int64_t)strlen(text) : len, &err) != GRAFT_OK)
-        fail_msg("%s", err.msg);
+    if (gr_file_write(path, text, len < 0 ? (int64_t)strlen(text) : len, &err) != GRAFT_OK) fail_msg("%s", err.msg);
     return path;
 }
 
@@ -164,10 +163,8 @@ static void bad_cases(void **state) {
         graft_error err = {0};
         char expected[512];
         const char *m = cases[i].message;
-        snprintf(expected, sizeof expected, "%s%s%s", *m == '@' ? folder : "", *m == '@' ? "/r.yaml:" : "",
-                 m + (*m == '@'));
-        if (load(&r, cases[i].yaml, &err) != GRAFT_BAD_USAGE)
-            fail_msg("case %d: not refused: %s", i, cases[i].yaml);
+        snprintf(expected, sizeof expected, "%s%s%s", *m == '@' ? folder : "", *m == '@' ? "/r.yaml:" : "", m + (*m == '@'));
+        if (load(&r, cases[i].yaml, &err) != GRAFT_BAD_USAGE) fail_msg("case %d: not refused: %s", i, cases[i].yaml);
         if (!strstr(err.msg, expected)) fail_msg("case %d: expected \"%s\" in \"%s\"", i, expected, err.msg);
         if (strchr(err.msg, '\n')) fail_msg("case %d: more than one line", i);
         assert_null(r);
@@ -184,8 +181,8 @@ static void all_problems(void **state) {
         "/a.yaml:5:28: adapter.target_modules: expected a name, found a list",
         "/a.yaml:6:26: adapter.rank_pattern: expected a number, found \"x\"",
         "/a.yaml:6:32: adapter.rank_pattern: expected a number from 1 to 4096, found \"0\"",
-        ("/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did you mean "
-         "path?)"),
+        ("/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did "
+         "you mean path?)"),
         "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
         "/a.yaml:8:16: data.train: a source needs a path",
         "/a.yaml:9:6: section log: expected keys below it, found \"5\"",
@@ -227,11 +224,10 @@ static void all_problems(void **state) {
 
 /* Paths that lead nowhere are told apart, and only when asked for. */
 static void missing_paths(void **state) {
-    static const char *const expected[] = {":1:15: model.base: nothing is there: \"no.gguf\"",
-                                           ":2:26: adapter.init_from: nothing is there: \"runs/none\"",
-                                           ":4:21: data.train: nothing is there: \"none.jsonl\"",
-                                           ":5:9: data.eval: nothing is there: \"none.json\"",
-                                           ":6:13: data.template: nothing is there: \"none.jinja\""};
+    static const char *const expected[] = {
+        ":1:15: model.base: nothing is there: \"no.gguf\"", ":2:26: adapter.init_from: nothing is there: \"runs/none\"",
+        ":4:21: data.train: nothing is there: \"none.jsonl\"", ":5:9: data.eval: nothing is there: \"none.json\"",
+        ":6:13: data.template: nothing is there: \"none.jinja\""};
     gr_problems problems = {0};
     gr_recipe *r = NULL;
     graft_error err = {0};
@@ -355,8 +351,7 @@ static void extending(void **state) {
     assert_true(r->adapter_alpha == 3);
     assert_int_equal(r->adapter_target_modules.n, 1); /* lists replace */
     assert_int_equal(r->train_seed, 1);
-    assert_true(
-        gr_starts_with(r->data_train.items[0].path, folder)); /* found beside the recipe that names it */
+    assert_true(gr_starts_with(r->data_train.items[0].path, folder)); /* found beside the recipe that names it */
     gr_recipe_free(r);
     put("base.yaml", "extends: mid.yaml\n", -1);
     assert_int_equal(load(&r, "extends: mid.yaml\n", &err), GRAFT_BAD_USAGE);
@@ -386,8 +381,7 @@ static void overriding(void **state) {
     gr_recipe *r = NULL;
     graft_error err = {0};
     (void)state;
-    const char *path =
-        put("r.yaml", "train: {seed: 1, batch_size: 2}\nadapter: {rank_pattern: {y: 3}}\n", -1);
+    const char *path = put("r.yaml", "train: {seed: 1, batch_size: 2}\nadapter: {rank_pattern: {y: 3}}\n", -1);
     if (gr_recipe_load(&r, path, overrides, GR_LEN(overrides), &err) != GRAFT_OK) fail_msg("%s", err.msg);
     assert_int_equal(r->train_seed, 7);
     assert_int_equal(r->train_batch_size, 2);
@@ -399,8 +393,7 @@ static void overriding(void **state) {
     for (int i = 0; i < GR_LEN(wrong); i++) {
         r = NULL;
         assert_int_equal(gr_recipe_load(&r, NULL, &wrong[i].text, 1, &err), GRAFT_BAD_USAGE);
-        if (!strstr(err.msg, wrong[i].message))
-            fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
+        if (!strstr(err.msg, wrong[i].message)) fail_msg("expected \"%s\" in \"%s\"", wrong[i].message, err.msg);
     }
 }
 
@@ -425,8 +418,7 @@ static void printing_round_trips(void **state) {
     assert_string_equal(r->data_system, again->data_system);
     assert_string_equal(again->model_base, "null");
     assert_true(r->train_learning_rate == again->train_learning_rate);
-    assert_string_equal(r->data_train.items[0].columns[1].column,
-                        again->data_train.items[0].columns[1].column);
+    assert_string_equal(r->data_train.items[0].columns[1].column, again->data_train.items[0].columns[1].column);
     gr_recipe_free(r);
     gr_recipe_free(again);
     gr_str_release(&once);
@@ -457,9 +449,7 @@ static void documentation(void **state) {
     assert_int_equal(gr_recipe_json_schema(&json, &err), GRAFT_OK);
     json_t *root = json_loads(json, 0, NULL);
     json_t *rank = json_object_get(
-        json_object_get(
-            json_object_get(json_object_get(json_object_get(root, "properties"), "adapter"), "properties"),
-            "rank"),
+        json_object_get(json_object_get(json_object_get(json_object_get(root, "properties"), "adapter"), "properties"), "rank"),
         "maximum");
     assert_int_equal(json_integer_value(rank), 4096);
     json_decref(root);
@@ -468,12 +458,12 @@ static void documentation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_cases),    cmocka_unit_test(all_problems), cmocka_unit_test(missing_paths),
-        cmocka_unit_test(missing_and_huge_files),
-        cmocka_unit_test(defaults),     cmocka_unit_test(values),
-        cmocka_unit_test(anchors),      cmocka_unit_test(extending),
-        cmocka_unit_test(overriding),   cmocka_unit_test(printing_round_trips),
-        cmocka_unit_test(requirements), cmocka_unit_test(documentation),
+        cmocka_unit_test(bad_cases),     cmocka_unit_test(all_problems),
+        cmocka_unit_test(missing_paths), cmocka_unit_test(missing_and_huge_files),
+        cmocka_unit_test(defaults),      cmocka_unit_test(values),
+        cmocka_unit_test(anchors),       cmocka_unit_test(extending),
+        cmocka_unit_test(overriding),    cmocka_unit_test(printing_round_trips),
+        cmocka_unit_test(requirements),  cmocka_unit_test(documentation),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

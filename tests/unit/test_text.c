@@ -44,8 +44,7 @@ static json_t *load_cases(const char *kind) {
 
 static void check_ids(const char *kind, const gr_ids *got, const json_t *wanted, const char *text) {
     bool same = got->n == (int64_t)json_array_size(wanted);
-    for (int64_t i = 0; same && i < got->n; i++)
-        same = got->data[i] == json_integer_value(json_array_get(wanted, (size_t)i));
+    for (int64_t i = 0; same && i < got->n; i++) same = got->data[i] == json_integer_value(json_array_get(wanted, (size_t)i));
     if (!same) fail_msg("%s: ids differ for \"%s\"", kind, text);
 }
 
@@ -59,14 +58,12 @@ static void test_encode(void **state) {
         json_array_foreach(json_object_get(root, "cases"), i, row) {
             const json_t *text = json_object_get(row, "text");
             ids.n = 0;
-            assert_ok(gr_tokenizer_encode(t, json_string_value(text), (int64_t)json_string_length(text), true,
-                                          &ids, &err));
+            assert_ok(gr_tokenizer_encode(t, json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
             check_ids(KINDS[k], &ids, json_object_get(row, "ids"), json_string_value(text));
         }
         json_array_foreach(json_object_get(root, "damaged"), i, row) {
             gr_str bytes = {0};
-            json_array_foreach(json_object_get(row, "bytes"), b, byte)
-                gr_str_putc(&bytes, (char)json_integer_value(byte));
+            json_array_foreach(json_object_get(row, "bytes"), b, byte) gr_str_putc(&bytes, (char)json_integer_value(byte));
             ids.n = 0;
             assert_ok(gr_tokenizer_encode(t, bytes.data, bytes.len, true, &ids, &err));
             check_ids(KINDS[k], &ids, json_object_get(row, "ids"), bytes.data);
@@ -92,8 +89,7 @@ static void test_decode(void **state) {
             gr_ids ids = {0};
             json_array_foreach(list, j, id) gr_ids_push(&ids, (int32_t)json_integer_value(id));
             for (int skip = 0; skip < 2; skip++) {
-                const char *wanted =
-                    json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
+                const char *wanted = json_string_value(json_object_get(row, skip ? "text_skip_special" : "text"));
                 gr_str text = {0}, streamed = {0}, repaired = {0};
                 gr_decode_stream stream = {0};
                 assert_ok(gr_tokenizer_decode(t, ids.data, ids.n, skip, &text, &err));
@@ -179,8 +175,8 @@ static void test_gguf_round_trip(void **state) {
             const gr_tokenizer *both[] = {loaded, again};
             for (int n = 0; n < 2; n++) {
                 gr_ids ids = {0};
-                assert_ok(gr_tokenizer_encode(both[n], json_string_value(text),
-                                              (int64_t)json_string_length(text), true, &ids, &err));
+                assert_ok(
+                    gr_tokenizer_encode(both[n], json_string_value(text), (int64_t)json_string_length(text), true, &ids, &err));
                 check_ids(kinds[k], &ids, json_object_get(row, "ids"), json_string_value(text));
                 gr_ids_release(&ids);
             }
@@ -583,8 +579,7 @@ static void test_chat_file(void **state) {
 
 static void parse_json(const char *json, const char *hint) {
     gr_tokenizer *t = NULL;
-    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err),
-                     GRAFT_BAD_INPUT);
+    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err), GRAFT_BAD_INPUT);
     assert_null(t);
     if (!strstr(err.msg, hint)) fail_msg("\"%s\" lacks \"%s\"", err.msg, hint);
 }
@@ -603,13 +598,9 @@ static void test_hostile_json(void **state) {
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}," BYTES "}", "merge 0");
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"ab\"]}," BYTES "}", "merge 0");
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}," BYTES "}", "merge 0");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}",
-               "Whitespace");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES
-               "}",
-               "Lowercase");
-    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true,\"unk_token\":\"zz\"}}",
-               "unknown token");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"pre_tokenizer\":{\"type\":\"Whitespace\"}}", "Whitespace");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"normalizer\":{\"type\":\"Lowercase\"}," BYTES "}", "Lowercase");
+    parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true,\"unk_token\":\"zz\"}}", "unknown token");
     parse_json("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"dropout\":0.1}," BYTES "}", "dropout");
     parse_json("{\"model\":{\"vocab\":[[\"a\"]]}}", "[piece, score]");
     parse_json("{\"model\":{\"vocab\":[[\"a\",0]]},\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_"
@@ -629,10 +620,8 @@ static gr_tokenizer *parse_good(const char *json) {
 /* What published files hold beside the usual: GPT-2's empty unk_token, LLaMA's normalised added tokens. */
 static void test_published_json(void **state) {
     (void)state;
-    gr_tokenizer_free(
-        parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"\"}," BYTES "}"));
-    gr_tokenizer_free(
-        parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}"));
+    gr_tokenizer_free(parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"\"}," BYTES "}"));
+    gr_tokenizer_free(parse_good("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"zz\"}," BYTES "}"));
     gr_tokenizer *t = parse_good(
         "{\"added_tokens\":[{\"id\":3,\"content\":\"a b\",\"special\":false,\"normalized\":true}],"
         "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\u2581\"}"

@@ -21,8 +21,7 @@ static gr_tokenizer *parse(const char *json) {
 
 static void refused(const char *json, const char *part) {
     gr_tokenizer *t = NULL;
-    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err),
-                     GRAFT_BAD_INPUT);
+    assert_int_equal(gr_tokenizer_parse_json(&t, json, (int64_t)strlen(json), "t.json", &err), GRAFT_BAD_INPUT);
     if (!strstr(err.msg, part)) fail_msg("\"%s\" is not in \"%s\"", part, err.msg);
 }
 
@@ -33,18 +32,16 @@ static void check_ids(const gr_tokenizer *t, const char *text, int n, const int3
     for (int i = 0; i < n; i++) assert_int_equal(ids.data[i], wanted[i]);
     gr_ids_release(&ids);
 }
-#define check(t, text, ...)                                                                                  \
-    check_ids(t, text, GR_LEN(((const int32_t[]){__VA_ARGS__})), (const int32_t[]){__VA_ARGS__})
+#define check(t, text, ...) check_ids(t, text, GR_LEN(((const int32_t[]){__VA_ARGS__})), (const int32_t[]){__VA_ARGS__})
 
 /* Byte pieces keep their role where the file lists them among the added tokens, as trainers leave them. */
 static void test_added_byte_pieces(void **state) {
     (void)state;
-    gr_tokenizer *t =
-        parse("{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"byte_fallback\":true,\"fuse_unk\":true,"
-              "\"vocab\":{\"<unk>\":0,\"<0xC3>\":1,\"<0xA9>\":2,\"a\":3},\"merges\":[]},\"added_tokens\":["
-              "{\"id\":0,\"content\":\"<unk>\",\"special\":true},"
-              "{\"id\":1,\"content\":\"<0xC3>\",\"special\":true,\"normalized\":false},"
-              "{\"id\":2,\"content\":\"<0xA9>\",\"special\":false,\"normalized\":false}]}");
+    gr_tokenizer *t = parse("{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"byte_fallback\":true,\"fuse_unk\":true,"
+                            "\"vocab\":{\"<unk>\":0,\"<0xC3>\":1,\"<0xA9>\":2,\"a\":3},\"merges\":[]},\"added_tokens\":["
+                            "{\"id\":0,\"content\":\"<unk>\",\"special\":true},"
+                            "{\"id\":1,\"content\":\"<0xC3>\",\"special\":true,\"normalized\":false},"
+                            "{\"id\":2,\"content\":\"<0xA9>\",\"special\":false,\"normalized\":false}]}");
     check(t,
           "a\xc3\xa9"
           "a",
@@ -214,31 +211,27 @@ static void test_old_sentencepiece(void **state) {
 
 /* ---- conversions ---- */
 
-#define BYTE_VOCAB                                                                                           \
-    "\"vocab\":{\"h\":0,\"i\":1,\"hi\":2,\"\\u0120\":3,\"e\":4,\"\\u00cc\":5,\"\\u0123\":6,\"x\":7,\"y\":8}"
-#define BYTE_MODEL "\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"merges\":[\"h i\"]}"
-#define BYTES      "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"
-#define ADDED(flags)                                                                                         \
-    "\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"special\":true,\"normalized\":false" flags "}]"
-#define SPM_MODEL(unk)                                                                                       \
-    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":" unk                                  \
-    ",\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,"                                                        \
-    "\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6},\"merges\":[\"\\u2581 "     \
-    "a\",\"a b\","                                                                                           \
+#define BYTE_VOCAB   "\"vocab\":{\"h\":0,\"i\":1,\"hi\":2,\"\\u0120\":3,\"e\":4,\"\\u00cc\":5,\"\\u0123\":6,\"x\":7,\"y\":8}"
+#define BYTE_MODEL   "\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"merges\":[\"h i\"]}"
+#define BYTES        "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false}"
+#define ADDED(flags) "\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"special\":true,\"normalized\":false" flags "}]"
+#define SPM_MODEL(unk)                                                                                                             \
+    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":" unk ",\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,"      \
+    "\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6},\"merges\":[\"\\u2581 "                           \
+    "a\",\"a b\","                                                                                                                 \
     "\"\\u2581 \\u2581\"]}"
-#define META(scheme, split)                                                                                  \
-    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"" scheme     \
-    "\",\"split\":" split "}"
+#define META(scheme, split)                                                                                                        \
+    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"" scheme "\",\"split\":" split "}"
 #define UNK "\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false}]"
 
-#define MODEL(merges, flags)                                                                                 \
-    "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true" flags                           \
-    ",\"vocab\":{\"<unk>\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6,"    \
+#define MODEL(merges, flags)                                                                                                       \
+    "{\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true" flags                                                 \
+    ",\"vocab\":{\"<unk>\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4,\"ab\":5,\"\\u2581\\u2581\":6,"                          \
     "\"1\":7,\"12\":8,\"x\":9,\" \":10,\" a\":11,\"2\":12},\"merges\":" merges "}"
 #define SPECIAL(name) "{\"SpecialToken\":{\"id\":\"" name "\",\"type_id\":0}}"
 #define SEQUENCE      "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}"
-#define TEMPLATE(single)                                                                                     \
-    "{\"type\":\"TemplateProcessing\",\"single\":[" single                                                   \
+#define TEMPLATE(single)                                                                                                           \
+    "{\"type\":\"TemplateProcessing\",\"single\":[" single                                                                         \
     "],\"special_tokens\":{\"x\":{\"id\":\"x\",\"ids\":[7]},\"y\":{\"id\":\"y\",\"ids\":[8]}}}"
 #define REFUSED_META(scheme) "{" SPM_MODEL("true") "," META(scheme, "true") "}"
 /* Pipelines in which a part was left out without a word; the ids are those of HF tokenizers. */
@@ -292,11 +285,10 @@ static void test_pipelines(void **state) {
          "ab a",
          {1, 2, 3, 1, 2},
          5},
-        {MODEL(
-             "[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
-             "") ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":"
-                 "\"first\",\"split\":false},\"added_tokens\":[{\"id\":9,\"content\":\"x\",\"special\":true,"
-                 "\"normalized\":false,\"single_word\":true,\"lstrip\":false,\"rstrip\":false}]}",
+        {MODEL("[[\"\\u2581\",\"a\"],[\"a\",\"b\"],[\"\\u2581\",\"\\u2581\"],[\"1\",\"2\"],[\" \",\"a\"]]",
+               "") ",\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":"
+                   "\"first\",\"split\":false},\"added_tokens\":[{\"id\":9,\"content\":\"x\",\"special\":true,"
+                   "\"normalized\":false,\"single_word\":true,\"lstrip\":false,\"rstrip\":false}]}",
          "x ax",
          {9, 4, 9},
          3},
@@ -315,35 +307,26 @@ static void test_pipelines(void **state) {
         check_ids(t, rows[i].text, rows[i].n, rows[i].ids);
         gr_tokenizer_free(t);
     }
-    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"byte_fallback\":true,\"merges\":[]}}",
-            "unk_token is missing");
+    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"byte_fallback\":true,\"merges\":[]}}", "unk_token is missing");
     refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB "}," BYTES "}", "merges is missing");
-    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB
-            ",\"byte_fallback\":true,\"unk_token\":\"h\",\"merges\":[]}," BYTES "}",
+    refused("{\"model\":{\"type\":\"BPE\"," BYTE_VOCAB ",\"byte_fallback\":true,\"unk_token\":\"h\",\"merges\":[]}," BYTES "}",
             "byte_fallback");
-    gr_tokenizer *gap =
-        parse("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":10,\"content\":\"<m>\"}]}");
+    gr_tokenizer *gap = parse("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":10,\"content\":\"<m>\"}]}");
     check(gap, "<m>", 10); /* with a warning: the model was trained with the ids of the file */
     gr_tokenizer_free(gap);
-    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":9,\"content\":\"hi\"}]}",
-            "HF tokenizers gives it 2");
-    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":7,\"content\":\"<m>\"}]}",
-            "HF tokenizers gives it 9");
-    refused("{" BYTE_MODEL "," BYTES
-            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SPECIAL("y") "," SEQUENCE) "}",
+    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":9,\"content\":\"hi\"}]}", "HF tokenizers gives it 2");
+    refused("{" BYTE_MODEL "," BYTES ",\"added_tokens\":[{\"id\":7,\"content\":\"<m>\"}]}", "HF tokenizers gives it 9");
+    refused("{" BYTE_MODEL "," BYTES ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SPECIAL("y") "," SEQUENCE) "}",
             "more than one token");
-    refused("{" BYTE_MODEL "," BYTES
-            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SEQUENCE) "}",
-            "post_processor");
-    gr_tokenizer *t = parse("{" BYTE_MODEL "," BYTES
-                            ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SPECIAL("y")) "}");
+    refused("{" BYTE_MODEL "," BYTES ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SEQUENCE) "}", "post_processor");
+    gr_tokenizer *t =
+        parse("{" BYTE_MODEL "," BYTES ",\"post_processor\":" TEMPLATE(SPECIAL("x") "," SEQUENCE "," SPECIAL("y")) "}");
     assert_true(t->info.add_bos && t->info.bos == 7 && t->info.add_eos && t->info.eos == 8);
     gr_tokenizer_free(t);
     refused(REFUSED_META("second"), "second");
-    refused(
-        "{" BYTE_MODEL "," BYTES
-        ",\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"rstrip\":true},{\"id\":10,\"content\":\"  \"}]}",
-        "strips spaces");
+    refused("{" BYTE_MODEL "," BYTES
+            ",\"added_tokens\":[{\"id\":9,\"content\":\"<m>\",\"rstrip\":true},{\"id\":10,\"content\":\"  \"}]}",
+            "strips spaces");
 }
 
 /* A conversion that would change ids is refused with an example. */
@@ -359,17 +342,15 @@ static void test_conversions_are_proved(void **state) {
         {"{" BYTE_MODEL "," BYTES "," ADDED(",\"single_word\":true") "}", "single_word"},
         {"{" BYTE_MODEL "," BYTES ",\"normalizer\":{\"type\":\"NFC\"}}", "no name"},
         {"{" BYTE_MODEL "," BYTES ",\"normalizer\":{\"type\":\"Strip\"}}", "no name"},
-        {"{" SPM_MODEL(
-             "true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\","
-                     "\"prepend\":\"\\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" "
-                     "\"},\"content\":\"\\u2581\"}]}}",
+        {"{" SPM_MODEL("true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\","
+                               "\"prepend\":\"\\u2581\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" "
+                               "\"},\"content\":\"\\u2581\"}]}}",
          NULL},
         {"{" SPM_MODEL("true") "," UNK "," META("never", "false") "}", NULL},
         {"{" SPM_MODEL("true") "," UNK "," META("first", "false") "}", "Metaspace"},
         {"{" SPM_MODEL("true") "," UNK "," META("always", "true") "}", "Metaspace"},
-        {"{" SPM_MODEL(
-             "true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKC\"},"
-                     "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]}}",
+        {"{" SPM_MODEL("true") "," UNK ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFKC\"},"
+                               "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]}}",
          "normalizer"},
     };
     for (int i = 0; i < GR_LEN(rows); i++) {

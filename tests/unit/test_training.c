@@ -57,12 +57,9 @@ static void add_settings(overrides *o, json_t *settings) {
     const char *key;
     json_t *value;
     json_object_foreach(settings, key, value) {
-        if (json_is_string(value))
-            add(o, "%s=%s", key, json_string_value(value));
-        else if (json_is_integer(value))
-            add(o, "%s=%lld", key, (long long)json_integer_value(value));
-        else
-            add(o, "%s=%.17g", key, json_real_value(value));
+        if (json_is_string(value)) add(o, "%s=%s", key, json_string_value(value));
+        else if (json_is_integer(value)) add(o, "%s=%lld", key, (long long)json_integer_value(value));
+        else add(o, "%s=%.17g", key, json_real_value(value));
     }
 }
 
@@ -75,9 +72,8 @@ static void begin(overrides *o, const char *model, int64_t steps) {
     add(o, "output_dir=%s/run", folder);
     add(o, "train.max_steps=%lld", (long long)steps);
     for (const char *const *same =
-             (const char *const[]){"model.dtype=fp32", "data.shuffle=false", "data.cache=none",
-                                   "train.batch_size=4", "log.every=1", "log.tensorboard=false",
-                                   "log.plot=false", "threads=1", NULL};
+             (const char *const[]){"model.dtype=fp32", "data.shuffle=false", "data.cache=none", "train.batch_size=4", "log.every=1",
+                                   "log.tensorboard=false", "log.plot=false", "threads=1", NULL};
          *same; same++)
         add(o, "%s", *same);
 }
@@ -132,11 +128,9 @@ static void learning_rates_are_transformers(void **state) {
         assert_int_equal(gr_recipe_load(&r, NULL, o.items, o.n, &err), GRAFT_OK);
         assert_int_equal(json_array_size(json_object_get(schedule, "shape")), total);
         json_array_foreach(json_object_get(schedule, "shape"), step, shape) {
-            double found = gr_learning_rate(r, (int64_t)step + 1, total),
-                   expected = 3e-4 * json_number_value(shape);
+            double found = gr_learning_rate(r, (int64_t)step + 1, total), expected = 3e-4 * json_number_value(shape);
             if (fabs(found - expected) > 1e-12 * 3e-4)
-                fail_msg("schedule %zu, step %zu of %lld: %.12g, expected %.12g", i, step + 1,
-                         (long long)total, found, expected);
+                fail_msg("schedule %zu, step %zu of %lld: %.12g, expected %.12g", i, step + 1, (long long)total, found, expected);
         }
         gr_recipe_free(r);
     }
@@ -146,8 +140,7 @@ static void learning_rates_are_transformers(void **state) {
 
 /* ---- steps ---- */
 
-static void check_near(const char *name, size_t step, json_t *row, const char *key, double expected,
-                       double tolerance) {
+static void check_near(const char *name, size_t step, json_t *row, const char *key, double expected, double tolerance) {
     double found = number(row, key);
     if (!(fabs(found - expected) <= tolerance * fabs(expected)))
         fail_msg("%s, step %zu: %s is %.12g, expected %.12g", name, step, key, found, expected);
@@ -155,8 +148,8 @@ static void check_near(const char *name, size_t step, json_t *row, const char *k
 
 /* Each step's loss, gradient norm and rate. What float32 leaves open, times ten. */
 static void check_steps(json_t *run, const char *name) {
-    json_t *rows = read_metrics("loss"), *losses = json_object_get(run, "losses"),
-           *norms = json_object_get(run, "grad_norms"), *rates = json_object_get(run, "learning_rates"), *row;
+    json_t *rows = read_metrics("loss"), *losses = json_object_get(run, "losses"), *norms = json_object_get(run, "grad_norms"),
+           *rates = json_object_get(run, "learning_rates"), *row;
     size_t i;
     assert_int_equal(json_array_size(rows), json_array_size(losses));
     json_array_foreach(rows, i, row) {
@@ -169,8 +162,7 @@ static void check_steps(json_t *run, const char *name) {
 }
 
 /* How far every parameter came from the file before to the file after. */
-static void check_updates(json_t *run, const char *name, const char *before_path, const char *after_path,
-                          const char *prefix) {
+static void check_updates(json_t *run, const char *name, const char *before_path, const char *after_path, const char *prefix) {
     gr_safetensors *before, *after, *golden;
     graft_error err = {0};
     const char *key;
@@ -178,8 +170,7 @@ static void check_updates(json_t *run, const char *name, const char *before_path
     int n = 0;
     assert_int_equal(gr_safetensors_open(&before, before_path, &err), GRAFT_OK);
     assert_int_equal(gr_safetensors_open(&after, after_path, &err), GRAFT_OK);
-    assert_int_equal(gr_safetensors_open(&golden, TESTS_DIR "/golden/training/training.safetensors", &err),
-                     GRAFT_OK);
+    assert_int_equal(gr_safetensors_open(&golden, TESTS_DIR "/golden/training/training.safetensors", &err), GRAFT_OK);
     json_object_foreach(json_object_get(run, "updates"), key, facts) {
         char full[256];
         double sum = 0, difference = 0, size = 0, norm = json_number_value(json_object_get(facts, "norm"));
@@ -189,20 +180,17 @@ static void check_updates(json_t *run, const char *name, const char *before_path
         snprintf(full, sizeof full, "%s/%s", name, key);
         const gr_tensor *expected = gr_safetensors_find(golden, full);
         if (!from || !to || !expected) fail_msg("%s: %s is missing", name, key);
-        assert_true(from->n_elements == to->n_elements && from->dtype == GR_DTYPE_F32 &&
-                    to->dtype == GR_DTYPE_F32);
+        assert_true(from->n_elements == to->n_elements && from->dtype == GR_DTYPE_F32 && to->dtype == GR_DTYPE_F32);
         const float *a = from->data, *b = to->data, *change = expected->data;
         for (int64_t k = 0; k < to->n_elements; k++) sum += ((double)b[k] - a[k]) * ((double)b[k] - a[k]);
-        if (fabs(sqrt(sum) - norm) > 1e-4 * norm)
-            fail_msg("%s: %s moved by %g, expected %g", name, key, sqrt(sum), norm);
+        if (fabs(sqrt(sum) - norm) > 1e-4 * norm) fail_msg("%s: %s moved by %g, expected %g", name, key, sqrt(sum), norm);
         assert_true(expected->n_elements > 0 && (expected->n_elements - 1) * stride < to->n_elements);
         for (int64_t k = 0; k < expected->n_elements; k++) {
             double off = (double)b[k * stride] - a[k * stride] - change[k];
             difference += off * off;
             size += (double)change[k] * change[k];
         }
-        if (sqrt(difference / size) > 4e-4)
-            fail_msg("%s: the changes of %s are off by %g", name, key, sqrt(difference / size));
+        if (sqrt(difference / size) > 4e-4) fail_msg("%s: the changes of %s are off by %g", name, key, sqrt(difference / size));
         n++;
     }
     assert_int_equal(n, gr_safetensors_count(after)); /* nothing else was written */
@@ -227,8 +215,7 @@ static void golden_steps_are_torchs(void **state) {
             overrides o;
             graft_error err = {0};
             snprintf(path, sizeof path, "%s/golden.json", models[m]);
-            json_t *golden = json_load_file(path, 0, NULL),
-                   *run = json_object_get(golden, full ? "train_full" : "train");
+            json_t *golden = json_load_file(path, 0, NULL), *run = json_object_get(golden, full ? "train_full" : "train");
             begin(&o, models[m], (int64_t)json_array_size(json_object_get(run, "losses")));
             add(&o, "train.lr_scheduler=constant");
             add(&o, "train.learning_rate=%.17g", number(run, "learning_rate"));
@@ -254,8 +241,7 @@ static void runs_are_torchs(void **state) {
         char model[256], before[512], after[128];
         overrides o;
         graft_error err = {0};
-        snprintf(model, sizeof model, "%s/golden/%s", TESTS_DIR,
-                 json_string_value(json_object_get(run, "model")));
+        snprintf(model, sizeof model, "%s/golden/%s", TESTS_DIR, json_string_value(json_object_get(run, "model")));
         snprintf(before, sizeof before, "%s%s", model, lora ? "/adapter" : "");
         snprintf(after, sizeof after, "%s/run/%s", folder, lora ? "adapter" : "model");
         begin(&o, model, (int64_t)json_array_size(json_object_get(run, "losses")));
@@ -274,8 +260,7 @@ static void runs_are_torchs(void **state) {
 /* tiny-qwen2 in <folder>/nan, but for the embedding of one id, which is NaN. (Its head is a matrix of its
  * own.) */
 static void make_model_with_nan(int32_t id) {
-    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                        "chat_template.jinja"};
+    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"};
     const char *from = TESTS_DIR "/golden/tiny-qwen2";
     char path[512], to[512], *text;
     int64_t len;

@@ -165,24 +165,24 @@ static inline void emulated_tile_dpbf16ps(int c, int a, int b) {
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #define _tile_loadconfig(config) ((void)(config))
-#define _tile_release() ((void)0)
-#define _tile_zero emulated_tile_zero
-#define _tile_loadd emulated_tile_loadd
-#define _tile_stream_loadd emulated_tile_loadd
-#define _tile_stored emulated_tile_stored
-#define _tile_dpbf16ps emulated_tile_dpbf16ps
+#define _tile_release()          ((void)0)
+#define _tile_zero               emulated_tile_zero
+#define _tile_loadd              emulated_tile_loadd
+#define _tile_stream_loadd       emulated_tile_loadd
+#define _tile_stored             emulated_tile_stored
+#define _tile_dpbf16ps           emulated_tile_dpbf16ps
 
-#define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
-#define _mm512_maskz_scalef_ps emulated_maskz_scalef_ps
-#define _mm512_mask_storeu_ps emulated_mask_storeu_ps
-#define _mm512_cvtps_epi32 emulated_cvtps_epi32
-#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
-#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
-#define _mm512_cvtepi32_epi8 emulated_cvtepi32_epi8
-#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
-#define _mm512_inserti64x4 emulated_inserti64x4
-#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_maskz_loadu_ps        emulated_maskz_loadu_ps
+#define _mm512_maskz_scalef_ps       emulated_maskz_scalef_ps
+#define _mm512_mask_storeu_ps        emulated_mask_storeu_ps
+#define _mm512_cvtps_epi32           emulated_cvtps_epi32
+#define _mm512_cvtepi32_ps           emulated_cvtepi32_ps
+#define _mm512_cvtepi32_epi16        emulated_cvtepi32_epi16
+#define _mm512_cvtepi32_epi8         emulated_cvtepi32_epi8
+#define _mm512_cvtepi8_epi32         emulated_cvtepi8_epi32
+#define _mm512_inserti64x4           emulated_inserti64x4
+#define _mm512_cvtph_ps              emulated_cvtph_ps
 #define _mm512_cvtps_ph(v, rounding) emulated_cvtps_ph(v) /* always to nearest */
-#define _mm512_shuffle_f32x4 emulated_shuffle_f32x4
+#define _mm512_shuffle_f32x4         emulated_shuffle_f32x4
 
 #endif
