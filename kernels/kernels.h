@@ -1,14 +1,34 @@
-/* kernels.h - the leaf maths: a backend is one table of operations plus memory. Pointers and dimensions in; no
- * I/O, no knowledge of models. The operations themselves are documented in ops.def. */
+/* kernels.h - the leaf maths: a backend is one table of operations plus memory and queues. Pointers and dimensions in; no I/O, no
+ * knowledge of models. The operations themselves are documented in ops.def.
+ *
+ * Pointers to a device's memory are opaque outside kernels/: host code moves bytes with upload and download, and never looks (on the
+ * CPU they happen to be plain memory; GRAFT_DEVICE=far is a CPU on which they are not, for tests). Operations return nothing and may
+ * still be under way when they return; those of a device run in the order in which they were called. */
 #ifndef GR_KERNELS_H
 #define GR_KERNELS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "kernels/dtype.h"
+#include "kernels/threads.h"
 
 typedef struct gr_device gr_device;
+
+/* Activations: element (r, c) lies at r * ld + c. Borrowed device memory of F32, BF16 or F16 (gr_device.act_type says which); data
+ * NULL where an operation may go without. */
+typedef struct gr_rows {
+    void *data;
+    int64_t ld;
+    gr_dtype type;
+} gr_rows;
+
+/* The same rows from row and col on. */
+static inline gr_rows gr_rows_at(gr_rows x, int64_t row, int64_t col) {
+    x.data = (char *)x.data + (row * x.ld + col) * (x.type == GR_DTYPE_F32 ? 4 : 2);
+    return x;
+}
 
 /* A matrix that knows its format: rows x cols, row-major; a row is a whole number of dtype blocks. Borrowed data. */
 typedef struct gr_weight {
@@ -17,7 +37,7 @@ typedef struct gr_weight {
     const void *data;
 } gr_weight;
 
-/* One low-rank adapter of a linear. All pointers borrowed; a NULL gradient means frozen. */
+/* One low-rank adapter of a linear. All pointers borrowed device memory; a NULL gradient means frozen. */
 typedef struct gr_lora {
     int64_t rank;
     float scale;    /* alpha/rank, or alpha/sqrt(rank) for rsLoRA, times a user scale */
@@ -32,59 +52,171 @@ typedef struct gr_linear {
     const float *bias; /* [N] or NULL */
     gr_lora *lora;     /* [n_lora] */
     int n_lora;
-    float *dw;        /* [N,K] += or NULL: frozen */
-    float *dbias;     /* [N] += or NULL */
-    gr_dtype compute; /* GR_DTYPE_F32: exact; BF16/F16: both inputs of W's products are rounded to it, sums stay float32.
-                          LoRA products are always float32. */
-    /* forms of w made by int8_pack, or NULL: exact. With them y (forward) and dx (backward) of W are products of int8: the other
-       factor is rounded to blocks of 32 along the contraction, each with a scale; sums over blocks are float32. */
-    const void *int8_forward, *int8_backward;
+    float *dw;    /* [N,K] += or NULL: frozen */
+    float *dbias; /* [N] += or NULL */
 } gr_linear;
 
-typedef struct gr_seq { /* one sequence of a flat batch, see attention_forward */
+/* How the products of frozen weights are made. */
+typedef enum gr_base_products {
+    GR_BASE_EXACT,
+    GR_BASE_INT8_QUANTISED, /* of int8 where the weight is quantised */
+    GR_BASE_INT8            /* of int8: the other factor is rounded to blocks of 32 along the contraction, each with a scale; sums
+                               over blocks are float32 */
+} gr_base_products;
+
+/* Linears that share an input: one product. Made once; what a backend makes of its members (packed, quantised, fused) is its own. */
+enum { GR_GROUP_MAX = 3 };
+typedef struct gr_group {
+    gr_linear *member[GR_GROUP_MAX]; /* borrowed */
+    int n;
+    gr_dtype compute; /* GR_DTYPE_F32: exact; BF16, F16: both inputs of W's products are rounded to it, sums stay float32. LoRA
+                         products are always float32 */
+    gr_base_products base;
+    bool backward; /* dx will be asked for */
+    void *form;    /* the backend's; NULL: none. Set by place, cleared by release */
+} gr_group;
+
+static inline int64_t gr_group_inputs(const gr_group *g) { return g->member[0]->w.cols; }
+static inline int64_t gr_group_outputs(const gr_group *g) {
+    int64_t n = 0;
+    for (int i = 0; i < g->n; i++) n += g->member[i]->w.rows;
+    return n;
+}
+/* Sum of the ranks of all LoRAs. */
+static inline int64_t gr_group_rank(const gr_group *g) {
+    int64_t rank = 0;
+    for (int i = 0; i < g->n; i++)
+        for (int j = 0; j < g->member[i]->n_lora; j++) rank += g->member[i]->lora[j].rank;
+    return rank;
+}
+
+/* A mask that is a function of (seed, row_key[r], site, column): Philox counter hi = row_key[r], lo = site << 32 | column / 4, word
+ * column % 4; kept, and divided by 1-p, when word >= p * 2^32. */
+typedef struct gr_dropout {
+    float p;
+    uint64_t seed;
+    const uint64_t *row_key; /* [n] device memory */
+    uint32_t site;
+} gr_dropout;
+
+/* One use of a group: its buffers forward, and those that backward reads and needs. */
+typedef struct gr_product {
+    const gr_group *group;
+    gr_rows x;                 /* [n,K] the input */
+    gr_rows y;                 /* [n,N_0 | N_1 | ...] the outputs side by side; for backward their gradients */
+    float *h;                  /* [n,rank] products of x (after dropout) with the As of all LoRAs in order; NULL without LoRA */
+    const gr_dropout *dropout; /* of the LoRAs' input; NULL: none */
+    gr_rows xd, dxd;           /* [n,K] scratch, with dropout alone; dxd for backward */
+    float *dh;                 /* [n,rank] scratch for backward */
+} gr_product;
+
+typedef struct gr_seq { /* one sequence of a flat batch, see gr_attention */
     int64_t q_start, q_len, kv_start, kv_len;
 } gr_seq;
 
-/* Keys and values of a KV cache in the form that attention multiplies, for one layer, in blocks of GR_KV_BLOCK positions.
- * attention_forward fills it while single queries are decoded, and reads from it what it filled; a backend without use for it
- * leaves it alone. */
-enum { GR_KV_BLOCK = 64 };
-typedef struct gr_kv_panels {
-    float *data;     /* [slots, K, blocks, 2 * GR_KV_BLOCK * (D rounded up to 32)] at most */
-    int32_t *packed; /* [slots, K] leading positions that are there; whoever changes rows of the cache lowers it, to whole blocks */
-    int64_t max_len; /* rows of a slot: kv_start = slot * max_len */
-    int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
-} gr_kv_panels;
+/* Keys and values of one layer's KV cache. */
+typedef struct gr_kv {
+    gr_rows rows; /* [slots * max_len, K*D keys | K*D values] */
+    void *form;   /* the backend's: what else it keeps of them */
+} gr_kv;
+
+typedef struct gr_kv_shape {
+    int64_t n_layers, n_slots, max_len, K, D;
+} gr_kv_shape;
+
+/* Causal attention, block-diagonal over sequences (FlashAttention's recurrence, arXiv 2205.14135; no score matrix kept).
+ * Sequence s: queries are rows q_start..+q_len of q, out, lse; keys and values are rows kv_start..+kv_len of k and v (a training
+ * buffer or a KV cache); query j stands at position kv_len - q_len + j and sees keys 0..that position.
+ * Head h of q at column h*D; its key/value head is h / (H/K). lse[row,H] (may be NULL) = log-sum-exp of the scaled scores. */
+typedef struct gr_attention {
+    gr_rows q, k, v, out;
+    float *lse;
+    gr_rows dq, dk, dv, dout; /* backward: the first three are "=", with the row strides of q, k, v; dout that of out */
+    float *delta;             /* [rows,H] scratch for backward */
+    const gr_seq *seqs;       /* [n_seqs] device memory */
+    int64_t n_seqs;
+    int64_t H, K, D;
+    float scale;
+    int64_t window; /* keys that a query sees at most, 0: all. No backend has another yet */
+    float softcap;  /* scores become softcap * tanh(score / softcap), 0: not. No backend has another yet */
+    gr_dtype
+        compute;     /* BF16: the factors of all products may be rounded to it, where that is faster; scores and sums are float32 */
+    const gr_kv *kv; /* k and v are its rows; NULL: they are not of a cache */
+} gr_attention;
+
+typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
+
+/* What one step adds up on the device, from which AdamW takes what it needs; the host reads it later. */
+typedef struct gr_step_stats {
+    double nll;             /* sum over targets of weight * nll */
+    double squares;         /* of all gradients */
+    int64_t bad_row;        /* the first row whose nll is not finite, -1: none */
+    int64_t optimizer_step; /* updates made, this one included: AdamW's bias correction */
+    float clip;             /* what gradients are multiplied with */
+    int32_t nonfinite;      /* nll or gradients are: nothing is updated */
+    int32_t halt;           /* nothing is updated any more */
+} gr_step_stats;
 
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;
-    float grad_scale; /* clip factor */
-    int64_t step;     /* from 1: bias correction */
 } gr_adamw;
 
 typedef struct gr_ops {
-#define GR_OP(name, params) void(*name) params;
+#define GR_OP(name, params, args) void(*name) params;
 #include "kernels/ops.def"
 #undef GR_OP
 } gr_ops;
 
+/* Queues run beside each other; within one, work runs in order. Operations are work of GR_QUEUE_COMPUTE. */
+typedef enum gr_queue { GR_QUEUE_COMPUTE, GR_QUEUE_COPY, GR_QUEUE_COMM } gr_queue;
+typedef int64_t gr_mark; /* a point in a queue: the work given to it before; 0: no work */
+
 struct gr_device {
     const gr_ops *ops;
-    const char *level;                           /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
-    bool fast_bf16;                              /* multiplies bfloat16 faster than float32 */
-    void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, zeroed; NULL when out of memory */
-    void (*free)(gr_device *d, void *p);
-    int64_t (*footprint)(int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
-    int64_t shared_bytes;                /* that operations share as scratch, at most; what is never touched takes no memory */
-    struct gr_threads *threads;          /* CPU: the pool, also for core's own parallel work */
-    void *impl;                          /* the backend's own */
+    const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
+    bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
+    bool queues;       /* work may be under way when a call returns: read results late */
+
+    void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, not zeroed; NULL when out of memory */
+    void (*free)(gr_device *d, void *p);         /* NULL is fine */
+    void (*zero)(gr_device *d, void *p, int64_t bytes);
+    void (*copy)(gr_device *d, void *to, const void *from, int64_t bytes);
+    void (*upload)(gr_device *d, void *to, const void *host, int64_t bytes); /* host may be reused on return */
+    /* Waits for the work before the mark (0: all) and copies to host. */
+    void (*download)(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after);
+    /* The device's own view of host memory that stays as it is until unmap: that memory itself where the device reaches it, else a
+     * copy. NULL when out of memory. */
+    const void *(*map)(gr_device *d, const void *host, int64_t bytes);
+    void (*unmap)(gr_device *d, const void *p); /* NULL is fine */
+    gr_mark (*mark)(gr_device *d, gr_queue queue);
+    void (*wait)(gr_device *d, gr_queue queue, gr_mark mark); /* what is given to the queue from now on comes after the mark */
+    const char *(*sync)(gr_device *d); /* waits for all; NULL, or what went wrong since the device was opened */
+    bool (*memory)(gr_device *d, int64_t *total, int64_t *available); /* bytes of its own; false: it lives in the host's */
+    int64_t (*footprint)(gr_device *d, int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
+    int64_t shared_bytes; /* that operations share as scratch, at most; what is never touched takes no memory */
+    gr_dtype (*act_type)(gr_device *d, gr_dtype compute); /* of activations */
+
+    /* The form of a group. bytes: memory that place takes. place: members are filled; false when out of memory. renew: trained
+     * members have changed. */
+    int64_t (*group_bytes)(gr_device *d, const gr_group *g);
+    bool (*place)(gr_device *d, gr_group *g);
+    void (*renew)(gr_device *d, gr_group *g);
+    void (*release)(gr_device *d, gr_group *g);
+
+    /* layers[n_layers] of a KV cache. bytes: once every position was filled; open: false when out of memory. */
+    int64_t (*kv_bytes)(gr_device *d, const gr_kv_shape *shape);
+    bool (*kv_open)(gr_device *d, gr_kv *layers, const gr_kv_shape *shape);
+    void (*kv_close)(gr_device *d, gr_kv *layers); /* zeroed ones are fine */
+
+    void (*close)(gr_device *d);
+    void *impl; /* the backend's own */
 };
 
-/* The CPU device with n_threads (<= 0: all usable CPUs). The level is the best the CPU has, or the one named by the
- * environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an error). NULL and *why on
- * failure. */
-gr_device *gr_cpu_device_new(int n_threads, const char **why);
-void gr_device_free(gr_device *d); /* NULL is fine */
+/* The device of a name: "auto" or "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run). The CPU's level is
+ * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU
+ * lacks is an error). GRAFT_DEVICE=far, for tests: see far.c. NULL and *why on failure. */
+gr_device *gr_backend_open(const char *name, gr_threads *threads, const char **why);
+void gr_device_close(gr_device *d); /* NULL is fine */
 
 /* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "avx512bf16",
  * "amx". */
