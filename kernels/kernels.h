@@ -194,7 +194,9 @@ struct gr_device {
     bool (*memory)(gr_device *d, int64_t *total, int64_t *available); /* bytes of its own; false: it lives in the host's */
     int64_t (*footprint)(gr_device *d, int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
     int64_t shared_bytes; /* that operations share as scratch, at most; what is never touched takes no memory */
-    gr_dtype (*act_type)(gr_device *d, gr_dtype compute); /* of activations */
+    /* Activations: their type, and the elements from a row to the next that rows of so many want. */
+    gr_dtype (*act_type)(gr_device *d, gr_dtype compute);
+    int64_t (*row_stride)(gr_device *d, int64_t width, gr_dtype type);
 
     /* The form of a group. bytes: memory that place takes. place: members are filled; false when out of memory. renew: trained
      * members have changed. */

@@ -1,520 +1,286 @@
 /* The decoder, forward and backward side by side. x is the residual stream. Letters as in kernels/ops.def; n is the number of
  * rows of the flat batch. The stream is kept where the norms read it: every branch writes its output into a fresh buffer and the
- * next norm adds the old stream to it, so that nothing is copied. */
-#include "core/model/decoder.h"
-
-#include <stdlib.h>
+ * next norm adds the old stream to it, so that nothing is copied. All is queued on the device; only results are waited for. */
 #include <string.h>
 
-enum { HEAD_FLOATS = 12 << 20, HEAD_ROWS_MIN = 16, HEAD_ROWS_MAX = 256 }; /* rows of logits held at once: about 48 MiB */
+#include "core/model/decoder_impl.h"
 
-/* Inputs of fused products: each has one dropout mask. */
-enum { SITE_QKV, SITE_O, SITE_GATE_UP, SITE_DOWN, SITES_PER_LAYER };
+static const gr_rows NONE = {0};
 
-/* What backward reads of one layer. Buffers that are computed again are shared by all layers. */
-typedef struct layer_acts {
-    float *x, *rstd1;          /* [n,C] residual at the layer's input; [n] */
-    float *n1;                 /* [n,C] input_norm(x) */
-    float *qkv;                /* [n,(H+2K)D] q | k | v after rope */
-    float *att, *lse;          /* [n,HD], [n,H] */
-    float *xmid;               /* [n,C] residual after attention */
-    float *rstd2;              /* [n] */
-    float *n2;                 /* [n,C] post_norm(xmid) */
-    float *gu, *act;           /* [n,2F] gate | up; [n,F] SwiGLU */
-    float *h[SITES_PER_LAYER]; /* [n,sum of ranks] LoRA products */
-} layer_acts;
+/* Rows that run through the stack: a batch on the device, in training or through a KV cache. */
+typedef struct pass {
+    gr_device_batch b;
+    int64_t n;          /* rows: of the batch, or the last of each sequence */
+    const gr_kv *cache; /* [L]; NULL: none */
+    bool train;         /* with dropout */
+} pass;
 
-typedef struct widths { /* of buffers, in floats a row */
-    int64_t C, HD, KD, QKV, F, V, H, D, widest, rank[SITES_PER_LAYER], head_rank, embed_rank, max_rank;
-} widths;
-
-struct gr_decoder {
-    gr_model *m;
-    gr_device *dev;
-    gr_decoder_options o;
-    widths w;
-    char *memory;                     /* the one allocation of the step */
-    layer_acts *layers;               /* [L] */
-    float *x_last;                    /* [n,C] output of the last layer, then the final stream */
-    float *xf, *rstdf;                /* [n,C] final norm; [n] */
-    float *logits;                    /* [head_rows,V] */
-    float *head_x, *head_h, *head_dx; /* [head_rows,C], [head_rows,R], [head_rows,C] */
-    float *head_nll, *head_weight;
-    int32_t *head_idx, *head_target;
-    uint64_t *head_key; /* [head_rows] randomness keys of the gathered rows */
-    int64_t head_rows;
-    float *xd; /* [n,widest input] a LoRA input after dropout */
-    float *embed_h, *embed_y;
-    gr_seq *seqs; /* [max_tokens] */
-    /* backward */
-    float *dx, *dbranch; /* [n,C] */
-    float *dqkv, *datt, *dact, *delta, *dh, *dxd;
-    int64_t lowest; /* layers below need no gradient; L: none needs one */
-    bool embed_trains;
-};
-
-static int64_t linear_rank(const gr_linear *l) {
-    int64_t rank = 0;
-    for (int i = 0; i < l->n_lora; i++) rank += l->lora[i].rank;
-    return rank;
+static void enter(const gr_decoder *d, int64_t layer) {
+    if (d->o.hooks) d->o.hooks->enter(d->o.hooks->context, layer);
 }
 
-static widths widths_of(const gr_model *m) {
-    const gr_model_config *c = &m->config;
-    widths w = {.C = c->hidden,
-                .H = c->n_heads,
-                .D = c->head_dim,
-                .HD = c->n_heads * c->head_dim,
-                .KD = c->n_kv_heads * c->head_dim,
-                .F = c->ffn,
-                .V = c->vocab};
-    w.QKV = w.HD + 2 * w.KD;
-    w.widest = GR_MAX(w.C, GR_MAX(w.F, w.HD));
-    for (int64_t i = 0; i < c->n_layers; i++) {
-        const gr_layer *l = &m->layers[i];
-        const int64_t ranks[SITES_PER_LAYER] = {
-            [SITE_QKV] = linear_rank(&l->q) + linear_rank(&l->k) + linear_rank(&l->v),
-            [SITE_O] = linear_rank(&l->o),
-            [SITE_GATE_UP] = linear_rank(&l->gate) + linear_rank(&l->up),
-            [SITE_DOWN] = linear_rank(&l->down),
-        };
-        for (int s = 0; s < SITES_PER_LAYER; s++) w.rank[s] = GR_MAX(w.rank[s], ranks[s]);
-    }
-    w.head_rank = linear_rank(&m->head);
-    for (int i = 0; i < m->n_embed_lora; i++) w.embed_rank = GR_MAX(w.embed_rank, m->embed_lora[i].rank);
-    w.max_rank = GR_MAX(w.head_rank, w.embed_rank);
-    for (int s = 0; s < SITES_PER_LAYER; s++) w.max_rank = GR_MAX(w.max_rank, w.rank[s]);
-    return w;
+static void leave(const gr_decoder *d, int64_t layer) {
+    if (d->o.hooks) d->o.hooks->leave(d->o.hooks->context, layer);
 }
 
-/* ---- the plan of step memory: run once to measure (base NULL), once to place ---- */
-
-typedef struct planner {
-    char *base;
-    int64_t bytes;
-} planner;
-
-static void *place(planner *p, int64_t n, int64_t size) {
-    void *at = p->base ? p->base + p->bytes : NULL;
-    p->bytes += (n * size + 63) / 64 * 64;
-    return at;
+static void gradient_ready(const gr_decoder *d, int64_t layer) {
+    if (d->o.hooks) d->o.hooks->gradient_ready(d->o.hooks->context, layer);
 }
 
-static float *floats(planner *p, int64_t n, int64_t width) { return place(p, n * width, sizeof(float)); }
+/* ---- a product: a group of linears that share an input, with the dropout of its LoRA input ---- */
 
-int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o) {
-    int64_t rows = HEAD_FLOATS / m->config.vocab;
-    rows = GR_MIN(GR_MAX(rows, HEAD_ROWS_MIN), HEAD_ROWS_MAX);
-    return GR_MIN(rows, o->max_targets > 0 ? GR_MIN(o->max_targets, o->max_tokens) : o->max_tokens);
+static gr_product product(const gr_decoder *d, const gr_group *g, float *h, gr_rows x, gr_rows y) {
+    return (gr_product){.group = g, .x = x, .y = y, .h = h, .dh = d->dh};
 }
 
-static void plan_layer(layer_acts *a, planner *p, const widths *w, int64_t n) {
-    a->qkv = floats(p, n, w->QKV);
-    a->att = floats(p, n, w->HD);
-    a->lse = floats(p, n, w->H);
-    a->xmid = floats(p, n, w->C);
-    a->gu = floats(p, n, 2 * w->F);
-    a->rstd1 = floats(p, n, 1);
-    a->rstd2 = floats(p, n, 1);
-    for (int s = 0; s < SITES_PER_LAYER; s++) a->h[s] = floats(p, n, w->rank[s]);
+/* Each fused input has one dropout mask: that of its site. */
+static void with_dropout(const gr_decoder *d, gr_product *p, gr_dropout *drop, int64_t site, const uint64_t *row_key) {
+    if (!d->xd) return;
+    int64_t K = gr_group_inputs(p->group);
+    *drop = (gr_dropout){d->o.dropout, d->o.seed, row_key, (uint32_t)site};
+    p->dropout = drop;
+    p->xd = gr_decoder_rows(d, d->xd, K, p->x.type), p->dxd = gr_decoder_rows(d, d->dxd, K, p->x.type);
 }
 
-static void plan_recomputed(layer_acts *a, planner *p, const widths *w, int64_t n) {
-    a->n1 = floats(p, n, w->C);
-    a->n2 = floats(p, n, w->C);
-    a->act = floats(p, n, w->F);
+static void linear_forward(gr_decoder *d, int64_t i, gr_site site, gr_rows y, gr_rows x, const pass *r) {
+    gr_dropout drop;
+    gr_product p = product(d, &d->m->layers[i].group[site], d->layers[i].h[site], x, y);
+    if (r->train) with_dropout(d, &p, &drop, i * GR_SITE_COUNT + site, r->b.row_key);
+    d->dev->ops->linear_forward(d->dev, &p, r->n);
 }
 
-static void plan_layers(gr_decoder *d, planner *p, const widths *w) {
-    int64_t n = d->o.max_tokens, L = d->m->config.n_layers;
-    bool keep_layer = d->o.training && d->o.recompute != GR_RECOMPUTE_FULL;
-    bool keep_cheap = d->o.training && d->o.recompute == GR_RECOMPUTE_NONE;
-    layer_acts shared = {0};
-    if (!keep_layer) plan_layer(&shared, p, w, n);
-    if (!keep_cheap) plan_recomputed(&shared, p, w, n);
-    float *shared_x = d->o.training ? NULL : floats(p, n, w->C);
-    for (int64_t i = 0; i < L; i++) {
-        layer_acts *a = &d->layers[i];
-        *a = shared;
-        a->x = d->o.training ? floats(p, n, w->C) : shared_x;
-        if (keep_layer) plan_layer(a, p, w, n);
-        if (keep_cheap) plan_recomputed(a, p, w, n);
-    }
-    d->x_last = d->o.training ? floats(p, n, w->C) : shared_x;
-}
-
-static void plan_head(gr_decoder *d, planner *p, const widths *w) {
-    int64_t rows = d->head_rows;
-    d->head_x = floats(p, rows, w->C);
-    d->head_h = floats(p, rows, w->head_rank);
-    d->head_nll = floats(p, rows, 1);
-    d->head_weight = floats(p, rows, 1);
-    d->head_idx = place(p, rows, sizeof(int32_t));
-    d->head_target = place(p, rows, sizeof(int32_t));
-    d->head_key = place(p, rows, sizeof(uint64_t));
-    if (d->o.training) d->head_dx = floats(p, rows, w->C);
-}
-
-static void plan(gr_decoder *d, planner *p) {
-    widths w = d->w = widths_of(d->m);
-    int64_t n = d->o.max_tokens;
-    d->head_rows = gr_decoder_head_rows(d->m, &d->o);
-    plan_layers(d, p, &w);
-    plan_head(d, p, &w);
-    d->xf = floats(p, n, w.C);
-    d->rstdf = floats(p, n, 1);
-    d->seqs = place(p, n, sizeof *d->seqs);
-    if (w.embed_rank) d->embed_h = floats(p, n, w.embed_rank), d->embed_y = floats(p, n, w.C);
-    if (d->o.dropout > 0 && d->o.training) d->xd = floats(p, n, w.widest), d->dxd = floats(p, n, w.widest);
-    if (d->o.training) {
-        d->dx = floats(p, n, w.C);
-        d->dbranch = floats(p, n, w.C);
-        d->dh = floats(p, n, w.max_rank);
-    }
-    int64_t shared = p->bytes; /* the logits are done with before the layers' gradients begin */
-    d->logits = floats(p, d->head_rows, w.V);
-    if (!d->o.training) return;
-    int64_t end = p->bytes;
-    p->bytes = shared;
-    d->dqkv = floats(p, n, w.QKV);
-    d->datt = floats(p, n, w.HD);
-    d->dact = floats(p, n, w.F);
-    d->delta = floats(p, n, w.H);
-    p->bytes = GR_MAX(p->bytes, end);
-}
-
-int64_t gr_decoder_plan_bytes(const gr_model *m, const gr_decoder_options *o) {
-    planner measure = {0};
-    gr_decoder d = {.m = (gr_model *)m, .o = *o, .layers = gr_calloc(m->config.n_layers, sizeof(layer_acts))};
-    if (!d.layers) return -1;
-    plan(&d, &measure);
-    free(d.layers);
-    return measure.bytes;
-}
-
-/* ---- what needs a gradient ---- */
-
-static bool linear_trains(const gr_linear *l) {
-    if (l->dw || l->dbias) return true;
-    for (int i = 0; i < l->n_lora; i++)
-        if (l->lora[i].dA || l->lora[i].dB) return true;
-    return false;
-}
-
-static bool layer_trains(const gr_layer *l) {
-    return l->input_norm.dw || l->post_norm.dw || linear_trains(&l->q) || linear_trains(&l->k) || linear_trains(&l->v) ||
-           linear_trains(&l->o) || linear_trains(&l->gate) || linear_trains(&l->up) || linear_trains(&l->down);
-}
-
-static void find_lowest(gr_decoder *d) {
-    d->embed_trains = d->m->dembed != NULL;
-    for (int i = 0; i < d->m->n_embed_lora; i++) d->embed_trains |= d->m->embed_lora[i].dA || d->m->embed_lora[i].dB;
-    d->lowest = 0;
-    while (!d->embed_trains && d->lowest < d->m->config.n_layers && !layer_trains(&d->m->layers[d->lowest])) d->lowest++;
-}
-
-graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_options *o, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    planner measure = {0}, real = {0};
-    *out = NULL;
-    if (!m->rope)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s has no weights: only --dry-run works with a config.json",
-                       gr_weights_path(m->weights));
-    gr_decoder *d = gr_calloc(1, sizeof *d);
-    if (!d || !(d->layers = gr_calloc(m->config.n_layers, sizeof *d->layers))) GR_TRY(gr_fail_memory(err, "decoder"));
-    d->m = m;
-    d->dev = m->device;
-    d->o = *o;
-    plan(d, &measure);
-    real.base = d->memory = d->dev->alloc(d->dev, measure.bytes);
-    if (!d->memory)
-        GR_TRY(gr_fail(err, GRAFT_NO_MEMORY,
-                       "out of memory: a step needs %.1f GiB (lower train.micro_batch_tokens or train.memory_limit)",
-                       (double)measure.bytes / (1 << 30)));
-    plan(d, &real);
-    find_lowest(d);
-    *out = d;
-    d = NULL;
-done:
-    gr_decoder_free(d);
-    return st;
-}
-
-void gr_decoder_free(gr_decoder *d) {
-    if (!d) return;
-    if (d->memory) d->dev->free(d->dev, d->memory);
-    free(d->layers);
-    free(d);
-}
-
-/* ---- one fused product: a group of linears that share an input, with the dropout of its LoRA input ---- */
-
-typedef struct product {
-    const gr_linear *group[3];
-    int n_group;
-    int64_t K, N; /* input width; sum of output widths */
-    float *h;
-    uint32_t site;
-} product;
-
-static product product_of(gr_decoder *d, int64_t layer, int site) {
-    gr_layer *l = &d->m->layers[layer];
-    product p = {.h = d->layers[layer].h[site], .site = (uint32_t)(layer * SITES_PER_LAYER + site)};
-    const gr_linear *const members[SITES_PER_LAYER][3] = {
-        [SITE_QKV] = {&l->q, &l->k, &l->v}, [SITE_O] = {&l->o}, [SITE_GATE_UP] = {&l->gate, &l->up}, [SITE_DOWN] = {&l->down}};
-    for (; p.n_group < 3 && members[site][p.n_group]; p.n_group++) {
-        p.group[p.n_group] = members[site][p.n_group];
-        p.N += p.group[p.n_group]->w.rows;
-    }
-    p.K = p.group[0]->w.cols;
-    return p;
-}
-
-static product head_product(gr_decoder *d) {
-    const gr_linear *head = &d->m->head;
-    return (product){.group = {head},
-                     .n_group = 1,
-                     .K = head->w.cols,
-                     .N = head->w.rows,
-                     .h = d->head_h,
-                     .site = (uint32_t)(d->m->config.n_layers * SITES_PER_LAYER)};
-}
-
-static bool has_lora(const product *p) {
-    for (int i = 0; i < p->n_group; i++)
-        if (p->group[i]->n_lora) return true;
-    return false;
-}
-
-/* The LoRA input: x, or x after dropout when training with it. */
-static const float *lora_input(gr_decoder *d, const product *p, const float *x, const gr_batch *b, bool train) {
-    if (!train || !d->xd || !has_lora(p)) return x;
-    d->dev->ops->dropout(d->dev, d->xd, x, b->n, p->K, d->o.dropout, d->o.seed, b->row_key, p->site, false);
-    return d->xd;
-}
-
-static void product_forward(gr_decoder *d, const product *p, float *y, const float *x, const gr_batch *b, bool train) {
-    const float *xd = lora_input(d, p, x, b, train);
-    d->dev->ops->linear_forward(d->dev, y, p->N, p->h, x, xd, p->group, p->n_group, b->n);
-}
-
-/* dx = (NULL: not wanted); the weights' gradients += */
-static void product_backward(gr_decoder *d, const product *p, float *dx, const float *dy, const float *x, const gr_batch *b) {
-    const float *xd = lora_input(d, p, x, b, true);
-    float *dxd = xd != x ? d->dxd : NULL;
-    d->dev->ops->linear_backward(d->dev, dx, false, dxd, d->dh, dy, p->N, x, xd, p->h, p->group, p->n_group, b->n);
-    if (dxd && dx) d->dev->ops->dropout(d->dev, dx, dxd, b->n, p->K, d->o.dropout, d->o.seed, b->row_key, p->site, true);
+/* dx = (NONE: not wanted); the weights' gradients += */
+static void linear_backward(gr_decoder *d, int64_t i, gr_site site, gr_rows dx, gr_rows dy, gr_rows x, const pass *r) {
+    gr_dropout drop;
+    gr_product p = product(d, &d->m->layers[i].group[site], d->layers[i].h[site], x, dy);
+    with_dropout(d, &p, &drop, i * GR_SITE_COUNT + site, r->b.row_key);
+    d->dev->ops->linear_backward(d->dev, &p, dx, false, r->n);
 }
 
 /* ---- embedding ---- */
 
-static void embed_forward(gr_decoder *d, float *x, const gr_batch *b) {
-    const gr_ops *op = d->dev->ops;
-    int64_t n = b->n, C = d->m->config.hidden;
-    op->embed_forward(d->dev, x, &d->m->embed, b->tokens, n, 1.0f);
-    for (int i = 0; i < d->m->n_embed_lora; i++) { /* x += scale * A^T[ids] B^T */
-        const gr_lora *lora = &d->m->embed_lora[i];
-        gr_weight At = {.dtype = GR_DTYPE_F32, .rows = d->m->config.vocab, .cols = lora->rank, .data = lora->A};
-        gr_linear B = {.w = {.dtype = GR_DTYPE_F32, .rows = C, .cols = lora->rank, .data = lora->B}};
-        const gr_linear *group[] = {&B};
-        op->embed_forward(d->dev, d->embed_h, &At, b->tokens, n, lora->scale);
-        op->linear_forward(d->dev, d->embed_y, C, NULL, d->embed_h, d->embed_h, group, 1, n);
-        op->add(d->dev, x, d->embed_y, n * C);
-    }
+/* The two factors of a LoRA on the embedding: x += scale * A^T[ids] B^T. */
+static gr_weight embed_A(const gr_decoder *d, const gr_lora *lora) {
+    return (gr_weight){.dtype = GR_DTYPE_F32, .rows = d->m->config.vocab, .cols = lora->rank, .data = lora->A};
 }
 
-static void embed_backward(gr_decoder *d, const gr_batch *b) {
+static gr_linear embed_B(const gr_decoder *d, const gr_lora *lora) {
+    return (gr_linear){.w = {.dtype = GR_DTYPE_F32, .rows = d->w.C, .cols = lora->rank, .data = lora->B}, .dw = lora->dB};
+}
+
+static void embed_forward(gr_decoder *d, gr_rows x, const pass *r) {
     const gr_ops *op = d->dev->ops;
-    int64_t n = b->n, C = d->m->config.hidden;
-    if (d->m->dembed) op->embed_backward(d->dev, d->m->dembed, d->dx, b->tokens, n, C, 1.0f);
-    for (int i = 0; i < d->m->n_embed_lora; i++) {
-        const gr_lora *lora = &d->m->embed_lora[i];
-        if (!lora->dA && !lora->dB) continue;
-        gr_weight At = {.dtype = GR_DTYPE_F32, .rows = d->m->config.vocab, .cols = lora->rank, .data = lora->A};
-        gr_linear B = {.w = {.dtype = GR_DTYPE_F32, .rows = C, .cols = lora->rank, .data = lora->B}, .dw = lora->dB};
-        const gr_linear *group[] = {&B};
-        op->embed_forward(d->dev, d->embed_h, &At, b->tokens, n, lora->scale);
-        op->linear_backward(d->dev, d->dh, false, NULL, NULL, d->dx, C, d->embed_h, d->embed_h, NULL, group, 1, n);
-        if (lora->dA) op->embed_backward(d->dev, lora->dA, d->dh, b->tokens, n, lora->rank, lora->scale);
+    const gr_linear *embed = &d->m->embed;
+    enter(d, -1);
+    op->embed_forward(d->dev, x, &embed->w, r->b.tokens, r->n, gr_config_embed_scale(&d->m->config));
+    for (int i = 0; i < embed->n_lora; i++) {
+        gr_weight A = embed_A(d, &embed->lora[i]);
+        gr_linear B = embed_B(d, &embed->lora[i]);
+        gr_group g = {.member = {&B}, .n = 1};
+        gr_rows h = gr_decoder_rows(d, d->embed_h.data, A.cols, GR_DTYPE_F32);
+        gr_product p = product(d, &g, NULL, h, d->embed_y);
+        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, embed->lora[i].scale);
+        op->linear_forward(d->dev, &p, r->n);
+        op->add(d->dev, x, d->embed_y, r->n, d->w.C);
     }
+    leave(d, -1);
+}
+
+static void embed_backward(gr_decoder *d, const pass *r) {
+    const gr_ops *op = d->dev->ops;
+    const gr_linear *embed = &d->m->embed;
+    float scale = gr_config_embed_scale(&d->m->config);
+    enter(d, -1);
+    if (embed->dw) op->embed_backward(d->dev, embed->dw, d->dx, r->b.tokens, r->n, d->w.C, scale);
+    for (int i = 0; i < embed->n_lora; i++) {
+        const gr_lora *lora = &embed->lora[i];
+        if (!lora->dA && !lora->dB) continue;
+        gr_weight A = embed_A(d, lora);
+        gr_linear B = embed_B(d, lora);
+        gr_group g = {.member = {&B}, .n = 1};
+        gr_rows h = gr_decoder_rows(d, d->embed_h.data, A.cols, GR_DTYPE_F32), dh = {d->dh, A.cols, GR_DTYPE_F32};
+        gr_product p = product(d, &g, NULL, h, d->dx);
+        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, lora->scale);
+        op->linear_backward(d->dev, &p, dh, false, r->n);
+        if (lora->dA) op->embed_backward(d->dev, lora->dA, dh, r->b.tokens, r->n, A.cols, lora->scale);
+    }
+    leave(d, -1);
+    gradient_ready(d, -1);
 }
 
 /* ---- one layer ---- */
 
-/* New rows of a KV cache: where the layer's keys and values go, and are read from. NULL in training. */
-typedef struct cache_view {
-    float *kv; /* [n_slots*max_len, 2KD] of this layer */
-    gr_kv_panels panels;
-    const int32_t *rows; /* [n] cache row of each batch row */
-} cache_view;
-
-static void attention(gr_decoder *d, layer_acts *a, const gr_batch *b, const cache_view *cache) {
-    widths w = d->w;
-    const gr_ops *op = d->dev->ops;
-    const float *k = a->qkv + w.HD, *v = k + w.KD;
-    int64_t ldkv = w.QKV;
-    if (cache) {
-        for (int64_t r = 0; r < b->n; r++)
-            op->scatter_rows(d->dev, cache->kv, a->qkv + r * w.QKV + w.HD, &cache->rows[r], 1, 2 * w.KD);
-        k = cache->kv, v = k + w.KD, ldkv = 2 * w.KD;
-    }
-    float scale = 1.0f / __builtin_sqrtf((float)w.D);
-    op->attention_forward(d->dev, a->att, w.HD, a->lse, a->qkv, w.QKV, k, v, ldkv, d->seqs, b->n_seqs, w.H, d->m->config.n_kv_heads,
-                          w.D, scale, d->m->compute, cache ? &cache->panels : NULL);
+static gr_attention attention_of(const gr_decoder *d, int64_t i, const pass *r) {
+    const gr_layer_acts *a = &d->layers[i];
+    const gr_layer_desc *l = &d->m->layers[i].desc;
+    gr_widths w = d->w;
+    gr_attention at = {.q = a->qkv,
+                       .k = gr_rows_at(a->qkv, 0, w.HD),
+                       .v = gr_rows_at(a->qkv, 0, w.HD + w.KD),
+                       .out = a->att,
+                       .lse = a->lse,
+                       .seqs = r->b.seqs,
+                       .n_seqs = r->b.n_seqs,
+                       .H = w.H,
+                       .K = w.KD / w.D,
+                       .D = w.D,
+                       .scale = l->attention_scale,
+                       .window = l->window,
+                       .compute = d->m->compute};
+    if (!r->cache) return at;
+    at.kv = &r->cache[i];
+    at.k = at.kv->rows, at.v = gr_rows_at(at.kv->rows, 0, w.KD);
+    return at;
 }
 
-/* The last row of each sequence of b moves to the front of x. */
-static void last_rows_first(gr_decoder *d, float *x, int64_t width, const gr_batch *b) {
-    for (int64_t s = 0; s < b->n_seqs; s++) {
-        int32_t row = (int32_t)b->offset[s + 1] - 1;
-        if (row != s) d->dev->ops->gather_rows(d->dev, x + s * width, x, &row, 1, width);
-    }
-}
-
-/* x_in is the layer's input stream without `add` (the branch still to be added; NULL: none); ends with a->xmid and the down product
- * in y, which together are the next layer's stream. last_rows: all that follows the keys and values is done for the last row of
- * each sequence alone; they then stand in front. */
-static void layer_forward(gr_decoder *d, int64_t i, const float *add, float *y, const gr_batch *b, const cache_view *cache,
-                          bool train, bool last_rows) {
+/* From the layer's input stream x + add (the branch still to be added; NONE: nothing) to a->att; x becomes that sum. */
+static void attention_forward(gr_decoder *d, int64_t i, gr_rows add, const gr_seq *queries, const pass *r) {
     const gr_ops *op = d->dev->ops;
-    const gr_model_config *c = &d->m->config;
     const gr_layer *l = &d->m->layers[i];
-    layer_acts *a = &d->layers[i];
-    int64_t n = b->n, C = c->hidden, QKV = (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
-    product qkv = product_of(d, i, SITE_QKV), o = product_of(d, i, SITE_O);
-    product gate_up = product_of(d, i, SITE_GATE_UP), down = product_of(d, i, SITE_DOWN);
+    gr_layer_acts *a = &d->layers[i];
+    gr_widths w = d->w;
+    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, add, l->input_norm.w, r->n, w.C, d->m->config.norm_eps);
+    linear_forward(d, i, GR_SITE_QKV, a->qkv, a->n1, r);
+    op->rope(d->dev, a->qkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, false);
+    if (r->cache) op->kv_append(d->dev, &r->cache[i], gr_rows_at(a->qkv, 0, w.HD), r->b.cache_row, r->n);
+    gr_attention at = attention_of(d, i, r);
+    at.seqs = queries;
+    op->attention_forward(d->dev, &at);
+}
 
-    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, add, l->input_norm.w, n, C, c->norm_eps);
-    product_forward(d, &qkv, a->qkv, a->n1, b, train);
-    op->rope(d->dev, a->qkv, QKV, b->positions, d->m->rope, n, c->n_heads + c->n_kv_heads, c->head_dim, false);
-    for (int64_t s = 0; last_rows && s < b->n_seqs; s++) d->seqs[s].q_start += d->seqs[s].q_len - 1, d->seqs[s].q_len = 1;
-    attention(d, a, b, cache);
-    gr_batch rest = *b;
-    if (last_rows) {
-        last_rows_first(d, a->att, c->n_heads * c->head_dim, b);
-        last_rows_first(d, a->x, C, b);
-        rest.n = b->n_seqs;
-    }
-    product_forward(d, &o, a->xmid, a->att, &rest, train);
-    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, a->x, l->post_norm.w, rest.n, C, c->norm_eps);
-    product_forward(d, &gate_up, a->gu, a->n2, &rest, train);
-    op->swiglu_forward(d->dev, a->act, a->gu, rest.n, c->ffn);
-    if (y) product_forward(d, &down, y, a->act, &rest, train);
+/* From a->att and the stream x to a->xmid and the down product in y, which together are the next layer's stream. */
+static void mlp_forward(gr_decoder *d, int64_t i, gr_rows y, gr_rows att, gr_rows x, const pass *r) {
+    const gr_ops *op = d->dev->ops;
+    const gr_layer *l = &d->m->layers[i];
+    gr_layer_acts *a = &d->layers[i];
+    linear_forward(d, i, GR_SITE_O, a->xmid, att, r);
+    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, x, l->post_norm.w, r->n, d->w.C, d->m->config.norm_eps);
+    linear_forward(d, i, GR_SITE_GATE_UP, a->gu, a->n2, r);
+    op->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
+    if (y.data) linear_forward(d, i, GR_SITE_DOWN, y, a->act, r);
 }
 
 /* What the plan did not keep is computed again: the same operations on the same input give the same bits. */
-static void layer_recompute(gr_decoder *d, int64_t i, const gr_batch *b) {
+static void layer_recompute(gr_decoder *d, int64_t i, const pass *r) {
     const gr_ops *op = d->dev->ops;
-    const gr_model_config *c = &d->m->config;
-    layer_acts *a = &d->layers[i];
+    const gr_layer *l = &d->m->layers[i];
+    gr_layer_acts *a = &d->layers[i];
+    float eps = d->m->config.norm_eps;
     if (d->o.recompute == GR_RECOMPUTE_NONE) return;
     if (d->o.recompute == GR_RECOMPUTE_FULL) {
-        layer_forward(d, i, NULL, NULL, b, NULL, true, false);
-        product down = product_of(d, i, SITE_DOWN);
-        if (has_lora(&down)) product_forward(d, &down, d->dbranch, a->act, b, true); /* for its LoRA products */
+        bool has_lora = gr_group_rank(&l->group[GR_SITE_DOWN]) > 0; /* whose products backward reads */
+        attention_forward(d, i, NONE, r->b.seqs, r);
+        mlp_forward(d, i, has_lora ? gr_decoder_rows(d, d->dbranch.data, d->w.C, d->dbranch.type) : NONE, a->att, a->x, r);
         return;
     }
-    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, NULL, d->m->layers[i].input_norm.w, b->n, c->hidden, c->norm_eps);
-    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, NULL, d->m->layers[i].post_norm.w, b->n, c->hidden, c->norm_eps);
-    op->swiglu_forward(d->dev, a->act, a->gu, b->n, c->ffn);
+    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, NONE, l->input_norm.w, r->n, d->w.C, eps);
+    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, NONE, l->post_norm.w, r->n, d->w.C, eps);
+    op->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
 }
 
 /* d->dx: gradient of the layer's output stream on entry, of its input stream on return (below: something there wants it). */
-static void layer_backward(gr_decoder *d, int64_t i, const gr_batch *b, bool below) {
+static void layer_backward(gr_decoder *d, int64_t i, bool below, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_layer *l = &d->m->layers[i];
-    layer_acts *a = &d->layers[i];
-    widths w = d->w;
-    int64_t n = b->n;
-    product qkv = product_of(d, i, SITE_QKV), o = product_of(d, i, SITE_O);
-    product gate_up = product_of(d, i, SITE_GATE_UP), down = product_of(d, i, SITE_DOWN);
-
-    layer_recompute(d, i, b);
-    product_backward(d, &down, d->dact, d->dx, a->act, b);
-    op->swiglu_backward(d->dev, a->gu, d->dact, a->gu, n, w.F); /* in place: nothing reads them again */
-    product_backward(d, &gate_up, d->dbranch, a->gu, a->n2, b);
-    op->rmsnorm_backward(d->dev, d->dx, l->post_norm.dw, d->dbranch, a->xmid, a->rstd2, l->post_norm.w, n, w.C);
-    product_backward(d, &o, d->datt, d->dx, a->att, b);
-    op->attention_backward(d->dev, d->dqkv, d->dqkv + w.HD, d->dqkv + w.HD + w.KD, d->delta, d->datt, w.HD, a->qkv, w.QKV,
-                           a->qkv + w.HD, a->qkv + w.HD + w.KD, w.QKV, a->att, a->lse, d->seqs, b->n_seqs, w.H,
-                           d->m->config.n_kv_heads, w.D, 1.0f / __builtin_sqrtf((float)w.D), d->m->compute);
-    op->rope(d->dev, d->dqkv, w.QKV, b->positions, d->m->rope, n, w.H + d->m->config.n_kv_heads, w.D, true);
+    gr_layer_acts *a = &d->layers[i];
+    gr_widths w = d->w;
+    layer_recompute(d, i, r);
+    linear_backward(d, i, GR_SITE_DOWN, d->dact, d->dx, a->act, r);
+    op->glu_backward(d->dev, a->gu, d->dact, a->gu, r->n, w.F, l->desc.activation); /* in place: nothing reads them again */
+    linear_backward(d, i, GR_SITE_GATE_UP, d->dbranch, a->gu, a->n2, r);
+    op->rmsnorm_backward(d->dev, d->dx, l->post_norm.dw, d->dbranch, a->xmid, a->rstd2, l->post_norm.w, r->n, w.C);
+    linear_backward(d, i, GR_SITE_O, d->datt, d->dx, a->att, r);
+    gr_attention at = attention_of(d, i, r);
+    at.dout = d->datt, at.delta = d->delta;
+    at.dq = d->dqkv, at.dk = gr_rows_at(d->dqkv, 0, w.HD), at.dv = gr_rows_at(d->dqkv, 0, w.HD + w.KD);
+    op->attention_backward(d->dev, &at);
+    op->rope(d->dev, d->dqkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, true);
     bool through_norm = below || l->input_norm.dw;
-    product_backward(d, &qkv, through_norm ? d->dbranch : NULL, d->dqkv, a->n1, b);
-    if (through_norm) op->rmsnorm_backward(d->dev, d->dx, l->input_norm.dw, d->dbranch, a->x, a->rstd1, l->input_norm.w, n, w.C);
+    linear_backward(d, i, GR_SITE_QKV, through_norm ? d->dbranch : NONE, d->dqkv, a->n1, r);
+    if (through_norm) op->rmsnorm_backward(d->dev, d->dx, l->input_norm.dw, d->dbranch, a->x, a->rstd1, l->input_norm.w, r->n, w.C);
 }
 
 /* ---- the stack ---- */
 
+/* With a cache, all that follows the last layer's keys and values is done for the last row of each sequence alone: from here on r
+ * has these rows. Their attention and stream stand in front. */
+static void select_last_rows(gr_decoder *d, gr_rows *att, gr_rows *x, pass *r) {
+    const gr_ops *op = d->dev->ops;
+    gr_layer_acts *a = &d->layers[d->m->config.n_layers - 1];
+    gr_rows to_att = gr_decoder_rows(d, a->qkv.data, d->w.HD, a->qkv.type); /* free by then */
+    op->gather_rows(d->dev, to_att, *att, r->b.last_row, r->b.n_seqs, d->w.HD);
+    op->gather_rows(d->dev, d->last_x, *x, r->b.last_row, r->b.n_seqs, d->w.C);
+    *att = to_att, *x = d->last_x;
+    r->n = r->b.n_seqs;
+}
+
 /* Rows through all layers and the final norm: d->xf; with a cache only the last row of each sequence, in order. */
-static void stack_forward(gr_decoder *d, const gr_batch *b, gr_kv_cache *cache, const int32_t *cache_rows, bool train) {
-    const gr_model_config *c = &d->m->config;
-    int64_t L = c->n_layers, stride = cache ? cache->n_slots * cache->max_len * 2 * c->n_kv_heads * c->head_dim : 0;
-    embed_forward(d, d->layers[0].x, b);
+static void stack_forward(gr_decoder *d, pass *r) {
+    int64_t L = d->m->config.n_layers;
+    embed_forward(d, d->layers[0].x, r);
     for (int64_t i = 0; i < L; i++) {
-        cache_view view = {.rows = cache_rows};
-        if (cache)
-            view.kv = cache->kv + i * stride,
-            view.panels = (gr_kv_panels){cache->panels + i * cache->panel_floats,
-                                         cache->packed + i * cache->n_slots * c->n_kv_heads, cache->max_len, cache->blocks};
-        const float *add = i > 0 ? d->layers[i - 1].xmid : NULL;
-        layer_forward(d, i, add, i + 1 < L ? d->layers[i + 1].x : d->x_last, b, cache ? &view : NULL, train, cache && i + 1 == L);
+        gr_layer_acts *a = &d->layers[i];
+        gr_rows att = a->att, x = a->x;
+        bool last = r->cache && i + 1 == L;
+        enter(d, i);
+        attention_forward(d, i, i > 0 ? d->layers[i - 1].xmid : NONE, last ? r->b.last_seqs : r->b.seqs, r);
+        if (last) select_last_rows(d, &att, &x, r);
+        mlp_forward(d, i, i + 1 < L ? d->layers[i + 1].x : d->x_last, att, x, r);
+        leave(d, i);
     }
-    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, cache ? b->n_seqs : b->n,
-                                 c->hidden, c->norm_eps);
+    enter(d, L);
+    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, r->n, d->w.C,
+                                 d->m->config.norm_eps);
 }
 
 /* d->dx from the gradient of d->xf (in d->dbranch) down to the embedding. */
-static void stack_backward(gr_decoder *d, const gr_batch *b) {
-    const gr_model_config *c = &d->m->config;
-    memset(d->dx, 0, (size_t)(b->n * c->hidden) * sizeof *d->dx);
-    d->dev->ops->rmsnorm_backward(d->dev, d->dx, d->m->norm.dw, d->dbranch, d->x_last, d->rstdf, d->m->norm.w, b->n, c->hidden);
-    for (int64_t i = c->n_layers - 1; i >= d->lowest; i--) layer_backward(d, i, b, i > d->lowest || d->embed_trains);
-    if (d->embed_trains) embed_backward(d, b);
-}
-
-static void training_seqs(gr_decoder *d, const gr_batch *b) {
-    for (int64_t s = 0; s < b->n_seqs; s++) {
-        int64_t start = b->offset[s], len = b->offset[s + 1] - start;
-        d->seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = start, .kv_len = len};
+static void stack_backward(gr_decoder *d, const pass *r) {
+    int64_t L = d->m->config.n_layers;
+    d->dev->zero(d->dev, d->dx.data, r->n * d->dx.ld * (int64_t)sizeof(float));
+    d->dev->ops->rmsnorm_backward(d->dev, d->dx, d->m->norm.dw, d->dbranch, d->x_last, d->rstdf, d->m->norm.w, r->n, d->w.C);
+    leave(d, L);
+    gradient_ready(d, L);
+    for (int64_t i = L - 1; i >= d->lowest; i--) {
+        enter(d, i);
+        layer_backward(d, i, i > d->lowest || d->embed_trains, r);
+        leave(d, i);
+        gradient_ready(d, i);
     }
+    if (d->embed_trains) embed_backward(d, r);
 }
 
 /* ---- head and loss: only rows that have a target, some at a time ---- */
 
-static int64_t next_head_rows(gr_decoder *d, const gr_batch *b, int64_t *row) {
-    int64_t count = 0;
-    for (; *row < b->n && count < d->head_rows; ++*row) {
-        if (b->weight[*row] == 0) continue;
-        d->head_idx[count] = (int32_t)*row;
-        d->head_target[count] = b->targets[*row];
-        d->head_key[count] = b->row_key[*row];
-        d->head_weight[count++] = b->weight[*row];
-    }
+/* Logits of the head's rows first.. (at most d->head_rows of them) in d->logits; how many. */
+static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_dropout *drop, const pass *r) {
+    int64_t count = GR_MIN(d->head_rows, r->b.n_head - first);
+    d->dev->ops->gather_rows(d->dev, d->head_x, d->xf, r->b.head_row + first, count, d->w.C);
+    *p = product(d, &d->m->head_group, d->head_h, d->head_x, d->logits);
+    if (r->train) with_dropout(d, p, drop, d->m->config.n_layers * GR_SITE_COUNT, r->b.head_key + first);
+    d->dev->ops->linear_forward(d->dev, p, count);
     return count;
 }
 
-/* nll of every row with a target; with train also d->dbranch = gradient of d->xf, and the head's own gradients. */
-static void head_loss(gr_decoder *d, const gr_batch *b, float scale, float *nll, bool train) {
+/* d->nll of every row with a target; in training also d->dbranch = gradient of d->xf, and the head's own gradients. */
+static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
     const gr_ops *op = d->dev->ops;
-    int64_t C = d->m->config.hidden, V = d->m->config.vocab, row = 0, count;
-    product head = head_product(d);
-    memset(nll, 0, (size_t)b->n * sizeof *nll);
-    if (train) memset(d->dbranch, 0, (size_t)(b->n * C) * sizeof *d->dbranch);
-    while ((count = next_head_rows(d, b, &row)) > 0) {
-        const gr_batch gathered = {.n = count, .row_key = d->head_key};
-        op->gather_rows(d->dev, d->head_x, d->xf, d->head_idx, count, C);
-        product_forward(d, &head, d->logits, d->head_x, &gathered, train);
-        for (int64_t i = 0; i < count; i++) d->head_weight[i] *= scale;
-        op->cross_entropy(d->dev, d->head_nll, d->logits, d->head_target, train ? d->head_weight : NULL, count, V);
-        for (int64_t i = 0; i < count; i++) nll[d->head_idx[i]] = d->head_nll[i];
-        if (!train) continue;
-        product_backward(d, &head, d->head_dx, d->logits, d->head_x, &gathered);
-        op->scatter_rows(d->dev, d->dbranch, d->head_dx, d->head_idx, count, C);
+    const gr_device_batch *b = &r->b;
+    gr_product p;
+    gr_dropout drop;
+    if (r->train) d->dev->zero(d->dev, d->dbranch.data, r->n * d->dbranch.ld * gr_dtype_get(d->dbranch.type)->block_bytes);
+    for (int64_t first = 0, count; first < b->n_head; first += count) {
+        count = head_forward(d, first, &p, &drop, r);
+        op->cross_entropy(d->dev, d->nll + first, d->logits, b->head_target + first, r->train ? b->head_gradient + first : NULL,
+                          count, d->w.V);
+        if (loss && loss->stats)
+            op->loss_sum(d->dev, loss->stats, d->nll + first, b->head_weight + first, b->head_row + first, count, loss->first_row);
+        if (!r->train) continue;
+        op->linear_backward(d->dev, &p, d->head_dx, false, count);
+        op->scatter_rows(d->dev, d->dbranch, d->head_dx, b->head_row + first, count, d->w.C);
     }
 }
 
-/* ---- entry points ---- */
+/* ---- a batch on its way to the device ---- */
 
 static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_error *err) {
     if (b->n > d->o.max_tokens)
@@ -536,114 +302,150 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
     return GRAFT_OK;
 }
 
-graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err) {
-    graft_status st;
-    GR_TRY(check_batch(d, b, err));
-    training_seqs(d, b);
-    stack_forward(d, b, NULL, NULL, false);
-    head_loss(d, b, 1.0f, nll, false);
-done:
-    return st;
-}
-
-graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, float scale, float *nll, graft_error *err) {
-    graft_status st;
-    GR_ASSERT(d->o.training);
-    GR_TRY(check_batch(d, b, err));
-    training_seqs(d, b);
-    stack_forward(d, b, NULL, NULL, true);
-    head_loss(d, b, scale, nll, true);
-    stack_backward(d, b);
-done:
-    return st;
-}
-
-static void head_logits(gr_decoder *d, const int32_t *rows, int64_t n_rows, float *logits) {
-    const gr_ops *op = d->dev->ops;
-    int64_t C = d->m->config.hidden, V = d->m->config.vocab;
-    product head = head_product(d);
-    for (int64_t first = 0, count; first < n_rows; first += count) {
-        count = GR_MIN(d->head_rows, n_rows - first);
-        op->gather_rows(d->dev, d->head_x, d->xf, rows + first, count, C);
-        op->linear_forward(d->dev, logits + first * V, V, d->head_h, d->head_x, d->head_x, head.group, 1, count);
+/* The arrays of b, with n_head rows for the head, where the batch's upload begins. */
+static gr_device_batch stage(gr_decoder *d, const gr_batch *b, int64_t n_head, bool cached) {
+    gr_device_batch host = {.n = b->n, .n_seqs = b->n_seqs, .n_head = n_head};
+    (void)gr_device_batch_place(&host, d->staging, cached);
+    memcpy(host.tokens, b->tokens, (size_t)b->n * sizeof *b->tokens);
+    memcpy(host.positions, b->positions, (size_t)b->n * sizeof *b->positions);
+    memcpy(host.row_key, b->row_key, (size_t)b->n * sizeof *b->row_key);
+    for (int64_t s = 0; s < b->n_seqs; s++) {
+        int64_t start = b->offset[s], len = b->offset[s + 1] - start;
+        host.seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = start, .kv_len = len};
     }
+    return host;
+}
+
+/* Rows with a target are the head's; their gradients are scaled. */
+static gr_device_batch stage_targets(gr_decoder *d, const gr_batch *b, float scale) {
+    int64_t n_head = 0, at = 0;
+    for (int64_t i = 0; i < b->n; i++) n_head += b->weight[i] != 0;
+    gr_device_batch host = stage(d, b, n_head, false);
+    for (int64_t i = 0; i < b->n; i++) {
+        if (b->weight[i] == 0) continue;
+        host.head_row[at] = (int32_t)i, host.head_target[at] = b->targets[i], host.head_key[at] = b->row_key[i];
+        host.head_weight[at] = b->weight[i], host.head_gradient[at++] = b->weight[i] * scale;
+    }
+    return host;
+}
+
+/* What was staged goes to the device at once. */
+static pass upload(gr_decoder *d, const gr_device_batch *host, const gr_kv *cache, bool train) {
+    pass r = {.b = *host, .n = host->n, .cache = cache, .train = train};
+    int64_t bytes = gr_device_batch_place(&r.b, d->batch, cache != NULL);
+    d->dev->upload(d->dev, d->batch, d->staging, bytes);
+    return r;
+}
+
+/* nll[n] of all rows on the host: those of the head's where they belong, 0 elsewhere. */
+static void fetch_nll(gr_decoder *d, const gr_batch *b, float *nll) {
+    int64_t at = 0;
+    for (int64_t i = 0; i < b->n; i++) at += b->weight[i] != 0;
+    d->dev->download(d->dev, d->nll_staging, d->nll, at * (int64_t)sizeof *nll, 0);
+    at = 0;
+    for (int64_t i = 0; i < b->n; i++) nll[i] = b->weight[i] != 0 ? d->nll_staging[at++] : 0;
+}
+
+/* ---- entry points ---- */
+
+graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err) {
+    graft_status st = check_batch(d, b, err);
+    if (st != GRAFT_OK) return st;
+    gr_device_batch host = stage_targets(d, b, 1);
+    pass r = upload(d, &host, NULL, false);
+    stack_forward(d, &r);
+    head_loss(d, NULL, &r);
+    leave(d, d->m->config.n_layers);
+    fetch_nll(d, b, nll);
+    return gr_device_status(d->dev, err);
+}
+
+graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *loss, graft_error *err) {
+    GR_ASSERT(d->o.training);
+    graft_status st = check_batch(d, b, err);
+    if (st != GRAFT_OK) return st;
+    gr_device_batch host = stage_targets(d, b, loss->scale);
+    pass r = upload(d, &host, NULL, true);
+    stack_forward(d, &r);
+    head_loss(d, loss, &r);
+    stack_backward(d, &r);
+    if (!loss->nll) return GRAFT_OK;
+    fetch_nll(d, b, loss->nll);
+    return gr_device_status(d->dev, err);
+}
+
+static graft_status head_logits(gr_decoder *d, float *logits, const pass *r, graft_error *err) {
+    gr_product p;
+    int64_t V = d->w.V;
+    for (int64_t first = 0, count; first < r->b.n_head; first += count) {
+        count = head_forward(d, first, &p, NULL, r);
+        for (int64_t i = 0; i < count; i++)
+            d->dev->download(d->dev, logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof *logits, 0);
+    }
+    leave(d, d->m->config.n_layers);
+    return gr_device_status(d->dev, err);
 }
 
 graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
                                graft_error *err) {
-    graft_status st;
-    GR_TRY(check_batch(d, b, err));
-    training_seqs(d, b);
-    stack_forward(d, b, NULL, NULL, false);
-    head_logits(d, rows, n_rows, logits);
-done:
-    return st;
+    graft_status st = check_batch(d, b, err);
+    if (st != GRAFT_OK) return st;
+    gr_device_batch host = stage(d, b, n_rows, false);
+    memcpy(host.head_row, rows, (size_t)n_rows * sizeof *rows);
+    pass r = upload(d, &host, NULL, false);
+    stack_forward(d, &r);
+    return head_logits(d, logits, &r, err);
+}
+
+/* ---- the KV cache ---- */
+
+static gr_kv_shape shape_of(const gr_model *m, int64_t n_slots, int64_t max_len) {
+    const gr_model_config *c = &m->config;
+    return (gr_kv_shape){.n_layers = c->n_layers, .n_slots = n_slots, .max_len = max_len, .K = c->n_kv_heads, .D = c->head_dim};
 }
 
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err) {
-    const gr_model_config *g = &m->config;
-    int64_t floats_each = 2 * g->n_kv_heads * g->head_dim * g->n_layers, wide = (g->head_dim + 31) / 32 * 32, n, block;
-    *c = (gr_kv_cache){
-        .n_slots = n_slots, .max_len = max_len, .device = m->device, .blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK};
-    if (!gr_mul_ok(&n, floats_each * (int64_t)sizeof(float), n_slots) || !gr_mul_ok(&n, n, max_len) ||
-        !gr_mul_ok(&block, 2 * GR_KV_BLOCK * wide * g->n_kv_heads * g->n_layers * (int64_t)sizeof(float), n_slots) ||
-        !gr_mul_ok(&block, block, c->blocks))
-        return gr_fail_memory(err, "KV cache");
-    c->panel_floats = block / g->n_layers / (int64_t)sizeof(float);
+    gr_kv_shape shape = shape_of(m, n_slots, max_len);
+    *c = (gr_kv_cache){.n_slots = n_slots, .max_len = max_len, .device = m->device};
     c->len = gr_calloc(n_slots, sizeof *c->len);
-    c->packed = gr_calloc(n_slots * g->n_kv_heads * g->n_layers, sizeof *c->packed);
-    c->kv = m->device->alloc(m->device, n);
-    c->panels = m->device->alloc(m->device, block);
-    if (!c->len || !c->packed || !c->kv || !c->panels) {
-        gr_kv_cache_release(c);
-        return gr_fail_memory(err, "KV cache");
-    }
-    return GRAFT_OK;
+    c->layers = gr_calloc(m->config.n_layers, sizeof *c->layers);
+    if (c->len && c->layers && m->device->kv_open(m->device, c->layers, &shape)) return GRAFT_OK;
+    gr_kv_cache_release(c);
+    return gr_fail_memory(err, "KV cache");
 }
 
 int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len) {
-    const gr_model_config *g = &m->config;
-    int64_t blocks = (max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK, wide = (g->head_dim + 31) / 32 * 32;
-    return m->device->footprint(2 * g->n_kv_heads * g->head_dim * g->n_layers * 4 * n_slots * max_len) +
-           m->device->footprint(2 * GR_KV_BLOCK * wide * g->n_kv_heads * g->n_layers * 4 * n_slots * blocks);
+    gr_kv_shape shape = shape_of(m, n_slots, max_len);
+    return m->device->kv_bytes(m->device, &shape);
 }
 
 void gr_kv_cache_release(gr_kv_cache *c) {
-    if (c->kv) c->device->free(c->device, c->kv);
-    if (c->panels) c->device->free(c->device, c->panels);
-    free(c->packed);
+    if (c->layers) c->device->kv_close(c->device, c->layers);
+    free(c->layers);
     free(c->len);
     *c = (gr_kv_cache){0};
 }
 
-/* Panels of a slot from its `filled` rows on are no longer what the cache holds. */
-static void forget_panels(gr_kv_cache *c, const gr_model_config *g, int64_t slot, int64_t filled) {
-    for (int64_t i = 0; i < g->n_layers * g->n_kv_heads; i++) {
-        int32_t *packed = &c->packed[(i / g->n_kv_heads * c->n_slots + slot) * g->n_kv_heads + i % g->n_kv_heads];
-        if (*packed > filled) *packed = (int32_t)(filled / GR_KV_BLOCK * GR_KV_BLOCK);
-    }
-}
-
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
                              graft_error *err) {
-    graft_status st;
-    int32_t *rows = gr_calloc(b->n + b->n_seqs, sizeof *rows), *of_seq = rows + b->n; /* in the cache; of d->xf */
-    if (!rows) return gr_fail_memory(err, "decoding");
-    GR_TRY(check_batch(d, b, err));
+    graft_status st = check_batch(d, b, err);
+    if (st != GRAFT_OK) return st;
+    gr_device_batch host = stage(d, b, b->n_seqs, true);
     for (int64_t s = 0; s < b->n_seqs; s++) {
-        int64_t start = b->offset[s], len = b->offset[s + 1] - start, filled = c->len[slots[s]], base = slots[s] * c->max_len;
-        if (filled + len > c->max_len)
-            GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%lld tokens do not fit the cache of %lld positions", (long long)(filled + len),
-                           (long long)c->max_len));
-        for (int64_t i = 0; i < len; i++) rows[start + i] = (int32_t)(base + filled + i);
-        forget_panels(c, &d->m->config, slots[s], filled);
-        d->seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = base, .kv_len = filled + len};
-        of_seq[s] = (int32_t)s;
+        gr_seq *q = &host.seqs[s];
+        int64_t filled = c->len[slots[s]], base = slots[s] * c->max_len;
+        if (filled + q->q_len > c->max_len)
+            return gr_fail(err, GRAFT_BAD_USAGE, "%lld tokens do not fit the cache of %lld positions",
+                           (long long)(filled + q->q_len), (long long)c->max_len);
+        for (int64_t i = 0; i < q->q_len; i++) host.cache_row[q->q_start + i] = (int32_t)(base + filled + i);
+        q->kv_start = base, q->kv_len = filled + q->q_len;
+        host.last_row[s] = (int32_t)(q->q_start + q->q_len - 1);
+        host.last_seqs[s] = (gr_seq){.q_start = host.last_row[s], .q_len = 1, .kv_start = base, .kv_len = q->kv_len};
+        host.head_row[s] = (int32_t)s;
     }
-    stack_forward(d, b, c, rows, false);
-    head_logits(d, of_seq, b->n_seqs, logits);
-    for (int64_t s = 0; s < b->n_seqs; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
-done:
-    free(rows);
+    pass r = upload(d, &host, c->layers, false);
+    stack_forward(d, &r);
+    st = head_logits(d, logits, &r, err);
+    for (int64_t s = 0; s < b->n_seqs && st == GRAFT_OK; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
     return st;
 }

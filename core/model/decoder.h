@@ -10,19 +10,30 @@ typedef struct gr_decoder gr_decoder;
 
 typedef enum gr_recompute {                         /* what backward computes again instead of keeping */
                             GR_RECOMPUTE_NONE,      /* keep everything */
-                            GR_RECOMPUTE_SELECTIVE, /* norms and SwiGLU outputs are computed again */
+                            GR_RECOMPUTE_SELECTIVE, /* norms and activations of gated units are computed again */
                             GR_RECOMPUTE_FULL       /* only the layer inputs are kept */
 } gr_recompute;
 
+/* Told of a layer before its first and after its last operation of a direction, and when its gradients are whole: where weights are
+ * elsewhere, or gradients leave, it happens there. Layer n_layers is the head with the last norm, -1 the embedding. */
+typedef struct gr_layer_hooks {
+    void (*enter)(void *context, int64_t layer);
+    void (*leave)(void *context, int64_t layer);
+    void (*gradient_ready)(void *context, int64_t layer);
+    void *context;
+} gr_layer_hooks;
+
 typedef struct gr_decoder_options {
     int64_t max_tokens;  /* rows of the largest batch */
-    int64_t max_targets; /* of them with a target, in the batch that has most; 0: all. More only take more turns of the head */
+    int64_t max_targets; /* of them with a target, in the batch that has most; 0: all */
     bool training;       /* plan for backward */
     gr_recompute recompute;
-    float dropout; /* LoRA input dropout; 0 = none */
-    uint64_t seed; /* of the dropout masks */
+    float dropout;               /* LoRA input dropout; 0 = none */
+    uint64_t seed;               /* of the dropout masks */
+    const gr_layer_hooks *hooks; /* NULL: none. Borrowed */
 } gr_decoder_options;
 
+/* The model is placed (gr_model_place) and must not change its slots while the decoder is used. */
 graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_options *o, graft_error *err);
 void gr_decoder_free(gr_decoder *d);
 /* Bytes of step scratch that a decoder with these options would allocate: the plan, without running. */
@@ -32,19 +43,25 @@ int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o);
 
 /* Evaluation: nll[n] (natural log; 0 on rows without a target) of each row's target. */
 graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err);
-/* Training: the same, and every gradient the slots want += d(sum over rows of scale * weight * nll). With dropout on. */
-graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, float scale, float *nll, graft_error *err);
+
+/* What a training batch adds to. */
+typedef struct gr_loss {
+    float scale;          /* of the loss: gradients are those of sum over rows of scale * weight * nll */
+    gr_step_stats *stats; /* device memory: nll and bad_row; NULL: not wanted */
+    int64_t first_row;    /* of the batch among the rows of its step, for bad_row */
+    float *nll;           /* [n] on the host, as gr_decoder_eval; NULL: not wanted, and nothing is waited for */
+} gr_loss;
+/* Training: every gradient that the slots want += ; with dropout on. */
+graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *loss, graft_error *err);
 /* logits[n_rows, V] of the given rows of the batch (no gradient). */
 graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
                                graft_error *err);
 
 /* KV cache for generation: n_slots sequences of up to max_len positions. */
 typedef struct gr_kv_cache {
-    float *kv;       /* [L][n_slots*max_len][2*K*D]: k then v */
-    float *panels;   /* [L] of gr_kv_panels.data, panel_floats apart */
-    int32_t *packed; /* [L, n_slots, K] */
-    int64_t *len;    /* [n_slots] positions filled */
-    int64_t n_slots, max_len, blocks, panel_floats;
+    gr_kv *layers; /* [L] */
+    int64_t *len;  /* [n_slots] positions filled */
+    int64_t n_slots, max_len;
     gr_device *device;
 } gr_kv_cache;
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err);

@@ -3,115 +3,111 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Where the parts of a layer lie in gr_layer, by the module's name: the one table from which opening, enumeration and
- * full-parameter training find the slots. */
+/* Where the parts of a layer lie in gr_layer. */
 typedef struct slot_row {
-    const char *module;
     size_t offset;
     bool is_norm;
 } slot_row;
 
-static const slot_row slots[] = {
-    {"input_layernorm", offsetof(gr_layer, input_norm), true}, {"self_attn.q_proj", offsetof(gr_layer, q), false},
-    {"self_attn.k_proj", offsetof(gr_layer, k), false},        {"self_attn.v_proj", offsetof(gr_layer, v), false},
-    {"self_attn.o_proj", offsetof(gr_layer, o), false},        {"post_attention_layernorm", offsetof(gr_layer, post_norm), true},
-    {"mlp.gate_proj", offsetof(gr_layer, gate), false},        {"mlp.up_proj", offsetof(gr_layer, up), false},
-    {"mlp.down_proj", offsetof(gr_layer, down), false},
+static const slot_row slots[GR_SLOT_COUNT] = {
+    [GR_SLOT_INPUT_NORM] = {offsetof(gr_layer, input_norm), true},
+    [GR_SLOT_Q] = {offsetof(gr_layer, q), false},
+    [GR_SLOT_K] = {offsetof(gr_layer, k), false},
+    [GR_SLOT_V] = {offsetof(gr_layer, v), false},
+    [GR_SLOT_O] = {offsetof(gr_layer, o), false},
+    [GR_SLOT_POST_NORM] = {offsetof(gr_layer, post_norm), true},
+    [GR_SLOT_GATE] = {offsetof(gr_layer, gate), false},
+    [GR_SLOT_UP] = {offsetof(gr_layer, up), false},
+    [GR_SLOT_DOWN] = {offsetof(gr_layer, down), false},
 };
-enum { LINEARS_PER_LAYER = 7 };
 
-int64_t gr_model_n_linears(const gr_model *m) { return m->config.n_layers * LINEARS_PER_LAYER + 1; }
-
-gr_linear *gr_model_linear(gr_model *m, int64_t i, char name[96]) {
-    int64_t layer = i / LINEARS_PER_LAYER, k = i % LINEARS_PER_LAYER;
-    if (layer == m->config.n_layers) {
-        snprintf(name, 96, "lm_head");
-        return &m->head;
-    }
-    const slot_row *row = slots;
-    while (row->is_norm || k-- > 0) row++;
-    snprintf(name, 96, "model.layers.%lld.%s", (long long)layer, row->module);
-    return (gr_linear *)((char *)&m->layers[layer] + row->offset);
-}
-
-/* What a weight's name stands for: exactly one of the pointers is set. */
+/* What a weight belongs to: one of the two. */
 typedef struct target {
     gr_linear *linear;
-    bool is_bias; /* of the linear */
-    gr_vector *vector;
-    bool is_embed;
+    gr_vector *norm;
 } target;
 
-static target find_target(gr_model *m, const char *name) {
-    long long layer;
-    int used = 0;
-    if (sscanf(name, "model.layers.%lld.%n", &layer, &used) == 1 && used > 0) {
-        const char *rest = name + used;
-        for (int i = 0; i < GR_LEN(slots); i++) {
-            size_t len = strlen(slots[i].module);
-            if (strncmp(rest, slots[i].module, len) != 0 || rest[len] != '.') continue;
-            void *slot = (char *)&m->layers[layer] + slots[i].offset;
-            if (slots[i].is_norm) return (target){.vector = slot};
-            return (target){.linear = slot, .is_bias = strcmp(rest + len, ".bias") == 0};
-        }
-    }
-    if (strcmp(name, "model.norm.weight") == 0) return (target){.vector = &m->norm};
-    if (strcmp(name, "lm_head.weight") == 0) return (target){.linear = &m->head};
-    GR_ASSERT(strcmp(name, "model.embed_tokens.weight") == 0);
-    return (target){.is_embed = true};
+static target target_of(gr_model *m, const gr_weight_entry *e) {
+    if (e->slot == GR_SLOT_EMBED) return (target){.linear = &m->embed};
+    if (e->slot == GR_SLOT_HEAD) return (target){.linear = &m->head};
+    if (e->slot == GR_SLOT_NORM) return (target){.norm = &m->norm};
+    void *at = (char *)&m->layers[e->layer] + slots[e->slot].offset;
+    return slots[e->slot].is_norm ? (target){.norm = at} : (target){.linear = at};
 }
 
 static void tie_head(gr_model *m) {
     if (!m->config.tied) return;
-    m->head.w = m->embed;
-    m->head.dw = m->dembed;
+    m->head.w = m->embed.w;
+    m->head.dw = m->embed.dw;
 }
 
-/* A norm or bias as floats: borrowed when the file has floats, else converted once. */
-static graft_status vector_data(gr_model *m, const gr_weight_entry *e, const float **out, graft_error *err) {
-    const gr_dtype_info *info = gr_dtype_get(e->view.dtype);
-    *out = e->view.data;
-    if (e->view.dtype == GR_DTYPE_F32 || !e->view.data) return GRAFT_OK;
-    float *copy = gr_arena_alloc(&m->vectors, e->view.cols * (int64_t)sizeof *copy);
-    if (!copy) return gr_fail_memory(err, e->name);
-    info->to_f32(copy, e->view.data, e->view.cols);
-    *out = copy;
+/* ---- slots ---- */
+
+static int64_t n_groups(const gr_model *m) { return m->config.n_layers * GR_SITE_COUNT + 1; }
+
+static gr_group *group_at(const gr_model *m, int64_t i) {
+    return i < n_groups(m) - 1 ? &m->layers[i / GR_SITE_COUNT].group[i % GR_SITE_COUNT] : (gr_group *)&m->head_group;
+}
+
+static void make_groups(gr_model *m) {
+    for (int64_t i = 0; i < m->config.n_layers; i++) {
+        gr_layer *l = &m->layers[i];
+        l->desc = gr_config_layer(&m->config, i);
+        l->group[GR_SITE_QKV] = (gr_group){.member = {&l->q, &l->k, &l->v}, .n = 3};
+        l->group[GR_SITE_O] = (gr_group){.member = {&l->o}, .n = 1};
+        l->group[GR_SITE_GATE_UP] = (gr_group){.member = {&l->gate, &l->up}, .n = 2};
+        l->group[GR_SITE_DOWN] = (gr_group){.member = {&l->down}, .n = 1};
+    }
+    m->head_group = (gr_group){.member = {&m->head}, .n = 1};
+    for (int64_t i = 0; i < n_groups(m); i++) group_at(m, i)->compute = m->compute;
+}
+
+graft_status gr_model_make_slots(gr_model *m, graft_error *err) {
+    m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);
+    if (!m->layers) return gr_fail_memory(err, "model");
+    make_groups(m);
     return GRAFT_OK;
 }
 
-/* convert: norms and biases become floats; without, their slots stay empty. */
-static graft_status bind_files(gr_model *m, bool convert, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+/* Shapes into the slots, names into the modules. A tied head is a module too. */
+static graft_status bind_shapes(gr_model *m, graft_error *err) {
+    int64_t n = gr_weights_count(m->weights);
+    m->modules = gr_calloc(n + 1, sizeof *m->modules);
+    m->mapped = gr_calloc(n, sizeof *m->mapped);
+    if (!m->modules || !m->mapped) return gr_fail_memory(err, "model");
+    for (int64_t i = 0; i < n; i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
-        target t = find_target(m, e->name);
-        if (t.is_embed) m->embed = e->view;
-        else if (!convert && (t.vector || t.is_bias)) continue;
-        else if (t.vector) GR_TRY(vector_data(m, e, &t.vector->w, err));
-        else if (t.is_bias) GR_TRY(vector_data(m, e, &t.linear->bias, err));
-        else t.linear->w = e->view;
+        target t = target_of(m, e);
+        if (t.norm || e->is_bias) continue;
+        bool embed = e->slot == GR_SLOT_EMBED;
+        gr_module *module = &m->modules[m->n_modules++];
+        *module =
+            (gr_module){.linear = t.linear, .out = embed ? e->view.cols : e->view.rows, .in = embed ? e->view.rows : e->view.cols};
+        snprintf(module->name, sizeof module->name, "%.*s", (int)(strlen(e->name) - strlen(".weight")), e->name);
+        t.linear->w = (gr_weight){.dtype = e->view.dtype, .rows = e->view.rows, .cols = e->view.cols};
+    }
+    if (m->config.tied) {
+        const gr_module *embed = &m->modules[0];
+        m->modules[m->n_modules++] = (gr_module){.name = "lm_head", .linear = &m->head, .out = embed->in, .in = embed->out};
     }
     tie_head(m);
-done:
-    return st;
+    return GRAFT_OK;
 }
 
-graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
-                                 graft_error *err) {
+/* ---- opening ---- */
+
+graft_status gr_model_open_shape(gr_model **out, const char *path, const gr_model_options *o, graft_error *err) {
     graft_status st;
-    char name[96];
     *out = NULL;
     gr_model *m = gr_calloc(1, sizeof *m);
     if (!m) return gr_fail_memory(err, "model");
-    m->device = device, m->compute = compute;
+    m->device = o->device, m->threads = o->threads, m->compute = o->compute;
     GR_TRY(gr_weights_open_headers(&m->weights, path, err));
     m->config = *gr_weights_config(m->weights);
-    m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);
-    if (!m->layers) GR_TRY(gr_fail_memory(err, "model"));
-    GR_TRY(bind_files(m, false, err));
-    for (int64_t i = 0; i < gr_model_n_linears(m); i++) gr_model_linear(m, i, name)->compute = compute;
+    GR_TRY(gr_model_make_slots(m, err));
+    GR_TRY(bind_shapes(m, err));
     int64_t longest = gr_config_longest(&m->config);
-    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
+    m->rope_positions = o->max_positions > 0 ? GR_MIN(o->max_positions, longest) : longest;
     *out = m;
     m = NULL;
 done:
@@ -119,21 +115,32 @@ done:
     return st;
 }
 
+static graft_status make_rope(gr_model *m, graft_error *err) {
+    int n = gr_config_n_ropes(&m->config);
+    int64_t bytes = m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
+    float *table = gr_alloc_aligned(bytes);
+    m->rope = gr_calloc(n, sizeof *m->rope);
+    for (int i = 0; table && m->rope && i < n; i++) {
+        if (!(m->rope[i] = m->device->alloc(m->device, bytes))) break;
+        gr_config_rope_table(&m->config, i, table, m->rope_positions);
+        m->device->upload(m->device, m->rope[i], table, bytes);
+    }
+    bool made = table && m->rope && m->rope[n - 1];
+    free(table);
+    return made ? GRAFT_OK : gr_fail_memory(err, "rotary table");
+}
+
 graft_status gr_model_load(gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     if (gr_weights_shape_only(m->weights)) return GRAFT_OK;
     GR_TRY(gr_weights_load(m->weights, err));
-    GR_TRY(bind_files(m, true, err));
-    m->rope = m->device->alloc(m->device, m->rope_positions * m->config.head_dim * (int64_t)sizeof *m->rope);
-    if (!m->rope) GR_TRY(gr_fail_memory(err, "rotary table"));
-    gr_config_rope_table(&m->config, m->rope, m->rope_positions);
+    GR_TRY(make_rope(m, err));
 done:
     return st;
 }
 
-graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
-                           graft_error *err) {
-    graft_status st = gr_model_open_shape(out, path, device, compute, max_positions, err);
+graft_status gr_model_open(gr_model **out, const char *path, const gr_model_options *o, graft_error *err) {
+    graft_status st = gr_model_open_shape(out, path, o, err);
     if (st != GRAFT_OK || (st = gr_model_load(*out, err)) == GRAFT_OK) return st;
     gr_model_free(*out);
     *out = NULL;
@@ -141,18 +148,99 @@ graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, 
 }
 
 void gr_model_free(gr_model *m) {
-    char name[96];
     if (!m) return;
-    for (int64_t i = 0; m->layers && i < gr_model_n_linears(m); i++) free(gr_model_linear(m, i, name)->lora);
-    free(m->embed_lora);
-    free(m->layers);
-    if (m->rope) m->device->free(m->device, m->rope);
-    if (m->int8) m->device->free(m->device, m->int8);
+    if (m->layers) gr_model_unplace(m);
+    for (int64_t i = 0; i < m->n_modules; i++) free(m->modules[i].linear->lora);
+    for (int64_t i = 0; m->mapped && i < gr_weights_count(m->weights); i++) m->device->unmap(m->device, m->mapped[i]);
+    for (int i = 0; m->rope && i < gr_config_n_ropes(&m->config); i++) m->device->free(m->device, m->rope[i]);
     if (m->quantized) m->device->free(m->device, m->quantized);
+    free(m->rope);
+    free(m->mapped);
+    free(m->modules);
+    free(m->layers);
     gr_arena_release(&m->vectors);
     gr_weights_close(m->weights);
     free(m);
 }
+
+/* ---- weights on the device ---- */
+
+/* The data of a weight as the slots want it, on the host: norms and biases as floats, matrices as the file has them. */
+static graft_status host_data(gr_model *m, const gr_weight_entry *e, const void **data, int64_t *bytes, graft_error *err) {
+    int64_t n = e->view.rows * e->view.cols;
+    *data = e->view.data;
+    *bytes = e->is_vector ? n * (int64_t)sizeof(float) : gr_dtype_bytes(e->view.dtype, n);
+    if (!e->is_vector || e->view.dtype == GR_DTYPE_F32) return GRAFT_OK;
+    float *copy = gr_arena_alloc(&m->vectors, *bytes);
+    if (!copy) return gr_fail_memory(err, e->name);
+    gr_dtype_get(e->view.dtype)->to_f32(copy, e->view.data, n);
+    *data = copy;
+    return GRAFT_OK;
+}
+
+/* A slot that nothing else has filled (trained or quantised weights) gets the file's data. */
+static graft_status map_weights(gr_model *m, graft_error *err) {
+    for (int64_t i = 0; m->weights && i < gr_weights_count(m->weights); i++) {
+        const gr_weight_entry *e = gr_weights_get(m->weights, i);
+        target t = target_of(m, e);
+        const void **slot = t.norm ? (const void **)&t.norm->w : e->is_bias ? (const void **)&t.linear->bias : &t.linear->w.data;
+        const void *data;
+        int64_t bytes;
+        if (*slot) continue;
+        graft_status st = host_data(m, e, &data, &bytes, err);
+        if (st != GRAFT_OK) return st;
+        *slot = m->mapped[i] = m->device->map(m->device, data, bytes);
+        if (!*slot) return gr_fail_memory(err, e->name);
+        if (*slot != data) gr_weights_rest(m->weights, e->view.data);
+    }
+    tie_head(m);
+    return GRAFT_OK;
+}
+
+/* The files' pages of weights that are read through a form from now on. */
+static void rest(const gr_model *m, const gr_group *g) {
+    for (int i = 0; g->form && i < g->n; i++) gr_weights_rest(m->weights, g->member[i]->w.data);
+}
+
+graft_status gr_model_place(gr_model *m, graft_error *err) {
+    if (m->placed) return GRAFT_OK;
+    graft_status st = map_weights(m, err);
+    if (st != GRAFT_OK) return st;
+    for (int64_t i = 0; i < n_groups(m); i++) {
+        gr_group *g = group_at(m, i);
+        g->base = m->base, g->backward = m->backward;
+        if (!m->device->place(m->device, g)) return gr_fail_memory(err, "forms of the weights");
+        rest(m, g);
+    }
+    m->placed = true;
+    return GRAFT_OK;
+}
+
+void gr_model_unplace(gr_model *m) {
+    for (int64_t i = 0; i < n_groups(m); i++) m->device->release(m->device, group_at(m, i));
+    m->placed = false;
+}
+
+void gr_model_renew(gr_model *m) {
+    for (int64_t i = 0; i < n_groups(m); i++) m->device->renew(m->device, group_at(m, i));
+}
+
+void gr_model_use(gr_model *m, gr_base_products base, bool backward) {
+    gr_model_unplace(m);
+    m->base = base, m->backward = backward;
+}
+
+int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backward) {
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < n_groups(m); i++) {
+        gr_group g = *group_at(m, i);
+        g.base = base, g.backward = backward;
+        bytes += m->device->group_bytes(m->device, &g);
+    }
+    return bytes;
+}
+
+/* ---- full-parameter training ---- */
 
 graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -165,68 +253,38 @@ done:
     return st;
 }
 
+enum { PIECE = 1 << 18 }; /* elements converted at a time; whole blocks of every type */
+
+static graft_status initialise_param(gr_model *m, float *value, const gr_weight_entry *e, graft_error *err) {
+    const gr_dtype_info *info = gr_dtype_get(e->view.dtype);
+    int64_t n = e->view.rows * e->view.cols;
+    float *piece = gr_alloc_aligned(GR_MIN(n, PIECE) * (int64_t)sizeof *piece);
+    if (!piece) return gr_fail_memory(err, e->name);
+    for (int64_t at = 0, count; at < n; at += count) {
+        count = GR_MIN(PIECE, n - at);
+        info->to_f32(piece, (const char *)e->view.data + at / info->block * info->block_bytes, count);
+        m->device->upload(m->device, value + at, piece, count * (int64_t)sizeof *piece);
+    }
+    free(piece);
+    gr_weights_rest(m->weights, e->view.data);
+    return GRAFT_OK;
+}
+
 graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_model_unplace(m);
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         int64_t index = gr_params_find(p, e->name);
         if (index < 0) return gr_fail(err, GRAFT_BAD_INPUT, "trained weights: %s is missing", e->name);
         float *value = gr_params_value(p, index), *grad = gr_params_grad(p, index);
-        if (initialise) {
-            gr_dtype_get(e->view.dtype)->to_f32(value, e->view.data, e->view.rows * e->view.cols);
-            gr_weights_rest(m->weights, e->view.data);
-        }
-        gr_weight trained = {.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = value};
-        target t = find_target(m, e->name);
-        if (t.is_embed) m->embed = trained, m->dembed = grad;
-        else if (t.vector) *t.vector = (gr_vector){.w = value, .dw = grad};
-        else if (t.is_bias) t.linear->bias = value, t.linear->dbias = grad;
-        else t.linear->w = trained, t.linear->dw = grad;
+        if (initialise) GR_TRY(initialise_param(m, value, e, err));
+        target t = target_of(m, e);
+        if (t.norm) *t.norm = (gr_vector){.w = value, .dw = grad};
+        else if (e->is_bias) t.linear->bias = value, t.linear->dbias = grad;
+        else t.linear->w.dtype = GR_DTYPE_F32, t.linear->w.data = value, t.linear->dw = grad;
     }
     tie_head(m);
-    return GRAFT_OK;
-}
-
-static bool takes_int8(const gr_linear *l, bool all) { return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1); }
-
-/* Bytes of the form, whole cache lines; 0: the backend has no such products. */
-static int64_t int8_bytes(const gr_model *m, const gr_linear *l, bool transposed) {
-    int64_t bytes = 0;
-    m->device->ops->int8_size(m->device, &bytes, &l->w, transposed);
-    return (bytes + 63) / 64 * 64;
-}
-
-int64_t gr_model_int8_bytes(gr_model *m, bool all, bool backward) {
-    int64_t sum = 0;
-    char name[96];
-    for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
-        const gr_linear *l = gr_model_linear(m, i, name);
-        if (takes_int8(l, all)) sum += int8_bytes(m, l, false) + (backward ? int8_bytes(m, l, true) : 0);
-    }
-    return sum;
-}
-
-static const void *pack(gr_model *m, const gr_linear *l, bool transposed, char **at) {
-    int64_t bytes = int8_bytes(m, l, transposed);
-    char *form = *at;
-    if (bytes == 0) return NULL;
-    m->device->ops->int8_pack(m->device, form, &l->w, transposed);
-    *at += bytes;
-    return form;
-}
-
-graft_status gr_model_use_int8(gr_model *m, bool all, bool backward, graft_error *err) {
-    int64_t bytes = gr_model_int8_bytes(m, all, backward);
-    char name[96];
-    GR_ASSERT(!m->int8);
-    if (bytes == 0) return GRAFT_OK;
-    char *at = m->int8 = m->device->alloc(m->device, bytes); /* one piece: large enough for large pages */
-    if (!at) return gr_fail_memory(err, "int8 forms");
-    for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
-        gr_linear *l = gr_model_linear(m, i, name);
-        if (!takes_int8(l, all)) continue;
-        l->int8_forward = pack(m, l, false, &at);
-        if (backward) l->int8_backward = pack(m, l, true, &at);
-        gr_weights_rest(m->weights, l->w.data);
-    }
-    return GRAFT_OK;
+done:
+    return st;
 }

@@ -1,6 +1,7 @@
 /* quantize.c - the frozen base in few bits. */
 #include <math.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 
 #include "core/base/log.h"
 #include "core/model/model.h"
@@ -17,38 +18,36 @@ gr_dtype gr_model_quantized_type(const gr_weight *w, gr_dtype type) {
     return w->cols % gr_dtype_get(GR_DTYPE_Q5_0)->block == 0 ? GR_DTYPE_Q5_0 : w->dtype;
 }
 
-/* The linears of the layers: all but the head. */
-static int64_t n_matrices(const gr_model *m) { return gr_model_n_linears(m) - 1; }
+/* The linears of the layers: neither the embedding, which is first, nor the head, which is last. */
+static bool in_layers(const gr_model *m, int64_t module) { return module > 0 && module < m->n_modules - 1; }
 
-int64_t gr_model_quantized_bytes(gr_model *m, gr_dtype type) {
-    char name[96];
+int64_t gr_model_quantized_bytes(const gr_model *m, gr_dtype type) {
     int64_t bytes = 0;
-    for (int64_t i = 0; i < n_matrices(m); i++) {
-        const gr_weight *w = &gr_model_linear(m, i, name)->w;
+    for (int64_t i = 0; i < m->n_modules; i++) {
+        const gr_weight *w = &m->modules[i].linear->w;
         gr_dtype to = gr_model_quantized_type(w, type);
-        if (to != w->dtype) bytes += gr_dtype_bytes(to, w->rows * w->cols);
+        if (in_layers(m, i) && to != w->dtype) bytes += gr_dtype_bytes(to, w->rows * w->cols);
     }
     return bytes;
 }
 
-int64_t gr_model_file_bytes(gr_model *m, int quantise, bool int8) {
-    char name[96];
+int64_t gr_model_file_bytes(const gr_model *m, int quantise, bool replaced) {
     int64_t bytes = 0;
     bool shape = gr_weights_shape_only(m->weights);
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight *w = &gr_weights_get(m->weights, i)->view;
         bytes += gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
     }
-    for (int64_t i = 0; i < gr_model_n_linears(m); i++) { /* those that are not read any more */
-        const gr_weight *w = &gr_model_linear(m, i, name)->w;
-        bool replaced = quantise >= 0 && i < n_matrices(m) && gr_model_quantized_type(w, (gr_dtype)quantise) != w->dtype;
-        if (replaced || int8) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
+    for (int64_t i = 1; i < m->n_modules; i++) { /* those that are not read any more */
+        const gr_weight *w = &m->modules[i].linear->w;
+        bool quantised = quantise >= 0 && in_layers(m, i) && gr_model_quantized_type(w, (gr_dtype)quantise) != w->dtype;
+        if (quantised || replaced) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
     }
     return bytes;
 }
 
 typedef struct job {
-    const gr_weight *from;
+    const gr_weight *from; /* on the host */
     gr_dtype type;
     uint8_t *to;
     atomic_bool not_finite;
@@ -92,34 +91,50 @@ static void tell(const gr_model *m, const tally *t, const char *type) {
     gr_str_release(&text);
 }
 
+/* The matrix in the type that it gets, made in `made` on the host; to: its place on the device. */
+static graft_status quantize_matrix(gr_model *m, const gr_module *module, gr_dtype type, uint8_t *made, uint8_t *to,
+                                    graft_error *err) {
+    char tensor[112];
+    gr_weight *w = &module->linear->w;
+    snprintf(tensor, sizeof tensor, "%s.weight", module->name);
+    job j = {.from = &gr_weights_find(m->weights, tensor)->view, .type = type, .to = made};
+    gr_threads_run(m->threads, (w->rows * w->cols + CHUNK - 1) / CHUNK, quantize_chunk, &j);
+    if (atomic_load(&j.not_finite))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s holds a NaN or an infinity: it cannot be quantised",
+                       gr_weights_path(m->weights), tensor);
+    m->device->upload(m->device, to, made, gr_dtype_bytes(type, w->rows * w->cols));
+    w->dtype = type, w->data = to;
+    gr_weights_release(m->weights, tensor);
+    return GRAFT_OK;
+}
+
 graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err) {
-    char name[96], tensor[112];
+    graft_status st = GRAFT_OK;
     tally t = {0};
-    int64_t bytes = gr_model_quantized_bytes(m, type);
-    GR_ASSERT(!m->quantized);
-    if (bytes > 0 && !(m->quantized = m->device->alloc(m->device, bytes))) return gr_fail_memory(err, "quantised base");
+    int64_t bytes = gr_model_quantized_bytes(m, type), largest = 0;
+    GR_ASSERT(!m->quantized && !m->placed);
+    for (int64_t i = 0; i < m->n_modules; i++)
+        largest = GR_MAX(largest, in_layers(m, i) ? m->modules[i].out * m->modules[i].in : 0);
+    uint8_t *made = gr_alloc_aligned(largest * 2), *to = m->quantized = bytes > 0 ? m->device->alloc(m->device, bytes) : NULL;
+    if (!made || (bytes > 0 && !to)) GR_TRY(gr_fail_memory(err, "quantised base"));
     m->quantized_bytes = bytes;
-    uint8_t *to = m->quantized;
-    for (int64_t i = 0; i < n_matrices(m); i++) {
-        gr_weight *w = &gr_model_linear(m, i, name)->w;
+    for (int64_t i = 0; i < m->n_modules; i++) {
+        gr_weight *w = &m->modules[i].linear->w;
         int64_t n = w->rows * w->cols;
-        job j = {.from = w, .type = gr_model_quantized_type(w, type), .to = to};
-        if (j.type == w->dtype) {
-            if (t.kept++ == 0) t.kept_type = w->dtype;
+        gr_dtype from = w->dtype, wanted = gr_model_quantized_type(w, type);
+        if (!in_layers(m, i)) continue;
+        if (wanted == from) {
+            if (t.kept++ == 0) t.kept_type = from;
             continue;
         }
-        gr_threads_run(m->device->threads, (n + CHUNK - 1) / CHUNK, quantize_chunk, &j);
-        if (atomic_load(&j.not_finite))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.weight holds a NaN or an infinity: it cannot be quantised",
-                           gr_weights_path(m->weights), name);
+        GR_TRY(quantize_matrix(m, &m->modules[i], wanted, made, to, err));
+        to += gr_dtype_bytes(wanted, n);
         t.made++;
-        t.other += j.type != type;
-        t.bytes_before += gr_dtype_bytes(w->dtype, n), t.bytes_after += gr_dtype_bytes(j.type, n);
-        to += gr_dtype_bytes(j.type, n);
-        *w = (gr_weight){.dtype = j.type, .rows = w->rows, .cols = w->cols, .data = j.to};
-        snprintf(tensor, sizeof tensor, "%s.weight", name);
-        gr_weights_release(m->weights, tensor);
+        t.other += wanted != type;
+        t.bytes_before += gr_dtype_bytes(from, n), t.bytes_after += gr_dtype_bytes(wanted, n);
     }
     tell(m, &t, gr_dtype_get(type)->name);
-    return GRAFT_OK;
+done:
+    free(made);
+    return st;
 }

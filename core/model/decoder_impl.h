@@ -1,0 +1,75 @@
+/* decoder_impl.h - what decoder.c and decoder_plan.c share: the buffers of a step. Letters as in kernels/ops.def. */
+#ifndef GR_DECODER_IMPL_H
+#define GR_DECODER_IMPL_H
+
+#include "core/model/decoder.h"
+
+/* What backward reads of one layer. Buffers that are computed again are shared by all layers. The stream (x, xmid) is float, the
+ * branches have the device's type of activations. */
+typedef struct gr_layer_acts {
+    gr_rows x;               /* [n,C] residual at the layer's input */
+    float *rstd1;            /* [n] */
+    gr_rows n1;              /* [n,C] input_norm(x) */
+    gr_rows qkv;             /* [n,(H+2K)D] q | k | v after rope */
+    gr_rows att;             /* [n,HD] */
+    float *lse;              /* [n,H] */
+    gr_rows xmid;            /* [n,C] residual after attention */
+    float *rstd2;            /* [n] */
+    gr_rows n2;              /* [n,C] post_norm(xmid) */
+    gr_rows gu, act;         /* [n,2F] gate | up; [n,F] activated */
+    float *h[GR_SITE_COUNT]; /* [n,sum of ranks] LoRA products */
+} gr_layer_acts;
+
+typedef struct gr_widths { /* of buffers, in elements a row */
+    int64_t C, HD, KD, QKV, F, V, H, D, widest, rank[GR_SITE_COUNT], head_rank, embed_rank, max_rank;
+} gr_widths;
+
+/* A batch on the device, in one piece. The head's rows are those that have a target, or whose logits are asked for. */
+typedef struct gr_device_batch {
+    int64_t n, n_seqs, n_head;
+    uint64_t *row_key, *head_key;       /* [n], [n_head] randomness keys */
+    gr_seq *seqs, *last_seqs;           /* [n_seqs]; with a cache: queries of the last row of each alone */
+    int32_t *tokens, *positions;        /* [n] */
+    int32_t *cache_row, *last_row;      /* [n] where keys and values go; [n_seqs]; with a cache alone */
+    int32_t *head_row, *head_target;    /* [n_head] */
+    float *head_weight, *head_gradient; /* [n_head] of the loss; of its gradient */
+} gr_device_batch;
+
+struct gr_decoder {
+    gr_model *m;
+    gr_device *dev;
+    gr_decoder_options o;
+    gr_widths w;
+    char *memory; /* the one allocation of the step */
+    void *batch;  /* in it: the batch's place; staging: the same on the host */
+    char *staging;
+    float *nll_staging;      /* [head rows of a batch] on the host */
+    gr_layer_acts *layers;   /* [L] */
+    gr_rows x_last;          /* [n,C] output of the last layer, then the final stream */
+    gr_rows last_x;          /* [n,C] not in training: the stream of the last rows of the sequences */
+    gr_rows xf;              /* [n,C] final norm */
+    float *rstdf;            /* [n] */
+    gr_rows logits;          /* [head_rows,V] */
+    gr_rows head_x, head_dx; /* [head_rows,C] */
+    float *head_h;           /* [head_rows,R] */
+    float *nll;              /* [head rows of a batch] */
+    int64_t head_rows;       /* of logits at once */
+    int64_t max_head;        /* of a batch */
+    void *xd, *dxd;          /* [n,widest input] a LoRA input after dropout, and its gradient */
+    gr_rows embed_h, embed_y;
+    /* backward */
+    gr_rows dx, dbranch; /* [n,C] */
+    gr_rows dqkv, datt, dact;
+    float *delta, *dh;
+    int64_t lowest; /* layers below need no gradient; L: none needs one */
+    bool embed_trains;
+};
+
+/* ---- decoder_plan.c ---- */
+
+/* Rows of `width` elements at data, as the device wants them. */
+gr_rows gr_decoder_rows(const gr_decoder *d, void *data, int64_t width, gr_dtype type);
+/* The batch's arrays at base (NULL: only measured), for p->n, n_seqs, n_head; the bytes they take. */
+int64_t gr_device_batch_place(gr_device_batch *p, void *base, bool cached);
+
+#endif
