@@ -96,14 +96,14 @@ done:
     return st;
 }
 
-graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                                  graft_error *err) {
     graft_status st;
     char name[96];
     *out = NULL;
     gr_model *m = gr_calloc(1, sizeof *m);
     if (!m) return gr_fail_memory(err, "model");
-    m->device = device, m->compute = compute;
+    m->device = machine.device, m->threads = machine.threads, m->compute = compute;
     GR_TRY(gr_weights_open_headers(&m->weights, path, err));
     m->config = *gr_weights_config(m->weights);
     m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);
@@ -131,9 +131,9 @@ done:
     return st;
 }
 
-graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                            graft_error *err) {
-    graft_status st = gr_model_open_shape(out, path, device, compute, max_positions, err);
+    graft_status st = gr_model_open_shape(out, path, machine, compute, max_positions, err);
     if (st != GRAFT_OK || (st = gr_model_load(*out, err)) == GRAFT_OK) return st;
     gr_model_free(*out);
     *out = NULL;

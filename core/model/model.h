@@ -4,6 +4,7 @@
 #define GR_MODEL_H
 
 #include "core/model/config.h"
+#include "core/model/machine.h"
 #include "core/model/params.h"
 #include "core/model/weights.h"
 
@@ -23,6 +24,7 @@ typedef struct gr_model {
     gr_model_config config;
     gr_weights *weights; /* owned */
     gr_device *device;   /* borrowed */
+    gr_threads *threads; /* borrowed: for work of the host on the model */
     gr_dtype compute;    /* of the frozen products and of attention */
     gr_weight embed;     /* [V,C] */
     float *dembed;       /* [V,C] += or NULL */
@@ -42,12 +44,12 @@ typedef struct gr_model {
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of
  * attention. max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be
  * run. */
-graft_status gr_model_open(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                            graft_error *err);
 void gr_model_free(gr_model *m);
 /* The same in two steps: the headers alone, so that sizes are known before anything is read or allocated; then the weights. Between
  * them the model is a shape: what is attached to it counts in plans, and nothing can be run. */
-graft_status gr_model_open_shape(gr_model **out, const char *path, gr_device *device, gr_dtype compute, int64_t max_positions,
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                                  graft_error *err);
 graft_status gr_model_load(gr_model *m, graft_error *err);
 /* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and

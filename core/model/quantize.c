@@ -4,7 +4,6 @@
 
 #include "core/base/log.h"
 #include "core/model/model.h"
-#include "kernels/threads.h"
 
 /* Elements that a thread converts at once, and those of a chunk; whole blocks of every type. */
 enum { PIECE = 1024, CHUNK = 64 * PIECE };
@@ -108,7 +107,7 @@ graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err) {
             if (t.kept++ == 0) t.kept_type = w->dtype;
             continue;
         }
-        gr_threads_run(m->device->threads, (n + CHUNK - 1) / CHUNK, quantize_chunk, &j);
+        gr_threads_run(m->threads, (n + CHUNK - 1) / CHUNK, quantize_chunk, &j);
         if (atomic_load(&j.not_finite))
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.weight holds a NaN or an infinity: it cannot be quantised",
                            gr_weights_path(m->weights), name);
