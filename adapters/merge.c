@@ -122,7 +122,7 @@ graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool g
                               .first = first,
                               .n_rows = rows,
                               .heads = e->is_vector ? 0 : heads};
-        gr_threads_run(job->m->device->threads, n, round_row, &rounding);
+        gr_threads_run(job->m->threads, n, round_row, &rounding);
     }
     tell_progress(job, i);
     return GRAFT_OK;

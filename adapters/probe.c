@@ -212,7 +212,7 @@ graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report
     GR_TRY(probe_batch(&b, job->tokenizer, V, err));
     GR_TRY(all_logits(&expected, m, &b, err));
     gr_log_mute(true);
-    st = gr_model_open(&merged, path, m->device, GR_DTYPE_F32, TEXT_TOKENS, err);
+    st = gr_model_open(&merged, path, (gr_machine){m->threads, m->device}, GR_DTYPE_F32, TEXT_TOKENS, err);
     gr_log_mute(false);
     if (st != GRAFT_OK) {
         st = gr_fail_context(err, GRAFT_FAILED, "reading back what was written");

@@ -9,6 +9,7 @@
 #include "core/base/log.h"
 #include "core/model/generate.h"
 #include "peft/evaluate.h"
+#include "peft/session.h"
 #include "peft/trainer.h"
 
 struct graft_model {
@@ -309,7 +310,7 @@ graft_status graft_eval(graft_model *model, const char *data, graft_eval_result 
                          .n_rows = s->model->config.vocab,
                          .truncation = GR_TRUNCATE_KEEP_ANSWER};
     double loss = NAN;
-    GR_TRY(gr_dataset_load(&d, &o, s->tokenizer, s->chat, s->device->threads, err));
+    GR_TRY(gr_dataset_load(&d, &o, s->tokenizer, s->chat, s->machine.threads, err));
     GR_TRY(gr_evaluate(s->model, d, 0, NULL, &loss, NULL, NULL, err));
     *result = (graft_eval_result){loss, d->n_samples, d->n_targets};
 done:

@@ -219,7 +219,8 @@ static void begin_log(gr_run *run) {
     time_text(when, run->started);
     fprintf(run->log, "graft %s, started %s\n", GRAFT_VERSION, when);
     put_command(run->log);
-    fprintf(run->log, "machine: %s, %d threads\n", run->device->level, gr_threads_count(run->device->threads));
+    fprintf(run->log, "machine: %s, %d threads\n", run->session.machine.device->level,
+            gr_threads_count(run->session.machine.threads));
     gr_log_tee(NULL);
     fclose(run->early);
     run->early = NULL;

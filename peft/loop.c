@@ -108,7 +108,7 @@ static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) 
 static void update(loop *l, double learning_rate, double clip) {
     const gr_recipe *r = l->run->r;
     gr_params *p = l->run->params;
-    gr_device *dev = l->run->device;
+    gr_device *dev = l->run->session.machine.device;
     gr_adamw a = {.lr = (float)learning_rate,
                   .beta1 = (float)r->train_adam_beta1,
                   .beta2 = (float)r->train_adam_beta2,
@@ -132,7 +132,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     step_sums sums;
     GR_TRY(next_samples(l, &end, err));
     GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &sums, err));
-    run->device->ops->sum_squares(run->device, &squares, run->params->grad, run->params->n_floats);
+    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, run->params->grad, run->params->n_floats);
     double norm = sqrt(squares), max_norm = run->r->train_max_grad_norm;
     if (!isfinite(sums.nll) || !isfinite(norm)) {
         GR_TRY(nonfinite(l, &sums, err));
@@ -187,12 +187,12 @@ static graft_status evaluate(loop *l, graft_error *err) {
     graft_status st;
     double started = gr_now();
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
-    GR_TRY(gr_evaluate(run->model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
+    GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        GR_TRY(gr_evaluate_exact_match(run->model, run->tokenizer, gr_chat_end_of_turn(run->chat), run->eval, GR_EXACT_MATCH_TOKENS,
-                                       NULL, &row.exact_match, NULL, NULL, err));
+        GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, gr_chat_end_of_turn(run->session.chat),
+                                       run->eval, GR_EXACT_MATCH_TOKENS, NULL, &row.exact_match, NULL, NULL, err));
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);

@@ -81,7 +81,7 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err) {
                                         .total_steps = run->total_steps,
                                         .batch_size = r->train_batch_size,
                                         .seed = r->train_seed,
-                                        .compute_dtype = gr_compute_type(r->model_dtype, run->device)};
+                                        .compute_dtype = gr_compute_type(r->model_dtype, run->session.machine.device)};
 done:
     return st;
 }
@@ -148,12 +148,12 @@ static int64_t vector_bytes(const gr_model *m) { /* norms and biases that the fi
 /* Rows of A that products of bfloat16 round, once for all threads: the gradients of a chunk of logits, or the
  * rows of the widest fused product. */
 static int64_t shared_bytes(const gr_run *run, int64_t rows) {
-    const gr_model_config *c = &run->model->config;
-    int64_t head = gr_decoder_head_rows(run->model, &run->plan) * c->vocab;
+    const gr_model_config *c = &run->session.model->config;
+    int64_t head = gr_decoder_head_rows(run->session.model, &run->plan) * c->vocab;
     int64_t widest = GR_MAX(2 * c->ffn, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim);
     int64_t bytes =
-        run->model->compute == GR_DTYPE_BF16 ? 2 * GR_MAX(head, rows * widest) : rows * c->hidden * (int64_t)sizeof(float);
-    return GR_MIN(run->device->footprint(run->device->shared_bytes), bytes);
+        run->session.model->compute == GR_DTYPE_BF16 ? 2 * GR_MAX(head, rows * widest) : rows * c->hidden * (int64_t)sizeof(float);
+    return GR_MIN(run->session.machine.device->footprint(run->session.machine.device->shared_bytes), bytes);
 }
 
 static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
@@ -161,27 +161,28 @@ static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
     int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
     gr_decoder_options o = {.max_tokens = rows, .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
     if (!run->eval && run->train) return 0;
-    int64_t loss = run->device->footprint(gr_decoder_plan_bytes(run->model, &o)) + rows * BYTES_PER_ROW;
-    return gr_recipe_has_metric(run->r, "exact_match") && run->eval ? GR_MAX(loss, gr_exact_match_bytes(run->model, run->eval))
-                                                                    : loss;
+    int64_t loss = run->session.machine.device->footprint(gr_decoder_plan_bytes(run->session.model, &o)) + rows * BYTES_PER_ROW;
+    return gr_recipe_has_metric(run->r, "exact_match") && run->eval
+               ? GR_MAX(loss, gr_exact_match_bytes(run->session.model, run->eval))
+               : loss;
 }
 
 static int64_t result_bytes(const gr_run *run) {
     int64_t largest = 0;
-    if (!run->adapter) return gr_merge_bytes(run->model, GR_DTYPE_F32);
+    if (!run->adapter) return gr_merge_bytes(run->session.model, GR_DTYPE_F32);
     for (int64_t i = 0; i < run->params->n_items; i++) largest = GR_MAX(largest, run->params->items[i].n);
     return (largest + run->params->n_floats) * (int64_t)sizeof(float);
 }
 
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
-    gr_model *m = run->model;
-    int64_t (*footprint)(int64_t) = run->device->footprint, loaded = data_bytes(run->train) + data_bytes(run->eval);
+    gr_model *m = run->session.model;
+    int64_t (*footprint)(int64_t) = run->session.machine.device->footprint, loaded = data_bytes(run->train) + data_bytes(run->eval);
     bool int8 = r->model_compute == GR_COMPUTE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * run->mean_tokens * BYTES_PER_ID};
-    a.program = run->resident - loaded + LATER_BYTES + (run->tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
+    a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += footprint(gr_model_int8_bytes(m, true, true));
@@ -206,7 +207,7 @@ enum { CHANGES = 7 };
 /* One more thing to change, in the order of what it costs, until the memory fits. */
 static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *out) {
     const gr_recipe *r = run->r;
-    bool plain = gr_model_quantized_bytes(run->model, GR_DTYPE_NF4) > 0;
+    bool plain = gr_model_quantized_bytes(run->session.model, GR_DTYPE_NF4) > 0;
     switch (step) {
     case 0:
         if (run->plan.recompute == GR_RECOMPUTE_FULL) return false;

@@ -32,7 +32,7 @@ static float *gradient(rig *g, int64_t n) { return made_up(g, n * (int64_t)sizeo
 
 static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_run *run, bool quantised) {
     int quantize = gr_quantize_type(run->r->model_quantize);
-    gr_dtype dtype = gr_weights_shape_only(run->model->weights) ? GR_DTYPE_BF16 : from->w.dtype;
+    gr_dtype dtype = gr_weights_shape_only(run->session.model->weights) ? GR_DTYPE_BF16 : from->w.dtype;
     int64_t n = from->w.rows * from->w.cols;
     if (quantised && quantize >= 0) dtype = gr_model_quantized_type(&from->w, (gr_dtype)quantize);
     if (!run->adapter) dtype = GR_DTYPE_F32;
@@ -58,14 +58,14 @@ static void make_vector(rig *g, gr_vector *v, int64_t n, bool full) {
 }
 
 static void make_rig(rig *g, const gr_run *run) {
-    const gr_model *from = run->model;
+    const gr_model *from = run->session.model;
     const gr_model_config *c = &from->config;
     gr_layer *l = &g->layers[0];
     const gr_layer *s = &from->layers[0];
     bool full = !run->adapter;
-    g->device = run->device;
+    g->device = run->session.machine.device;
     g->model = (gr_model){.config = *c,
-                          .device = run->device,
+                          .device = run->session.machine.device,
                           .compute = from->compute,
                           .layers = g->layers,
                           .embed = from->embed,
@@ -96,8 +96,8 @@ static void free_rig(rig *g) {
 /* Sequences of the data's mean length and share of targets, `rows` in all. */
 static graft_status made_batch(gr_batch *b, const gr_run *run, int64_t rows, graft_error *err) {
     graft_status st = GRAFT_OK;
-    int64_t mean = GR_MAX(2, GR_MIN(run->mean_tokens > 0 ? run->mean_tokens : rows, run->model->rope_positions)),
-            V = run->model->config.vocab;
+    int64_t mean = GR_MAX(2, GR_MIN(run->mean_tokens > 0 ? run->mean_tokens : rows, run->session.model->rope_positions)),
+            V = run->session.model->config.vocab;
     double share = run->train ? (double)run->train->n_targets / (double)run->train->offset[run->train->n_samples] : 0.5;
     int32_t *ids = gr_calloc(rows, sizeof *ids);
     uint8_t *target = gr_calloc(rows, 1);
@@ -148,26 +148,26 @@ static double update_seconds(rig *g, const gr_run *run) {
     if (g->failed) return 0;
     gr_adamw a = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f, .grad_scale = 1, .step = 1};
     double start = gr_now();
-    run->device->ops->sum_squares(run->device, &squares, p[3], n);
-    run->device->ops->adamw(run->device, p[0], p[1], p[2], p[3], n, &a);
+    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, p[3], n);
+    run->session.machine.device->ops->adamw(run->session.machine.device, p[0], p[1], p[2], p[3], n, &a);
     memset(p[3], 0, (size_t)n * sizeof(float));
     return (gr_now() - start) * (double)run->params->n_floats / (double)n;
 }
 
 /* Rows that take about as long as one waits gladly. */
 static int64_t rows_to_measure(const gr_run *run) {
-    const gr_model_config *c = &run->model->config;
+    const gr_model_config *c = &run->session.model->config;
     double weights = (double)c->hidden * (double)(3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + c->vocab);
     return GR_MIN(run->plan.max_tokens, GR_MAX(32, (int64_t)(WORK / (6 * weights))));
 }
 
 /* Nothing to say where the made-up layer itself takes more than half of what is free. */
 static bool too_large(const gr_run *run, int64_t rows) {
-    const gr_model_config *c = &run->model->config;
+    const gr_model_config *c = &run->session.model->config;
     gr_decoder_options o = run->plan;
     o.max_tokens = rows;
     int64_t weights = c->hidden * (3 * c->ffn + (2 * c->n_heads + 2 * c->n_kv_heads) * c->head_dim + 2 * c->vocab);
-    return weights * (run->adapter ? 2 : 8) + gr_decoder_plan_bytes(run->model, &o) > run->available / 2;
+    return weights * (run->adapter ? 2 : 8) + gr_decoder_plan_bytes(run->session.model, &o) > run->available / 2;
 }
 
 graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
@@ -175,7 +175,7 @@ graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
     rig g = {.n_buffers = 0};
     gr_batch b = {0};
     double one, two, one_eval, two_eval;
-    int64_t rows = rows_to_measure(run), L = run->model->config.n_layers;
+    int64_t rows = rows_to_measure(run), L = run->session.model->config.n_layers;
     if (too_large(run, rows)) {
         gr_note("time is not measured: one layer would take more than half of the free memory");
         return GRAFT_OK;

@@ -26,6 +26,7 @@ typedef struct gr_source_list {
 enum gr_recipe_dtype { GR_DT_AUTO, GR_DT_FP32, GR_DT_BF16, GR_DT_FP16 };
 enum gr_recipe_compute { GR_COMPUTE_AUTO, GR_COMPUTE_EXACT, GR_COMPUTE_INT8 };
 enum gr_recipe_quantize { GR_QUANTIZE_NONE, GR_QUANTIZE_Q8_0, GR_QUANTIZE_Q4_0, GR_QUANTIZE_Q4_K, GR_QUANTIZE_NF4 };
+enum gr_recipe_device { GR_DEVICE_AUTO, GR_DEVICE_CPU };
 enum gr_method { GR_METHOD_LORA, GR_METHOD_FULL };
 enum gr_objective { GR_OBJECTIVE_SFT, GR_OBJECTIVE_PRETRAIN };
 enum gr_scheduler { GR_SCHEDULER_COSINE, GR_SCHEDULER_LINEAR, GR_SCHEDULER_CONSTANT, GR_SCHEDULER_WSD };

@@ -7,15 +7,12 @@
 #include "core/model/decoder.h"
 #include "peft/checkpoint.h"
 #include "peft/metrics.h"
-#include "peft/recipe.h"
+#include "peft/session.h"
 #include "peft/trainer.h"
 
 typedef struct gr_run {
     const gr_recipe *r;
-    gr_device *device;
-    gr_tokenizer *tokenizer;
-    gr_chat *chat;
-    gr_model *model;
+    gr_session session;  /* without adapters: the one that is trained is below */
     int64_t base_bytes;  /* of the quantised matrices; 0: none */
     gr_adapter *adapter; /* method lora, else NULL */
     gr_params *params;   /* what is trained: the adapter's, or `full` */

@@ -6,7 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "peft/trainer.h"
+#include "peft/session.h"
 
 static bool has_file(const char *folder, const char *name) {
     char *path = gr_path_join(folder, name);
@@ -94,21 +94,60 @@ done:
     return st;
 }
 
-static graft_status open_device(gr_session *s, int threads, graft_error *err) {
-    const char *why = "";
-    s->device = gr_cpu_device_new(threads, &why);
-    return s->device ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
+/* ---- the steps ---- */
+
+gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
+    switch ((enum gr_recipe_dtype)recipe_dtype) {
+    case GR_DT_BF16: return GR_DTYPE_BF16;
+    case GR_DT_FP16: return GR_DTYPE_F16;
+    case GR_DT_FP32: return GR_DTYPE_F32;
+    case GR_DT_AUTO: break;
+    }
+    return device->fast_bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
 }
 
-static graft_status open_model(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    GR_TRY(gr_model_open(&s->model, base, s->device, gr_compute_type(o->dtype, s->device), 0, err));
+int gr_quantize_type(int recipe_quantize) {
+    switch ((enum gr_recipe_quantize)recipe_quantize) {
+    case GR_QUANTIZE_Q8_0: return GR_DTYPE_Q8_0;
+    case GR_QUANTIZE_Q4_0: return GR_DTYPE_Q4_0;
+    case GR_QUANTIZE_Q4_K: return GR_DTYPE_Q4_K;
+    case GR_QUANTIZE_NF4: return GR_DTYPE_NF4;
+    case GR_QUANTIZE_NONE: break;
+    }
+    return -1;
+}
+
+graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err) {
+    static const char *const names[] = {[GR_DEVICE_AUTO] = "auto", [GR_DEVICE_CPU] = "cpu"};
+    graft_status st = gr_machine_open(&s->machine, names[o->device], (int)GR_MIN(o->threads, 1024), err);
+    if (st != GRAFT_OK) return st;
+    return gr_model_open_shape(&s->model, o->model, s->machine, gr_compute_type(o->dtype, s->machine.device), o->max_length, err);
+}
+
+graft_status gr_session_load(gr_session *s, const gr_session_options *o, graft_error *err) {
+    int quantize = gr_quantize_type(o->quantize);
+    graft_status st = gr_model_load(s->model, err);
+    return st == GRAFT_OK && quantize >= 0 ? gr_model_quantize(s->model, (gr_dtype)quantize, err) : st;
+}
+
+graft_status gr_session_open_tokenizer(gr_session *s, graft_error *err) {
+    const char *base = gr_weights_path(s->model->weights);
+    graft_status st = gr_tokenizer_open(&s->tokenizer, base, err);
+    if (st == GRAFT_OK) gr_tokenizer_note_rows(s->tokenizer, s->model->config.vocab, base);
+    return st;
+}
+
+/* ---- all of it ---- */
+
+static graft_status open_base(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
+    gr_session_options of_base = *o;
+    graft_status st;
+    of_base.model = base;
+    GR_TRY(gr_session_open_shape(s, &of_base, err));
     if (gr_weights_shape_only(s->model->weights))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it", base));
-    int quantize = gr_quantize_type(o->quantize);
-    if (quantize >= 0) GR_TRY(gr_model_quantize(s->model, (gr_dtype)quantize, err));
-    GR_TRY(gr_tokenizer_open(&s->tokenizer, base, err));
-    gr_tokenizer_note_rows(s->tokenizer, s->model->config.vocab, base);
+    GR_TRY(gr_session_load(s, &of_base, err));
+    GR_TRY(gr_session_open_tokenizer(s, err));
 done:
     return st;
 }
@@ -149,9 +188,8 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     s->scales = gr_calloc(o->n_adapters + 1, sizeof *s->scales);
     if (!s->adapters || !s->scales) GR_TRY(gr_fail_memory(err, "session"));
     GR_TRY(list_inputs(s, o, base, err));
-    GR_TRY(open_device(s, o->threads, err));
-    st = open_model(s, o, base, err);
-    if (st != GRAFT_OK && strcmp(base, run) != 0)
+    st = open_base(s, o, base, err);
+    if (st != GRAFT_OK && s->machine.device && strcmp(base, run) != 0)
         st = gr_fail_context(err, st, "%s is trained on %s (another place: --model)", run, base);
     if (st != GRAFT_OK) goto done;
     if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
@@ -176,6 +214,6 @@ void gr_session_close(gr_session *s) {
     gr_chat_free(s->chat);
     gr_tokenizer_free(s->tokenizer);
     gr_model_free(s->model);
-    gr_device_free(s->device);
+    gr_machine_close(&s->machine);
     *s = (gr_session){0};
 }

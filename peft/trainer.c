@@ -36,57 +36,36 @@ static graft_status check_interrupt(graft_error *err) {
     return interrupted ? gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was written") : GRAFT_OK;
 }
 
-gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
-    switch ((enum gr_recipe_dtype)recipe_dtype) {
-    case GR_DT_BF16: return GR_DTYPE_BF16;
-    case GR_DT_FP16: return GR_DTYPE_F16;
-    case GR_DT_FP32: return GR_DTYPE_F32;
-    case GR_DT_AUTO: break;
-    }
-    return device->fast_bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
-}
-
-int gr_quantize_type(int recipe_quantize) {
-    switch ((enum gr_recipe_quantize)recipe_quantize) {
-    case GR_QUANTIZE_Q8_0: return GR_DTYPE_Q8_0;
-    case GR_QUANTIZE_Q4_0: return GR_DTYPE_Q4_0;
-    case GR_QUANTIZE_Q4_K: return GR_DTYPE_Q4_K;
-    case GR_QUANTIZE_NF4: return GR_DTYPE_NF4;
-    case GR_QUANTIZE_NONE: break;
-    }
-    return -1;
-}
-
 /* ---- opening what the recipe names ---- */
 
+static gr_session_options session_options(const gr_recipe *r) {
+    return (gr_session_options){.model = r->model_base,
+                                .dtype = r->model_dtype,
+                                .quantize = r->model_quantize,
+                                .device = r->_device,
+                                .threads = r->_threads,
+                                .max_length = r->data_max_length};
+}
+
 /* The headers of the model's files: sizes, no weights yet. */
-static graft_status open_model(gr_run *run, graft_error *err) {
+static graft_status open_shape(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
-    graft_status st;
+    const gr_session_options o = session_options(r);
+    graft_status st = gr_session_open_shape(&run->session, &o, err);
+    if (st != GRAFT_OK) return st;
+    gr_model *m = run->session.model;
+    if (r->data_max_length > gr_config_longest(&m->config))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base,
+                       (long long)r->data_max_length, gr_config_limit(&m->config), (long long)gr_config_longest(&m->config));
     int quantize = gr_quantize_type(r->model_quantize);
-    const char *why = NULL;
-    run->device = gr_cpu_device_new(r->_threads > 0 ? (int)r->_threads : 0, &why);
-    if (!run->device) return gr_fail(err, GRAFT_BAD_USAGE, "device: %s", why ? why : "cannot start");
-    GR_TRY(gr_model_open_shape(&run->model, r->model_base, run->device, gr_compute_type(r->model_dtype, run->device),
-                               r->data_max_length, err));
-    const gr_model_config *c = &run->model->config;
-    if (r->data_max_length > gr_config_longest(c))
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base,
-                       (long long)r->data_max_length, gr_config_limit(c), (long long)gr_config_longest(c)));
-    if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(run->model, (gr_dtype)quantize);
-done:
-    return st;
+    if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(m, (gr_dtype)quantize);
+    return GRAFT_OK;
 }
 
 static graft_status open_text(gr_run *run, graft_error *err) {
-    const gr_recipe *r = run->r;
-    graft_status st;
-    GR_TRY(gr_tokenizer_open(&run->tokenizer, r->model_base, err));
-    gr_tokenizer_note_rows(run->tokenizer, run->model->config.vocab, r->model_base);
-    gr_chat_options chat = gr_recipe_chat(r);
-    GR_TRY(gr_chat_open(&run->chat, &chat, run->tokenizer, err));
-done:
-    return st;
+    gr_chat_options chat = gr_recipe_chat(run->r);
+    graft_status st = gr_session_open_tokenizer(&run->session, err);
+    return st == GRAFT_OK ? gr_chat_open(&run->session.chat, &chat, run->session.tokenizer, err) : st;
 }
 
 /* The cache folder: the recipe's, or the user's cache; NULL when off. Owned. */
@@ -107,11 +86,11 @@ static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list
                          .n_sources = sources->n,
                          .loss_on = (gr_loss_on)r->data_loss_on,
                          .max_length = r->data_max_length,
-                         .n_rows = run->model->config.vocab,
+                         .n_rows = run->session.model->config.vocab,
                          .truncation = (gr_truncation)r->data_truncation,
                          .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN,
                          .cache_dir = cache};
-    return gr_dataset_load(out, &o, run->tokenizer, run->chat, run->device->threads, err);
+    return gr_dataset_load(out, &o, run->session.tokenizer, run->session.chat, run->session.machine.threads, err);
 }
 
 static void tell_set(const char *name, const gr_dataset *d) {
@@ -142,7 +121,7 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
     graft_status st;
     if (r->adapter_method == GR_METHOD_FULL) {
         run->params = &run->full;
-        return gr_model_add_params(run->model, &run->full, err);
+        return gr_model_add_params(run->session.model, &run->full, err);
     }
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -157,9 +136,9 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                            .alpha_pattern = r->adapter_alpha_pattern.items,
                            .n_alpha_pattern = r->adapter_alpha_pattern.n,
                            .base = base};
-    GR_TRY(gr_adapter_plan(&run->adapter, &c, run->model, err));
+    GR_TRY(gr_adapter_plan(&run->adapter, &c, run->session.model, err));
     run->params = &run->adapter->params;
-    GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
+    GR_TRY(gr_adapter_attach(run->adapter, run->session.model, 1.0, err));
 done:
     free(base);
     return st;
@@ -168,13 +147,9 @@ done:
 /* ---- reading and allocating what was planned ---- */
 
 static graft_status load_model(gr_run *run, graft_error *err) {
-    graft_status st;
-    int quantize = gr_quantize_type(run->r->model_quantize);
-    gr_adapter_detach_all(run->model); /* the shapes alone */
-    GR_TRY(gr_model_load(run->model, err));
-    if (quantize >= 0) GR_TRY(gr_model_quantize(run->model, (gr_dtype)quantize, err));
-done:
-    return st;
+    const gr_session_options o = session_options(run->r);
+    gr_adapter_detach_all(run->session.model); /* the shapes alone */
+    return gr_session_load(&run->session, &o, err);
 }
 
 static graft_status load_params(gr_run *run, graft_error *err) {
@@ -182,20 +157,20 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     gr_adapter *from = NULL;
     graft_status st;
     if (!run->adapter) {
-        GR_TRY(gr_params_allocate(&run->full, run->device, true, err));
-        GR_TRY(gr_model_attach_params(run->model, &run->full, true, err));
+        GR_TRY(gr_params_allocate(&run->full, run->session.machine.device, true, err));
+        GR_TRY(gr_model_attach_params(run->session.model, &run->full, true, err));
         goto done;
     }
-    run->adapter->tokenizer_hash = gr_tokenizer_hash(run->tokenizer);
-    const char *template = gr_chat_source(run->chat);
+    run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);
+    const char *template = gr_chat_source(run->session.chat);
     if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template)))
         GR_TRY(gr_fail_memory(err, "chat template"));
-    GR_TRY(gr_adapter_init(run->adapter, run->device, true, (uint64_t)r->train_seed, err));
+    GR_TRY(gr_adapter_init(run->adapter, run->session.machine.device, true, (uint64_t)r->train_seed, err));
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
-        GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->model, false, err));
+        GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->session.model, false, err));
         GR_TRY(gr_adapter_copy(run->adapter, from, err));
     }
-    GR_TRY(gr_adapter_attach(run->adapter, run->model, 1.0, err));
+    GR_TRY(gr_adapter_attach(run->adapter, run->session.model, 1.0, err));
 done:
     gr_adapter_free(from);
     return st;
@@ -212,8 +187,8 @@ graft_status gr_run_export(gr_run *run, graft_error *err) {
     } else {
         gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
         gr_merge_report report;
-        GR_TRY(gr_chat_carry(run->chat, run->tokenizer, err));
-        GR_TRY(gr_merge(run->model, run->tokenizer, NULL, NULL, 0, &run->full, &o, path, &report, err));
+        GR_TRY(gr_chat_carry(run->session.chat, run->session.tokenizer, err));
+        GR_TRY(gr_merge(run->session.model, run->session.tokenizer, NULL, NULL, 0, &run->full, &o, path, &report, err));
         gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
     }
 done:
@@ -243,13 +218,10 @@ static void close_run(gr_run *run) {
     gr_decoder_free(run->decoder);
     gr_dataset_free(run->train);
     gr_dataset_free(run->eval);
-    if (run->adapter && run->model) gr_adapter_detach_all(run->model);
+    if (run->adapter && run->session.model) gr_adapter_detach_all(run->session.model);
     gr_adapter_free(run->adapter);
     gr_params_release(&run->full);
-    gr_chat_free(run->chat);
-    gr_tokenizer_free(run->tokenizer);
-    gr_model_free(run->model);
-    gr_device_free(run->device);
+    gr_session_close(&run->session);
     free(run->recipe_text);
 }
 
@@ -274,7 +246,7 @@ static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_res
     const gr_recipe *r = run->r;
     graft_status st;
     const char *missing;
-    bool shape = gr_weights_shape_only(run->model->weights), data = has_data(r, &missing) && !shape && o->samples == 0;
+    bool shape = gr_weights_shape_only(run->session.model->weights), data = has_data(r, &missing) && !shape && o->samples == 0;
     gr_plan_facts facts = {0};
     GR_TRY(plan_params(run, err));
     if (!shape) GR_TRY(open_text(run, err));
@@ -315,7 +287,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
     if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
-    GR_TRY(open_model(&run, err));
+    GR_TRY(open_shape(&run, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
         goto done;
@@ -330,8 +302,8 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));
-    if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.model, true, true, err));
-    GR_TRY(gr_decoder_new(&run.decoder, run.model, &run.plan, err));
+    if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.session.model, true, true, err));
+    GR_TRY(gr_decoder_new(&run.decoder, run.session.model, &run.plan, err));
     GR_TRY(gr_folder_open(&run, o, err));
     result->n_trainable = run.params->n_parameters;
     int64_t tokens_before = run.state.num_tokens;

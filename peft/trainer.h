@@ -72,46 +72,7 @@ typedef enum gr_train_phase { GR_PHASE_IDLE, GR_PHASE_SETUP, GR_PHASE_STEPS, GR_
 gr_train_phase gr_trainer_phase(void);
 const char *gr_trainer_last_checkpoint(void);
 
-/* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_dtype) on a device: auto is bf16 where the machine
- * multiplies it faster than float32. */
-gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
-
-/* The type that a recipe's model.quantize (enum gr_recipe_quantize) makes of the frozen layers, -1 for none. */
-int gr_quantize_type(int recipe_quantize);
-
 /* 1234567 -> "1,234,567" */
 const char *gr_thousands(int64_t n, char out[32]);
-
-/* Everything a command needs to use a model: opened once, closed once. */
-typedef struct gr_session {
-    gr_device *device;
-    gr_tokenizer *tokenizer;
-    gr_chat *chat;
-    gr_model *model;
-    gr_adapter **adapters;
-    double *scales;
-    int n_adapters;
-    char **inputs; /* files and folders that it reads: what no output may replace (core/base/output.h) */
-    int n_inputs;
-} gr_session;
-
-typedef struct gr_session_options {
-    const char *model;           /* a model, or a run or adapter (which is attached first); NULL: the base of the first adapter */
-    const char *const *adapters; /* "path" or "path:scale" */
-    int n_adapters;
-    const char *template_name; /* as in gr_chat_options; NULL: the one trained with, else "auto"; "": no chat is opened */
-    const char *system;        /* as in gr_chat_options; NULL: the one trained with, else the template's own */
-    const char *template_args; /* as in gr_chat_options.args, over what was trained with */
-    int dtype;                 /* enum gr_recipe_dtype */
-    int compute;               /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
-    int quantize;              /* enum gr_recipe_quantize */
-    int threads;               /* <= 0: all */
-    const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
-} gr_session_options;
-
-graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
-void gr_session_close(gr_session *s);
-/* The files of the base model (owned path) behind a model, a run or an adapter. */
-graft_status gr_session_base(char **base, const char *path, graft_error *err);
 
 #endif

@@ -96,18 +96,19 @@ static graft_status bind_shapes(gr_model *m, graft_error *err) {
 
 /* ---- opening ---- */
 
-graft_status gr_model_open_shape(gr_model **out, const char *path, const gr_model_options *o, graft_error *err) {
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
+                                 graft_error *err) {
     graft_status st;
     *out = NULL;
     gr_model *m = gr_calloc(1, sizeof *m);
     if (!m) return gr_fail_memory(err, "model");
-    m->device = o->device, m->threads = o->threads, m->compute = o->compute;
+    m->device = machine.device, m->threads = machine.threads, m->compute = compute;
     GR_TRY(gr_weights_open_headers(&m->weights, path, err));
     m->config = *gr_weights_config(m->weights);
     GR_TRY(gr_model_make_slots(m, err));
     GR_TRY(bind_shapes(m, err));
     int64_t longest = gr_config_longest(&m->config);
-    m->rope_positions = o->max_positions > 0 ? GR_MIN(o->max_positions, longest) : longest;
+    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
     *out = m;
     m = NULL;
 done:
@@ -139,8 +140,9 @@ done:
     return st;
 }
 
-graft_status gr_model_open(gr_model **out, const char *path, const gr_model_options *o, graft_error *err) {
-    graft_status st = gr_model_open_shape(out, path, o, err);
+graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
+                           graft_error *err) {
+    graft_status st = gr_model_open_shape(out, path, machine, compute, max_positions, err);
     if (st != GRAFT_OK || (st = gr_model_load(*out, err)) == GRAFT_OK) return st;
     gr_model_free(*out);
     *out = NULL;

@@ -4,6 +4,7 @@
 #define GR_MODEL_H
 
 #include "core/model/config.h"
+#include "core/model/machine.h"
 #include "core/model/params.h"
 #include "core/model/weights.h"
 
@@ -54,19 +55,16 @@ typedef struct gr_model {
     int64_t quantized_bytes;
 } gr_model;
 
-typedef struct gr_model_options {
-    gr_device *device;     /* borrowed */
-    gr_threads *threads;   /* borrowed */
-    gr_dtype compute;      /* GR_DTYPE_F32 | BF16 | F16: of the frozen products and of attention */
-    int64_t max_positions; /* longest sequence that will be run (at most gr_config_longest; 0 = that) */
-} gr_model_options;
-
-/* Open a base model (path as gr_weights_open). A shape-only model cannot be run. */
-graft_status gr_model_open(gr_model **out, const char *path, const gr_model_options *o, graft_error *err);
+/* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of
+ * attention. max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be
+ * run. */
+graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
+                           graft_error *err);
 void gr_model_free(gr_model *m);
 /* The same in two steps: the headers alone, so that sizes are known before anything is read or allocated; then the weights, on the
  * host. Between them the model is a shape: what is attached to it counts in plans, and nothing can be run. */
-graft_status gr_model_open_shape(gr_model **out, const char *path, const gr_model_options *o, graft_error *err);
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
+                                 graft_error *err);
 graft_status gr_model_load(gr_model *m, graft_error *err);
 /* The slots of a model of which config, device and compute are known: layers, groups, modules. For gr_model_open_shape, and for
  * made-up models. */

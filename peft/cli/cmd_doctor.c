@@ -8,8 +8,6 @@
 #include <xxhash.h>
 #include <yaml.h>
 
-#include "kernels/kernels.h"
-#include "kernels/threads.h"
 #include "peft/cli/commands.h"
 
 static void set_version(json_t *libraries, const char *name, int major, int minor, int patch) {
@@ -37,29 +35,30 @@ static json_t *library_versions(void) {
 }
 
 graft_status gr_cmd_doctor(const gr_args *a, graft_error *err) {
-    const char *why = "", *name;
+    const char *name;
     struct sysinfo memory = {0};
     json_t *version;
-    gr_device *device = gr_cpu_device_new(0, &why);
-    if (!device) return gr_fail(err, GRAFT_FAILED, "cannot use the CPU: %s", why);
+    gr_machine machine;
+    graft_status st = gr_machine_open(&machine, "auto", 0, err);
+    if (st != GRAFT_OK) return st;
     sysinfo(&memory);
     double total = (double)memory.totalram * memory.mem_unit,
            available = (double)(memory.freeram + memory.bufferram) * memory.mem_unit;
     json_t *libraries = library_versions();
     if (gr_args_has(a, "json")) {
-        json_t *out = json_pack("{s:s,s:s,s:i,s:I,s:I,s:O}", "graft", GRAFT_VERSION, "device", device->level, "threads",
-                                gr_threads_count(device->threads), "memory_bytes", (json_int_t)total, "free_bytes",
+        json_t *out = json_pack("{s:s,s:s,s:i,s:I,s:I,s:O}", "graft", GRAFT_VERSION, "device", machine.device->level, "threads",
+                                gr_threads_count(machine.threads), "memory_bytes", (json_int_t)total, "free_bytes",
                                 (json_int_t)available, "libraries", libraries);
         json_dumpf(out, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(out);
     } else {
         printf("graft      %s\ndevice     %s\nthreads    %d\nmemory     %.1f GiB, %.1f GiB free\nlibraries ", GRAFT_VERSION,
-               device->level, gr_threads_count(device->threads), total / 1073741824.0, available / 1073741824.0);
+               machine.device->level, gr_threads_count(machine.threads), total / 1073741824.0, available / 1073741824.0);
         json_object_foreach(libraries, name, version) printf(" %s %s", name, json_string_value(version));
         putchar('\n');
     }
     json_decref(libraries);
-    gr_device_free(device);
+    gr_machine_close(&machine);
     return GRAFT_OK;
 }

@@ -39,7 +39,7 @@ static graft_status load_data(const gr_args *a, const gr_session *s, const gr_re
                          .n_rows = s->model->config.vocab,
                          .max_length = gr_args_has(a, "max-length") ? r->data_max_length : context,
                          .truncation = (gr_truncation)r->data_truncation};
-    return gr_dataset_load(out, &o, s->tokenizer, s->chat, s->device->threads, err);
+    return gr_dataset_load(out, &o, s->tokenizer, s->chat, s->machine.threads, err);
 }
 
 static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r, const gr_dataset *d, scores *x, graft_error *err) {

@@ -3,6 +3,7 @@
 #ifndef GR_COMMANDS_H
 #define GR_COMMANDS_H
 
+#include "peft/session.h"
 #include "peft/trainer.h"
 
 typedef struct gr_option {

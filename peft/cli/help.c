@@ -234,13 +234,13 @@ graft_status gr_cmd_help(const gr_args *a, graft_error *err) {
 }
 
 graft_status gr_cmd_version(const gr_args *a, graft_error *err) {
-    const char *why = "", *commit = *GRAFT_COMMIT ? GRAFT_COMMIT : "unknown";
-    gr_device *device = gr_cpu_device_new(1, &why);
+    const char *commit = *GRAFT_COMMIT ? GRAFT_COMMIT : "unknown";
+    gr_machine machine;
     (void)err;
-    const char *level = device ? device->level : "no device";
+    const char *level = gr_machine_open(&machine, "auto", 1, NULL) == GRAFT_OK ? machine.device->level : "no device";
     if (gr_args_has(a, "json"))
         printf("{\"version\": \"%s\", \"commit\": \"%s\", \"device\": \"%s\"}\n", GRAFT_VERSION, commit, level);
     else printf("graft %s (commit %s, %s)\n", GRAFT_VERSION, commit, level);
-    gr_device_free(device);
+    gr_machine_close(&machine);
     return GRAFT_OK;
 }

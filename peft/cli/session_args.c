@@ -22,7 +22,8 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
         .dtype = use != GR_FOR_FILES ? r->model_dtype : GR_DT_FP32,
         .compute = use == GR_FOR_WRITING || r->model_compute == GR_COMPUTE_INT8 ? r->model_compute : GR_COMPUTE_EXACT,
         .quantize = use != GR_FOR_FILES ? r->model_quantize : GR_QUANTIZE_NONE,
-        .threads = (int)GR_MIN(r->_threads, 1024),
+        .device = r->_device,
+        .threads = r->_threads,
     };
     const char *reads[] = {gr_args_text(a, "data", NULL), gr_args_text(a, "prompts", NULL)},
                *format = gr_args_text(a, "format", "");

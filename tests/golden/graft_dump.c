@@ -70,20 +70,19 @@ static graft_status read_batch(gr_batch *batches, int64_t *n_batches, int64_t mi
 static graft_status run(const options *o, graft_error *err) {
     static gr_batch batches[1024];
     graft_status st;
-    const char *why = NULL;
     gr_model *m = NULL;
     gr_adapter *a = NULL;
     gr_params full = {0}, *params = NULL;
     gr_decoder *d = NULL;
     int64_t n_batches = 0, n_targets = 0, n = 0, row = 0, most = 1;
     double loss = 0;
-    gr_device *dev = gr_cpu_device_new(o->threads, &why);
-    if (!dev) return gr_fail(err, GRAFT_FAILED, "device: %s", why);
-    GR_TRY(gr_model_open(&m, o->model, dev, strcmp(o->dtype, "bf16") == 0 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
+    gr_machine machine;
+    GR_TRY(gr_machine_open(&machine, "auto", o->threads, err));
+    GR_TRY(gr_model_open(&m, o->model, machine, strcmp(o->dtype, "bf16") == 0 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
     if (strcmp(o->method, "full") == 0) {
         params = &full;
         GR_TRY(gr_model_add_params(m, params, err));
-        GR_TRY(gr_params_allocate(params, dev, true, err));
+        GR_TRY(gr_params_allocate(params, machine.device, true, err));
         GR_TRY(gr_model_attach_params(m, params, true, err));
     } else if (o->adapter) {
         GR_TRY(gr_adapter_load(&a, o->adapter, m, true, err));
@@ -123,7 +122,7 @@ done:
     gr_adapter_free(a);
     gr_model_free(m);
     gr_params_release(&full);
-    gr_device_free(dev);
+    gr_machine_close(&machine);
     return st;
 }
 

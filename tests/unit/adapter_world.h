@@ -23,7 +23,7 @@
 static const char TINY[] = TESTS_DIR "/golden/tiny", QWEN[] = TESTS_DIR "/golden/tiny-qwen2";
 static char dir[] = "/tmp/graft-adapters-XXXXXX";
 static gr_arena arena;
-static gr_device *device;
+static gr_machine machine;
 
 static char *at(const char *name) { /* the path of a scratch file */
     char path[256];
@@ -32,18 +32,16 @@ static char *at(const char *name) { /* the path of a scratch file */
 }
 
 static int set_up(void **state) {
-    const char *why;
     (void)state;
     gr_log_quiet(true);
-    device = gr_cpu_device_new(2, &why);
-    return device && mkdtemp(dir) ? 0 : -1;
+    return gr_machine_open(&machine, "auto", 2, NULL) == GRAFT_OK && mkdtemp(dir) ? 0 : -1;
 }
 
 static int tear_down(void **state) {
     (void)state;
     gr_remove_all(dir);
     gr_arena_release(&arena);
-    gr_device_free(device);
+    gr_machine_close(&machine);
     return 0;
 }
 
@@ -54,7 +52,7 @@ static void assert_error(graft_status status, graft_status expected, const char 
 
 static inline gr_model *open_model(const char *path) {
     gr_model *m = NULL;
-    assert_ok(gr_model_open(&m, path, device, GR_DTYPE_F32, 128, &err));
+    assert_ok(gr_model_open(&m, path, machine, GR_DTYPE_F32, 128, &err));
     return m;
 }
 
@@ -70,7 +68,7 @@ static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c
 
 /* Every matrix non-zero, so that a mistake in any shows. */
 static inline void fill(gr_adapter *a, uint64_t seed) {
-    assert_ok(gr_adapter_init(a, device, false, seed, &err));
+    assert_ok(gr_adapter_init(a, machine.device, false, seed, &err));
     for (int64_t i = 0; i < a->params.n_items; i++)
         for (int64_t k = 0; k < a->params.items[i].n; k++)
             gr_params_value(&a->params, i)[k] = (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;

@@ -79,7 +79,7 @@ static void test_init(void **state) {
     gr_model *m = open_model(TINY);
     for (int i = 0; i < 3; i++) {
         assert_ok(plan(&a[i], m, (gr_adapter_config){0}, TARGETS("all-linear", "embed_tokens")));
-        assert_ok(gr_adapter_init(a[i], device, i == 0, i == 2 ? 8 : 7, &err));
+        assert_ok(gr_adapter_init(a[i], machine.device, i == 0, i == 2 ? 8 : 7, &err));
     }
     size_t bytes = (size_t)a[0]->params.n_floats * sizeof(float);
     assert_memory_equal(a[0]->params.value, a[1]->params.value, bytes);
@@ -114,7 +114,7 @@ static void test_attach_and_copy(void **state) {
     assert_ok(plan(&b, m, (gr_adapter_config){0}, TARGETS("q_proj", "embed_tokens")));
     assert_ok(plan(&other, m, (gr_adapter_config){.rank = 2, .alpha = 2}, TARGETS("q_proj", "embed_tokens")));
     fill(a, 1);
-    assert_ok(gr_adapter_init(b, device, true, 3, &err));
+    assert_ok(gr_adapter_init(b, machine.device, true, 3, &err));
     assert_ok(gr_adapter_copy(b, a, &err));
     assert_memory_equal(a->params.value, b->params.value, (size_t)a->params.n_floats * sizeof(float));
     assert_error(gr_adapter_copy(other, a, &err), GRAFT_BAD_INPUT, "rank 4");

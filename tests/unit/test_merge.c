@@ -142,7 +142,7 @@ static void test_merge_trained(void **state) {
     gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32};
     assert_ok(gr_tokenizer_open(&t, QWEN, &err));
     assert_ok(gr_model_add_params(m, &p, &err));
-    assert_ok(gr_params_allocate(&p, device, false, &err));
+    assert_ok(gr_params_allocate(&p, machine.device, false, &err));
     assert_ok(gr_model_attach_params(m, &p, true, &err));
     for (int64_t k = 0; k < p.n_floats; k++) p.value[k] += 0.01f * (float)(k % 5);
     assert_ok(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("trained.gguf"), &report, &err));
@@ -404,7 +404,7 @@ static void test_wrong_read_back(void **state) {
     gr_model *m = open_model(QWEN), *other = open_model(QWEN);
     assert_ok(gr_tokenizer_open(&t, QWEN, &err));
     assert_ok(gr_model_add_params(other, &p, &err));
-    assert_ok(gr_params_allocate(&p, device, false, &err));
+    assert_ok(gr_params_allocate(&p, machine.device, false, &err));
     assert_ok(gr_model_attach_params(other, &p, true, &err));
     int64_t head = gr_params_find(&p, "lm_head.weight");
     for (int64_t k = 0; k < p.items[head].n; k++) gr_params_value(&p, head)[k] *= -1;
@@ -431,7 +431,7 @@ static void test_wrong_files(void **state) {
         gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_Q4_K, .overwrite = true};
         assert_ok(gr_tokenizer_open(&t, models[i], &err));
         assert_ok(gr_model_add_params(other, &p, &err));
-        assert_ok(gr_params_allocate(&p, device, false, &err));
+        assert_ok(gr_params_allocate(&p, machine.device, false, &err));
         assert_ok(gr_model_attach_params(other, &p, true, &err));
         gr_param *q = &p.items[gr_params_find(&p, "model.layers.1.self_attn.q_proj.weight")];
         float *w = p.value + q->offset, *kept = gr_calloc(q->n, sizeof *kept);
@@ -610,7 +610,7 @@ static void test_tied_head_and_embedding(void **state) {
         assert_true(m->config.tied);
         assert_ok(gr_tokenizer_open(&t, TINY, &err));
         assert_ok(plan(&a, m, (gr_adapter_config){0}, i == 0 ? 2 : 1, targets[i]));
-        assert_ok(gr_adapter_init(a, device, true, 4, &err));
+        assert_ok(gr_adapter_init(a, machine.device, true, 4, &err));
         for (int64_t k = 0; k < a->params.n_floats; k++) a->params.value[k] = (float)sin((double)k) * 0.1f;
         assert_ok(gr_adapter_attach(a, m, one, &err));
         double adapted = mean_loss(m, &b);

@@ -24,7 +24,7 @@
 static const char *const golden_models[] = {TESTS_DIR "/golden/tiny", TESTS_DIR "/golden/tiny-qwen2"};
 
 typedef struct world {
-    gr_device *device;
+    gr_machine machine;
     gr_model *m;
     gr_adapter *a;
     gr_params *params; /* of the adapter, or owned: all weights */
@@ -52,18 +52,16 @@ enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4, BF16 = 8 };
 
 static world open_world(const char *folder, int flags, int threads) {
     world w = {0};
-    const char *why = NULL;
     char path[512];
     size_t i;
     json_t *seq;
-    w.device = gr_cpu_device_new(threads, &why);
-    assert_non_null(w.device);
-    MUST(gr_model_open(&w.m, folder, w.device, flags & BF16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
+    MUST(gr_machine_open(&w.machine, "auto", threads, err));
+    MUST(gr_model_open(&w.m, folder, w.machine, flags & BF16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
     if (flags & FULL) {
         w.params = calloc(1, sizeof *w.params);
         w.owns_params = true;
         MUST(gr_model_add_params(w.m, w.params, err));
-        MUST(gr_params_allocate(w.params, w.device, true, err));
+        MUST(gr_params_allocate(w.params, w.machine.device, true, err));
         MUST(gr_model_attach_params(w.m, w.params, true, err));
     } else if (!(flags & NO_ADAPTER)) {
         snprintf(path, sizeof path, "%s/adapter", folder);
@@ -93,7 +91,7 @@ static void close_world(world *w) {
         gr_params_release(w->params);
         free(w->params);
     }
-    gr_device_free(w->device);
+    gr_machine_close(&w->machine);
 }
 
 /* Forward and backward of a whole batch; the mean loss. */
@@ -302,7 +300,7 @@ static void put_adapter_on_head(world *w) {
     const char *const head[] = {"lm_head"};
     gr_adapter_config c = {.rank = 4, .alpha = 8, .target_modules = head, .n_target_modules = 1, .base = "tiny"};
     MUST(gr_adapter_plan(&w->a, &c, w->m, err));
-    MUST(gr_adapter_init(w->a, w->device, true, 3, err));
+    MUST(gr_adapter_init(w->a, w->machine.device, true, 3, err));
     w->params = &w->a->params;
     for (int64_t i = 0; i < w->params->n_floats; i++) w->params->value[i] = 0.1f * sinf(0.7f * (float)i);
     MUST(gr_adapter_attach(w->a, w->m, 1.0, err));
@@ -534,9 +532,23 @@ static void no_logits_are_kept(void **state) {
     }
 }
 
+static void a_device_is_honoured_or_refused(void **state) {
+    gr_machine m;
+    (void)state;
+    MUST(gr_machine_open(&m, "cpu", 3, err));
+    assert_int_equal(gr_threads_count(m.threads), 3);
+    gr_machine_close(&m);
+    assert_null(m.device);
+    graft_error err = {0};
+    assert_int_equal(gr_machine_open(&m, "cuda", 1, &err), GRAFT_BAD_USAGE);
+    assert_string_equal(err.msg, "device: expected auto or cpu, found \"cuda\"");
+    gr_machine_close(&m);
+}
+
 int main(void) {
     static int exact = 0, int8 = INT8, bf16 = BF16, bf16_full = BF16 | FULL;
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_device_is_honoured_or_refused),
         cmocka_unit_test(logits_are_pytorchs),
         cmocka_unit_test(lora_gradients_are_pefts),
         cmocka_unit_test(full_gradients_are_pytorchs),

@@ -1,0 +1,22 @@
+/* machine.h - what everything runs on: the host's threads and a device, opened and closed together. */
+#ifndef GR_MACHINE_H
+#define GR_MACHINE_H
+
+#include "core/base/base.h"
+#include "kernels/kernels.h"
+#include "kernels/threads.h"
+
+/* Passed by value; whoever opened it closes it. */
+typedef struct gr_machine {
+    gr_threads *threads; /* also for the host's own parallel work */
+    gr_device *device;
+} gr_machine;
+
+/* name: "auto" or "cpu". n_threads <= 0: one per CPU that this process may use. BAD_USAGE when there is no such device here. */
+graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, graft_error *err);
+void gr_machine_close(gr_machine *m); /* a zeroed one is fine, and one is left */
+
+/* Waits for the device; FAILED with its words when something went wrong on it since it was opened. */
+graft_status gr_device_status(gr_device *d, graft_error *err);
+
+#endif
