@@ -227,7 +227,7 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
     double alpha = 0;
     char *base = NULL;
     gr_adapter_config c = {0};
-    lora_import x = {.m = m, .n = 1 + gr_model_n_linears(m)};
+    lora_import x = {.m = m, .n = m->n_modules};
     gr_pattern *patterns = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *patterns);
     x.a = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.a);
     x.b = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.b);

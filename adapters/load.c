@@ -90,7 +90,7 @@ static bool parse_name(const char *name, bool mlx, matrix_name *out) {
 static int64_t find_module(gr_model *m, const char *name) {
     char known[96];
     int64_t out, in;
-    for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
+    for (int64_t i = 0; i < m->n_modules; i++) {
         gr_adapter_module_at(m, i, known, &out, &in);
         if (strcmp(known, name) == 0) return i;
     }
@@ -316,7 +316,7 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     graft_status st;
     gr_peft_config config = {0};
     gr_adapter *a = NULL;
-    loader l = {.m = m, .config = &config, .n = 1 + gr_model_n_linears(m)};
+    loader l = {.m = m, .config = &config, .n = m->n_modules};
     bool *found = gr_calloc(l.n, sizeof *found);
     char *config_path = gr_path_join(folder, GR_ADAPTER_CONFIG), *tensor_path = NULL, *expected = NULL;
     l.pairs = gr_calloc(l.n, sizeof *l.pairs);

@@ -7,19 +7,14 @@
 #include "core/base/log.h"
 #include "kernels/philox.h"
 
-static const char EMBEDDING[] = "model.embed_tokens";
 static const double MAX_ALPHA = 1e6; /* far beyond use, and no product with it leaves float32 */
 
 /* ---- which modules: names, suffixes, regular expressions ---- */
 
 void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in) {
-    if (i == 0) {
-        snprintf(name, 96, "%s", EMBEDDING);
-        *out = m->embed.cols, *in = m->embed.rows;
-    } else {
-        const gr_linear *l = gr_model_linear(m, i - 1, name);
-        *out = l->w.rows, *in = l->w.cols;
-    }
+    const gr_module *module = &m->modules[i];
+    snprintf(name, 96, "%s", module->name);
+    *out = module->out, *in = module->in;
 }
 
 static graft_status unknown_target(const char *target, gr_model *m, graft_error *err) {
@@ -30,7 +25,7 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
     int64_t out, in;
     int n = 0;
     snprintf(kept[n++], sizeof kept[0], "all-linear");
-    for (int64_t i = 0; i <= gr_model_n_linears(m) && n < MAX_NAMES; i++) {
+    for (int64_t i = 0; i < m->n_modules && n < MAX_NAMES; i++) {
         bool seen = false;
         gr_adapter_module_at(m, i, name, &out, &in);
         for (int j = 0; j < n; j++) seen |= strcmp(kept[j], gr_last_component(name)) == 0;
@@ -56,7 +51,7 @@ static graft_status mark_target(bool *wanted, const char *target, gr_model *m, g
     int64_t out, in;
     bool found = false, all = strcmp(target, "all-linear") == 0;
     if (strpbrk(target, "*+?[](){}^$|\\")) GR_TRY(gr_regex_compile(&regex, "(?:", target, ")$", err));
-    for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
+    for (int64_t i = 0; i < m->n_modules; i++) {
         bool yes;
         gr_adapter_module_at(m, i, name, &out, &in);
         if (all) yes = i > 0 && strcmp(name, "lm_head") != 0;
@@ -152,7 +147,7 @@ static graft_status add_modules(gr_adapter *a, gr_model *m, const bool *wanted, 
     graft_status st = GRAFT_OK;
     const gr_adapter_config *c = &a->config;
     pcre2_code **ranks = NULL, **alphas = NULL;
-    int64_t n = 1 + gr_model_n_linears(m);
+    int64_t n = m->n_modules;
     a->modules = gr_calloc(n, sizeof *a->modules);
     if (!a->modules) GR_TRY(gr_fail_memory(err, "adapter"));
     GR_TRY(compile_patterns(&ranks, c->rank_pattern, c->n_rank_pattern, err));
@@ -183,7 +178,7 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     for (int64_t j = 0; j < a->n_modules; j++) {
         const char *target = gr_last_component(a->modules[j].name);
         bool all = true, seen = false;
-        for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
+        for (int64_t i = 0; i < m->n_modules; i++) {
             char name[96];
             int64_t out, in;
             gr_adapter_module_at(m, i, name, &out, &in);
@@ -223,7 +218,7 @@ done:
 graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = NULL;
-    bool *wanted = gr_calloc(1 + gr_model_n_linears(m), sizeof *wanted);
+    bool *wanted = gr_calloc(m->n_modules, sizeof *wanted);
     if (!wanted) GR_TRY(gr_fail_memory(err, "adapter"));
     if (config->n_target_modules < 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "target_modules is empty: name modules such as q_proj, or all-linear"));
@@ -309,7 +304,7 @@ double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module) {
 static graft_status check_fits(const gr_adapter_module *module, gr_model *m, graft_error *err) {
     char name[96];
     int64_t out, in;
-    if (module->linear >= gr_model_n_linears(m))
+    if (module->linear + 1 >= m->n_modules)
         return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets", module->name);
     gr_adapter_module_at(m, module->linear + 1, name, &out, &in);
     if (strcmp(name, module->name) != 0 || out != module->out || in != module->in)
@@ -318,51 +313,37 @@ static graft_status check_fits(const gr_adapter_module *module, gr_model *m, gra
     return GRAFT_OK;
 }
 
-/* The slots that module belongs to: array and length. */
-static void slots_of(const gr_adapter_module *module, gr_model *m, gr_lora ***slots, int **n) {
-    char name[96];
-    if (gr_adapter_is_embedding(module)) {
-        *slots = &m->embed_lora, *n = &m->n_embed_lora;
-    } else {
-        gr_linear *l = gr_model_linear(m, module->linear, name);
-        *slots = &l->lora, *n = &l->n_lora;
-    }
-}
-
 graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, graft_error *err) {
     graft_status st = GRAFT_OK;
-    gr_lora **slots;
-    int *n;
     bool planned = !a->params.value; /* the shapes alone */
     /* Room for all first: a failure leaves the model as it was. */
     for (int64_t j = 0; j < a->n_modules; j++) {
         GR_TRY(check_fits(&a->modules[j], m, err));
-        slots_of(&a->modules[j], m, &slots, &n);
-        gr_lora *more = realloc(*slots, (size_t)(*n + 1) * sizeof *more);
+        gr_linear *l = m->modules[a->modules[j].linear + 1].linear;
+        gr_lora *more = realloc(l->lora, (size_t)(l->n_lora + 1) * sizeof *more);
         if (!more) GR_TRY(gr_fail_memory(err, "adapter slots"));
-        *slots = more;
+        l->lora = more;
     }
+    gr_model_unplace(m);
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
-        slots_of(module, m, &slots, &n);
-        (*slots)[(*n)++] = (gr_lora){.rank = module->rank,
-                                     .scale = (float)(user_scale * gr_adapter_scale(a, module)),
-                                     .A = planned ? NULL : gr_params_value(&a->params, module->a),
-                                     .B = planned ? NULL : gr_params_value(&a->params, module->b),
-                                     .dA = gr_params_grad(&a->params, module->a),
-                                     .dB = gr_params_grad(&a->params, module->b)};
+        gr_linear *l = m->modules[module->linear + 1].linear;
+        l->lora[l->n_lora++] = (gr_lora){.rank = module->rank,
+                                         .scale = (float)(user_scale * gr_adapter_scale(a, module)),
+                                         .A = planned ? NULL : gr_params_value(&a->params, module->a),
+                                         .B = planned ? NULL : gr_params_value(&a->params, module->b),
+                                         .dA = gr_params_grad(&a->params, module->a),
+                                         .dB = gr_params_grad(&a->params, module->b)};
     }
 done:
     return st;
 }
 
 void gr_adapter_detach_all(gr_model *m) {
-    char name[96];
-    for (int64_t i = 0; i < gr_model_n_linears(m); i++) {
-        gr_linear *l = gr_model_linear(m, i, name);
+    gr_model_unplace(m);
+    for (int64_t i = 0; i < m->n_modules; i++) {
+        gr_linear *l = m->modules[i].linear;
         free(l->lora);
         l->lora = NULL, l->n_lora = 0;
     }
-    free(m->embed_lora);
-    m->embed_lora = NULL, m->n_embed_lora = 0;
 }

@@ -63,7 +63,7 @@ graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bo
     const json_t *layers = json_object_get(c->root, "num_layers"),
                  *keys = json_object_get(json_object_get(c->root, "lora_parameters"), "keys");
     if (!layers) layers = json_object_get(c->root, "lora_layers"); /* its older name */
-    int64_t n = 1 + gr_model_n_linears(m), L = m->config.n_layers, out, in;
+    int64_t n = m->n_modules, L = m->config.n_layers, out, in;
     int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1, first = given < 0 || given > L ? 0 : L - given;
     if (m->config.tied && found[0])
         return gr_fail(err, GRAFT_BAD_INPUT,

@@ -115,7 +115,7 @@ static void name_strangers(const json_t *targets, gr_model *m, const char *path)
     const json_t *item;
     json_array_foreach(targets, k, item) {
         bool known = false;
-        for (int64_t i = 0; i <= gr_model_n_linears(m) && !known; i++) {
+        for (int64_t i = 0; i < m->n_modules && !known; i++) {
             char name[96];
             int64_t out, in;
             gr_adapter_module_at(m, i, name, &out, &in);
@@ -132,7 +132,7 @@ graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const b
     char name[96], missing[96] = "";
     GR_TRY(read_rules(&r, c->root, path, err));
     if (!r.targets || json_is_null(r.targets)) goto done; /* it names none: what is there is meant */
-    for (int64_t i = 0; i <= gr_model_n_linears(m); i++) {
+    for (int64_t i = 0; i < m->n_modules; i++) {
         bool wanted;
         gr_adapter_module_at(m, i, name, &out, &in);
         GR_TRY(is_target(&wanted, &r, i, name, err));

@@ -56,7 +56,7 @@ done:
 int64_t gr_merge_probe_bytes(const gr_model *m) {
     int64_t rows = GR_LEN(texts) * TEXT_TOKENS;
     return 2 * rows * m->config.vocab * (int64_t)sizeof(float) +
-           m->device->footprint(gr_decoder_plan_bytes(m, &(gr_decoder_options){.max_tokens = rows}));
+           m->device->footprint(m->device, gr_decoder_plan_bytes(m, &(gr_decoder_options){.max_tokens = rows}));
 }
 
 static double log_sum_exp(const float *x, int64_t n) {

@@ -8,14 +8,23 @@
 #include "peft/plan.h"
 #include "peft/schedule.h"
 
-enum { MAX_SKIPS_IN_A_ROW = 10 };
+enum { MAX_SKIPS_IN_A_ROW = 10, QUEUED_STEPS = 2 };
+
+/* A step that the device was given and whose sums were not read yet. */
+typedef struct queued_step {
+    int64_t step, cursor; /* its number; its first sample in the order */
+    int64_t tokens, targets;
+    gr_mark done;
+} queued_step;
 
 typedef struct loop {
     gr_run *run;
     int64_t *order; /* samples of the current epoch */
     int64_t n_order, order_epoch;
     gr_batch batch;
-    float *nll; /* [micro-batch rows] */
+    gr_step_stats *stats; /* [1 + QUEUED_STEPS] device memory: of the step that is made, and copies of the last ones */
+    queued_step queued[QUEUED_STEPS];
+    int n_queued;
     gr_progress progress;
     double window_started; /* seconds; evaluation and saving do not count */
     double speed;          /* tokens/s of the last logged window */
@@ -24,11 +33,101 @@ typedef struct loop {
 
 /* ---- one step ---- */
 
+static gr_device *device_of(const loop *l) { return l->run->session.machine.device; }
+
+/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the
+ * mean over all targets of the step, whatever the split. */
+static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_step *step, graft_error *err) {
+    gr_run *run = l->run;
+    gr_device *dev = device_of(l);
+    graft_status st = GRAFT_OK;
+    step->targets = gr_count_targets(run->train, idx, n);
+    gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .stats = l->stats};
+    dev->ops->step_begin(dev, l->stats);
+    dev->zero(dev, run->params->grad, run->params->n_floats * (int64_t)sizeof(float));
+    for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {
+        (void)gr_plan_micro_batch(run, idx, first, n, &end);
+        GR_TRY(gr_batch_fill(&l->batch, run->train, idx + first, end - first, run->state.epoch, err));
+        GR_TRY(gr_decoder_train(run->decoder, &l->batch, &loss, err));
+    }
+    step->tokens = loss.first_row;
+done:
+    return st;
+}
+
+/* The sample of the step to which a row belongs. */
+static int64_t sample_of(const loop *l, const queued_step *step, int64_t row) {
+    const int64_t *offset = l->run->train->offset, *sample = l->order + step->cursor;
+    while ((row -= offset[*sample + 1] - offset[*sample]) >= 0) sample++;
+    return *sample;
+}
+
+static const char *nonfinite_gradient(const gr_params *p) {
+    const char *found = NULL;
+    float *grad = gr_calloc(gr_params_largest(p), sizeof *grad);
+    for (int64_t i = 0; grad && i < p->n_items && !found; i++) {
+        gr_params_read(p, GR_PARAMS_GRAD, i, grad);
+        for (int64_t k = 0; k < p->items[i].n && !found; k++)
+            if (!isfinite(grad[k])) found = p->items[i].name;
+    }
+    free(grad);
+    return found ? found : "(their norm overflows)";
+}
+
+/* A NaN or infinity in a step: stop with what and where, or count it as skipped. */
+static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_stats *sums, graft_error *err) {
+    gr_train_state *s = &l->run->state;
+    char what[256];
+    if (sums->bad_row >= 0)
+        snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sample_of(l, step, sums->bad_row) + 1);
+    else if (l->n_queued > 0) snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now */
+    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(l->run->params));
+    s->skipped_in_a_row++;
+    if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
+        gr_warn("step %lld skipped: %s is not finite", (long long)step->step, what);
+        return GRAFT_OK;
+    }
+    return gr_fail(err, GRAFT_FAILED,
+                   "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
+                   "continue from the last checkpoint with --resume",
+                   (long long)step->step, what, l->run->r->train_learning_rate);
+}
+
+/* The sums of the oldest queued step, once the device has them. */
+static graft_status settle_one(loop *l, graft_error *err) {
+    gr_train_state *s = &l->run->state;
+    gr_device *dev = device_of(l);
+    queued_step step = l->queued[0];
+    gr_step_stats sums;
+    l->queued[0] = l->queued[1];
+    l->n_queued--;
+    dev->download(dev, &sums, l->stats + 1 + step.step % QUEUED_STEPS, sizeof sums, step.done);
+    s->optimizer_step = sums.optimizer_step;
+    if (sums.nonfinite) return nonfinite(l, &step, &sums, err);
+    s->skipped_in_a_row = 0;
+    s->window_loss += sums.nll;
+    s->window_targets += step.targets;
+    s->window_grad_norm = sqrt(sums.squares);
+    s->final_loss = sums.nll / (double)GR_MAX(step.targets, 1);
+    return GRAFT_OK;
+}
+
+/* What the run's state says is what was computed, for those who read it. */
+static graft_status settle(loop *l, graft_error *err) {
+    while (l->n_queued > 0) {
+        graft_status st = settle_one(l, err);
+        if (st != GRAFT_OK) return st;
+    }
+    return gr_device_status(device_of(l), err);
+}
+
 /* The order of the epoch that the run is in. */
 static graft_status load_order(loop *l, graft_error *err) {
     gr_run *run = l->run;
     int64_t epoch = run->state.epoch;
     if (l->order && l->order_epoch == epoch) return GRAFT_OK;
+    graft_status st = settle(l, err); /* steps of the epoch before may have something to tell */
+    if (st != GRAFT_OK) return st;
     free(l->order);
     l->order = NULL;
     l->order_epoch = epoch;
@@ -52,104 +151,47 @@ done:
     return st;
 }
 
-typedef struct step_sums {
-    double nll;
-    int64_t tokens, targets;
-    int64_t bad_sample; /* -1, or the first sample whose loss is not finite */
-} step_sums;
-
-/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the
- * mean over all targets of the step, whatever the split. */
-static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums *sums, graft_error *err) {
-    gr_run *run = l->run;
-    const gr_dataset *d = run->train;
-    graft_status st = GRAFT_OK;
-    *sums = (step_sums){.targets = gr_count_targets(d, idx, n), .bad_sample = -1};
-    memset(run->params->grad, 0, (size_t)run->params->n_floats * sizeof(float));
-    for (int64_t first = 0, end; first < n; first = end) {
-        (void)gr_plan_micro_batch(run, idx, first, n, &end);
-        GR_TRY(gr_batch_fill(&l->batch, d, idx + first, end - first, run->state.epoch, err));
-        GR_TRY(gr_decoder_train(run->decoder, &l->batch, 1.0f / (float)GR_MAX(sums->targets, 1), l->nll, err));
-        for (int64_t seq = 0; seq < l->batch.n_seqs; seq++)
-            for (int64_t row = l->batch.offset[seq]; row < l->batch.offset[seq + 1]; row++) {
-                sums->nll += (double)l->nll[row] * l->batch.weight[row];
-                if (!isfinite(l->nll[row]) && sums->bad_sample < 0) sums->bad_sample = idx[first + seq];
-            }
-        sums->tokens += l->batch.n;
-    }
-done:
-    return st;
-}
-
-static const char *nonfinite_gradient(const gr_params *p) {
-    for (int64_t i = 0; i < p->n_items; i++)
-        for (int64_t k = 0; k < p->items[i].n; k++)
-            if (!isfinite(gr_params_grad(p, i)[k])) return p->items[i].name;
-    return "(their norm overflows)";
-}
-
-/* A NaN or infinity in this step: stop with what and where, or skip the update and count. */
-static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) {
-    gr_train_state *s = &l->run->state;
-    char what[256];
-    if (sums->bad_sample >= 0) snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sums->bad_sample + 1);
-    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(l->run->params));
-    s->skipped_in_a_row++;
-    if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
-        gr_warn("step %lld skipped: %s is not finite", (long long)s->step + 1, what);
-        return GRAFT_OK;
-    }
-    return gr_fail(err, GRAFT_FAILED,
-                   "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
-                   "continue from the last checkpoint with --resume",
-                   (long long)s->step + 1, what, l->run->r->train_learning_rate);
-}
-
-static void update(loop *l, double learning_rate, double clip) {
+static void update(loop *l, double learning_rate) {
     const gr_recipe *r = l->run->r;
     gr_params *p = l->run->params;
-    gr_device *dev = l->run->session.machine.device;
-    gr_adamw a = {.lr = (float)learning_rate,
-                  .beta1 = (float)r->train_adam_beta1,
-                  .beta2 = (float)r->train_adam_beta2,
-                  .epsilon = (float)r->train_adam_epsilon,
-                  .grad_scale = (float)clip,
-                  .step = ++l->run->state.optimizer_step};
-    for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that share the decay */
-        for (end = i + 1; end < p->n_items && p->items[end].decay == p->items[i].decay;) end++;
-        int64_t from = p->items[i].offset, to = end < p->n_items ? p->items[end].offset : p->n_floats;
-        a.weight_decay = p->items[i].decay ? (float)r->train_weight_decay : 0.0f;
-        dev->ops->adamw(dev, p->value + from, p->m + from, p->v + from, p->grad + from, to - from, &a);
+    gr_device *dev = device_of(l);
+    for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that are updated alike */
+        const gr_param *item = &p->items[i];
+        for (end = i + 1; end < p->n_items && p->items[end].decay == item->decay && p->items[end].lr_scale == item->lr_scale;)
+            end++;
+        int64_t from = GR_MAX(item->offset, p->begin), to = GR_MIN(end < p->n_items ? p->items[end].offset : p->n_floats, p->end);
+        gr_adamw a = {.lr = (float)(learning_rate * (double)item->lr_scale),
+                      .beta1 = (float)r->train_adam_beta1,
+                      .beta2 = (float)r->train_adam_beta2,
+                      .epsilon = (float)r->train_adam_epsilon,
+                      .weight_decay = item->decay ? (float)r->train_weight_decay : 0.0f};
+        if (from < to) dev->ops->adamw(dev, p->value + from, p->m + from, p->v + from, p->grad + from, to - from, &a, l->stats);
     }
+    gr_model_renew(l->run->session.model);
 }
 
+/* One step is queued; on a device that works beside the host, the sums of the step before are read while it runs. */
 static graft_status train_step(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
+    gr_device *dev = device_of(l);
     graft_status st;
     int64_t end;
-    double squares = 0;
-    step_sums sums;
     GR_TRY(next_samples(l, &end, err));
-    GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &sums, err));
-    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, run->params->grad, run->params->n_floats);
-    double norm = sqrt(squares), max_norm = run->r->train_max_grad_norm;
-    if (!isfinite(sums.nll) || !isfinite(norm)) {
-        GR_TRY(nonfinite(l, &sums, err));
-    } else {
-        double clip = max_norm > 0 ? GR_MIN(1.0, max_norm / (norm + 1e-6)) : 1.0; /* torch's clip_grad_norm_ */
-        update(l, gr_learning_rate(run->r, s->step + 1, run->total_steps), clip);
-        s->skipped_in_a_row = 0;
-        s->window_loss += sums.nll;
-        s->window_targets += sums.targets;
-        s->window_grad_norm = norm;
-        s->final_loss = sums.nll / (double)GR_MAX(sums.targets, 1);
-    }
+    queued_step step = {.step = s->step + 1, .cursor = s->cursor};
+    GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &step, err));
+    dev->ops->sum_squares(dev, l->stats, run->params->grad, run->params->n_floats);
+    dev->ops->step_prepare(dev, l->stats, run->r->train_max_grad_norm, run->r->train_on_nonfinite != GR_NONFINITE_SKIP);
+    update(l, gr_learning_rate(run->r, step.step, run->total_steps));
+    dev->copy(dev, l->stats + 1 + step.step % QUEUED_STEPS, l->stats, sizeof *l->stats);
+    step.done = dev->mark(dev, GR_QUEUE_COMPUTE);
+    l->queued[l->n_queued++] = step;
     s->step++;
     s->cursor = end;
-    s->window_tokens += sums.tokens;
-    s->num_tokens += sums.tokens;
-    s->num_target_tokens += sums.targets;
+    s->window_tokens += step.tokens;
+    s->num_tokens += step.tokens;
+    s->num_target_tokens += step.targets;
+    while (l->n_queued > (dev->queues ? 1 : 0)) GR_TRY(settle_one(l, err));
 done:
     return st;
 }
@@ -163,6 +205,8 @@ static double epoch_of(const loop *l) {
 static graft_status log_window(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
+    graft_status st = settle(l, err);
+    if (st != GRAFT_OK) return st;
     double seconds = gr_now() - l->window_started;
     bool learned = s->window_targets > 0; /* a window of skipped steps has no loss, and above all not 0 */
     l->speed = (double)s->window_tokens / GR_MAX(seconds, 1e-9);
@@ -174,7 +218,7 @@ static graft_status log_window(loop *l, graft_error *err) {
                         .tokens_per_second = l->speed,
                         .num_tokens = s->num_tokens,
                         .num_target_tokens = s->num_target_tokens};
-    graft_status st = gr_metrics_train(run->metrics, &row, err);
+    st = gr_metrics_train(run->metrics, &row, err);
     s->window_loss = 0;
     s->window_targets = s->window_tokens = 0;
     l->window_started = gr_now();
@@ -187,6 +231,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     graft_status st;
     double started = gr_now();
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
+    GR_TRY(settle(l, err));
     GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
@@ -220,6 +265,7 @@ static graft_status save(loop *l, graft_error *err) {
     int64_t best = run->r->save_best ? run->state.best_step : -1;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
+    GR_TRY(settle(l, err));
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, run->params, &run->state, &run->identity, err));
     gr_run_saved(folder);
     GR_TRY(gr_run_facts_save(run, err));
@@ -316,8 +362,11 @@ static graft_status check_interrupt(const loop *l, graft_error *err) {
 graft_status gr_run_steps(gr_run *run, graft_error *err) {
     loop l = {.run = run};
     graft_status st = GRAFT_OK;
-    l.nll = gr_calloc(run->plan.max_tokens, sizeof *l.nll);
-    if (!l.nll) return gr_fail_memory(err, "training");
+    gr_device *dev = device_of(&l);
+    gr_step_stats begun = {.optimizer_step = run->state.optimizer_step};
+    l.stats = dev->alloc(dev, (1 + QUEUED_STEPS) * (int64_t)sizeof *l.stats);
+    if (!l.stats) return gr_fail_memory(err, "training");
+    dev->upload(dev, l.stats, &begun, sizeof begun);
     gr_progress_start(&l.progress, "train", run->total_steps);
     gr_progress_update(&l.progress, run->state.step, "first step");
     l.window_started = gr_now();
@@ -331,7 +380,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
 done:
     gr_progress_end(&l.progress);
     free(l.order);
-    free(l.nll);
+    dev->free(dev, l.stats);
     gr_batch_release(&l.batch);
     return st;
 }

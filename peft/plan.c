@@ -132,6 +132,10 @@ typedef struct what_if {
     int64_t eval_rows; /* tokens evaluated at once at most, 0: as the recipe says */
 } what_if;
 
+static int64_t footprint(const gr_run *run, int64_t bytes) {
+    return run->session.machine.device->footprint(run->session.machine.device, bytes);
+}
+
 static int64_t data_bytes(const gr_dataset *d) {
     return d ? d->offset[d->n_samples] * BYTES_PER_ID + d->n_samples * (int64_t)(sizeof *d->offset + sizeof *d->source) : 0;
 }
@@ -153,7 +157,7 @@ static int64_t shared_bytes(const gr_run *run, int64_t rows) {
     int64_t widest = GR_MAX(2 * c->ffn, (c->n_heads + 2 * c->n_kv_heads) * c->head_dim);
     int64_t bytes =
         run->session.model->compute == GR_DTYPE_BF16 ? 2 * GR_MAX(head, rows * widest) : rows * c->hidden * (int64_t)sizeof(float);
-    return GR_MIN(run->session.machine.device->footprint(run->session.machine.device->shared_bytes), bytes);
+    return GR_MIN(footprint(run, run->session.machine.device->shared_bytes), bytes);
 }
 
 static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
@@ -161,7 +165,7 @@ static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
     int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
     gr_decoder_options o = {.max_tokens = rows, .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
     if (!run->eval && run->train) return 0;
-    int64_t loss = run->session.machine.device->footprint(gr_decoder_plan_bytes(run->session.model, &o)) + rows * BYTES_PER_ROW;
+    int64_t loss = footprint(run, gr_decoder_plan_bytes(run->session.model, &o)) + rows * BYTES_PER_ROW;
     return gr_recipe_has_metric(run->r, "exact_match") && run->eval
                ? GR_MAX(loss, gr_exact_match_bytes(run->session.model, run->eval))
                : loss;
@@ -177,20 +181,20 @@ static int64_t result_bytes(const gr_run *run) {
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->session.model;
-    int64_t (*footprint)(int64_t) = run->session.machine.device->footprint, loaded = data_bytes(run->train) + data_bytes(run->eval);
+    int64_t loaded = data_bytes(run->train) + data_bytes(run->eval);
     bool int8 = r->model_compute == GR_COMPUTE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * run->mean_tokens * BYTES_PER_ID};
     a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
-    if (w->quantize >= 0) a.made = footprint(gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
-    if (int8) a.made += footprint(gr_model_int8_bytes(m, true, true));
-    a.made += footprint(m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
-    a.trained = 4 * footprint((int64_t)((double)run->params->n_floats * w->rank) * (int64_t)sizeof(float));
+    if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
+    if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
+    a.made += footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
+    a.trained = 4 * footprint(run, (int64_t)((double)run->params->n_floats * w->rank) * (int64_t)sizeof(float));
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
-        footprint(gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
+        footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);
     a.result = result_bytes(run);
     int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? 0 : a.result);

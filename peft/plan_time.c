@@ -8,24 +8,29 @@
 #include "core/base/memory.h"
 #include "peft/plan.h"
 
-enum { LAYERS = 2, BUFFERS = 256 };
+enum { LAYERS = 2, BUFFERS = 256, PIECE = 1 << 20 };
 static const double WORK = 2e11; /* operations of a measurement, about: seconds on small machines */
 
 typedef struct rig {
-    gr_model model;
-    gr_layer layers[LAYERS];
+    gr_model *model;
     gr_device *device;
-    void *buffers[BUFFERS];
-    int n_buffers;
+    void *buffers[BUFFERS], *loras[BUFFERS]; /* of the device; of the host */
+    int n_buffers, n_loras;
     bool failed;
 } rig;
 
 /* Memory with a byte repeated that makes 0.01 of floats of any width, so that nothing is denormal. */
 static void *made_up(rig *g, int64_t bytes, int fill) {
-    void *p = g->n_buffers < BUFFERS ? g->device->alloc(g->device, bytes) : NULL;
-    if (!p) return g->failed = true, NULL;
-    memset(p, fill, (size_t)bytes);
-    return g->buffers[g->n_buffers++] = p;
+    void *p = g->n_buffers < BUFFERS ? g->device->alloc(g->device, bytes) : NULL, *piece = malloc(PIECE);
+    if (p && piece) {
+        memset(piece, fill, PIECE);
+        for (int64_t at = 0; at < bytes; at += PIECE)
+            g->device->upload(g->device, (char *)p + at, piece, GR_MIN(PIECE, bytes - at));
+    }
+    g->failed |= !p || !piece;
+    free(piece);
+    if (p) g->buffers[g->n_buffers++] = p;
+    return p;
 }
 
 static float *gradient(rig *g, int64_t n) { return made_up(g, n * (int64_t)sizeof(float), 0); }
@@ -36,13 +41,16 @@ static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_r
     int64_t n = from->w.rows * from->w.cols;
     if (quantised && quantize >= 0) dtype = gr_model_quantized_type(&from->w, (gr_dtype)quantize);
     if (!run->adapter) dtype = GR_DTYPE_F32;
-    *to = (gr_linear){
-        .w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols}, .compute = from->compute, .n_lora = from->n_lora};
+    *to = (gr_linear){.w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols}};
     to->w.data = made_up(g, gr_dtype_bytes(dtype, n), 0x3c);
     if (!run->adapter) to->dw = gradient(g, n);
     if (from->n_lora == 0) return;
-    to->lora = made_up(g, from->n_lora * (int64_t)sizeof *to->lora, 0);
-    for (int i = 0; to->lora && i < from->n_lora; i++) {
+    to->lora = g->n_loras < BUFFERS ? gr_calloc(from->n_lora, sizeof *to->lora) : NULL;
+    g->failed |= !to->lora;
+    if (!to->lora) return;
+    g->loras[g->n_loras++] = to->lora;
+    to->n_lora = from->n_lora;
+    for (int i = 0; i < from->n_lora; i++) {
         int64_t R = from->lora[i].rank, a = R * from->w.cols, b = R * from->w.rows;
         to->lora[i] = (gr_lora){.rank = R,
                                 .scale = from->lora[i].scale,
@@ -57,40 +65,41 @@ static void make_vector(rig *g, gr_vector *v, int64_t n, bool full) {
     *v = (gr_vector){made_up(g, n * 4, 0x3c), full ? gradient(g, n) : NULL};
 }
 
-static void make_rig(rig *g, const gr_run *run) {
+/* A layer's weights, which the second one shares. */
+static void make_layers(rig *g, const gr_run *run) {
+    const gr_layer *from = &run->session.model->layers[0];
+    gr_layer *first = &g->model->layers[0], *second = &g->model->layers[1];
+    for (int s = 0; s < GR_SITE_COUNT; s++)
+        for (int i = 0; i < from->group[s].n; i++) {
+            make_linear(g, first->group[s].member[i], from->group[s].member[i], run, true);
+            *second->group[s].member[i] = *first->group[s].member[i];
+        }
+    make_vector(g, &first->input_norm, g->model->config.hidden, !run->adapter);
+    make_vector(g, &first->post_norm, g->model->config.hidden, !run->adapter);
+    second->input_norm = first->input_norm, second->post_norm = first->post_norm;
+}
+
+static graft_status make_rig(rig *g, const gr_run *run, graft_error *err) {
     const gr_model *from = run->session.model;
-    const gr_model_config *c = &from->config;
-    gr_layer *l = &g->layers[0];
-    const gr_layer *s = &from->layers[0];
-    bool full = !run->adapter;
+    gr_model_config c = from->config;
+    c.n_layers = LAYERS;
     g->device = run->session.machine.device;
-    g->model = (gr_model){.config = *c,
-                          .device = run->session.machine.device,
-                          .compute = from->compute,
-                          .layers = g->layers,
-                          .embed = from->embed,
-                          .rope_positions = from->rope_positions};
-    gr_linear *to[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
-    const gr_linear *source[] = {&s->q, &s->k, &s->v, &s->o, &s->gate, &s->up, &s->down};
-    for (int i = 0; i < GR_LEN(to); i++) make_linear(g, to[i], source[i], run, true);
-    make_vector(g, &l->input_norm, c->hidden, full);
-    make_vector(g, &l->post_norm, c->hidden, full);
-    make_vector(g, &g->model.norm, c->hidden, full);
-    g->layers[1] = g->layers[0];
-    gr_linear embed = {.w = from->embed};
-    make_linear(g, &embed, &embed, run, false);
-    g->model.embed = embed.w, g->model.dembed = embed.dw;
-    gr_linear head = from->head;
-    head.w.rows = c->vocab, head.w.cols = c->hidden;
-    make_linear(g, &g->model.head, &head, run, false);
-    if (c->tied) g->model.head.w = embed.w, g->model.head.dw = embed.dw;
-    g->model.rope = made_up(g, from->rope_positions * c->head_dim * 4, 0);
-    if (g->model.rope) gr_config_rope_table(c, g->model.rope, from->rope_positions);
+    graft_status st = gr_model_make(&g->model, &c, run->session.machine, from->compute, from->rope_positions, err);
+    if (st != GRAFT_OK) return st;
+    gr_model *m = g->model;
+    make_layers(g, run);
+    make_vector(g, &m->norm, c.hidden, !run->adapter);
+    make_linear(g, &m->embed, &(gr_linear){.w = from->embed.w}, run, false);
+    make_linear(g, &m->head, &from->head, run, false);
+    if (c.tied) m->head.w = m->embed.w, m->head.dw = m->embed.dw;
+    gr_model_use(m, run->r->model_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
+    return g->failed ? gr_fail_memory(err, "measuring") : GRAFT_OK;
 }
 
 static void free_rig(rig *g) {
-    if (g->model.int8) g->device->free(g->device, g->model.int8);
+    gr_model_free(g->model);
     for (int i = 0; i < g->n_buffers; i++) g->device->free(g->device, g->buffers[i]);
+    for (int i = 0; i < g->n_loras; i++) free(g->loras[i]);
 }
 
 /* Sequences of the data's mean length and share of targets, `rows` in all. */
@@ -122,12 +131,13 @@ static graft_status measure(rig *g, const gr_run *run, const gr_batch *b, int la
     gr_decoder_options o = run->plan;
     float *nll = gr_calloc(b->n, sizeof *nll);
     if (!nll) GR_TRY(gr_fail_memory(err, "measuring"));
-    g->model.config.n_layers = layers, o.max_tokens = b->n;
-    GR_TRY(gr_decoder_new(&d, &g->model, &o, err));
+    gr_model_unplace(g->model);
+    g->model->config.n_layers = layers, o.max_tokens = b->n;
+    GR_TRY(gr_decoder_new(&d, g->model, &o, err));
     *train = *eval = INFINITY;
     for (int i = 0; i < 3; i++) {
         double start = gr_now();
-        GR_TRY(gr_decoder_train(d, b, 1e-3f, nll, err));
+        GR_TRY(gr_decoder_train(d, b, &(gr_loss){.scale = 1e-3f, .nll = nll}, err));
         double middle = gr_now();
         GR_TRY(gr_decoder_eval(d, b, nll, err));
         if (i > 0) *train = fmin(*train, middle - start), *eval = fmin(*eval, gr_now() - middle); /* the first touches memory */
@@ -141,16 +151,20 @@ done:
 /* Seconds of an update of all parameters: zeroing, norm and AdamW. */
 static double update_seconds(rig *g, const gr_run *run) {
     enum { MOST = 4 << 20 };
+    gr_device *d = g->device;
     int64_t n = GR_MIN(run->params->n_floats, MOST);
     float *p[4];
-    double squares;
+    gr_step_stats *stats = made_up(g, sizeof *stats, 0);
     for (int i = 0; i < 4; i++) p[i] = made_up(g, n * (int64_t)sizeof(float), 0x3c);
     if (g->failed) return 0;
-    gr_adamw a = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f, .grad_scale = 1, .step = 1};
+    gr_adamw a = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f};
     double start = gr_now();
-    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, p[3], n);
-    run->session.machine.device->ops->adamw(run->session.machine.device, p[0], p[1], p[2], p[3], n, &a);
-    memset(p[3], 0, (size_t)n * sizeof(float));
+    d->ops->step_begin(d, stats);
+    d->ops->sum_squares(d, stats, p[3], n);
+    d->ops->step_prepare(d, stats, 1, false);
+    d->ops->adamw(d, p[0], p[1], p[2], p[3], n, &a, stats);
+    d->zero(d, p[3], n * (int64_t)sizeof(float));
+    (void)d->sync(d);
     return (gr_now() - start) * (double)run->params->n_floats / (double)n;
 }
 
@@ -180,11 +194,9 @@ graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
         gr_note("time is not measured: one layer would take more than half of the free memory");
         return GRAFT_OK;
     }
-    make_rig(&g, run);
+    GR_TRY(make_rig(&g, run, err));
     double update = update_seconds(&g, run);
     if (g.failed) GR_TRY(gr_fail_memory(err, "measuring"));
-    g.model.config.n_layers = LAYERS;
-    if (run->r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(&g.model, true, true, err));
     GR_TRY(made_batch(&b, run, rows, err));
     GR_TRY(measure(&g, run, &b, 1, &one, &one_eval, err));
     GR_TRY(measure(&g, run, &b, LAYERS, &two, &two_eval, err));

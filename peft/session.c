@@ -195,7 +195,8 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
     for (int i = 0; i < o->n_adapters; i++) GR_TRY(add_adapter(s, o->adapters[i], err));
     bool int8 = o->compute == GR_COMPUTE_INT8;
-    if (int8 || (o->compute == GR_COMPUTE_AUTO && o->dtype == GR_DT_AUTO)) GR_TRY(gr_model_use_int8(s->model, int8, false, err));
+    if (int8) gr_model_use(s->model, GR_BASE_INT8, false);
+    else if (o->compute == GR_COMPUTE_AUTO && o->dtype == GR_DT_AUTO) gr_model_use(s->model, GR_BASE_INT8_QUANTISED, false);
     GR_TRY(open_chat(s, o, first ? first : run, err));
 done:
     free(base);

@@ -302,7 +302,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));
-    if (r->model_compute == GR_COMPUTE_INT8) GR_TRY(gr_model_use_int8(run.session.model, true, true, err));
+    gr_model_use(run.session.model, r->model_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
     GR_TRY(gr_decoder_new(&run.decoder, run.session.model, &run.plan, err));
     GR_TRY(gr_folder_open(&run, o, err));
     result->n_trainable = run.params->n_parameters;

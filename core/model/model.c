@@ -62,10 +62,17 @@ static void make_groups(gr_model *m) {
     for (int64_t i = 0; i < n_groups(m); i++) group_at(m, i)->compute = m->compute;
 }
 
-graft_status gr_model_make_slots(gr_model *m, graft_error *err) {
-    m->layers = gr_calloc(m->config.n_layers, sizeof *m->layers);
-    if (!m->layers) return gr_fail_memory(err, "model");
+/* A model of a configuration: slots without weights. */
+static graft_status make_slots(gr_model **out, const gr_model_config *c, gr_machine machine, gr_dtype compute, graft_error *err) {
+    gr_model *m = gr_calloc(1, sizeof *m);
+    if (!m || !(m->layers = gr_calloc(c->n_layers, sizeof *m->layers))) {
+        free(m);
+        return gr_fail_memory(err, "model");
+    }
+    m->config = *c;
+    m->device = machine.device, m->threads = machine.threads, m->compute = compute;
     make_groups(m);
+    *out = m;
     return GRAFT_OK;
 }
 
@@ -96,26 +103,6 @@ static graft_status bind_shapes(gr_model *m, graft_error *err) {
 
 /* ---- opening ---- */
 
-graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
-                                 graft_error *err) {
-    graft_status st;
-    *out = NULL;
-    gr_model *m = gr_calloc(1, sizeof *m);
-    if (!m) return gr_fail_memory(err, "model");
-    m->device = machine.device, m->threads = machine.threads, m->compute = compute;
-    GR_TRY(gr_weights_open_headers(&m->weights, path, err));
-    m->config = *gr_weights_config(m->weights);
-    GR_TRY(gr_model_make_slots(m, err));
-    GR_TRY(bind_shapes(m, err));
-    int64_t longest = gr_config_longest(&m->config);
-    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
-    *out = m;
-    m = NULL;
-done:
-    gr_model_free(m);
-    return st;
-}
-
 static graft_status make_rope(gr_model *m, graft_error *err) {
     int n = gr_config_n_ropes(&m->config);
     int64_t bytes = m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
@@ -129,6 +116,34 @@ static graft_status make_rope(gr_model *m, graft_error *err) {
     bool made = table && m->rope && m->rope[n - 1];
     free(table);
     return made ? GRAFT_OK : gr_fail_memory(err, "rotary table");
+}
+
+graft_status gr_model_make(gr_model **out, const gr_model_config *c, gr_machine machine, gr_dtype compute, int64_t rope_positions,
+                           graft_error *err) {
+    graft_status st = make_slots(out, c, machine, compute, err);
+    if (st != GRAFT_OK) return st;
+    (*out)->rope_positions = rope_positions;
+    return make_rope(*out, err);
+}
+
+graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
+                                 graft_error *err) {
+    graft_status st;
+    gr_model *m = NULL;
+    gr_weights *w = NULL;
+    *out = NULL;
+    GR_TRY(gr_weights_open_headers(&w, path, err));
+    GR_TRY(make_slots(&m, gr_weights_config(w), machine, compute, err));
+    m->weights = w, w = NULL;
+    GR_TRY(bind_shapes(m, err));
+    int64_t longest = gr_config_longest(&m->config);
+    m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
+    *out = m;
+    m = NULL;
+done:
+    gr_weights_close(w);
+    gr_model_free(m);
+    return st;
 }
 
 graft_status gr_model_load(gr_model *m, graft_error *err) {
@@ -151,7 +166,7 @@ graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine,
 
 void gr_model_free(gr_model *m) {
     if (!m) return;
-    if (m->layers) gr_model_unplace(m);
+    gr_model_unplace(m);
     for (int64_t i = 0; i < m->n_modules; i++) free(m->modules[i].linear->lora);
     for (int64_t i = 0; m->mapped && i < gr_weights_count(m->weights); i++) m->device->unmap(m->device, m->mapped[i]);
     for (int i = 0; m->rope && i < gr_config_n_ropes(&m->config); i++) m->device->free(m->device, m->rope[i]);

@@ -66,9 +66,9 @@ void gr_model_free(gr_model *m);
 graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                                  graft_error *err);
 graft_status gr_model_load(gr_model *m, graft_error *err);
-/* The slots of a model of which config, device and compute are known: layers, groups, modules. For gr_model_open_shape, and for
- * made-up models. */
-graft_status gr_model_make_slots(gr_model *m, graft_error *err);
+/* A model without files, whose slots are the caller's to fill with device memory. rope_positions: of the rotary tables. */
+graft_status gr_model_make(gr_model **out, const gr_model_config *c, gr_machine machine, gr_dtype compute, int64_t rope_positions,
+                           graft_error *err);
 /* Bring to the device what is not there, and make the forms of all groups. Called by those who run the model; does nothing when
  * nothing has changed since. */
 graft_status gr_model_place(gr_model *m, graft_error *err);

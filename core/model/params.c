@@ -30,7 +30,7 @@ graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, 
     for (int i = 0; i < (training ? GR_LEN(buffers) : 1); i++) {
         *buffers[i] = device->alloc(device, bytes);
         if (!*buffers[i]) return gr_fail_memory(err, "trained parameters and optimizer states");
-        memset(*buffers[i], 0, (size_t)bytes);
+        device->zero(device, *buffers[i], bytes);
     }
     return GRAFT_OK;
 }
@@ -54,11 +54,11 @@ static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item)
 }
 
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
-    memcpy(dst, place_of(p, which, item), (size_t)p->items[item].n * sizeof *dst);
+    p->device->download(p->device, dst, place_of(p, which, item), p->items[item].n * (int64_t)sizeof *dst, 0);
 }
 
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {
-    memcpy(place_of(p, which, item), src, (size_t)p->items[item].n * sizeof *src);
+    p->device->upload(p->device, place_of(p, which, item), src, p->items[item].n * (int64_t)sizeof *src);
 }
 
 void gr_params_release(gr_params *p) {

@@ -24,3 +24,8 @@ void gr_step_prepare_generic(gr_device *d, gr_step_stats *s, double max_norm, bo
     if (max_norm > 0 && max_norm / (norm + 1e-6) < 1) s->clip = (float)(max_norm / (norm + 1e-6));
     if (!s->halt) s->optimizer_step++;
 }
+
+void gr_step_begin_generic(gr_device *d, gr_step_stats *s) {
+    (void)d;
+    *s = (gr_step_stats){.bad_row = -1, .optimizer_step = s->optimizer_step, .halt = s->halt};
+}
