@@ -1,9 +1,9 @@
-/* chat_impl.h - inside of chat templates: the chat and its renderings, for chat.c (opening) and chat_encode.c (ids and masks). */
+/* chat_impl.h - inside of chat templates: the chat and its renderings, for chat_open.c, chat_render.c and chat_encode.c. */
 #ifndef GR_CHAT_IMPL_H
 #define GR_CHAT_IMPL_H
 
 #include "core/text/chat_template.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 struct gr_chat {
     const gr_tokenizer *t;
@@ -51,6 +51,8 @@ graft_status gr_renderer_start(gr_renderer *r, const gr_chat *c, const gr_conver
 graft_status gr_renderer_render(gr_renderer *r, int64_t n, bool add_generation_prompt, gr_rendering *out, graft_error *err);
 void gr_renderer_release(gr_renderer *r);
 
+/* The next control token that the template wrote in [from, to); false when there is none. */
+bool gr_rendering_next_control(const gr_chat *c, const gr_rendering *r, int64_t from, int64_t to, gr_match *m);
 /* The end of the token that ends a turn whose last text ends at from, looked for up to `to`: the template's end-of-turn token or
  * eos, else the last control token there; -1 when there is none. *id (may be NULL): the token. */
 int64_t gr_rendering_turn_end(const gr_chat *c, const gr_rendering *r, int64_t from, int64_t to, int32_t *id);

@@ -6,7 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/text/chat_template.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 enum { FILE_MAX = 1 << 22 };
 

@@ -1,6 +1,6 @@
-/* jinja_impl.h - inside of the interpreter, by stage: text to tokens (jinja_lex.c), to a tree (jinja_expression.c, jinja_parse.c),
- * values (jinja_value.c) and their texts (jinja_format.c), what is done with them (jinja_operators.c, jinja_string.c,
- * jinja_builtins.c, jinja_filters.c), and what runs the tree (jinja_run.c). */
+/* jinja_impl.h - inside of the interpreter, by stage: text to tokens (jinja_lex.c), to a tree (jinja_parse.c,
+ * jinja_parse_expression.c), values (jinja_value.c) and their texts (jinja_format.c), what is done with them (jinja_operators.c,
+ * jinja_string.c, jinja_builtins.c, jinja_filters.c), and what runs the tree (jinja_run.c). */
 #ifndef GR_JINJA_IMPL_H
 #define GR_JINJA_IMPL_H
 

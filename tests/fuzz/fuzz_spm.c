@@ -1,7 +1,7 @@
 /* Any bytes as a SentencePiece model; what can be read encodes and decodes a text made of the same bytes. */
 #include <stdlib.h>
 
-#include "core/text/impl.h"
+#include "core/text/read.h"
 
 #include "tests/fuzz/fuzz_file.h"
 

@@ -12,7 +12,8 @@
 
 #include <utf8proc.h>
 
-#include "core/text/impl.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 #include "kernels/threads.h"
 #include "assert_ok.h"
 

@@ -14,7 +14,8 @@
 
 #include "core/base/file.h"
 #include "core/text/chat_template.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 #include "assert_ok.h"
 
 static const char *const KINDS[] = {"gpt2", "smollm2", "llama3", "qwen2", "sp-bpe", "sp-gemma", "sp-unigram"};

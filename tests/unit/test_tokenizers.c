@@ -10,7 +10,8 @@
 #include <string.h>
 
 #include "core/base/log.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 #include "assert_ok.h"
 
 static gr_tokenizer *parse(const char *json) {

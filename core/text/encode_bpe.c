@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 typedef struct gr_symbol {
     int32_t start, end;   /* bytes in the segment; start == end: merged away */

@@ -1,35 +1,17 @@
-/* A tokenizer from an HF folder: tokenizer.json, and what tokenizer_config.json and its neighbours add. */
+/* Reading tokenizer.json: vocabulary, added tokens, model. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/text/json_pipeline.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 
-enum { JSON_MAX = 256 << 20 };
-
-static graft_status load_json(json_t **out, const char *text, int64_t n, size_t flags, const char *path, graft_error *err) {
+graft_status gr_json_load(json_t **out, const char *text, int64_t n, size_t flags, const char *path, graft_error *err) {
     json_error_t problem;
     *out = json_loadb(text, (size_t)n, JSON_ALLOW_NUL | flags, &problem);
     if (*out) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT, "%s:%d: no JSON: %s", path, problem.line, problem.text);
-}
-
-/* folder/name as JSON; *out is NULL when the file is not there. Numbers are reals: transformers writes "no
- * limit" as a model_max_length of 10^30. */
-static graft_status load_file(json_t **out, const char *folder, const char *name, graft_error *err) {
-    char *path = gr_path_join(folder, name), *text = NULL;
-    int64_t n;
-    graft_status st = GRAFT_OK;
-    *out = NULL;
-    if (!path) return gr_fail_memory(err, "path");
-    if (gr_exists(path)) {
-        st = gr_file_read(&text, &n, path, JSON_MAX, err);
-        if (st == GRAFT_OK) st = load_json(out, text, n, JSON_DECODE_INT_AS_REAL, path, err);
-    }
-    free(text);
-    free(path);
-    return st;
 }
 
 /* ---- vocabulary ---- */
@@ -317,96 +299,9 @@ done:
 
 graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err) {
     json_t *root = NULL;
-    graft_status st = load_json(&root, text, n, 0, path, err);
+    graft_status st = gr_json_load(&root, text, n, 0, path, err);
     if (st == GRAFT_OK) st = build(out, root, path, err);
     json_decref(root);
-    return st;
-}
-
-/* ---- the files around it ---- */
-
-/* A special token is a string or {"content": ...}; config comes before special_tokens_map.json. */
-static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key, int32_t *id,
-                         const char *folder) {
-    const json_t *value = json_object_get(config, key);
-    if (!value) value = json_object_get(map, key);
-    const char *text = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
-    int32_t found = text ? gr_tokenizer_find(t, text) : -1;
-    if (found >= 0) *id = found;
-    else if (text && *text) gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
-}
-
-/* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */
-static void check_added(const gr_tokenizer *t, const json_t *tokens, const char *folder) {
-    const char *key;
-    const json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)tokens, key, value) {
-        const char *text = json_is_object(value) ? gr_json_str(value, "content") : key;
-        if (text && gr_tokenizer_find(t, text) < 0)
-            gr_warn("%s: the added token \"%.60s\" is not in the vocabulary and is left out; saving the "
-                    "tokenizer again with transformers writes a whole tokenizer.json",
-                    folder, text);
-    }
-}
-
-static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
-    const json_t *value = json_object_get(config, "chat_template"), *entry;
-    const char *text = json_string_value(value);
-    char *path = gr_path_join(folder, "chat_template.jinja"), *file = NULL;
-    int64_t n;
-    size_t i;
-    graft_status st = path ? GRAFT_OK : gr_fail_memory(err, "path");
-    json_array_foreach(value, i, entry) { /* several named templates */
-        const char *name = gr_json_str(entry, "name");
-        if (name && strcmp(name, "default") == 0) text = gr_json_str(entry, "template");
-    }
-    if (st == GRAFT_OK && gr_exists(path)) {
-        st = gr_file_read(&file, &n, path, JSON_MAX, err);
-        text = file;
-    }
-    if (st == GRAFT_OK && text) {
-        t->info.chat_template = gr_arena_strdup(&t->arena, text);
-        if (!t->info.chat_template) st = gr_fail_memory(err, "chat template");
-    }
-    free(file);
-    free(path);
-    return st;
-}
-
-/* The token that the post_processor puts before (after) a text is the one that the configuration calls so. */
-static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t last, const char *folder, graft_error *err) {
-    bool bos = t->info.add_bos && first >= 0 && first != t->info.bos;
-    if (!bos && !(t->info.add_eos && last >= 0 && last != t->info.eos)) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: tokenizer.json's post_processor adds \"%.60s\" %s a text, tokenizer_config.json's %s "
-                   "is \"%.60s\": they must be one "
-                   "token, or %s be false",
-                   folder, t->pieces[bos ? first : last].text, bos ? "before" : "after", bos ? "bos_token" : "eos_token",
-                   t->pieces[bos ? t->info.bos : t->info.eos].text, bos ? "add_bos_token" : "add_eos_token");
-}
-
-graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
-    json_t *config = NULL, *map = NULL, *added = NULL;
-    graft_status st;
-    int32_t first = t->info.add_bos ? t->info.bos : -1, last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
-    GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
-    GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
-    GR_TRY(load_file(&added, folder, "added_tokens.json", err));
-    read_special(t, config, map, "bos_token", &t->info.bos, folder);
-    read_special(t, config, map, "eos_token", &t->info.eos, folder);
-    read_special(t, config, map, "pad_token", &t->info.pad, folder);
-    read_special(t, config, map, "unk_token", &t->info.unk, folder);
-    check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder);
-    t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
-    t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
-    GR_TRY(check_sides(t, first, last, folder, err));
-    GR_TRY(read_template(t, folder, config, err));
-    t->info.folder = gr_arena_strdup(&t->arena, folder);
-    if (!t->info.folder) GR_TRY(gr_fail_memory(err, "tokenizer"));
-done:
-    json_decref(config);
-    json_decref(map);
-    json_decref(added);
     return st;
 }
 
@@ -416,7 +311,7 @@ graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graf
     gr_tokenizer *t = NULL;
     graft_status st;
     if (!path) GR_TRY(gr_fail_memory(err, "path"));
-    GR_TRY(gr_file_read(&text, &n, path, JSON_MAX, err));
+    GR_TRY(gr_file_read(&text, &n, path, GR_JSON_MAX, err));
     GR_TRY(gr_tokenizer_parse_json(&t, text, n, path, err));
     GR_TRY(gr_tokenizer_read_config(t, folder, err));
     *out = t;

@@ -4,7 +4,7 @@
 
 #include <utf8proc.h>
 
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 /* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements
  * ---- */

@@ -2,7 +2,7 @@
  * by hand: its alternatives are tried in order at each place, and together they cover every character. */
 #include <string.h>
 
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 static const struct {
     gr_word_rule rule;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 /* The whole character that ends at piece[at]; -1 when the piece has a part of it alone. */
 static int32_t character_before(const char *piece, int64_t at) {

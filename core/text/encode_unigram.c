@@ -1,6 +1,6 @@
 /* Unigram model: the segmentation with the greatest sum of scores (Viterbi), as HF tokenizers and
  * SentencePiece find it. Kudo, Subword Regularization, arXiv 1804.10959. */
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 typedef struct gr_lattice_node { /* best way to the place before byte i */
     double score;

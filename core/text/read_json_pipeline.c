@@ -3,7 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/text/json_pipeline.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 
 const char *gr_json_str(const json_t *object, const char *key) { return json_string_value(json_object_get(object, key)); }
 

@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "core/base/log.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 
 #define KEY(name) "tokenizer.ggml." name
 

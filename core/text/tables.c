@@ -5,7 +5,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "core/text/impl.h"
+#include "core/text/tables.h"
 
 static uint64_t table_size(int64_t n) { /* at most half full */
     uint64_t size = 16;

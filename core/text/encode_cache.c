@@ -1,4 +1,4 @@
-#include "core/text/word_cache.h"
+#include "core/text/encode_cache.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -6,7 +6,7 @@
 #include <jansson.h>
 
 #include "core/base/file.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
 
 static graft_status copy_files(const char *from, const char *to, graft_error *err) {
     static const char *const files[] = {"tokenizer.json",

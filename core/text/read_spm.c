@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "core/base/file.h"
-#include "core/text/impl.h"
+#include "core/text/encode.h"
+#include "core/text/read.h"
 
 enum { MODEL_MAX = 64 << 20 };
 

@@ -1,0 +1,31 @@
+/* read.h - the readers of tokenizers: from files to the data of impl.h. Inside of core/text. */
+#ifndef GR_TEXT_READ_H
+#define GR_TEXT_READ_H
+
+#include <jansson.h>
+
+#include "core/text/impl.h"
+
+graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graft_error *err); /* tokenizer.json */
+graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft_error *err);  /* tokenizer.model */
+/* bytes of a ModelProto; path is for messages. */
+graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path, graft_error *err);
+/* text of a tokenizer.json. */
+graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err);
+/* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja, where they are. */
+graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err);
+
+/* ---- tokenizer.json (read_json.c, read_json_pipeline.c) ---- */
+
+enum { GR_JSON_MAX = 256 << 20 };
+graft_status gr_json_load(json_t **out, const char *text, int64_t n, size_t flags, const char *path, graft_error *err);
+/* Each reads one section (NULL and JSON null: nothing) into t; an unknown form is BAD_INPUT that names it. path: for messages. */
+graft_status gr_json_normalizer(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);
+graft_status gr_json_pre_tokenizer(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);
+graft_status gr_json_decoder(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);
+graft_status gr_json_post_processor(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);
+
+const char *gr_json_str(const json_t *object, const char *key); /* NULL when absent or no string */
+bool gr_json_flag(const json_t *object, const char *key, bool fallback);
+
+#endif
