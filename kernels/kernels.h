@@ -1,9 +1,9 @@
 /* kernels.h - the leaf maths: a backend is one table of operations plus memory and queues. Pointers and dimensions in; no I/O, no
  * knowledge of models. The operations themselves are documented in ops.def.
  *
- * Pointers to a device's memory are opaque outside kernels/: host code moves bytes with upload and download, and never looks (on the
- * CPU they happen to be plain memory; GRAFT_DEVICE=far is a CPU on which they are not, for tests). Operations return nothing and may
- * still be under way when they return; those of a device run in the order in which they were called. */
+ * Pointers to a device's memory are opaque outside kernels/: host code moves bytes with upload and download, and never looks (on
+ * the CPU they happen to be plain memory; GRAFT_DEVICE=far is a CPU on which they are not, for tests). Operations return nothing
+ * and may still be under way when they return; those of a device run in the order in which they were called. */
 #ifndef GR_KERNELS_H
 #define GR_KERNELS_H
 
@@ -64,7 +64,8 @@ typedef enum gr_base_products {
                                over blocks are float32 */
 } gr_base_products;
 
-/* Linears that share an input: one product. Made once; what a backend makes of its members (packed, quantised, fused) is its own. */
+/* Linears that share an input: one product. Made once; what a backend makes of its members (packed, quantised, fused) is its
+ * own. */
 enum { GR_GROUP_MAX = 3 };
 typedef struct gr_group {
     gr_linear *member[GR_GROUP_MAX]; /* borrowed */
@@ -213,8 +214,8 @@ struct gr_device {
 };
 
 /* The device of a name: "auto" or "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run). The CPU's level is
- * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU
- * lacks is an error). GRAFT_DEVICE=far, for tests: see far.c. NULL and *why on failure. */
+ * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the
+ * CPU lacks is an error). GRAFT_DEVICE=far, for tests: see far.c. NULL and *why on failure. */
 gr_device *gr_backend_open(const char *name, gr_threads *threads, const char **why);
 void gr_device_close(gr_device *d); /* NULL is fine */
 

@@ -104,7 +104,7 @@ static void pack_queries(const attention *t, float *scratch, int64_t row, int64_
     put_panels(scratch + at->q, q, t->ldq, rows, t->D, wide);
     put_panels(scratch + at->dout, dout, t->ldo, rows, t->D, wide);
     for (int64_t i = 0; i < wide; i++) {
-        scratch[at->lse + i] = i < rows ? -log2_e * t->lse_in[(row + i) * t->H + h] : 0;
+        scratch[at->lse + i] = i < rows ? -log2_e * t->lse[(row + i) * t->H + h] : 0;
         scratch[at->delta + i] = i < rows ? t->delta[(row + i) * t->H + h] : 0;
     }
 }
@@ -208,71 +208,41 @@ static void add_partials(const attention *t) {
         }
 }
 
-typedef struct delta_args {
-    float *delta;
-    const float *out, *dout;
-    int64_t ldo, q_start, H, D;
-} delta_args;
-
 /* delta[row,h] = dout . out: the mean of dp under p. */
 static void delta_rows(const void *args, int64_t begin, int64_t end) {
-    const delta_args *a = args;
-    for (int64_t row = a->q_start + begin; row < a->q_start + end; row++)
-        for (int64_t h = 0; h < a->H; h++) {
-            const float *x = a->out + row * a->ldo + h * a->D, *y = a->dout + row * a->ldo + h * a->D;
+    const attention *t = args;
+    for (int64_t row = t->seqs->q_start + begin; row < t->seqs->q_start + end; row++)
+        for (int64_t h = 0; h < t->H; h++) {
+            const float *x = t->out + row * t->ldo + h * t->D, *y = t->dout + row * t->ldo + h * t->D;
             vf sum = v_set(0);
-            for (int64_t j = 0; j < a->D; j += VL) {
-                int64_t count = least(a->D - j, VL);
+            for (int64_t j = 0; j < t->D; j += VL) {
+                int64_t count = least(t->D - j, VL);
                 sum = v_fma(v_load_n(x + j, count), v_load_n(y + j, count), sum);
             }
-            a->delta[row * a->H + h] = v_sum(sum);
+            t->delta[row * t->H + h] = v_sum(sum);
         }
 }
 
-void LEVEL(gr_attention_backward)(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout, int64_t ldo,
-                                  const float *q, int64_t ldq, const float *k, const float *v, int64_t ldkv, const float *out,
-                                  const float *lse, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
-                                  float scale, gr_dtype compute) {
-    if (D > D_MAX || !ATTENDS(compute)) {
-        EXACT(gr_attention_backward)
-        (d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, n_seqs, H, K, D, scale, compute);
+void LEVEL(gr_attention_backward)(gr_device *d, const gr_attention *a) {
+    if (a->D > D_MAX || !ATTENDS(a->compute)) {
+        EXACT(gr_attention_backward)(d, a);
         return;
     }
-    attention t = {.dq = dq,
-                   .dk = dk,
-                   .dv = dv,
-                   .delta = delta,
-                   .q = q,
-                   .k = k,
-                   .v = v,
-                   .dout = dout,
-                   .lse_in = lse,
-                   .ldo = ldo,
-                   .ldq = ldq,
-                   .ldkv = ldkv,
-                   .H = H,
-                   .K = K,
-                   .D = D,
-                   .scale = scale,
-                   .d = d,
-                   .partial = ((const gr_cpu *)d->impl)->shared,
-                   .blocks = BLOCKS + 1};
-    do t.backward = backward_parts_of(D, --t.blocks);
+    attention t = attention_of(d, a);
+    t.partial = gr_cpu_shared(d), t.blocks = BLOCKS + 1;
+    do t.backward = backward_parts_of(t.D, --t.blocks);
     while (t.blocks > 1 && t.backward.end > GR_CPU_SCRATCH);
-    for (int64_t s = 0; s < n_seqs; s++) {
-        delta_args a = {delta, out, dout, ldo, seqs[s].q_start, H, D};
-        gr_cpu_for(d, seqs[s].q_len, gr_cpu_row_grain(H * D), delta_rows, &a);
-    }
-    for (int64_t done = 0; done < n_seqs; done += t.n_seqs) { /* as many sequences as have room in partial */
+    for (; t.seqs < a->seqs + a->n_seqs; t.seqs++) gr_cpu_for(d, t.seqs->q_len, gr_cpu_row_grain(t.H * t.D), delta_rows, &t);
+    for (int64_t done = 0; done < a->n_seqs; done += t.n_seqs) { /* as many sequences as have room in partial */
         int64_t tasks = 0, taken = 0;
-        t.seqs = seqs + done, t.n_seqs = 0;
-        for (const gr_seq *s = t.seqs; done + t.n_seqs < n_seqs; s++, t.n_seqs++) {
+        t.seqs = a->seqs + done, t.n_seqs = 0;
+        for (const gr_seq *s = t.seqs; done + t.n_seqs < a->n_seqs; s++, t.n_seqs++) {
             int64_t n = ranges(&t, s);
             taken += partial_floats(&t, s, n, n);
             if (taken > partial_max) break;
-            tasks += n * K;
+            tasks += n * t.K;
         }
-        gr_threads_run(d->threads, tasks, backward_task, &t);
+        gr_threads_run(gr_cpu_threads(d), tasks, backward_task, &t);
         add_partials(&t);
     }
 }

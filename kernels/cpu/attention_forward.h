@@ -44,7 +44,7 @@ static const float *packed_block(const attention *t, float *scratch, const gr_se
     }
     int64_t place = s->kv_start / t->panels->max_len * t->K + head;
     int32_t *packed = &t->panels->packed[place];
-    float *kept = t->panels->data + (place * t->panels->blocks + key / KEYS) * packed_floats(t->D);
+    float *kept = t->panels->panels + (place * t->panels->blocks + key / KEYS) * packed_floats(t->D);
     if (*packed >= key + keys) return kept;
     if (keys > 1 && *packed == key + keys - 1) pack_last_key(t, kept, at, keys);
     else pack_keys(t, kept, at, keys);
@@ -152,37 +152,19 @@ static int64_t forward_tasks(const attention *t) {
     return n * t->K * head_groups(t);
 }
 
-void LEVEL(gr_attention_forward)(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq, const float *k,
-                                 const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
-                                 float scale, gr_dtype compute, const gr_kv_panels *panels) {
-    if (D > D_MAX || !ATTENDS(compute)) {
-        EXACT(gr_attention_forward)(d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, n_seqs, H, K, D, scale, compute, panels);
+void LEVEL(gr_attention_forward)(gr_device *d, const gr_attention *a) {
+    if (a->D > D_MAX || !ATTENDS(a->compute)) {
+        EXACT(gr_attention_forward)(d, a);
         return;
     }
-    attention t = {.out = out,
-                   .lse = lse,
-                   .q = q,
-                   .k = k,
-                   .v = v,
-                   .ldo = ldo,
-                   .ldq = ldq,
-                   .ldkv = ldkv,
-                   .H = H,
-                   .K = K,
-                   .D = D,
-                   .seqs = seqs,
-                   .n_seqs = n_seqs,
-                   .scale = scale,
-                   .d = d,
-                   .panels = panels,
-                   .blocks = BLOCKS};
-    enum { TASKS_EACH = 6 };           /* for each thread, before tasks grow: they differ in length */
-    for (; t.blocks > 1; t.blocks--) { /* no row's bits depend on it */
-        t.forward = forward_parts_of(D, least(GROUP, H / K), t.blocks);
-        if (t.forward.end <= GR_CPU_SCRATCH && forward_tasks(&t) >= TASKS_EACH * gr_threads_count(d->threads)) break;
+    attention t = attention_of(d, a);
+    enum { TASKS_EACH = 6 };                            /* for each thread, before tasks grow: they differ in length */
+    for (t.blocks = BLOCKS; t.blocks > 1; t.blocks--) { /* no row's bits depend on it */
+        t.forward = forward_parts_of(a->D, least(GROUP, a->H / a->K), t.blocks);
+        if (t.forward.end <= GR_CPU_SCRATCH && forward_tasks(&t) >= TASKS_EACH * gr_threads_count(gr_cpu_threads(d))) break;
     }
-    t.forward = forward_parts_of(D, least(GROUP, H / K), t.blocks);
-    gr_threads_run(d->threads, forward_tasks(&t), forward_task, &t);
+    t.forward = forward_parts_of(a->D, least(GROUP, a->H / a->K), t.blocks);
+    gr_threads_run(gr_cpu_threads(d), forward_tasks(&t), forward_task, &t);
 }
 
 #endif

@@ -32,13 +32,38 @@ typedef struct attention {
     float scale;
     int64_t blocks; /* of a task, BLOCKS at most */
     const float *q, *k, *v;
-    float *out, *lse; /* forward */
-    const gr_kv_panels *panels;
+    float *out, *lse, *delta; /* backward reads the first two */
+    gr_cpu_kv *panels;        /* forward */
     forward_parts forward;
     float *dq, *dk, *dv, *partial; /* backward */
-    const float *dout, *lse_in, *delta;
+    const float *dout;
     backward_parts backward;
 } attention;
+
+static attention attention_of(gr_device *d, const gr_attention *a) {
+    gr_check_attention(a);
+    return (attention){.d = d,
+                       .seqs = a->seqs,
+                       .n_seqs = a->n_seqs,
+                       .H = a->H,
+                       .K = a->K,
+                       .D = a->D,
+                       .ldq = a->q.ld,
+                       .ldkv = a->k.ld,
+                       .ldo = a->out.ld,
+                       .scale = a->scale,
+                       .q = gr_f32(a->q),
+                       .k = gr_f32(a->k),
+                       .v = gr_f32(a->v),
+                       .out = gr_f32(a->out),
+                       .lse = a->lse,
+                       .delta = a->delta,
+                       .panels = gr_cpu_kv_of(a->kv),
+                       .dq = gr_f32(a->dq),
+                       .dk = gr_f32(a->dk),
+                       .dv = gr_f32(a->dv),
+                       .dout = gr_f32(a->dout)};
+}
 
 static const float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 

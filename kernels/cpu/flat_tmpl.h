@@ -12,6 +12,7 @@ typedef struct flat_args {
     float *x, *m, *v;
     const float *y;
     const gr_adamw *p;
+    const gr_step_stats *s;
     double *sums;
 } flat_args;
 
@@ -22,9 +23,24 @@ static void add_range(const void *args, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) x[i] += y[i];
 }
 
-void LEVEL(gr_add)(gr_device *d, float *x, const float *y, int64_t n) {
-    flat_args a = {.x = x, .y = y};
-    gr_cpu_for(d, n, PIECE, add_range, &a);
+typedef struct add_args {
+    gr_rows x, y;
+    int64_t C;
+} add_args;
+
+static void add_rows(const void *args, int64_t begin, int64_t end) {
+    const add_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        flat_args row = {.x = gr_f32_row(a->x, r), .y = gr_f32_row(a->y, r)};
+        add_range(&row, 0, a->C);
+    }
+}
+
+void LEVEL(gr_add)(gr_device *d, gr_rows x, gr_rows y, int64_t n, int64_t C) {
+    flat_args flat = {.x = gr_f32(x), .y = gr_f32(y)};
+    add_args rows = {x, y, C};
+    if (x.ld == C && y.ld == C) gr_cpu_for(d, n * C, PIECE, add_range, &flat);
+    else gr_cpu_for(d, n, gr_cpu_row_grain(C), add_rows, &rows);
 }
 
 static void adamw_range(const void *args, int64_t begin, int64_t end) {
@@ -32,19 +48,22 @@ static void adamw_range(const void *args, int64_t begin, int64_t end) {
     float *restrict w = a->x, *restrict m = a->m, *restrict v = a->v;
     const float *restrict g = a->y;
     const gr_adamw p = *a->p;
-    float step = (float)(p.lr / (1 - pow(p.beta1, (double)p.step)));
-    float v_scale = (float)(1 / sqrt(1 - pow(p.beta2, (double)p.step))), decay = 1 - p.lr * p.weight_decay;
+    const float clip = a->s->clip;
+    const double t = (double)a->s->optimizer_step;
+    float step = (float)(p.lr / (1 - pow(p.beta1, t)));
+    float v_scale = (float)(1 / sqrt(1 - pow(p.beta2, t))), decay = 1 - p.lr * p.weight_decay;
     for (int64_t i = begin; i < end; i++) {
-        float grad = g[i] * p.grad_scale;
+        float grad = g[i] * clip;
         m[i] = p.beta1 * m[i] + (1 - p.beta1) * grad;
         v[i] = p.beta2 * v[i] + (1 - p.beta2) * grad * grad;
         w[i] = w[i] * decay - step * m[i] / (sqrtf(v[i]) * v_scale + p.epsilon);
     }
 }
 
-void LEVEL(gr_adamw)(gr_device *d, float *w, float *m, float *v, const float *g, int64_t n, const gr_adamw *p) {
-    flat_args a = {.x = w, .m = m, .v = v, .y = g, .p = p};
-    gr_cpu_for(d, n, PIECE, adamw_range, &a);
+void LEVEL(gr_adamw)(gr_device *d, float *w, float *m, float *v, const float *g, int64_t n, const gr_adamw *p,
+                     const gr_step_stats *s) {
+    flat_args a = {.x = w, .m = m, .v = v, .y = g, .p = p, .s = s};
+    if (!s->nonfinite && !s->halt) gr_cpu_for(d, n, PIECE, adamw_range, &a);
 }
 
 static double squares(const float *x, int64_t n) {
@@ -64,7 +83,7 @@ static void squares_range(const void *args, int64_t begin, int64_t end) {
     a->sums[begin / PIECE] = squares(a->y + begin, end - begin);
 }
 
-void LEVEL(gr_sum_squares)(gr_device *d, double *out, const float *x, int64_t n) {
+void LEVEL(gr_sum_squares)(gr_device *d, gr_step_stats *s, const float *x, int64_t n) {
     double sums[GROUP], total = 0;
     for (int64_t at = 0; at < n; at += GROUP * PIECE) {
         int64_t count = n - at < GROUP * PIECE ? n - at : GROUP * PIECE;
@@ -72,16 +91,14 @@ void LEVEL(gr_sum_squares)(gr_device *d, double *out, const float *x, int64_t n)
         gr_cpu_for(d, count, PIECE, squares_range, &a);
         for (int64_t i = 0; i < (count + PIECE - 1) / PIECE; i++) total += sums[i];
     }
-    *out = total;
+    s->squares += total;
 }
 
 typedef struct dropout_args {
-    float *out;
-    const float *x;
+    gr_rows out, x;
     int64_t C;
-    uint64_t seed;
-    const uint64_t *row_key;
-    uint32_t site, threshold; /* a word below it drops its element */
+    const gr_dropout *p;
+    uint32_t threshold; /* a word below it drops its element */
     float scale;
     bool accumulate;
 } dropout_args;
@@ -94,13 +111,13 @@ static void draw(uint32_t word[DRAWS][4], uint64_t seed, uint64_t hi, uint64_t l
 static void dropout_rows(const void *args, int64_t begin, int64_t end) {
     const dropout_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *out = a->out + r * a->C;
-        const float *x = a->x + r * a->C;
+        float *out = gr_f32_row(a->out, r);
+        const float *x = gr_f32_row(a->x, r);
         for (int64_t j = 0; j < a->C; j += 4 * DRAWS) {
             uint32_t word[DRAWS][4];
             float mask[4 * DRAWS];
             int64_t count = a->C - j < 4 * DRAWS ? a->C - j : 4 * DRAWS;
-            draw(word, a->seed, a->row_key[r], (uint64_t)a->site << 32 | (uint64_t)(j / 4));
+            draw(word, a->p->seed, a->p->row_key[r], (uint64_t)a->p->site << 32 | (uint64_t)(j / 4));
             for (int i = 0; i < 4 * DRAWS; i++) mask[i] = (&word[0][0])[i] >= a->threshold ? a->scale : 0;
             if (a->accumulate)
                 for (int64_t i = 0; i < count; i++) out[j + i] += x[j + i] * mask[i];
@@ -110,17 +127,16 @@ static void dropout_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_dropout)(gr_device *d, float *out, const float *x, int64_t n, int64_t C, float p, uint64_t seed,
-                       const uint64_t *row_key, uint32_t site, bool accumulate) {
-    dropout_args a = {out, x, C, seed, row_key, site, (uint32_t)((double)p * 4294967296.0), 1 / (1 - p), accumulate};
+void LEVEL(gr_dropout)(gr_device *d, gr_rows out, gr_rows x, int64_t n, int64_t C, const gr_dropout *p, bool accumulate) {
+    dropout_args a = {out, x, C, p, (uint32_t)((double)p->p * 4294967296.0), 1 / (1 - p->p), accumulate};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), dropout_rows, &a);
 }
 
 typedef struct rope_args {
-    float *x;
+    gr_rows x;
     const int32_t *pos;
     const float *table;
-    int64_t ldx, heads, D;
+    int64_t heads, D;
     float sign;
 } rope_args;
 
@@ -130,7 +146,7 @@ static void rope_rows(const void *args, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         const float *restrict cosine = a->table + a->pos[r] * a->D, *restrict sine = cosine + half;
         for (int64_t h = 0; h < a->heads; h++) {
-            float *restrict u = a->x + r * a->ldx + h * a->D, *restrict v = u + half;
+            float *restrict u = gr_f32_row(a->x, r) + h * a->D, *restrict v = u + half;
             for (int64_t i = 0; i < half; i++) {
                 float s = a->sign * sine[i], ui = u[i], vi = v[i];
                 u[i] = ui * cosine[i] - vi * s;
@@ -140,8 +156,8 @@ static void rope_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_rope)(gr_device *d, float *x, int64_t ldx, const int32_t *pos, const float *table, int64_t n, int64_t n_heads,
-                    int64_t D, bool inverse) {
-    rope_args a = {x, pos, table, ldx, n_heads, D, inverse ? -1.0f : 1.0f};
+void LEVEL(gr_rope)(gr_device *d, gr_rows x, const int32_t *pos, const float *table, int64_t n, int64_t n_heads, int64_t D,
+                    bool inverse) {
+    rope_args a = {x, pos, table, n_heads, D, inverse ? -1.0f : 1.0f};
     gr_cpu_for(d, n, gr_cpu_row_grain(n_heads * D), rope_rows, &a);
 }

@@ -56,7 +56,7 @@ static const rounded_a *find_rounded(const gemm_job *job, const gr_gemm *g) {
 
 /* Places for the rows of a product's factors behind those of the job already there; the floats taken, with m rows each. */
 static int64_t place_rounded(gemm_job *job, const gr_gemm *g, int64_t m, int64_t taken) {
-    float *buffer = ((const gr_cpu *)job->d->impl)->shared;
+    float *buffer = gr_cpu_shared(job->d);
     for (const gr_gemm *t = g; t; t = t->next) {
         if (t->compute != GR_DTYPE_BF16 || find_rounded(job, t)) continue;
         int64_t ld = bf16_pairs(t->k) + BF16_STEP / 2; /* never a power of two apart, which would crowd one set of a cache */

@@ -223,7 +223,7 @@ static double balance(int64_t n, int64_t block, int64_t threads) {
 /* The widest blocks of rows [first, first+m) that keep all threads busy; rows are split too where columns alone do not. */
 static blocks plan_blocks(gr_device *d, const gr_gemm *g, int64_t first, int64_t m) {
     const double good = 0.97;
-    int64_t type_block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(d->threads);
+    int64_t type_block = gr_dtype_get(g->b_type)->block, threads = gr_threads_count(gr_cpu_threads(d));
     int64_t unit = !g->b_transposed && type_block > PANEL ? type_block : PANEL;
     blocks b = {.first = first, .m = m, .m_block = m, .n_block = N_BLOCK, .m_blocks = 1};
     for (int64_t block = N_BLOCK - unit; block >= unit && balance(g->n, b.n_block, threads) < good; block -= unit)
@@ -249,7 +249,7 @@ static void gemm_in_slabs(gemm_job *job, const gr_gemm *g) {
         place_rounded(job, g, m, 0);
         round_placed(job, first, m, 0);
         job->blocks[0] = plan_blocks(job->d, g, first, m);
-        gr_threads_run(job->d->threads, job->blocks[0].count, gemm_task, job);
+        gr_threads_run(gr_cpu_threads(job->d), job->blocks[0].count, gemm_task, job);
     }
 }
 #endif
@@ -269,18 +269,13 @@ void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *products, int n) {
         job.blocks[i] = plan_blocks(d, g, 0, g->m);
         chunks += job.blocks[i].count;
     }
-    gr_threads_run(d->threads, chunks, gemm_task, &job);
+    gr_threads_run(gr_cpu_threads(d), chunks, gemm_task, &job);
 }
 
 static const gr_products products_here = {LEVEL(gr_gemm), LEVEL(gr_int8), &LEVEL(gr_thin)};
 
-void LEVEL(gr_linear_forward)(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
-                              const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_forward_by(&products_here, d, y, ldy, h, x, xd, group, n_group, n);
-}
+void LEVEL(gr_linear_forward)(gr_device *d, const gr_product *p, int64_t n) { gr_linear_forward_by(&products_here, d, p, n); }
 
-void LEVEL(gr_linear_backward)(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy, int64_t ldy,
-                               const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
-                               int64_t n) {
-    gr_linear_backward_by(&products_here, d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
+void LEVEL(gr_linear_backward)(gr_device *d, const gr_product *p, gr_rows dx, bool accumulate, int64_t n) {
+    gr_linear_backward_by(&products_here, d, p, dx, accumulate, n);
 }

@@ -3,21 +3,57 @@
 #ifndef GR_CPU_IMPL_H
 #define GR_CPU_IMPL_H
 
+#include <assert.h>
+
 #include "kernels/kernels.h"
-#include "kernels/threads.h"
 
 /* Floats of scratch a thread owns for the time of one chunk; the largest user is attention_forward. */
 enum { GR_CPU_SCRATCH = 320 * 1024 };
 
 typedef struct gr_cpu {
-    float *scratch; /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
-    void *shared;   /* [GR_CPU_SHARED] bytes an operation's threads share: rounded rows, partial sums; pages come when touched */
+    gr_threads *threads; /* borrowed */
+    float *scratch;      /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
+    void *shared; /* [GR_CPU_SHARED] bytes an operation's threads share: rounded rows, partial sums; pages come when touched */
 } gr_cpu;
 
 enum { GR_CPU_SHARED = 32 << 20 };
 
+static inline gr_threads *gr_cpu_threads(const gr_device *d) { return ((const gr_cpu *)d->impl)->threads; }
+static inline void *gr_cpu_shared(const gr_device *d) { return ((const gr_cpu *)d->impl)->shared; }
 static inline float *gr_cpu_scratch(const gr_device *d, int worker) {
     return ((const gr_cpu *)d->impl)->scratch + (int64_t)worker * GR_CPU_SCRATCH;
+}
+
+/* The CPU's activations are float32. NULL stays NULL. */
+static inline float *gr_f32(gr_rows x) {
+    assert(!x.data || x.type == GR_DTYPE_F32);
+    return x.data;
+}
+static inline float *gr_f32_row(gr_rows x, int64_t row) { return x.data ? gr_f32(x) + row * x.ld : NULL; }
+
+/* gr_group.form: int8 forms of each member's weight (gr_int8_pack), NULL: its products are exact. */
+typedef struct gr_cpu_form {
+    void *memory;
+    const void *forward[GR_GROUP_MAX], *backward[GR_GROUP_MAX];
+} gr_cpu_form;
+
+/* gr_kv.form: keys and values in the form that attention multiplies, in blocks of GR_KV_BLOCK positions. attention_forward fills it
+ * while single queries are decoded, and reads from it what it filled; kv_append lowers `packed`. Changes no bit. */
+enum { GR_KV_BLOCK = 64 };
+typedef struct gr_cpu_kv {
+    float *panels;   /* [slots, K, blocks, 2 * GR_KV_BLOCK * (D rounded up to 32)] at most */
+    int32_t *packed; /* [slots, K] leading positions that are there */
+    int64_t max_len; /* rows of a slot: kv_start = slot * max_len */
+    int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
+    int64_t K;
+} gr_cpu_kv;
+
+static inline gr_cpu_kv *gr_cpu_kv_of(const gr_kv *kv) { return kv ? kv->form : NULL; }
+
+/* What no kernel here has yet, or takes for granted. */
+static inline void gr_check_attention(const gr_attention *a) {
+    assert(a->window == 0 && a->softcap == 0);
+    assert(a->k.ld == a->v.ld);
 }
 
 /* Run fn over [0,n) in fixed pieces of grain, on the pool. */
@@ -72,43 +108,46 @@ gr_int8_fn gr_int8_generic, gr_int8_avx2, gr_int8_avx512;
 #define gr_int8_amx        gr_int8_avx512
 #define gr_int8_avx512bf16 gr_int8_avx512
 
-/* The low-rank products of a group's adapters at a level (NULL: none); false: not of these shapes. Forward: h = xd A^T. Backward:
- * dh = scale dy B where something needs it, and every dA and dB. */
+/* The form of a frozen w for such products (transposed: those of the backward): the bytes it takes, and the form itself into
+ * packed[bytes], 64-byte aligned. It holds integers of 8 or 4 bits with a scale (4 bits: and a minimum) for every 32 of the
+ * contraction: those of the file where its format has them along the contraction (Q4_0, Q4_1, Q8_0; Q4_K with scales rounded to
+ * half), else the nearest of 255 values. */
+int64_t gr_int8_size(const gr_weight *w, bool transposed);
+void gr_int8_pack(gr_device *d, void *packed, const gr_weight *w, bool transposed);
+
+/* The low-rank products of a group's adapters at a level (NULL: none) for p, whose LoRA input is xd; false: not of these shapes.
+ * Forward: h = xd A^T. Backward: dh = scale dy B where something needs it (want_dx: the LoRA input's gradient does), and every dA
+ * and dB. */
 typedef struct gr_thin_level gr_thin_level;
 extern const gr_thin_level gr_thin_avx2, gr_thin_avx512;
 #define gr_thin_amx        gr_thin_avx512
 #define gr_thin_avx512bf16 gr_thin_avx512
-bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group,
-                     int n_group, int64_t n);
-bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd,
-                      const float *h, bool want_dx, const gr_linear *const *group, int n_group, int64_t n);
+bool gr_thin_forward(const gr_thin_level *level, gr_device *d, const gr_product *p, gr_rows xd, int64_t n);
+bool gr_thin_backward(const gr_thin_level *level, gr_device *d, const gr_product *p, gr_rows xd, bool want_dx, int64_t n);
 
-/* linear_forward and linear_backward over a level's products: parameters of ops.def after them. */
+/* linear_forward and linear_backward over a level's products. */
 typedef struct gr_products {
     gr_gemm_fn *gemm;
     gr_int8_fn *int8;
     const gr_thin_level *thin;
 } gr_products;
-void gr_linear_forward_by(const gr_products *by, gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
-                          const gr_linear *const *group, int n_group, int64_t n);
-void gr_linear_backward_by(const gr_products *by, gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy,
-                           int64_t ldy, const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
-                           int64_t n);
+void gr_linear_forward_by(const gr_products *by, gr_device *d, const gr_product *p, int64_t n);
+void gr_linear_backward_by(const gr_products *by, gr_device *d, const gr_product *p, gr_rows dx, bool accumulate, int64_t n);
 
-#define GR_OP(name, params) void gr_##name##_generic params;
+#define GR_OP(name, params, args) void gr_##name##_generic params;
 #include "kernels/ops.def"
 #undef GR_OP
-#define GR_OP(name, params) void gr_##name##_avx2 params;
+#define GR_OP(name, params, args) void gr_##name##_avx2 params;
 #include "kernels/ops.def"
 #undef GR_OP
-#define GR_OP(name, params) void gr_##name##_avx512 params;
+#define GR_OP(name, params, args) void gr_##name##_avx512 params;
 #include "kernels/ops.def"
 #undef GR_OP
 /* of these two only what multiplies matrices */
-#define GR_OP(name, params) void gr_##name##_avx512bf16 params;
+#define GR_OP(name, params, args) void gr_##name##_avx512bf16 params;
 #include "kernels/ops.def"
 #undef GR_OP
-#define GR_OP(name, params) void gr_##name##_amx params;
+#define GR_OP(name, params, args) void gr_##name##_amx params;
 #include "kernels/ops.def"
 #undef GR_OP
 

@@ -23,10 +23,9 @@ static int8_weight header(const gr_weight *w, bool transposed) {
     return h;
 }
 
-void gr_int8_size_generic(gr_device *d, int64_t *bytes, const gr_weight *w, bool transposed) {
-    (void)d;
+int64_t gr_int8_size(const gr_weight *w, bool transposed) {
     int8_weight h = header(w, transposed);
-    *bytes = (int64_t)sizeof h + ceil_div(h.n, I8_COLUMNS) * h.blocks * h.block_bytes;
+    return (int64_t)sizeof h + ceil_div(h.n, I8_COLUMNS) * h.blocks * h.block_bytes;
 }
 
 typedef struct pack_job {
@@ -131,7 +130,7 @@ static void pack_columns(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_int8_pack_generic(gr_device *d, void *packed, const gr_weight *w, bool transposed) {
+void gr_int8_pack(gr_device *d, void *packed, const gr_weight *w, bool transposed) {
     pack_job job = {packed, w};
     *job.to = header(w, transposed);
     if (transposed) gr_cpu_for(d, ceil_div(w->cols, CHUNK), 1, pack_columns, &job);
@@ -181,7 +180,7 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
     const int8_weight *w = products[0].packed;
     int64_t blocks = w->blocks, row_bytes = blocks * (I8_BLOCK + 2 * (int64_t)sizeof(float) + (int64_t)sizeof(int32_t));
     int64_t capacity = GR_CPU_SHARED / row_bytes - LD_MORE, panels = 0;
-    uint8_t *at = ((const gr_cpu *)d->impl)->shared;
+    uint8_t *at = gr_cpu_shared(d);
     for (int i = 0; i < n_products; i++) panels += panels_of(products[i].packed);
     for (int64_t i = 0, count; i < m; i += count) {
         count = m - i < capacity ? m - i : capacity;
@@ -202,10 +201,10 @@ void gr_int8_by(const int8_level *level, gr_device *d, const float *a, int64_t l
         job.row_block = ceil_div(count, job.row_blocks);
         /* few rows read the weight once: long stretches for each thread, in pieces small enough that all are done at the same
          * time */
-        int64_t pieces = CHUNKS_A_THREAD * gr_threads_count(d->threads);
+        int64_t pieces = CHUNKS_A_THREAD * gr_threads_count(gr_cpu_threads(d));
         job.panel_blocks = job.row_blocks > 1 ? ceil_div(panels, PANEL_BLOCK) : panels < pieces ? panels : pieces;
         gr_cpu_for(d, count, gr_cpu_row_grain(w->k), round_rows, &job);
-        gr_threads_run(d->threads, job.panel_blocks * job.row_blocks, product_task, &job);
+        gr_threads_run(gr_cpu_threads(d), job.panel_blocks * job.row_blocks, product_task, &job);
     }
 }
 

@@ -6,12 +6,33 @@
 #include "kernels/cpu/impl.h"
 
 typedef struct attention {
-    float *out, *dq, *dk, *dv, *lse;
-    const float *dout, *q, *k, *v, *out_in, *lse_in;
+    float *out, *lse, *dq, *dk, *dv;
+    const float *dout, *q, *k, *v;
     int64_t ldo, ldq, ldkv, H, K, D;
     const gr_seq *seqs;
     float scale;
 } attention;
+
+static attention attention_of(const gr_attention *a) {
+    gr_check_attention(a);
+    return (attention){.out = gr_f32(a->out),
+                       .lse = a->lse,
+                       .dq = gr_f32(a->dq),
+                       .dk = gr_f32(a->dk),
+                       .dv = gr_f32(a->dv),
+                       .dout = gr_f32(a->dout),
+                       .q = gr_f32(a->q),
+                       .k = gr_f32(a->k),
+                       .v = gr_f32(a->v),
+                       .ldo = a->out.ld,
+                       .ldq = a->q.ld,
+                       .ldkv = a->k.ld,
+                       .H = a->H,
+                       .K = a->K,
+                       .D = a->D,
+                       .seqs = a->seqs,
+                       .scale = a->scale};
+}
 
 static float dot(const float *a, const float *b, int64_t n) {
     float sum = 0;
@@ -51,35 +72,20 @@ static void forward_tasks(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_attention_forward_generic(gr_device *d, float *out, int64_t ldo, float *lse, const float *q, int64_t ldq, const float *k,
-                                  const float *v, int64_t ldkv, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
-                                  float scale, gr_dtype compute, const gr_kv_panels *panels) {
-    (void)compute, (void)panels;
-    attention t = {.out = out,
-                   .lse = lse,
-                   .q = q,
-                   .k = k,
-                   .v = v,
-                   .ldo = ldo,
-                   .ldq = ldq,
-                   .ldkv = ldkv,
-                   .H = H,
-                   .K = K,
-                   .D = D,
-                   .seqs = seqs,
-                   .scale = scale};
-    gr_cpu_for(d, n_seqs * H, 1, forward_tasks, &t);
+void gr_attention_forward_generic(gr_device *d, const gr_attention *a) {
+    attention t = attention_of(a);
+    gr_cpu_for(d, a->n_seqs * a->H, 1, forward_tasks, &t);
 }
 
 /* p = softmax row; ds = p (dout v^T - delta), delta = dout . out (the sum over keys of p dp). */
 static void backward_row(const attention *t, int64_t row, int64_t kv_start, int64_t keys, int64_t h) {
     int64_t at = h / (t->H / t->K) * t->D;
     const float *q = t->q + row * t->ldq + h * t->D, *dout = t->dout + row * t->ldo + h * t->D;
-    float *dq = t->dq + row * t->ldq + h * t->D, delta = dot(dout, t->out_in + row * t->ldo + h * t->D, t->D);
+    float *dq = t->dq + row * t->ldq + h * t->D, delta = dot(dout, t->out + row * t->ldo + h * t->D, t->D);
     memset(dq, 0, (size_t)t->D * sizeof *dq);
     for (int64_t j = kv_start; j < kv_start + keys; j++) {
         const float *k = t->k + j * t->ldkv + at, *v = t->v + j * t->ldkv + at;
-        float p = expf(t->scale * dot(q, k, t->D) - t->lse_in[row * t->H + h]);
+        float p = expf(t->scale * dot(q, k, t->D) - t->lse[row * t->H + h]);
         float ds = t->scale * p * (dot(dout, v, t->D) - delta);
         add_scaled(dq, ds, k, t->D);
         add_scaled(t->dk + j * t->ldkv + at, ds, q, t->D);
@@ -102,28 +108,7 @@ static void backward_tasks(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_attention_backward_generic(gr_device *d, float *dq, float *dk, float *dv, float *delta, const float *dout, int64_t ldo,
-                                   const float *q, int64_t ldq, const float *k, const float *v, int64_t ldkv, const float *out,
-                                   const float *lse, const gr_seq *seqs, int64_t n_seqs, int64_t H, int64_t K, int64_t D,
-                                   float scale, gr_dtype compute) {
-    (void)compute;
-    (void)delta;
-    attention t = {.dq = dq,
-                   .dk = dk,
-                   .dv = dv,
-                   .dout = dout,
-                   .q = q,
-                   .k = k,
-                   .v = v,
-                   .out_in = out,
-                   .lse_in = lse,
-                   .ldo = ldo,
-                   .ldq = ldq,
-                   .ldkv = ldkv,
-                   .H = H,
-                   .K = K,
-                   .D = D,
-                   .seqs = seqs,
-                   .scale = scale};
-    gr_cpu_for(d, n_seqs * K, 1, backward_tasks, &t);
+void gr_attention_backward_generic(gr_device *d, const gr_attention *a) {
+    attention t = attention_of(a);
+    gr_cpu_for(d, a->n_seqs * a->K, 1, backward_tasks, &t);
 }

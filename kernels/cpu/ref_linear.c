@@ -75,13 +75,8 @@ void gr_gemm_generic(gr_device *d, const gr_gemm *products, int n) {
 
 static const gr_products products_here = {gr_gemm_generic, gr_int8_generic, NULL};
 
-void gr_linear_forward_generic(gr_device *d, float *y, int64_t ldy, float *h, const float *x, const float *xd,
-                               const gr_linear *const *group, int n_group, int64_t n) {
-    gr_linear_forward_by(&products_here, d, y, ldy, h, x, xd, group, n_group, n);
-}
+void gr_linear_forward_generic(gr_device *d, const gr_product *p, int64_t n) { gr_linear_forward_by(&products_here, d, p, n); }
 
-void gr_linear_backward_generic(gr_device *d, float *dx, bool accumulate, float *dxd, float *dh, const float *dy, int64_t ldy,
-                                const float *x, const float *xd, const float *h, const gr_linear *const *group, int n_group,
-                                int64_t n) {
-    gr_linear_backward_by(&products_here, d, dx, accumulate, dxd, dh, dy, ldy, x, xd, h, group, n_group, n);
+void gr_linear_backward_generic(gr_device *d, const gr_product *p, gr_rows dx, bool accumulate, int64_t n) {
+    gr_linear_backward_by(&products_here, d, p, dx, accumulate, n);
 }

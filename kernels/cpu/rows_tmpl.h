@@ -12,8 +12,9 @@ enum { COLUMNS = 64, LOSS_BLOCK = 1024 };
 #define EACH_VECTOR(C) for (int64_t j = 0, count; count = (C)-j < VL ? (C)-j : VL, j < (C); j += VL)
 
 typedef struct row_args {
-    float *out, *x_out, *rstd_out;
-    const float *x, *dout, *w, *rstd, *add;
+    gr_rows out, x, dout, add;
+    float *f32, *dw;
+    const float *w, *rstd;
     const int32_t *target;
     int64_t n, C;
     float eps;
@@ -22,12 +23,13 @@ typedef struct row_args {
 static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *x = a->x_out + r * a->C, *out = a->out + r * a->C;
+        float *x = gr_f32_row(a->x, r), *out = gr_f32_row(a->out, r);
+        const float *add = gr_f32_row(a->add, r);
         vf squares = v_set(0);
         EACH_VECTOR(a->C) {
             vf v = v_load_n(x + j, count);
-            if (a->add) {
-                v = v_add(v, v_load_n(a->add + r * a->C + j, count));
+            if (add) {
+                v = v_add(v, v_load_n(add + j, count));
                 v_store_n(x + j, v, count);
             }
             squares = v_fma(v, v, squares);
@@ -35,13 +37,13 @@ static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
         float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->eps);
         EACH_VECTOR(a->C)
         v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->w + j, count)), count);
-        if (a->rstd_out) a->rstd_out[r] = rstd;
+        if (a->f32) a->f32[r] = rstd;
     }
 }
 
-void LEVEL(gr_rmsnorm_forward)(gr_device *d, float *out, float *rstd, float *x, const float *add, const float *w, int64_t n,
-                               int64_t C, float eps) {
-    row_args a = {.out = out, .x_out = x, .rstd_out = rstd, .add = add, .w = w, .C = C, .eps = eps};
+void LEVEL(gr_rmsnorm_forward)(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const float *w, int64_t n, int64_t C,
+                               float eps) {
+    row_args a = {.out = out, .x = x, .f32 = rstd, .add = add, .w = w, .C = C, .eps = eps};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_rows, &a);
 }
 
@@ -49,8 +51,8 @@ void LEVEL(gr_rmsnorm_forward)(gr_device *d, float *out, float *rstd, float *x, 
 static void rmsnorm_backward_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        const float *dout = a->dout + r * a->C, *x = a->x + r * a->C;
-        float *dx = a->out + r * a->C, rstd = a->rstd[r];
+        const float *dout = gr_f32_row(a->dout, r), *x = gr_f32_row(a->x, r);
+        float *dx = gr_f32_row(a->out, r), rstd = a->rstd[r];
         vf sum = v_set(0);
         EACH_VECTOR(a->C) {
             vf g = v_mul(v_load_n(dout + j, count), v_load_n(a->w + j, count));
@@ -67,43 +69,47 @@ static void rmsnorm_backward_rows(const void *args, int64_t begin, int64_t end) 
 
 static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
-    for (int64_t r = 0; r < a->n; r++)
-        for (int64_t j = begin; j < end; j++) a->x_out[j] += a->dout[r * a->C + j] * a->x[r * a->C + j] * a->rstd[r];
+    for (int64_t r = 0; r < a->n; r++) {
+        const float *dout = gr_f32_row(a->dout, r), *x = gr_f32_row(a->x, r);
+        for (int64_t j = begin; j < end; j++) a->dw[j] += dout[j] * x[j] * a->rstd[r];
+    }
 }
 
-void LEVEL(gr_rmsnorm_backward)(gr_device *d, float *dx, float *dw, const float *dout, const float *x, const float *rstd,
-                                const float *w, int64_t n, int64_t C) {
-    row_args a = {.out = dx, .x_out = dw, .dout = dout, .x = x, .rstd = rstd, .w = w, .n = n, .C = C};
+void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, float *dw, gr_rows dout, gr_rows x, const float *rstd, const float *w,
+                                int64_t n, int64_t C) {
+    row_args a = {.out = dx, .dw = dw, .dout = dout, .x = x, .rstd = rstd, .w = w, .n = n, .C = C};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_backward_rows, &a);
     if (dw) gr_cpu_for(d, C, COLUMNS, rmsnorm_weight_columns, &a);
 }
 
 static inline vf v_sigmoid(vf x) { return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x)))); }
 
-static void swiglu_rows(const void *args, int64_t begin, int64_t end) {
+static void glu_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        const float *gate = a->x + r * 2 * a->C, *up = gate + a->C;
+        const float *gate = gr_f32_row(a->x, r), *up = gate + a->C;
+        float *out = gr_f32_row(a->out, r);
         EACH_VECTOR(a->C) {
             vf g = v_load_n(gate + j, count), u = v_load_n(up + j, count);
-            v_store_n(a->out + r * a->C + j, v_mul(v_mul(g, v_sigmoid(g)), u), count);
+            v_store_n(out + j, v_mul(v_mul(g, v_sigmoid(g)), u), count);
         }
     }
 }
 
-void LEVEL(gr_swiglu_forward)(gr_device *d, float *out, const float *gu, int64_t n, int64_t F) {
+void LEVEL(gr_glu_forward)(gr_device *d, gr_rows out, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
     row_args a = {.out = out, .x = gu, .C = F};
-    gr_cpu_for(d, n, gr_cpu_row_grain(F), swiglu_rows, &a);
+    assert(act == GR_ACTIVATION_SILU);
+    gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_rows, &a);
 }
 
-static void swiglu_backward_rows(const void *args, int64_t begin, int64_t end) {
+static void glu_backward_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        const float *gate = a->x + r * 2 * a->C, *up = gate + a->C;
-        float *dgate = a->out + r * 2 * a->C, *dup = dgate + a->C;
+        const float *gate = gr_f32_row(a->x, r), *up = gate + a->C, *dy = gr_f32_row(a->dout, r);
+        float *dgate = gr_f32_row(a->out, r), *dup = dgate + a->C;
         EACH_VECTOR(a->C) {
             vf g = v_load_n(gate + j, count), u = v_load_n(up + j, count), s = v_sigmoid(g);
-            vf dout = v_load_n(a->dout + r * a->C + j, count);
+            vf dout = v_load_n(dy + j, count);
             vf slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
             v_store_n(dgate + j, v_mul(v_mul(dout, u), slope), count);
             v_store_n(dup + j, v_mul(v_mul(dout, g), s), count);
@@ -111,9 +117,10 @@ static void swiglu_backward_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_swiglu_backward)(gr_device *d, float *dgu, const float *dout, const float *gu, int64_t n, int64_t F) {
+void LEVEL(gr_glu_backward)(gr_device *d, gr_rows dgu, gr_rows dout, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
     row_args a = {.out = dgu, .x = gu, .dout = dout, .C = F};
-    gr_cpu_for(d, n, gr_cpu_row_grain(F), swiglu_backward_rows, &a);
+    assert(act == GR_ACTIVATION_SILU);
+    gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_backward_rows, &a);
 }
 
 /* Sum of exp(x - largest) of a row; the terms replace x when keep. A block of lanes at a time is added in double. */
@@ -136,12 +143,12 @@ static double exp_sum(float *x, int64_t C, float largest, bool keep) {
 static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *logits = a->x_out + r * a->C, target_logit = logits[a->target[r]];
+        float *logits = gr_f32_row(a->x, r), target_logit = logits[a->target[r]];
         vf m = v_set(-INFINITY);
         EACH_VECTOR(a->C) m = v_max(m, v_first(v_load_n(logits + j, count), m, count));
         float largest = v_largest(m);
         double sum = exp_sum(logits, a->C, largest, a->w != NULL);
-        a->out[r] = (float)(log(sum) + (double)largest - (double)target_logit);
+        a->f32[r] = (float)(log(sum) + (double)largest - (double)target_logit);
         if (!a->w) continue;
         float scale = (float)(a->w[r] / sum);
         EACH_VECTOR(a->C) v_store_n(logits + j, v_mul(v_load_n(logits + j, count), v_set(scale)), count);
@@ -150,8 +157,8 @@ static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_cross_entropy)(gr_device *d, float *nll, float *logits, const int32_t *target, const float *weight, int64_t n,
+void LEVEL(gr_cross_entropy)(gr_device *d, float *nll, gr_rows logits, const int32_t *target, const float *weight, int64_t n,
                              int64_t V) {
-    row_args a = {.out = nll, .x_out = logits, .target = target, .w = weight, .C = V};
+    row_args a = {.f32 = nll, .x = logits, .target = target, .w = weight, .C = V};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), cross_entropy_rows, &a);
 }

@@ -26,25 +26,25 @@ typedef struct thin_job {
     gr_device *d;
     thin_lora loras[LORAS_MAX];
     int n_loras;
-    int64_t n, K, ldh, ldy, part_rows, part_floats;
-    const float *xd, *h, *dy;
-    float *to, *dh;
+    int64_t n, K, ldh, part_rows, part_floats;
+    gr_rows xd, dy;
+    float *h, *dh;
     bool want_dh, want_dA;
     float *factors; /* A^T of all adapters together, or each one's B: slices */
     float *parts;   /* [parts][part_floats]: dB of each adapter, then dA of all together: slices */
 } thin_job;
 
-static bool describe(thin_job *job, const gr_linear *const *group, int n_group) {
+static bool describe(thin_job *job, const gr_group *group) {
     int64_t out = 0;
-    job->K = n_group > 0 ? group[0]->w.cols : 0;
-    for (int i = 0; i < n_group; out += group[i]->w.rows, i++)
-        for (int j = 0; j < group[i]->n_lora; j++) {
-            const gr_lora *lora = &group[i]->lora[j];
+    job->K = gr_group_inputs(group);
+    for (int i = 0; i < group->n; out += group->member[i]->w.rows, i++)
+        for (int j = 0; j < group->member[i]->n_lora; j++) {
+            const gr_lora *lora = &group->member[i]->lora[j];
             if (lora->rank > RANK_MAX || job->n_loras == LORAS_MAX) return false;
-            job->loras[job->n_loras++] = (thin_lora){lora, group[i]->w.rows, out, job->ldh};
+            job->loras[job->n_loras++] = (thin_lora){lora, group->member[i]->w.rows, out, job->ldh};
             job->ldh += lora->rank;
         }
-    job->factors = ((const gr_cpu *)job->d->impl)->shared;
+    job->factors = gr_cpu_shared(job->d);
     return job->n_loras > 0 && job->n > 0;
 }
 
@@ -77,17 +77,16 @@ static void forward_rows(const void *args, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row += AT_ONCE)
         for (int64_t s = 0; s < slices(job->ldh); s++) {
             gr_thin t = {.b = job->factors + s * job->K * THIN,
-                         .to = job->to + row * job->ldh + s * THIN,
+                         .to = job->h + row * job->ldh + s * THIN,
                          .ld = job->ldh,
                          .ranks = ranks_of(job->ldh, s)};
-            job->level->pass(&t, end - row < AT_ONCE ? end - row : AT_ONCE, job->K, job->xd + row * job->K, job->K);
+            job->level->pass(&t, end - row < AT_ONCE ? end - row : AT_ONCE, job->K, gr_f32_row(job->xd, row), job->xd.ld);
         }
 }
 
-bool gr_thin_forward(const gr_thin_level *level, gr_device *d, float *h, const float *xd, const gr_linear *const *group,
-                     int n_group, int64_t n) {
-    thin_job job = {.level = level, .d = d, .n = n, .to = h, .xd = xd};
-    if (!level || !describe(&job, group, n_group) || !fits(a_floats(&job))) return false;
+bool gr_thin_forward(const gr_thin_level *level, gr_device *d, const gr_product *p, gr_rows xd, int64_t n) {
+    thin_job job = {.level = level, .d = d, .n = n, .h = p->h, .xd = xd};
+    if (!level || !describe(&job, p->group) || !fits(a_floats(&job))) return false;
     gr_cpu_for(d, job.K, 512, slice_a, &job);
     gr_cpu_for(d, n, AT_ONCE, forward_rows, &job);
     return true;
@@ -120,7 +119,7 @@ static void scale_rows(float *x, int64_t ld, int64_t rows, int64_t n, float scal
 
 /* Rows [row, row+rows): dh, then what they give to the part's dB and dA. */
 static void backward_rows(const thin_job *job, float *part, int64_t row, int64_t rows) {
-    const float *B = job->factors, *h = job->h + row * job->ldh, *dy = job->dy + row * job->ldy;
+    const float *B = job->factors, *h = job->h + row * job->ldh, *dy = gr_f32_row(job->dy, row);
     float *dh = job->dh + row * job->ldh;
     for (const thin_lora *l = job->loras; l < job->loras + job->n_loras; B += b_floats(l), l++)
         for (int64_t s = 0, at = l->at; s < slices(l->lora->rank); s++, at += THIN, part += l->N * THIN) {
@@ -130,12 +129,12 @@ static void backward_rows(const thin_job *job, float *part, int64_t row, int64_t
                          .part = part,
                          .ld = job->ldh,
                          .ranks = ranks_of(l->lora->rank, s)};
-            job->level->pass(&t, rows, l->N, dy + l->out, job->ldy);
+            job->level->pass(&t, rows, l->N, dy + l->out, job->dy.ld);
             if (job->want_dh) scale_rows(dh + at, job->ldh, rows, t.ranks, l->lora->scale);
         }
     for (int64_t s = 0; job->want_dA && s < slices(job->ldh); s++, part += job->K * THIN) {
         gr_thin t = {.s = dh + s * THIN, .part = part, .ld = job->ldh, .ranks = ranks_of(job->ldh, s)};
-        job->level->pass(&t, rows, job->K, job->xd + row * job->K, job->K);
+        job->level->pass(&t, rows, job->K, gr_f32_row(job->xd, row), job->xd.ld);
     }
 }
 
@@ -173,19 +172,18 @@ static void give_gradients(void *context, int64_t chunk, int worker) {
     }
 }
 
-bool gr_thin_backward(const gr_thin_level *level, gr_device *d, float *dh, const float *dy, int64_t ldy, const float *xd,
-                      const float *h, bool want_dx, const gr_linear *const *group, int n_group, int64_t n) {
-    thin_job job = {.level = level, .d = d, .n = n, .xd = xd, .h = h, .dy = dy, .ldy = ldy, .dh = dh, .part_rows = ROWS};
-    if (!level || !describe(&job, group, n_group)) return false;
+bool gr_thin_backward(const gr_thin_level *level, gr_device *d, const gr_product *p, gr_rows xd, bool want_dx, int64_t n) {
+    thin_job job = {.level = level, .d = d, .n = n, .xd = xd, .h = p->h, .dy = p->y, .dh = p->dh, .part_rows = ROWS};
+    if (!level || !describe(&job, p->group)) return false;
     for (int i = 0; i < job.n_loras; i++) job.want_dA |= job.loras[i].lora->dA != NULL;
     job.want_dh = want_dx || job.want_dA;
     job.part_floats = all_b_floats(&job) + (job.want_dA ? a_floats(&job) : 0);
     job.parts = job.factors + all_b_floats(&job);
     for (; !fits(all_b_floats(&job) + (n + job.part_rows - 1) / job.part_rows * job.part_floats); job.part_rows *= 2)
         if (job.part_rows >= n) return false;
-    gr_threads_run(d->threads, job.n_loras, slice_b, &job);
-    gr_threads_run(d->threads, (n + job.part_rows - 1) / job.part_rows, backward_part, &job);
+    gr_threads_run(gr_cpu_threads(d), job.n_loras, slice_b, &job);
+    gr_threads_run(gr_cpu_threads(d), (n + job.part_rows - 1) / job.part_rows, backward_part, &job);
     gr_cpu_for(d, job.part_floats, 4096, add_parts, &job);
-    gr_threads_run(d->threads, job.n_loras, give_gradients, &job);
+    gr_threads_run(gr_cpu_threads(d), job.n_loras, give_gradients, &job);
     return true;
 }

@@ -1,0 +1,26 @@
+/* ref_step.c - what a step sums up: a few numbers, on one thread. */
+#include <math.h>
+
+#include "kernels/cpu/impl.h"
+
+void gr_loss_sum_generic(gr_device *d, gr_step_stats *s, const float *nll, const float *weight, const int32_t *row, int64_t n,
+                         int64_t first) {
+    (void)d;
+    for (int64_t r = 0; r < n; r++) {
+        s->nll += (double)nll[r] * weight[r];
+        if (!isfinite(nll[r]) && s->bad_row < 0) s->bad_row = first + row[r];
+    }
+}
+
+void gr_step_prepare_generic(gr_device *d, gr_step_stats *s, double max_norm, bool halt_on_nonfinite) {
+    double norm = sqrt(s->squares);
+    (void)d;
+    s->nonfinite = !isfinite(s->nll) || !isfinite(norm);
+    s->clip = 1;
+    if (s->nonfinite) {
+        s->halt |= halt_on_nonfinite;
+        return;
+    }
+    if (max_norm > 0 && max_norm / (norm + 1e-6) < 1) s->clip = (float)(max_norm / (norm + 1e-6));
+    if (!s->halt) s->optimizer_step++;
+}
