@@ -1,0 +1,361 @@
+/* far.c - the device for tests (GRAFT_DEVICE=far): the CPU's operations on memory that the host cannot reach. It shows on any
+ * machine what a device with memory and queues of its own would: all memory lies in one region that is protected but for the time of
+ * an operation; new memory holds NaNs; an upload waits until an operation, a copy or a download needs it; pointers that an operation
+ * is given must lie in living memory of the region. Who breaks a rule dies, by a fault or with a message. Calls come from one thread
+ * of the host. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kernels/backend.h"
+
+static const int64_t REGION = 256LL << 30; /* of addresses; pages come when touched */
+
+typedef struct block {
+    int64_t at, bytes;
+    bool used;
+} block;
+
+typedef struct upload {
+    struct upload *next;
+    gr_mark number;
+    void *to;
+    int64_t bytes;
+    char data[];
+} upload;
+
+typedef struct far {
+    gr_device device; /* the CPU's, but for what is replaced */
+    gr_device *cpu;
+    char level[32];
+    char *region;
+    block *blocks; /* all of the region, in order */
+    int64_t n_blocks, room;
+    int64_t top;    /* no memory was given out from there on */
+    gr_mark number; /* of the newest work */
+    upload *waiting, **last;
+} far;
+
+static _Noreturn void refuse(const char *who, const char *argument, const void *p, const char *why) {
+    fprintf(stderr, "graft: far device: %s: %s (%p) %s\n", who, argument, p, why);
+    abort();
+}
+
+/* ---- what lies in the region ---- */
+
+static bool in_region(const far *f, const void *p) { return (uintptr_t)p - (uintptr_t)f->region < (uintptr_t)REGION; }
+
+/* The block that holds an address of the region. */
+static block *block_of(const far *f, const void *p) {
+    int64_t at = (const char *)p - f->region, low = 0, high = f->n_blocks;
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (f->blocks[middle].at <= at) low = middle;
+        else high = middle;
+    }
+    return &f->blocks[low];
+}
+
+static void check_bytes(const far *f, const char *who, const char *argument, const void *p, int64_t bytes) {
+    if (!p) return;
+    if (!in_region(f, p)) refuse(who, argument, p, "is not the device's memory");
+    const block *b = block_of(f, p);
+    if (!b->used) refuse(who, argument, p, "was freed");
+    if (bytes > b->at + b->bytes - ((const char *)p - f->region)) refuse(who, argument, p, "has fewer bytes than asked for");
+}
+
+static void check_host(const far *f, const char *who, const void *p) {
+    if (p && in_region(f, p)) refuse(who, "host", p, "is the device's memory");
+}
+
+/* ---- protection, and uploads that wait ---- */
+
+static void protect(const far *f, const void *p, int64_t bytes, int access) {
+    int64_t begin = ((const char *)p - f->region) / 4096 * 4096, end = (const char *)p - f->region + bytes;
+    if (mprotect(f->region + begin, (size_t)(end - begin), access) != 0) refuse("memory", "mprotect", p, "failed");
+}
+
+static void reach(const far *f, const void *p, int64_t bytes) { protect(f, p, bytes, PROT_READ | PROT_WRITE); }
+static void leave(const far *f, const void *p, int64_t bytes) { protect(f, p, bytes, PROT_NONE); }
+
+/* Uploads up to a mark arrive, in order. */
+static void deliver(far *f, gr_mark until) {
+    for (upload *u; (u = f->waiting) && u->number <= until;) {
+        reach(f, u->to, u->bytes);
+        memcpy(u->to, u->data, (size_t)u->bytes);
+        leave(f, u->to, u->bytes);
+        f->waiting = u->next;
+        free(u);
+    }
+    if (!f->waiting) f->last = &f->waiting;
+}
+
+static void begin_work(far *f) {
+    deliver(f, f->number++);
+    reach(f, f->region, f->top);
+}
+
+static void end_work(far *f) { leave(f, f->region, f->top); }
+
+/* ---- memory: the first free block that is large enough ---- */
+
+static void *far_alloc(gr_device *d, int64_t bytes) {
+    far *f = (far *)d;
+    if (bytes < 0 || bytes > REGION) return NULL;
+    bytes = bytes > 0 ? (bytes + 63) / 64 * 64 : 64;
+    if (f->n_blocks == f->room) {
+        block *more = realloc(f->blocks, (size_t)(2 * f->room) * sizeof *more);
+        if (!more) return NULL;
+        f->blocks = more, f->room *= 2;
+    }
+    block *b = f->blocks;
+    while (b < f->blocks + f->n_blocks && (b->used || b->bytes < bytes)) b++;
+    if (b == f->blocks + f->n_blocks) return NULL;
+    if (b->bytes > bytes) {
+        memmove(b + 1, b, (size_t)(f->blocks + f->n_blocks++ - b) * sizeof *b);
+        b[1].at += bytes, b[1].bytes -= bytes;
+        b->bytes = bytes;
+    }
+    b->used = true;
+    if (f->top < b->at + bytes) f->top = b->at + bytes;
+    char *p = f->region + b->at;
+    reach(f, p, bytes);
+    memset(p, 0xFF, (size_t)bytes);
+    leave(f, p, bytes);
+    return p;
+}
+
+/* b takes in the block after it. */
+static void join(far *f, block *b) {
+    b->bytes += b[1].bytes;
+    memmove(b + 1, b + 2, (size_t)(f->blocks + f->n_blocks-- - (b + 2)) * sizeof *b);
+}
+
+static void far_free(gr_device *d, void *p) {
+    far *f = (far *)d;
+    if (!p) return;
+    check_bytes(f, "free", "p", p, 0);
+    block *b = block_of(f, p);
+    if (f->region + b->at != p) refuse("free", "p", p, "is not what alloc gave");
+    deliver(f, f->number);
+    b->used = false;
+    if (b + 1 < f->blocks + f->n_blocks && !b[1].used) join(f, b);
+    if (b > f->blocks && !b[-1].used) join(f, b - 1);
+}
+
+static void far_zero(gr_device *d, void *p, int64_t bytes) {
+    far *f = (far *)d;
+    check_bytes(f, "zero", "p", p, bytes);
+    begin_work(f);
+    f->cpu->zero(f->cpu, p, bytes);
+    end_work(f);
+}
+
+static void far_copy(gr_device *d, void *to, const void *from, int64_t bytes) {
+    far *f = (far *)d;
+    check_bytes(f, "copy", "to", to, bytes), check_bytes(f, "copy", "from", from, bytes);
+    begin_work(f);
+    f->cpu->copy(f->cpu, to, from, bytes);
+    end_work(f);
+}
+
+static void far_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
+    far *f = (far *)d;
+    check_bytes(f, "upload", "to", to, bytes), check_host(f, "upload", host);
+    if (bytes <= 0) return;
+    upload *u = malloc(sizeof *u + (size_t)bytes);
+    if (!u) refuse("upload", "host", host, "finds no memory to wait in");
+    *u = (upload){.number = ++f->number, .to = to, .bytes = bytes};
+    memcpy(u->data, host, (size_t)bytes);
+    *f->last = u, f->last = &u->next;
+}
+
+/* What was uploaded after the mark does not arrive for it. */
+static void far_download(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after) {
+    far *f = (far *)d;
+    check_bytes(f, "download", "from", from, bytes), check_host(f, "download", host);
+    if (after < 0 || after > f->number) refuse("download", "after", from, "waits for a mark that does not exist");
+    deliver(f, after ? after : f->number);
+    if (bytes <= 0) return;
+    reach(f, from, bytes);
+    memcpy(host, from, (size_t)bytes);
+    leave(f, from, bytes);
+}
+
+static const void *far_map(gr_device *d, const void *host, int64_t bytes) {
+    far *f = (far *)d;
+    check_host(f, "map", host);
+    char *p = far_alloc(d, bytes);
+    if (!p || bytes <= 0) return p;
+    reach(f, p, bytes);
+    memcpy(p, host, (size_t)bytes);
+    leave(f, p, bytes);
+    return p;
+}
+
+static void far_unmap(gr_device *d, const void *p) { far_free(d, (void *)(uintptr_t)p); }
+
+static gr_mark far_mark(gr_device *d, gr_queue queue) {
+    (void)queue;
+    return ((far *)d)->number;
+}
+
+static void far_wait(gr_device *d, gr_queue queue, gr_mark mark) {
+    (void)queue;
+    if (mark < 0 || mark > ((far *)d)->number) refuse("wait", "mark", NULL, "does not exist");
+}
+
+static const char *far_sync(gr_device *d) {
+    deliver((far *)d, ((far *)d)->number);
+    return NULL;
+}
+
+/* ---- operations ---- */
+
+static void check_memory(const far *f, const char *who, const char *argument, const void *p) {
+    check_bytes(f, who, argument, p, 0);
+}
+
+static void check_rows(const far *f, const char *who, const char *argument, gr_rows x) { check_memory(f, who, argument, x.data); }
+
+static void check_weight(const far *f, const char *who, const char *argument, const gr_weight *w) {
+    check_bytes(f, who, argument, w->data, gr_dtype_bytes(w->dtype, w->rows * w->cols));
+}
+
+static void check_dropout(const far *f, const char *who, const char *argument, const gr_dropout *p) {
+    if (p) check_memory(f, who, argument, p->row_key);
+}
+
+static void check_kv(const far *f, const char *who, const char *argument, const gr_kv *kv) {
+    if (kv) check_rows(f, who, argument, kv->rows);
+}
+
+static void check_group(const far *f, const char *who, const char *argument, const gr_group *g) {
+    (void)argument;
+    for (int i = 0; i < g->n; i++) {
+        const gr_linear *l = g->member[i];
+        check_weight(f, who, "a weight", &l->w);
+        check_memory(f, who, "a bias", l->bias), check_memory(f, who, "a bias's gradient", l->dbias);
+        check_memory(f, who, "a weight's gradient", l->dw);
+        for (int j = 0; j < l->n_lora; j++) {
+            check_memory(f, who, "an A", l->lora[j].A), check_memory(f, who, "a B", l->lora[j].B);
+            check_memory(f, who, "an A's gradient", l->lora[j].dA), check_memory(f, who, "a B's gradient", l->lora[j].dB);
+        }
+    }
+}
+
+static void check_product(const far *f, const char *who, const char *argument, const gr_product *p) {
+    check_group(f, who, argument, p->group);
+    check_rows(f, who, "x", p->x), check_rows(f, who, "y", p->y);
+    check_rows(f, who, "xd", p->xd), check_rows(f, who, "dxd", p->dxd);
+    check_memory(f, who, "h", p->h), check_memory(f, who, "dh", p->dh);
+    check_dropout(f, who, "row_key", p->dropout);
+}
+
+static void check_attention(const far *f, const char *who, const char *argument, const gr_attention *a) {
+    (void)argument;
+    check_rows(f, who, "q", a->q), check_rows(f, who, "k", a->k), check_rows(f, who, "v", a->v), check_rows(f, who, "out", a->out);
+    check_rows(f, who, "dq", a->dq), check_rows(f, who, "dk", a->dk), check_rows(f, who, "dv", a->dv);
+    check_rows(f, who, "dout", a->dout);
+    check_memory(f, who, "lse", a->lse), check_memory(f, who, "delta", a->delta), check_memory(f, who, "seqs", a->seqs);
+    check_kv(f, who, "kv", a->kv);
+}
+
+static void check_nothing(const far *f, const char *who, const char *argument, ...) { (void)f, (void)who, (void)argument; }
+
+#define CHECK(x)                                                                                                                   \
+    _Generic((x),                                                                                                                  \
+        gr_rows: check_rows,                                                                                                       \
+        float *: check_memory,                                                                                                     \
+        const float *: check_memory,                                                                                               \
+        const int32_t *: check_memory,                                                                                             \
+        gr_step_stats *: check_memory,                                                                                             \
+        const gr_step_stats *: check_memory,                                                                                       \
+        const gr_weight *: check_weight,                                                                                           \
+        const gr_product *: check_product,                                                                                         \
+        const gr_attention *: check_attention,                                                                                     \
+        const gr_kv *: check_kv,                                                                                                   \
+        const gr_dropout *: check_dropout,                                                                                         \
+        default: check_nothing)(far_, who_, #x, x);
+#define EACH_1(x)                                              CHECK(x)
+#define EACH_2(x, ...)                                         CHECK(x) EACH_1(__VA_ARGS__)
+#define EACH_3(x, ...)                                         CHECK(x) EACH_2(__VA_ARGS__)
+#define EACH_4(x, ...)                                         CHECK(x) EACH_3(__VA_ARGS__)
+#define EACH_5(x, ...)                                         CHECK(x) EACH_4(__VA_ARGS__)
+#define EACH_6(x, ...)                                         CHECK(x) EACH_5(__VA_ARGS__)
+#define EACH_7(x, ...)                                         CHECK(x) EACH_6(__VA_ARGS__)
+#define EACH_8(x, ...)                                         CHECK(x) EACH_7(__VA_ARGS__)
+#define EACH_9(x, ...)                                         CHECK(x) EACH_8(__VA_ARGS__)
+#define EACH_OF(_1, _2, _3, _4, _5, _6, _7, _8, _9, each, ...) each
+#define EACH(...)                                              EACH_OF(__VA_ARGS__, EACH_9, EACH_8, EACH_7, EACH_6, EACH_5, EACH_4, EACH_3, EACH_2, EACH_1, none)(__VA_ARGS__)
+
+/* An operation: its arguments checked, the memory within reach, the CPU's. */
+#define GR_OP(name, params, args)                                                                                                  \
+    static void far_##name params {                                                                                                \
+        far *far_ = (far *)d;                                                                                                      \
+        const char *who_ = #name;                                                                                                  \
+        EACH args;                                                                                                                 \
+        begin_work(far_);                                                                                                          \
+        d = far_->cpu;                                                                                                             \
+        d->ops->name args;                                                                                                         \
+        end_work(far_);                                                                                                            \
+    }
+#include "kernels/ops.def"
+#undef GR_OP
+
+#define GR_OP(name, params, args) .name = far_##name,
+static const gr_ops far_ops = {
+#include "kernels/ops.def"
+};
+#undef GR_OP
+
+static bool far_place(gr_device *d, gr_group *g) {
+    far *f = (far *)d;
+    check_group(f, "place", "g", g);
+    begin_work(f);
+    bool placed = f->cpu->place(f->cpu, g);
+    end_work(f);
+    return placed;
+}
+
+static void far_renew(gr_device *d, gr_group *g) {
+    far *f = (far *)d;
+    check_group(f, "renew", "g", g);
+    begin_work(f);
+    f->cpu->renew(f->cpu, g);
+    end_work(f);
+}
+
+/* ---- opening ---- */
+
+static void far_close(gr_device *d) {
+    far *f = (far *)d;
+    if (f->region) deliver(f, f->number), munmap(f->region, (size_t)REGION);
+    if (f->cpu) f->cpu->close(f->cpu);
+    free(f->blocks);
+    free(f);
+}
+
+gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
+    far *f = calloc(1, sizeof *f);
+    *why = "out of memory for the far device";
+    if (!f) return NULL;
+    f->last = &f->waiting, f->room = 64, f->n_blocks = 1;
+    f->blocks = malloc((size_t)f->room * sizeof *f->blocks);
+    void *region = mmap(NULL, (size_t)REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (region != MAP_FAILED) f->region = region;
+    if (!f->blocks || !f->region || !(f->cpu = gr_cpu_device_new(threads, why))) {
+        far_close(&f->device);
+        return NULL;
+    }
+    f->blocks[0] = (block){.at = 0, .bytes = REGION};
+    snprintf(f->level, sizeof f->level, "far-%s", f->cpu->level + strlen("cpu-"));
+    f->device = *f->cpu; /* its forms of groups and of KV caches stay where the CPU has them, but for a cache's rows */
+    f->device.ops = &far_ops, f->device.level = f->level, f->device.queues = true;
+    f->device.alloc = far_alloc, f->device.free = far_free, f->device.zero = far_zero, f->device.copy = far_copy;
+    f->device.upload = far_upload, f->device.download = far_download, f->device.map = far_map, f->device.unmap = far_unmap;
+    f->device.mark = far_mark, f->device.wait = far_wait, f->device.sync = far_sync;
+    f->device.place = far_place, f->device.renew = far_renew, f->device.close = far_close;
+    return &f->device;
+}
