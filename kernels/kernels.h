@@ -138,11 +138,10 @@ typedef struct gr_attention {
     int64_t n_seqs;
     int64_t H, K, D;
     float scale;
-    int64_t window; /* keys that a query sees at most, 0: all. No backend has another yet */
-    float softcap;  /* scores become softcap * tanh(score / softcap), 0: not. No backend has another yet */
-    gr_dtype
-        compute;     /* BF16: the factors of all products may be rounded to it, where that is faster; scores and sums are float32 */
-    const gr_kv *kv; /* k and v are its rows; NULL: they are not of a cache */
+    int64_t window;   /* keys that a query sees at most, 0: all. No backend has another yet */
+    float softcap;    /* scores become softcap * tanh(score / softcap), 0: not. No backend has another yet */
+    gr_dtype compute; /* BF16: factors of products may be rounded to it, where that is faster; scores and sums are float32 */
+    const gr_kv *kv;  /* k and v are its rows; NULL: they are not of a cache */
 } gr_attention;
 
 typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
