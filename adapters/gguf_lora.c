@@ -13,6 +13,7 @@ typedef struct lora_export {
     const gr_adapter *a;
     const gr_weight_entry **entries; /* [n_modules] the base tensor of each module */
     double alpha;                    /* the file's one adapter.lora.alpha */
+    float *staging;                  /* room for the largest matrix */
 } lora_export;
 
 /* The loader scales by alpha / rank of the tensor. What this module's own scale (rsLoRA, alpha_pattern) is
@@ -28,15 +29,12 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     const gr_adapter_module *module = &x->a->modules[i / 2];
     const gr_params *p = &x->a->params;
     int64_t index = i % 2 ? module->b : module->a, R = module->rank;
-    const float *value = gr_params_value(p, index);
-    float *to = dst;
+    float *to = dst, *value = i % 2 ? x->staging : to;
+    gr_params_read(p, GR_PARAMS_VALUE, index, value);
     for (int64_t k = 0; k < p->items[index].n; k++)
         if (!isfinite(value[k]))
             return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not exported", p->items[index].name);
-    if (i % 2 == 0) {
-        memcpy(to, value, (size_t)p->items[index].n * sizeof *to);
-        return GRAFT_OK;
-    }
+    if (i % 2 == 0) return GRAFT_OK;
     int64_t heads = x->entries[i / 2]->permute_heads;
     double factor = fold_factor(x, module);
     for (int64_t n = 0; n < module->out; n++) {
@@ -83,7 +81,8 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     int64_t n = 2 * a->n_modules;
     lora_export x = {.a = a, .entries = gr_arena_alloc(&arena, a->n_modules * (int64_t)sizeof *x.entries)};
     gr_tensor *tensors = gr_arena_alloc(&arena, n * (int64_t)sizeof *tensors);
-    if (!x.entries || !tensors) GR_TRY(gr_fail_memory(err, path));
+    x.staging = gr_calloc(gr_params_largest(&a->params), sizeof *x.staging);
+    if (!x.entries || !tensors || !x.staging) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(find_entries(&x, m, path, err));
     GR_TRY(list_tensors(&x, tensors, &arena, err));
     x.alpha = (float)(gr_adapter_scale(a, &a->modules[0]) * (double)a->modules[0].rank); /* as stored */
@@ -101,6 +100,7 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
 done:
     gr_gguf_builder_release(&b);
     gr_arena_release(&arena);
+    free(x.staging);
     return st;
 }
 
@@ -198,24 +198,23 @@ static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pa
 
 static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha, graft_error *err) {
     graft_status st = GRAFT_OK;
-    float *rows = NULL;
+    int64_t largest = gr_params_largest(&a->params);
+    float *staging = gr_calloc(largest, sizeof *staging), *rows = gr_calloc(largest, sizeof *rows);
+    if (!staging || !rows) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
         gr_adapter_module *module = &a->modules[j];
         int64_t i = module->linear + 1, R = module->rank, N = module->out, heads = x->entries[i]->permute_heads;
         bool flipped = gr_adapter_is_embedding(module);
-        float *to = gr_params_value(&a->params, module->b);
         if (alpha == 0) module->alpha = (double)R; /* the loader then does not scale */
-        GR_TRY(gr_adapter_load_matrix(x->a[i], gr_params_value(&a->params, module->a), flipped ? module->in : R,
-                                      flipped ? R : module->in, false, "lora_b", err));
-        GR_TRY(gr_adapter_load_matrix(x->b[i], to, N, R, false, "lora_a", err));
-        if (!heads) continue;
-        free(rows);
-        rows = gr_calloc(N * R, sizeof *rows);
-        if (!rows) GR_TRY(gr_fail_memory(err, module->name));
-        memcpy(rows, to, (size_t)(N * R) * sizeof *rows);
-        for (int64_t n = 0; n < N; n++) memcpy(to + n * R, rows + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
+        GR_TRY(gr_adapter_load_matrix(x->a[i], staging, flipped ? module->in : R, flipped ? R : module->in, false, "lora_b", err));
+        gr_params_write(&a->params, GR_PARAMS_VALUE, module->a, staging);
+        GR_TRY(gr_adapter_load_matrix(x->b[i], staging, N, R, false, "lora_a", err));
+        for (int64_t n = 0; heads && n < N; n++)
+            memcpy(rows + n * R, staging + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
+        gr_params_write(&a->params, GR_PARAMS_VALUE, module->b, heads ? rows : staging);
     }
 done:
+    free(staging);
     free(rows);
     return st;
 }

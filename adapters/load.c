@@ -255,16 +255,20 @@ graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows
 static graft_status load_values(gr_adapter *a, const loader *l, const char *expected, graft_error *err) {
     graft_status st = GRAFT_OK;
     bool mlx = l->config->mlx;
+    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
+    if (!staging) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
         const pair *p = &l->pairs[module->linear + 1];
         int64_t R = module->rank;
-        float *to_a = gr_params_value(&a->params, module->a), *to_b = gr_params_value(&a->params, module->b);
         bool turned = gr_adapter_is_embedding(module) != mlx;
-        GR_TRY(gr_adapter_load_matrix(p->a, to_a, mlx ? module->in : R, mlx ? R : module->in, turned, expected, err));
-        GR_TRY(gr_adapter_load_matrix(p->b, to_b, mlx ? R : module->out, mlx ? module->out : R, mlx, expected, err));
+        GR_TRY(gr_adapter_load_matrix(p->a, staging, mlx ? module->in : R, mlx ? R : module->in, turned, expected, err));
+        gr_params_write(&a->params, GR_PARAMS_VALUE, module->a, staging);
+        GR_TRY(gr_adapter_load_matrix(p->b, staging, mlx ? R : module->out, mlx ? module->out : R, mlx, expected, err));
+        gr_params_write(&a->params, GR_PARAMS_VALUE, module->b, staging);
     }
 done:
+    free(staging);
     return st;
 }
 

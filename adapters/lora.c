@@ -252,18 +252,23 @@ static float normal(uint64_t seed, uint64_t module, uint64_t element) {
 }
 
 graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err) {
-    graft_status st = gr_params_allocate(&a->params, device, training, err);
-    if (st != GRAFT_OK) return st;
+    graft_status st;
+    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
+    if (!staging) GR_TRY(gr_fail_memory(err, "adapter"));
+    GR_TRY(gr_params_allocate(&a->params, device, training, err));
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
         bool embedding = gr_adapter_is_embedding(module);
         int64_t i = embedding ? module->b : module->a;
-        float *w = gr_params_value(&a->params, i), bound = (float)(1 / sqrt((double)module->in));
+        float bound = (float)(1 / sqrt((double)module->in));
         for (int64_t k = 0; k < a->params.items[i].n; k++)
-            w[k] = embedding ? normal(seed, (uint64_t)j, (uint64_t)k)
-                             : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
+            staging[k] = embedding ? normal(seed, (uint64_t)j, (uint64_t)k)
+                                   : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
+        gr_params_write(&a->params, GR_PARAMS_VALUE, i, staging);
     }
-    return GRAFT_OK;
+done:
+    free(staging);
+    return st;
 }
 
 graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err) {
@@ -283,7 +288,14 @@ graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error 
         rescaled |= fabs(gr_adapter_scale(a, to) - gr_adapter_scale(from, src)) > 1e-6;
     }
     if (rescaled) gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
-    memcpy(a->params.value, from->params.value, (size_t)a->params.n_floats * sizeof(float));
+    float *staging = gr_calloc(gr_params_largest(&from->params), sizeof *staging);
+    if (!staging) return gr_fail_memory(err, "adapter");
+    for (int64_t i = 0; i < 2 * a->n_modules; i++) {
+        const gr_adapter_module *to = &a->modules[i / 2], *src = &from->modules[i / 2];
+        gr_params_read(&from->params, GR_PARAMS_VALUE, i % 2 ? src->b : src->a, staging);
+        gr_params_write(&a->params, GR_PARAMS_VALUE, i % 2 ? to->b : to->a, staging);
+    }
+    free(staging);
     return GRAFT_OK;
 }
 

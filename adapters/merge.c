@@ -24,15 +24,13 @@ static const gr_adapter_module *module_of(const gr_adapter *a, const char *name)
     return NULL;
 }
 
-/* rows[n,K] += the adapter's part of rows first.. of the module's weight (for an embedding the rows are
- * tokens). */
-static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter_module *module, double user_scale, int64_t first,
-                        int64_t n) {
+/* rows[n,K] += adapter j's part of rows first.. of the module's weight (for an embedding the rows are tokens). */
+static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *module, int64_t first, int64_t n) {
     gr_device *d = job->m->device;
     bool embedding = gr_adapter_is_embedding(module);
     int64_t R = module->rank;
-    const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
-    const float *left = (embedding ? A : B) + first * R, scale = (float)(user_scale * gr_adapter_scale(a, module));
+    const float *A = job->matrices[1 + 2 * j], *B = job->matrices[2 + 2 * j], *left = (embedding ? A : B) + first * R;
+    float scale = (float)(job->scales[j] * gr_adapter_scale(job->adapters[j], module));
     for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
     if (embedding) { /* A[V,R] B[C,R]^T */
         gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = module->out, .cols = R, .data = B}, .compute = GR_DTYPE_F32};
@@ -48,11 +46,23 @@ static void add_adapter(gr_merge_job *job, const gr_adapter *a, const gr_adapter
  * embedding. */
 static gr_weight source_of(const gr_merge_job *job, const gr_weight_entry *e) {
     int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
-    if (i >= 0)
-        return (gr_weight){
-            .dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = gr_params_value(job->trained, i)};
+    if (i >= 0) return (gr_weight){.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = job->matrices[0]};
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
     return found ? found->view : job->m->embed;
+}
+
+/* Fetch what e is made of besides the base's weight. */
+static void take_in_hand(gr_merge_job *job, const gr_weight_entry *e) {
+    int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
+    if (job->at_hand == e) return;
+    if (i >= 0) gr_params_read(job->trained, GR_PARAMS_VALUE, i, job->matrices[0]);
+    for (int j = 0; j < job->n_adapters; j++) {
+        const gr_adapter_module *module = module_of(job->adapters[j], e->name);
+        if (!module) continue;
+        gr_params_read(&job->adapters[j]->params, GR_PARAMS_VALUE, module->a, job->matrices[1 + 2 * j]);
+        gr_params_read(&job->adapters[j]->params, GR_PARAMS_VALUE, module->b, job->matrices[2 + 2 * j]);
+    }
+    job->at_hand = e;
 }
 
 static bool is_merged(const gr_merge_job *job, const gr_weight_entry *e) {
@@ -94,10 +104,11 @@ graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t 
     if (w.rows != e->view.rows || w.cols != K || row_bytes < 0)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld", e->name, (long long)w.rows,
                        (long long)w.cols, (long long)e->view.rows, (long long)K);
+    take_in_hand(job, e);
     gr_dtype_get(w.dtype)->to_f32(job->rows, (const char *)w.data + first * row_bytes, n * K);
     for (int j = 0; j < job->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->adapters[j], e->name);
-        if (module) add_adapter(job, job->adapters[j], module, job->scales[j], first, n);
+        if (module) add_adapter(job, j, module, first, n);
     }
     for (int64_t k = 0; k < n * K; k++)
         if (!isfinite(job->rows[k]))
@@ -159,13 +170,14 @@ static int quantised_type(const gr_model *m) {
 }
 
 int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
-    int64_t file = 0, largest = 0, cols = 1;
+    int64_t file = 0, largest = 0, values = 0, cols = 1;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight *w = &gr_weights_get(m->weights, i)->view;
         int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
         file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
+        values = GR_MAX(values, w->rows * w->cols);
     }
-    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
+    return (2 * GR_MERGE_ROWS * cols + values) * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
@@ -193,9 +205,26 @@ static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     return GRAFT_OK;
 }
 
+static graft_status allocate(gr_merge_job *job, int64_t cols, graft_error *err) {
+    int64_t rank = 1;
+    for (int i = 0; i < job->n_adapters; i++)
+        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
+    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
+    job->matrices = gr_calloc(1 + 2 * job->n_adapters, sizeof *job->matrices);
+    bool all = job->rows && job->extra && job->left && job->matrices;
+    for (int i = 0; all && i < 1 + 2 * job->n_adapters; i++) {
+        const gr_params *p = i ? &job->adapters[(i - 1) / 2]->params : job->trained;
+        job->matrices[i] = gr_alloc_aligned((p ? gr_params_largest(p) : 1) * (int64_t)sizeof(float));
+        all = job->matrices[i];
+    }
+    return all ? GRAFT_OK : gr_fail_memory(err, "merging");
+}
+
 static graft_status prepare(gr_merge_job *job, graft_error *err) {
     graft_status st;
-    int64_t cols = 1, rank = 1;
+    int64_t cols = 1;
     if (gr_weights_shape_only(job->m->weights))
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge", gr_weights_path(job->m->weights));
     if (job->m->quantized)
@@ -212,12 +241,7 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         cols = GR_MAX(cols, job->entries[i].view.cols);
         job->n_merged += is_merged(job, &job->entries[i]);
     }
-    for (int i = 0; i < job->n_adapters; i++)
-        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
-    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
-    if (!job->rows || !job->extra || !job->left) GR_TRY(gr_fail_memory(err, "merging"));
+    GR_TRY(allocate(job, cols, err));
 done:
     return st;
 }
@@ -273,5 +297,7 @@ done:
     free(job.rows);
     free(job.extra);
     free(job.left);
+    for (int i = 0; job.matrices && i < 1 + 2 * n_adapters; i++) free(job.matrices[i]);
+    free(job.matrices);
     return st;
 }

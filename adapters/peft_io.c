@@ -9,22 +9,25 @@
 
 static const char PREFIX[] = "base_model.model.";
 
+typedef struct adapter_export {
+    const gr_adapter *a;
+    float *staging; /* room for the largest matrix */
+} adapter_export;
+
 /* Tensor i: A (even) or B (odd) of module i/2, in PEFT's layout. */
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
-    const gr_adapter *a = context;
+    const adapter_export *x = context;
+    const gr_adapter *a = x->a;
     const gr_adapter_module *module = &a->modules[i / 2];
     int64_t index = i % 2 ? module->b : module->a, n = a->params.items[index].n;
-    const float *value = gr_params_value(&a->params, index);
-    float *to = dst;
+    bool turned = i % 2 == 0 && gr_adapter_is_embedding(module);
+    float *to = dst, *value = turned ? x->staging : to;
+    gr_params_read(&a->params, GR_PARAMS_VALUE, index, value);
     for (int64_t k = 0; k < n; k++)
         if (!isfinite(value[k]))
             return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved", a->params.items[index].name);
-    if (i % 2 == 0 && gr_adapter_is_embedding(module)) {
-        for (int64_t v = 0; v < module->in; v++)
-            for (int64_t r = 0; r < module->rank; r++) to[r * module->in + v] = value[v * module->rank + r];
-    } else {
-        memcpy(to, value, (size_t)n * sizeof *to);
-    }
+    for (int64_t v = 0; turned && v < module->in; v++)
+        for (int64_t r = 0; r < module->rank; r++) to[r * module->in + v] = value[v * module->rank + r];
     return GRAFT_OK;
 }
 
@@ -32,7 +35,8 @@ static graft_status save_tensors(const gr_adapter *a, const char *path, graft_er
     graft_status st = GRAFT_OK;
     gr_arena names = {0};
     gr_tensor *tensors = gr_arena_alloc(&names, 2 * a->n_modules * (int64_t)sizeof *tensors);
-    if (!tensors) GR_TRY(gr_fail_memory(err, path));
+    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
+    if (!tensors || !staging) GR_TRY(gr_fail_memory(err, path));
     for (int64_t i = 0; i < 2 * a->n_modules; i++) {
         const gr_adapter_module *module = &a->modules[i / 2];
         char name[160];
@@ -42,9 +46,10 @@ static graft_status save_tensors(const gr_adapter *a, const char *path, graft_er
         tensors[i].shape[1] = i % 2 ? module->rank : module->in;
         if (!tensors[i].name) GR_TRY(gr_fail_memory(err, path));
     }
-    GR_TRY(gr_safetensors_write(path, tensors, 2 * a->n_modules, produce, (void *)a, err));
+    GR_TRY(gr_safetensors_write(path, tensors, 2 * a->n_modules, produce, &(adapter_export){a, staging}, err));
 done:
     gr_arena_release(&names);
+    free(staging);
     return st;
 }
 

@@ -72,40 +72,30 @@ done:
 }
 
 /* The three sets of tensors of a checkpoint: group and buffer. */
-typedef struct tensor_group {
+static const struct {
     const char *group;
-    float *data;
-} tensor_group;
+    gr_params_buffer buffer;
+} groups[] = {{"parameters", GR_PARAMS_VALUE}, {"adam_exp_avg", GR_PARAMS_M}, {"adam_exp_avg_sq", GR_PARAMS_V}};
 
-enum { N_GROUPS = 3 };
-
-static void groups_of(tensor_group groups[N_GROUPS], const gr_params *p) {
-    groups[0] = (tensor_group){"parameters", p->value};
-    groups[1] = (tensor_group){"adam_exp_avg", p->m};
-    groups[2] = (tensor_group){"adam_exp_avg_sq", p->v};
-}
-
-static graft_status put_tensors(gr_h5 *h, const gr_params *p, graft_error *err) {
+/* staging: room for the largest item, here and below. */
+static graft_status put_tensors(gr_h5 *h, const gr_params *p, float *staging, graft_error *err) {
     graft_status st = GRAFT_OK;
     char name[256];
-    tensor_group groups[N_GROUPS];
-    groups_of(groups, p);
-    for (int g = 0; g < N_GROUPS; g++)
+    for (int g = 0; g < GR_LEN(groups); g++)
         for (int64_t i = 0; i < p->n_items; i++) {
             const gr_param *item = &p->items[i];
             int64_t shape[2] = {item->rows, item->cols};
             snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
-            GR_TRY(gr_h5_put(h, name, GR_H5_F32, 2, shape, groups[g].data + item->offset, err));
+            gr_params_read(p, groups[g].buffer, i, staging);
+            GR_TRY(gr_h5_put(h, name, GR_H5_F32, 2, shape, staging, err));
         }
 done:
     return st;
 }
 
-static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, const char *path, graft_error *err) {
+static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, float *staging, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     char name[256];
-    tensor_group groups[N_GROUPS];
-    groups_of(groups, p);
     for (int g = 0; g < n_groups; g++)
         for (int64_t i = 0; i < p->n_items; i++) {
             const gr_param *item = &p->items[i];
@@ -116,7 +106,8 @@ static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, const char
                 GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                                "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path, name,
                                (long long)shape[0], (long long)shape[1], (long long)item->rows, (long long)item->cols));
-            GR_TRY(gr_h5_get(h, name, GR_H5_F32, groups[g].data + item->offset, item->n, err));
+            GR_TRY(gr_h5_get(h, name, GR_H5_F32, staging, item->n, err));
+            gr_params_write(p, groups[g].buffer, i, staging);
         }
 done:
     return st;
@@ -127,7 +118,8 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
     graft_status st;
     gr_h5 *h = NULL;
     char *folder = gr_checkpoint_folder(output_dir, s->step), *tmp = NULL, *path = NULL;
-    if (!folder) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    float *staging = gr_calloc(gr_params_largest(p), sizeof *staging);
+    if (!folder || !staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_dir_begin(&tmp, folder, true, err));
     if (!(path = gr_path_join(tmp, "state.h5"))) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_h5_create(&h, path, err));
@@ -138,7 +130,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
     GR_TRY(gr_h5_put_int(h, "compute_dtype", id->compute_dtype, err));
     GR_TRY(gr_h5_put_int(h, "evaluated_step", s->evaluated_step, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
-    GR_TRY(put_tensors(h, p, err));
+    GR_TRY(put_tensors(h, p, staging, err));
     gr_h5 *sealed = h;
     h = NULL; /* commit frees it, whatever happens */
     GR_TRY(gr_h5_commit(sealed, err));
@@ -150,6 +142,7 @@ done:
     free(folder);
     free(tmp);
     free(path);
+    free(staging);
     return st;
 }
 
@@ -172,7 +165,8 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
     gr_train_identity saved;
     int64_t version, n_tensors;
     char *recipe = NULL, *path = gr_path_join(folder, "state.h5");
-    if (!path) return gr_fail_memory(err, "checkpoint");
+    float *staging = gr_calloc(gr_params_largest(p), sizeof *staging);
+    if (!path || !staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_h5_open(&h, path, err));
     GR_TRY(gr_h5_get_int(h, "graft_checkpoint_version", &version, err));
     if (version != CHECKPOINT_VERSION)
@@ -188,12 +182,13 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                        "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
                        (long long)n_tensors, (long long)p->n_items));
-    GR_TRY(get_tensors(h, p, s ? N_GROUPS : 1, path, err));
+    GR_TRY(get_tensors(h, p, s ? GR_LEN(groups) : 1, staging, path, err));
     if (s) *s = state;
 done:
     gr_h5_close(h);
     free(recipe);
     free(path);
+    free(staging);
     return st;
 }
 

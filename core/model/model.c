@@ -166,13 +166,17 @@ done:
 }
 
 graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    float *staging = gr_calloc(initialise ? gr_params_largest(p) : 1, sizeof *staging);
+    if (!staging) GR_TRY(gr_fail_memory(err, "trained weights"));
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         int64_t index = gr_params_find(p, e->name);
-        if (index < 0) return gr_fail(err, GRAFT_BAD_INPUT, "trained weights: %s is missing", e->name);
+        if (index < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "trained weights: %s is missing", e->name));
         float *value = gr_params_value(p, index), *grad = gr_params_grad(p, index);
         if (initialise) {
-            gr_dtype_get(e->view.dtype)->to_f32(value, e->view.data, e->view.rows * e->view.cols);
+            gr_dtype_get(e->view.dtype)->to_f32(staging, e->view.data, e->view.rows * e->view.cols);
+            gr_params_write(p, GR_PARAMS_VALUE, index, staging);
             gr_weights_rest(m->weights, e->view.data);
         }
         gr_weight trained = {.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = value};
@@ -183,7 +187,9 @@ graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, 
         else t.linear->w = trained, t.linear->dw = grad;
     }
     tie_head(m);
-    return GRAFT_OK;
+done:
+    free(staging);
+    return st;
 }
 
 static bool takes_int8(const gr_linear *l, bool all) { return !l->dw && (all || gr_dtype_get(l->w.dtype)->block > 1); }

@@ -14,7 +14,8 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
     if (!gr_grow(&p->items, &p->items_capacity, p->n_items + 1, sizeof *p->items)) return gr_fail_memory(err, "parameters");
     char *copy = gr_strdup(name);
     if (!copy) return gr_fail_memory(err, "parameters");
-    p->items[p->n_items] = (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay};
+    p->items[p->n_items] =
+        (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay, .lr_scale = 1};
     *index = p->n_items++;
     p->n_parameters += n;
     p->n_floats = (end + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
@@ -25,9 +26,11 @@ graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, 
     int64_t bytes = p->n_floats * (int64_t)sizeof(float);
     float **buffers[] = {&p->value, &p->grad, &p->m, &p->v};
     p->device = device;
+    p->begin = 0, p->end = p->n_floats;
     for (int i = 0; i < (training ? GR_LEN(buffers) : 1); i++) {
         *buffers[i] = device->alloc(device, bytes);
         if (!*buffers[i]) return gr_fail_memory(err, "trained parameters and optimizer states");
+        memset(*buffers[i], 0, (size_t)bytes);
     }
     return GRAFT_OK;
 }
@@ -36,6 +39,26 @@ int64_t gr_params_find(const gr_params *p, const char *name) {
     for (int64_t i = 0; i < p->n_items; i++)
         if (strcmp(p->items[i].name, name) == 0) return i;
     return -1;
+}
+
+int64_t gr_params_largest(const gr_params *p) {
+    int64_t largest = 0;
+    for (int64_t i = 0; i < p->n_items; i++) largest = GR_MAX(largest, p->items[i].n);
+    return largest;
+}
+
+static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item) {
+    float *const buffers[] = {p->value, p->grad, p->m, p->v};
+    GR_ASSERT(buffers[which]);
+    return buffers[which] + p->items[item].offset;
+}
+
+void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
+    memcpy(dst, place_of(p, which, item), (size_t)p->items[item].n * sizeof *dst);
+}
+
+void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {
+    memcpy(place_of(p, which, item), src, (size_t)p->items[item].n * sizeof *src);
 }
 
 void gr_params_release(gr_params *p) {

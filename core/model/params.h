@@ -11,6 +11,7 @@ typedef struct gr_param {
     int64_t rows, cols;
     int64_t offset, n; /* in floats, in each flat buffer; offset is a multiple of 16 */
     bool decay;        /* weight decay applies (not to norms and biases) */
+    float lr_scale;    /* of the learning rate; 1 unless changed after gr_params_add */
 } gr_param;
 
 typedef struct gr_params {
@@ -18,8 +19,9 @@ typedef struct gr_params {
     int64_t n_items, items_capacity;
     int64_t n_floats;            /* length of each flat buffer, gaps included (gaps stay zero) */
     int64_t n_parameters;        /* without gaps */
-    float *value, *grad, *m, *v; /* grad, m, v: NULL unless allocated for training */
-    gr_device *device;
+    int64_t begin, end;          /* floats begin..end of each buffer are updated and saved by this process; all once allocated */
+    float *value, *grad, *m, *v; /* device memory; grad, m, v: NULL unless allocated for training */
+    gr_device *device;           /* borrowed */
 } gr_params;
 
 /* Add a tensor to the plan; its index in *index. Only before allocation. */
@@ -29,6 +31,13 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err);
 /* Index of name, -1 when absent. */
 int64_t gr_params_find(const gr_params *p, const char *name);
+/* Floats of the largest item: what a buffer for reading and writing needs. */
+int64_t gr_params_largest(const gr_params *p);
+/* Copy a whole item [n] from or to a buffer that is allocated; dst and src are host memory. */
+typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
+void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst);
+void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src);
+/* Where an item lies, for the slots of a model: device memory, which host code does not look into. */
 static inline float *gr_params_value(const gr_params *p, int64_t i) { return p->value + p->items[i].offset; }
 static inline float *gr_params_grad(const gr_params *p, int64_t i) { return p->grad ? p->grad + p->items[i].offset : NULL; }
 void gr_params_release(gr_params *p);

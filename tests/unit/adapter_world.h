@@ -25,7 +25,7 @@ static char dir[] = "/tmp/graft-adapters-XXXXXX";
 static gr_arena arena;
 static gr_machine machine;
 
-static char *at(const char *name) { /* the path of a scratch file */
+static inline char *at(const char *name) { /* the path of a scratch file */
     char path[256];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return gr_arena_strdup(&arena, path);

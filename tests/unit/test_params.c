@@ -1,0 +1,97 @@
+/* A parameter set: registration, buffers by item, and checkpoints of what several have registered. */
+#include "tests/unit/adapter_world.h"
+
+#include "peft/checkpoint.h"
+
+static const gr_params_buffer buffers[] = {GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V};
+
+static float number(int buffer, int64_t item, int64_t k) { return (float)(1000000 * (buffer + 1) + 10000 * item + k); }
+
+static void fill_all(gr_params *p) {
+    float *values = gr_calloc(gr_params_largest(p), sizeof *values);
+    for (int b = 0; b < GR_LEN(buffers); b++)
+        for (int64_t i = 0; i < p->n_items; i++) {
+            for (int64_t k = 0; k < p->items[i].n; k++) values[k] = number(b, i, k);
+            gr_params_write(p, buffers[b], i, values);
+        }
+    free(values);
+}
+
+/* present[buffer]: does it hold the numbers of fill_all, or zeros? */
+static void check_all(const gr_params *p, const bool present[4]) {
+    float *values = gr_calloc(gr_params_largest(p), sizeof *values);
+    for (int b = 0; b < GR_LEN(buffers); b++)
+        for (int64_t i = 0; i < p->n_items; i++) {
+            gr_params_read(p, buffers[b], i, values);
+            for (int64_t k = 0; k < p->items[i].n; k++) assert_true(values[k] == (present[b] ? number(b, i, k) : 0));
+        }
+    free(values);
+}
+
+static void add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay) {
+    int64_t index;
+    assert_ok(gr_params_add(p, name, rows, cols, decay, &index, &err));
+    assert_int_equal(index, p->n_items - 1);
+}
+
+static void test_items(void **state) {
+    (void)state;
+    gr_params p = {0};
+    float values[21] = {0};
+    add(&p, "norm", 1, 3, false);
+    add(&p, "matrix", 7, 3, true);
+    add(&p, "rows", 4, 5, true);
+    p.items[2].lr_scale = 0.5f;
+    assert_true(p.items[0].lr_scale == 1 && p.items[1].lr_scale == 1 && p.items[2].lr_scale == 0.5f);
+    assert_int_equal(gr_params_largest(&p), 21);
+    assert_int_equal(p.n_parameters, 3 + 21 + 20);
+    assert_ok(gr_params_allocate(&p, device, true, &err));
+    assert_true(p.begin == 0 && p.end == p.n_floats && p.n_floats > p.n_parameters);
+    check_all(&p, (const bool[]){false, false, false, false});
+    fill_all(&p);
+    check_all(&p, (const bool[]){true, true, true, true});
+    values[20] = -1;
+    gr_params_write(&p, GR_PARAMS_VALUE, 0, values); /* no further than the item */
+    gr_params_read(&p, GR_PARAMS_VALUE, 1, values);
+    assert_true(values[0] == number(0, 1, 0) && values[20] == number(0, 1, 20));
+    gr_params_release(&p);
+}
+
+static void register_two(gr_params *p) {
+    add(p, "model.layers.0.mlp.up_proj.lora_A.weight", 2, 9, true);
+    add(p, "model.layers.0.mlp.up_proj.lora_B.weight", 5, 2, true);
+    add(p, "model.embed_tokens.rows", 3, 7, false);
+    assert_ok(gr_params_allocate(p, device, true, &err));
+}
+
+static void test_checkpoint(void **state) {
+    (void)state;
+    gr_params p = {0}, same = {0}, other = {0};
+    gr_train_state s = {.step = 3}, back = {0};
+    char *folder = NULL;
+    register_two(&p);
+    register_two(&same);
+    fill_all(&p);
+    assert_ok(gr_checkpoint_save(dir, NULL, &p, &s, &(gr_train_identity){.recipe = ""}, &err));
+    assert_ok(gr_checkpoint_last(&folder, dir, &err));
+    assert_ok(gr_checkpoint_load(folder, &same, NULL, NULL, NULL, &err));
+    check_all(&same, (const bool[]){true, false, false, false});
+    assert_ok(gr_checkpoint_load(folder, &same, &back, NULL, NULL, &err));
+    check_all(&same, (const bool[]){true, false, true, true});
+    assert_int_equal(back.step, 3);
+    add(&other, "model.embed_tokens.rows", 3, 7, false);
+    assert_ok(gr_params_allocate(&other, device, true, &err));
+    assert_error(gr_checkpoint_load(folder, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 3 trained tensors");
+    free(folder);
+    gr_params_release(&p);
+    gr_params_release(&same);
+    gr_params_release(&other);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_items),
+        cmocka_unit_test(test_checkpoint),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
