@@ -1,9 +1,9 @@
 #include "peft/evaluate.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/base/log.h"
-#include "core/data/maker.h"
 #include "peft/trainer.h"
 
 enum { BATCH_TOKENS = 1024 };
@@ -102,6 +102,65 @@ static void last_answer(const gr_dataset *d, int64_t i, int64_t *start, int64_t 
     while (*end > d->offset[i] && !d->target[*end - 1]) --*end;
     *start = *end;
     while (*start > d->offset[i] && d->target[*start - 1]) --*start;
+}
+
+/* ---- exact match ---- */
+
+static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+/* The last number on the line after the last "####", without commas, in one spelling (no leading zeros, no
+ * trailing zeros of a fraction). False when there is no "####" or no number after it. */
+static bool final_number(const char *text, gr_str *number) {
+    const char *mark = NULL, *start = NULL;
+    for (const char *s = text; (s = strstr(s, "####")); s++) mark = s + 4;
+    if (!mark) return false;
+    mark += strspn(mark, "# \t\r\n");
+    size_t len = strcspn(mark, "\r\n");
+    for (const char *s = mark; s < mark + len; s++) {
+        bool inside = s > mark && (is_digit(s[-1]) || (start && (s[-1] == ',' || s[-1] == '.') && is_digit(s[-2])));
+        if (is_digit(*s) && !inside) start = s;
+    }
+    if (!start) return false;
+    const char *sign = start; /* "-$5" and "$-5" both are -5; "7-5" is 5 */
+    while (sign > mark && sign[-1] == '$') sign--;
+    bool negative = sign > mark && sign[-1] == '-' && (sign - 1 == mark || !is_digit(sign[-2]));
+    bool fraction = false;
+    int64_t zeros = 0;
+    while (*start == '0' && is_digit(start[1])) start++;
+    for (const char *s = start; is_digit(*s) || *s == ',' || (*s == '.' && !fraction && is_digit(s[1])); s++) {
+        if (*s == ',' && !is_digit(s[1])) break;
+        if (*s == ',') continue;
+        fraction = fraction || *s == '.';
+        gr_str_putc(number, *s);
+        zeros = fraction && (*s == '0' || *s == '.') ? zeros + 1 : 0;
+    }
+    if (number->failed) return false;
+    number->len -= zeros;
+    number->data[number->len] = '\0';
+    if (negative && strcmp(number->data, "0")) gr_str_putc(number, '-'); /* any place serves: it is only compared */
+    return !number->failed;
+}
+
+static const char *trim(const char *s, size_t *len) {
+    s += strspn(s, " \t\r\n");
+    *len = strlen(s);
+    while (*len && strchr(" \t\r\n", s[*len - 1])) --*len;
+    return s;
+}
+
+bool gr_exact_match(const char *prediction, const char *reference) {
+    gr_str wanted = {0}, given = {0};
+    bool equal;
+    if (final_number(reference, &wanted)) {
+        equal = final_number(prediction, &given) && !strcmp(wanted.data, given.data);
+    } else {
+        size_t n_wanted, n_given;
+        const char *a = trim(reference, &n_wanted), *b = trim(prediction, &n_given);
+        equal = n_wanted == n_given && !memcmp(a, b, n_wanted);
+    }
+    gr_str_release(&wanted);
+    gr_str_release(&given);
+    return equal;
 }
 
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d) {

@@ -14,6 +14,9 @@ int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens);
 int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens);
 /* Targets of samples idx[n]: a sequence's first id is never predicted. */
 int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n);
+/* Exact match: the last number after "####" (commas and $ stripped) in both texts when the reference has one, else equality of
+ * the trimmed texts. */
+bool gr_exact_match(const char *prediction, const char *reference);
 /* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last
  * token. */
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);

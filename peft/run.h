@@ -3,7 +3,7 @@
 #define GR_RUN_H
 
 #include "adapters/adapter.h"
-#include "core/data/batch.h"
+#include "core/model/batch.h"
 #include "core/model/decoder.h"
 #include "peft/checkpoint.h"
 #include "peft/metrics.h"

@@ -15,8 +15,4 @@ typedef struct gr_school_math_options {
  * No problem occurs twice in one call as far as the task allows. */
 graft_status gr_make_school_math(const gr_school_math_options *o, FILE *out, graft_error *err);
 
-/* exact_match: the last number after "####" (commas and $ stripped) in both texts when the reference has one, else equality of
- * the trimmed texts. */
-bool gr_exact_match(const char *prediction, const char *reference);
-
 #endif

@@ -3,7 +3,7 @@
 #ifndef GR_DECODER_H
 #define GR_DECODER_H
 
-#include "core/data/batch.h"
+#include "core/model/batch.h"
 #include "core/model/model.h"
 
 typedef struct gr_decoder gr_decoder;

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "core/data/dataset.h"
-#include "core/data/maker.h"
+#include "peft/evaluate.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

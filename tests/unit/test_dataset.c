@@ -10,7 +10,8 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/data/batch.h"
+#include "core/data/dataset.h"
+#include "core/model/batch.h"
 
 static char folder[64]; /* of this run's files */
 

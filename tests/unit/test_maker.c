@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "core/data/maker.h"
+#include "peft/evaluate.h"
 
 static char *make(const char *language, int64_t n, uint64_t seed, int low, int high, size_t *size) {
     graft_error err = {0};

@@ -3,7 +3,8 @@
 #define GR_BATCH_H
 
 #include "core/base/base.h"
-#include "core/data/dataset.h"
+
+struct gr_dataset;
 
 typedef struct gr_batch {
     int64_t n;          /* tokens (rows) */
@@ -19,7 +20,7 @@ typedef struct gr_batch {
 } gr_batch;
 
 /* Fill a zeroed or used batch from samples idx[0..n_samples) of d (memory grows as needed and is reused). */
-graft_status gr_batch_fill(gr_batch *b, const gr_dataset *d, const int64_t *idx, int64_t n_samples, int64_t epoch,
+graft_status gr_batch_fill(gr_batch *b, const struct gr_dataset *d, const int64_t *idx, int64_t n_samples, int64_t epoch,
                            graft_error *err);
 /* Append one sequence of given ids; target[i] = 1: ids[i] is a training target (predicted by row i-1). target may be NULL. */
 graft_status gr_batch_append(gr_batch *b, const int32_t *ids, const uint8_t *target, int64_t n, uint64_t key, graft_error *err);

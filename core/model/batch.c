@@ -1,7 +1,8 @@
-#include "core/data/batch.h"
+#include "core/model/batch.h"
 
 #include <stdlib.h>
-#include <string.h>
+
+#include "core/data/dataset.h"
 
 /* The finaliser of splitmix64: neighbouring inputs give unrelated outputs. */
 static uint64_t mix(uint64_t x) {
