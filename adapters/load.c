@@ -105,7 +105,7 @@ static bool is_base_weight(const loader *l, const gr_tensor *t, const char *name
     for (int i = 0; i < GR_LEN(weights); i++) {
         size_t n = strlen(weights[i]);
         const char *rest = strncmp(name, weights[i], n) == 0 ? name + n : "";
-        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = i ? &l->m->head.w : &l->m->embed;
+        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = i ? &l->m->head.w : &l->m->embed.w;
     }
     if (!w || !w->data || t->n_dims != 2 || t->shape[0] != w->rows || t->shape[1] != w->cols) return false;
     float *ours = gr_calloc(2 * w->cols, sizeof *ours), *theirs = ours ? ours + w->cols : NULL;

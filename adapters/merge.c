@@ -24,21 +24,23 @@ static const gr_adapter_module *module_of(const gr_adapter *a, const char *name)
     return NULL;
 }
 
-/* rows[n,K] += adapter j's part of rows first.. of the module's weight (for an embedding the rows are tokens). */
+/* rows[n,K] += adapter j's part of rows first.. of the module's weight (for an embedding the rows are tokens). On the CPU. */
 static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *module, int64_t first, int64_t n) {
-    gr_device *d = job->m->device;
+    gr_device *d = job->cpu;
     bool embedding = gr_adapter_is_embedding(module);
     int64_t R = module->rank;
-    const float *A = job->matrices[1 + 2 * j], *B = job->matrices[2 + 2 * j], *left = (embedding ? A : B) + first * R;
+    float *A = job->matrices[1 + 2 * j], *B = job->matrices[2 + 2 * j], *left = (embedding ? A : B) + first * R;
     float scale = (float)(job->scales[j] * gr_adapter_scale(job->adapters[j], module));
     for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
+    gr_rows factor = {job->left, R, GR_DTYPE_F32}, rows = {job->rows, embedding ? module->out : module->in, GR_DTYPE_F32}, extra = rows;
+    extra.data = job->extra;
+    gr_linear l = {.w = embedding ? (gr_weight){GR_DTYPE_F32, module->out, R, B} : (gr_weight){GR_DTYPE_F32, R, module->in, A}};
+    gr_group g = {.member = {&l}, .n = 1};
     if (embedding) { /* A[V,R] B[C,R]^T */
-        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = module->out, .cols = R, .data = B}, .compute = GR_DTYPE_F32};
-        d->ops->linear_forward(d, job->extra, module->out, NULL, job->left, job->left, &(const gr_linear *){&l}, 1, n);
-        d->ops->add(d, job->rows, job->extra, n * module->out);
+        d->ops->linear_forward(d, &(gr_product){.group = &g, .x = factor, .y = extra}, n);
+        d->ops->add(d, rows, extra, n, module->out);
     } else { /* B[N,R] A[R,K]: the input gradient of a linear with weight A */
-        gr_linear l = {.w = {.dtype = GR_DTYPE_F32, .rows = R, .cols = module->in, .data = A}, .compute = GR_DTYPE_F32};
-        d->ops->linear_backward(d, job->rows, true, NULL, NULL, job->left, R, NULL, NULL, NULL, &(const gr_linear *){&l}, 1, n);
+        d->ops->linear_backward(d, &(gr_product){.group = &g, .y = factor}, rows, true, n);
     }
 }
 
@@ -48,7 +50,7 @@ static gr_weight source_of(const gr_merge_job *job, const gr_weight_entry *e) {
     int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
     if (i >= 0) return (gr_weight){.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = job->matrices[0]};
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
-    return found ? found->view : job->m->embed;
+    return (found ? found : gr_weights_get(job->m->weights, 0))->view;
 }
 
 /* Fetch what e is made of besides the base's weight. */
@@ -182,7 +184,7 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
 
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     static const gr_dtype quantised[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K};
-    gr_dtype own = job->m->embed.dtype;
+    gr_dtype own = job->m->embed.w.dtype;
     int dtype = job->options->dtype, base = quantised_type(job->m);
     bool named = dtype >= 0;
     if (!named) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;

@@ -10,6 +10,7 @@ enum { GR_MERGE_ROWS = 256 }; /* of a chunk */
 
 typedef struct gr_merge_job {
     gr_model *m;
+    gr_device *cpu; /* on which sums are made, whatever the model's */
     const gr_tokenizer *tokenizer;
     gr_adapter *const *adapters;
     const double *scales;

@@ -45,7 +45,7 @@ static void test_items(void **state) {
     assert_true(p.items[0].lr_scale == 1 && p.items[1].lr_scale == 1 && p.items[2].lr_scale == 0.5f);
     assert_int_equal(gr_params_largest(&p), 21);
     assert_int_equal(p.n_parameters, 3 + 21 + 20);
-    assert_ok(gr_params_allocate(&p, device, true, &err));
+    assert_ok(gr_params_allocate(&p, machine.device, true, &err));
     assert_true(p.begin == 0 && p.end == p.n_floats && p.n_floats > p.n_parameters);
     check_all(&p, (const bool[]){false, false, false, false});
     fill_all(&p);
@@ -61,7 +61,7 @@ static void register_two(gr_params *p) {
     add(p, "model.layers.0.mlp.up_proj.lora_A.weight", 2, 9, true);
     add(p, "model.layers.0.mlp.up_proj.lora_B.weight", 5, 2, true);
     add(p, "model.embed_tokens.rows", 3, 7, false);
-    assert_ok(gr_params_allocate(p, device, true, &err));
+    assert_ok(gr_params_allocate(p, machine.device, true, &err));
 }
 
 static void test_checkpoint(void **state) {
@@ -80,7 +80,7 @@ static void test_checkpoint(void **state) {
     check_all(&same, (const bool[]){true, false, true, true});
     assert_int_equal(back.step, 3);
     add(&other, "model.embed_tokens.rows", 3, 7, false);
-    assert_ok(gr_params_allocate(&other, device, true, &err));
+    assert_ok(gr_params_allocate(&other, machine.device, true, &err));
     assert_error(gr_checkpoint_load(folder, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 3 trained tensors");
     free(folder);
     gr_params_release(&p);
