@@ -174,6 +174,11 @@ static gr_dtype cpu_act_type(gr_device *d, gr_dtype compute) {
     return GR_DTYPE_F32;
 }
 
+static int64_t cpu_row_stride(gr_device *d, int64_t width, gr_dtype type) {
+    (void)d, (void)type;
+    return width;
+}
+
 /* ---- groups: int8 forms ---- */
 
 static bool takes_int8(const gr_group *g, const gr_linear *l) {
@@ -342,6 +347,7 @@ gr_device *gr_cpu_device_new(gr_threads *threads, const char **why) {
                      .memory = cpu_memory,
                      .footprint = cpu_footprint,
                      .act_type = cpu_act_type,
+                     .row_stride = cpu_row_stride,
                      .group_bytes = cpu_group_bytes,
                      .place = cpu_place,
                      .renew = cpu_renew,
