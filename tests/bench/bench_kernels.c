@@ -53,13 +53,13 @@ static void peak_chunk(void *context, int64_t chunk, int worker) {
 }
 
 /* FMA peak of the device's threads in GFLOP/s; the generic level is measured against AVX2. */
-static double peak(gr_device *d) {
-    int threads = gr_threads_count(d->threads) < 64 ? gr_threads_count(d->threads) : 64;
+static double peak(gr_threads *pool, const gr_device *d) {
+    int threads = gr_threads_count(pool) < 64 ? gr_threads_count(pool) : 64;
     double best = 0;
     for (int i = 0; i < 100; i++) {
         peak_job job = {.wide = strcmp(d->level, "cpu-avx512") == 0};
         double start = now(), flops = 0;
-        gr_threads_run(d->threads, threads, peak_chunk, &job);
+        gr_threads_run(pool, threads, peak_chunk, &job);
         for (int j = 0; j < threads; j++) flops += job.flops[j];
         if (flops / (now() - start) > best) best = flops / (now() - start);
     }
@@ -92,16 +92,16 @@ static int ascending(const void *a, const void *b) {
 }
 
 /* Reading from memory with all threads in GB/s: the median, as neighbours on other cores read from it too. */
-static double bandwidth(gr_device *d) {
+static double bandwidth(gr_threads *pool, gr_device *d) {
     enum { RUNS = 41 };
-    int threads = gr_threads_count(d->threads) < 64 ? gr_threads_count(d->threads) : 64;
+    int threads = gr_threads_count(pool) < 64 ? gr_threads_count(pool) : 64;
     double rates[RUNS];
     read_job job = {.data = d->alloc(d, (int64_t)threads * STREAM)};
     if (!job.data) abort();
     memset((void *)(uintptr_t)job.data, 0, (size_t)threads * STREAM); /* pages that were never written are all one */
     for (int i = 0; i < RUNS; i++) {
         double start = now();
-        gr_threads_run(d->threads, threads, read_chunk, &job);
+        gr_threads_run(pool, threads, read_chunk, &job);
         rates[i] = (double)threads * STREAM / (now() - start) / 1e9;
     }
     if (job.sums[0] != 0) abort(); /* the sums are used */
@@ -117,6 +117,8 @@ static float *values(gr_device *d, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] = (float)(i * 7919 % 1009) / 1009 - 0.5f;
     return x;
 }
+
+static gr_rows rows_of(float *x, int64_t cols) { return (gr_rows){x, cols, GR_DTYPE_F32}; }
 
 static double fma_peak;
 static const char *wanted = ""; /* a part of the labels to be measured */
@@ -165,20 +167,20 @@ static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype
                     .B = values(d, N * rank),
                     .dA = values(d, rank * K),
                     .dB = values(d, N * rank)};
-    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0, .compute = compute};
-    const gr_linear *group = &l;
+    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0};
+    gr_group group = {.member = {&l}, .n = 1, .compute = compute};
     float *x = values(d, n * K), *y = values(d, n * N), *h = values(d, n * rank), *dh = values(d, n * rank);
     float *dx = values(d, n * K);
+    const gr_product p = {.group = &group, .x = rows_of(x, K), .y = rows_of(y, N), .h = h, .dh = dh};
     double flops = 2.0 * (double)n * (double)(N * K + rank * (N + K));
-    TIME(line[0], flops, d->ops->linear_forward(d, y, N, h, x, x, &group, 1, n));
+    TIME(line[0], flops, d->ops->linear_forward(d, &p, n));
     if (n > 16) {
         TIME(line[1], 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
-             d->ops->linear_backward(d, dx, false, NULL, dh, y, N, x, x, h, &group, 1, n));
+             d->ops->linear_backward(d, &p, rows_of(dx, K), false, n));
     }
     if (n > 16 && rank == 0 && dtype == GR_DTYPE_F32) { /* a trained weight's gradient alone */
-        l.dw = d->alloc(d, N * K * (int64_t)sizeof *l.dw);
-        if (!l.dw) abort();
-        TIME(line[2], flops, d->ops->linear_backward(d, NULL, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
+        l.dw = values(d, N * K);
+        TIME(line[2], flops, d->ops->linear_backward(d, &p, (gr_rows){0}, false, n));
         d->free(d, l.dw);
     }
     d->free(d, x), d->free(d, y), d->free(d, h), d->free(d, dh), d->free(d, dx);
@@ -194,20 +196,15 @@ static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype d
                  gr_dtype_get(dtype)->name);
     if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
     gr_linear l = {.w = make_weight(d, dtype, N, K)};
-    const gr_linear *group = &l;
-    void *forms[2];
+    gr_group group = {.member = {&l}, .n = 1, .base = GR_BASE_INT8, .backward = true};
     double flops = 2.0 * (double)n * (double)N * (double)K;
     float *x = values(d, n * K), *y = values(d, n * N);
-    for (int i = 0; i < 2; i++) {
-        int64_t bytes;
-        d->ops->int8_size(d, &bytes, &l.w, i == 1);
-        if (!(forms[i] = d->alloc(d, bytes))) abort();
-        d->ops->int8_pack(d, forms[i], &l.w, i == 1);
-    }
-    l.int8_forward = forms[0], l.int8_backward = forms[1];
-    TIME(line[0], flops, d->ops->linear_forward(d, y, N, NULL, x, x, &group, 1, n));
-    if (n > 16) TIME(line[1], flops, d->ops->linear_backward(d, x, false, NULL, NULL, y, N, x, x, NULL, &group, 1, n));
-    d->free(d, x), d->free(d, y), d->free(d, forms[0]), d->free(d, forms[1]), d->free(d, (void *)l.w.data);
+    const gr_product p = {.group = &group, .x = rows_of(x, K), .y = rows_of(y, N)};
+    if (!d->place(d, &group)) abort();
+    TIME(line[0], flops, d->ops->linear_forward(d, &p, n));
+    if (n > 16) TIME(line[1], flops, d->ops->linear_backward(d, &p, p.x, false, n));
+    d->release(d, &group);
+    d->free(d, x), d->free(d, y), d->free(d, (void *)l.w.data);
 }
 
 static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dtype compute) {
@@ -222,12 +219,26 @@ static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dty
     double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
     char label[96];
     snprintf(label, sizeof label, "attention fwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, flops,
-         d->ops->attention_forward(d, out, H * D, lse, q, H * D, k, v, K * D, seqs, n_seqs, H, K, D, 0.125f, compute, NULL));
+    const gr_attention a = {.q = rows_of(q, H * D),
+                            .k = rows_of(k, K * D),
+                            .v = rows_of(v, K * D),
+                            .out = rows_of(out, H * D),
+                            .lse = lse,
+                            .dq = rows_of(dq, H * D),
+                            .dk = rows_of(dk, K * D),
+                            .dv = rows_of(dv, K * D),
+                            .dout = rows_of(dout, H * D),
+                            .delta = delta,
+                            .seqs = seqs,
+                            .n_seqs = n_seqs,
+                            .H = H,
+                            .K = K,
+                            .D = D,
+                            .scale = 0.125f,
+                            .compute = compute};
+    TIME(label, flops, d->ops->attention_forward(d, &a));
     snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, 2.5 * flops,
-         d->ops->attention_backward(d, dq, dk, dv, delta, dout, H * D, q, H * D, k, v, K * D, out, lse, seqs, n_seqs, H, K, D,
-                                    0.125f, compute));
+    TIME(label, 2.5 * flops, d->ops->attention_backward(d, &a));
     float *all[] = {q, k, v, out, lse, delta, dout, dq, dk, dv, (float *)seqs};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
 }
@@ -238,37 +249,43 @@ static void bench_rows(gr_device *d) {
     float *logits = values(d, (int64_t)ROWS * V), *m = values(d, N * C), *v = values(d, N * C), *table = values(d, 64 * 64);
     int32_t *ids = d->alloc(d, N * 4);
     uint64_t *key = d->alloc(d, N * 8);
-    double sum;
-    gr_adamw p = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.01f, 1, 1};
+    const gr_adamw p = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.01f};
+    gr_step_stats stats = {.clip = 1, .optimizer_step = 1};
     if (!ids || !key) abort();
     memset(v, 0, (size_t)N * C * 4);
-    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, y, rstd, x, NULL, w, N, C, 1e-5f));
-    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, y, NULL, x, x, rstd, w, N, C));
-    TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, m, C, ids, table, N, 9, 64, false));
-    TIME("swiglu fwd 1024x1536", 20.0 * N * F, d->ops->swiglu_forward(d, y, x, N, F));
-    TIME("swiglu bwd 1024x1536", 25.0 * N * F, d->ops->swiglu_backward(d, y, y, x, N, F));
-    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, logits, ids, rstd, ROWS, V));
-    TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, y, x, N, C, 0.1f, 1, key, 3, false));
-    TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, y, x, N * C));
-    TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &sum, x, N * C));
-    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, m, x, v, y, N * C, &p));
+    memset(ids, 0, N * 4), memset(key, 0, N * 8);
+    const gr_dropout drop = {.p = 0.1f, .seed = 1, .row_key = key, .site = 3};
+    const gr_rows xc = rows_of(x, C), yc = rows_of(y, C), gu = rows_of(x, 2 * F);
+    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, yc, rstd, xc, (gr_rows){0}, w, N, C, 1e-5f));
+    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, yc, NULL, xc, xc, rstd, w, N, C));
+    TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, rows_of(m, C), ids, table, N, 9, 64, false));
+    TIME("glu fwd 1024x1536", 20.0 * N * F, d->ops->glu_forward(d, rows_of(y, F), gu, N, F, GR_ACTIVATION_SILU));
+    TIME("glu bwd 1024x1536", 25.0 * N * F,
+         d->ops->glu_backward(d, rows_of(y, 2 * F), rows_of(y, F), gu, N, F, GR_ACTIVATION_SILU));
+    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V));
+    TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, yc, xc, N, C, &drop, false));
+    TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, yc, xc, N, C));
+    TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &stats, x, N * C));
+    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, m, x, v, y, N * C, &p, &stats));
     float *all[] = {x, y, w, rstd, logits, m, v, table, (float *)ids, (float *)key};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
 }
 
 int main(int argc, char **argv) {
-    const char *why;
-    gr_device *d = gr_cpu_device_new(argc > 1 ? atoi(argv[1]) : 0, &why);
+    const char *why = "cannot start the threads";
+    gr_threads *pool = gr_threads_new(argc > 1 ? atoi(argv[1]) : 0);
+    gr_device *d = pool ? gr_backend_open("cpu", pool, &why) : NULL;
     if (!d) {
         fprintf(stderr, "%s\n", why);
         return 1;
     }
-    fma_peak = peak(d);
-    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(d->threads), fma_peak,
-           bandwidth(d));
+    fma_peak = peak(pool, d);
+    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(pool), fma_peak,
+           bandwidth(pool, d));
     if (argc > 2) wanted = argv[2];
     if (strcmp(wanted, "limits") == 0) {
-        gr_device_free(d);
+        gr_device_close(d);
+        gr_threads_free(pool);
         return 0;
     }
     /* SmolLM2's, its head, LLaMA-7B's */
@@ -293,6 +310,7 @@ int main(int argc, char **argv) {
         bench_attention(d, 4096, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
     }
     bench_rows(d);
-    gr_device_free(d);
+    gr_device_close(d);
+    gr_threads_free(pool);
     return 0;
 }

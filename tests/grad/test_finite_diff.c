@@ -26,6 +26,8 @@ static double dot(const float *a, const float *b, int64_t n) {
     return sum;
 }
 
+static gr_rows rows_of(float *x, int64_t cols) { return (gr_rows){x, cols, GR_DTYPE_F32}; }
+
 typedef double loss_fn(gr_device *d, void *context);
 
 /* grad[n] is dL/dx: its product with three random directions against (L(x + h u) - L(x - h u)) / 2h. */
@@ -55,7 +57,7 @@ typedef struct norm {
 
 static double norm_loss(gr_device *d, void *context) {
     norm *t = context;
-    d->ops->rmsnorm_forward(d, t->y, t->rstd, t->x, NULL, t->w, N, 37, 1e-5f);
+    d->ops->rmsnorm_forward(d, rows_of(t->y, 37), t->rstd, rows_of(t->x, 37), (gr_rows){0}, t->w, N, 37, 1e-5f);
     return dot(t->y, t->dy, N * 37);
 }
 
@@ -65,7 +67,7 @@ static void check_rmsnorm(gr_device *d) {
     fill(t.x, N * 37, 1), fill(t.w, 37, 2), fill(t.dy, N * 37, 3);
     memset(dx, 0, sizeof dx), memset(dw, 0, sizeof dw);
     norm_loss(d, &t);
-    d->ops->rmsnorm_backward(d, dx, dw, t.dy, t.x, t.rstd, t.w, N, 37);
+    d->ops->rmsnorm_backward(d, rows_of(dx, 37), dw, rows_of(t.dy, 37), rows_of(t.x, 37), t.rstd, t.w, N, 37);
     check(d, norm_loss, &t, t.x, dx, N * 37, "rmsnorm dx");
     check(d, norm_loss, &t, t.w, dw, 37, "rmsnorm dw");
 }
@@ -73,35 +75,43 @@ static void check_rmsnorm(gr_device *d) {
 enum { K = 37, O = 21, R = 5 };
 
 typedef struct linear {
-    float x[N * K], xd[N * K], w[O * K], bias[O], A[R * K], B[O * R], y[N * O], h[N * R], dy[N * O];
-    bool tied; /* xd is x */
+    float x[N * K], w[O * K], bias[O], A[R * K], B[O * R], y[N * O], h[N * R], dy[N * O], xd[N * K], dxd[N * K], dh[N * R];
+    uint64_t key[N];
     gr_lora lora;
     gr_linear l;
+    gr_group group;
+    gr_dropout dropout;
+    gr_product p;
 } linear;
 
 static double linear_loss(gr_device *d, void *context) {
     linear *t = context;
-    const gr_linear *group = &t->l;
-    d->ops->linear_forward(d, t->y, O, t->h, t->x, t->tied ? t->x : t->xd, &group, 1, N);
+    t->p.y = rows_of(t->y, O);
+    d->ops->linear_forward(d, &t->p, N);
     return dot(t->y, t->dy, N * O);
 }
 
+/* Without dropout, then with it. */
 static void check_linear(gr_device *d) {
     static linear t;
-    static float dx[N * K], dxd[N * K], dh[N * R], dw[O * K], dbias[O], dA[R * K], dB[O * R];
-    float *inputs[] = {t.x, t.xd, t.w, t.bias, t.A, t.B, t.dy};
-    const int64_t sizes[] = {N * K, N * K, O * K, O, R * K, O * R, N * O};
-    for (int i = 0; i < 7; i++) fill(inputs[i], sizes[i], 10 + i);
+    static float dx[N * K], dw[O * K], dbias[O], dA[R * K], dB[O * R];
+    float *inputs[] = {t.x, t.w, t.bias, t.A, t.B, t.dy};
+    const int64_t sizes[] = {N * K, O * K, O, R * K, O * R, N * O};
+    for (int i = 0; i < 6; i++) fill(inputs[i], sizes[i], 10 + i);
+    for (int i = 0; i < N; i++) t.key[i] = (uint64_t)i;
     t.lora = (gr_lora){.rank = R, .scale = 0.7f, .A = t.A, .B = t.B, .dA = dA, .dB = dB};
     t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = dw, .dbias = dbias};
-    const gr_linear *group = &t.l;
-    for (int tied = 0; tied < 2; tied++) {
-        t.tied = tied;
+    t.group = (gr_group){.member = {&t.l}, .n = 1};
+    t.dropout = (gr_dropout){.p = 0.25f, .seed = 3, .row_key = t.key, .site = 9};
+    t.p = (gr_product){
+        .group = &t.group, .x = rows_of(t.x, K), .h = t.h, .xd = rows_of(t.xd, K), .dxd = rows_of(t.dxd, K), .dh = t.dh};
+    for (int drop = 0; drop < 2; drop++) {
+        t.p.dropout = drop ? &t.dropout : NULL;
         memset(dw, 0, sizeof dw), memset(dbias, 0, sizeof dbias), memset(dA, 0, sizeof dA), memset(dB, 0, sizeof dB);
         linear_loss(d, &t);
-        d->ops->linear_backward(d, dx, false, tied ? NULL : dxd, dh, t.dy, O, t.x, tied ? t.x : t.xd, t.h, &group, 1, N);
-        check(d, linear_loss, &t, t.x, dx, N * K, "linear dx");
-        if (!tied) check(d, linear_loss, &t, t.xd, dxd, N * K, "linear dxd");
+        t.p.y = rows_of(t.dy, O);
+        d->ops->linear_backward(d, &t.p, rows_of(dx, K), false, N);
+        check(d, linear_loss, &t, t.x, dx, N * K, drop ? "linear dx through dropout" : "linear dx");
         check(d, linear_loss, &t, t.w, dw, O * K, "linear dw");
         check(d, linear_loss, &t, t.bias, dbias, O, "linear dbias");
         check(d, linear_loss, &t, t.A, dA, R * K, "linear dA");
@@ -113,14 +123,14 @@ enum { H = 4, KV = 2, D = 10, T = 75 };
 
 typedef struct attention {
     float q[T * H * D], k[T * KV * D], v[T * KV * D], out[T * H * D], lse[T * H], dout[T * H * D];
+    gr_attention a;
 } attention;
 
 static const gr_seq two[] = {{0, 70, 0, 70}, {70, 5, 70, 5}};
 
 static double attention_loss(gr_device *d, void *context) {
     attention *t = context;
-    d->ops->attention_forward(d, t->out, H * D, t->lse, t->q, H * D, t->k, t->v, KV * D, two, 2, H, KV, D, 0.4f, GR_DTYPE_F32,
-                              NULL);
+    d->ops->attention_forward(d, &t->a);
     return dot(t->out, t->dout, T * H * D);
 }
 
@@ -128,9 +138,24 @@ static void check_attention(gr_device *d) {
     static attention t;
     static float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
     fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
+    t.a = (gr_attention){.q = rows_of(t.q, H * D),
+                         .k = rows_of(t.k, KV * D),
+                         .v = rows_of(t.v, KV * D),
+                         .out = rows_of(t.out, H * D),
+                         .lse = t.lse,
+                         .dq = rows_of(dq, H * D),
+                         .dk = rows_of(dk, KV * D),
+                         .dv = rows_of(dv, KV * D),
+                         .dout = rows_of(t.dout, H * D),
+                         .delta = delta,
+                         .seqs = two,
+                         .n_seqs = 2,
+                         .H = H,
+                         .K = KV,
+                         .D = D,
+                         .scale = 0.4f};
     attention_loss(d, &t);
-    d->ops->attention_backward(d, dq, dk, dv, delta, t.dout, H * D, t.q, H * D, t.k, t.v, KV * D, t.out, t.lse, two, 2, H, KV, D,
-                               0.4f, GR_DTYPE_F32);
+    d->ops->attention_backward(d, &t.a);
     check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
     check(d, attention_loss, &t, t.k, dk, T * KV * D, "attention dk");
     check(d, attention_loss, &t, t.v, dv, T * KV * D, "attention dv");
@@ -144,21 +169,21 @@ typedef struct rows {
     uint64_t key[N];
 } rows;
 
-static double swiglu_loss(gr_device *d, void *context) {
+static double glu_loss(gr_device *d, void *context) {
     rows *t = context;
-    d->ops->swiglu_forward(d, t->y, t->x, N, F);
+    d->ops->glu_forward(d, rows_of(t->y, F), rows_of(t->x, 2 * F), N, F, GR_ACTIVATION_SILU);
     return dot(t->y, t->dy, N * F);
 }
 
 static double cross_entropy_loss(gr_device *d, void *context) {
     rows *t = context;
-    d->ops->cross_entropy(d, t->nll, t->x, t->ids, NULL, N, V);
+    d->ops->cross_entropy(d, t->nll, rows_of(t->x, V), t->ids, NULL, N, V);
     return dot(t->nll, t->dy, N);
 }
 
 static double dropout_loss(gr_device *d, void *context) {
     rows *t = context;
-    d->ops->dropout(d, t->y, t->x, N, V, 0.25f, 3, t->key, 9, false);
+    d->ops->dropout(d, rows_of(t->y, V), rows_of(t->x, V), N, V, &(gr_dropout){0.25f, 3, t->key, 9}, false);
     return dot(t->y, t->dy, N * V);
 }
 
@@ -170,10 +195,10 @@ static double rope_loss(gr_device *d, void *context) {
             table[p * 10 + i] = cosf((float)(p * (i + 1))), table[p * 10 + 5 + i] = sinf((float)(p * (i + 1)));
         }
     memcpy(t->y, t->x, sizeof t->y);
-    d->ops->rope(d, t->y, 20, t->ids, table, N, 2, 10, false);
+    d->ops->rope(d, rows_of(t->y, 20), t->ids, table, N, 2, 10, false);
     double loss = dot(t->y, t->dy, N * 20);
     memcpy(t->y, t->dy, sizeof t->y); /* the gradient: dy turned back */
-    d->ops->rope(d, t->y, 20, t->ids, table, N, 2, 10, true);
+    d->ops->rope(d, rows_of(t->y, 20), t->ids, table, N, 2, 10, true);
     return loss;
 }
 
@@ -181,7 +206,7 @@ static double rope_loss(gr_device *d, void *context) {
 static double embed_loss(gr_device *d, void *context) {
     rows *t = context;
     gr_weight table = {GR_DTYPE_F32, N, F, t->x};
-    d->ops->embed_forward(d, t->y, &table, t->ids, N, 1.3f);
+    d->ops->embed_forward(d, rows_of(t->y, F), &table, t->ids, N, 1.3f);
     return dot(t->y, t->dy, N * F);
 }
 
@@ -190,19 +215,19 @@ static void check_rows(gr_device *d) {
     static float grad[N * V];
     fill(t.x, N * V, 30), fill(t.dy, N * V, 31);
     for (int i = 0; i < N; i++) t.ids[i] = i * 5 % 7, t.key[i] = (uint64_t)i;
-    d->ops->swiglu_backward(d, grad, t.dy, t.x, N, F);
-    check(d, swiglu_loss, &t, t.x, grad, N * 2 * F, "swiglu");
+    d->ops->glu_backward(d, rows_of(grad, 2 * F), rows_of(t.dy, F), rows_of(t.x, 2 * F), N, F, GR_ACTIVATION_SILU);
+    check(d, glu_loss, &t, t.x, grad, N * 2 * F, "glu");
     memcpy(grad, t.x, sizeof grad);
-    d->ops->cross_entropy(d, t.nll, grad, t.ids, t.dy, N, V);
+    d->ops->cross_entropy(d, t.nll, rows_of(grad, V), t.ids, t.dy, N, V);
     check(d, cross_entropy_loss, &t, t.x, grad, N * V, "cross_entropy");
     memset(grad, 0, sizeof grad);
-    d->ops->dropout(d, grad, t.dy, N, V, 0.25f, 3, t.key, 9, true);
+    d->ops->dropout(d, rows_of(grad, V), rows_of(t.dy, V), N, V, &(gr_dropout){0.25f, 3, t.key, 9}, true);
     check(d, dropout_loss, &t, t.x, grad, N * V, "dropout");
     rope_loss(d, &t);
     memcpy(grad, t.y, sizeof grad);
     check(d, rope_loss, &t, t.x, grad, N * 20, "rope");
     memset(grad, 0, sizeof grad);
-    d->ops->embed_backward(d, grad, t.dy, t.ids, N, F, 1.3f);
+    d->ops->embed_backward(d, grad, rows_of(t.dy, F), t.ids, N, F, 1.3f);
     check(d, embed_loss, &t, t.x, grad, N * F, "embed");
 }
 
@@ -210,13 +235,15 @@ static void test_level(void **state) {
     const char *level = *state, *why = NULL;
     if (!gr_cpu_ops(level)) skip();
     setenv("GRAFT_CPU", level, 1);
-    gr_device *d = gr_cpu_device_new(2, &why);
+    gr_threads *threads = gr_threads_new(2);
+    gr_device *d = gr_backend_open("cpu", threads, &why);
     if (!d) fail_msg("%s", why);
     check_rmsnorm(d);
     check_linear(d);
     check_attention(d);
     check_rows(d);
-    gr_device_free(d);
+    gr_device_close(d);
+    gr_threads_free(threads);
 }
 
 int main(void) {

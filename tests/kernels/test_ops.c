@@ -1,5 +1,5 @@
 /* test_ops.c - every operation of ops.def, for every level this CPU has: against the reference on odd sizes with
- * unaligned, guarded buffers; one thread against three; a row alone against the same row among others. */
+ * unaligned, guarded buffers whose rows lie apart; one thread against three; a row alone against the same row among others. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,65 +10,85 @@
 
 #include <cmocka.h>
 
-#include "kernels/kernels.h"
+#include "kernels/cpu/impl.h"
 #include "kernels/philox.h"
-#include "kernels/threads.h"
 
 enum { GUARD = 16, OUTPUTS = 16, BUFFERS = 64 };
+static const float guard = 12345.0f;
 
 typedef struct output {
-    const float *x;
-    int64_t rows, cols; /* rows == 0: a sum over rows, cols elements */
+    gr_rows x;
+    int64_t rows, cols;
+    bool whole; /* no function of the batch's rows one by one */
 } output;
+
+typedef struct guarded {
+    float *p;
+    int64_t size, cols, ld; /* of the size, columns from cols to ld are guards too */
+} guarded;
 
 /* One call of an operation: rows row0..row0+n of a virtual batch, sizes of variant v. Owns its buffers. */
 typedef struct call {
     gr_device *d;
     int64_t row0, n;
     int variant;
-    float *buffers[BUFFERS];
-    int64_t sizes[BUFFERS];
+    guarded buffers[BUFFERS];
     int n_buffers, n_outputs;
     output outputs[OUTPUTS];
     double tolerance;
 } call;
 
-/* n floats one float off alignment, guarded on both sides. */
-static float *buffer(call *c, int64_t n) {
-    float *p = aligned_alloc(64, (size_t)((n + 2 * GUARD + 1 + 15) / 16 * 16) * 4);
+/* n rows of ld floats, the first one float off alignment, guarded on both sides and after their first cols. */
+static float *guarded_rows(call *c, int64_t n, int64_t cols, int64_t ld) {
+    int64_t all = n * ld + 2 * GUARD + 1;
+    float *p = aligned_alloc(64, (size_t)((all + 15) / 16 * 16) * 4);
     assert_non_null(p);
     assert_true(c->n_buffers < BUFFERS);
-    for (int64_t i = 0; i < n + 2 * GUARD + 1; i++) p[i] = 12345.0f;
-    c->sizes[c->n_buffers] = n;
-    c->buffers[c->n_buffers++] = p;
+    for (int64_t i = 0; i < all; i++) p[i] = guard;
+    c->buffers[c->n_buffers++] = (guarded){p, n * ld, cols, ld};
     return p + GUARD + 1;
 }
 
-/* Rows row0..row0+n of a virtual matrix of values in [-1,1). */
-static float *filled(call *c, int tag, int64_t row0, int64_t n, int64_t cols) {
-    float *x = buffer(c, n * cols);
+static float *buffer(call *c, int64_t n) { return guarded_rows(c, n, 1, 1); }
+
+/* Rows row0..row0+n of a virtual matrix of values in [-1,1), ld apart. */
+static gr_rows filled_rows(call *c, int tag, int64_t row0, int64_t n, int64_t cols, int64_t ld) {
+    float *x = guarded_rows(c, n, cols, ld);
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < cols; j += 4) {
             uint32_t word[4];
             gr_philox(word, 7, (uint32_t)tag, (uint64_t)(row0 + i), (uint64_t)j);
-            for (int64_t k = 0; k < 4 && j + k < cols; k++) x[i * cols + j + k] = (float)(word[k] >> 8) * 0x1p-23f - 1;
+            for (int64_t k = 0; k < 4 && j + k < cols; k++) x[i * ld + j + k] = (float)(word[k] >> 8) * 0x1p-23f - 1;
         }
-    return x;
+    return (gr_rows){x, ld, GR_DTYPE_F32};
 }
 
-static float *rows(call *c, int tag, int64_t cols) { return filled(c, tag, c->row0, c->n, cols); }
-static float *fixed(call *c, int tag, int64_t n, int64_t cols) { return filled(c, tag, 0, n, cols); }
+/* Two variants of three have rows apart, each matrix by another distance. */
+static int64_t apart(const call *c, int tag, int64_t cols) {
+    return cols + ((c->variant + c->variant / GR_DTYPE_COUNT) % 3 ? 1 + tag % 7 : 0);
+}
 
-static void out_rows(call *c, const float *x, int64_t cols) { c->outputs[c->n_outputs++] = (output){x, c->n, cols}; }
+static gr_rows rows(call *c, int tag, int64_t cols) { return filled_rows(c, tag, c->row0, c->n, cols, apart(c, tag, cols)); }
+static float *numbers(call *c, int tag, int64_t each) { return gr_f32(filled_rows(c, tag, c->row0, c->n, each, each)); }
+static float *fixed(call *c, int tag, int64_t n, int64_t cols) { return gr_f32(filled_rows(c, tag, 0, n, cols, cols)); }
 
-static void out_sum(call *c, const float *x, int64_t n) { c->outputs[c->n_outputs++] = (output){x, 0, n}; }
+/* Rows that stand close. */
+static gr_rows closed(float *x, int64_t cols) { return (gr_rows){x, cols, GR_DTYPE_F32}; }
+
+static void out_rows(call *c, gr_rows x, int64_t cols) { c->outputs[c->n_outputs++] = (output){x, c->n, cols, false}; }
+static void out_numbers(call *c, float *x, int64_t each) { out_rows(c, closed(x, each), each); }
+static void out_whole(call *c, gr_rows x, int64_t n, int64_t cols) { c->outputs[c->n_outputs++] = (output){x, n, cols, true}; }
+static void out_sum(call *c, float *x, int64_t n) { out_whole(c, closed(x, n), 1, n); }
 
 static void release(call *c) {
-    for (int i = 0; i < c->n_buffers; i++) {
-        const float *p = c->buffers[i];
-        for (int64_t j = 0; j < GUARD + 1; j++) assert_true(p[j] == 12345.0f);
-        for (int64_t j = 0; j < GUARD; j++) assert_true(p[GUARD + 1 + c->sizes[i] + j] == 12345.0f);
-        free(c->buffers[i]);
+    for (const guarded *b = c->buffers; b < c->buffers + c->n_buffers; b++) {
+        for (int64_t j = 0; j < GUARD + 1; j++) assert_true(b->p[j] == guard);
+        const float *x = b->p + GUARD + 1;
+        for (int64_t i = 0; i < b->size; i += b->ld)
+            for (int64_t j = b->cols; j < b->ld; j++)
+                if (x[i + j] != guard) fail_msg("written between rows: row %d", (int)(i / b->ld));
+        for (int64_t j = 0; j < GUARD; j++) assert_true(x[b->size + j] == guard);
+        free(b->p);
     }
 }
 
@@ -108,39 +128,48 @@ static int32_t *indices(call *c, int64_t below) {
 
 static void call_embed_forward(call *c) {
     gr_weight table = weight(c, variant_dtype(c), 1, 50, width(c));
-    float *x = rows(c, 2, table.cols);
+    gr_rows x = rows(c, 2, table.cols);
     c->d->ops->embed_forward(c->d, x, &table, indices(c, 50), c->n, c->variant & 1 ? 3.5f : 1);
     out_rows(c, x, table.cols);
 }
 
 static void call_embed_backward(call *c) {
     int64_t C = width(c);
-    float *dtable = fixed(c, 1, 5, C), *dx = rows(c, 2, C);
-    c->d->ops->embed_backward(c->d, dtable, dx, indices(c, 5), c->n, C, 1.5f);
+    float *dtable = fixed(c, 1, 5, C);
+    c->d->ops->embed_backward(c->d, dtable, rows(c, 2, C), indices(c, 5), c->n, C, 1.5f);
     out_sum(c, dtable, 5 * C);
 }
 
 static void call_rmsnorm_forward(call *c) {
     int64_t C = width(c);
-    float *out = rows(c, 1, C), *rstd = rows(c, 2, 1), *x = rows(c, 3, C), *add = rows(c, 4, C), *w = fixed(c, 5, 1, C);
-    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, x, c->variant & 1 ? NULL : add, w, c->n, C, 1e-5f);
-    out_rows(c, out, C), out_rows(c, rstd, 1), out_rows(c, x, C);
+    gr_rows out = rows(c, 1, C), x = rows(c, 3, C), add = rows(c, 4, C);
+    float *rstd = numbers(c, 2, 1), *w = fixed(c, 5, 1, C);
+    if (c->variant & 1) add.data = NULL;
+    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, x, add, w, c->n, C, 1e-5f);
+    out_rows(c, out, C), out_numbers(c, rstd, 1), out_rows(c, x, C);
 }
 
 static void call_rmsnorm_backward(call *c) {
     int64_t C = width(c);
-    float *dx = rows(c, 1, C), *dw = fixed(c, 2, 1, C), *dout = rows(c, 3, C), *x = rows(c, 4, C);
-    float *rstd = rows(c, 5, 1), *w = fixed(c, 6, 1, C);
+    gr_rows dx = rows(c, 1, C), dout = rows(c, 3, C), x = rows(c, 4, C);
+    float *dw = fixed(c, 2, 1, C), *rstd = numbers(c, 5, 1), *w = fixed(c, 6, 1, C);
     c->d->ops->rmsnorm_backward(c->d, dx, c->variant & 1 ? NULL : dw, dout, x, rstd, w, c->n, C);
     out_rows(c, dx, C), out_sum(c, dw, C);
+}
+
+static uint64_t *row_keys(call *c) {
+    uint64_t *key = (uint64_t *)((char *)buffer(c, 2 * c->n + 2) + 4);
+    for (int64_t i = 0; i < c->n; i++) key[i] = (uint64_t)(c->row0 + i) << 33 | 5;
+    return key;
 }
 
 /* Two linears that share x: one plain with bias, one with two LoRAs. */
 typedef struct linears {
     gr_linear l[2];
     gr_lora lora[2];
-    const gr_linear *group[2];
-    int64_t K, ldy, ldh;
+    gr_group group;
+    gr_dropout dropout;
+    int64_t K, N, rank;
 } linears;
 
 static void make_linears(call *c, linears *g, bool trained) {
@@ -159,30 +188,48 @@ static void make_linears(call *c, linears *g, bool trained) {
         if (trained) g->lora[j].dA = fixed(c, 27 + j, rank, g->K), g->lora[j].dB = fixed(c, 29 + j, s[1] + 9, rank);
     }
     g->l[1].lora = g->lora, g->l[1].n_lora = 2;
-    g->ldh = 2 * s[2] + 1, g->ldy = 2 * s[1] + 9 + 3; /* and 3 columns of someone else */
-    for (int i = 0; i < 2; i++) {
-        g->group[i] = &g->l[i];
-        g->l[i].compute = c->variant % 7 == 5 ? GR_DTYPE_BF16 : c->variant % 7 == 6 ? GR_DTYPE_F16 : GR_DTYPE_F32;
-    }
-    c->tolerance = g->l[0].compute == GR_DTYPE_F32 ? 2e-5 : 1e-4;
+    g->group = (gr_group){.member = {&g->l[0], &g->l[1]},
+                          .n = 2,
+                          .compute = c->variant % 7 == 5   ? GR_DTYPE_BF16
+                                     : c->variant % 7 == 6 ? GR_DTYPE_F16
+                                                           : GR_DTYPE_F32};
+    g->N = gr_group_outputs(&g->group), g->rank = gr_group_rank(&g->group);
+    g->dropout = (gr_dropout){.p = 0.3f, .seed = 42, .row_key = row_keys(c), .site = 17};
+    c->tolerance = g->group.compute == GR_DTYPE_F32 ? 2e-5 : 1e-4;
+}
+
+/* Half of the variants drop nothing. */
+static gr_product product_of(call *c, const linears *g) {
+    return (gr_product){.group = &g->group,
+                        .x = rows(c, 3, g->K),
+                        .y = rows(c, 1, g->N),
+                        .h = numbers(c, 2, g->rank),
+                        .dropout = c->variant & 2 ? NULL : &g->dropout,
+                        .xd = rows(c, 4, g->K),
+                        .dxd = rows(c, 5, g->K),
+                        .dh = numbers(c, 6, g->rank)};
 }
 
 static void call_linear_forward(call *c) {
     linears g;
     make_linears(c, &g, false);
-    float *y = rows(c, 1, g.ldy), *h = rows(c, 2, g.ldh), *x = rows(c, 3, g.K), *xd = rows(c, 4, g.K);
-    c->d->ops->linear_forward(c->d, y, g.ldy, h, x, xd, g.group, 2, c->n);
-    out_rows(c, y, g.ldy), out_rows(c, h, g.ldh);
+    gr_product p = product_of(c, &g);
+    c->d->ops->linear_forward(c->d, &p, c->n);
+    out_rows(c, p.y, g.N), out_numbers(c, p.h, g.rank), out_rows(c, p.xd, g.K);
+    gr_group plain = {.member = {&g.l[0]}, .n = 1}; /* without LoRA nothing is dropped */
+    gr_product q = {.group = &plain, .x = p.x, .y = rows(c, 7, g.l[0].w.rows), .dropout = &g.dropout};
+    c->d->ops->linear_forward(c->d, &q, c->n);
+    out_rows(c, q.y, g.l[0].w.rows);
 }
 
 static void call_linear_backward(call *c) {
     linears g;
     make_linears(c, &g, true);
-    float *dx = rows(c, 1, g.K), *dxd = rows(c, 2, g.K), *dh = rows(c, 3, g.ldh), *dy = rows(c, 4, g.ldy);
-    float *x = rows(c, 5, g.K), *xd = rows(c, 6, g.K), *h = rows(c, 7, g.ldh);
+    gr_product p = product_of(c, &g);
+    gr_rows dx = rows(c, 7, g.K);
     g.l[0].dw = fixed(c, 8, g.l[0].w.rows, g.K), g.l[0].dbias = fixed(c, 9, 1, g.l[0].w.rows);
-    c->d->ops->linear_backward(c->d, dx, c->variant & 1, c->variant & 2 ? NULL : dxd, dh, dy, g.ldy, x, xd, h, g.group, 2, c->n);
-    out_rows(c, dx, g.K), out_rows(c, dxd, g.K), out_rows(c, dh, g.ldh);
+    c->d->ops->linear_backward(c->d, &p, dx, c->variant & 1, c->n);
+    out_rows(c, dx, g.K), out_rows(c, p.xd, g.K), out_numbers(c, p.dh, g.rank);
     out_sum(c, g.l[0].dw, g.l[0].w.rows * g.K), out_sum(c, g.l[0].dbias, g.l[0].w.rows);
     for (int j = 0; j < 2; j++) {
         out_sum(c, g.lora[j].dA, g.lora[j].rank * g.K);
@@ -190,59 +237,74 @@ static void call_linear_backward(call *c) {
     }
 }
 
-/* Sizes and forms of the matrices that linears with int8 products use. */
-static void *int8_form(call *c, const gr_weight *w, bool transposed) {
-    int64_t bytes = 0;
-    c->d->ops->int8_size(c->d, &bytes, w, transposed);
-    assert_true(bytes > 0);
-    char *p = (char *)buffer(c, bytes / 4 + 32); /* at the next line: 64-byte aligned */
-    p += (64 - (uintptr_t)p % 64) % 64;
-    c->d->ops->int8_pack(c->d, p, w, transposed);
-    return p;
+static void place(call *c, gr_group *g) {
+    g->base = GR_BASE_INT8, g->backward = true;
+    assert_true(c->d->place(c->d, g));
+    assert_non_null(g->form);
 }
 
 /* The group of linears with int8 forms, forward and backward; what packing made is seen through the products. */
-static void call_int8_pack(call *c) {
+static void call_int8(call *c) {
     linears g;
     make_linears(c, &g, true);
-    float *y = rows(c, 1, g.ldy), *h = rows(c, 2, g.ldh), *x = rows(c, 3, g.K), *dy = rows(c, 4, g.ldy), *dx = rows(c, 5, g.K);
-    float *dh = rows(c, 6, g.ldh);
-    for (int i = 0; i < 2; i++) {
-        g.l[i].int8_forward = int8_form(c, &g.l[i].w, false);
-        g.l[i].int8_backward = int8_form(c, &g.l[i].w, true);
-    }
-    c->d->ops->linear_forward(c->d, y, g.ldy, h, x, x, g.group, 2, c->n);
-    c->d->ops->linear_backward(c->d, dx, c->variant & 1, NULL, dh, dy, g.ldy, x, x, h, g.group, 2, c->n);
-    out_rows(c, y, g.ldy), out_rows(c, h, g.ldh), out_rows(c, dx, g.K);
+    gr_product p = product_of(c, &g);
+    gr_rows dx = rows(c, 7, g.K), y = p.y;
+    place(c, &g.group);
+    c->d->ops->linear_forward(c->d, &p, c->n);
+    p.y = rows(c, 8, g.N);
+    c->d->ops->linear_backward(c->d, &p, dx, c->variant & 1, c->n);
+    c->d->release(c->d, &g.group);
+    out_rows(c, y, g.N), out_numbers(c, p.h, g.rank), out_rows(c, dx, g.K);
 }
 
 /* The integers' own error against exact products: half a step of either factor in each of K terms, at random. */
-static void call_int8_size(call *c) {
+static void call_int8_error(call *c) {
     linears g;
     make_linears(c, &g, true);
-    gr_linear exact = {.w = g.l[0].w}, rounded = exact;
-    const gr_linear *one[] = {&exact}, *two[] = {&rounded};
-    int64_t N = exact.w.rows, K = exact.w.cols;
-    float *x = rows(c, 1, K), *y = rows(c, 2, N), *z = rows(c, 3, N), *dy = rows(c, 4, N), *dx = rows(c, 5, K), *dz = rows(c, 6, K);
-    rounded.int8_forward = int8_form(c, &exact.w, false), rounded.int8_backward = int8_form(c, &exact.w, true);
-    c->d->ops->linear_forward(c->d, y, N, NULL, x, x, one, 1, c->n);
-    c->d->ops->linear_forward(c->d, z, N, NULL, x, x, two, 1, c->n);
-    c->d->ops->linear_backward(c->d, dx, false, NULL, NULL, dy, N, x, x, NULL, one, 1, c->n);
-    c->d->ops->linear_backward(c->d, dz, false, NULL, NULL, dy, N, x, x, NULL, two, 1, c->n);
+    gr_linear one = {.w = g.l[0].w};
+    gr_group group = {.member = {&one}, .n = 1};
+    int64_t N = one.w.rows, K = one.w.cols;
+    gr_rows y[2] = {rows(c, 2, N), rows(c, 3, N)}, dx[2] = {rows(c, 5, K), rows(c, 6, K)}, dy = rows(c, 4, N);
+    gr_product p = {.group = &group, .x = rows(c, 1, K)};
+    for (int i = 0; i < 2; i++) {
+        if (i) place(c, &group);
+        p.y = y[i];
+        c->d->ops->linear_forward(c->d, &p, c->n);
+        p.y = dy;
+        c->d->ops->linear_backward(c->d, &p, dx[i], false, c->n);
+    }
+    c->d->release(c->d, &group);
     double error[2] = {0}, size[2] = {0};
-    for (int64_t i = 0; i < c->n * N; i++) error[0] += (y[i] - z[i]) * (y[i] - z[i]), size[0] += y[i] * y[i];
-    for (int64_t i = 0; i < c->n * K; i++) error[1] += (dx[i] - dz[i]) * (dx[i] - dz[i]), size[1] += dx[i] * dx[i];
+    for (int64_t r = 0; r < c->n; r++)
+        for (int i = 0; i < 2; i++) {
+            const float *exact = gr_f32_row(i ? dx[0] : y[0], r), *rounded = gr_f32_row(i ? dx[1] : y[1], r);
+            for (int64_t j = 0; j < (i ? K : N); j++)
+                error[i] += (exact[j] - rounded[j]) * (exact[j] - rounded[j]), size[i] += exact[j] * exact[j];
+        }
     for (int i = 0; i < 2; i++)
         if (c->n > 1 && error[i] > size[i] * 0.02 * 0.02) fail_msg("int8: relative error %g", sqrt(error[i] / size[i]));
-    out_rows(c, z, N), out_rows(c, dz, K);
+    out_rows(c, y[1], N), out_rows(c, dx[1], K);
 }
 
 static void call_rope(call *c) {
     static const int64_t sizes[] = {64, 2, 10, 128, 80};
-    int64_t D = sizes[c->variant % 5], heads = 3, ldx = heads * D + 5;
-    float *x = rows(c, 1, ldx), *table = fixed(c, 2, 64, D);
-    c->d->ops->rope(c->d, x, ldx, indices(c, 64), table, c->n, heads, D, c->variant & 1);
-    out_rows(c, x, ldx);
+    int64_t D = sizes[c->variant % 5], heads = 3;
+    gr_rows x = rows(c, 1, heads * D);
+    c->d->ops->rope(c->d, x, indices(c, 64), fixed(c, 2, 64, D), c->n, heads, D, c->variant & 1);
+    out_rows(c, x, heads * D);
+}
+
+/* The last rows of a cache first; what it held elsewhere stays. */
+static void call_kv_append(call *c) {
+    int64_t KD2 = 2 * width(c), all = c->row0 + c->n + 10;
+    gr_kv kv = {.rows = closed(fixed(c, 1, all, KD2), KD2)};
+    int32_t *to = (int32_t *)buffer(c, c->n);
+    for (int64_t i = 0; i < c->n; i++) to[i] = (int32_t)(all - 1 - c->row0 - i);
+    gr_rows x = rows(c, 2, KD2);
+    c->d->ops->kv_append(c->d, &kv, x, to, c->n);
+    for (int64_t i = 0; i < c->n; i++)
+        assert_memory_equal(gr_f32_row(kv.rows, to[i]), gr_f32_row(x, i), (size_t)KD2 * sizeof(float));
+    out_whole(c, kv.rows, all, KD2);
 }
 
 static const int64_t heads[][3] = {{9, 3, 64}, {2, 2, 7}, {4, 1, 40}, {1, 1, 256}, {10, 1, 33}, {3, 3, 128}, {1, 1, 1}};
@@ -251,120 +313,187 @@ static gr_dtype attention_compute(call *c) { /* the reference stays exact */
     return c->variant < 7 ? GR_DTYPE_F32 : GR_DTYPE_BF16;
 }
 
+/* n_q rows of queries from row q0 of the virtual batch on, n rows of keys and values. */
+static gr_attention attention_of(call *c, int64_t q0, int64_t n_q, int64_t n, int64_t H, int64_t K, int64_t D) {
+    return (gr_attention){.q = filled_rows(c, 1, q0, n_q, H * D, H * D + 3),
+                          .k = filled_rows(c, 2, 0, n, K * D, K * D + 1),
+                          .v = filled_rows(c, 3, 0, n, K * D, K * D + 1),
+                          .out = filled_rows(c, 4, q0, n_q, H * D, H * D + 2),
+                          .lse = gr_f32(filled_rows(c, 5, q0, n_q, H, H)),
+                          .H = H,
+                          .K = K,
+                          .D = D,
+                          .scale = 1.0f / sqrtf((float)D)};
+}
+
+/* What the backward needs too; q, k and v are of the same rows. */
+static void add_gradients(call *c, gr_attention *a, int64_t n) {
+    a->delta = fixed(c, 6, n, a->H);
+    a->dout = filled_rows(c, 7, 0, n, a->H * a->D, a->out.ld);
+    a->dq = filled_rows(c, 8, 0, n, a->H * a->D, a->q.ld);
+    a->dk = filled_rows(c, 9, 0, n, a->K * a->D, a->k.ld);
+    a->dv = filled_rows(c, 10, 0, n, a->K * a->D, a->v.ld);
+}
+
 /* The rows under test are positions row0.. of the first sequence, whose keys begin at 0; a second one follows when all
  * of the batch is run. */
 static void call_attention_forward(call *c) {
-    const int64_t *s = heads[c->variant % 7], H = s[0], K = s[1], D = s[2], other = c->row0 == 0 ? 70 : 0;
-    int64_t ldq = H * D + 3, ldkv = K * D + 1, ldo = H * D + 2, keys = c->row0 + c->n, n = c->n;
-    float *q = filled(c, 1, c->row0, n + other, ldq), *out = filled(c, 4, c->row0, n + other, ldo);
-    float *k = filled(c, 2, 0, keys + other, ldkv), *v = filled(c, 3, 0, keys + other, ldkv);
-    float *lse = filled(c, 5, c->row0, n + other, H);
+    const int64_t *s = heads[c->variant % 7], other = c->row0 == 0 ? 70 : 0, keys = c->row0 + c->n, n = c->n;
+    gr_attention a = attention_of(c, c->row0, n + other, keys + other, s[0], s[1], s[2]);
     gr_seq seqs[2] = {{0, n, 0, keys}, {n, other, keys, other}};
-    c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, other ? 2 : 1, H, K, D, 1.7f / sqrtf((float)D),
-                                 attention_compute(c), NULL);
-    out_rows(c, out, ldo), out_rows(c, lse, H);
-    if (other) out_sum(c, out, (n + other) * ldo);
+    a.seqs = seqs, a.n_seqs = other ? 2 : 1, a.scale *= 1.7f, a.compute = attention_compute(c);
+    c->d->ops->attention_forward(c->d, &a);
+    out_rows(c, a.out, a.H * a.D), out_numbers(c, a.lse, a.H);
+    if (other) out_whole(c, gr_rows_at(a.out, n, 0), other, a.H * a.D);
 }
 
 static void call_attention_backward(call *c) {
-    const int64_t *s = heads[c->variant % 7], H = s[0], K = s[1], D = s[2], n = c->row0 + c->n, other = 3, all = n + other;
-    int64_t ldq = H * D + 3, ldkv = K * D + 1, ldo = H * D + 2;
-    float scale = 1.0f / sqrtf((float)D), *q = fixed(c, 1, all, ldq), *k = fixed(c, 2, all, ldkv), *v = fixed(c, 3, all, ldkv);
-    float *out = fixed(c, 4, all, ldo), *lse = fixed(c, 5, all, H), *delta = fixed(c, 6, all, H), *dout = fixed(c, 7, all, ldo);
-    float *dq = fixed(c, 8, all, ldq), *dk = fixed(c, 9, all, ldkv), *dv = fixed(c, 10, all, ldkv);
+    const int64_t *s = heads[c->variant % 7], n = c->row0 + c->n, other = 3, all = n + other;
+    gr_attention a = attention_of(c, 0, all, all, s[0], s[1], s[2]);
     gr_seq seqs[2] = {{0, n, 0, n}, {n, other, n, other}};
-    gr_dtype compute = attention_compute(c);
-    c->d->ops->attention_forward(c->d, out, ldo, lse, q, ldq, k, v, ldkv, seqs, 2, H, K, D, scale, compute, NULL);
-    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, ldo, q, ldq, k, v, ldkv, out, lse, seqs, 2, H, K, D, scale,
-                                  compute);
-    out_sum(c, dq, all * ldq), out_sum(c, dk, all * ldkv), out_sum(c, dv, all * ldkv);
+    add_gradients(c, &a, all);
+    a.seqs = seqs, a.n_seqs = 2, a.compute = attention_compute(c);
+    c->d->ops->attention_forward(c->d, &a);
+    c->d->ops->attention_backward(c->d, &a);
+    out_whole(c, a.dq, all, a.H * a.D), out_whole(c, a.dk, all, a.K * a.D), out_whole(c, a.dv, all, a.K * a.D);
 }
 
-static void call_swiglu_forward(call *c) {
+static void call_glu_forward(call *c) {
     int64_t F = width(c);
-    float *out = rows(c, 1, F), *gu = rows(c, 2, 2 * F);
-    for (int64_t i = 0; i < c->n * 2 * F; i++) gu[i] *= 20;
-    c->d->ops->swiglu_forward(c->d, out, gu, c->n, F);
+    gr_rows out = rows(c, 1, F), gu = rows(c, 2, 2 * F);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0; j < 2 * F; j++) gr_f32_row(gu, r)[j] *= 20;
+    c->d->ops->glu_forward(c->d, out, gu, c->n, F, GR_ACTIVATION_SILU);
     out_rows(c, out, F);
 }
 
-static void call_swiglu_backward(call *c) {
+static void call_glu_backward(call *c) {
     int64_t F = width(c);
-    float *dgu = rows(c, 1, 2 * F), *gu = rows(c, 2, 2 * F), *dout = rows(c, 3, F);
-    c->d->ops->swiglu_backward(c->d, c->variant & 1 ? gu : dgu, dout, gu, c->n, F);
-    out_rows(c, c->variant & 1 ? gu : dgu, 2 * F);
+    gr_rows gu = rows(c, 2, 2 * F), dgu = c->variant & 1 ? gu : rows(c, 1, 2 * F);
+    c->d->ops->glu_backward(c->d, dgu, rows(c, 3, F), gu, c->n, F, GR_ACTIVATION_SILU);
+    out_rows(c, dgu, 2 * F);
 }
 
 static void call_cross_entropy(call *c) {
     int64_t V = c->variant == 5 ? 4999 : width(c);
-    float *nll = rows(c, 1, 1), *logits = rows(c, 2, V), *w = rows(c, 3, 1);
-    for (int64_t i = 0; i < c->n * V; i++) logits[i] *= 30;
+    gr_rows logits = rows(c, 2, V);
+    float *nll = numbers(c, 1, 1), *w = numbers(c, 3, 1);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0; j < V; j++) gr_f32_row(logits, r)[j] *= 30;
     c->d->ops->cross_entropy(c->d, nll, logits, indices(c, V), c->variant & 1 ? NULL : w, c->n, V);
-    out_rows(c, nll, 1), out_rows(c, logits, V);
+    out_numbers(c, nll, 1), out_rows(c, logits, V);
+}
+
+/* In two halves, added to what was there; odd variants meet a NaN and an infinity, of which the first one counts. */
+static void call_loss_sum(call *c) {
+    gr_step_stats s = {.nll = 0.5, .bad_row = -1};
+    float *nll = numbers(c, 1, 1), *w = numbers(c, 2, 1), *sum = buffer(c, 1);
+    int32_t *row = indices(c, 1000);
+    int64_t half = c->n / 2, bad = c->n > 20 && c->variant & 1 ? 19 : -1;
+    double expected = 0.5;
+    for (int64_t i = 0; i < c->n; i++) expected += (double)nll[i] * w[i];
+    if (bad >= 0) nll[bad] = NAN, nll[bad + 1] = INFINITY;
+    c->d->ops->loss_sum(c->d, &s, nll, w, row, half, 5000);
+    c->d->ops->loss_sum(c->d, &s, nll + half, w + half, row + half, c->n - half, 5000);
+    assert_int_equal(s.bad_row, bad < 0 ? -1 : 5000 + row[bad]);
+    assert_true(bad < 0 ? s.nll == expected : isnan(s.nll));
+    *sum = bad < 0 ? (float)s.nll : 0;
+    out_sum(c, sum, 1);
 }
 
 static void call_gather_rows(call *c) {
     int64_t C = width(c);
-    float *out = rows(c, 1, C), *x = fixed(c, 2, 50, C);
+    gr_rows out = rows(c, 1, C), x = filled_rows(c, 2, 0, 50, C, apart(c, 2, C));
     c->d->ops->gather_rows(c->d, out, x, indices(c, 50), c->n, C);
     out_rows(c, out, C);
 }
 
 static void call_scatter_rows(call *c) {
     int64_t C = width(c), all = 1 + 7 * (c->row0 + c->n);
-    float *x = fixed(c, 1, all, C), *src = rows(c, 2, C);
-    c->d->ops->scatter_rows(c->d, x, src, indices(c, all), c->n, C);
-    out_sum(c, x, all * C);
+    gr_rows x = filled_rows(c, 1, 0, all, C, apart(c, 1, C));
+    c->d->ops->scatter_rows(c->d, x, rows(c, 2, C), indices(c, all), c->n, C);
+    out_whole(c, x, all, C);
 }
 
 static void call_dropout(call *c) {
     int64_t C = width(c);
-    float *out = rows(c, 1, C), *x = rows(c, 2, C);
-    uint64_t *key = (uint64_t *)((char *)buffer(c, 2 * c->n + 2) + 4);
-    for (int64_t i = 0; i < c->n; i++) key[i] = (uint64_t)(c->row0 + i) << 33 | 5;
-    c->d->ops->dropout(c->d, out, x, c->n, C, 0.3f, 42, key, 17, c->variant & 1);
+    gr_rows out = rows(c, 1, C), x = rows(c, 2, C);
+    gr_dropout p = {.p = 0.3f, .seed = 42, .row_key = row_keys(c), .site = 17};
+    c->d->ops->dropout(c->d, out, x, c->n, C, &p, c->variant & 1);
     for (int64_t i = 0; !(c->variant & 1) && i < c->n; i++)
         for (int64_t j = 0; j < C; j++) {
             uint32_t word[4];
-            gr_philox(word, 42, GR_PURPOSE_DROPOUT, key[i], (uint64_t)17 << 32 | (uint64_t)(j / 4));
-            float kept = x[i * C + j] * (1 / (1 - 0.3f));
-            assert_true(out[i * C + j] == (word[j % 4] >= (double)0.3f * 4294967296.0 ? kept : 0));
+            gr_philox(word, 42, GR_PURPOSE_DROPOUT, p.row_key[i], (uint64_t)17 << 32 | (uint64_t)(j / 4));
+            float kept = gr_f32_row(x, i)[j] * (1 / (1 - 0.3f));
+            assert_true(gr_f32_row(out, i)[j] == (word[j % 4] >= (double)0.3f * 4294967296.0 ? kept : 0));
         }
     out_rows(c, out, C);
 }
 
 static void call_add(call *c) {
     int64_t C = width(c);
-    float *x = rows(c, 1, C), *y = rows(c, 2, C);
-    c->d->ops->add(c->d, x, y, c->n * C);
+    gr_rows x = rows(c, 1, C), y = rows(c, 2, C);
+    c->d->ops->add(c->d, x, y, c->n, C);
     out_rows(c, x, C);
 }
 
 static void call_sum_squares(call *c) {
     int64_t C = width(c) * 97;
-    float *x = rows(c, 1, C), *out = buffer(c, 1);
-    double sum = -1;
-    c->d->ops->sum_squares(c->d, &sum, x, c->n * C);
-    *out = (float)sum;
+    float *x = numbers(c, 1, C), *out = buffer(c, 1);
+    gr_step_stats s = {0}, more = {.squares = 2};
+    c->d->ops->sum_squares(c->d, &s, x, c->n * C);
+    c->d->ops->sum_squares(c->d, &more, x, c->n * C);
+    assert_true(more.squares == 2 + s.squares);
+    *out = (float)s.squares;
     out_sum(c, out, 1);
     x[c->n * C - 1] = NAN;
-    c->d->ops->sum_squares(c->d, &sum, x, c->n * C);
-    assert_true(isnan(sum));
+    c->d->ops->sum_squares(c->d, &s, x, c->n * C);
+    assert_true(isnan(s.squares));
 }
 
+static void call_step_begin(call *c) {
+    gr_step_stats s = {.nll = NAN, .squares = 4, .bad_row = 3, .optimizer_step = 6, .clip = 0.5f, .nonfinite = 1, .halt = 1};
+    c->d->ops->step_begin(c->d, &s);
+    assert_true(s.nll == 0 && s.squares == 0 && s.bad_row == -1 && !s.nonfinite);
+    assert_true(s.optimizer_step == 6 && s.halt);
+}
+
+static void call_step_prepare(call *c) {
+    gr_step_stats s = {.nll = 3, .squares = 16, .optimizer_step = 6};
+    c->d->ops->step_prepare(c->d, &s, 1.0, true); /* a norm of 4 */
+    assert_true(s.clip == (float)(1.0 / (4 + 1e-6)) && s.optimizer_step == 7 && !s.nonfinite && !s.halt);
+    c->d->ops->step_prepare(c->d, &s, 5.0, true);
+    assert_true(s.clip == 1 && s.optimizer_step == 8);
+    c->d->ops->step_prepare(c->d, &s, 0, true);
+    assert_true(s.clip == 1 && s.optimizer_step == 9);
+    const double bad[][2] = {{NAN, 16}, {3, INFINITY}, {3, NAN}, {-INFINITY, 0}};
+    for (int i = 0; i < 4; i++) {
+        s = (gr_step_stats){.nll = bad[i][0], .squares = bad[i][1], .optimizer_step = 6};
+        c->d->ops->step_prepare(c->d, &s, 1.0, false);
+        assert_true(s.nonfinite && !s.halt && s.optimizer_step == 6);
+        c->d->ops->step_prepare(c->d, &s, 1.0, true);
+        assert_true(s.nonfinite && s.halt && s.optimizer_step == 6);
+    }
+    s.nll = 3, s.squares = 16; /* what halted stays so */
+    c->d->ops->step_prepare(c->d, &s, 1.0, true);
+    assert_true(!s.nonfinite && s.halt && s.optimizer_step == 6);
+}
+
+/* Two variants of four have something that forbids the update. */
 static void call_adamw(call *c) {
     int64_t C = width(c);
-    float *w = rows(c, 1, C), *m = rows(c, 2, C), *v = rows(c, 3, C), *g = rows(c, 4, C);
-    for (int64_t i = 0; i < c->n * C; i++) v[i] = fabsf(v[i]);
-    gr_adamw p = {.lr = 1e-2f,
-                  .beta1 = 0.9f,
-                  .beta2 = 0.99f,
-                  .epsilon = 1e-6f,
-                  .weight_decay = 0.1f,
-                  .grad_scale = 0.7f,
-                  .step = c->variant + 1};
-    c->d->ops->adamw(c->d, w, m, v, g, c->n * C, &p);
-    out_rows(c, w, C), out_rows(c, m, C), out_rows(c, v, C);
+    float *x[] = {numbers(c, 1, C), numbers(c, 2, C), numbers(c, 3, C)}, *g = numbers(c, 4, C);
+    float *before[] = {numbers(c, 1, C), numbers(c, 2, C), numbers(c, 3, C)};
+    for (int64_t i = 0; i < c->n * C; i++) x[2][i] = before[2][i] = fabsf(x[2][i]);
+    gr_adamw p = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.99f, .epsilon = 1e-6f, .weight_decay = 0.1f};
+    gr_step_stats s = {
+        .clip = 0.7f, .optimizer_step = c->variant + 1, .nonfinite = c->variant % 4 == 2, .halt = c->variant % 4 == 3};
+    c->d->ops->adamw(c->d, x[0], x[1], x[2], g, c->n * C, &p, &s);
+    for (int i = 0; i < 3; i++) {
+        bool same = memcmp(x[i], before[i], (size_t)(c->n * C) * sizeof(float)) == 0;
+        assert_true(same == (s.nonfinite || s.halt || c->n == 0));
+        out_numbers(c, x[i], C);
+    }
 }
 
 typedef struct operation {
@@ -373,23 +502,33 @@ typedef struct operation {
 } operation;
 
 static const operation operations[] = {
-#define GR_OP(name, params) {#name, call_##name},
+#define GR_OP(name, params, args) {#name, call_##name},
 #include "kernels/ops.def"
 #undef GR_OP
-};
+    {"int8", call_int8}, {"int8 error", call_int8_error}};
 
 /* Linears take every size in every dtype. */
-static int variants(const operation *op) { return op->name[0] == 'l' || op->name[0] == 'i' ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT; }
+static int variants(const operation *op) {
+    bool linear = strncmp(op->name, "linear", 6) == 0 || strncmp(op->name, "int8", 4) == 0;
+    return linear ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT;
+}
 
 static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
 
-static gr_device *device(const char *level, int threads) {
+static gr_device *device(const char *level, int n_threads) {
     const char *why = NULL;
+    gr_threads *threads = gr_threads_new(n_threads);
+    assert_int_equal(gr_threads_count(threads), n_threads);
     setenv("GRAFT_CPU", level, 1);
-    gr_device *d = gr_cpu_device_new(threads, &why);
+    gr_device *d = gr_backend_open("cpu", threads, &why);
     if (!d) fail_msg("%s", why);
-    assert_int_equal(gr_threads_count(d->threads), threads);
     return d;
+}
+
+static void close_device(gr_device *d) {
+    gr_threads *threads = gr_cpu_threads(d);
+    gr_device_close(d);
+    gr_threads_free(threads);
 }
 
 static void make_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n) {
@@ -401,26 +540,28 @@ static void make_call(call *c, const operation *op, gr_device *d, int variant, i
 static void compare(const call *a, const call *b, const operation *op, const char *level) {
     assert_int_equal(a->n_outputs, b->n_outputs);
     for (int i = 0; i < a->n_outputs; i++) {
-        int64_t n = a->outputs[i].cols * (a->outputs[i].rows ? a->outputs[i].rows : 1);
+        const output *out = &a->outputs[i];
         double difference = 0, norm = 1e-30;
-        for (int64_t j = 0; j < n; j++) {
-            double x = a->outputs[i].x[j], y = b->outputs[i].x[j];
-            if (isnan(x) || isnan(y)) fail_msg("%s %s variant %d output %d: NaN", op->name, level, a->variant, i);
-            difference += (x - y) * (x - y), norm += y * y;
-        }
+        for (int64_t r = 0; r < out->rows; r++)
+            for (int64_t j = 0; j < out->cols; j++) {
+                double x = gr_f32_row(out->x, r)[j], y = gr_f32_row(b->outputs[i].x, r)[j];
+                if (isnan(x) || isnan(y)) fail_msg("%s %s variant %d output %d: NaN", op->name, level, a->variant, i);
+                difference += (x - y) * (x - y), norm += y * y;
+            }
         if (sqrt(difference / norm) > a->tolerance)
             fail_msg("%s %s variant %d output %d: relative difference %g", op->name, level, a->variant, i, sqrt(difference / norm));
     }
 }
 
 static void compare_bits(const call *a, const call *b, const operation *op, const char *what) {
+    bool same_rows = a->row0 == b->row0 && a->n == b->n;
     for (int i = 0; i < a->n_outputs && i < b->n_outputs; i++) {
         const output *x = &a->outputs[i], *y = &b->outputs[i];
-        bool whole = a->row0 == b->row0 && a->n == b->n;
-        if (!whole && !x->rows) continue;
-        int64_t skip = (b->row0 - a->row0) * x->cols, n = y->cols * (y->rows ? y->rows : 1);
-        if (memcmp(x->x + skip, y->x, (size_t)n * sizeof(float)) != 0)
-            fail_msg("%s %s variant %d output %d: bits differ", op->name, what, a->variant, i);
+        if (!same_rows && x->whole) continue;
+        int64_t skip = x->whole ? 0 : b->row0 - a->row0;
+        for (int64_t r = 0; r < y->rows; r++)
+            if (memcmp(gr_f32_row(x->x, skip + r), gr_f32_row(y->x, r), (size_t)y->cols * sizeof(float)) != 0)
+                fail_msg("%s %s variant %d output %d: bits differ", op->name, what, a->variant, i);
     }
 }
 
@@ -450,7 +591,7 @@ static void test_level(void **state) {
             }
             release(&a);
         }
-    gr_device_free(reference), gr_device_free(one), gr_device_free(three);
+    close_device(reference), close_device(one), close_device(three);
 }
 
 /* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without
@@ -458,32 +599,72 @@ static void test_level(void **state) {
 static void test_kept_panels(void **state) {
     const char *level = levels[*(int *)*state];
     if (!gr_cpu_ops(level)) skip();
-    enum { H = 4, K = 2, D = 40, ROWS = 200, SLOTS = 2, BLOCKS = 4, LD = 2 * K * D, SET_BACK = 150, TO = 100 };
+    enum { H = 4, K = 2, D = 40, ROWS = 200, SLOTS = 2, WIDE = 2 * K * D, SET_BACK = 150, TO = 100 };
     gr_device *d = device(level, 2);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         call c = {.d = d, .n = SLOTS};
-        int32_t packed[SLOTS * K] = {0};
-        float *panels = buffer(&c, SLOTS * K * BLOCKS * 2 * GR_KV_BLOCK * 64);
-        gr_kv_panels kept = {panels, packed, ROWS, BLOCKS};
-        float *kv = fixed(&c, 1, SLOTS * ROWS, LD), *q = fixed(&c, 2, SLOTS, H * D), *out = rows(&c, 3, H * D),
-              *expected = rows(&c, 4, H * D);
+        gr_kv kv;
+        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, SLOTS, ROWS, K, D}));
+        const int32_t *packed = gr_cpu_kv_of(&kv)->packed;
+        gr_rows text = filled_rows(&c, 1, 0, SLOTS * ROWS, WIDE, WIDE + 5), out = filled_rows(&c, 3, 0, SLOTS, H * D, H * D);
+        gr_attention a = {.q = filled_rows(&c, 2, 0, SLOTS, H * D, H * D),
+                          .k = kv.rows,
+                          .v = gr_rows_at(kv.rows, 0, K * D),
+                          .n_seqs = SLOTS,
+                          .H = H,
+                          .K = K,
+                          .D = D,
+                          .scale = 0.2f,
+                          .compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32};
+        gr_rows expected = filled_rows(&c, 4, 0, SLOTS, H * D, H * D);
         bool set_back = false;
         for (int len = 1; len <= ROWS; len++) {
-            gr_seq seqs[SLOTS] = {{0, 1, 0, len}, {1, 1, ROWS, (len + 1) / 2}};
-            for (int i = 0; i < 2; i++)
-                d->ops->attention_forward(d, i ? out : expected, H * D, NULL, q, H * D, kv, kv + K * D, LD, seqs, SLOTS, H, K, D,
-                                          0.2f, bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, i ? &kept : NULL);
-            if (memcmp(out, expected, SLOTS * H * D * sizeof *out) != 0) fail_msg("%s: %d keys, bits differ", level, len);
+            const int half = (len + 1) / 2, at[SLOTS] = {len - 1, ROWS + half - 1};
+            gr_seq seqs[SLOTS] = {{0, 1, 0, len}, {1, 1, ROWS, half}};
+            a.seqs = seqs;
+            for (int s = 0; s < SLOTS; s++) d->ops->kv_append(d, &kv, gr_rows_at(text, at[s], 0), &(int32_t){at[s]}, 1);
+            for (int i = 0; i < 2; i++) {
+                a.out = i ? out : expected, a.kv = i ? &kv : NULL;
+                d->ops->attention_forward(d, &a);
+            }
+            if (memcmp(out.data, expected.data, SLOTS * H * D * sizeof(float)) != 0)
+                fail_msg("%s: %d keys, bits differ", level, len);
             if (len != SET_BACK || set_back) continue;
             set_back = true;
-            for (int i = TO * LD; i < ROWS * LD; i++) kv[i] = -kv[i]; /* another text from there on */
-            packed[0] = packed[1] = TO / GR_KV_BLOCK * GR_KV_BLOCK;
+            for (int r = TO; r < ROWS; r++) /* another text from there on */
+                for (int j = 0; j < WIDE; j++) gr_f32_row(text, r)[j] *= -1;
             len = TO;
         }
         if (strcmp(level, "generic") != 0) assert_int_equal(packed[0], ROWS);
+        d->kv_close(d, &kv);
         release(&c);
     }
-    gr_device_free(d);
+    close_device(d);
+}
+
+/* Rows written again leave the whole blocks before them packed, in all heads of their slot alone. */
+static void test_forgotten_panels(void **state) {
+    enum { K = 2, D = 5, SLOTS = 3, ROWS = 300, SLOT = 1 };
+    static const struct {
+        int32_t packed, first, left;
+    } cases[] = {{200, 200, 200}, {200, 199, 192}, {200, 130, 128}, {200, 128, 128}, {200, 127, 64}, {200, 3, 0}, {30, 100, 30}};
+    (void)state;
+    gr_device *d = device("generic", 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        call c = {.d = d, .n = 20};
+        gr_kv kv[2];
+        assert_true(d->kv_open(d, kv, &(gr_kv_shape){2, SLOTS, ROWS, K, D}));
+        for (int j = 0; j < 2 * SLOTS * K; j++) gr_cpu_kv_of(&kv[j / (SLOTS * K)])->packed[j % (SLOTS * K)] = cases[i].packed;
+        int32_t at[20];
+        for (int j = 0; j < 20; j++) at[j] = SLOT * ROWS + cases[i].first + j;
+        d->ops->kv_append(d, &kv[1], rows(&c, 1, 2 * K * D), at, c.n);
+        for (int j = 0; j < 2 * SLOTS * K; j++)
+            assert_int_equal(gr_cpu_kv_of(&kv[j / (SLOTS * K)])->packed[j % (SLOTS * K)],
+                             j / K == SLOTS + SLOT ? cases[i].left : cases[i].packed);
+        d->kv_close(d, kv);
+        release(&c);
+    }
+    close_device(d);
 }
 
 /* A contraction and a number of rows beyond what is rounded at once (bfloat16 on tiles, int8), against the reference. */
@@ -496,33 +677,34 @@ static void test_long_contraction(void **state) {
         call c[2] = {0};
         for (int i = 0; i < 2; i++) {
             c[i].d = devices[i], c[i].n = ROWS, c[i].tolerance = 1e-4;
-            gr_linear l = {.w = weight(&c[i], GR_DTYPE_F32, 1, N, K), .compute = GR_DTYPE_BF16};
-            const gr_linear *group = &l;
-            if (int8) l.int8_backward = int8_form(&c[i], &l.w, true);
-            float *dx = rows(&c[i], 2, K), *dy = rows(&c[i], 3, N);
-            c[i].d->ops->linear_backward(c[i].d, dx, true, NULL, NULL, dy, N, dx, dx, NULL, &group, 1, ROWS);
+            gr_linear l = {.w = weight(&c[i], GR_DTYPE_F32, 1, N, K)};
+            gr_group group = {.member = {&l}, .n = 1, .compute = GR_DTYPE_BF16};
+            gr_rows dx = rows(&c[i], 2, K);
+            gr_product p = {.group = &group, .x = dx, .y = rows(&c[i], 3, N)};
+            if (int8) place(&c[i], &group);
+            c[i].d->ops->linear_backward(c[i].d, &p, dx, true, ROWS);
+            c[i].d->release(c[i].d, &group);
             out_rows(&c[i], dx, K);
         }
         compare(&c[1], &c[0], &(operation){.name = "long contraction"}, level);
         release(&c[0]), release(&c[1]);
     }
-    gr_device_free(devices[0]), gr_device_free(devices[1]);
+    close_device(devices[0]), close_device(devices[1]);
 }
 
 /* Sequences whose keys are split among tasks, against the reference; and each alone has the bits it has in the batch. */
 static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute) {
-    enum { H = 2, K = 1, D = 17, LDQ = H * D + 3, LDKV = K * D + 1, ALL = 3300 };
+    enum { H = 2, K = 1, D = 17, ALL = 3300 };
     static const gr_seq seqs[] = {{0, 1600, 0, 1600}, {1600, 100, 1600, 100}, {1700, 1100, 1700, 1100}, {2800, 500, 2800, 500}};
     int64_t begin = seqs[first].q_start, end = seqs[first + n_seqs - 1].q_start + seqs[first + n_seqs - 1].q_len;
-    float *q = fixed(c, 1, ALL, LDQ), *k = fixed(c, 2, ALL, LDKV), *v = fixed(c, 3, ALL, LDKV), *dout = fixed(c, 7, ALL, LDQ);
-    float *out = fixed(c, 4, ALL, LDQ), *lse = fixed(c, 5, ALL, H), *delta = fixed(c, 6, ALL, H);
-    float *dq = fixed(c, 8, ALL, LDQ), *dk = fixed(c, 9, ALL, LDKV), *dv = fixed(c, 10, ALL, LDKV);
-    c->d->ops->attention_forward(c->d, out, LDQ, lse, q, LDQ, k, v, LDKV, seqs + first, n_seqs, H, K, D, 0.25f, compute, NULL);
-    c->d->ops->attention_backward(c->d, dq, dk, dv, delta, dout, LDQ, q, LDQ, k, v, LDKV, out, lse, seqs + first, n_seqs, H, K, D,
-                                  0.25f, compute);
+    gr_attention a = attention_of(c, 0, ALL, ALL, H, K, D);
+    add_gradients(c, &a, ALL);
+    a.seqs = seqs + first, a.n_seqs = n_seqs, a.compute = compute;
+    c->d->ops->attention_forward(c->d, &a);
+    c->d->ops->attention_backward(c->d, &a);
     c->row0 = begin, c->n = end - begin, c->tolerance = compute == GR_DTYPE_F32 ? 2e-5 : 1e-2;
-    out_rows(c, out + begin * LDQ, LDQ), out_rows(c, dq + begin * LDQ, LDQ);
-    out_rows(c, dk + begin * LDKV, LDKV), out_rows(c, dv + begin * LDKV, LDKV);
+    out_rows(c, gr_rows_at(a.out, begin, 0), H * D), out_rows(c, gr_rows_at(a.dq, begin, 0), H * D);
+    out_rows(c, gr_rows_at(a.dk, begin, 0), K * D), out_rows(c, gr_rows_at(a.dv, begin, 0), K * D);
 }
 
 static void test_long_attention(void **state) {
@@ -546,7 +728,7 @@ static void test_long_attention(void **state) {
         release(&a), release(&b);
     }
     release(&exact);
-    gr_device_free(reference), gr_device_free(one), gr_device_free(three);
+    close_device(reference), close_device(one), close_device(three);
 }
 
 static void test_philox(void **state) {
@@ -566,10 +748,12 @@ static void test_philox(void **state) {
 static void test_unknown_level(void **state) {
     (void)state;
     const char *why = NULL;
+    gr_threads *threads = gr_threads_new(1);
     setenv("GRAFT_CPU", "mmx", 1);
-    assert_null(gr_cpu_device_new(1, &why));
+    assert_null(gr_backend_open("cpu", threads, &why));
     assert_non_null(strstr(why, "generic, avx2, avx512, avx512bf16 or amx"));
     assert_null(gr_cpu_ops("mmx"));
+    gr_threads_free(threads);
 }
 
 typedef struct counter {
@@ -597,6 +781,7 @@ int main(void) {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_unknown_level),
+        cmocka_unit_test(test_forgotten_panels),
         {"generic", test_level, NULL, NULL, &level[0]},
         {"avx2", test_level, NULL, NULL, &level[1]},
         {"avx512", test_level, NULL, NULL, &level[2]},
