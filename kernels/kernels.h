@@ -157,6 +157,8 @@ typedef struct gr_step_stats {
 
 typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
 
+typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
+
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;
 } gr_adamw;
