@@ -101,11 +101,13 @@ static int64_t find_module(gr_model *m, const char *name) {
  * the file's precision. */
 static bool is_base_weight(const loader *l, const gr_tensor *t, const char *name) {
     static const char *const weights[] = {"model.embed_tokens", "lm_head"};
+    const gr_weights *base = l->m->weights;
+    const gr_weight_entry *embed = gr_weights_get(base, 0), *head = gr_weights_find(base, "lm_head.weight");
     const gr_weight *w = NULL;
     for (int i = 0; i < GR_LEN(weights); i++) {
         size_t n = strlen(weights[i]);
         const char *rest = strncmp(name, weights[i], n) == 0 ? name + n : "";
-        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = i ? &l->m->head.w : &l->m->embed.w;
+        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = &(i && head ? head : embed)->view;
     }
     if (!w || !w->data || t->n_dims != 2 || t->shape[0] != w->rows || t->shape[1] != w->cols) return false;
     float *ours = gr_calloc(2 * w->cols, sizeof *ours), *theirs = ours ? ours + w->cols : NULL;

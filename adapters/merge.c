@@ -32,7 +32,8 @@ static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *modul
     float *A = job->matrices[1 + 2 * j], *B = job->matrices[2 + 2 * j], *left = (embedding ? A : B) + first * R;
     float scale = (float)(job->scales[j] * gr_adapter_scale(job->adapters[j], module));
     for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
-    gr_rows factor = {job->left, R, GR_DTYPE_F32}, rows = {job->rows, embedding ? module->out : module->in, GR_DTYPE_F32}, extra = rows;
+    gr_rows factor = {job->left, R, GR_DTYPE_F32}, rows = {job->rows, embedding ? module->out : module->in, GR_DTYPE_F32},
+            extra = rows;
     extra.data = job->extra;
     gr_linear l = {.w = embedding ? (gr_weight){GR_DTYPE_F32, module->out, R, B} : (gr_weight){GR_DTYPE_F32, R, module->in, A}};
     gr_group g = {.member = {&l}, .n = 1};
@@ -285,7 +286,10 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
     gr_merge_report done_report = {0};
     gr_merge_job job = {
         .m = m, .tokenizer = t, .adapters = adapters, .scales = scales, .n_adapters = n_adapters, .trained = trained, .options = o};
+    const char *why;
     GR_TRY(prepare(&job, err));
+    job.cpu = gr_backend_open("cpu", m->threads, &why);
+    if (!job.cpu) GR_TRY(gr_fail(err, GRAFT_NO_MEMORY, "merging: %s", why));
     job.started = gr_now();
     gr_progress_start(&job.progress, "merge", job.n_entries);
     GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&job, out_path, &done_report, err)
@@ -295,6 +299,7 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
     if (report) *report = done_report;
 done:
     gr_progress_end(&job.progress);
+    gr_device_close(job.cpu);
     free(job.entries);
     free(job.rows);
     free(job.extra);

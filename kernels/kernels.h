@@ -144,8 +144,6 @@ typedef struct gr_attention {
     const gr_kv *kv;  /* k and v are its rows; NULL: they are not of a cache */
 } gr_attention;
 
-typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
-
 /* What one step adds up on the device, from which AdamW takes what it needs; the host reads it later. */
 typedef struct gr_step_stats {
     double nll;             /* sum over targets of weight * nll */
@@ -156,6 +154,8 @@ typedef struct gr_step_stats {
     int32_t nonfinite;      /* nll or gradients are: nothing is updated */
     int32_t halt;           /* nothing is updated any more */
 } gr_step_stats;
+
+typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
 
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;

@@ -1,6 +1,7 @@
 /* The decoder, forward and backward side by side. x is the residual stream. Letters as in kernels/ops.def; n is the number of
  * rows of the flat batch. The stream is kept where the norms read it: every branch writes its output into a fresh buffer and the
  * next norm adds the old stream to it, so that nothing is copied. All is queued on the device; only results are waited for. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/model/decoder_impl.h"
