@@ -112,7 +112,9 @@ static graft_status run(const options *o, graft_error *err) {
         char name[256];
         const gr_param *p = &params->items[i];
         snprintf(name, sizeof name, "grad.%s", p->name);
-        add(&out, name, p->rows == 1 && params == &full ? 1 : 2, p->rows, p->cols, gr_params_grad(params, i));
+        float *grad = gr_calloc(p->n, sizeof *grad);
+        gr_params_read(params, GR_PARAMS_GRAD, i, grad);
+        add(&out, name, p->rows == 1 && params == &full ? 1 : 2, p->rows, p->cols, grad);
     }
     GR_TRY(gr_safetensors_write(o->out, out.tensors, out.n, produce, &out, err));
     printf("loss %.8f over %lld targets, %lld rows\n", loss / (double)n_targets, (long long)n_targets, (long long)n);

@@ -19,6 +19,7 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "assert_ok.h"
+#include "tests/unit/params_copy.h"
 
 static const char TINY[] = TESTS_DIR "/golden/tiny", QWEN[] = TESTS_DIR "/golden/tiny-qwen2";
 static char dir[] = "/tmp/graft-adapters-XXXXXX";
@@ -66,12 +67,31 @@ static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c
 #define TARGETS(...)                                                                                                               \
     GR_LEN(((const char *[]){__VA_ARGS__})), (const char *[]) { __VA_ARGS__ }
 
+/* A copy of an item's values, in the arena. */
+static inline const float *values_of(const gr_params *p, int64_t item) {
+    float *copy = gr_arena_alloc(&arena, p->items[item].n * (int64_t)sizeof *copy);
+    assert_non_null(copy);
+    gr_params_read(p, GR_PARAMS_VALUE, item, copy);
+    return copy;
+}
+
+static inline void assert_same_values(const gr_params *a, const gr_params *b, bool same) {
+    float *x = read_all(a, GR_PARAMS_VALUE), *y = read_all(b, GR_PARAMS_VALUE);
+    assert_int_equal(a->n_floats, b->n_floats);
+    assert_int_equal(memcmp(x, y, (size_t)a->n_floats * sizeof *x) == 0, same);
+    free(x), free(y);
+}
+
 /* Every matrix non-zero, so that a mistake in any shows. */
 static inline void fill(gr_adapter *a, uint64_t seed) {
     assert_ok(gr_adapter_init(a, machine.device, false, seed, &err));
-    for (int64_t i = 0; i < a->params.n_items; i++)
+    float *values = gr_calloc(gr_params_largest(&a->params), sizeof *values);
+    for (int64_t i = 0; i < a->params.n_items; i++) {
         for (int64_t k = 0; k < a->params.items[i].n; k++)
-            gr_params_value(&a->params, i)[k] = (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
+            values[k] = (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
+        gr_params_write(&a->params, GR_PARAMS_VALUE, i, values);
+    }
+    free(values);
 }
 
 static inline const gr_adapter_module *find(const gr_adapter *a, const char *name) {

@@ -30,6 +30,15 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
     for (int64_t i = 0; i < gr_weights_count(merged); i++) {
         const gr_weight_entry *e = gr_weights_get(merged, i);
         bool untied = !gr_weights_find(m->weights, e->name);
+        const gr_adapter_module *module[2] = {0}; /* what the adapters add to it */
+        const float *A[2], *B[2];
+        for (int j = 0; j < n; j++) {
+            char name[96];
+            snprintf(name, sizeof name, "%.*s", (int)strlen(e->name) - 7, e->name); /* without ".weight" */
+            module[j] = gr_ends_with(e->name, ".weight") ? find(adapters[j], name) : NULL;
+            if (!module[j]) continue;
+            A[j] = values_of(&adapters[j]->params, module[j]->a), B[j] = values_of(&adapters[j]->params, module[j]->b);
+        }
         assert_true(e->view.cols <= MAX_COLS);
         for (int64_t r = 0; r < e->view.rows; r++) {
             double expected[MAX_COLS];
@@ -37,18 +46,13 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
             weight_row(m->weights, untied ? "model.embed_tokens.weight" : e->name, r, base);
             for (int64_t k = 0; k < e->view.cols; k++) expected[k] = base[k];
             for (int j = 0; j < n; j++) {
-                const gr_adapter *a = adapters[j];
-                char module_name[96];
-                snprintf(module_name, sizeof module_name, "%.*s", (int)strlen(e->name) - 7, e->name); /* without ".weight" */
-                const gr_adapter_module *module = gr_ends_with(e->name, ".weight") ? find(a, module_name) : NULL;
-                if (!module) continue;
-                const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
-                int64_t R = module->rank, K = module->in;
+                if (!module[j]) continue;
+                int64_t R = module[j]->rank, K = module[j]->in;
+                double scale = scales[j] * gr_adapter_scale(adapters[j], module[j]);
                 for (int64_t k = 0; k < e->view.cols; k++)
                     for (int64_t q = 0; q < R; q++)
-                        expected[k] +=
-                            scales[j] * gr_adapter_scale(a, module) *
-                            (module->linear < 0 ? (double)A[r * R + q] * B[k * R + q] : (double)B[r * R + q] * A[q * K + k]);
+                        expected[k] += scale * (module[j]->linear < 0 ? (double)A[j][r * R + q] * B[j][k * R + q]
+                                                                      : (double)B[j][r * R + q] * A[j][q * K + k]);
             }
             for (int64_t k = 0; k < e->view.cols; k++)
                 if (fabs(found[k] - expected[k]) > tolerance * fmax(fabs(expected[k]), 0.1))
@@ -144,7 +148,9 @@ static void test_merge_trained(void **state) {
     assert_ok(gr_model_add_params(m, &p, &err));
     assert_ok(gr_params_allocate(&p, machine.device, false, &err));
     assert_ok(gr_model_attach_params(m, &p, true, &err));
-    for (int64_t k = 0; k < p.n_floats; k++) p.value[k] += 0.01f * (float)(k % 5);
+    float *values = read_all(&p, GR_PARAMS_VALUE);
+    for (int64_t k = 0; k < p.n_floats; k++) values[k] += 0.01f * (float)(k % 5);
+    write_all(&p, GR_PARAMS_VALUE, values);
     assert_ok(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("trained.gguf"), &report, &err));
     assert_int_equal(report.n_merged, p.n_items);
     assert_true(report.max_logit_difference < 1e-4);
@@ -152,8 +158,9 @@ static void test_merge_trained(void **state) {
     for (int64_t i = 0; i < p.n_items; i++)
         for (int64_t r = 0; r < p.items[i].rows; r++) {
             weight_row(merged, p.items[i].name, r, row);
-            assert_memory_equal(row, gr_params_value(&p, i) + r * p.items[i].cols, (size_t)p.items[i].cols * sizeof *row);
+            assert_memory_equal(row, values + p.items[i].offset + r * p.items[i].cols, (size_t)p.items[i].cols * sizeof *row);
         }
+    free(values);
     gr_weights_close(merged);
     gr_model_free(m);
     gr_params_release(&p);
@@ -407,7 +414,11 @@ static void test_wrong_read_back(void **state) {
     assert_ok(gr_params_allocate(&p, machine.device, false, &err));
     assert_ok(gr_model_attach_params(other, &p, true, &err));
     int64_t head = gr_params_find(&p, "lm_head.weight");
-    for (int64_t k = 0; k < p.items[head].n; k++) gr_params_value(&p, head)[k] *= -1;
+    float *values = gr_calloc(p.items[head].n, sizeof *values);
+    gr_params_read(&p, GR_PARAMS_VALUE, head, values);
+    for (int64_t k = 0; k < p.items[head].n; k++) values[k] *= -1;
+    gr_params_write(&p, GR_PARAMS_VALUE, head, values);
+    free(values);
     for (int i = 0; i < GR_LEN(types); i++) {
         gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = (int)types[i]};
         assert_error(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED, "the merge is wrong");
@@ -433,12 +444,15 @@ static void test_wrong_files(void **state) {
         assert_ok(gr_model_add_params(other, &p, &err));
         assert_ok(gr_params_allocate(&p, machine.device, false, &err));
         assert_ok(gr_model_attach_params(other, &p, true, &err));
-        gr_param *q = &p.items[gr_params_find(&p, "model.layers.1.self_attn.q_proj.weight")];
-        float *w = p.value + q->offset, *kept = gr_calloc(q->n, sizeof *kept);
-        memcpy(kept, w, (size_t)q->n * sizeof *w);
+        int64_t item = gr_params_find(&p, "model.layers.1.self_attn.q_proj.weight");
+        const gr_param *q = &p.items[item];
+        const float *kept = values_of(&p, item);
+        float *w = gr_calloc(q->n, sizeof *w);
+        memcpy(w, kept, (size_t)q->n * sizeof *w);
         for (int64_t r = 0; i == 1 && r < q->rows; r++)
             memcpy(w + r * q->cols, kept + gr_gguf_row(r, m->config.n_heads, q->rows) * q->cols, (size_t)q->cols * sizeof *w);
         if (i == 0) memset(w, 0, (size_t)q->n * sizeof *w);
+        gr_params_write(&p, GR_PARAMS_VALUE, item, w);
         if (i == 2) other->config.rope_theta *= 2;
         assert_ok(gr_merge(other, t, NULL, NULL, 0, &p, &o, at("other.gguf"), NULL, &err));
         gr_merge_job job = {.m = m, .tokenizer = t, .options = &o, .dtype = GR_DTYPE_Q4_K, .config = m->config};
@@ -446,7 +460,7 @@ static void test_wrong_files(void **state) {
         assert_ok(gr_weights_list(&job.entries, &job.n_entries, &job.config, &err));
         assert_error(gr_merge_probe(&job, at("other.gguf"), &report, &err), GRAFT_FAILED,
                      i == 2 ? "another configuration" : "layers.1.self_attn.q_proj.weight");
-        free(job.entries), free(job.rows), free(job.extra), free(kept);
+        free(job.entries), free(job.rows), free(job.extra), free(w);
         gr_model_free(other);
         gr_model_free(m);
         gr_params_release(&p);
@@ -499,7 +513,7 @@ static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) 
         assert_int_equal(tb->shape[1], R);
         assert_int_equal(ta->shape[embedding], R);
         assert_int_equal(ta->shape[!embedding], module->in);
-        const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b), *fb = tb->data;
+        const float *A = values_of(&a->params, module->a), *B = values_of(&a->params, module->b), *fb = tb->data;
         assert_memory_equal(ta->data, A, (size_t)ta->n_bytes);
         for (int64_t n = 0; n < module->out; n++)
             for (int64_t r = 0; r < R; r++) {
@@ -577,19 +591,20 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
     gr_decoder_free(d);
     for (int64_t p = 0; p < a->params.n_items; p++) {
         int64_t n = a->params.items[p].n;
-        float *value = gr_params_value(&a->params, p), *kept = gr_calloc(n, sizeof *kept);
-        const float *grad = gr_params_grad(&a->params, p);
+        const float *kept = values_of(&a->params, p);
+        float *value = gr_calloc(n, sizeof *value), *grad = gr_calloc(n, sizeof *grad);
         double norm = 0, loss[2];
-        memcpy(kept, value, (size_t)n * sizeof *kept);
+        gr_params_read(&a->params, GR_PARAMS_GRAD, p, grad);
         for (int64_t k = 0; k < n; k++) norm += (double)grad[k] * (double)grad[k];
         norm = sqrt(norm);
         assert_true(norm > 0);
         for (int side = 0; side < 2; side++) {
             for (int64_t k = 0; k < n; k++) value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
+            gr_params_write(&a->params, GR_PARAMS_VALUE, p, value);
             loss[side] = mean_loss(m, b);
         }
-        memcpy(value, kept, (size_t)n * sizeof *kept);
-        free(kept);
+        gr_params_write(&a->params, GR_PARAMS_VALUE, p, kept);
+        free(value), free(grad);
         double slope = (loss[0] - loss[1]) / (2 * step);
         if (fabs(slope - norm) > 0.01 * norm + 1e-4)
             fail_msg("%s: slope %g, norm of the gradient %g", a->params.items[p].name, slope, norm);
@@ -611,7 +626,10 @@ static void test_tied_head_and_embedding(void **state) {
         assert_ok(gr_tokenizer_open(&t, TINY, &err));
         assert_ok(plan(&a, m, (gr_adapter_config){0}, i == 0 ? 2 : 1, targets[i]));
         assert_ok(gr_adapter_init(a, machine.device, true, 4, &err));
-        for (int64_t k = 0; k < a->params.n_floats; k++) a->params.value[k] = (float)sin((double)k) * 0.1f;
+        float *values = read_all(&a->params, GR_PARAMS_VALUE);
+        for (int64_t k = 0; k < a->params.n_floats; k++) values[k] = (float)sin((double)k) * 0.1f;
+        write_all(&a->params, GR_PARAMS_VALUE, values);
+        free(values);
         assert_ok(gr_adapter_attach(a, m, one, &err));
         double adapted = mean_loss(m, &b);
         assert_true(fabs(adapted - base) > 1e-4);
