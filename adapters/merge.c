@@ -286,9 +286,9 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
     gr_merge_report done_report = {0};
     gr_merge_job job = {
         .m = m, .tokenizer = t, .adapters = adapters, .scales = scales, .n_adapters = n_adapters, .trained = trained, .options = o};
-    const char *why;
+    const char *why = "";
     GR_TRY(prepare(&job, err));
-    job.cpu = gr_backend_open("cpu", m->threads, &why);
+    job.cpu = m->device->in_host ? m->device : gr_backend_open("cpu", m->threads, &why);
     if (!job.cpu) GR_TRY(gr_fail(err, GRAFT_NO_MEMORY, "merging: %s", why));
     job.started = gr_now();
     gr_progress_start(&job.progress, "merge", job.n_entries);
@@ -299,7 +299,7 @@ graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *ada
     if (report) *report = done_report;
 done:
     gr_progress_end(&job.progress);
-    gr_device_close(job.cpu);
+    if (job.cpu != m->device) gr_device_close(job.cpu);
     free(job.entries);
     free(job.rows);
     free(job.extra);

@@ -9,7 +9,7 @@ gr_device *gr_backend_open(const char *name, gr_threads *threads, const char **w
     bool automatic = strcmp(name, "auto") == 0;
     if (strcmp(name, "cpu") == 0 || (automatic && (!debug || strcmp(debug, "cpu") == 0))) return gr_cpu_device_new(threads, why);
     if (automatic && strcmp(debug, "far") == 0) return gr_far_device_new(threads, why);
-    *why = "a device is auto, cpu or cuda";
+    *why = "expected auto, cpu or cuda";
     if (automatic) *why = "GRAFT_DEVICE must be cpu or far";
     if (strcmp(name, "cuda") == 0) *why = "this graft has no CUDA backend";
     return NULL;

@@ -1,8 +1,8 @@
 /* far.c - the device for tests (GRAFT_DEVICE=far): the CPU's operations on memory that the host cannot reach. It shows on any
- * machine what a device with memory and queues of its own would: all memory lies in one region that is protected but for the time of
- * an operation; new memory holds NaNs; an upload waits until an operation, a copy or a download needs it; pointers that an operation
- * is given must lie in living memory of the region. Who breaks a rule dies, by a fault or with a message. Calls come from one thread
- * of the host. */
+ * machine what a device with memory and queues of its own would: all memory lies in one region that is protected but for the time
+ * of an operation; new memory holds NaNs; an upload waits until an operation, a copy or a download needs it; pointers that an
+ * operation is given must lie in living memory of the region. Who breaks a rule dies, by a fault or with a message. Calls come from
+ * one thread of the host. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -337,6 +337,12 @@ static void far_close(gr_device *d) {
     free(f);
 }
 
+/* Rows stand apart, so that nobody relies on their being one piece. */
+static int64_t far_row_stride(gr_device *d, int64_t width, gr_dtype type) {
+    (void)d, (void)type;
+    return width + 16;
+}
+
 gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
     far *f = calloc(1, sizeof *f);
     *why = "out of memory for the far device";
@@ -352,7 +358,8 @@ gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
     f->blocks[0] = (block){.at = 0, .bytes = REGION};
     snprintf(f->level, sizeof f->level, "far-%s", f->cpu->level + strlen("cpu-"));
     f->device = *f->cpu; /* its forms of groups and of KV caches stay where the CPU has them, but for a cache's rows */
-    f->device.ops = &far_ops, f->device.level = f->level, f->device.queues = true;
+    f->device.ops = &far_ops, f->device.level = f->level, f->device.queues = true, f->device.in_host = false;
+    f->device.row_stride = far_row_stride;
     f->device.alloc = far_alloc, f->device.free = far_free, f->device.zero = far_zero, f->device.copy = far_copy;
     f->device.upload = far_upload, f->device.download = far_download, f->device.map = far_map, f->device.unmap = far_unmap;
     f->device.mark = far_mark, f->device.wait = far_wait, f->device.sync = far_sync;

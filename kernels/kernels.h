@@ -157,8 +157,6 @@ typedef struct gr_step_stats {
 
 typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
 
-typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
-
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;
 } gr_adamw;
@@ -178,6 +176,7 @@ struct gr_device {
     const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
     bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
     bool queues;       /* work may be under way when a call returns: read results late */
+    bool in_host;      /* its memory is the host's: host memory may be handed to operations, and is touched by them alone */
 
     void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, not zeroed; NULL when out of memory */
     void (*free)(gr_device *d, void *p);         /* NULL is fine */

@@ -82,7 +82,8 @@ static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr
 int64_t gr_generate_bytes(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o) {
     int64_t max_len, rows, slots = slots_for(m, n, longest, o, &max_len, &rows), V = m->config.vocab;
     gr_decoder_options options = {.max_tokens = rows};
-    return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(m->device, gr_decoder_plan_bytes(m, &options)) + (slots + 1) * V * 4;
+    return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(m->device, gr_decoder_plan_bytes(m, &options)) +
+           (slots + 1) * V * 4;
 }
 
 static graft_status prepare(generator *g, graft_error *err) {

@@ -332,7 +332,8 @@ gr_device *gr_cpu_device_new(gr_threads *threads, const char **why) {
     gr_device *d = calloc(1, sizeof *d);
     *why = "out of memory for the CPU device";
     if (!d) return NULL;
-    *d = (gr_device){.shared_bytes = GR_CPU_SHARED,
+    *d = (gr_device){.in_host = true,
+                     .shared_bytes = GR_CPU_SHARED,
                      .alloc = cpu_alloc,
                      .free = cpu_free,
                      .zero = cpu_zero,

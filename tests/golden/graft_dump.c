@@ -99,7 +99,7 @@ static graft_status run(const options *o, graft_error *err) {
     for (int64_t i = 0; i < n_batches; i++) {
         GR_TRY(gr_decoder_logits(d, &batches[i], rows, batches[i].n, logits + row * m->config.vocab, err));
         row += batches[i].n;
-        if (params) GR_TRY(gr_decoder_train(d, &batches[i], 1.0f / (float)n_targets, nll, err));
+        if (params) GR_TRY(gr_decoder_train(d, &batches[i], &(gr_loss){.scale = 1.0f / (float)n_targets, .nll = nll}, err));
         else GR_TRY(gr_decoder_eval(d, &batches[i], nll, err));
         for (int64_t r = 0; r < batches[i].n; r++) loss += (double)nll[r];
     }

@@ -587,7 +587,7 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
     const double step = 0.02;
     gr_decoder *d = NULL;
     assert_ok(gr_decoder_new(&d, m, &(gr_decoder_options){.max_tokens = b->n, .training = true}, &err));
-    assert_ok(gr_decoder_train(d, b, 1 / (float)b->n_targets, nll, &err));
+    assert_ok(gr_decoder_train(d, b, &(gr_loss){.scale = 1 / (float)b->n_targets, .nll = nll}, &err));
     gr_decoder_free(d);
     for (int64_t p = 0; p < a->params.n_items; p++) {
         int64_t n = a->params.items[p].n;

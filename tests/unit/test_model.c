@@ -70,7 +70,7 @@ static world open_world(const char *folder, int flags, int threads) {
         MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
         w.params = &w.a->params;
     }
-    if (flags & INT8) MUST(gr_model_use_int8(w.m, true, true, err));
+    if (flags & INT8) gr_model_use(w.m, GR_BASE_INT8, true);
     snprintf(path, sizeof path, "%s/golden.json", folder);
     w.golden = json_load_file(path, 0, NULL);
     assert_non_null(w.golden);
@@ -102,7 +102,7 @@ static double train_pass(world *w, gr_batch *b, gr_recompute recompute) {
     float *nll = calloc((size_t)b->n, sizeof *nll);
     double sum = 0;
     MUST(gr_decoder_new(&d, w->m, &o, err));
-    MUST(gr_decoder_train(d, b, 1.0f / (float)w->n_targets, nll, err));
+    MUST(gr_decoder_train(d, b, &(gr_loss){.scale = 1.0f / (float)w->n_targets, .nll = nll}, err));
     for (int64_t r = 0; r < b->n; r++) sum += nll[r];
     free(nll);
     gr_decoder_free(d);
@@ -219,12 +219,12 @@ static void batch_and_threads_change_nothing(void **state) {
     float *nll = calloc((size_t)whole.batch.n, sizeof *nll), *alone = calloc((size_t)whole.batch.n, sizeof *alone);
     int64_t row = 0;
     MUST(gr_decoder_new(&d, whole.m, &o, err));
-    MUST(gr_decoder_train(d, &whole.batch, 1.0f / (float)whole.n_targets, nll, err));
+    MUST(gr_decoder_train(d, &whole.batch, &(gr_loss){.scale = 1.0f / (float)whole.n_targets, .nll = nll}, err));
     MUST(gr_decoder_new(&e, split.m, &o, err));
     json_array_foreach(json_object_get(json_object_get(split.golden, "batch"), "sequences"), i, seq) {
         gr_batch one = {0};
         append_sequence(&one, seq, i);
-        MUST(gr_decoder_train(e, &one, 1.0f / (float)whole.n_targets, alone, err));
+        MUST(gr_decoder_train(e, &one, &(gr_loss){.scale = 1.0f / (float)whole.n_targets, .nll = alone}, err));
         assert_memory_equal(alone, nll + row, (size_t)one.n * sizeof *nll); /* bit for bit */
         row += one.n;
         gr_batch_release(&one);
@@ -308,7 +308,7 @@ static void a_training_step_allocates_nothing(void **state) {
     float *nll = calloc((size_t)w.batch.n, sizeof *nll);
     assert_true(allocations > before); /* the counters count */
     before = allocations;
-    for (int i = 0; i < 2; i++) MUST(gr_decoder_train(d, &w.batch, 1, nll, err));
+    for (int i = 0; i < 2; i++) MUST(gr_decoder_train(d, &w.batch, &(gr_loss){.scale = 1, .nll = nll}, err));
     assert_int_equal(allocations, before);
     free(nll);
     gr_decoder_free(d);
@@ -338,13 +338,13 @@ static double loss_with_dropout(world *w, float dropout, bool split) {
     size_t i;
     json_t *seq;
     MUST(gr_decoder_new(&d, w->m, &o, err));
-    if (!split) MUST(gr_decoder_train(d, &w->batch, 1.0f / (float)w->n_targets, nll, err));
+    if (!split) MUST(gr_decoder_train(d, &w->batch, &(gr_loss){.scale = 1.0f / (float)w->n_targets, .nll = nll}, err));
     for (int64_t r = 0; r < w->batch.n; r++) sum += nll[r];
     json_array_foreach(json_object_get(json_object_get(w->golden, "batch"), "sequences"), i, seq) {
         gr_batch one = {0};
         if (!split) break;
         append_sequence(&one, seq, i);
-        MUST(gr_decoder_train(d, &one, 1.0f / (float)w->n_targets, nll, err));
+        MUST(gr_decoder_train(d, &one, &(gr_loss){.scale = 1.0f / (float)w->n_targets, .nll = nll}, err));
         for (int64_t r = 0; r < one.n; r++) sum += nll[r];
         gr_batch_release(&one);
     }
@@ -413,7 +413,8 @@ static void frozen_weights_stay(void **state) {
     uint64_t before = gr_weights_hash(w.m->weights);
     train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
     assert_true(before == gr_weights_hash(w.m->weights));
-    MUST(gr_model_use_int8(w.m, true, true, err)); /* pages that are given back come again */
+    gr_model_use(w.m, GR_BASE_INT8, true);
+    MUST(gr_model_place(w.m, err)); /* pages that are given back come again */
     assert_true(before == gr_weights_hash(w.m->weights));
     close_world(&w);
 }
@@ -423,14 +424,14 @@ static void frozen_weights_stay(void **state) {
 static void quantised_layers_are_the_files(void **state) {
     (void)state;
     static const gr_dtype types[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_0, GR_DTYPE_Q4_K, GR_DTYPE_NF4};
-    char name[96];
     for (int t = 0; t < GR_LEN(types); t++) {
         world plain = open_world(golden_models[0], NO_ADAPTER, 1), w = open_world(golden_models[0], NO_ADAPTER, 1 + t);
         int64_t planned = gr_model_quantized_bytes(w.m, types[t]), sum = 0;
         MUST(gr_model_quantize(w.m, types[t], err));
+        MUST(gr_model_place(plain.m, err));
         assert_true(planned > 0 && w.m->quantized_bytes == planned && gr_model_quantized_bytes(w.m, types[t]) == 0);
-        for (int64_t i = 0; i < gr_model_n_linears(w.m) - 1; i++) {
-            const gr_weight *from = &gr_model_linear(plain.m, i, name)->w, *to = &gr_model_linear(w.m, i, name)->w;
+        for (int64_t i = 0; i < w.m->n_modules - 2; i++) {
+            const gr_weight *from = &plain.m->modules[i + 1].linear->w, *to = &w.m->modules[i + 1].linear->w;
             const gr_dtype_info *info = gr_dtype_get(to->dtype);
             int64_t n = from->rows * from->cols, bytes = gr_dtype_bytes(to->dtype, n);
             uint8_t *expected = malloc((size_t)bytes), *made = malloc((size_t)bytes);
@@ -448,7 +449,7 @@ static void quantised_layers_are_the_files(void **state) {
             sum += bytes;
         }
         assert_int_equal(sum, planned);
-        assert_int_equal(w.m->embed.dtype, GR_DTYPE_F32);
+        assert_int_equal(w.m->embed.w.dtype, GR_DTYPE_F32);
         assert_int_equal(w.m->head.w.dtype, GR_DTYPE_F32);
         assert_null(gr_weights_find(w.m->weights, "model.layers.1.mlp.up_proj.weight")->view.data);
         assert_non_null(gr_weights_find(w.m->weights, "model.layers.1.input_layernorm.weight")->view.data);
@@ -463,10 +464,9 @@ static void quantised_layers_are_the_files(void **state) {
 
 static void a_weight_that_is_not_finite_is_not_quantised(void **state) {
     (void)state;
-    char name[96];
     graft_error err = {0};
     world w = open_world(golden_models[0], NO_ADAPTER, 2);
-    gr_weight *v = &gr_model_linear(w.m, 8, name)->w;
+    gr_weight *v = (gr_weight *)&gr_weights_find(w.m->weights, "model.layers.1.self_attn.k_proj.weight")->view;
     float *copy = malloc((size_t)(v->rows * v->cols) * sizeof *copy);
     assert_non_null(copy);
     memcpy(copy, v->data, (size_t)(v->rows * v->cols) * sizeof *copy);
@@ -571,7 +571,9 @@ static void a_device_is_honoured_or_refused(void **state) {
     assert_null(m.device);
     graft_error err = {0};
     assert_int_equal(gr_machine_open(&m, "cuda", 1, &err), GRAFT_BAD_USAGE);
-    assert_string_equal(err.msg, "device: expected auto or cpu, found \"cuda\"");
+    assert_string_equal(err.msg, "device cuda: this graft has no CUDA backend");
+    assert_int_equal(gr_machine_open(&m, "tpu", 1, &err), GRAFT_BAD_USAGE);
+    assert_string_equal(err.msg, "device tpu: expected auto, cpu or cuda");
     gr_machine_close(&m);
 }
 
