@@ -65,7 +65,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, step_sums
     const gr_dataset *d = run->train;
     graft_status st = GRAFT_OK;
     *sums = (step_sums){.targets = gr_count_targets(d, idx, n), .bad_sample = -1};
-    memset(run->params->grad, 0, (size_t)run->params->n_floats * sizeof(float));
+    memset(run->params.grad, 0, (size_t)run->params.n_floats * sizeof(float));
     for (int64_t first = 0, end; first < n; first = end) {
         (void)gr_plan_micro_batch(run, idx, first, n, &end);
         GR_TRY(gr_batch_fill(&l->batch, d, idx + first, end - first, run->state.epoch, err));
@@ -93,7 +93,7 @@ static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) 
     gr_train_state *s = &l->run->state;
     char what[256];
     if (sums->bad_sample >= 0) snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sums->bad_sample + 1);
-    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(l->run->params));
+    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(&l->run->params));
     s->skipped_in_a_row++;
     if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
         gr_warn("step %lld skipped: %s is not finite", (long long)s->step + 1, what);
@@ -107,7 +107,7 @@ static graft_status nonfinite(loop *l, const step_sums *sums, graft_error *err) 
 
 static void update(loop *l, double learning_rate, double clip) {
     const gr_recipe *r = l->run->r;
-    gr_params *p = l->run->params;
+    gr_params *p = &l->run->params;
     gr_device *dev = l->run->session.machine.device;
     gr_adamw a = {.lr = (float)learning_rate,
                   .beta1 = (float)r->train_adam_beta1,
@@ -132,7 +132,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     step_sums sums;
     GR_TRY(next_samples(l, &end, err));
     GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &sums, err));
-    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, run->params->grad, run->params->n_floats);
+    run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, run->params.grad, run->params.n_floats);
     double norm = sqrt(squares), max_norm = run->r->train_max_grad_norm;
     if (!isfinite(sums.nll) || !isfinite(norm)) {
         GR_TRY(nonfinite(l, &sums, err));
@@ -220,7 +220,7 @@ static graft_status save(loop *l, graft_error *err) {
     int64_t best = run->r->save_best ? run->state.best_step : -1;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
-    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, run->params, &run->state, &run->identity, err));
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err));
     gr_run_saved(folder);
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);

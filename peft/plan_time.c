@@ -141,7 +141,7 @@ done:
 /* Seconds of an update of all parameters: zeroing, norm and AdamW. */
 static double update_seconds(rig *g, const gr_run *run) {
     enum { MOST = 4 << 20 };
-    int64_t n = GR_MIN(run->params->n_floats, MOST);
+    int64_t n = GR_MIN(run->params.n_floats, MOST);
     float *p[4];
     double squares;
     for (int i = 0; i < 4; i++) p[i] = made_up(g, n * (int64_t)sizeof(float), 0x3c);
@@ -151,7 +151,7 @@ static double update_seconds(rig *g, const gr_run *run) {
     run->session.machine.device->ops->sum_squares(run->session.machine.device, &squares, p[3], n);
     run->session.machine.device->ops->adamw(run->session.machine.device, p[0], p[1], p[2], p[3], n, &a);
     memset(p[3], 0, (size_t)n * sizeof(float));
-    return (gr_now() - start) * (double)run->params->n_floats / (double)n;
+    return (gr_now() - start) * (double)run->params.n_floats / (double)n;
 }
 
 /* Rows that take about as long as one waits gladly. */

@@ -53,8 +53,13 @@ static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item)
     return buffers[which] + p->items[item].offset;
 }
 
+void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
+    GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
+    memcpy(dst, place_of(p, which, item) + first, (size_t)n * sizeof *dst);
+}
+
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
-    memcpy(dst, place_of(p, which, item), (size_t)p->items[item].n * sizeof *dst);
+    gr_params_read_part(p, which, item, 0, p->items[item].n, dst);
 }
 
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {

@@ -42,7 +42,7 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
                 snprintf(module_name, sizeof module_name, "%.*s", (int)strlen(e->name) - 7, e->name); /* without ".weight" */
                 const gr_adapter_module *module = gr_ends_with(e->name, ".weight") ? find(a, module_name) : NULL;
                 if (!module) continue;
-                const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b);
+                const float *A = gr_params_value(a->params, module->a), *B = gr_params_value(a->params, module->b);
                 int64_t R = module->rank, K = module->in;
                 for (int64_t k = 0; k < e->view.cols; k++)
                     for (int64_t q = 0; q < R; q++)
@@ -499,7 +499,7 @@ static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) 
         assert_int_equal(tb->shape[1], R);
         assert_int_equal(ta->shape[embedding], R);
         assert_int_equal(ta->shape[!embedding], module->in);
-        const float *A = gr_params_value(&a->params, module->a), *B = gr_params_value(&a->params, module->b), *fb = tb->data;
+        const float *A = gr_params_value(a->params, module->a), *B = gr_params_value(a->params, module->b), *fb = tb->data;
         assert_memory_equal(ta->data, A, (size_t)ta->n_bytes);
         for (int64_t n = 0; n < module->out; n++)
             for (int64_t r = 0; r < R; r++) {
@@ -575,10 +575,10 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
     assert_ok(gr_decoder_new(&d, m, &(gr_decoder_options){.max_tokens = b->n, .training = true}, &err));
     assert_ok(gr_decoder_train(d, b, 1 / (float)b->n_targets, nll, &err));
     gr_decoder_free(d);
-    for (int64_t p = 0; p < a->params.n_items; p++) {
-        int64_t n = a->params.items[p].n;
-        float *value = gr_params_value(&a->params, p), *kept = gr_calloc(n, sizeof *kept);
-        const float *grad = gr_params_grad(&a->params, p);
+    for (int64_t p = 0; p < a->params->n_items; p++) {
+        int64_t n = a->params->items[p].n;
+        float *value = gr_params_value(a->params, p), *kept = gr_calloc(n, sizeof *kept);
+        const float *grad = gr_params_grad(a->params, p);
         double norm = 0, loss[2];
         memcpy(kept, value, (size_t)n * sizeof *kept);
         for (int64_t k = 0; k < n; k++) norm += (double)grad[k] * (double)grad[k];
@@ -592,7 +592,7 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
         free(kept);
         double slope = (loss[0] - loss[1]) / (2 * step);
         if (fabs(slope - norm) > 0.01 * norm + 1e-4)
-            fail_msg("%s: slope %g, norm of the gradient %g", a->params.items[p].name, slope, norm);
+            fail_msg("%s: slope %g, norm of the gradient %g", a->params->items[p].name, slope, norm);
     }
 }
 
@@ -610,8 +610,8 @@ static void test_tied_head_and_embedding(void **state) {
         assert_true(m->config.tied);
         assert_ok(gr_tokenizer_open(&t, TINY, &err));
         assert_ok(plan(&a, m, (gr_adapter_config){0}, i == 0 ? 2 : 1, targets[i]));
-        assert_ok(gr_adapter_init(a, machine.device, true, 4, &err));
-        for (int64_t k = 0; k < a->params.n_floats; k++) a->params.value[k] = (float)sin((double)k) * 0.1f;
+        init(a, true, 4);
+        for (int64_t k = 0; k < a->params->n_floats; k++) a->params->value[k] = (float)sin((double)k) * 0.1f;
         assert_ok(gr_adapter_attach(a, m, one, &err));
         double adapted = mean_loss(m, &b);
         assert_true(fabs(adapted - base) > 1e-4);
