@@ -10,21 +10,17 @@
 /* Of the mixtures Q4_K_M and Q5_K_M: layers whose attn_v and ffn_down get Q6_K. */
 static bool more_bits(int64_t layer, int64_t n) { return layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2; }
 
-/* llama.cpp calls models of 80 layers "70B", of its "llama" those with grouped queries. */
-static bool is_70b(const gr_model_config *c) {
-    return c->n_layers == 80 && (strcmp(c->arch, "llama") != 0 || c->n_heads != c->n_kv_heads);
-}
+/* llama.cpp calls models of 80 layers "70B", of some architectures only those with grouped queries. */
+static bool is_70b(const gr_model_config *c) { return c->n_layers == 80 && (!c->arch->gguf_65b || c->n_heads != c->n_kv_heads); }
 
 /* The type that llama.cpp's quantiser chooses for a matrix, before it looks whether rows are whole blocks. */
 static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
     const gr_model_config *c = &job->config;
-    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = gr_ends_with(e->gguf_name, ".attn_v.weight");
-    bool embedding = strcmp(e->gguf_name, "token_embd.weight") == 0, head = strcmp(e->gguf_name, "output.weight") == 0;
-    long long layer = 0;
-    if (head || (embedding && c->tied)) /* what gives the logits */
+    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = e->slot == GR_SLOT_V;
+    if (e->slot == (c->tied ? GR_SLOT_EMBED : GR_SLOT_HEAD)) /* what gives the logits */
         return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
-    if (!mixed || !(v || gr_ends_with(e->gguf_name, ".ffn_down.weight"))) return job->dtype;
-    if (sscanf(e->gguf_name, "blk.%lld.", &layer) == 1 && more_bits(layer, c->n_layers)) return GR_DTYPE_Q6_K;
+    if (!mixed || !(v || e->slot == GR_SLOT_DOWN)) return job->dtype;
+    if (more_bits(e->layer, c->n_layers)) return GR_DTYPE_Q6_K;
     return v && is_70b(c) && job->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : job->dtype;
 }
 
@@ -139,9 +135,9 @@ graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *er
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
     int64_t n = job->n_entries;
-    if (strcmp(job->config.arch, "qwen2") == 0 && job->config.n_heads * job->config.head_dim != job->config.hidden)
-        gr_warn("llama.cpp loads qwen2 only where heads x head size is the hidden size: graft reads this "
-                "GGUF, llama.cpp will not");
+    if (job->config.arch->gguf_square_q && job->config.n_heads * job->config.head_dim != job->config.hidden)
+        gr_warn("llama.cpp loads %s only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not",
+                job->config.arch->gguf);
     tell_fallbacks(job);
     GR_TRY(put_metadata(job, &b, err));
     GR_TRY(gr_merge_tensors(&tensors, job, gguf_dtype, true, err));

@@ -116,11 +116,11 @@ static graft_status copy_companions(const char *base, const char *folder, graft_
     return st;
 }
 
-/* transformers' classes have biases together: qwen2 of q, k and v always, llama of q, k, v and o or none, mistral none. */
+/* transformers' classes have biases together: of q, k and v always, or of q, k, v and o or none, or none. */
 static graft_status check_biases(const gr_model_config *c, graft_error *err) {
-    const gr_arch *arch = c->arch_row;
-    bool llama = strcmp(arch->hf_type, "llama") == 0, attention = c->qkv_bias == (arch->qkv_bias || (llama && c->o_bias));
-    if (attention && (llama || (!c->o_bias && !c->mlp_bias))) return GRAFT_OK;
+    const gr_arch *arch = c->arch;
+    bool qkv = c->qkv_bias == (arch->qkv_bias || c->o_bias), o = !c->o_bias || arch->attention_bias;
+    if (qkv && o && (!c->mlp_bias || arch->mlp_bias)) return GRAFT_OK;
     return gr_fail(
         err, GRAFT_BAD_INPUT,
         "an HF folder of a %s cannot hold this model's biases (q, k, v: %s; o: %s; mlp: %s): write a GGUF (--out FILE.gguf)",

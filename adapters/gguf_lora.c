@@ -87,7 +87,7 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     GR_TRY(list_tensors(&x, tensors, &arena, err));
     x.alpha = (float)(gr_adapter_scale(a, &a->modules[0]) * (double)a->modules[0].rank); /* as stored */
     if (x.alpha == 0) x.alpha = 1; /* the loader takes 0 for "no scaling"; the factor then makes B zero */
-    gr_gguf_put_string(&b, "general.architecture", m->config.arch);
+    gr_gguf_put_string(&b, "general.architecture", m->config.arch->gguf);
     gr_gguf_put_string(&b, "general.type", "adapter");
     gr_gguf_put_string(&b, "general.name", "graft LoRA");
     gr_gguf_put_u32(&b, "general.file_type", 0); /* all F32 */
@@ -129,9 +129,9 @@ static graft_status check_header(const gr_gguf *g, const gr_model *m, double *al
         GR_TRY(
             gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.alora.invocation_tokens: activated LoRA is not supported", gr_gguf_path(g)));
     GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
-    if (strcmp(arch, m->config.arch) != 0)
+    if (strcmp(arch, m->config.arch->gguf) != 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture is \"%s\", the base's is \"%s\"", gr_gguf_path(g), arch,
-                       m->config.arch));
+                       m->config.arch->gguf));
     GR_TRY(gr_gguf_float_or(g, "adapter.lora.alpha", 0, alpha, err));
     if (!isfinite(*alpha)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.lora.alpha is not finite", gr_gguf_path(g)));
 done:

@@ -98,7 +98,7 @@ static graft_status describe_config(description *d, const char *path, graft_erro
         int64_t value;
     } sizes[] = {{"layers", c.n_layers},    {"hidden", c.hidden}, {"heads", c.n_heads}, {"key_value_heads", c.n_kv_heads},
                  {"head_size", c.head_dim}, {"ffn", c.ffn},       {"vocab", c.vocab},   {"context", c.max_positions}};
-    json_object_set_new(d->facts, "architecture", json_string(c.arch_row->hf_type));
+    json_object_set_new(d->facts, "architecture", json_string(c.arch->hf_type));
     for (int i = 0; i < GR_LEN(sizes); i++) add_int(d, sizes[i].key, sizes[i].value);
     json_object_set_new(d->facts, "tied_head", json_boolean(c.tied));
     gr_weight_entry *entries = NULL;

@@ -152,8 +152,8 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
     if (!rope) return gr_fail_memory(err, path);
     if (same) {
         float *other = rope + POSITIONS * a->head_dim;
-        gr_config_rope_table(a, rope, POSITIONS);
-        gr_config_rope_table(b, other, POSITIONS);
+        gr_config_rope_table(a, 0, rope, POSITIONS);
+        gr_config_rope_table(b, 0, other, POSITIONS);
         for (int64_t k = 0; k < POSITIONS * a->head_dim; k++) same &= fabsf(rope[k] - other[k]) < 1e-4f;
     }
     free(rope);

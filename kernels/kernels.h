@@ -56,6 +56,8 @@ typedef struct gr_kv_panels {
     int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
 } gr_kv_panels;
 
+typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
+
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;
     float grad_scale; /* clip factor */

@@ -167,8 +167,9 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     static const char *const policies[] = {"none", "selective", "full"};
     char text[32];
     int64_t base = model_parameters(run->session.model), trained = run->params.n_parameters;
-    gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base, run->session.model->config.arch,
-                  gr_thousands(base, text), gr_weights_shape_only(run->session.model->weights) ? "; weights counted as bf16" : "");
+    gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base,
+                  run->session.model->config.arch->gguf, gr_thousands(base, text),
+                  gr_weights_shape_only(run->session.model->weights) ? "; weights counted as bf16" : "");
     gr_str_printf(out, "trainable parameters  %s (%.3f %% of the base)\n", gr_thousands(trained, text),
                   100.0 * (double)trained / (double)base);
     put_steps(run, missing, out);

@@ -85,7 +85,7 @@ static void make_rig(rig *g, const gr_run *run) {
     make_linear(g, &g->model.head, &head, run, false);
     if (c->tied) g->model.head.w = embed.w, g->model.head.dw = embed.dw;
     g->model.rope = made_up(g, from->rope_positions * c->head_dim * 4, 0);
-    if (g->model.rope) gr_config_rope_table(c, g->model.rope, from->rope_positions);
+    if (g->model.rope) gr_config_rope_table(c, 0, g->model.rope, from->rope_positions);
 }
 
 static void free_rig(rig *g) {

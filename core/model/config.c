@@ -6,15 +6,9 @@
 
 #include "core/base/log.h"
 
-/* What differs between architectures in names and defaults. The decoder knows none of them. */
-const gr_arch gr_archs[] = {
-    {"llama", "LlamaForCausalLM", "llama", false, 2048, 0, 0},
-    {"mistral", "MistralForCausalLM", "llama", false, 131072, 8, 4096},
-    {"qwen2", "Qwen2ForCausalLM", "qwen2", true, 32768, 32, 4096},
-};
-_Static_assert(GR_LEN(gr_archs) == GR_N_ARCHS, "the number that the header says");
-
 /* ---- keys ---- */
+
+const char *const gr_activation_names[] = {[GR_ACTIVATION_SILU] = "silu swish"};
 
 /* Words of names that speak of computation: what transformers and llama.cpp compute otherwise has one of them in its name. */
 static const char *const smells[] = {
@@ -22,6 +16,13 @@ static const char *const smells[] = {
     "alibi",      "bias",  "clip",      "clamp",      "parallel", "mup",    "sparse", "causal", "residual", "logit",
     "qk",         "kq",    "quant",     "activation", "act_fn",   "prun",   "factor", "theta",  "pattern",  "mamba",
     "ssm",        "conv",  "recurrent", "attention",  "_act",     "heads",  "ntk",    "logn"};
+
+const gr_config_key *gr_config_find_key(const gr_config_key *keys, int n, const char *name, const gr_arch *arch) {
+    for (int i = 0; i < n; i++)
+        if (strcmp(keys[i].name, name) == 0 && (!keys[i].where || *(const bool *)((const char *)arch + keys[i].where)))
+            return &keys[i];
+    return NULL;
+}
 
 bool gr_config_smells(const char *name) {
     for (int i = 0; i < GR_LEN(smells); i++)
@@ -124,7 +125,24 @@ void gr_config_lead_stop(gr_model_config *c, int64_t id) {
     if (was.n_stop_ids == 0) gr_config_add_stop(c, was.eos);
 }
 
+/* ---- what layers compute ---- */
+
+gr_layer_desc gr_config_layer(const gr_model_config *c, int64_t layer) {
+    (void)layer; /* c->window is no part of it: longer sequences are refused, gr_config_longest */
+    return (gr_layer_desc){.attention_scale = 1.0f / sqrtf((float)c->head_dim), .activation = c->arch->activation};
+}
+
+float gr_config_embed_scale(const gr_model_config *c) {
+    (void)c;
+    return 1;
+}
+
 /* ---- the rotary table ---- */
+
+int gr_config_n_ropes(const gr_model_config *c) {
+    (void)c;
+    return 1;
+}
 
 double gr_config_rope_divisor(const gr_model_config *c, int64_t i) {
     if (c->rope_scaling != GR_ROPE_LLAMA3) return 1;
@@ -149,8 +167,9 @@ static float inverse_frequency(const gr_model_config *c, int64_t i) {
     return (1 - smooth) * inv / factor + smooth * inv;
 }
 
-void gr_config_rope_table(const gr_model_config *c, float *table, int64_t n_positions) {
+void gr_config_rope_table(const gr_model_config *c, int which, float *table, int64_t n_positions) {
     int64_t half = c->head_dim / 2;
+    GR_ASSERT(which < gr_config_n_ropes(c));
     for (int64_t i = 0; i < half; i++) {
         float inv = inverse_frequency(c, i);
         for (int64_t p = 0; p < n_positions; p++) {

@@ -2,37 +2,22 @@
 #ifndef GR_CONFIG_H
 #define GR_CONFIG_H
 
-#include "core/base/base.h"
 #include "core/io/gguf.h"
+#include "core/model/arch.h"
 
 typedef enum gr_rope_scaling { GR_ROPE_NONE, GR_ROPE_LINEAR, GR_ROPE_LLAMA3 } gr_rope_scaling;
 
-/* A kind of model that graft runs: what the formats call it, and what transformers takes for keys that a config.json leaves out. */
-typedef struct gr_arch {
-    const char *hf_type;   /* model_type */
-    const char *hf_class;  /* architectures */
-    const char *gguf;      /* general.architecture */
-    bool qkv_bias;         /* q, k and v always have biases, o never */
-    int64_t max_positions; /* max_position_embeddings */
-    int64_t n_kv_heads;    /* num_key_value_heads; 0: as many as heads */
-    int64_t window;        /* sliding_window; 0: the key is ignored */
-} gr_arch;
-/* All of them, GR_N_ARCHS. */
-extern const gr_arch gr_archs[];
-enum { GR_N_ARCHS = 3 };
-
 typedef struct gr_model_config {
-    const gr_arch *arch_row; /* static */
-    char arch[32];           /* GGUF's name: "llama" or "qwen2" (HF model_type: llama, mistral -> llama; qwen2) */
-    int64_t n_layers;        /* L */
-    int64_t hidden;          /* C */
-    int64_t n_heads;         /* H */
-    int64_t n_kv_heads;      /* K */
-    int64_t head_dim;        /* D */
-    int64_t ffn;             /* F */
-    int64_t vocab;           /* V: rows of the embedding */
-    int64_t max_positions;   /* context length */
-    int64_t window;          /* sliding window of attention, 0: none */
+    const gr_arch *arch;   /* static */
+    int64_t n_layers;      /* L */
+    int64_t hidden;        /* C */
+    int64_t n_heads;       /* H */
+    int64_t n_kv_heads;    /* K */
+    int64_t head_dim;      /* D */
+    int64_t ffn;           /* F */
+    int64_t vocab;         /* V: rows of the embedding */
+    int64_t max_positions; /* context length */
+    int64_t window;        /* sliding window of attention, 0: none */
     float norm_eps;
     double rope_theta;
     gr_rope_scaling rope_scaling;
@@ -64,7 +49,19 @@ graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name
 double gr_config_rope_divisor(const gr_model_config *c, int64_t i);
 /* general.architecture and all <arch>.* keys. */
 void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b);
-/* Rotary table [n_positions, D] as gr_ops.rope wants it, with HF's float32 arithmetic. */
-void gr_config_rope_table(const gr_model_config *c, float *table, int64_t n_positions);
+/* Rotary table `which` of gr_config_n_ropes, [n_positions, D] as gr_ops.rope wants it, with HF's float32 arithmetic. */
+void gr_config_rope_table(const gr_model_config *c, int which, float *table, int64_t n_positions);
+int gr_config_n_ropes(const gr_model_config *c);
+
+/* What one layer computes; which norms it has is what its tensors are (weights.h). */
+typedef struct gr_layer_desc {
+    int64_t window; /* keys that a query sees at most, 0: all */
+    float attention_scale;
+    gr_activation activation;
+    int rope; /* which of the model's rotary tables */
+} gr_layer_desc;
+gr_layer_desc gr_config_layer(const gr_model_config *c, int64_t layer);
+/* What the rows of the embedding are multiplied by. */
+float gr_config_embed_scale(const gr_model_config *c);
 
 #endif

@@ -7,69 +7,52 @@
 #include "core/model/config_impl.h"
 
 static const char *arch_key(char buffer[96], const gr_model_config *c, const char *key) {
-    snprintf(buffer, 96, "%s.%s", c->arch, key);
+    snprintf(buffer, 96, "%s.%s", c->arch->gguf, key);
     return buffer;
 }
 
 /* ---- the table: every <arch>.* key; other names say nothing about the computation ---- */
 
-typedef struct key_row {
-    const char *name;
-    gr_config_kind kind;
-    size_t offset;    /* INT: in gr_model_config; an array with one value for each layer is read where all of them are equal */
-    const char *only; /* ONLY: the values that change nothing */
-    bool required;
-} key_row;
-
-#define FIELD(f) offsetof(gr_model_config, f), NULL
-
-static const key_row keys[] = {
-    {"block_count", GR_CONFIG_INT, FIELD(n_layers), true},
-    {"embedding_length", GR_CONFIG_INT, FIELD(hidden), true},
-    {"feed_forward_length", GR_CONFIG_INT, FIELD(ffn), true},
-    {"attention.head_count", GR_CONFIG_INT, FIELD(n_heads), true},
-    {"context_length", GR_CONFIG_INT, FIELD(max_positions), true},
-    {"attention.head_count_kv", GR_CONFIG_INT, FIELD(n_kv_heads), false},
-    {"attention.key_length", GR_CONFIG_INT, FIELD(head_dim), false},
-    {"attention.value_length", GR_CONFIG_READ, 0, NULL, false},
-    {"attention.layer_norm_rms_epsilon", GR_CONFIG_READ, 0, NULL, true},
-    {"attention.sliding_window", GR_CONFIG_INT, FIELD(window), false},
-    {"attention.causal", GR_CONFIG_ONLY, 0, "true", false},
-    {"attention.scale", GR_CONFIG_ONLY, 0, "0", false},
-    {"attention.clamp_kqv", GR_CONFIG_ONLY, 0, "0", false},
-    {"attention.max_alibi_bias", GR_CONFIG_ONLY, 0, "0", false},
-    {"attention.temperature_scale", GR_CONFIG_ONLY, 0, "0", false},
-    {"attention.output_scale", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"attn_logit_softcapping", GR_CONFIG_ONLY, 0, "0", false},
-    {"final_logit_softcapping", GR_CONFIG_ONLY, 0, "0", false},
-    {"logit_scale", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"embedding_scale", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"residual_scale", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"expert_count", GR_CONFIG_ONLY, 0, "0", false},
-    {"expert_used_count", GR_CONFIG_ONLY, 0, "0", false},
-    {"expert_weights_scale", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"nextn_predict_layers", GR_CONFIG_ONLY, 0, "0", false},
-    {"use_parallel_residual", GR_CONFIG_ONLY, 0, "false", false},
-    {"pooling_type", GR_CONFIG_ONLY, 0, "0", false},
-    {"rope.freq_base", GR_CONFIG_READ, 0, NULL, false},
-    {"rope.dimension_count", GR_CONFIG_READ, 0, NULL, false},
-    {"rope.scaling.type", GR_CONFIG_READ, 0, NULL, false},
-    {"rope.scaling.factor", GR_CONFIG_READ, 0, NULL, false},
-    {"rope.scale_linear", GR_CONFIG_READ, 0, NULL, false},
-    {"rope.scaling.attn_factor", GR_CONFIG_ONLY, 0, "0 1", false},
-    {"rope.scaling.alpha", GR_CONFIG_ONLY, 0, "0", false},
-    {"rope.scaling.original_context_length", GR_CONFIG_HARMLESS, 0, NULL,
-     false}, /* of yarn and longrope alone, which are refused */
-    {"rope.scaling.finetuned", GR_CONFIG_HARMLESS, 0, NULL, false},
-    {"vocab_size", GR_CONFIG_HARMLESS, 0, NULL, false}, /* the embedding has as many rows as it has */
-    {"tensor_data_layout", GR_CONFIG_HARMLESS, 0, NULL, false},
+static const gr_config_key keys[] = {
+    {"block_count", INT(n_layers), .required = true},
+    {"embedding_length", INT(hidden), .required = true},
+    {"feed_forward_length", INT(ffn), .required = true},
+    {"attention.head_count", INT(n_heads), .required = true},
+    {"context_length", INT(max_positions), .required = true},
+    {"attention.head_count_kv", INT(n_kv_heads)},
+    {"attention.key_length", INT(head_dim)},
+    {"attention.value_length", READ},
+    {"attention.layer_norm_rms_epsilon", READ, .required = true},
+    {"attention.sliding_window", INT(window)},
+    {"attention.causal", ONLY("true")},
+    {"attention.scale", ONLY("0")},
+    {"attention.clamp_kqv", ONLY("0")},
+    {"attention.max_alibi_bias", ONLY("0")},
+    {"attention.temperature_scale", ONLY("0")},
+    {"attention.output_scale", ONLY("0 1")},
+    {"attn_logit_softcapping", ONLY("0")},
+    {"final_logit_softcapping", ONLY("0")},
+    {"logit_scale", ONLY("0 1")},
+    {"embedding_scale", ONLY("0 1")},
+    {"residual_scale", ONLY("0 1")},
+    {"expert_count", ONLY("0")},
+    {"expert_used_count", ONLY("0")},
+    {"expert_weights_scale", ONLY("0 1")},
+    {"nextn_predict_layers", ONLY("0")},
+    {"use_parallel_residual", ONLY("false")},
+    {"pooling_type", ONLY("0")},
+    {"rope.freq_base", READ},
+    {"rope.dimension_count", READ},
+    {"rope.scaling.type", READ},
+    {"rope.scaling.factor", READ},
+    {"rope.scale_linear", READ},
+    {"rope.scaling.attn_factor", ONLY("0 1")},
+    {"rope.scaling.alpha", ONLY("0")},
+    {"rope.scaling.original_context_length", HARMLESS}, /* of yarn and longrope alone, which are refused */
+    {"rope.scaling.finetuned", HARMLESS},
+    {"vocab_size", HARMLESS}, /* the embedding has as many rows as it has */
+    {"tensor_data_layout", HARMLESS},
 };
-
-static const key_row *find_row(const char *name) {
-    for (int i = 0; i < GR_LEN(keys); i++)
-        if (strcmp(keys[i].name, name) == 0) return &keys[i];
-    return NULL;
-}
 
 /* A value as words: "8", "false", "yarn"; of an array its first element where all are the same, else "a list". */
 static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const char *key, graft_error *err) {
@@ -123,8 +106,9 @@ static graft_status read_count(const gr_gguf *g, const char *key, int64_t n_laye
 }
 
 /* One <arch>.* key of the file: not those that are READ. */
-static graft_status check_key(const gr_gguf *g, const char *key, const char *name, gr_str *unknown, graft_error *err) {
-    const key_row *row = find_row(name);
+static graft_status check_key(const gr_model_config *c, const gr_gguf *g, const char *key, gr_str *unknown, graft_error *err) {
+    const char *name = key + strlen(c->arch->gguf) + 1;
+    const gr_config_key *row = gr_config_find_key(keys, GR_LEN(keys), name, c->arch);
     char text[64];
     if (row && row->kind != GR_CONFIG_ONLY) return GRAFT_OK;
     graft_status st = value_text(text, sizeof text, g, key, err);
@@ -140,15 +124,15 @@ static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error 
     graft_status st = GRAFT_OK;
     char full[96];
     gr_str unknown = {0};
-    size_t prefix = strlen(c->arch);
+    size_t prefix = strlen(c->arch->gguf);
     for (int i = 0; i < GR_LEN(keys); i++) {
         if (keys[i].kind != GR_CONFIG_INT || (!keys[i].required && !gr_gguf_has(g, arch_key(full, c, keys[i].name)))) continue;
         GR_TRY(read_count(g, arch_key(full, c, keys[i].name), c->n_layers, (int64_t *)((char *)c + keys[i].offset), err));
     }
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
         const char *key = gr_gguf_key(g, i, NULL);
-        if (strncmp(key, c->arch, prefix) != 0 || key[prefix] != '.') continue;
-        GR_TRY(check_key(g, key, key + prefix + 1, &unknown, err));
+        if (strncmp(key, c->arch->gguf, prefix) != 0 || key[prefix] != '.') continue;
+        GR_TRY(check_key(c, g, key, &unknown, err));
     }
     gr_config_warn(gr_gguf_path(g), &unknown);
 done:
@@ -244,10 +228,12 @@ static graft_status read_arch(gr_model_config *c, const gr_gguf *g, graft_error 
                        (long long)n_files);
     GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
     for (int i = GR_N_ARCHS - 1; i >= 0; i--) /* of several of the same name the first */
-        if (strcmp(arch, gr_archs[i].gguf) == 0) c->arch_row = &gr_archs[i];
-    if (!c->arch_row)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture \"%.40s\": graft runs llama and qwen2", path, arch);
-    snprintf(c->arch, sizeof c->arch, "%s", arch);
+        if (strcmp(arch, gr_archs[i].gguf) == 0) c->arch = &gr_archs[i];
+    if (!c->arch) {
+        char names[128];
+        gr_arch_names(names, true);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture \"%.40s\": graft runs %s", path, arch, names);
+    }
 done:
     return st;
 }
@@ -256,7 +242,7 @@ done:
 static void name_arch(gr_model_config *c) {
     if (c->window == 0) return;
     for (int i = 0; i < GR_N_ARCHS; i++)
-        if (strcmp(gr_archs[i].gguf, c->arch) == 0 && gr_archs[i].window > 0) c->arch_row = &gr_archs[i];
+        if (strcmp(gr_archs[i].gguf, c->arch->gguf) == 0 && gr_archs[i].window > 0) c->arch = &gr_archs[i];
 }
 
 static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error *err) {
@@ -328,7 +314,7 @@ void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
         {"attention.value_length", c->head_dim},
         {"vocab_size", c->vocab},
     };
-    gr_gguf_put_string(b, "general.architecture", c->arch);
+    gr_gguf_put_string(b, "general.architecture", c->arch->gguf);
     for (int i = 0; i < GR_LEN(ints); i++) gr_gguf_put_u32(b, arch_key(key, c, ints[i].key), (uint32_t)ints[i].value);
     if (c->window > 0) gr_gguf_put_u32(b, arch_key(key, c, "attention.sliding_window"), (uint32_t)c->window);
     gr_gguf_put_f32(b, arch_key(key, c, "rope.freq_base"), (float)c->rope_theta);

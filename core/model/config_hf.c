@@ -12,91 +12,76 @@ enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 /* ---- the table ---- */
 
-enum { LLAMA = 1 << 0, MISTRAL = 1 << 1, QWEN2 = 1 << 2, ALL = LLAMA | MISTRAL | QWEN2 }; /* bits: rows of gr_archs */
-
-typedef struct key_row {
-    const char *name;
-    int models; /* that the row is about: a name may have several rows */
-    gr_config_kind kind;
-    size_t offset;    /* INT, FLOAT, BOOL: in gr_model_config */
-    const char *only; /* ONLY: the values that change nothing; null, [] and {} never do */
-} key_row;
-
-#define FIELD(f) offsetof(gr_model_config, f), NULL
-
-static const key_row keys[] = {
+static const gr_config_key keys[] = {
     /* sizes */
-    {"num_hidden_layers", ALL, GR_CONFIG_INT, FIELD(n_layers)},
-    {"hidden_size", ALL, GR_CONFIG_INT, FIELD(hidden)},
-    {"num_attention_heads", ALL, GR_CONFIG_INT, FIELD(n_heads)},
-    {"num_key_value_heads", ALL, GR_CONFIG_INT, FIELD(n_kv_heads)},
-    {"head_dim", ALL, GR_CONFIG_INT, FIELD(head_dim)},
-    {"intermediate_size", ALL, GR_CONFIG_INT, FIELD(ffn)},
-    {"vocab_size", ALL, GR_CONFIG_INT, FIELD(vocab)},
-    {"max_position_embeddings", ALL, GR_CONFIG_INT, FIELD(max_positions)},
+    {"num_hidden_layers", INT(n_layers)},
+    {"hidden_size", INT(hidden)},
+    {"num_attention_heads", INT(n_heads)},
+    {"num_key_value_heads", INT(n_kv_heads)},
+    {"head_dim", INT(head_dim)},
+    {"intermediate_size", INT(ffn)},
+    {"vocab_size", INT(vocab)},
+    {"max_position_embeddings", INT(max_positions)},
     /* what the layers compute */
-    {"rms_norm_eps", ALL, GR_CONFIG_READ, 0, NULL},
-    {"attention_dropout", ALL, GR_CONFIG_READ, 0, NULL},
-    {"tie_word_embeddings", ALL, GR_CONFIG_BOOL, FIELD(tied)},
-    {"attention_bias", LLAMA, GR_CONFIG_BOOL, FIELD(qkv_bias)},
-    {"attention_bias", MISTRAL, GR_CONFIG_ONLY, 0, "false"},
-    {"attention_bias", QWEN2, GR_CONFIG_HARMLESS, 0, NULL}, /* as in transformers: q, k and v have biases whatever it says */
-    {"mlp_bias", LLAMA, GR_CONFIG_BOOL, FIELD(mlp_bias)},
-    {"mlp_bias", MISTRAL | QWEN2, GR_CONFIG_ONLY, 0, "false"},
-    {"hidden_act", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
-    {"activation_function", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
-    {"hidden_activation", ALL, GR_CONFIG_ONLY, 0, "silu swish"},
-    {"sliding_window", MISTRAL | QWEN2, GR_CONFIG_READ, 0, NULL},
-    {"sliding_window", LLAMA, GR_CONFIG_HARMLESS, 0, NULL}, /* ignored by transformers as well; likewise below */
-    {"use_sliding_window", QWEN2, GR_CONFIG_READ, 0, NULL},
-    {"use_sliding_window", LLAMA | MISTRAL, GR_CONFIG_HARMLESS, 0, NULL},
-    {"max_window_layers", QWEN2, GR_CONFIG_READ, 0, NULL},
-    {"max_window_layers", LLAMA | MISTRAL, GR_CONFIG_HARMLESS, 0, NULL},
-    {"layer_types", ALL, GR_CONFIG_READ, 0, NULL},
-    {"rope_theta", ALL, GR_CONFIG_READ, 0, NULL},
-    {"rope_scaling", ALL, GR_CONFIG_READ, 0, NULL},
-    {"rope_parameters", ALL, GR_CONFIG_READ, 0, NULL},
-    {"original_max_position_embeddings", ALL, GR_CONFIG_READ, 0, NULL},
-    {"partial_rotary_factor", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"rotary_pct", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"rope_interleaved", ALL, GR_CONFIG_ONLY, 0, "false"},
-    {"no_rope_layers", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"no_rope_layer_interval", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"position_embedding_type", ALL, GR_CONFIG_ONLY, 0, "rope"},
-    {"alibi", ALL, GR_CONFIG_ONLY, 0, "false"},
-    {"attn_logit_softcapping", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"final_logit_softcapping", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"query_pre_attn_scalar", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"embedding_multiplier", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"residual_multiplier", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"logits_scaling", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"logit_scale", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"scale_emb", ALL, GR_CONFIG_ONLY, 0, "1"},
-    {"scale_depth", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"dim_model_base", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"attention_chunk_size", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"attn_temperature_tuning", ALL, GR_CONFIG_ONLY, 0, "false"},
-    {"num_local_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"num_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"n_routed_experts", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"num_experts_per_tok", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"num_nextn_predict_layers", ALL, GR_CONFIG_ONLY, 0, "0"},
-    {"pretraining_tp", ALL, GR_CONFIG_HARMLESS, 0, NULL}, /* the same products in slices */
-    {"quantization_config", ALL, GR_CONFIG_READ, 0, NULL},
-    {"compression_config", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"pruned_heads", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"is_encoder_decoder", ALL, GR_CONFIG_ONLY, 0, "false"},
-    {"add_cross_attention", ALL, GR_CONFIG_ONLY, 0, "false"},
-    {"per_layer_config", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"text_config", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"vision_config", ALL, GR_CONFIG_ONLY, 0, ""},
-    {"audio_config", ALL, GR_CONFIG_ONLY, 0, ""},
+    {"rms_norm_eps", READ},
+    {"attention_dropout", READ},
+    {"tie_word_embeddings", BOOL(tied)},
+    {"attention_bias", BOOL(qkv_bias), WHERE(attention_bias)},
+    {"attention_bias", HARMLESS, WHERE(qkv_bias)}, /* transformers: q, k and v have them whatever it says */
+    {"attention_bias", ONLY("false")},
+    {"mlp_bias", BOOL(mlp_bias), WHERE(mlp_bias)},
+    {"mlp_bias", ONLY("false")},
+    {"hidden_act", READ},
+    {"activation_function", READ},
+    {"hidden_activation", READ},
+    {"sliding_window", READ}, /* or ignored, as by transformers; likewise the next two */
+    {"use_sliding_window", READ},
+    {"max_window_layers", READ},
+    {"layer_types", READ},
+    {"rope_theta", READ},
+    {"rope_scaling", READ},
+    {"rope_parameters", READ},
+    {"original_max_position_embeddings", READ},
+    {"partial_rotary_factor", ONLY("1")},
+    {"rotary_pct", ONLY("1")},
+    {"rope_interleaved", ONLY("false")},
+    {"no_rope_layers", ONLY("")},
+    {"no_rope_layer_interval", ONLY("0")},
+    {"position_embedding_type", ONLY("rope")},
+    {"alibi", ONLY("false")},
+    {"attn_logit_softcapping", ONLY("0")},
+    {"final_logit_softcapping", ONLY("0")},
+    {"query_pre_attn_scalar", ONLY("")},
+    {"embedding_multiplier", ONLY("1")},
+    {"residual_multiplier", ONLY("1")},
+    {"logits_scaling", ONLY("1")},
+    {"logit_scale", ONLY("1")},
+    {"scale_emb", ONLY("1")},
+    {"scale_depth", ONLY("")},
+    {"dim_model_base", ONLY("")},
+    {"attention_chunk_size", ONLY("")},
+    {"attn_temperature_tuning", ONLY("false")},
+    {"num_local_experts", ONLY("0")},
+    {"num_experts", ONLY("0")},
+    {"n_routed_experts", ONLY("0")},
+    {"num_experts_per_tok", ONLY("0")},
+    {"num_nextn_predict_layers", ONLY("0")},
+    {"pretraining_tp", HARMLESS}, /* the same products in slices */
+    {"quantization_config", READ},
+    {"compression_config", ONLY("")},
+    {"pruned_heads", ONLY("")},
+    {"is_encoder_decoder", ONLY("false")},
+    {"add_cross_attention", ONLY("false")},
+    {"per_layer_config", ONLY("")},
+    {"text_config", ONLY("")},
+    {"vision_config", ONLY("")},
+    {"audio_config", ONLY("")},
     /* what it is, and its ids */
-    {"model_type", ALL, GR_CONFIG_READ, 0, NULL},
-    {"architectures", ALL, GR_CONFIG_READ, 0, NULL},
-    {"bos_token_id", ALL, GR_CONFIG_READ, 0, NULL},
-    {"eos_token_id", ALL, GR_CONFIG_READ, 0, NULL},
-    {"pad_token_id", ALL, GR_CONFIG_READ, 0, NULL},
+    {"model_type", READ},
+    {"architectures", READ},
+    {"bos_token_id", READ},
+    {"eos_token_id", READ},
+    {"pad_token_id", READ},
 };
 
 /* Keys that have nothing to do with what graft computes, in words. */
@@ -223,13 +208,7 @@ static int32_t json_token_id(const json_file *f, const char *key) {
     return id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
 }
 
-static const key_row *find_row(const char *key, const gr_arch *arch) {
-    for (int i = 0; i < GR_LEN(keys); i++)
-        if (strcmp(keys[i].name, key) == 0 && keys[i].models & 1 << (arch - gr_archs)) return &keys[i];
-    return NULL;
-}
-
-static graft_status read_key(gr_model_config *c, const json_file *f, const key_row *row, const json_t *v, graft_error *err) {
+static graft_status read_key(gr_model_config *c, const json_file *f, const gr_config_key *row, const json_t *v, graft_error *err) {
     void *field = (char *)c + row->offset;
     switch (row->kind) {
     case GR_CONFIG_INT: return json_int(f, row->name, field, err);
@@ -249,7 +228,7 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
     json_t *v;
     gr_str unknown = {0};
     json_object_foreach(f->root, key, v) {
-        const key_row *row = find_row(key, c->arch_row);
+        const gr_config_key *row = gr_config_find_key(keys, GR_LEN(keys), key, c->arch);
         if (row) GR_TRY(read_key(c, f, row, v, err));
         else if (gr_config_allows(harmless, key) || !is_truthy(v)) continue;
         else if (gr_config_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
@@ -288,18 +267,18 @@ static graft_status json_layer_types(const json_file *f, int64_t n_layers, bool 
     return GRAFT_OK;
 }
 
-/* The smallest window that any layer attends within, as transformers takes it: llama has none whatever the keys say, in mistral
- * every layer slides, in qwen2 those from max_window_layers on where use_sliding_window is true. */
+/* The smallest window that any layer attends within, as transformers takes it: some architectures have none whatever the keys say,
+ * in some every layer slides, in some those from max_window_layers on where use_sliding_window is true. */
 static graft_status json_window(gr_model_config *c, const json_file *f, graft_error *err) {
     graft_status st;
     bool use = false, given, slides = false;
-    int64_t window = c->arch_row->window, first = 28; /* transformers' default */
+    int64_t window = c->arch->window, first = 28; /* transformers' default */
     const json_t *v = json_object_get(f->root, "sliding_window");
     GR_TRY(json_layer_types(f, c->n_layers, &given, &slides, err));
     if (json_is_null(v)) window = 0;
-    if (c->arch_row->window > 0) GR_TRY(json_int(f, "sliding_window", &window, err));
+    if (c->arch->window > 0) GR_TRY(json_int(f, "sliding_window", &window, err));
     if (window < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window is %lld", f->path, (long long)window));
-    if (c->arch_row->qkv_bias) { /* qwen2 */
+    if (c->arch->window_switch) {
         GR_TRY(json_bool(f, "use_sliding_window", &use, err));
         GR_TRY(json_int(f, "max_window_layers", &first, err));
         if (!use || !(given ? slides : first < c->n_layers)) window = 0;
@@ -450,10 +429,12 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
     const json_t *list = json_object_get(f->root, "architectures"), *v;
     size_t i;
     for (int k = 0; type && k < GR_N_ARCHS; k++)
-        if (strcmp(type, gr_archs[k].hf_type) == 0) c->arch_row = &gr_archs[k];
-    if (!c->arch_row)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: model_type \"%s\": graft runs llama, mistral and qwen2", f->path,
-                       type ? type : "(missing)");
+        if (strcmp(type, gr_archs[k].hf_type) == 0) c->arch = &gr_archs[k];
+    if (!c->arch) {
+        char names[128];
+        gr_arch_names(names, false);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: model_type \"%s\": graft runs %s", f->path, type ? type : "(missing)", names);
+    }
     json_array_foreach(list, i, v) {
         const char *name = json_is_string(v) ? json_string_value(v) : "?";
         const gr_arch *named = arch_of_class(name);
@@ -461,28 +442,31 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "%s: architectures is %s: graft runs models of language with one head, expected %s for "
                            "model_type %s",
-                           f->path, name, c->arch_row->hf_class, type);
-        if (named != c->arch_row)
+                           f->path, name, c->arch->hf_class, type);
+        if (named != c->arch)
             gr_warn("%s: architectures is %s, model_type %s: the latter counts, as in transformers", f->path, name, type);
     }
-    snprintf(c->arch, sizeof c->arch, "%s", c->arch_row->gguf);
-    c->max_positions = c->arch_row->max_positions;
-    c->n_kv_heads = c->arch_row->n_kv_heads;
-    c->qkv_bias = c->arch_row->qkv_bias;
+    c->max_positions = c->arch->max_positions;
+    c->n_kv_heads = c->arch->n_kv_heads;
+    c->qkv_bias = c->arch->qkv_bias;
     return GRAFT_OK;
 }
 
 static graft_status json_model(gr_model_config *c, const json_file *f, graft_error *err) {
+    static const char *const activation_keys[] = {"hidden_act", "activation_function", "hidden_activation"};
     graft_status st;
     double eps = 1e-6, dropout = 0;
     GR_TRY(json_arch(c, f, err));
     GR_TRY(json_quantized(f, err));
     GR_TRY(json_sizes(f, err));
     GR_TRY(json_keys(c, f, err));
+    for (int i = 0; i < GR_LEN(activation_keys); i++)
+        GR_TRY(json_only(f->path, activation_keys[i], json_object_get(f->root, activation_keys[i]),
+                         gr_activation_names[c->arch->activation], err));
     if (json_is_null(json_object_get(f->root, "num_key_value_heads"))) c->n_kv_heads = 0;
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (!c->head_dim && c->n_heads > 0) c->head_dim = c->hidden / c->n_heads;
-    if (!c->arch_row->qkv_bias) c->o_bias = c->qkv_bias;
+    if (c->arch->attention_bias) c->o_bias = c->qkv_bias;
     GR_TRY(json_float(f->root, f->path, "rms_norm_eps", &eps, err));
     c->norm_eps = (float)eps;
     GR_TRY(json_float(f->root, f->path, "attention_dropout", &dropout, err));

@@ -81,17 +81,16 @@ static double shortest(float x) {
 
 /* What a GGUF's model says of itself. */
 static json_t *described(const gr_model_config *c) {
-    json_t *root = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type",
-                             c->arch_row->hf_type, "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers,
-                             "hidden_size", (json_int_t)c->hidden, "num_attention_heads", (json_int_t)c->n_heads,
-                             "num_key_value_heads", (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim,
-                             "intermediate_size", (json_int_t)c->ffn, "vocab_size", (json_int_t)c->vocab, "max_position_embeddings",
-                             (json_int_t)c->max_positions, "rms_norm_eps", shortest(c->norm_eps), "attention_bias",
-                             (int)(c->qkv_bias && !c->arch_row->qkv_bias), "mlp_bias", (int)c->mlp_bias, "bos_token_id",
-                             id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
-    if (root && c->arch_row->window > 0)
-        json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
-    if (root && c->arch_row->qkv_bias && c->window > 0) {
+    json_t *root =
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type",
+                  c->arch->hf_type, "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers, "hidden_size",
+                  (json_int_t)c->hidden, "num_attention_heads", (json_int_t)c->n_heads, "num_key_value_heads",
+                  (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim, "intermediate_size", (json_int_t)c->ffn,
+                  "vocab_size", (json_int_t)c->vocab, "max_position_embeddings", (json_int_t)c->max_positions, "rms_norm_eps",
+                  shortest(c->norm_eps), "attention_bias", (int)(c->qkv_bias && !c->arch->qkv_bias), "mlp_bias", (int)c->mlp_bias,
+                  "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
+    if (root && c->arch->window > 0) json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
+    if (root && c->arch->window_switch && c->window > 0) {
         json_object_set_new(root, "use_sliding_window", json_true());
         json_object_set_new(root, "max_window_layers", json_integer(0));
     }
@@ -132,7 +131,7 @@ graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name
     json_t *root = base ? base_json(base) : described(c);
     if (!root) return gr_fail(err, GRAFT_FAILED, "%s: config.json cannot be written", folder);
     put_rope(root, c, base != NULL);
-    json_object_set_new(root, "architectures", json_pack("[s]", c->arch_row->hf_class));
+    json_object_set_new(root, "architectures", json_pack("[s]", c->arch->hf_class));
     if (!base || says(root, "dtype") || !says(root, "torch_dtype")) json_object_set_new(root, "dtype", json_string(dtype_name));
     json_object_set_new(root, "torch_dtype", json_string(dtype_name)); /* what transformers 4 reads, and 5 as well */
     if (!base || json_is_true(json_object_get(root, "tie_word_embeddings")) != c->tied)

@@ -126,7 +126,7 @@ graft_status gr_model_load(gr_model *m, graft_error *err) {
     GR_TRY(bind_files(m, true, err));
     m->rope = m->device->alloc(m->device, m->rope_positions * m->config.head_dim * (int64_t)sizeof *m->rope);
     if (!m->rope) GR_TRY(gr_fail_memory(err, "rotary table"));
-    gr_config_rope_table(&m->config, m->rope, m->rope_positions);
+    gr_config_rope_table(&m->config, 0, m->rope, m->rope_positions);
 done:
     return st;
 }

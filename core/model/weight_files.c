@@ -140,6 +140,6 @@ graft_status gr_weight_files_unused(const gr_weight_files *f, const gr_model_con
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s%stensor %s%s: a %s of %lld layers has no such weight%s, so that what runs would not be "
                    "what the file holds",
-                   file ? file : "", file ? ": " : "", first, n > 1 ? " (and others)" : "", c->arch_row->hf_type,
+                   file ? file : "", file ? ": " : "", first, n > 1 ? " (and others)" : "", c->arch->hf_type,
                    (long long)c->n_layers, bias ? " unless attention_bias or mlp_bias of its config.json say so" : "");
 }

@@ -17,89 +17,76 @@ struct gr_weights {
     void **copies; /* [n] rows put into canonical order, where the file has them otherwise; else NULL */
 };
 
-/* ---- the list of tensors of the LLaMA family: one row each ---- */
+/* ---- the list of tensors ---- */
 
-typedef struct tensor_row {
-    const char *hf, *gguf;
-    enum { IN_MODEL, IN_LAYER } place;
-    enum { ALWAYS, UNTIED, QKV_BIAS, O_BIAS, MLP_BIAS } when;
-    enum { ONE, VOCAB, HIDDEN, FFN, Q_ROWS, KV_ROWS } rows, cols;
-    enum { KEEP, PERMUTE_Q, PERMUTE_KV } permute; /* "llama" GGUF files interleave the two halves of each head */
-} tensor_row;
+typedef enum size { ONE, VOCAB, HIDDEN, FFN, Q_ROWS, KV_ROWS } size;
 
-static const tensor_row tensor_rows[] = {
-    {"model.embed_tokens.weight", "token_embd.weight", IN_MODEL, ALWAYS, VOCAB, HIDDEN, KEEP},
-    {"input_layernorm.weight", "attn_norm.weight", IN_LAYER, ALWAYS, ONE, HIDDEN, KEEP},
-    {"self_attn.q_proj.weight", "attn_q.weight", IN_LAYER, ALWAYS, Q_ROWS, HIDDEN, PERMUTE_Q},
-    {"self_attn.q_proj.bias", "attn_q.bias", IN_LAYER, QKV_BIAS, ONE, Q_ROWS, PERMUTE_Q},
-    {"self_attn.k_proj.weight", "attn_k.weight", IN_LAYER, ALWAYS, KV_ROWS, HIDDEN, PERMUTE_KV},
-    {"self_attn.k_proj.bias", "attn_k.bias", IN_LAYER, QKV_BIAS, ONE, KV_ROWS, PERMUTE_KV},
-    {"self_attn.v_proj.weight", "attn_v.weight", IN_LAYER, ALWAYS, KV_ROWS, HIDDEN, KEEP},
-    {"self_attn.v_proj.bias", "attn_v.bias", IN_LAYER, QKV_BIAS, ONE, KV_ROWS, KEEP},
-    {"self_attn.o_proj.weight", "attn_output.weight", IN_LAYER, ALWAYS, HIDDEN, Q_ROWS, KEEP},
-    {"self_attn.o_proj.bias", "attn_output.bias", IN_LAYER, O_BIAS, ONE, HIDDEN, KEEP},
-    {"post_attention_layernorm.weight", "ffn_norm.weight", IN_LAYER, ALWAYS, ONE, HIDDEN, KEEP},
-    {"mlp.gate_proj.weight", "ffn_gate.weight", IN_LAYER, ALWAYS, FFN, HIDDEN, KEEP},
-    {"mlp.gate_proj.bias", "ffn_gate.bias", IN_LAYER, MLP_BIAS, ONE, FFN, KEEP},
-    {"mlp.up_proj.weight", "ffn_up.weight", IN_LAYER, ALWAYS, FFN, HIDDEN, KEEP},
-    {"mlp.up_proj.bias", "ffn_up.bias", IN_LAYER, MLP_BIAS, ONE, FFN, KEEP},
-    {"mlp.down_proj.weight", "ffn_down.weight", IN_LAYER, ALWAYS, HIDDEN, FFN, KEEP},
-    {"mlp.down_proj.bias", "ffn_down.bias", IN_LAYER, MLP_BIAS, ONE, HIDDEN, KEEP},
-    {"model.norm.weight", "output_norm.weight", IN_MODEL, ALWAYS, ONE, HIDDEN, KEEP},
-    {"lm_head.weight", "output.weight", IN_MODEL, UNTIED, VOCAB, HIDDEN, KEEP},
+/* The matrix of each slot, or a norm's vector; `bias` is the flag of the configuration that says whether there is one too. */
+static const struct {
+    size rows, cols;
+    size_t bias;
+} shapes[GR_SLOT_COUNT] = {
+    [GR_SLOT_EMBED] = {VOCAB, HIDDEN, 0},
+    [GR_SLOT_INPUT_NORM] = {ONE, HIDDEN, 0},
+    [GR_SLOT_Q] = {Q_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
+    [GR_SLOT_K] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
+    [GR_SLOT_V] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
+    [GR_SLOT_O] = {HIDDEN, Q_ROWS, offsetof(gr_model_config, o_bias)},
+    [GR_SLOT_POST_NORM] = {ONE, HIDDEN, 0},
+    [GR_SLOT_GATE] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
+    [GR_SLOT_UP] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
+    [GR_SLOT_DOWN] = {HIDDEN, FFN, offsetof(gr_model_config, mlp_bias)},
+    [GR_SLOT_NORM] = {ONE, HIDDEN, 0},
+    [GR_SLOT_HEAD] = {VOCAB, HIDDEN, 0},
 };
 
-static bool present(const tensor_row *row, const gr_model_config *c) {
-    switch (row->when) {
-    case ALWAYS: return true;
-    case UNTIED: return !c->tied;
-    case QKV_BIAS: return c->qkv_bias;
-    case O_BIAS: return c->o_bias;
-    case MLP_BIAS: return c->mlp_bias;
-    }
-    return false;
-}
-
-static int64_t size_of(int which, const gr_model_config *c) {
+static int64_t size_of(size which, const gr_model_config *c) {
     switch (which) {
+    case ONE: return 1;
     case VOCAB: return c->vocab;
     case HIDDEN: return c->hidden;
     case FFN: return c->ffn;
     case Q_ROWS: return c->n_heads * c->head_dim;
     case KV_ROWS: return c->n_kv_heads * c->head_dim;
-    default: return 1;
     }
+    return 0;
 }
 
-static void fill_entry(gr_weight_entry *e, const tensor_row *row, const gr_model_config *c, int64_t layer) {
-    bool permuted = strcmp(c->arch, "llama") == 0;
-    *e = (gr_weight_entry){.is_vector = row->rows == ONE};
-    if (row->place == IN_LAYER) {
-        snprintf(e->name, sizeof e->name, "model.layers.%lld.%s", (long long)layer, row->hf);
-        snprintf(e->gguf_name, sizeof e->gguf_name, "blk.%lld.%s", (long long)layer, row->gguf);
-    } else {
-        snprintf(e->name, sizeof e->name, "%s", row->hf);
-        snprintf(e->gguf_name, sizeof e->gguf_name, "%s", row->gguf);
+static gr_weight_entry make_entry(const gr_model_config *c, gr_slot slot, int64_t layer, bool is_bias) {
+    const gr_module_names *names = &c->arch->modules[slot];
+    const char *part = is_bias ? "bias" : "weight";
+    int64_t rows = size_of(shapes[slot].rows, c), cols = size_of(shapes[slot].cols, c);
+    gr_weight_entry e = {.slot = slot, .layer = layer, .is_bias = is_bias, .is_vector = is_bias || shapes[slot].rows == ONE};
+    int hf = 0, gguf = 0; /* length of what stands before */
+    if (layer >= 0) {
+        hf = snprintf(e.name, sizeof e.name, "model.layers.%lld.", (long long)layer);
+        gguf = snprintf(e.gguf_name, sizeof e.gguf_name, "blk.%lld.", (long long)layer);
     }
-    e->view.rows = size_of((int)row->rows, c);
-    e->view.cols = size_of((int)row->cols, c);
-    if (permuted && row->permute != KEEP) e->permute_heads = row->permute == PERMUTE_Q ? c->n_heads : c->n_kv_heads;
+    snprintf(e.name + hf, sizeof e.name - (size_t)hf, "%s.%s", names->hf, part);
+    snprintf(e.gguf_name + gguf, sizeof e.gguf_name - (size_t)gguf, "%s.%s", names->gguf, part);
+    e.view.rows = is_bias ? 1 : rows;
+    e.view.cols = is_bias ? rows : cols;
+    if (c->arch->gguf_interleaved) e.permute_heads = slot == GR_SLOT_Q ? c->n_heads : slot == GR_SLOT_K ? c->n_kv_heads : 0;
+    return e;
+}
+
+/* The tensors of slots first .. last. */
+static int64_t list_slots(gr_weight_entry *list, const gr_model_config *c, int64_t layer, gr_slot first, gr_slot last) {
+    int64_t n = 0;
+    for (gr_slot slot = first; slot <= last; slot++) {
+        if (!c->arch->modules[slot].hf || (slot == GR_SLOT_HEAD && c->tied)) continue;
+        list[n++] = make_entry(c, slot, layer, false);
+        if (shapes[slot].bias && *(const bool *)((const char *)c + shapes[slot].bias)) list[n++] = make_entry(c, slot, layer, true);
+    }
+    return n;
 }
 
 graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_model_config *c, graft_error *err) {
-    int64_t capacity = GR_LEN(tensor_rows) * (c->n_layers + 1), count = 0;
-    gr_weight_entry *list = gr_calloc(capacity, sizeof *list);
+    gr_weight_entry *list = gr_calloc(2 * GR_SLOT_COUNT * (c->n_layers + 1), sizeof *list);
     if (!list) return gr_fail_memory(err, "list of tensors");
-    int first = 0;
-    while (first < GR_LEN(tensor_rows)) {
-        int last = first; /* a run of rows of the same place: the layers' run repeats */
-        while (last < GR_LEN(tensor_rows) && tensor_rows[last].place == tensor_rows[first].place) last++;
-        int64_t repeats = tensor_rows[first].place == IN_LAYER ? c->n_layers : 1;
-        for (int64_t layer = 0; layer < repeats; layer++)
-            for (int i = first; i < last; i++)
-                if (present(&tensor_rows[i], c)) fill_entry(&list[count++], &tensor_rows[i], c, layer);
-        first = last;
-    }
+    int64_t count = list_slots(list, c, -1, GR_SLOT_EMBED, GR_SLOT_EMBED);
+    for (int64_t i = 0; i < c->n_layers; i++) count += list_slots(list + count, c, i, GR_SLOT_INPUT_NORM, GR_SLOT_DOWN);
+    count += list_slots(list + count, c, -1, GR_SLOT_NORM, GR_SLOT_HEAD);
     *entries = list;
     *n = count;
     return GRAFT_OK;

@@ -1,5 +1,5 @@
 /* weights.h - the files of a base model, whatever their format, under canonical (HF) names and in canonical layout.
- * A GGUF's names are translated and the row permutation of q/k in "llama" files is undone here, at the border. */
+ * A GGUF's names are translated and its interleaved rows of q and k put into order here, at the border. */
 #ifndef GR_WEIGHTS_H
 #define GR_WEIGHTS_H
 
@@ -24,11 +24,14 @@ bool gr_weights_shape_only(const gr_weights *w);
 
 /* One tensor. Matrices: view.rows x view.cols in canonical row order; vectors: rows = 1. */
 typedef struct gr_weight_entry {
+    gr_slot slot;
+    int64_t layer;      /* -1: the model's own */
+    bool is_bias;       /* of the linear in the slot */
     char name[96];      /* "model.layers.0.self_attn.q_proj.weight" */
     char gguf_name[64]; /* "blk.0.attn_q.weight" */
     gr_weight view;
     bool is_vector;        /* norms and biases */
-    int64_t permute_heads; /* q/k of a llama GGUF: number of heads whose rows GGUF interleaves; 0 otherwise */
+    int64_t permute_heads; /* q and k: number of heads whose rows the architecture's GGUF interleaves; 0 otherwise */
 } gr_weight_entry;
 /* In layer order: embedding, layers, final norm, head (absent when tied). */
 int64_t gr_weights_count(const gr_weights *w);
@@ -41,7 +44,7 @@ void gr_weights_rest(const gr_weights *w, const void *data);
 void gr_weights_release(gr_weights *w, const char *name);
 /* The same list for a config alone (no data): what a model of this shape consists of. *entries is owned by the caller. */
 graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_model_config *c, graft_error *err);
-/* Row permutation between HF and GGUF "llama" order for q/k: GGUF row of canonical row r (heads x D rows). */
+/* Where GGUF interleaves rows of q and k: its row of canonical row r (heads x D rows). */
 int64_t gr_gguf_row(int64_t row, int64_t n_heads, int64_t rows);
 /* XXH3-64 over all weights in order: frozen weights prove that they did not change. */
 uint64_t gr_weights_hash(const gr_weights *w);

@@ -75,7 +75,7 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
         {"{\"architectures\": [\"LlamaModel\"]}", NULL, NULL},
         {"{\"architectures\": [\"LLaMAForCausalLM\"]}", NULL, NULL},
         {"{\"architectures\": [\"MistralForCausalLM\"]}", NULL, "model_type llama: the latter counts"},
-        {"{\"model_type\": \"granite\"}", "model_type \"granite\"", NULL},
+        {"{\"model_type\": \"granite\"}", "model_type \"granite\": graft runs llama, mistral and qwen2", NULL},
         {"{\"model_type\": \"mistral\", \"architectures\": null, \"attention_bias\": true}", "attention_bias is true", NULL},
         {"{\"model_type\": \"mistral\", \"architectures\": null, \"mlp_bias\": true}", "mlp_bias is true", NULL},
         {"{\"attention_dropout\": 0.1}", NULL, "attention_dropout 0.1 is not applied"},
@@ -126,7 +126,7 @@ static void windows_are_no_contexts(void **state) {
         expect_config(rows[i].model, rows[i].changes, NULL, NULL, &c);
         if (c.window != rows[i].window || gr_config_longest(&c) != rows[i].longest || c.max_positions != 2048)
             fail_msg("%s: window %lld, longest %lld", rows[i].changes, (long long)c.window, (long long)gr_config_longest(&c));
-        assert_string_equal(c.arch_row->hf_type, rows[i].type);
+        assert_string_equal(c.arch->hf_type, rows[i].type);
     }
 }
 
@@ -259,7 +259,7 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
         {{"llama.vocab_size", U32, 300, NULL}, NULL, "the embedding has 100 rows"},
         {{"general.type", TEXT, 0, "adapter"}, "is an adapter, not a model", NULL},
         {{"split.count", U32, 2, NULL}, "split.count is 2", NULL},
-        {{"general.architecture", TEXT, 0, "mamba"}, "general.architecture \"mamba\"", NULL},
+        {{"general.architecture", TEXT, 0, "mamba"}, "general.architecture \"mamba\": graft runs llama and qwen2", NULL},
     };
     gr_model_config c;
     char *log = NULL;
@@ -277,7 +277,7 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
     free(log);
     assert_int_equal(c.n_kv_heads, 2);
     assert_int_equal(c.window, 8);
-    assert_string_equal(c.arch_row->hf_type, "mistral"); /* a llama with a window */
+    assert_string_equal(c.arch->hf_type, "mistral"); /* a llama with a window */
 }
 
 /* One model, the ways to say linear scaling by 4. */
@@ -349,6 +349,42 @@ static graft_status open_folder(gr_weights **w, const char *changes, const char 
     assert_ok(gr_safetensors_write(at("m/model.safetensors"), f.tensors, f.n, give, &f, &err));
     gr_safetensors_close(s);
     return gr_weights_open(w, at("m"), &err);
+}
+
+/* Each entry says where its name stands; the order is the model's. */
+static void tensors_are_listed_by_slot(void **state) {
+    gr_model_config c;
+    gr_weight_entry *list;
+    int64_t n, biases = 0;
+    (void)state;
+    expect_config(TINY, "{\"attention_bias\": true, \"mlp_bias\": true}", NULL, NULL, &c);
+    assert_ok(gr_weights_list(&list, &n, &c, &err));
+    assert_int_equal(n, 2 + c.n_layers * (2 + 7 * 2)); /* tied */
+    for (int64_t i = 0; i < n; i++) {
+        const gr_weight_entry *e = &list[i];
+        char name[96], of_layer[40] = "";
+        if (e->layer >= 0) snprintf(of_layer, sizeof of_layer, "model.layers.%lld.", (long long)e->layer);
+        snprintf(name, sizeof name, "%s%s.%s", of_layer, c.arch->modules[e->slot].hf, e->is_bias ? "bias" : "weight");
+        assert_string_equal(e->name, name);
+        assert_true(e->is_vector == (e->view.rows == 1));
+        if (i == 0) assert_true(e->slot == GR_SLOT_EMBED && e->layer == -1 && e->view.rows == c.vocab);
+        else assert_true(e->layer > e[-1].layer || e->slot >= e[-1].slot);
+        if (e->slot == GR_SLOT_K) assert_true(e->permute_heads == c.n_kv_heads && !e->is_bias == (e->view.cols == c.hidden));
+        biases += e->is_bias;
+    }
+    assert_int_equal(biases, 7 * c.n_layers);
+    assert_string_equal(list[n - 1].name, "model.norm.weight");
+    assert_string_equal(list[n - 1].gguf_name, "output_norm.weight");
+    free(list);
+}
+
+static void layers_are_described(void **state) {
+    gr_model_config c;
+    (void)state;
+    expect_config(TINY, "{\"model_type\": \"mistral\", \"architectures\": null, \"sliding_window\": 8}", NULL, NULL, &c);
+    gr_layer_desc d = gr_config_layer(&c, c.n_layers - 1);
+    assert_true(d.window == 0 && d.attention_scale == 0.25f && d.activation == GR_ACTIVATION_SILU); /* heads of 16 */
+    assert_true(d.rope < gr_config_n_ropes(&c) && gr_config_embed_scale(&c) == 1);
 }
 
 static void names_of_wrappers_are_understood(void **state) {
@@ -440,6 +476,8 @@ int main(void) {
         cmocka_unit_test(rope_is_read_as_transformers_reads_it),
         cmocka_unit_test(gguf_keys_are_honoured_harmless_or_refused),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),
+        cmocka_unit_test(tensors_are_listed_by_slot),
+        cmocka_unit_test(layers_are_described),
         cmocka_unit_test(names_of_wrappers_are_understood),
         cmocka_unit_test(every_tensor_is_used_or_harmless),
         cmocka_unit_test(tied_heads_are_the_files),

@@ -245,7 +245,7 @@ static gr_tokenizer *write_mistral(void) {
     gr_model *m = open_model(TINY);
     gr_model_config c = m->config;
     gr_model_free(m);
-    c.arch_row = &gr_archs[1];
+    c.arch = &gr_archs[1];
     c.window = 128, c.max_positions = 512;
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
     write_model(&c, t, at("mistral"));
