@@ -1,5 +1,5 @@
 /* adapter.h - a LoRA adapter as an artifact: what it targets, its matrices, and its files.
- * An adapter owns a parameter set; attaching it to a model fills the LoRA slots of the targeted linears. */
+ * Its matrices are items of a parameter set; attaching it to a model fills the LoRA slots of the targeted linears. */
 #ifndef GR_ADAPTER_H
 #define GR_ADAPTER_H
 
@@ -37,7 +37,8 @@ typedef struct gr_adapter {
     gr_adapter_config config; /* strings and lists owned by the arena */
     gr_adapter_module *modules;
     int64_t n_modules;
-    gr_params params;
+    gr_params *params; /* where its matrices are: borrowed, or own */
+    gr_params own;
     char *chat_template; /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the
                             arena */
     uint64_t tokenizer_hash; /* of the tokenizer it was trained with, 0 unknown */
@@ -45,11 +46,13 @@ typedef struct gr_adapter {
     gr_arena arena;
 } gr_adapter;
 
-/* Plan an adapter for a model (shape-only models too): which modules, how many parameters (params.n_parameters). Nothing is
- * allocated. BAD_USAGE when a target names no module (the nearest names are given). */
-graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err);
-/* Allocate (training: with gradients and optimizer states) and initialise: A kaiming-uniform(a=sqrt 5), B zero, by seed. */
-graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err);
+/* Plan an adapter for a model (shape-only models too): which modules; its matrices are added to params, which is not allocated yet,
+ * may have other items and must outlive the adapter (NULL: to a set of its own). BAD_USAGE when a target names no module (the
+ * nearest names are given). */
+graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, gr_params *params, graft_error *err);
+int64_t gr_adapter_n_parameters(const gr_adapter *a);
+/* Initial values, in params as it was allocated: A kaiming-uniform(a=sqrt 5), B zero, by seed. */
+graft_status gr_adapter_init(gr_adapter *a, uint64_t seed, graft_error *err);
 /* Copy the matrices of `from` (same modules and ranks, else BAD_INPUT naming the first difference): init_from. */
 graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err);
 /* Fill the model's slots: scale = user_scale * alpha/rank (or /sqrt(rank)). Adapters stack in the order attached. The adapter must

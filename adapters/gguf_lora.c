@@ -27,7 +27,7 @@ static double fold_factor(const lora_export *x, const gr_adapter_module *module)
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     const lora_export *x = context;
     const gr_adapter_module *module = &x->a->modules[i / 2];
-    const gr_params *p = &x->a->params;
+    const gr_params *p = x->a->params;
     int64_t index = i % 2 ? module->b : module->a, R = module->rank;
     float *to = dst, *value = i % 2 ? x->staging : to;
     gr_params_read(p, GR_PARAMS_VALUE, index, value);
@@ -81,7 +81,7 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     int64_t n = 2 * a->n_modules;
     lora_export x = {.a = a, .entries = gr_arena_alloc(&arena, a->n_modules * (int64_t)sizeof *x.entries)};
     gr_tensor *tensors = gr_arena_alloc(&arena, n * (int64_t)sizeof *tensors);
-    x.staging = gr_calloc(gr_params_largest(&a->params), sizeof *x.staging);
+    x.staging = gr_calloc(gr_params_largest(a->params), sizeof *x.staging);
     if (!x.entries || !tensors || !x.staging) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(find_entries(&x, m, path, err));
     GR_TRY(list_tensors(&x, tensors, &arena, err));
@@ -198,7 +198,7 @@ static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pa
 
 static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha, graft_error *err) {
     graft_status st = GRAFT_OK;
-    int64_t largest = gr_params_largest(&a->params);
+    int64_t largest = gr_params_largest(a->params);
     float *staging = gr_calloc(largest, sizeof *staging), *rows = gr_calloc(largest, sizeof *rows);
     if (!staging || !rows) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
@@ -207,11 +207,11 @@ static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha
         bool flipped = gr_adapter_is_embedding(module);
         if (alpha == 0) module->alpha = (double)R; /* the loader then does not scale */
         GR_TRY(gr_adapter_load_matrix(x->a[i], staging, flipped ? module->in : R, flipped ? R : module->in, false, "lora_b", err));
-        gr_params_write(&a->params, GR_PARAMS_VALUE, module->a, staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, module->a, staging);
         GR_TRY(gr_adapter_load_matrix(x->b[i], staging, N, R, false, "lora_a", err));
         for (int64_t n = 0; heads && n < N; n++)
             memcpy(rows + n * R, staging + gr_gguf_row(n, heads, N) * R, (size_t)R * sizeof *rows);
-        gr_params_write(&a->params, GR_PARAMS_VALUE, module->b, heads ? rows : staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, module->b, heads ? rows : staging);
     }
 done:
     free(staging);
@@ -250,9 +250,9 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
     c.rank_pattern = patterns;
     c.alpha = alpha != 0 ? alpha : (double)c.rank;
     c.base = base;
-    st = gr_adapter_build(&a, &c, m, x.found, err);
+    st = gr_adapter_build(&a, &c, m, x.found, NULL, err);
     GR_TRY(st == GRAFT_BAD_USAGE ? gr_fail_context(err, GRAFT_BAD_INPUT, "%s", path) : st);
-    GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
+    GR_TRY(gr_params_allocate(a->params, m->device, training, err));
     GR_TRY(load_pairs(a, &x, alpha, err));
     if (gr_gguf_has(g, KEY_TEMPLATE)) {
         const char *text;

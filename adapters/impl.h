@@ -22,8 +22,9 @@ bool gr_has_suffix(const char *name, const char *suffix);
  * out x in. */
 void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in);
 /* An adapter of the modules i with wanted[i]. Ranks and alphas follow config's patterns; config is copied but
- * for its targets, which are recorded from wanted. Nothing is allocated in params yet. */
-graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, graft_error *err);
+ * for its targets, which are recorded from wanted. params as in gr_adapter_plan. */
+graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, gr_params *params,
+                              graft_error *err);
 /* True when module's two matrices are those of an embedding (A stored transposed). */
 static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) { return module->linear < 0; }
 

@@ -257,7 +257,7 @@ graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows
 static graft_status load_values(gr_adapter *a, const loader *l, const char *expected, graft_error *err) {
     graft_status st = GRAFT_OK;
     bool mlx = l->config->mlx;
-    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
+    float *staging = gr_calloc(gr_params_largest(a->params), sizeof *staging);
     if (!staging) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
@@ -265,9 +265,9 @@ static graft_status load_values(gr_adapter *a, const loader *l, const char *expe
         int64_t R = module->rank;
         bool turned = gr_adapter_is_embedding(module) != mlx;
         GR_TRY(gr_adapter_load_matrix(p->a, staging, mlx ? module->in : R, mlx ? R : module->in, turned, expected, err));
-        gr_params_write(&a->params, GR_PARAMS_VALUE, module->a, staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, module->a, staging);
         GR_TRY(gr_adapter_load_matrix(p->b, staging, mlx ? R : module->out, mlx ? module->out : R, mlx, expected, err));
-        gr_params_write(&a->params, GR_PARAMS_VALUE, module->b, staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, module->b, staging);
     }
 done:
     free(staging);
@@ -332,12 +332,12 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     GR_TRY(pair_up(&l, tensor_path, found, err));
     st = config.mlx ? gr_mlx_check_targets(&config, m, found, config_path, err)
                     : gr_peft_check_targets(&config, m, found, config_path, err);
-    if (st == GRAFT_OK) st = gr_adapter_build(&a, &config.config, m, found, err);
+    if (st == GRAFT_OK) st = gr_adapter_build(&a, &config.config, m, found, NULL, err);
     if (st == GRAFT_BAD_USAGE) st = gr_fail_context(err, GRAFT_BAD_INPUT, "%s", config_path);
     GR_TRY(st);
     a->tokenizer_hash = config.tokenizer_hash;
     GR_TRY(read_template(a, folder, err));
-    GR_TRY(gr_params_allocate(&a->params, m->device, training, err));
+    GR_TRY(gr_params_allocate(a->params, m->device, training, err));
     GR_TRY(load_values(a, &l, expected, err));
     if (config.mlx)
         gr_note("%s: an adapter of mlx-lm: scale %g, rank %lld", folder, config.config.alpha / (double)config.config.rank,

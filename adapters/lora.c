@@ -134,10 +134,10 @@ static graft_status add_module(gr_adapter *a, const gr_adapter_module *module, g
     gr_adapter_module *copy = &a->modules[a->n_modules];
     *copy = *module;
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_A" : ".lora_A.weight");
-    GR_TRY(gr_params_add(&a->params, name, embedding ? module->in : module->rank, embedding ? module->rank : module->in, true,
+    GR_TRY(gr_params_add(a->params, name, embedding ? module->in : module->rank, embedding ? module->rank : module->in, true,
                          &copy->a, err));
     snprintf(name, sizeof name, "%s%s", module->name, embedding ? ".lora_embedding_B" : ".lora_B.weight");
-    GR_TRY(gr_params_add(&a->params, name, module->out, module->rank, true, &copy->b, err));
+    GR_TRY(gr_params_add(a->params, name, module->out, module->rank, true, &copy->b, err));
     a->n_modules++;
 done:
     return st;
@@ -193,13 +193,14 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     return GRAFT_OK;
 }
 
-graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted,
+graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, gr_params *params,
                               graft_error *err) {
     graft_status st;
     gr_adapter *a = NULL;
     GR_TRY(check_values(config, err));
     a = gr_calloc(1, sizeof *a);
     if (!a) GR_TRY(gr_fail_memory(err, "adapter"));
+    a->params = params ? params : &a->own;
     a->config = *config;
     a->vocab = m->config.vocab;
     a->config.base = gr_arena_strdup(&a->arena, config->base ? config->base : "");
@@ -215,7 +216,7 @@ done:
     return st;
 }
 
-graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, graft_error *err) {
+graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, gr_model *m, gr_params *params, graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = NULL;
     bool *wanted = gr_calloc(m->n_modules, sizeof *wanted);
@@ -223,15 +224,21 @@ graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, 
     if (config->n_target_modules < 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "target_modules is empty: name modules such as q_proj, or all-linear"));
     for (int i = 0; i < config->n_target_modules; i++) GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
-    GR_TRY(gr_adapter_build(out, config, m, wanted, err));
+    GR_TRY(gr_adapter_build(out, config, m, wanted, params, err));
 done:
     free(wanted);
     return st;
 }
 
+int64_t gr_adapter_n_parameters(const gr_adapter *a) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < a->n_modules; j++) n += a->modules[j].rank * (a->modules[j].in + a->modules[j].out);
+    return n;
+}
+
 void gr_adapter_free(gr_adapter *a) {
     if (!a) return;
-    gr_params_release(&a->params);
+    gr_params_release(&a->own);
     free(a->modules);
     gr_arena_release(&a->arena);
     free(a);
@@ -246,24 +253,21 @@ static float normal(uint64_t seed, uint64_t module, uint64_t element) {
     return (float)(sqrt(-2 * log(u)) * cos(2 * M_PI * v));
 }
 
-graft_status gr_adapter_init(gr_adapter *a, gr_device *device, bool training, uint64_t seed, graft_error *err) {
-    graft_status st;
-    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
-    if (!staging) GR_TRY(gr_fail_memory(err, "adapter"));
-    GR_TRY(gr_params_allocate(&a->params, device, training, err));
+graft_status gr_adapter_init(gr_adapter *a, uint64_t seed, graft_error *err) {
+    float *staging = gr_calloc(gr_params_largest(a->params), sizeof *staging);
+    if (!staging) return gr_fail_memory(err, "adapter");
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
         bool embedding = gr_adapter_is_embedding(module);
         int64_t i = embedding ? module->b : module->a;
         float bound = (float)(1 / sqrt((double)module->in));
-        for (int64_t k = 0; k < a->params.items[i].n; k++)
+        for (int64_t k = 0; k < a->params->items[i].n; k++)
             staging[k] = embedding ? normal(seed, (uint64_t)j, (uint64_t)k)
                                    : bound * (2 * gr_random_uniform(seed, GR_PURPOSE_INIT, (uint64_t)j, (uint64_t)k) - 1);
-        gr_params_write(&a->params, GR_PARAMS_VALUE, i, staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, i, staging);
     }
-done:
     free(staging);
-    return st;
+    return GRAFT_OK;
 }
 
 graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err) {
@@ -283,12 +287,12 @@ graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error 
         rescaled |= fabs(gr_adapter_scale(a, to) - gr_adapter_scale(from, src)) > 1e-6;
     }
     if (rescaled) gr_warn("the adapter to start from had another alpha: its effect is rescaled to the recipe's");
-    float *staging = gr_calloc(gr_params_largest(&from->params), sizeof *staging);
+    float *staging = gr_calloc(gr_params_largest(from->params), sizeof *staging);
     if (!staging) return gr_fail_memory(err, "adapter");
     for (int64_t i = 0; i < 2 * a->n_modules; i++) {
         const gr_adapter_module *to = &a->modules[i / 2], *src = &from->modules[i / 2];
-        gr_params_read(&from->params, GR_PARAMS_VALUE, i % 2 ? src->b : src->a, staging);
-        gr_params_write(&a->params, GR_PARAMS_VALUE, i % 2 ? to->b : to->a, staging);
+        gr_params_read(from->params, GR_PARAMS_VALUE, i % 2 ? src->b : src->a, staging);
+        gr_params_write(a->params, GR_PARAMS_VALUE, i % 2 ? to->b : to->a, staging);
     }
     free(staging);
     return GRAFT_OK;
@@ -315,7 +319,7 @@ static graft_status check_fits(const gr_adapter_module *module, gr_model *m, gra
 
 graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, graft_error *err) {
     graft_status st = GRAFT_OK;
-    bool planned = !a->params.value; /* the shapes alone */
+    bool planned = !a->params->value; /* the shapes alone */
     /* Room for all first: a failure leaves the model as it was. */
     for (int64_t j = 0; j < a->n_modules; j++) {
         GR_TRY(check_fits(&a->modules[j], m, err));
@@ -330,10 +334,10 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
         gr_linear *l = m->modules[module->linear + 1].linear;
         l->lora[l->n_lora++] = (gr_lora){.rank = module->rank,
                                          .scale = (float)(user_scale * gr_adapter_scale(a, module)),
-                                         .A = planned ? NULL : gr_params_value(&a->params, module->a),
-                                         .B = planned ? NULL : gr_params_value(&a->params, module->b),
-                                         .dA = gr_params_grad(&a->params, module->a),
-                                         .dB = gr_params_grad(&a->params, module->b)};
+                                         .A = planned ? NULL : gr_params_value(a->params, module->a),
+                                         .B = planned ? NULL : gr_params_value(a->params, module->b),
+                                         .dA = gr_params_grad(a->params, module->a),
+                                         .dB = gr_params_grad(a->params, module->b)};
     }
 done:
     return st;

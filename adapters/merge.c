@@ -27,45 +27,40 @@ static const gr_adapter_module *module_of(const gr_adapter *a, const char *name)
 /* rows[n,K] += adapter j's part of rows first.. of the module's weight (for an embedding the rows are tokens). On the CPU. */
 static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *module, int64_t first, int64_t n) {
     gr_device *d = job->cpu;
+    const gr_params *p = job->adapters[j]->params;
     bool embedding = gr_adapter_is_embedding(module);
     int64_t R = module->rank;
-    float *A = job->matrices[1 + 2 * j], *B = job->matrices[2 + 2 * j], *left = (embedding ? A : B) + first * R;
     float scale = (float)(job->scales[j] * gr_adapter_scale(job->adapters[j], module));
-    for (int64_t k = 0; k < n * R; k++) job->left[k] = scale * left[k];
-    gr_rows factor = {job->left, R, GR_DTYPE_F32}, rows = {job->rows, embedding ? module->out : module->in, GR_DTYPE_F32},
-            extra = rows;
-    extra.data = job->extra;
-    gr_linear l = {.w = embedding ? (gr_weight){GR_DTYPE_F32, module->out, R, B} : (gr_weight){GR_DTYPE_F32, R, module->in, A}};
+    gr_params_read_part(p, GR_PARAMS_VALUE, embedding ? module->a : module->b, first * R, n * R, job->left);
+    gr_params_read(p, GR_PARAMS_VALUE, embedding ? module->b : module->a, job->right);
+    for (int64_t k = 0; k < n * R; k++) job->left[k] *= scale;
+    gr_rows left = {job->left, R, GR_DTYPE_F32}, rows = {job->rows, embedding ? module->out : module->in, GR_DTYPE_F32};
+    gr_linear l = {.w = {GR_DTYPE_F32, embedding ? module->out : R, embedding ? R : module->in, job->right}};
     gr_group g = {.member = {&l}, .n = 1};
     if (embedding) { /* A[V,R] B[C,R]^T */
-        d->ops->linear_forward(d, &(gr_product){.group = &g, .x = factor, .y = extra}, n);
+        gr_rows extra = {job->extra, module->out, GR_DTYPE_F32};
+        d->ops->linear_forward(d, &(gr_product){.group = &g, .x = left, .y = extra}, n);
         d->ops->add(d, rows, extra, n, module->out);
     } else { /* B[N,R] A[R,K]: the input gradient of a linear with weight A */
-        d->ops->linear_backward(d, &(gr_product){.group = &g, .y = factor}, rows, true, n);
+        d->ops->linear_backward(d, &(gr_product){.group = &g, .y = left}, rows, true, n);
     }
 }
 
-/* Where the values of e come from: the trained parameters, the base, or (an untied head) the base's
- * embedding. */
-static gr_weight source_of(const gr_merge_job *job, const gr_weight_entry *e) {
-    int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
-    if (i >= 0) return (gr_weight){.dtype = GR_DTYPE_F32, .rows = e->view.rows, .cols = e->view.cols, .data = job->matrices[0]};
+/* rows[n,K] = rows first.. of e before adapters: trained ones, the base's, or (an untied head) those of the base's embedding. */
+static graft_status take_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
+    int64_t K = e->view.cols, trained = job->trained ? gr_params_find(job->trained, e->name) : -1;
+    if (trained >= 0) {
+        gr_params_read_part(job->trained, GR_PARAMS_VALUE, trained, first * K, n * K, job->rows);
+        return GRAFT_OK;
+    }
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
-    return (found ? found : gr_weights_get(job->m->weights, 0))->view;
-}
-
-/* Fetch what e is made of besides the base's weight. */
-static void take_in_hand(gr_merge_job *job, const gr_weight_entry *e) {
-    int64_t i = job->trained ? gr_params_find(job->trained, e->name) : -1;
-    if (job->at_hand == e) return;
-    if (i >= 0) gr_params_read(job->trained, GR_PARAMS_VALUE, i, job->matrices[0]);
-    for (int j = 0; j < job->n_adapters; j++) {
-        const gr_adapter_module *module = module_of(job->adapters[j], e->name);
-        if (!module) continue;
-        gr_params_read(&job->adapters[j]->params, GR_PARAMS_VALUE, module->a, job->matrices[1 + 2 * j]);
-        gr_params_read(&job->adapters[j]->params, GR_PARAMS_VALUE, module->b, job->matrices[2 + 2 * j]);
-    }
-    job->at_hand = e;
+    const gr_weight *w = &(found ? found : gr_weights_get(job->m->weights, 0))->view;
+    int64_t row_bytes = gr_dtype_bytes(w->dtype, K);
+    if (w->rows != e->view.rows || w->cols != K || row_bytes < 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld", e->name,
+                       (long long)w->rows, (long long)w->cols, (long long)e->view.rows, (long long)K);
+    gr_dtype_get(w->dtype)->to_f32(job->rows, (const char *)w->data + first * row_bytes, n * K);
+    return GRAFT_OK;
 }
 
 static bool is_merged(const gr_merge_job *job, const gr_weight_entry *e) {
@@ -102,13 +97,9 @@ static void tell_progress(gr_merge_job *job, int64_t i) {
 }
 
 graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
-    gr_weight w = source_of(job, e);
-    int64_t K = e->view.cols, row_bytes = gr_dtype_bytes(w.dtype, K);
-    if (w.rows != e->view.rows || w.cols != K || row_bytes < 0)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld", e->name, (long long)w.rows,
-                       (long long)w.cols, (long long)e->view.rows, (long long)K);
-    take_in_hand(job, e);
-    gr_dtype_get(w.dtype)->to_f32(job->rows, (const char *)w.data + first * row_bytes, n * K);
+    int64_t K = e->view.cols;
+    graft_status st = take_rows(job, e, first, n, err);
+    if (st != GRAFT_OK) return st;
     for (int j = 0; j < job->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->adapters[j], e->name);
         if (module) add_adapter(job, j, module, first, n);
@@ -173,14 +164,13 @@ static int quantised_type(const gr_model *m) {
 }
 
 int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
-    int64_t file = 0, largest = 0, values = 0, cols = 1;
+    int64_t file = 0, largest = 0, cols = 1;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight *w = &gr_weights_get(m->weights, i)->view;
         int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
         file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
-        values = GR_MAX(values, w->rows * w->cols);
     }
-    return (2 * GR_MERGE_ROWS * cols + values) * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
+    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
 static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
@@ -208,26 +198,9 @@ static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
     return GRAFT_OK;
 }
 
-static graft_status allocate(gr_merge_job *job, int64_t cols, graft_error *err) {
-    int64_t rank = 1;
-    for (int i = 0; i < job->n_adapters; i++)
-        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
-    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
-    job->matrices = gr_calloc(1 + 2 * job->n_adapters, sizeof *job->matrices);
-    bool all = job->rows && job->extra && job->left && job->matrices;
-    for (int i = 0; all && i < 1 + 2 * job->n_adapters; i++) {
-        const gr_params *p = i ? &job->adapters[(i - 1) / 2]->params : job->trained;
-        job->matrices[i] = gr_alloc_aligned((p ? gr_params_largest(p) : 1) * (int64_t)sizeof(float));
-        all = job->matrices[i];
-    }
-    return all ? GRAFT_OK : gr_fail_memory(err, "merging");
-}
-
 static graft_status prepare(gr_merge_job *job, graft_error *err) {
     graft_status st;
-    int64_t cols = 1;
+    int64_t cols = 1, rank = 1;
     if (gr_weights_shape_only(job->m->weights))
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge", gr_weights_path(job->m->weights));
     if (job->m->quantized)
@@ -244,7 +217,13 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         cols = GR_MAX(cols, job->entries[i].view.cols);
         job->n_merged += is_merged(job, &job->entries[i]);
     }
-    GR_TRY(allocate(job, cols, err));
+    for (int i = 0; i < job->n_adapters; i++)
+        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
+    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
+    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
+    job->right = gr_alloc_aligned(rank * cols * (int64_t)sizeof(float));
+    if (!job->rows || !job->extra || !job->left || !job->right) GR_TRY(gr_fail_memory(err, "merging"));
 done:
     return st;
 }
@@ -304,7 +283,6 @@ done:
     free(job.rows);
     free(job.extra);
     free(job.left);
-    for (int i = 0; job.matrices && i < 1 + 2 * n_adapters; i++) free(job.matrices[i]);
-    free(job.matrices);
+    free(job.right);
     return st;
 }

@@ -23,9 +23,8 @@ typedef struct gr_merge_job {
     int64_t n_entries, n_merged;
     double started; /* seconds */
     gr_progress progress;
-    float **matrices; /* [1 + 2 n_adapters] owned: trained values of the entry at hand, A and B of each adapter for it */
-    const gr_weight_entry *at_hand;
-    float *rows, *extra, *left; /* scratch of one chunk: [GR_MERGE_ROWS, max cols] twice, [GR_MERGE_ROWS, max rank] */
+    float *rows, *extra; /* scratch of one chunk: [GR_MERGE_ROWS, max cols] */
+    float *left, *right; /* of an adapter: [GR_MERGE_ROWS, max rank], [max rank, max cols] */
 } gr_merge_job;
 
 /* The tensors as they will be written (name, dtype, shape), owned by the caller; names are borrowed from the

@@ -316,7 +316,7 @@ graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_er
                   "| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | "
                   "%lld |\n| targets |",
                   (long long)c->rank, c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "", c->dropout,
-                  (long long)a->params.n_parameters);
+                  (long long)gr_adapter_n_parameters(a));
     for (int i = 0; i < c->n_target_modules; i++) gr_str_printf(&s, "%s %s", i ? "," : "", c->target_modules[i]);
     gr_str_printf(&s,
                   " |\n\n## Use\n\nPEFT:\n\n```python\nfrom peft import PeftModel\n"

@@ -19,13 +19,13 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     const adapter_export *x = context;
     const gr_adapter *a = x->a;
     const gr_adapter_module *module = &a->modules[i / 2];
-    int64_t index = i % 2 ? module->b : module->a, n = a->params.items[index].n;
+    int64_t index = i % 2 ? module->b : module->a, n = a->params->items[index].n;
     bool turned = i % 2 == 0 && gr_adapter_is_embedding(module);
     float *to = dst, *value = turned ? x->staging : to;
-    gr_params_read(&a->params, GR_PARAMS_VALUE, index, value);
+    gr_params_read(a->params, GR_PARAMS_VALUE, index, value);
     for (int64_t k = 0; k < n; k++)
         if (!isfinite(value[k]))
-            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved", a->params.items[index].name);
+            return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved", a->params->items[index].name);
     for (int64_t v = 0; turned && v < module->in; v++)
         for (int64_t r = 0; r < module->rank; r++) to[r * module->in + v] = value[v * module->rank + r];
     return GRAFT_OK;
@@ -35,12 +35,12 @@ static graft_status save_tensors(const gr_adapter *a, const char *path, graft_er
     graft_status st = GRAFT_OK;
     gr_arena names = {0};
     gr_tensor *tensors = gr_arena_alloc(&names, 2 * a->n_modules * (int64_t)sizeof *tensors);
-    float *staging = gr_calloc(gr_params_largest(&a->params), sizeof *staging);
+    float *staging = gr_calloc(gr_params_largest(a->params), sizeof *staging);
     if (!tensors || !staging) GR_TRY(gr_fail_memory(err, path));
     for (int64_t i = 0; i < 2 * a->n_modules; i++) {
         const gr_adapter_module *module = &a->modules[i / 2];
         char name[160];
-        snprintf(name, sizeof name, "%s%s", PREFIX, a->params.items[i % 2 ? module->b : module->a].name);
+        snprintf(name, sizeof name, "%s%s", PREFIX, a->params->items[i % 2 ? module->b : module->a].name);
         tensors[i] = (gr_tensor){.name = gr_arena_strdup(&names, name), .dtype = GR_DTYPE_F32, .n_dims = 2};
         tensors[i].shape[0] = i % 2 ? module->out : module->rank;
         tensors[i].shape[1] = i % 2 ? module->rank : module->in;

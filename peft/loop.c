@@ -44,7 +44,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
     step->targets = gr_count_targets(run->train, idx, n);
     gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .stats = l->stats};
     dev->ops->step_begin(dev, l->stats);
-    dev->zero(dev, run->params->grad, run->params->n_floats * (int64_t)sizeof(float));
+    dev->zero(dev, run->params.grad, run->params.n_floats * (int64_t)sizeof(float));
     for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {
         (void)gr_plan_micro_batch(run, idx, first, n, &end);
         GR_TRY(gr_batch_fill(&l->batch, run->train, idx + first, end - first, run->state.epoch, err));
@@ -81,7 +81,7 @@ static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_st
     if (sums->bad_row >= 0)
         snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sample_of(l, step, sums->bad_row) + 1);
     else if (l->n_queued > 0) snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now */
-    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(l->run->params));
+    else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(&l->run->params));
     s->skipped_in_a_row++;
     if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
         gr_warn("step %lld skipped: %s is not finite", (long long)step->step, what);
@@ -153,7 +153,7 @@ done:
 
 static void update(loop *l, double learning_rate) {
     const gr_recipe *r = l->run->r;
-    gr_params *p = l->run->params;
+    gr_params *p = &l->run->params;
     gr_device *dev = device_of(l);
     for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that are updated alike */
         const gr_param *item = &p->items[i];
@@ -180,7 +180,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     GR_TRY(next_samples(l, &end, err));
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
     GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &step, err));
-    dev->ops->sum_squares(dev, l->stats, run->params->grad, run->params->n_floats);
+    dev->ops->sum_squares(dev, l->stats, run->params.grad, run->params.n_floats);
     dev->ops->step_prepare(dev, l->stats, run->r->train_max_grad_norm, run->r->train_on_nonfinite != GR_NONFINITE_SKIP);
     update(l, gr_learning_rate(run->r, step.step, run->total_steps));
     dev->copy(dev, l->stats + 1 + step.step % QUEUED_STEPS, l->stats, sizeof *l->stats);
@@ -266,7 +266,7 @@ static graft_status save(loop *l, graft_error *err) {
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(settle(l, err));
-    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, run->params, &run->state, &run->identity, err));
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err));
     gr_run_saved(folder);
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);

@@ -172,10 +172,8 @@ static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
 }
 
 static int64_t result_bytes(const gr_run *run) {
-    int64_t largest = 0;
     if (!run->adapter) return gr_merge_bytes(run->session.model, GR_DTYPE_F32);
-    for (int64_t i = 0; i < run->params->n_items; i++) largest = GR_MAX(largest, run->params->items[i].n);
-    return (largest + run->params->n_floats) * (int64_t)sizeof(float);
+    return (gr_params_largest(&run->params) + run->params.n_floats) * (int64_t)sizeof(float);
 }
 
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
@@ -191,13 +189,14 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
     a.made += footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
-    a.trained = 4 * footprint(run, (int64_t)((double)run->params->n_floats * w->rank) * (int64_t)sizeof(float));
+    a.trained = 4 * footprint(run, (int64_t)((double)run->params.n_floats * w->rank) * (int64_t)sizeof(float));
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);
     a.result = result_bytes(run);
-    int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? 0 : a.result);
+    int64_t saving = gr_params_largest(&run->params) * (int64_t)sizeof(float); /* of a checkpoint, an item at a time */
+    int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? saving : a.result);
     a.total = a.program + a.data + a.base + a.made + a.trained + a.threads + (full ? GR_MAX(steps, a.result) : steps);
     return a;
 }

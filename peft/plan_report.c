@@ -13,7 +13,7 @@ static const double GIB = 1 << 30;
 
 static void disk_of(const gr_run *run, gr_plan_facts *f) {
     const gr_recipe *r = run->r;
-    int64_t n = run->params->n_parameters, saves = run->save_every > 0 ? run->total_steps / run->save_every + 1 : 1;
+    int64_t n = run->params.n_parameters, saves = run->save_every > 0 ? run->total_steps / run->save_every + 1 : 1;
     f->checkpoint_bytes = n * 3 * (int64_t)sizeof(float);
     f->result_bytes = n * (int64_t)sizeof(float);
     bool cached = r->data_cache && strcmp(r->data_cache, "none") != 0 && !(run->train && run->train->from_cache);
@@ -166,7 +166,7 @@ static void put_disk(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
 void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr_str *out) {
     static const char *const policies[] = {"none", "selective", "full"};
     char text[32];
-    int64_t base = model_parameters(run->session.model), trained = run->params->n_parameters;
+    int64_t base = model_parameters(run->session.model), trained = run->params.n_parameters;
     gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base,
                   run->session.model->config.arch->gguf, gr_thousands(base, text),
                   gr_weights_shape_only(run->session.model->weights) ? "; weights counted as bf16" : "");

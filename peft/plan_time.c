@@ -152,7 +152,7 @@ done:
 static double update_seconds(rig *g, const gr_run *run) {
     enum { MOST = 4 << 20 };
     gr_device *d = g->device;
-    int64_t n = GR_MIN(run->params->n_floats, MOST);
+    int64_t n = GR_MIN(run->params.n_floats, MOST);
     float *p[4];
     gr_step_stats *stats = made_up(g, sizeof *stats, 0);
     for (int i = 0; i < 4; i++) p[i] = made_up(g, n * (int64_t)sizeof(float), 0x3c);
@@ -165,7 +165,7 @@ static double update_seconds(rig *g, const gr_run *run) {
     d->ops->adamw(d, p[0], p[1], p[2], p[3], n, &a, stats);
     d->zero(d, p[3], n * (int64_t)sizeof(float));
     (void)d->sync(d);
-    return (gr_now() - start) * (double)run->params->n_floats / (double)n;
+    return (gr_now() - start) * (double)run->params.n_floats / (double)n;
 }
 
 /* Rows that take about as long as one waits gladly. */

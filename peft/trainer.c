@@ -119,10 +119,7 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     char *base = NULL;
     graft_status st;
-    if (r->adapter_method == GR_METHOD_FULL) {
-        run->params = &run->full;
-        return gr_model_add_params(run->session.model, &run->full, err);
-    }
+    if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
     gr_adapter_config c = {.rank = r->adapter_rank,
@@ -136,8 +133,7 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                            .alpha_pattern = r->adapter_alpha_pattern.items,
                            .n_alpha_pattern = r->adapter_alpha_pattern.n,
                            .base = base};
-    GR_TRY(gr_adapter_plan(&run->adapter, &c, run->session.model, err));
-    run->params = &run->adapter->params;
+    GR_TRY(gr_adapter_plan(&run->adapter, &c, run->session.model, &run->params, err));
     GR_TRY(gr_adapter_attach(run->adapter, run->session.model, 1.0, err));
 done:
     free(base);
@@ -156,16 +152,13 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     gr_adapter *from = NULL;
     graft_status st;
-    if (!run->adapter) {
-        GR_TRY(gr_params_allocate(&run->full, run->session.machine.device, true, err));
-        GR_TRY(gr_model_attach_params(run->session.model, &run->full, true, err));
-        goto done;
-    }
+    GR_TRY(gr_params_allocate(&run->params, run->session.machine.device, true, err));
+    if (!run->adapter) return gr_model_attach_params(run->session.model, &run->params, true, err);
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);
     const char *template = gr_chat_source(run->session.chat);
     if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template)))
         GR_TRY(gr_fail_memory(err, "chat template"));
-    GR_TRY(gr_adapter_init(run->adapter, run->session.machine.device, true, (uint64_t)r->train_seed, err));
+    GR_TRY(gr_adapter_init(run->adapter, (uint64_t)r->train_seed, err));
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->session.model, false, err));
         GR_TRY(gr_adapter_copy(run->adapter, from, err));
@@ -188,7 +181,7 @@ graft_status gr_run_export(gr_run *run, graft_error *err) {
         gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
         gr_merge_report report;
         GR_TRY(gr_chat_carry(run->session.chat, run->session.tokenizer, err));
-        GR_TRY(gr_merge(run->session.model, run->session.tokenizer, NULL, NULL, 0, &run->full, &o, path, &report, err));
+        GR_TRY(gr_merge(run->session.model, run->session.tokenizer, NULL, NULL, 0, &run->params, &o, path, &report, err));
         gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
     }
 done:
@@ -203,7 +196,7 @@ static graft_status export_result(gr_run *run, graft_error *err) {
     if (best_is_older && run->adapter) return GRAFT_OK;
     if (best_is_older) {
         char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
-        st = folder ? gr_checkpoint_load(folder, run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
+        st = folder ? gr_checkpoint_load(folder, &run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
         free(folder);
     }
     if (!run->adapter) { /* a whole model is written: the steps' scratch makes room */
@@ -220,7 +213,7 @@ static void close_run(gr_run *run) {
     gr_dataset_free(run->eval);
     if (run->adapter && run->session.model) gr_adapter_detach_all(run->session.model);
     gr_adapter_free(run->adapter);
-    gr_params_release(&run->full);
+    gr_params_release(&run->params);
     gr_session_close(&run->session);
     free(run->recipe_text);
 }
@@ -256,7 +249,7 @@ static graft_status dry_run(gr_run *run, const gr_train_options *o, gr_train_res
     if (fits != GRAFT_OK && fits != GRAFT_BAD_USAGE) GR_TRY(fits);
     gr_plan_facts_of(run, &facts);
     if (o->calibrate && facts.fits) GR_TRY(gr_plan_time(run, &facts, err));
-    result->n_trainable = run->params->n_parameters;
+    result->n_trainable = run->params.n_parameters;
     result->steps = run->total_steps;
     result->state_bytes = run->memory.trained;
     result->scratch_bytes = run->memory.scratch;
@@ -305,7 +298,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     gr_model_use(run.session.model, r->model_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
     GR_TRY(gr_decoder_new(&run.decoder, run.session.model, &run.plan, err));
     GR_TRY(gr_folder_open(&run, o, err));
-    result->n_trainable = run.params->n_parameters;
+    result->n_trainable = run.params.n_parameters;
     int64_t tokens_before = run.state.num_tokens;
     double steps_started = gr_now();
     phase = GR_PHASE_STEPS;

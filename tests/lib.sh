@@ -4,7 +4,8 @@
 #   ok NAME | not ok NAME (and why, indented) | skip NAME (why)
 # and the script's last call is `finish`.
 set -uo pipefail
-export SHELLOPTS # also in the shells that checks start: a command that fails counts, whatever reads its output. Hence no grep -q behind a pipe.
+# Also in the shells that checks start: a command that fails counts, whatever reads its output. Hence no grep -q behind a pipe.
+export SHELLOPTS
 SOURCE=${SOURCE:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}
 BUILD=$(cd "${BUILD:-$SOURCE/build}" && pwd)
 GRAFT=$BUILD/graft
@@ -32,6 +33,8 @@ check() {
     shift
     if "$@" >"$WORK/check.log" 2>&1; then ok "$name"; else not_ok "$name" "$* gave $?" "$WORK/check.log"; fi
 }
+# none NAME WHY FILE: the file holds nothing.
+none() { if [ -s "$3" ]; then not_ok "$1" "$2" "$3"; else ok "$1"; fi; }
 # same FILE FILE: both hold something, and the same.
 same() { [ -s "$1" ] && [ -s "$2" ] && cmp "$1" "$2"; }
 # differ FILE FILE: both hold something, and not the same.
@@ -42,25 +45,31 @@ refused() {
     shift 3
     "$@" >"$WORK/refused.log" 2>&1 </dev/null
     found=$?
-    if [ $found = "$code" ] && grep -qF -- "$words" "$WORK/refused.log"; then ok "$name"; else not_ok "$name" "code $found, expected $code and: $words" "$WORK/refused.log"; fi
+    if [ $found = "$code" ] && grep -qF -- "$words" "$WORK/refused.log"; then
+        ok "$name"
+    else
+        not_ok "$name" "code $found, expected $code and: $words" "$WORK/refused.log"
+    fi
 }
-# large_model DIR [FFN]: the tiny model with 20 layers of so many feed-forward units (10,000: 156 MB), all zeros, so that the file has
-# holes.
+# large_model DIR [FFN]: the tiny model with 20 layers of so many feed-forward units (10,000: 156 MB), all zeros, so that the file
+# has holes.
 large_model() {
     local header="" at=0 end line shape n ffn=${2:-10000}
     mkdir "$1"
     cp "$TINY"/*.json "$TINY/chat_template.jinja" "$1"
-    sed -i 's/"intermediate_size": 160/"intermediate_size": '"$ffn"'/; s/"num_hidden_layers": 2/"num_hidden_layers": 20/' "$1/config.json"
+    sed -i 's/"intermediate_size": 160/"intermediate_size": '"$ffn"'/; s/"num_hidden_layers": 2/"num_hidden_layers": 20/' \
+        "$1/config.json"
     while read -r line; do
         shape=${line##*[} n=1
         for size in ${shape//,/ }; do n=$((n * size)); done
         end=$((at + 4 * n))
         header+="${header:+,}$line],\"data_offsets\":[$at,$end]}"
         at=$end
-    done < <(grep -aoE '"model[^"]*":\{"dtype":"F32","shape":\[[0-9,]+' "$TINY/model.safetensors" | sed -E 's/([[,])160/\1'"$ffn"'/' |
+    done < <(grep -aoE '"model[^"]*":\{"dtype":"F32","shape":\[[0-9,]+' "$TINY/model.safetensors" |
+        sed -E 's/([[,])160/\1'"$ffn"'/' |
         awk '/layers.0/ {for (i = 0; i < 20; i++) {l = $0; sub(/layers.0/, "layers." i, l); print l}} !/layers/')
     while [ $(((${#header} + 2) % 8)) != 0 ]; do header+=" "; done
-    printf "$(printf '\\x%02x\\x%02x\\x%02x\\x00\\x00\\x00\\x00\\x00' $(((${#header} + 2) % 256)) $(((${#header} + 2) / 256 % 256)) 0)" >"$1/model.safetensors"
+    printf "$(printf '\\x%02x' $(((${#header} + 2) % 256)) $(((${#header} + 2) / 256 % 256)) 0 0 0 0 0 0)" >"$1/model.safetensors"
     printf '{%s}' "$header" >>"$1/model.safetensors"
     truncate -s $((8 + ${#header} + 2 + at)) "$1/model.safetensors"
 }

@@ -6,7 +6,7 @@
 #include "core/base/base.h"
 #include "kernels/kernels.h"
 
-/* Where a module stands in the decoder, in the order in which weights are listed; those from INPUT_NORM to DOWN are a layer's. */
+/* Where a module stands in the decoder, in the order in which weights are listed; INPUT_NORM to DOWN are each layer's. */
 typedef enum gr_slot {
     GR_SLOT_EMBED,
     GR_SLOT_INPUT_NORM,
@@ -23,7 +23,7 @@ typedef enum gr_slot {
     GR_SLOT_COUNT
 } gr_slot;
 
-/* A module in Hugging Face's files and in a GGUF: what stands between model.layers.N. or blk.N. (of a layer) and .weight, .bias. */
+/* A module's name in Hugging Face's files and in a GGUF: without model.layers.N. or blk.N. of a layer, and .weight or .bias. */
 typedef struct gr_module_names {
     const char *hf, *gguf; /* NULL: the architecture has nothing in this slot */
 } gr_module_names;

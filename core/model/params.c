@@ -53,8 +53,13 @@ static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item)
     return buffers[which] + p->items[item].offset;
 }
 
+void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
+    GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
+    p->device->download(p->device, dst, place_of(p, which, item) + first, n * (int64_t)sizeof *dst, 0);
+}
+
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
-    p->device->download(p->device, dst, place_of(p, which, item), p->items[item].n * (int64_t)sizeof *dst, 0);
+    gr_params_read_part(p, which, item, 0, p->items[item].n, dst);
 }
 
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {

@@ -33,9 +33,10 @@ graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, 
 int64_t gr_params_find(const gr_params *p, const char *name);
 /* Floats of the largest item: what a buffer for reading and writing needs. */
 int64_t gr_params_largest(const gr_params *p);
-/* Copy a whole item [n] from or to a buffer that is allocated; dst and src are host memory. */
+/* Copy a whole item [n] from or to a buffer that is allocated, or floats first .. first + n of one; dst and src are host memory. */
 typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst);
+void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst);
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src);
 /* Where an item lies, for the slots of a model: device memory, which host code does not look into. */
 static inline float *gr_params_value(const gr_params *p, int64_t i) { return p->value + p->items[i].offset; }

@@ -68,14 +68,14 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     if (gr_args_has(a, "json")) {
         json_t *json =
             json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
-                      (json_int_t)s.adapters[0]->n_modules, "parameters", (json_int_t)s.adapters[0]->params.n_parameters);
+                      (json_int_t)s.adapters[0]->n_modules, "parameters", (json_int_t)gr_adapter_n_parameters(s.adapters[0]));
         json_dumpf(json, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(json);
     } else {
         char text[32];
         printf("%s: %lld modules, %s parameters\n", out, (long long)s.adapters[0]->n_modules,
-               gr_thousands(s.adapters[0]->params.n_parameters, text));
+               gr_thousands(gr_adapter_n_parameters(s.adapters[0]), text));
     }
 done:
     gr_session_close(&s);

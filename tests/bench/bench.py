@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """graft beside its peers on the machine at hand: the same model, batches and adapters in one run, in alternating order.
 
-    bench.py --model SmolLM2.gguf --bin build/gcc --data gsm8k_train.jsonl [--text LINES ...] [--only lora decode ...] [--quick] [--out R.json]
+    bench.py --model SmolLM2.gguf --bin build/gcc --data gsm8k_train.jsonl [--text LINES ...] [--only lora decode ...] [--quick]
+             [--out R.json]
 
 --bin: the folder with graft and tests/bench_kernels, tests/bench_tokenizer. Rows (all, unless --only names some):
   lora       LoRA rank 8 all-linear, 2 packs of 512 a step, every token trained: PEFT + PyTorch (eager, compiled, bf16)
@@ -13,8 +14,8 @@
   tokenizer  one thread, lines of --text: HF tokenizers; MB/s
   start      from the start of the process to the end of the first step (token cache present): PEFT; seconds
   growth     graft alone: late steps against early ones, one thread against all, sequences of 256 to 4,096 tokens
-Medians over --rounds. Tokens are real ones (no padding); peak RSS is that of each process. The first steps of a run are not counted. Limits (peak of
-float32 FMAs, reading from memory) are measured in every round. Prints a table and decides nothing.
+Medians over --rounds. Tokens are real ones (no padding); peak RSS is that of each process. The first steps of a run are not
+counted. Limits (peak of float32 FMAs, reading from memory) are measured in every round. Prints a table and decides nothing.
 """
 import argparse
 import json
@@ -77,7 +78,8 @@ def peer_trl(args):
     import reference as R
     torch.set_num_threads(args.threads)
     pairs = R.read_pairs(args.data, 8 * (args.steps + WARM_UP))
-    data = Dataset.from_list([{"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]} for q, a in pairs])
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": q}], "completion": [{"role": "assistant", "content": a}]}
+                              for q, a in pairs])
     times = []
 
     class Clock(TrainerCallback):
@@ -86,9 +88,9 @@ def peer_trl(args):
             times.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        config = SFTConfig(output_dir=folder, per_device_train_batch_size=8, max_steps=args.steps + WARM_UP, learning_rate=2e-4, report_to=[],
-                           completion_only_loss=True, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, use_cpu=True,
-                           bf16=False, dataloader_pin_memory=False, max_length=1024)
+        config = SFTConfig(output_dir=folder, per_device_train_batch_size=8, max_steps=args.steps + WARM_UP, learning_rate=2e-4,
+                           report_to=[], completion_only_loss=True, gradient_checkpointing=False, save_strategy="no",
+                           disable_tqdm=True, use_cpu=True, bf16=False, dataloader_pin_memory=False, max_length=1024)
         SFTTrainer(model=R.load_model(args.model), args=config, train_dataset=data, processing_class=R.load_tokenizer(args.model),
                    peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
                    callbacks=[Clock()]).train()
@@ -97,8 +99,8 @@ def peer_trl(args):
 
 def peer_llama(args, what):
     from llama_cpp import Llama
-    m = Llama(args.model, n_ctx=2048, n_batch=1024, n_ubatch=512, n_threads=args.threads, n_threads_batch=args.threads, verbose=False,
-              flash_attn=what != "prefill plain")
+    m = Llama(args.model, n_ctx=2048, n_batch=1024, n_ubatch=512, n_threads=args.threads, n_threads_batch=args.threads,
+              verbose=False, flash_attn=what != "prefill plain")
     prompt = m.tokenize(prompt_text(1024).encode())[:1024]
     if what != "decode":
         m.eval(prompt[:64])
@@ -178,8 +180,8 @@ def child(command, environment=None):
 
 
 def peer(args, name, **options):
-    keep = {"model": args.model, "data": args.data, "packs": args.packs, "steps": args.steps, "tokens": args.tokens, "threads": args.threads,
-            "text_file": args.text_file, **options}
+    keep = {"model": args.model, "data": args.data, "packs": args.packs, "steps": args.steps, "tokens": args.tokens,
+            "threads": args.threads, "text_file": args.text_file, **options}
     command = [sys.executable, os.path.abspath(__file__), "--peer", name, "--started", str(time.time())]
     for key, value in keep.items():
         if value is not None:
@@ -209,9 +211,10 @@ def graft_train(args, recipe, **overrides):
 
 def packs_recipe(args, **train):
     return {"model": {"base": args.model, "dtype": "auto"}, "adapter": {"rank": 8, "alpha": 16},
-            "data": {"train": args.packs, "template": "none", "loss_on": "all", "max_length": PACK, "truncation": "right", "shuffle": False,
-                     "cache": os.path.join(args.folder, "cache")},
-            "train": {"max_steps": args.steps + WARM_UP, "batch_size": PACKS, "lr_scheduler": "constant", **train}, "threads": args.threads}
+            "data": {"train": args.packs, "template": "none", "loss_on": "all", "max_length": PACK, "truncation": "right",
+                     "shuffle": False, "cache": os.path.join(args.folder, "cache")},
+            "train": {"max_steps": args.steps + WARM_UP, "batch_size": PACKS, "lr_scheduler": "constant", **train},
+            "threads": args.threads}
 
 
 def graft_packs(args, compute="exact", full=False, dtype="auto"):
@@ -219,12 +222,14 @@ def graft_packs(args, compute="exact", full=False, dtype="auto"):
     if full:
         recipe["adapter"] = {"method": "full"}
     rows, peak, seconds = graft_train(args, recipe, **{"model.compute": compute, "model.dtype": dtype})
-    return {"rate": median(r["tokens_per_second"] for r in rows[WARM_UP:]), "peak": peak, "loss": rows[-1]["loss"], "first": seconds}
+    return {"rate": median(r["tokens_per_second"] for r in rows[WARM_UP:]), "peak": peak, "loss": rows[-1]["loss"],
+            "first": seconds}
 
 
 def graft_sft(args, compute, dtype="auto"):
     recipe = {"model": {"base": args.model}, "adapter": {"rank": 8, "alpha": 16}, "threads": args.threads,
-              "data": {"train": args.data, "max_length": 1024, "truncation": "right", "shuffle": False, "cache": os.path.join(args.folder, "cache")},
+              "data": {"train": args.data, "max_length": 1024, "truncation": "right", "shuffle": False,
+                       "cache": os.path.join(args.folder, "cache")},
               "train": {"max_steps": args.steps + WARM_UP, "batch_size": 8, "lr_scheduler": "constant"}}
     rows, peak, _ = graft_train(args, recipe, **{"model.compute": compute, "model.dtype": dtype})
     seconds = sum((b["num_tokens"] - a["num_tokens"]) / b["tokens_per_second"] for a, b in zip(rows[WARM_UP - 1:], rows[WARM_UP:]))
@@ -236,7 +241,8 @@ def graft_generate(args, model, prompt, tokens, compute, times=1):
     path = os.path.join(args.folder, "prompt.jsonl")
     with open(path, "w", encoding="utf-8") as f:
         f.write((json.dumps({"prompt": prompt}) + "\n") * times)
-    out, peak, seconds = child([args.graft, "generate", "--model", model, "--prompts", path, "--template", "none", "--max-tokens", tokens,
+    out, peak, seconds = child([args.graft, "generate", "--model", model, "--prompts", path, "--template", "none",
+                                "--max-tokens", tokens,
                                 "--ignore-eos", "--batch", 1, "--compute", compute, "--threads", args.threads])
     if any(json.loads(line)["tokens"] != tokens for line in out.splitlines()):
         raise RuntimeError(f"graft generated other than {tokens} tokens")
@@ -276,8 +282,8 @@ def measure_limits(args):
 
 
 def table(args, row, unit, contenders, limit=None, better=max):
-    """Rounds in alternating order; prints a line for each, relative to the first of graft. limit(): what the machine allows, measured in every
-    round, as neighbours take their share of memory and clocks"""
+    """Rounds in alternating order; prints a line for each, relative to the first of graft. limit(): what the machine allows,
+    measured in every round, as neighbours take their share of memory and clocks"""
     runs = {name: [] for name in contenders}
     limits = []
     for r in range(args.rounds):
@@ -287,7 +293,8 @@ def table(args, row, unit, contenders, limit=None, better=max):
                 runs[name].append(contenders[name]())
             except RuntimeError as e:
                 print(f"{row} {name}: failed: {str(e).splitlines()[-1]}", file=sys.stderr)
-    results = {name: {"rate": median(r["rate"] for r in rs), "peak": max(r.get("peak", 0) for r in rs), "runs": rs} for name, rs in runs.items() if rs}
+    results = {name: {"rate": median(r["rate"] for r in rs), "peak": max(r.get("peak", 0) for r in rs), "runs": rs}
+               for name, rs in runs.items() if rs}
     limit = median(limits) if limits else None
     ours = next((r["rate"] for name, r in results.items() if name.startswith("graft")), None)
     print(f"\n{row:34} {unit:>12} {'graft is':>9} {'of limit':>9} {'peak RSS':>10}")
@@ -308,8 +315,10 @@ def files_to_generate(args):
 
 def row_lora(args):
     contenders = {"graft": lambda: graft_packs(args), "graft fp32": lambda: graft_packs(args, dtype="fp32"),
-                  "graft int8": lambda: graft_packs(args, "int8"), "graft fp32 int8": lambda: graft_packs(args, "int8", dtype="fp32")}
-    contenders.update({name: lambda name=name: peer(args, name) for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16", "PEFT bf16 compiled")})
+                  "graft int8": lambda: graft_packs(args, "int8"),
+                  "graft fp32 int8": lambda: graft_packs(args, "int8", dtype="fp32")}
+    contenders.update({name: lambda name=name: peer(args, name)
+                       for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16", "PEFT bf16 compiled")})
     table(args, "LoRA, packs of 512", "tokens/s", contenders, lambda: measure_limits(args)[1] / LORA_GFLOP)
 
 
@@ -335,12 +344,14 @@ def row_gemm(args):
         for name, compute in (("float32", "f32"), ("bfloat16", "bf16")):
             found = re.findall(rf"linear (\w+) +n={GEMM_ROWS} (\d+x\d+) f32 in {compute} r=0 .*? ([\d.]+) GFLOP/s", out)
             rates[name].append({f"{what} {shape}": float(rate) for what, shape, rate in found})
-    print(f"\n{'products of 1,024 rows, GFLOP/s':34} {'f32':>9} {'PyTorch':>9} {'graft is':>9}   {'bf16':>9} {'PyTorch':>9} {'graft is':>9}")
+    print(f"\n{'products of 1,024 rows, GFLOP/s':34} {'f32':>9} {'PyTorch':>9} {'graft is':>9}   {'bf16':>9} {'PyTorch':>9} "
+          f"{'graft is':>9}")
     results = {}
     for key in rates["PyTorch float32"][0]:
         f32, torch32, bf16, torch16 = (median([r[key] for r in rates[name] if key in r] or [0]) for name in
                                        ("float32", "PyTorch float32", "bfloat16", "PyTorch bfloat16"))
-        print(f"  {key:32} {f32:9.0f} {torch32:9.0f} {f32 / torch32:8.2f}x   {bf16:9.0f} {torch16:9.0f} {bf16 / torch16:8.2f}x", flush=True)
+        print(f"  {key:32} {f32:9.0f} {torch32:9.0f} {f32 / torch32:8.2f}x   {bf16:9.0f} {torch16:9.0f} {bf16 / torch16:8.2f}x",
+              flush=True)
         results[key] = {"float32": f32, "PyTorch float32": torch32, "bfloat16": bf16, "PyTorch bfloat16": torch16}
     args.results["gemm"] = results
 
@@ -386,10 +397,12 @@ def row_growth(args):
     rows, peak, _ = graft_train(args, small, **{"model.compute": "int8"})  # what a step of few tokens takes least time with
     rates = [r["tokens_per_second"] for r in rows]
     tenth = max(len(rates) // 10, 1)
-    print(f"\ngrowth: {len(rows)} steps of 32 tokens, int8: {median(rates[9:9 + tenth]):.0f} tokens/s from step 10, {median(rates[-tenth:]):.0f} at the end, "
+    print(f"\ngrowth: {len(rows)} steps of 32 tokens, int8: {median(rates[9:9 + tenth]):.0f} tokens/s from step 10, "
+          f"{median(rates[-tenth:]):.0f} at the end, "
           f"peak RSS {peak / 2**20:.0f} MiB", flush=True)
     recipe = packs_recipe(args)
-    by_threads = {n: median(r["tokens_per_second"] for r in graft_train(args, {**recipe, "threads": n})[0][WARM_UP:]) for n in (1, args.threads)}
+    by_threads = {n: median(r["tokens_per_second"] for r in graft_train(args, {**recipe, "threads": n})[0][WARM_UP:])
+                  for n in (1, args.threads)}
     print(f"growth: 1 thread {by_threads[1]:.0f}, {args.threads} threads {by_threads[args.threads]:.0f} tokens/s: "
           f"{by_threads[args.threads] / by_threads[1]:.2f}x", flush=True)
     words = open(args.data, encoding="utf-8").read()
@@ -402,12 +415,13 @@ def row_growth(args):
         recipe["data"].update(train=path, max_length=length)
         lengths[length] = graft_train(args, recipe)[0][-1]["tokens_per_second"]
         gflop = LORA_GFLOP + POSITION_GFLOP * (length - PACK)
-        print(f"growth: sequences of {length}: {lengths[length]:.0f} tokens/s of {gflop:.3f} GFLOP, {lengths[length] * gflop:.0f} GFLOP/s", flush=True)
+        print(f"growth: sequences of {length}: {lengths[length]:.0f} tokens/s of {gflop:.3f} GFLOP, {lengths[length] * gflop:.0f} "
+              f"GFLOP/s", flush=True)
     args.results["growth"] = {"steps": rates, "peak": peak, "threads": by_threads, "lengths": lengths}
 
 
-ROWS = {"lora": row_lora, "full": row_full, "sft": row_sft, "gemm": row_gemm, "decode": row_decode, "prefill": row_prefill, "tokenizer": row_tokenizer,
-        "start": row_start, "growth": row_growth}
+ROWS = {"lora": row_lora, "full": row_full, "sft": row_sft, "gemm": row_gemm, "decode": row_decode, "prefill": row_prefill,
+        "tokenizer": row_tokenizer, "start": row_start, "growth": row_growth}
 
 
 def write_inputs(args):

@@ -1,6 +1,6 @@
 #!/bin/bash
-# plan.sh BUILD MODEL.gguf [key=value ...] - what `graft plan` says of four kinds of runs beside the peak resident memory that they take:
-# LoRA on a folder in bf16, LoRA on the GGUF, nf4, every weight. Each must be within 5 %. Takes some minutes and 4 GiB.
+# plan.sh BUILD MODEL.gguf [key=value ...] - what `graft plan` says of four kinds of runs beside the peak resident memory that they
+# take: LoRA on a folder in bf16, LoRA on the GGUF, nf4, every weight. Each must be within 5 %. Takes some minutes and 4 GiB.
 set -eu
 graft=$(realpath "$1/graft") peak=$(realpath "$1/tests/peak") model=$(realpath "$2")
 shift 2
@@ -25,7 +25,8 @@ run() {
     "$peak" peak.txt "$graft" train recipe.yaml --overwrite "$@" >run.log 2>&1 || { cat run.log; exit 1; }
     measured=$(cat peak.txt)
     off=$(awk -v p="$planned" -v m="$measured" 'BEGIN {printf "%+.1f", 100 * (p - m) / m}')
-    printf '%-6s planned %7.1f MB  measured %7.1f MB  %s %%\n' "$name" "$(awk "BEGIN {print $planned / 1e6}")" "$(awk "BEGIN {print $measured / 1e6}")" "$off"
+    printf '%-6s planned %7.1f MB  measured %7.1f MB  %s %%\n' "$name" "$(awk "BEGIN {print $planned / 1e6}")" \
+        "$(awk "BEGIN {print $measured / 1e6}")" "$off"
     awk -v o="$off" 'BEGIN {exit !(o > 5 || o < -5)}' && failed=1
     return 0
 }

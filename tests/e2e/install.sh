@@ -8,26 +8,30 @@ mv first usr
 for f in bin/graft include/graft.h share/man/man1/graft.1 share/bash-completion/completions/graft; do
     check "installs $f" test -s "usr/$f"
 done
-check "one header, which includes none of ours" bash -c '[ "$(ls usr/include)" = graft.h ] && ! grep -q "^#include \"" usr/include/graft.h'
+check "one header, which includes none of ours" \
+    bash -c '[ "$(ls usr/include)" = graft.h ] && ! grep -q "^#include \"" usr/include/graft.h'
 lib=$(dirname "$(find usr -name 'libgraft.a')")
 for f in libgraft.a libgraft.so pkgconfig/graft.pc cmake/graft/graftConfig.cmake cmake/graft/graftConfigVersion.cmake; do
     check "installs lib/$f" test -s "$lib/$f"
 done
-check "no file names the place of the build or of the installation" bash -c '! grep -rIlF -e "$1" -e "$2" usr' _ "$BUILD" "$WORK/first"
+check "no file names the place of the build or of the installation" \
+    bash -c '! grep -rIlF -e "$1" -e "$2" usr' _ "$BUILD" "$WORK/first"
 if [ "${GRAFT_SANITIZE:-0}" = 1 ]; then
     skip "the example" "its program would need the sanitizers"
     finish
 fi
 export PKG_CONFIG_PATH=$WORK/$lib/pkgconfig LD_LIBRARY_PATH=$WORK/$lib
 # shellcheck disable=SC2046 # flags
-check "the example compiles" cc -std=c11 -Wall -Wextra -Werror "$SOURCE/tests/e2e/example.c" $(pkg-config --cflags --libs graft) -o example
+check "the example compiles" cc -std=c11 -Wall -Wextra -Werror "$SOURCE/tests/e2e/example.c" \
+    $(pkg-config --cflags --libs graft) -o example
 check "the example trains and answers" ./example "$TINY" "$TINY/train.jsonl" run 'What is 3 + 4?' train.max_steps=4 \
     train.batch_size=4 data.cache=none model.dtype=fp32
 check "the example reports an error" bash -c '! ./example nowhere nothing.jsonl run2 x 2>error.log && grep nowhere error.log'
 # shellcheck disable=SC2046 # flags
 check "the example links statically" cc -std=c11 "$SOURCE/tests/e2e/example.c" -I usr/include "$lib/libgraft.a" \
     $(pkg-config --static --libs graft | tr ' ' '\n' | grep -v -e '^-lgraft$') -o static-example
-check "and runs without the shared library" env -u LD_LIBRARY_PATH ./static-example "$TINY" "$TINY/train.jsonl" run3 'What is 3 + 4?' \
+check "and runs without the shared library" env -u LD_LIBRARY_PATH ./static-example "$TINY" "$TINY/train.jsonl" \
+    run3 'What is 3 + 4?' \
     train.max_steps=1 train.batch_size=4 data.cache=none model.dtype=fp32
 mkdir project
 cat >project/CMakeLists.txt <<C
@@ -42,7 +46,8 @@ check "the example builds with it" cmake --build project/build
 check "and runs" env -u LD_LIBRARY_PATH project/build/example "$TINY" "$TINY/train.jsonl" run4 'What is 3 + 4?' train.max_steps=1 \
     train.batch_size=4 data.cache=none model.dtype=fp32
 sed -i 's/graft 0.1/graft 9.9/' project/CMakeLists.txt
-check "another version is not found" bash -c '! cmake -S project -B project/other -DCMAKE_PREFIX_PATH="$1/usr" 2>cmake.log && grep -F graft cmake.log' _ "$WORK"
+check "another version is not found" \
+    bash -c '! cmake -S project -B project/other -DCMAKE_PREFIX_PATH="$1/usr" 2>cmake.log && grep -F graft cmake.log' _ "$WORK"
 if command -v c++ >/dev/null; then
     echo '#include <graft.h>' >header.cpp
     check "the header is C++ as well" c++ -std=c++11 -Wall -Wextra -Werror -fsyntax-only -I usr/include header.cpp

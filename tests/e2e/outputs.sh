@@ -12,8 +12,11 @@ fresh() { # a folder with a model, data, a run of it, a GGUF, and somebody's doc
     chmod -R u+w base
     echo thesis >docs/thesis.txt
     head -8 "$TINY/train.jsonl" >d.jsonl
-    printf 'model: {base: base, dtype: fp32}\ndata: {train: d.jsonl, cache: none}\ntrain: {max_steps: 2, batch_size: 2}\noutput_dir: run\n' >r.yaml
-    [ -d ../run ] || { "$G" train r.yaml && "$G" merge --model base --dtype fp32 --out base.gguf && mv run base.gguf ..; } >../fresh.log 2>&1
+    printf '%s\n' 'model: {base: base, dtype: fp32}' 'data: {train: d.jsonl, cache: none}' \
+        'train: {max_steps: 2, batch_size: 2}' 'output_dir: run' >r.yaml
+    if [ ! -d ../run ]; then
+        { "$G" train r.yaml && "$G" merge --model base --dtype fp32 --out base.gguf && mv run base.gguf ..; } >../fresh.log 2>&1
+    fi
     cp -r ../run ../base.gguf .
     cd ..
 }
@@ -40,7 +43,8 @@ for how in "" --overwrite --resume; do
 done
 kept "train into its data" "would replace its input d.jsonl" "$G" train r.yaml output_dir=d.jsonl
 kept "train into a file" "is a file" "$G" train r.yaml output_dir=docs/thesis.txt
-kept "train over the adapter it starts from" "adapter.init_from: a run in output_dir run would replace" "$G" train r.yaml adapter.init_from=run --overwrite
+kept "train over the adapter it starts from" "adapter.init_from: a run in output_dir run would replace" \
+    "$G" train r.yaml adapter.init_from=run --overwrite
 kept "also named otherwise" "would replace" "$G" train r.yaml adapter.init_from=docs/../run/adapter --overwrite
 ln -s run place/link
 kept "also through a link" "would replace" "$G" train r.yaml adapter.init_from=link/adapter --overwrite
@@ -60,7 +64,9 @@ echo mine >place/run/checkpoint-9/notes.txt
 echo mine >place/run/checkpoint-2/notes.txt
 check "train --overwrite of a run" train --overwrite train.max_steps=1
 check "replaces it" test ! -e place/run/checkpoint-2/state.h5 -a -s place/run/checkpoint-1/state.h5
-for f in notes.txt adapter/notes.txt checkpoint-2/notes.txt checkpoint-9/notes.txt; do check "and leaves a stranger's $f" grep -qx mine place/run/$f; done
+for f in notes.txt adapter/notes.txt checkpoint-2/notes.txt checkpoint-9/notes.txt; do
+    check "and leaves a stranger's $f" grep -qx mine place/run/$f
+done
 fresh
 rm place/run/.graft place/run/*/.graft
 check "a run without the mark, of an older graft, is known by its files" train --overwrite
@@ -101,7 +107,11 @@ ln -s ../blobs/0 place/base/model.safetensors
 merge blobs "contains base/model.safetensors" --model base
 merge blobs/0 "$input" --model base --format gguf
 fresh
-export_() { local out=$1 words=$2; shift 2; kept "export $* --out $out" "$words" "$G" export --adapter run "$@" --out "$out" --overwrite; }
+export_() {
+    local out=$1 words=$2
+    shift 2
+    kept "export $* --out $out" "$words" "$G" export --adapter run "$@" --out "$out" --overwrite
+}
 export_ run/adapter "$input" --model base --format peft
 export_ docs "no model or adapter that graft wrote" --model base
 export_ base/model.safetensors "lies in base" --model base --format gguf
@@ -125,7 +135,8 @@ kept "eval into its model" "lies in base" "$G" eval --model base --data d.jsonl 
 kept "data make over a file" "d.jsonl exists already; --overwrite" "$G" data make school-math --n 2 --out d.jsonl
 kept "data make over a folder" "docs is a folder" "$G" data make school-math --n 2 --out docs --overwrite
 printf '{"prompt": "x"}\n' >place/p.jsonl
-for command in "generate --model base --prompts p.jsonl --max-tokens 2" "eval --model base --data d.jsonl" "data make school-math --n 2"; do
+for command in "generate --model base --prompts p.jsonl --max-tokens 2" "eval --model base --data d.jsonl" \
+    "data make school-math --n 2"; do
     rm -f place/o.jsonl
     # shellcheck disable=SC2086 # words
     check "$command" in_place "$G" $command --out o.jsonl

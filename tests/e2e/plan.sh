@@ -1,6 +1,6 @@
 #!/bin/bash
-# graft plan: its memory beside the peak of real runs on a model of 156 MB, what it says when that does not fit or data is missing, and that
-# memory is planned before anything is read.
+# graft plan: its memory beside the peak of real runs on a model of 156 MB, what it says when that does not fit or data is missing,
+# and that memory is planned before anything is read.
 . "$(dirname "$0")/../lib.sh"
 cd "$WORK" || exit 1
 PEAK=$BUILD/tests/peak
@@ -14,9 +14,12 @@ eval: {every: 1}
 output_dir: run
 threads: 2
 Y
-sed 's/^model.*/model: {base: '"${TINY//\//\\/}"'}/; s/^output_dir.*/output_dir: tiny/; /micro_batch/s/micro_batch_tokens: 128, //' large.yaml >tiny.yaml
+sed -e 's/^model.*/model: {base: '"${TINY//\//\\/}"'}/' -e 's/^output_dir.*/output_dir: tiny/' \
+    -e '/micro_batch/s/micro_batch_tokens: 128, //' large.yaml >tiny.yaml
 number() { sed -nE 's/^ *"'"$1"'": ([0-9.]+),?$/\1/p' plan.json | head -1; } # the first of that name
-plan_total() { "$GRAFT" plan "$@" --json 2>plan.log >plan.json && sed -n '/"memory": {/,/}/s/.*"total": \([0-9]*\).*/\1/p' plan.json; }
+plan_total() {
+    "$GRAFT" plan "$@" --json 2>plan.log >plan.json && sed -n '/"memory": {/,/}/s/.*"total": \([0-9]*\).*/\1/p' plan.json
+}
 # peak NAME key=value ...: the plan is within 10 % of what the run takes
 peak() {
     local name=$1 planned measured
@@ -37,7 +40,11 @@ says() {
     shift 3
     "$@" >says.log 2>&1
     found=$?
-    if [ $found = "$code" ] && grep -qF -- "$words" says.log; then ok "$name"; else not_ok "$name" "code $found, expected $code and: $words" says.log; fi
+    if [ $found = "$code" ] && grep -qF -- "$words" says.log; then
+        ok "$name"
+    else
+        not_ok "$name" "code $found, expected $code and: $words" says.log
+    fi
 }
 
 # ---- memory beside the peak ----
@@ -54,26 +61,33 @@ fi
 
 # ---- what it says ----
 check "plan as text" bash -c '"$0" plan tiny.yaml >text' "$GRAFT"
-for words in "^steps  *2 " "^memory  *[0-9.]* GiB at most" "^  base  *[0-9.]* MiB  mapped" "^  trained state " "^  evaluation " "^fits  *yes: " \
+for words in "^steps  *2 " "^memory  *[0-9.]* GiB at most" "^  base  *[0-9.]* MiB  mapped" "^  trained state " "^  evaluation " \
+    "^fits  *yes: " \
     "^time  *about .*measured on this machine" "^disk  *[0-9.]* MiB: checkpoints of .* free are "; do
     check "it says $words" grep -qE "$words" text
 done
 check "plan as JSON" plan_total tiny.yaml
-check "the total is more than its parts that are always there" test "$(number total)" -gt $(($(number base) + $(number trained) + $(number scratch)))
+check "the total is more than its parts that are always there" \
+    test "$(number total)" -gt $(($(number base) + $(number trained) + $(number scratch)))
 check "a step takes time" awk -v t="$(number seconds_per_step)" 'BEGIN {exit !(t > 0)}'
 says "data that is missing" 0 "data: none.jsonl is not here: no steps" "$GRAFT" plan tiny.yaml data.train=none.jsonl
-says "steps of an assumed set" 0 "steps                 75 (25 an epoch" "$GRAFT" plan tiny.yaml data.train=none.jsonl train.max_steps=null \
+says "steps of an assumed set" 0 "steps                 75 (25 an epoch" \
+    "$GRAFT" plan tiny.yaml data.train=none.jsonl train.max_steps=null \
     train.num_train_epochs=3 --samples 50 --mean-tokens 40
 says "tokens without samples" 2 "--samples" "$GRAFT" plan tiny.yaml --mean-tokens 40
 says "a shape alone" 0 "weights counted as bf16" "$GRAFT" plan tiny.yaml model.base="$TINY/config.json"
-says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" "$GRAFT" plan large.yaml train.memory_limit=100MiB
-says "with what to change" 2 "less is needed with train.gradient_checkpointing=full (" "$GRAFT" plan large.yaml train.memory_limit=100MiB \
+says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" \
+    "$GRAFT" plan large.yaml train.memory_limit=100MiB
+says "with what to change" 2 "less is needed with train.gradient_checkpointing=full (" \
+    "$GRAFT" plan large.yaml train.memory_limit=100MiB \
     train.gradient_checkpointing=none
 
 # ---- the limit ----
 wanted=$(plan_total large.yaml) least=$(plan_total large.yaml train.gradient_checkpointing=full)
-says "a limit that recomputing keeps" 0 "gradient_checkpointing " "$GRAFT" train large.yaml --overwrite train.memory_limit=$(((wanted + least) / 2))
+says "a limit that recomputing keeps" 0 "gradient_checkpointing " \
+    "$GRAFT" train large.yaml --overwrite train.memory_limit=$(((wanted + least) / 2))
 echo '{"broken' >broken.jsonl
-says "too little for the model: said before data is read" 2 "train.memory_limit allows" "$GRAFT" train large.yaml --overwrite data.train=broken.jsonl \
+says "too little for the model: said before data is read" 2 "train.memory_limit allows" \
+    "$GRAFT" train large.yaml --overwrite data.train=broken.jsonl \
     train.memory_limit=50MiB
 finish

@@ -30,7 +30,8 @@ check "unquantised" train none
 first=$(losses none | head -1) last=$(losses none | tail -1)
 # 64 wide rows fit q8_0, q4_0 and nf4; none fit q4_k; those of the down projection, 160 wide, fit 32 alone
 for spec in "q8_0 0.01 14 matrices quantised to q8_0" "q4_0 0.05 14 matrices quantised to q4_0" \
-    "q4_k 0.05 14 of them in q5_0, as their rows are no whole blocks of q4_k" "nf4 0.05 2 of them in q5_0, as their rows are no whole blocks of nf4"; do
+    "q4_k 0.05 14 of them in q5_0, as their rows are no whole blocks of q4_k" \
+    "nf4 0.05 2 of them in q5_0, as their rows are no whole blocks of nf4"; do
     read -r type tolerance words <<<"$spec"
     check "$type trains" train "$type"
     check "$type says what was quantised" grep -qF "$words" train.log
@@ -39,12 +40,15 @@ for spec in "q8_0 0.01 14 matrices quantised to q8_0" "q4_0 0.05 14 matrices qua
     check "$type: and ends near it" near "$(losses "$type" | tail -1)" "$last" "$tolerance"
 done
 check "nf4: another thread count" train nf4 output_dir=runs/one threads=1
-check "gives the same adapter, bit for bit" same runs/nf4/adapter/adapter_model.safetensors runs/one/adapter/adapter_model.safetensors
-check "a quantised base is not the plain one" differ runs/nf4/adapter/adapter_model.safetensors runs/none/adapter/adapter_model.safetensors
+check "gives the same adapter, bit for bit" \
+    same runs/nf4/adapter/adapter_model.safetensors runs/one/adapter/adapter_model.safetensors
+check "a quantised base is not the plain one" \
+    differ runs/nf4/adapter/adapter_model.safetensors runs/none/adapter/adapter_model.safetensors
 check "the run's recipe names the type" grep -q 'quantize: nf4' runs/nf4/recipe.yaml
 rm -rf runs/nf4/checkpoint-16 runs/nf4/adapter
 check "nf4: resumed" train nf4 --resume
-check "is the uninterrupted run, bit for bit" same runs/nf4/adapter/adapter_model.safetensors runs/one/adapter/adapter_model.safetensors
+check "is the uninterrupted run, bit for bit" \
+    same runs/nf4/adapter/adapter_model.safetensors runs/one/adapter/adapter_model.safetensors
 refused "resume with another type" 2 'model.quantize: q8_0, it began with nf4' train q8_0 --resume output_dir=runs/nf4
 refused "method full" 2 'use adapter.method: lora or model.quantize: none' train nf4 adapter.method=full output_dir=runs/full
 refused "an unknown type" 2 nf4 train nf5
@@ -54,10 +58,12 @@ bytes() { "$GRAFT" plan tiny.yaml model.quantize="$1" --json 2>/dev/null | sed -
 # two layers: q o 64x64, k v 32x64, gate up 160x64: 2 * 32,768 weights in blocks of 64; down 64x160: 20,480 in blocks of 32
 check "by the byte" test "$(bytes nf4)" = $((2 * 32768 / 64 * 34 + 20480 / 32 * 22))
 check "and nothing for an unquantised one" test "$(bytes none)" = 0
-check "plan of a shape alone" bash -c '"$0" plan tiny.yaml model.base="$1/config.json" model.quantize=nf4 --json | grep "\"base_bytes\": [1-9]"' "$GRAFT" "$TINY"
+check "plan of a shape alone" bash -c \
+    '"$0" plan tiny.yaml model.base="$1/config.json" model.quantize=nf4 --json | grep "\"base_bytes\": [1-9]"' "$GRAFT" "$TINY"
 refused "too little memory for it" 2 'train.memory_limit allows' train q8_0 train.memory_limit=200KiB output_dir=runs/small
 
-check "evaluate on the quantised base" near "$(score --model "$TINY" --adapter runs/nf4 --quantize nf4)" "$(score --model "$TINY" --adapter runs/nf4)" 0.05
+check "evaluate on the quantised base" near "$(score --model "$TINY" --adapter runs/nf4 --quantize nf4)" \
+    "$(score --model "$TINY" --adapter runs/nf4)" 0.05
 score --model "$TINY" --quantize nf4 >quantised.score
 score --model "$TINY" >plain.score
 check "which is not the plain one" differ quantised.score plain.score

@@ -20,7 +20,9 @@ train() { # train NAME [options]
     shift
     "$G" train tiny.yaml "output_dir=runs/$name" "$@"
 }
-metrics() { sed -E 's/"(tokens_per_second|eval_runtime|eval_samples_per_second)": [^,}]*,? ?//g; s/, \}/}/' "runs/$1/metrics.jsonl"; }
+metrics() {
+    sed -E 's/"(tokens_per_second|eval_runtime|eval_samples_per_second)": [^,}]*,? ?//g; s/, \}/}/' "runs/$1/metrics.jsonl"
+}
 same_run() { # same_run A B: bit for bit
     metrics "$1" >"$1.metrics" && metrics "$2" >"$2.metrics" && same "$1.metrics" "$2.metrics" &&
         same "runs/$1/adapter/adapter_model.safetensors" "runs/$2/adapter/adapter_model.safetensors"
@@ -93,12 +95,15 @@ for s in "train.learning_rate: 0.1, it began with 0.01" "adapter.alpha: 99, it b
     "adapter.target_modules: [q_proj], it began with [all-linear]" "adapter.init_from"; do
     check "all of them are named: $s" holds several.log "$s"
 done
-check "the same settings in other words" train a --resume train.learning_rate=0.0100 'adapter.target_modules=all-linear' model.compute=exact
-check "what is free to change" train a --resume threads=1 log.every=2 save.every=0 eval.every=3 train.micro_batch_tokens=300 save.save_total_limit=2 \
-    log.plot=false train.on_nonfinite=skip
-check "names in another order" bash -c '"$0" train tiny.yaml output_dir=runs/o train.max_steps=2 "adapter.target_modules=[q_proj, v_proj]" &&
-    "$0" train tiny.yaml output_dir=runs/o --resume train.max_steps=2 "adapter.target_modules=[v_proj, q_proj]"' "$G"
-refused "other data" 2 "data.train: - path: $TINY/train.jsonl format: auto" train a --resume "data.train=[{path: $TINY/train.jsonl, limit: 9}]"
+check "the same settings in other words" train a --resume train.learning_rate=0.0100 'adapter.target_modules=all-linear' \
+    model.compute=exact
+check "what is free to change" train a --resume threads=1 log.every=2 save.every=0 eval.every=3 train.micro_batch_tokens=300 \
+    save.save_total_limit=2 log.plot=false train.on_nonfinite=skip
+modules() { "$G" train tiny.yaml output_dir=runs/o train.max_steps=2 "adapter.target_modules=[$1]" "${@:2}"; }
+check "names in one order" modules "q_proj, v_proj"
+check "and in another" modules "v_proj, q_proj" --resume
+refused "other data" 2 "data.train: - path: $TINY/train.jsonl format: auto" \
+    train a --resume "data.train=[{path: $TINY/train.jsonl, limit: 9}]"
 check "the same data elsewhere" train a --resume "data.train=$TINY/train.jsonl"
 head -9 d.jsonl >e.jsonl && mv d.jsonl kept.jsonl && mv e.jsonl d.jsonl
 refused "the same file with other lines" 2 "its samples are others than those it began with" train a --resume
@@ -115,23 +120,28 @@ check "the same in one go" train d "${constant[@]}"
 check "gives the same adapter, bit for bit" same runs/c/adapter/adapter_model.safetensors runs/d/adapter/adapter_model.safetensors
 check "epochs" train p "${constant[@]}" train.max_steps=null train.num_train_epochs=1
 check "are extended as well" train p --resume "${constant[@]}" train.max_steps=null train.num_train_epochs=2
-check "by its folder, with the recipe edited" bash -c 'sed -i "s/num_train_epochs: 2/num_train_epochs: 3/" runs/p/recipe.yaml && "$0" train runs/p --resume' "$G"
+check "by its folder, with the recipe edited" \
+    bash -c 'sed -i "s/num_train_epochs: 2/num_train_epochs: 3/" runs/p/recipe.yaml && "$0" train runs/p --resume' "$G"
 check "three epochs" test "$(steps p)" = "12 of 12"
-refused "fewer steps than are done" 2 "train.max_steps makes 5 steps, and 12 are done" train c --resume "${constant[@]}" train.max_steps=5
+refused "fewer steps than are done" 2 "train.max_steps makes 5 steps, and 12 are done" \
+    train c --resume "${constant[@]}" train.max_steps=5
 wsd=(train.lr_scheduler=wsd train.wsd_decay_ratio=0.25 train.warmup_steps=2 save.best=false)
 check "wsd" train w "${wsd[@]}"
-refused "whose decay is over" 2 "Only train.lr_scheduler: constant, or wsd before its decay" train w --resume "${wsd[@]}" train.max_steps=16
+refused "whose decay is over" 2 "Only train.lr_scheduler: constant, or wsd before its decay" \
+    train w --resume "${wsd[@]}" train.max_steps=16
 rm -rf runs/w/checkpoint-12
 check "before its decay" train w --resume "${wsd[@]}" train.max_steps=16
 check "is the longer run" train v "${wsd[@]}" train.max_steps=16
 check "bit for bit" same runs/w/adapter/adapter_model.safetensors runs/v/adapter/adapter_model.safetensors
-refused "cosine" 2 "train.max_steps makes 16 steps, it began with 12, and its schedule was made for these" train a --resume train.max_steps=16
+refused "cosine" 2 "train.max_steps makes 16 steps, it began with 12, and its schedule was made for these" \
+    train a --resume train.max_steps=16
 train a --resume train.max_steps=16 2>cosine.log
 check "and is told the way" holds cosine.log "adapter.init_from"
 check "which works" train next adapter.init_from=runs/a train.max_steps=2
 train a --resume >done.log 2>&1
 check "a finished run says that it is complete" holds done.log "the run is complete"
-check "and how to go on, which is not by more steps" holds done.log "begin another run in its own output_dir (with adapter.init_from"
+check "and how to go on, which is not by more steps" holds done.log \
+    "begin another run in its own output_dir (with adapter.init_from"
 early=(train.max_steps=40 eval.every=2 eval.early_stopping_patience=1 train.learning_rate=0.5)
 check "a run that stops early" train e "${early[@]}"
 before=$(steps e)
@@ -148,7 +158,8 @@ best=$(sed -n 's/^best: step \([0-9]*\),.*/\1/p' runs/limit/.graft)
 check "keeps so many besides the best" test "$(cat count)" = 3
 check "the best among them" test -s "runs/limit/checkpoint-$best/state.h5"
 
-check "a best adapter without a checkpoint of its step" train nosave save.every=0 eval.every=5 train.lr_scheduler=constant train.max_steps=11 train.learning_rate=0.3
+check "a best adapter without a checkpoint of its step" \
+    train nosave save.every=0 eval.every=5 train.lr_scheduler=constant train.max_steps=11 train.learning_rate=0.3
 best=$(sed -n 's/.*"best_model_checkpoint": "\(.*\)",/\1/p' runs/nosave/trainer_state.json)
 check "is named where it is" test -s "$best/adapter_model.safetensors"
 
@@ -169,7 +180,8 @@ mkdir project && cp -r base project/base
 mv project other
 check "a run that was moved with its base" away "$G" generate --adapter "$here/other/run" --prompt x --max-tokens 2
 mv other/base other/gone
-refused "a base that is gone: both places are named" 3 "neither $here/project/base nor, from its folder, ../../base" "$G" generate --adapter other/run --prompt x
+refused "a base that is gone: both places are named" 3 "neither $here/project/base nor, from its folder, ../../base" \
+    "$G" generate --adapter other/run --prompt x
 
 # ---- a checkpoint is an adapter ----
 c=runs/a/checkpoint-8
@@ -203,7 +215,8 @@ check "inspect --json of a run" bash -c '"$0" inspect runs/a --json | grep "\"st
 check "inspect of one that was interrupted" bash -c '"$0" inspect runs/int | grep "status .* interrupted"' "$G"
 "$G" inspect $c >inspect.out 2>&1
 check "inspect of a checkpoint: its step" grep -qE '^  step  *8$' inspect.out
-check "its tensors by kind" grep -qF '   2 x f32   4 x 64           /adam_exp_avg/model.layers.*.self_attn.q_proj.lora_A.weight' inspect.out
+check "its tensors by kind" grep -qF '   2 x f32   4 x 64           /adam_exp_avg/model.layers.*.self_attn.q_proj.lora_A.weight' \
+    inspect.out
 check "all of them counted" grep -q '^84 tensors' inspect.out
 
 # ---- the log ----

@@ -19,7 +19,9 @@ train() {
     "$GRAFT" train tiny.yaml "output_dir=runs/$name" "$@"
 }
 # What a run's metrics say, but for the clock.
-metrics() { sed -E 's/"(tokens_per_second|eval_runtime|eval_samples_per_second)": [^,}]*,? ?//g; s/, \}/}/' "runs/$1/metrics.jsonl"; }
+metrics() {
+    sed -E 's/"(tokens_per_second|eval_runtime|eval_samples_per_second)": [^,}]*,? ?//g; s/, \}/}/' "runs/$1/metrics.jsonl"
+}
 same_run() { # same_run A B: bit for bit
     metrics "$1" >"$1.metrics" && metrics "$2" >"$2.metrics" && same "$1.metrics" "$2.metrics" &&
         same "runs/$1/adapter/adapter_model.safetensors" "runs/$2/adapter/adapter_model.safetensors"
@@ -40,7 +42,8 @@ for f in recipe.yaml adapter/adapter_config.json adapter/adapter_model.safetenso
     check "the run has $f" test -s runs/a/$f
 done
 check "the run has TensorBoard events" bash -c 'test -s "$(ls runs/a/events.out.tfevents.* | head -1)"'
-check "the adapter holds its matrices and no embedding" bash -c '[ "$(stat -c %s "$0")" -lt 100000 ] && grep -q lora_B "$0" && ! grep -q embed_tokens "$0"' \
+check "the adapter holds its matrices and no embedding" \
+    bash -c '[ "$(stat -c %s "$0")" -lt 100000 ] && grep -q lora_B "$0" && ! grep -q embed_tokens "$0"' \
     runs/a/adapter/adapter_model.safetensors
 check "training lowers the loss" awk -v a="$(losses a | head -1)" -v b="$(losses a | tail -1)" 'BEGIN {exit !(b < a)}'
 check "one thread" train one threads=1
@@ -119,12 +122,15 @@ one_by_one() {
 check "generate one by one" one_by_one alone.out generate
 check "prompts alone == prompts together" same together.out alone.out
 check "sample" generate --prompts together.jsonl --temperature 0.8 --top-p 0.9 --seed 7 --out s1.out
-check "sample one at a time, with one thread" generate --prompts together.jsonl --temperature 0.8 --top-p 0.9 --seed 7 --batch 1 --threads 1 --out s2.out
+check "sample one at a time, with one thread" generate --prompts together.jsonl --temperature 0.8 --top-p 0.9 --seed 7 --batch 1 \
+    --threads 1 --out s2.out
 check "sampling depends on the seed alone" same s1.out s2.out
-check "generate to a pipe" bash -c '"$@" >text.out 2>/dev/null' _ "$GRAFT" generate --model "$TINY" --adapter runs/a --dtype fp32 --max-tokens 24 --prompt 'What is 3 + 4?'
+check "generate to a pipe" bash -c '"$@" >text.out 2>/dev/null' _ \
+    "$GRAFT" generate --model "$TINY" --adapter runs/a --dtype fp32 --max-tokens 24 --prompt 'What is 3 + 4?'
 check "a pipe sees the completion alone" test "$(wc -l <text.out)" = "$(($(sed -n 1p together.out | grep -o '\\n' | wc -l) + 1))"
 
-check "with --ignore-eos as many tokens as asked for" bash -c '[ "$("$@" | grep -c "\"tokens\": *24")" = "$(wc -l <together.jsonl)" ]' _ \
+check "with --ignore-eos as many tokens as asked for" \
+    bash -c '[ "$("$@" | grep -c "\"tokens\": *24")" = "$(wc -l <together.jsonl)" ]' _ \
     "$GRAFT" generate --model "$TINY" --adapter runs/a --dtype fp32 --max-tokens 24 --prompts together.jsonl --ignore-eos
 
 mkdir 'a folder' && cp tiny.yaml 'a folder/配方 é.yaml'
@@ -138,11 +144,15 @@ mkdir out
 check "merge to a HF folder" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype fp32 --out out/merged
 check "merge to GGUF F32" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype fp32 --out out/merged.gguf
 check "merge to GGUF Q8_0" "$GRAFT" merge --model "$TINY" --adapter runs/a --dtype q8_0 --out out/q8.gguf
-check "a quantised base says what merging into it writes" bash -c '"$0" merge --model out/q8.gguf --adapter runs/a --out out/twice.gguf --dtype bf16 --json | grep mean_kl' "$GRAFT"
+check "a quantised base says what merging into it writes" \
+    bash -c '"$0" merge --model out/q8.gguf --adapter runs/a --out out/twice.gguf --dtype bf16 --json | grep mean_kl' "$GRAFT"
 says() { local words=$1; shift; "$@" >says.log 2>&1 && grep -q "$words" says.log; }
-check "which type it writes where none is named, and why" says 'out/q8.gguf is quantised (q8_0).*written as bf16' "$GRAFT" merge --model out/q8.gguf --adapter runs/a --out out/own
-check "the logit difference has a yardstick" says 'largest logit is .* tokens get another likeliest' "$GRAFT" merge --model out/q8.gguf --out out/q4.gguf --dtype q4_k_m
-check "the name of --out says the format of an adapter" says 'out/named.gguf' "$GRAFT" export --adapter runs/a --model "$TINY" --out out/named.gguf
+check "which type it writes where none is named, and why" says 'out/q8.gguf is quantised (q8_0).*written as bf16' \
+    "$GRAFT" merge --model out/q8.gguf --adapter runs/a --out out/own
+check "the logit difference has a yardstick" says 'largest logit is .* tokens get another likeliest' \
+    "$GRAFT" merge --model out/q8.gguf --out out/q4.gguf --dtype q4_k_m
+check "the name of --out says the format of an adapter" says 'out/named.gguf' \
+    "$GRAFT" export --adapter runs/a --model "$TINY" --out out/named.gguf
 check "it is a GGUF" cmp -n 4 out/named.gguf out/q4.gguf
 check "convert the base" "$GRAFT" merge --model "$TINY" --dtype bf16 --out out/base.gguf
 for m in merged merged.gguf; do
@@ -154,7 +164,8 @@ for m in merged merged.gguf; do
     check "$m generates" "$GRAFT" generate --model out/$m --dtype fp32 --max-tokens 24 --prompts together.jsonl --out m.out
     check "$m generates the same text" same together.out m.out
 done
-check "a quantised model generates with int8 products" "$GRAFT" generate --model out/q8.gguf --max-tokens 24 --prompts together.jsonl --out q8.out
+check "a quantised model generates with int8 products" \
+    "$GRAFT" generate --model out/q8.gguf --max-tokens 24 --prompts together.jsonl --out q8.out
 check "one by one" one_by_one alone.out "$GRAFT" generate --model out/q8.gguf --max-tokens 24
 check "prompts alone == prompts together with int8 products" same q8.out alone.out
 check "export a PEFT folder" "$GRAFT" export --adapter runs/a --format peft --out out/peft
@@ -164,7 +175,8 @@ if [ "${GRAFT_SANITIZE:-0}" = 1 ] || [ "${GRAFT_DEVICE:-cpu}" != cpu ]; then
     skip "merging takes little memory" "sanitizers, and devices beside the host, have their own"
 else
     large_model large
-    check "merging 156 MB of weights takes less than 100 MB of memory" bash -c 'ulimit -d 100000; exec "$0" merge --model large --dtype fp32 --threads 2 --out out/large' "$GRAFT"
+    check "merging 156 MB of weights takes less than 100 MB of memory" \
+        bash -c 'ulimit -d 100000; exec "$0" merge --model large --dtype fp32 --threads 2 --out out/large' "$GRAFT"
     check "and all of them are written" test "$(stat -c %s out/large/model.safetensors)" -gt 150000000
     rm -rf large out/large
 fi

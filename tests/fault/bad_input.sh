@@ -28,7 +28,8 @@ bad() {
                 return
             fi
         done
-        if [ $was = absent ] && [ -e out ] && ! { [ -e out/run.log ] && [ ! -e out/adapter ] && [ -z "$(ls -d out/checkpoint-* 2>/dev/null)" ]; }; then
+        if [ $was = absent ] && [ -e out ] && ! { [ -e out/run.log ] && [ ! -e out/adapter ] &&
+            [ -z "$(ls -d out/checkpoint-* 2>/dev/null)" ]; }; then
             find out >left.log
             not_ok "$name" "left output behind" left.log
             rm -rf out
@@ -53,8 +54,8 @@ model() {
 }
 data() { printf '%b' "$1" >"$2"; }
 recipe() { printf '%b' "$1" >bad.yaml; }
-good_recipe="model: {base: $TINY, dtype: fp32}\ndata: {train: $TINY/train.jsonl, cache: none}\ntrain: {max_steps: 4, batch_size: 4}\n\
-save: {every: 2}\noutput_dir: out\n"
+good_recipe="model: {base: $TINY, dtype: fp32}\ndata: {train: $TINY/train.jsonl, cache: none}\n"
+good_recipe+="train: {max_steps: 4, batch_size: 4}\nsave: {every: 2}\noutput_dir: out\n"
 recipe "$good_recipe"
 cp bad.yaml good.yaml
 train() { "$GRAFT" train good.yaml "$@"; }
@@ -74,7 +75,8 @@ bad 2 "a folder cannot be q8_0" "q8_0" "$GRAFT" merge --model "$TINY" --dtype q8
 bad 2 "a folder cannot be q4_k_m" "q4_k_m .gguf" "$GRAFT" merge --model "$TINY" --dtype q4_k_m --out out
 bad 2 "a type that no output has" "q4_1 q4_k_m" "$GRAFT" merge --model "$TINY" --dtype q4_1 --out out.gguf
 bad 2 "a folder by format, a GGUF by name" "hf out.gguf" "$GRAFT" merge --model "$TINY" --format hf --out out.gguf
-bad 2 "an adapter folder by format, a GGUF by name" "peft out.gguf" "$GRAFT" export --adapter "$TINY/adapter" --format peft --out out.gguf
+bad 2 "an adapter folder by format, a GGUF by name" "peft out.gguf" \
+    "$GRAFT" export --adapter "$TINY/adapter" --format peft --out out.gguf
 bad 2 "a GGUF by format, a folder by name" "gguf ./" "$GRAFT" merge --model "$TINY" --format gguf --out ./none/
 bad 2 "merge without a place" "--out" "$GRAFT" merge --model "$TINY"
 bad 2 "both ways out of an existing run" "resume overwrite" train --resume --overwrite
@@ -163,7 +165,8 @@ model m && sed -i '1s/{/{"embedding_multiplier": 12.0,/' m/config.json
 bad 3 "a multiplier that is not computed" "m/config.json embedding_multiplier 12.0" generate --model m
 model m && sed -i 's/LlamaForCausalLM/LlamaForSequenceClassification/' m/config.json
 bad 3 "a model with another head" "m/config.json LlamaForSequenceClassification" generate --model m
-model m && sed -i 's/"model_type": "llama"/"model_type": "mistral", "sliding_window": 8/; s/LlamaForCausalLM/MistralForCausalLM/' m/config.json
+model m && sed -i 's/"model_type": "llama"/"model_type": "mistral", "sliding_window": 8/; s/LlamaForCausalLM/MistralForCausalLM/' \
+    m/config.json
 bad 2 "a prompt longer than the sliding window" "sliding window 8" generate --model m --prompt "$(printf 'x %.0s' $(seq 40))"
 bad 2 "max_length beyond the sliding window" "data.max_length 64 sliding window 8" train model.base=m data.max_length=64
 bad 2 "a sample longer than the sliding window" "sliding window max_length" "$GRAFT" eval --model m --data "$TINY/train.jsonl"
@@ -206,7 +209,8 @@ bad 3 "an added token with the id of another piece" "m/tokenizer.json <far> 300 
 model m && sed -i '0,/"id": 0,/s//"id": 640, "content": "<far>", "special": true}, {"id": 0,/' m/tokenizer.json
 bad 3 "a prompt with a token beyond the embedding" "prompt <far> 640" generate --model m --template none --prompt "x <far>"
 data '{"text": "x <far>"}\n' d.jsonl
-bad 3 "data with a token beyond the embedding" "d.jsonl <far> 640" "$GRAFT" eval --model m --data d.jsonl --template none --loss-on all
+bad 3 "data with a token beyond the embedding" "d.jsonl <far> 640" \
+    "$GRAFT" eval --model m --data d.jsonl --template none --loss-on all
 check "a vocabulary larger than the embedding" generate --model m --template none
 check "a vocabulary larger than the embedding: merged" "$GRAFT" merge --model m --out spare.gguf
 check "a vocabulary larger than the embedding: its GGUF" generate --model spare.gguf --template none
@@ -235,7 +239,8 @@ if "$GRAFT" merge --model "$TINY" --dtype fp32 --out base.gguf >merge.log 2>&1; 
     gguf "overflowing number of keys" "" put g.gguf 16 '\377\377\377\377\377\377\377\177'
     gguf "overflowing length of a key" "" put g.gguf 24 '\377\377\377\377\377\377\377\177'
     gguf "unknown type of a value" "" put g.gguf "$((32 + $(od -An -tu8 -j24 -N8 base.gguf)))" '\144'
-    gguf "unknown architecture" "general.architecture" sed -i 's/general.architecture\(............\)llama/general.architecture\1mamba/' g.gguf
+    gguf "unknown architecture" "general.architecture" \
+        sed -i 's/general.architecture\(............\)llama/general.architecture\1mamba/' g.gguf
     gguf "missing key" "block_count" sed -i 's/llama.block_count/llama.block_coumt/' g.gguf
     gguf "missing tensor" "token_embd" sed -i 's/token_embd.weight/token_ebmd.weight/' g.gguf
 else
@@ -268,12 +273,14 @@ data '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n' d.jsonl
 bad 3 "a sample without its answer" "d.jsonl:2 completion" evaluate d.jsonl
 data '{"messages": [{"role": "wizard", "content": "b"}, {"role": "assistant", "content": "c"}]}\n' d.jsonl
 bad 3 "an unknown role" "d.jsonl:1 wizard" evaluate d.jsonl
-for field in '"label": false' '"kto_tag": true' '"rejected": "c"' '"images": ["x.png"]' '"weight": 0.5' '"tools": 7' '"train": false'; do
+for field in '"label": false' '"kto_tag": true' '"rejected": "c"' '"images": ["x.png"]' '"weight": 0.5' \
+    '"tools": 7' '"train": false'; do
     data "{\"prompt\": \"a\", \"completion\": \"b\"}\\n{\"prompt\": \"a\", \"completion\": \"b\", $field}\\n" d.jsonl
     bad 3 "a sample with $field" "d.jsonl:2 ${field%%:*}" evaluate d.jsonl
 done
 for field in '"weight": 0.5' '"tool_calls": [7]' '"function_call": "x"' '"content": [{"type": "image"}]'; do
-    data "{\"messages\": [{\"role\": \"user\", \"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"b\", $field}]}\\n" d.jsonl
+    data "{\"messages\": [{\"role\": \"user\", \"content\": \"b\"}, {\"role\": \"assistant\", \"content\": \"b\", $field}]}\\n" \
+        d.jsonl
     bad 3 "a message with $field" "d.jsonl:1 message 2: ${field%%:*}" evaluate d.jsonl
 done
 data '{"messages": [{"role": "user", "content": "b"}]}\n' d.jsonl
@@ -297,8 +304,10 @@ bad 2 "an unknown encoding" "data.encoding klingon gb18030" evaluate d.jsonl --e
 bad 3 "bytes that are not of the encoding" "d.jsonl:1 gb18030" evaluate d.jsonl --encoding gb18030
 data '{"prompt": "a", "completion": "b"}\n' d.jsonl
 check "a single sample, and a share of it for evaluation" train data.train=d.jsonl data.eval=0.5 train.max_steps=2 output_dir=one
-check "a weight that leaves epochs without samples" train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=2 output_dir=few
-bad 2 "a weight that leaves no sample at all" "num_train_epochs weights" train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=null \
+check "a weight that leaves epochs without samples" \
+    train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=2 output_dir=few
+bad 2 "a weight that leaves no sample at all" "num_train_epochs weights" \
+    train 'data.train=[{path: d.jsonl, weight: 0.3}]' train.max_steps=null \
     train.num_train_epochs=1
 printf 'prompt,completion\na,b\n' | gzip >d.csv.gz
 check "a packed CSV" evaluate d.csv.gz
@@ -345,7 +354,8 @@ adapter && mv a/adapter_model.safetensors a/adapter_model.bin
 bad 3 "adapter as a pickle" "a/adapter_model.bin safe_serialization" generate --model "$TINY" --adapter a/adapter_model.bin
 adapter && mv a/adapter_model.safetensors a/adapters.safetensors && echo '{"fine_tune_type": "dora"}' >a/adapter_config.json
 bad 3 "an mlx-lm adapter of DoRA" "a/adapter_config.json dora" with_a
-"$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out lora.gguf >export.log 2>&1 || not_ok "GGUF LoRA: a file to damage" "export failed" export.log
+"$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out lora.gguf >export.log 2>&1 ||
+    not_ok "GGUF LoRA: a file to damage" "export failed" export.log
 bad 3 "GGUF LoRA of another model" "lora.gguf general.architecture" generate --model "$QWEN" --adapter lora.gguf
 cp base.gguf model.gguf
 bad 3 "a model as adapter" "model.gguf no adapter" generate --model "$TINY" --adapter model.gguf
@@ -395,12 +405,14 @@ check "and it is still there, again" test -e there/something
 rm -rf there
 mkdir -p run/adapter && cp good.yaml run/recipe.yaml
 bad 2 "export over a run" "run" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out run --overwrite
-check "export over an empty folder" bash -c 'mkdir none && "$0" export --model "$1" --adapter "$1/adapter" --out none --overwrite' "$GRAFT" "$TINY"
+check "export over an empty folder" bash -c 'mkdir none && "$0" export --model "$1" --adapter "$1/adapter" --out none --overwrite' \
+    "$GRAFT" "$TINY"
 check "export over an adapter" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out none --overwrite
 rm -rf run none
 bad 2 "a model to standard output" "--out - ./-" "$GRAFT" merge --model "$TINY" --out -
 bad 2 "an adapter to standard output" "--out - export" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out -
-bad 2 "a folder named as a file of weights" "out.safetensors .safetensors FILE.gguf" "$GRAFT" merge --model "$TINY" --out out.safetensors
+bad 2 "a folder named as a file of weights" "out.safetensors .safetensors FILE.gguf" \
+    "$GRAFT" merge --model "$TINY" --out out.safetensors
 bad 2 "an adapter's folder named so" "out.bin .bin" "$GRAFT" export --model "$TINY" --adapter "$TINY/adapter" --out out.bin
 bad 2 "a key with nothing after =" "data.system= null empty" train data.system=
 bad 2 "a variable of a shell that is not set" "train.max_steps= null" train train.max_steps=

@@ -42,7 +42,8 @@ fuzz_data)
     {
         printf '\0'
         printf '{"tools": "[{}]", "messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}],'
-        printf '"tool_calls": [{"function": {"name": "f"}}], "weight": 0}, {"role": "tool_call", "content": "{\\"name\\": \\"f\\", \\"arguments\\": {}}"}]}\n'
+        printf '"tool_calls": [{"function": {"name": "f"}}], "weight": 0}, {"role": "tool_call",'
+        printf ' "content": "{\\"name\\": \\"f\\", \\"arguments\\": {}}"}]}\n'
     } >seeds/tools
     ;;
 fuzz_csv)

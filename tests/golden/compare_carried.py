@@ -3,10 +3,10 @@
 
     compare_carried.py --model SmolLM2.gguf --data alpaca.json [--count 20] [--steps 12]
 
-Trains LoRA with `template: alpaca` and with `data.system`, merges each run to a folder and a GGUF (fp32), and asks the same questions of
-the run, of both files in graft, of the folder in transformers (its own apply_chat_template and eos) and of the GGUF in llama-cpp-python
-(its own chat handler, F32 KV cache). Texts must be equal; a difference where the reference's two best logits lie closer than --tie
-is counted.
+Trains LoRA with `template: alpaca` and with `data.system`, merges each run to a folder and a GGUF (fp32), and asks the same
+questions of the run, of both files in graft, of the folder in transformers (its own apply_chat_template and eos) and of the GGUF in
+llama-cpp-python (its own chat handler, F32 KV cache). Texts must be equal; a difference where the reference's two best logits lie
+closer than --tie is counted.
 """
 import json
 import os
@@ -24,8 +24,8 @@ SYSTEM = "You are a pirate. Answer in one sentence."
 def graft_answers(args, source, prompts, folder):
     path = os.path.join(folder, "prompts.jsonl")
     R.write_jsonl(path, [{"prompt": p} for p in prompts])
-    out = R.run([R.program(args.bin, "graft"), "generate", *source, "--prompts", path, "--max-tokens", args.max_tokens, "--dtype", "fp32",
-                 "--compute", "exact", "--threads", args.threads])
+    out = R.run([R.program(args.bin, "graft"), "generate", *source, "--prompts", path, "--max-tokens", args.max_tokens,
+                 "--dtype", "fp32", "--compute", "exact", "--threads", args.threads])
     return [json.loads(line)["completion"] for line in out.decode().splitlines()]
 
 
@@ -59,19 +59,23 @@ def main():
             recipe = os.path.join(folder, "r.yaml")
             with open(recipe, "w") as f:
                 f.write("data: {cache: none, max_length: 256}\n")
-            R.run([graft, "train", recipe, f"model.base={args.model}", f"data.train={args.data}", f"output_dir={run}", "model.dtype=fp32",
-                   f"train.max_steps={args.steps}", "train.batch_size=8", "train.learning_rate=5e-4", f"threads={args.threads}", *keys])
+            R.run([graft, "train", recipe, f"model.base={args.model}", f"data.train={args.data}", f"output_dir={run}",
+                   "model.dtype=fp32", f"train.max_steps={args.steps}", "train.batch_size=8", "train.learning_rate=5e-4",
+                   f"threads={args.threads}", *keys])
             for out in (merged, gguf):
                 R.run([graft, "merge", run, "--out", out, "--dtype", "fp32"])
             tok, model = AutoTokenizer.from_pretrained(merged), AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
             stop = model.generation_config.eos_token_id
             stop = set(stop if isinstance(stop, list) else [stop])
-            references = [R.greedy(model, tok.encode(tok.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True),
+            references = [R.greedy(model, tok.encode(tok.apply_chat_template([{"role": "user", "content": q}], tokenize=False,
+                                                                             add_generation_prompt=True),
                                                      add_special_tokens=False), args.max_tokens, stop) for q in prompts]
-            for what, source in (("the run", [run]), ("its merged folder", ["--model", merged]), ("its merged GGUF", ["--model", gguf])):
+            for what, source in (("the run", [run]), ("its merged folder", ["--model", merged]),
+                                 ("its merged GGUF", ["--model", gguf])):
                 compare(checks, f"{name}: {what} as transformers with the folder", tok, prompts, references,
                         graft_answers(args, source, prompts, folder), args.tie)
-            compare(checks, f"{name}: llama.cpp as transformers", tok, prompts, references, llama_answers(args, gguf, prompts), args.tie)
+            compare(checks, f"{name}: llama.cpp as transformers", tok, prompts, references, llama_answers(args, gguf, prompts),
+                    args.tie)
     checks.finish()
 
 

@@ -19,7 +19,8 @@ with tempfile.TemporaryDirectory() as folder:
         parameters.ftype = file_type
         if llama_cpp.llama_model_quantize(model.encode(), theirs.encode(), ctypes.byref(parameters)) != 0:
             sys.exit(f"llama.cpp cannot quantise {model}")
-        subprocess.run([graft, "merge", "--model", model, "--out", ours, "--dtype", name, "--overwrite"], check=True, capture_output=True)
+        subprocess.run([graft, "merge", "--model", model, "--out", ours, "--dtype", name, "--overwrite"], check=True,
+                       capture_output=True)
         a, b = GGUFReader(theirs), GGUFReader(ours)
         found = {t.name: t for t in b.tensors}
         types = [t.name for t in a.tensors if t.name not in found or t.tensor_type != found[t.name].tensor_type]

@@ -87,7 +87,7 @@ static graft_status run(const options *o, graft_error *err) {
     } else if (o->adapter) {
         GR_TRY(gr_adapter_load(&a, o->adapter, m, true, err));
         GR_TRY(gr_adapter_attach(a, m, 1.0, err));
-        params = &a->params;
+        params = a->params;
     }
     GR_TRY(read_batch(batches, &n_batches, o->micro, o->batch, &n_targets, err));
     for (int64_t i = 0; i < n_batches; i++) n += batches[i].n, most = GR_MAX(most, batches[i].n);

@@ -132,7 +132,8 @@ def main():
     runs = [make_run(*run, tensors) for run in RUNS]
     with open(os.path.join(args.out, "training.json"), "w", encoding="utf-8") as f:
         for part, items in (("schedules", schedules), ("runs", runs)):
-            f.write(("{" if part == "schedules" else ",\n") + json.dumps(part) + ": [\n" + ",\n".join(json.dumps(i) for i in items) + "]")
+            f.write(("{" if part == "schedules" else ",\n") + json.dumps(part) + ": [\n" + ",\n".join(json.dumps(i) for i in items)
+                    + "]")
         f.write("}\n")
     save_file(tensors, os.path.join(args.out, "training.safetensors"))
     for run in runs:

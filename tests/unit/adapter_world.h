@@ -62,7 +62,7 @@ static inline graft_status plan(gr_adapter **a, gr_model *m, gr_adapter_config c
     c.n_target_modules = n;
     if (!c.rank) c.rank = 4, c.alpha = 8;
     if (!c.base) c.base = "tiny";
-    return gr_adapter_plan(a, &c, m, &err);
+    return gr_adapter_plan(a, &c, m, NULL, &err);
 }
 #define TARGETS(...)                                                                                                               \
     GR_LEN(((const char *[]){__VA_ARGS__})), (const char *[]) { __VA_ARGS__ }
@@ -82,14 +82,19 @@ static inline void assert_same_values(const gr_params *a, const gr_params *b, bo
     free(x), free(y);
 }
 
+static inline void init(gr_adapter *a, bool training, uint64_t seed) {
+    assert_ok(gr_params_allocate(a->params, machine.device, training, &err));
+    assert_ok(gr_adapter_init(a, seed, &err));
+}
+
 /* Every matrix non-zero, so that a mistake in any shows. */
 static inline void fill(gr_adapter *a, uint64_t seed) {
-    assert_ok(gr_adapter_init(a, machine.device, false, seed, &err));
-    float *values = gr_calloc(gr_params_largest(&a->params), sizeof *values);
-    for (int64_t i = 0; i < a->params.n_items; i++) {
-        for (int64_t k = 0; k < a->params.items[i].n; k++)
+    init(a, false, seed);
+    float *values = gr_calloc(gr_params_largest(a->params), sizeof *values);
+    for (int64_t i = 0; i < a->params->n_items; i++) {
+        for (int64_t k = 0; k < a->params->items[i].n; k++)
             values[k] = (float)sin((double)(seed + 1) * 0.7 + (double)(i * 1000 + k)) * 0.1f;
-        gr_params_write(&a->params, GR_PARAMS_VALUE, i, values);
+        gr_params_write(a->params, GR_PARAMS_VALUE, i, values);
     }
     free(values);
 }

@@ -17,7 +17,7 @@ static void test_belle_counts(void **state) {
         gr_adapter *a = NULL;
         assert_ok(plan(&a, m, (gr_adapter_config){.rank = 8, .alpha = 16},
                        TARGETS("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")));
-        assert_int_equal(a->params.n_parameters, rows[i].expected);
+        assert_int_equal(a->params->n_parameters, rows[i].expected);
         gr_adapter_free(a);
         gr_model_free(m);
     }
@@ -63,9 +63,9 @@ static void test_patterns(void **state) {
     assert_int_equal(find(a, "model.layers.1.mlp.gate_proj")->rank, 4);
     assert_true(fabs(gr_adapter_scale(a, find(a, "model.layers.1.mlp.up_proj")) - 5 / sqrt(3)) < 1e-12);
     assert_true(fabs(gr_adapter_scale(a, find(a, "model.layers.0.mlp.up_proj")) - 8 / sqrt(3)) < 1e-12);
-    assert_string_equal(a->params.items[0].name, "model.embed_tokens.lora_embedding_A");
-    assert_string_equal(a->params.items[2].name, "model.layers.0.self_attn.q_proj.lora_A.weight");
-    assert_int_equal(a->params.items[0].rows, m->config.vocab);
+    assert_string_equal(a->params->items[0].name, "model.embed_tokens.lora_embedding_A");
+    assert_string_equal(a->params->items[2].name, "model.layers.0.self_attn.q_proj.lora_A.weight");
+    assert_int_equal(a->params->items[0].rows, m->config.vocab);
     gr_adapter_free(a);
     gr_pattern bad = {"q_proj", 2.5};
     gr_adapter_config c = {.rank = 4, .alpha = 8, .rank_pattern = &bad, .n_rank_pattern = 1};
@@ -79,15 +79,15 @@ static void test_init(void **state) {
     gr_model *m = open_model(TINY);
     for (int i = 0; i < 3; i++) {
         assert_ok(plan(&a[i], m, (gr_adapter_config){0}, TARGETS("all-linear", "embed_tokens")));
-        assert_ok(gr_adapter_init(a[i], machine.device, i == 0, i == 2 ? 8 : 7, &err));
+        init(a[i], i == 0, i == 2 ? 8 : 7);
     }
-    assert_same_values(&a[0]->params, &a[1]->params, true);
-    assert_same_values(&a[0]->params, &a[2]->params, false);
-    assert_true(a[0]->params.grad && !a[1]->params.grad);
+    assert_same_values(a[0]->params, a[1]->params, true);
+    assert_same_values(a[0]->params, a[2]->params, false);
+    assert_true(a[0]->params->grad && !a[1]->params->grad);
     for (int64_t j = 0; j < a[0]->n_modules; j++) {
         const gr_adapter_module *module = &a[0]->modules[j];
         bool embedding = module->linear < 0; /* zero A, standard normal B; elsewhere uniform A, zero B */
-        const gr_params *p = &a[0]->params;
+        const gr_params *p = a[0]->params;
         int64_t drawn = embedding ? module->b : module->a, zero = embedding ? module->a : module->b;
         double bound = 1 / sqrt((double)module->in), squares = 0;
         int64_t n = p->items[drawn].n;
@@ -113,9 +113,9 @@ static void test_attach_and_copy(void **state) {
     assert_ok(plan(&b, m, (gr_adapter_config){0}, TARGETS("q_proj", "embed_tokens")));
     assert_ok(plan(&other, m, (gr_adapter_config){.rank = 2, .alpha = 2}, TARGETS("q_proj", "embed_tokens")));
     fill(a, 1);
-    assert_ok(gr_adapter_init(b, machine.device, true, 3, &err));
+    init(b, true, 3);
     assert_ok(gr_adapter_copy(b, a, &err));
-    assert_same_values(&a->params, &b->params, true);
+    assert_same_values(a->params, b->params, true);
     assert_error(gr_adapter_copy(other, a, &err), GRAFT_BAD_INPUT, "rank 4");
     assert_ok(gr_adapter_attach(a, m, 0.5, &err));
     assert_ok(gr_adapter_attach(b, m, 1, &err));
@@ -149,17 +149,17 @@ static void test_round_trip(void **state) {
     assert_ok(gr_adapter_save(a, folder, true, &err));
     assert_ok(gr_adapter_load(&b, at("run"), m, true, &err)); /* a run's folder: its adapter/ is taken */
     assert_int_equal(b->n_modules, a->n_modules);
-    assert_true(b->tokenizer_hash == a->tokenizer_hash && b->vocab == m->config.vocab && b->params.grad);
+    assert_true(b->tokenizer_hash == a->tokenizer_hash && b->vocab == m->config.vocab && b->params->grad);
     for (int64_t j = 0; j < a->n_modules; j++) {
         assert_string_equal(a->modules[j].name, b->modules[j].name);
         assert_true(gr_adapter_scale(a, &a->modules[j]) == gr_adapter_scale(b, &b->modules[j]));
     }
-    assert_same_values(&a->params, &b->params, true);
+    assert_same_values(a->params, b->params, true);
     assert_ok(gr_adapter_base(&base, at("run"), &err));
     assert_string_equal(base, "tiny");
-    float *values = read_all(&a->params, GR_PARAMS_VALUE);
-    values[a->params.items[3].offset + 5] = INFINITY;
-    write_all(&a->params, GR_PARAMS_VALUE, values);
+    float *values = read_all(a->params, GR_PARAMS_VALUE);
+    values[a->params->items[3].offset + 5] = INFINITY;
+    write_all(a->params, GR_PARAMS_VALUE, values);
     free(values);
     assert_error(gr_adapter_save(a, at("diverged"), false, &err), GRAFT_FAILED, "not finite");
     assert_false(gr_exists(at("diverged")));
@@ -325,7 +325,7 @@ static void test_hostile_tensors(void **state) {
                         (made_tensor[]){{Q0 "lora_A.default.weight", 4, 64, GR_DTYPE_F16, 0.5f},
                                         {"model.layers.0.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_BF16, 3},
                                         {0}}));
-    assert_true(a->n_modules == 1 && values_of(&a->params, 0)[255] == 0.5f && values_of(&a->params, 1)[255] == 3);
+    assert_true(a->n_modules == 1 && values_of(a->params, 0)[255] == 0.5f && values_of(a->params, 1)[255] == 3);
     gr_adapter_free(a);
     gr_model_free(m);
 }
@@ -366,7 +366,7 @@ static void test_foreign(void **state) {
         }
         assert_ok(st);
         assert_true(a->n_modules == 2 && find(a, "lm_head") && find(a, "model.embed_tokens"));
-        const float *A = values_of(&a->params, find(a, "model.embed_tokens")->a); /* kept transposed */
+        const float *A = values_of(a->params, find(a, "model.embed_tokens")->a); /* kept transposed */
         for (int64_t k = 0; k < 8 * 640; k++) assert_true(A[k % 640 * 8 + k / 640] == (float)k);
         gr_adapter_free(a);
     }

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The levels avx512bf16 and amx as compiled, their instructions emulated one by one where the CPU lacks them: the tests of the model.
-# Needs an AVX-512 CPU and the emulator, which lies outside the project.
+# The levels avx512bf16 and amx as compiled, their instructions emulated one by one where the CPU lacks them: the tests of the
+# model. Needs an AVX-512 CPU and the emulator, which lies outside the project.
 emulator=$SOURCE/../shared/amxemu/run
 if [ "$GRAFT_SANITIZE" = 1 ] || [ ! -x "$emulator" ] || ! grep -qw avx512bw /proc/cpuinfo; then
     echo "skip the model with emulated AMX: needs an AVX-512 CPU, a build without sanitizers and $emulator"

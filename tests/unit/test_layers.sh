@@ -26,9 +26,9 @@ while read -r file line included; do
     fi
 done <"$WORK/includes" >"$WORK/wrong"
 check "includes are found" test "$(wc -l <"$WORK/includes")" -gt 100
-if [ -s "$WORK/wrong" ]; then not_ok "includes only go downwards" "see" "$WORK/wrong"; else ok "includes only go downwards"; fi
+none "includes only go downwards" "see" "$WORK/wrong"
 
 grep -rnE '\b(exit|_exit|abort|printf|puts|putchar)\(' --include='*.c' kernels core adapters peft |
-    grep -vE '^peft/cli/|^(core/base/base|kernels/far)\.c:[0-9]+:.*abort\(' >"$WORK/wrong"
-if [ -s "$WORK/wrong" ]; then not_ok "the library neither exits nor prints" "see" "$WORK/wrong"; else ok "the library neither exits nor prints"; fi
+    grep -vE '^peft/cli/|^core/base/base\.c:[0-9]+:.*abort\(' >"$WORK/wrong"
+none "the library neither exits nor prints" "see" "$WORK/wrong"
 finish

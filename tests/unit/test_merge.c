@@ -37,7 +37,7 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
             snprintf(name, sizeof name, "%.*s", (int)strlen(e->name) - 7, e->name); /* without ".weight" */
             module[j] = gr_ends_with(e->name, ".weight") ? find(adapters[j], name) : NULL;
             if (!module[j]) continue;
-            A[j] = values_of(&adapters[j]->params, module[j]->a), B[j] = values_of(&adapters[j]->params, module[j]->b);
+            A[j] = values_of(adapters[j]->params, module[j]->a), B[j] = values_of(adapters[j]->params, module[j]->b);
         }
         assert_true(e->view.cols <= MAX_COLS);
         for (int64_t r = 0; r < e->view.rows; r++) {
@@ -513,7 +513,7 @@ static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) 
         assert_int_equal(tb->shape[1], R);
         assert_int_equal(ta->shape[embedding], R);
         assert_int_equal(ta->shape[!embedding], module->in);
-        const float *A = values_of(&a->params, module->a), *B = values_of(&a->params, module->b), *fb = tb->data;
+        const float *A = values_of(a->params, module->a), *B = values_of(a->params, module->b), *fb = tb->data;
         assert_memory_equal(ta->data, A, (size_t)ta->n_bytes);
         for (int64_t n = 0; n < module->out; n++)
             for (int64_t r = 0; r < R; r++) {
@@ -589,25 +589,25 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
     assert_ok(gr_decoder_new(&d, m, &(gr_decoder_options){.max_tokens = b->n, .training = true}, &err));
     assert_ok(gr_decoder_train(d, b, &(gr_loss){.scale = 1 / (float)b->n_targets, .nll = nll}, &err));
     gr_decoder_free(d);
-    for (int64_t p = 0; p < a->params.n_items; p++) {
-        int64_t n = a->params.items[p].n;
-        const float *kept = values_of(&a->params, p);
+    for (int64_t p = 0; p < a->params->n_items; p++) {
+        int64_t n = a->params->items[p].n;
+        const float *kept = values_of(a->params, p);
         float *value = gr_calloc(n, sizeof *value), *grad = gr_calloc(n, sizeof *grad);
         double norm = 0, loss[2];
-        gr_params_read(&a->params, GR_PARAMS_GRAD, p, grad);
+        gr_params_read(a->params, GR_PARAMS_GRAD, p, grad);
         for (int64_t k = 0; k < n; k++) norm += (double)grad[k] * (double)grad[k];
         norm = sqrt(norm);
         assert_true(norm > 0);
         for (int side = 0; side < 2; side++) {
             for (int64_t k = 0; k < n; k++) value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
-            gr_params_write(&a->params, GR_PARAMS_VALUE, p, value);
+            gr_params_write(a->params, GR_PARAMS_VALUE, p, value);
             loss[side] = mean_loss(m, b);
         }
-        gr_params_write(&a->params, GR_PARAMS_VALUE, p, kept);
+        gr_params_write(a->params, GR_PARAMS_VALUE, p, kept);
         free(value), free(grad);
         double slope = (loss[0] - loss[1]) / (2 * step);
         if (fabs(slope - norm) > 0.01 * norm + 1e-4)
-            fail_msg("%s: slope %g, norm of the gradient %g", a->params.items[p].name, slope, norm);
+            fail_msg("%s: slope %g, norm of the gradient %g", a->params->items[p].name, slope, norm);
     }
 }
 
@@ -625,10 +625,10 @@ static void test_tied_head_and_embedding(void **state) {
         assert_true(m->config.tied);
         assert_ok(gr_tokenizer_open(&t, TINY, &err));
         assert_ok(plan(&a, m, (gr_adapter_config){0}, i == 0 ? 2 : 1, targets[i]));
-        assert_ok(gr_adapter_init(a, machine.device, true, 4, &err));
-        float *values = read_all(&a->params, GR_PARAMS_VALUE);
-        for (int64_t k = 0; k < a->params.n_floats; k++) values[k] = (float)sin((double)k) * 0.1f;
-        write_all(&a->params, GR_PARAMS_VALUE, values);
+        init(a, true, 4);
+        float *values = read_all(a->params, GR_PARAMS_VALUE);
+        for (int64_t k = 0; k < a->params->n_floats; k++) values[k] = (float)sin((double)k) * 0.1f;
+        write_all(a->params, GR_PARAMS_VALUE, values);
         free(values);
         assert_ok(gr_adapter_attach(a, m, one, &err));
         double adapted = mean_loss(m, &b);

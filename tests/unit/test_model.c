@@ -68,7 +68,7 @@ static world open_world(const char *folder, int flags, int threads) {
         snprintf(path, sizeof path, "%s/adapter", folder);
         MUST(gr_adapter_load(&w.a, path, w.m, true, err));
         MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
-        w.params = &w.a->params;
+        w.params = w.a->params;
     }
     if (flags & INT8) gr_model_use(w.m, GR_BASE_INT8, true);
     snprintf(path, sizeof path, "%s/golden.json", folder);
@@ -319,9 +319,10 @@ static void a_training_step_allocates_nothing(void **state) {
 static void put_adapter_on_head(world *w) {
     const char *const head[] = {"lm_head"};
     gr_adapter_config c = {.rank = 4, .alpha = 8, .target_modules = head, .n_target_modules = 1, .base = "tiny"};
-    MUST(gr_adapter_plan(&w->a, &c, w->m, err));
-    MUST(gr_adapter_init(w->a, w->machine.device, true, 3, err));
-    w->params = &w->a->params;
+    MUST(gr_adapter_plan(&w->a, &c, w->m, NULL, err));
+    MUST(gr_params_allocate(w->a->params, w->machine.device, true, err));
+    MUST(gr_adapter_init(w->a, 3, err));
+    w->params = w->a->params;
     float *values = read_all(w->params, GR_PARAMS_VALUE);
     for (int64_t i = 0; i < w->params->n_floats; i++) values[i] = 0.1f * sinf(0.7f * (float)i);
     write_all(w->params, GR_PARAMS_VALUE, values);

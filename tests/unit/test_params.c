@@ -50,6 +50,8 @@ static void test_items(void **state) {
     check_all(&p, (const bool[]){false, false, false, false});
     fill_all(&p);
     check_all(&p, (const bool[]){true, true, true, true});
+    gr_params_read_part(&p, GR_PARAMS_M, 2, 18, 2, values);
+    assert_true(values[0] == number(2, 2, 18) && values[1] == number(2, 2, 19) && values[2] == 0);
     values[20] = -1;
     gr_params_write(&p, GR_PARAMS_VALUE, 0, values); /* no further than the item */
     gr_params_read(&p, GR_PARAMS_VALUE, 1, values);
@@ -57,22 +59,30 @@ static void test_items(void **state) {
     gr_params_release(&p);
 }
 
-static void register_two(gr_params *p) {
-    add(p, "model.layers.0.mlp.up_proj.lora_A.weight", 2, 9, true);
-    add(p, "model.layers.0.mlp.up_proj.lora_B.weight", 5, 2, true);
+/* An adapter between two other registrations. */
+static gr_adapter *register_three(gr_params *p, gr_model *m) {
+    gr_adapter *a = NULL;
+    gr_adapter_config c = {
+        .rank = 2, .alpha = 4, .base = "tiny", .target_modules = (const char *[]){"up_proj"}, .n_target_modules = 1};
     add(p, "model.embed_tokens.rows", 3, 7, false);
+    assert_ok(gr_adapter_plan(&a, &c, m, p, &err));
+    add(p, "model.norm.weight", 1, 64, false);
     assert_ok(gr_params_allocate(p, machine.device, true, &err));
+    assert_true(a->params == p && a->n_modules == 2 && p->n_items == 6);
+    assert_int_equal(gr_adapter_n_parameters(a), p->n_parameters - 21 - 64);
+    return a;
 }
 
-static void test_checkpoint(void **state) {
+static void test_two_owners(void **state) {
     (void)state;
     gr_params p = {0}, same = {0}, other = {0};
     gr_train_state s = {.step = 3}, back = {0};
+    gr_model *m = open_model(TINY);
+    gr_adapter *a = register_three(&p, m), *b = register_three(&same, m), *loaded = NULL;
     char *folder = NULL;
-    register_two(&p);
-    register_two(&same);
+    float *x = gr_calloc(2 * gr_params_largest(&p), sizeof *x), *y = x + gr_params_largest(&p);
     fill_all(&p);
-    assert_ok(gr_checkpoint_save(dir, NULL, &p, &s, &(gr_train_identity){.recipe = ""}, &err));
+    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = ""}, &err));
     assert_ok(gr_checkpoint_last(&folder, dir, &err));
     assert_ok(gr_checkpoint_load(folder, &same, NULL, NULL, NULL, &err));
     check_all(&same, (const bool[]){true, false, false, false});
@@ -81,17 +91,33 @@ static void test_checkpoint(void **state) {
     assert_int_equal(back.step, 3);
     add(&other, "model.embed_tokens.rows", 3, 7, false);
     assert_ok(gr_params_allocate(&other, machine.device, true, &err));
-    assert_error(gr_checkpoint_load(folder, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 3 trained tensors");
+    assert_error(gr_checkpoint_load(folder, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 6 trained tensors");
+    /* The adapter beside the state is that of p, in a set of its own; back in a shared set it leaves the neighbours alone. */
+    assert_ok(gr_adapter_load(&loaded, folder, m, false, &err));
+    assert_true(loaded->params == &loaded->own && loaded->params->n_items == 4);
+    assert_ok(gr_adapter_init(b, 1, &err));
+    assert_ok(gr_adapter_copy(b, loaded, &err));
+    check_all(&same, (const bool[]){true, false, true, true});
+    for (int64_t j = 0; j < a->n_modules; j++) {
+        gr_params_read(&p, GR_PARAMS_VALUE, a->modules[j].b, x);
+        gr_params_read(loaded->params, GR_PARAMS_VALUE, loaded->modules[j].b, y);
+        assert_memory_equal(x, y, (size_t)p.items[a->modules[j].b].n * sizeof *x);
+    }
+    free(x);
     free(folder);
+    gr_adapter_free(loaded);
+    gr_adapter_free(a);
+    gr_adapter_free(b);
     gr_params_release(&p);
     gr_params_release(&same);
     gr_params_release(&other);
+    gr_model_free(m);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_items),
-        cmocka_unit_test(test_checkpoint),
+        cmocka_unit_test(test_two_owners),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
