@@ -42,8 +42,7 @@ static void draw_values(problem *p, const char *plan, draws *r) {
     }
 }
 
-/* Do the steps of plan ("a*b x-c"); false when a number is not exact, not positive or too large to be
- * learned. */
+/* Do the steps of plan ("a*b x-c"); false when a number is not exact, not positive or too large to be learned. */
 static bool solve(problem *p, const char *plan) {
     p->n_steps = ((int)strlen(plan) + 1) / 4;
     for (int k = 0; k < p->n_steps; k++) {

@@ -6,8 +6,7 @@
 
 #include "core/text/encode.h"
 
-/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements
- * ---- */
+/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements ---- */
 
 graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err) {
     if (len == 0) return GRAFT_OK;
@@ -68,8 +67,7 @@ static void map_longest(const gr_tokenizer *t, const char *s, int64_t n, gr_str 
     }
 }
 
-/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each
- * character is. */
+/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each character is. */
 static void map_graphemes(const gr_tokenizer *t, const char *s, int64_t n, gr_str *out) {
     for (int64_t i = 0, end; i < n; i = end) {
         int size;

@@ -86,8 +86,7 @@ static const gr_option generate_options[] = {
     {"prompt", "TEXT", "one prompt; its completion alone is printed", NULL},
     {"prompts", "FILE",
      "lines {\"prompt\"} or {\"messages\"}, - for standard input; each comes back in order with its other fields, \"completion\" "
-     "and "
-     "\"tokens\"; a completion or answer that it had is its \"reference\"",
+     "and \"tokens\"; a completion or answer that it had is its \"reference\"",
      NULL},
     {"out", "FILE", "where the lines of --prompts go (standard output)", NULL},
     {"batch", "N", "prompts in flight at once (as many as memory allows)", NULL},
