@@ -69,8 +69,7 @@ done:
     return st;
 }
 
-/* The elements of an array by brackets and strings alone: their own syntax is checked when they are parsed.
- */
+/* The elements of an array by brackets and strings alone: their own syntax is checked when they are parsed. */
 static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t limit, graft_error *err) {
     const char *text = (const char *)r->map.data;
     graft_status st = GRAFT_OK;

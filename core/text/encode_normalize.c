@@ -153,8 +153,7 @@ static const utf8proc_option_t FORMS[] = {
 };
 
 /* Does no form change s? ASCII is never changed; NFC also leaves alone what is below the combining marks,
- * dashes and quotes, Chinese characters and punctuation, and the wide forms: what nearly all text is made of.
- */
+ * dashes and quotes, Chinese characters and punctuation, and the wide forms: what nearly all text is made of. */
 static bool is_in_form(const char *s, int64_t n, gr_norm_kind form) {
     int size;
     for (int64_t i = 0; i < n; i += size) {
