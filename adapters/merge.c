@@ -228,7 +228,7 @@ graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, co
     merge_job job = {.parts = parts, .m = m};
     const char *why = "";
     GR_TRY(prepare(&job, o, err));
-    job.cpu = m->device->in_host ? m->device : gr_backend_open("cpu", m->threads, &why);
+    job.cpu = m->device->in_host ? m->device : gr_device_open("cpu", m->threads, &why);
     if (!job.cpu) GR_TRY(gr_fail(err, GRAFT_NO_MEMORY, "merging: %s", why));
     gr_export x = {.source = {job.entries, job.n_entries, merged_rows, &job},
                    .config = &job.config,

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-gr_device *gr_backend_open(const char *name, gr_threads *threads, const char **why) {
+gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why) {
     const char *debug = getenv("GRAFT_DEVICE");
     bool automatic = strcmp(name, "auto") == 0;
     if (strcmp(name, "cpu") == 0 || (automatic && (!debug || strcmp(debug, "cpu") == 0))) return gr_cpu_device_new(threads, why);

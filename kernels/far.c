@@ -223,6 +223,11 @@ static void check_weight(const far *f, const char *who, const char *argument, co
     check_bytes(f, who, argument, w->data, gr_dtype_bytes(w->dtype, w->rows * w->cols));
 }
 
+static void check_norm(const far *f, const char *who, const char *argument, const gr_norm *p) {
+    check_memory(f, who, argument, p->w);
+    check_memory(f, who, argument, p->dw);
+}
+
 static void check_dropout(const far *f, const char *who, const char *argument, const gr_dropout *p) {
     if (p) check_memory(f, who, argument, p->row_key);
 }
@@ -276,6 +281,7 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         const gr_product *: check_product,                                                                                         \
         const gr_attention *: check_attention,                                                                                     \
         const gr_kv *: check_kv,                                                                                                   \
+        const gr_norm *: check_norm,                                                                                              \
         const gr_dropout *: check_dropout,                                                                                         \
         default: check_nothing)(far_, who_, #x, x);
 #define EACH_1(x)                                              CHECK(x)

@@ -111,6 +111,14 @@ typedef struct gr_product {
     float *dh;                 /* [n,rank] scratch for backward */
 } gr_product;
 
+/* RMSNorm (arXiv 1910.07467) of every part of a row by itself: the row is one, or its heads are. */
+typedef struct gr_norm {
+    const float *w; /* [width] */
+    float *dw;      /* [width] += or NULL: frozen */
+    float eps;
+    int64_t parts, width; /* of a row */
+} gr_norm;
+
 typedef struct gr_seq { /* one sequence of a flat batch, see gr_attention */
     int64_t q_start, q_len, kv_start, kv_len;
 } gr_seq;
@@ -218,7 +226,7 @@ struct gr_device {
 /* The device of a name: "auto" or "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run). The CPU's level is
  * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the
  * CPU lacks is an error). GRAFT_DEVICE=far, for tests: see far.c. NULL and *why on failure. */
-gr_device *gr_backend_open(const char *name, gr_threads *threads, const char **why);
+gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 void gr_device_close(gr_device *d); /* NULL is fine */
 
 /* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "avx512bf16",

@@ -6,7 +6,7 @@
 #include "core/base/base.h"
 #include "kernels/kernels.h"
 
-/* Where a module stands in the decoder, in the order in which weights are listed; INPUT_NORM to DOWN are each layer's. */
+/* Where a module stands in the decoder, in the order in which weights are listed; INPUT_NORM to MLP_NORM are each layer's. */
 typedef enum gr_slot {
     GR_SLOT_EMBED,
     GR_SLOT_INPUT_NORM,
@@ -14,10 +14,14 @@ typedef enum gr_slot {
     GR_SLOT_K,
     GR_SLOT_V,
     GR_SLOT_O,
+    GR_SLOT_Q_NORM, /* of each head, before the rotation */
+    GR_SLOT_K_NORM,
+    GR_SLOT_ATTENTION_NORM, /* of what attention adds to the stream */
     GR_SLOT_POST_NORM,
     GR_SLOT_GATE,
     GR_SLOT_UP,
     GR_SLOT_DOWN,
+    GR_SLOT_MLP_NORM, /* of what the MLP adds to the stream */
     GR_SLOT_NORM,
     GR_SLOT_HEAD,
     GR_SLOT_COUNT

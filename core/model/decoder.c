@@ -58,6 +58,48 @@ static void linear_backward(gr_decoder *d, int64_t i, gr_site site, gr_rows dx, 
     d->dev->ops->linear_backward(d->dev, &p, dx, false, r->n);
 }
 
+/* ---- norms ---- */
+
+static gr_norm norm_of(const gr_decoder *d, const gr_vector *v, int64_t parts, int64_t width) {
+    return (gr_norm){.w = v->w, .dw = v->dw, .eps = d->m->config.norm_eps, .parts = parts, .width = width};
+}
+
+/* out = norm(x), x += add before. */
+static void norm_forward(gr_decoder *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_vector *v, int64_t n) {
+    gr_norm p = norm_of(d, v, 1, d->w.C);
+    d->dev->ops->rmsnorm_forward(d->dev, out, rstd, x, add, &p, n);
+}
+
+static void norm_backward(gr_decoder *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
+                          const gr_vector *v, int64_t n) {
+    gr_norm p = norm_of(d, v, 1, d->w.C);
+    d->dev->ops->rmsnorm_backward(d->dev, dx, accumulate, dout, x, rstd, &p, n);
+}
+
+/* Norms of the heads of q and k, where the layer has them: in place, what was there goes to a->qk. */
+static void qk_norm_forward(gr_decoder *d, int64_t i, int64_t n) {
+    const gr_layer *l = &d->m->layers[i];
+    gr_layer_acts *a = &d->layers[i];
+    gr_widths w = d->w;
+    if (!d->m->qk_norm) return;
+    gr_norm q = norm_of(d, &l->q_norm, w.H, w.D), k = norm_of(d, &l->k_norm, w.KD / w.D, w.D);
+    gr_rows at_k = gr_rows_at(a->qkv, 0, w.HD);
+    d->dev->zero(d->dev, a->qk.data, n * a->qk.ld * gr_dtype_get(a->qk.type)->block_bytes);
+    d->dev->ops->rmsnorm_forward(d->dev, a->qkv, a->rstd_q, a->qk, a->qkv, &q, n);
+    d->dev->ops->rmsnorm_forward(d->dev, at_k, a->rstd_k, gr_rows_at(a->qk, 0, w.HD), at_k, &k, n);
+}
+
+static void qk_norm_backward(gr_decoder *d, int64_t i, int64_t n) {
+    const gr_layer *l = &d->m->layers[i];
+    const gr_layer_acts *a = &d->layers[i];
+    gr_widths w = d->w;
+    if (!d->m->qk_norm) return;
+    gr_norm q = norm_of(d, &l->q_norm, w.H, w.D), k = norm_of(d, &l->k_norm, w.KD / w.D, w.D);
+    gr_rows dk = gr_rows_at(d->dqkv, 0, w.HD);
+    d->dev->ops->rmsnorm_backward(d->dev, d->dqkv, false, d->dqkv, a->qk, a->rstd_q, &q, n);
+    d->dev->ops->rmsnorm_backward(d->dev, dk, false, dk, gr_rows_at(a->qk, 0, w.HD), a->rstd_k, &k, n);
+}
+
 /* ---- embedding ---- */
 
 /* The two factors of a LoRA on the embedding: x += scale * A^T[ids] B^T. */
@@ -140,8 +182,9 @@ static void attention_forward(gr_decoder *d, int64_t i, gr_rows add, const gr_se
     const gr_layer *l = &d->m->layers[i];
     gr_layer_acts *a = &d->layers[i];
     gr_widths w = d->w;
-    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, add, l->input_norm.w, r->n, w.C, d->m->config.norm_eps);
+    norm_forward(d, a->n1, a->rstd1, a->x, add, &l->input_norm, r->n);
     linear_forward(d, i, GR_SITE_QKV, a->qkv, a->n1, r);
+    qk_norm_forward(d, i, r->n);
     op->rope(d->dev, a->qkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, false);
     if (r->cache) op->kv_append(d->dev, &r->cache[i], gr_rows_at(a->qkv, 0, w.HD), r->b.cache_row, r->n);
     gr_attention at = attention_of(d, i, r);
@@ -149,34 +192,53 @@ static void attention_forward(gr_decoder *d, int64_t i, gr_rows add, const gr_se
     op->attention_forward(d->dev, &at);
 }
 
-/* From a->att and the stream x to a->xmid and the down product in y, which together are the next layer's stream. */
-static void mlp_forward(gr_decoder *d, int64_t i, gr_rows y, gr_rows att, gr_rows x, const pass *r) {
-    const gr_ops *op = d->dev->ops;
+/* A branch's last product, in y; where the layer has a norm of it, what is before that is kept. */
+static void branch_forward(gr_decoder *d, int64_t i, gr_site site, gr_rows y, gr_rows x, const pass *r) {
     const gr_layer *l = &d->m->layers[i];
     gr_layer_acts *a = &d->layers[i];
-    linear_forward(d, i, GR_SITE_O, a->xmid, att, r);
-    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, x, l->post_norm.w, r->n, d->w.C, d->m->config.norm_eps);
+    bool attention = site == GR_SITE_O;
+    gr_rows kept = attention ? a->att_out : a->mlp_out;
+    linear_forward(d, i, site, d->m->branch_norm ? kept : y, x, r);
+    if (d->m->branch_norm)
+        norm_forward(d, y, attention ? a->rstd_att : a->rstd_mlp, kept, NONE, attention ? &l->attention_norm : &l->mlp_norm, r->n);
+}
+
+/* dx of it from d->dx, the gradient of the stream. */
+static void branch_backward(gr_decoder *d, int64_t i, gr_site site, gr_rows dx, gr_rows x, const pass *r) {
+    const gr_layer *l = &d->m->layers[i];
+    const gr_layer_acts *a = &d->layers[i];
+    bool attention = site == GR_SITE_O;
+    if (d->m->branch_norm)
+        norm_backward(d, d->dout, false, d->dx, attention ? a->att_out : a->mlp_out, attention ? a->rstd_att : a->rstd_mlp,
+                      attention ? &l->attention_norm : &l->mlp_norm, r->n);
+    linear_backward(d, i, site, dx, d->m->branch_norm ? d->dout : d->dx, x, r);
+}
+
+/* From a->att and the stream x to a->xmid and the MLP's branch in y, which together are the next layer's stream. */
+static void mlp_forward(gr_decoder *d, int64_t i, gr_rows y, gr_rows att, gr_rows x, const pass *r) {
+    const gr_layer *l = &d->m->layers[i];
+    gr_layer_acts *a = &d->layers[i];
+    branch_forward(d, i, GR_SITE_O, a->xmid, att, r);
+    norm_forward(d, a->n2, a->rstd2, a->xmid, x, &l->post_norm, r->n);
     linear_forward(d, i, GR_SITE_GATE_UP, a->gu, a->n2, r);
-    op->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
-    if (y.data) linear_forward(d, i, GR_SITE_DOWN, y, a->act, r);
+    d->dev->ops->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
+    if (y.data) branch_forward(d, i, GR_SITE_DOWN, y, a->act, r);
 }
 
 /* What the plan did not keep is computed again: the same operations on the same input give the same bits. */
 static void layer_recompute(gr_decoder *d, int64_t i, const pass *r) {
-    const gr_ops *op = d->dev->ops;
     const gr_layer *l = &d->m->layers[i];
     gr_layer_acts *a = &d->layers[i];
-    float eps = d->m->config.norm_eps;
     if (d->o.recompute == GR_RECOMPUTE_NONE) return;
     if (d->o.recompute == GR_RECOMPUTE_FULL) {
-        bool has_lora = gr_group_rank(&l->group[GR_SITE_DOWN]) > 0; /* whose products backward reads */
+        bool read = gr_group_rank(&l->group[GR_SITE_DOWN]) > 0 || d->m->branch_norm; /* something of the last product by backward */
         attention_forward(d, i, NONE, r->b.seqs, r);
-        mlp_forward(d, i, has_lora ? gr_decoder_rows(d, d->dbranch.data, d->w.C, d->dbranch.type) : NONE, a->att, a->x, r);
+        mlp_forward(d, i, read ? d->dbranch : NONE, a->att, a->x, r);
         return;
     }
-    op->rmsnorm_forward(d->dev, a->n1, a->rstd1, a->x, NONE, l->input_norm.w, r->n, d->w.C, eps);
-    op->rmsnorm_forward(d->dev, a->n2, a->rstd2, a->xmid, NONE, l->post_norm.w, r->n, d->w.C, eps);
-    op->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
+    norm_forward(d, a->n1, a->rstd1, a->x, NONE, &l->input_norm, r->n);
+    norm_forward(d, a->n2, a->rstd2, a->xmid, NONE, &l->post_norm, r->n);
+    d->dev->ops->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
 }
 
 /* d->dx: gradient of the layer's output stream on entry, of its input stream on return (below: something there wants it). */
@@ -186,19 +248,20 @@ static void layer_backward(gr_decoder *d, int64_t i, bool below, const pass *r) 
     gr_layer_acts *a = &d->layers[i];
     gr_widths w = d->w;
     layer_recompute(d, i, r);
-    linear_backward(d, i, GR_SITE_DOWN, d->dact, d->dx, a->act, r);
+    branch_backward(d, i, GR_SITE_DOWN, d->dact, a->act, r);
     op->glu_backward(d->dev, a->gu, d->dact, a->gu, r->n, w.F, l->desc.activation); /* in place: nothing reads them again */
     linear_backward(d, i, GR_SITE_GATE_UP, d->dbranch, a->gu, a->n2, r);
-    op->rmsnorm_backward(d->dev, d->dx, l->post_norm.dw, d->dbranch, a->xmid, a->rstd2, l->post_norm.w, r->n, w.C);
-    linear_backward(d, i, GR_SITE_O, d->datt, d->dx, a->att, r);
+    norm_backward(d, d->dx, true, d->dbranch, a->xmid, a->rstd2, &l->post_norm, r->n);
+    branch_backward(d, i, GR_SITE_O, d->datt, a->att, r);
     gr_attention at = attention_of(d, i, r);
     at.dout = d->datt, at.delta = d->delta;
     at.dq = d->dqkv, at.dk = gr_rows_at(d->dqkv, 0, w.HD), at.dv = gr_rows_at(d->dqkv, 0, w.HD + w.KD);
     op->attention_backward(d->dev, &at);
     op->rope(d->dev, d->dqkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, true);
+    qk_norm_backward(d, i, r->n);
     bool through_norm = below || l->input_norm.dw;
     linear_backward(d, i, GR_SITE_QKV, through_norm ? d->dbranch : NONE, d->dqkv, a->n1, r);
-    if (through_norm) op->rmsnorm_backward(d->dev, d->dx, l->input_norm.dw, d->dbranch, a->x, a->rstd1, l->input_norm.w, r->n, w.C);
+    if (through_norm) norm_backward(d, d->dx, true, d->dbranch, a->x, a->rstd1, &l->input_norm, r->n);
 }
 
 /* ---- the stack ---- */
@@ -230,15 +293,14 @@ static void stack_forward(gr_decoder *d, pass *r) {
         leave(d, i);
     }
     enter(d, L);
-    d->dev->ops->rmsnorm_forward(d->dev, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, d->m->norm.w, r->n, d->w.C,
-                                 d->m->config.norm_eps);
+    norm_forward(d, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, &d->m->norm, r->n);
 }
 
 /* d->dx from the gradient of d->xf (in d->dbranch) down to the embedding. */
 static void stack_backward(gr_decoder *d, const pass *r) {
     int64_t L = d->m->config.n_layers;
     d->dev->zero(d->dev, d->dx.data, r->n * d->dx.ld * (int64_t)sizeof(float));
-    d->dev->ops->rmsnorm_backward(d->dev, d->dx, d->m->norm.dw, d->dbranch, d->x_last, d->rstdf, d->m->norm.w, r->n, d->w.C);
+    norm_backward(d, d->dx, true, d->dbranch, d->x_last, d->rstdf, &d->m->norm, r->n);
     leave(d, L);
     gradient_ready(d, L);
     for (int64_t i = L - 1; i >= d->lowest; i--) {

@@ -7,17 +7,21 @@
 /* What backward reads of one layer. Buffers that are computed again are shared by all layers. The stream (x, xmid) is float, the
  * branches have the device's type of activations. */
 typedef struct gr_layer_acts {
-    gr_rows x;               /* [n,C] residual at the layer's input */
-    float *rstd1;            /* [n] */
-    gr_rows n1;              /* [n,C] input_norm(x) */
-    gr_rows qkv;             /* [n,(H+2K)D] q | k | v after rope */
-    gr_rows att;             /* [n,HD] */
-    float *lse;              /* [n,H] */
-    gr_rows xmid;            /* [n,C] residual after attention */
-    float *rstd2;            /* [n] */
-    gr_rows n2;              /* [n,C] post_norm(xmid) */
-    gr_rows gu, act;         /* [n,2F] gate | up; [n,F] activated */
-    float *h[GR_SITE_COUNT]; /* [n,sum of ranks] LoRA products */
+    gr_rows x;                  /* [n,C] residual at the layer's input */
+    float *rstd1;               /* [n] */
+    gr_rows n1;                 /* [n,C] input_norm(x) */
+    gr_rows qkv;                /* [n,(H+2K)D] q | k | v after rope */
+    gr_rows qk;                 /* [n,(H+K)D] q | k before their norms */
+    float *rstd_q, *rstd_k;     /* [n,H], [n,K] */
+    gr_rows att;                /* [n,HD] */
+    float *lse;                 /* [n,H] */
+    gr_rows xmid;               /* [n,C] residual after attention */
+    float *rstd2;               /* [n] */
+    gr_rows n2;                 /* [n,C] post_norm(xmid) */
+    gr_rows gu, act;            /* [n,2F] gate | up; [n,F] activated */
+    gr_rows att_out, mlp_out;   /* [n,C] the branches before their norms */
+    float *rstd_att, *rstd_mlp; /* [n] */
+    float *h[GR_SITE_COUNT];    /* [n,sum of ranks] LoRA products */
 } gr_layer_acts;
 
 typedef struct gr_widths { /* of buffers, in elements a row */
@@ -58,8 +62,8 @@ struct gr_decoder {
     void *xd, *dxd;          /* [n,widest input] a LoRA input after dropout, and its gradient */
     gr_rows embed_h, embed_y;
     /* backward */
-    gr_rows dx, dbranch; /* [n,C] */
-    gr_rows dqkv, datt, dact;
+    gr_rows dx, dbranch;            /* [n,C] */
+    gr_rows dqkv, datt, dact, dout; /* dout: of a branch before its norm */
     float *delta, *dh;
     int64_t lowest; /* layers below need no gradient; L: none needs one */
     bool embed_trains;

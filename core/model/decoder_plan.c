@@ -72,6 +72,15 @@ static void plan_layer(gr_layer_acts *a, planner *p, const gr_widths *w, int64_t
     a->rstd1 = floats(p, n, 1);
     a->rstd2 = floats(p, n, 1);
     for (int s = 0; s < GR_SITE_COUNT; s++) a->h[s] = floats(p, n, w->rank[s]);
+    if (p->d->m->qk_norm) {
+        a->qk = branch(p, n, w->HD + w->KD);
+        a->rstd_q = floats(p, n, w->H);
+        a->rstd_k = floats(p, n, w->KD / w->D);
+    }
+    if (p->d->m->branch_norm) {
+        a->att_out = branch(p, n, w->C), a->mlp_out = branch(p, n, w->C);
+        a->rstd_att = floats(p, n, 1), a->rstd_mlp = floats(p, n, 1);
+    }
 }
 
 static void plan_recomputed(gr_layer_acts *a, planner *p, const gr_widths *w, int64_t n) {
@@ -150,6 +159,7 @@ static void plan(gr_decoder *d, planner *p) {
     d->dqkv = branch(p, n, w.QKV);
     d->datt = branch(p, n, w.HD);
     d->dact = branch(p, n, w.F);
+    if (d->m->branch_norm) d->dout = branch(p, n, w.C);
     d->delta = floats(p, n, w.H);
     p->bytes = GR_MAX(p->bytes, end);
 }
@@ -173,7 +183,9 @@ static bool linear_trains(const gr_linear *l) {
 }
 
 static bool layer_trains(const gr_layer *l) {
-    bool trains = l->input_norm.dw || l->post_norm.dw;
+    const gr_vector *norms[] = {&l->input_norm, &l->post_norm, &l->q_norm, &l->k_norm, &l->attention_norm, &l->mlp_norm};
+    bool trains = false;
+    for (int i = 0; i < GR_LEN(norms); i++) trains |= norms[i]->dw != NULL;
     for (int s = 0; s < GR_SITE_COUNT; s++)
         for (int i = 0; i < l->group[s].n; i++) trains |= linear_trains(l->group[s].member[i]);
     return trains;

@@ -3,7 +3,7 @@
 graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, graft_error *err) {
     const char *why = "cannot start the threads; ask for fewer (threads: 1)";
     *m = (gr_machine){.threads = gr_threads_new(n_threads)};
-    m->device = m->threads ? gr_backend_open(name, m->threads, &why) : NULL;
+    m->device = m->threads ? gr_device_open(name, m->threads, &why) : NULL;
     if (m->device) return GRAFT_OK;
     gr_machine_close(m);
     return gr_fail(err, GRAFT_BAD_USAGE, "device %.40s: %s", name, why);

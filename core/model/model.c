@@ -9,17 +9,27 @@ typedef struct slot_row {
     bool is_norm;
 } slot_row;
 
+#define LINEAR(name)                                                                                                               \
+    { offsetof(gr_layer, name), false }
+#define NORM(name)                                                                                                                 \
+    { offsetof(gr_layer, name), true }
 static const slot_row slots[GR_SLOT_COUNT] = {
-    [GR_SLOT_INPUT_NORM] = {offsetof(gr_layer, input_norm), true},
-    [GR_SLOT_Q] = {offsetof(gr_layer, q), false},
-    [GR_SLOT_K] = {offsetof(gr_layer, k), false},
-    [GR_SLOT_V] = {offsetof(gr_layer, v), false},
-    [GR_SLOT_O] = {offsetof(gr_layer, o), false},
-    [GR_SLOT_POST_NORM] = {offsetof(gr_layer, post_norm), true},
-    [GR_SLOT_GATE] = {offsetof(gr_layer, gate), false},
-    [GR_SLOT_UP] = {offsetof(gr_layer, up), false},
-    [GR_SLOT_DOWN] = {offsetof(gr_layer, down), false},
+    [GR_SLOT_INPUT_NORM] = NORM(input_norm),
+    [GR_SLOT_Q] = LINEAR(q),
+    [GR_SLOT_K] = LINEAR(k),
+    [GR_SLOT_V] = LINEAR(v),
+    [GR_SLOT_O] = LINEAR(o),
+    [GR_SLOT_Q_NORM] = NORM(q_norm),
+    [GR_SLOT_K_NORM] = NORM(k_norm),
+    [GR_SLOT_ATTENTION_NORM] = NORM(attention_norm),
+    [GR_SLOT_POST_NORM] = NORM(post_norm),
+    [GR_SLOT_GATE] = LINEAR(gate),
+    [GR_SLOT_UP] = LINEAR(up),
+    [GR_SLOT_DOWN] = LINEAR(down),
+    [GR_SLOT_MLP_NORM] = NORM(mlp_norm),
 };
+#undef LINEAR
+#undef NORM
 
 /* What a weight belongs to: one of the two. */
 typedef struct target {
@@ -70,6 +80,8 @@ static graft_status make_slots(gr_model **out, const gr_model_config *c, gr_mach
         return gr_fail_memory(err, "model");
     }
     m->config = *c;
+    m->qk_norm = c->arch->modules[GR_SLOT_Q_NORM].hf != NULL;
+    m->branch_norm = c->arch->modules[GR_SLOT_ATTENTION_NORM].hf != NULL;
     m->device = machine.device, m->threads = machine.threads, m->compute = compute;
     make_groups(m);
     *out = m;

@@ -20,8 +20,10 @@ typedef enum gr_site { GR_SITE_QKV, GR_SITE_O, GR_SITE_GATE_UP, GR_SITE_DOWN, GR
 typedef struct gr_layer {
     gr_layer_desc desc;
     gr_vector input_norm, post_norm;
-    gr_linear q, k, v, o;     /* self_attn.{q,k,v,o}_proj */
-    gr_linear gate, up, down; /* mlp.{gate,up,down}_proj */
+    gr_vector q_norm, k_norm;           /* [D] of each head, with qk_norm */
+    gr_vector attention_norm, mlp_norm; /* of what the two branches add to the stream, with branch_norm */
+    gr_linear q, k, v, o;               /* self_attn.{q,k,v,o}_proj */
+    gr_linear gate, up, down;           /* mlp.{gate,up,down}_proj */
     gr_group group[GR_SITE_COUNT];
 } gr_layer;
 
@@ -40,8 +42,9 @@ typedef struct gr_model {
     gr_dtype compute;      /* of the frozen products and of attention */
     gr_base_products base; /* set by gr_model_use */
     bool backward, placed;
-    gr_linear embed;  /* its products are rows */
-    gr_layer *layers; /* [n_layers] */
+    bool qk_norm, branch_norm; /* which norms its layers have beside the two that all have */
+    gr_linear embed;           /* its products are rows */
+    gr_layer *layers;          /* [n_layers] */
     gr_vector norm;
     gr_linear head; /* tied: head.w is embed.w, head.dw is embed.dw */
     gr_group head_group;

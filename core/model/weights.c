@@ -19,7 +19,7 @@ struct gr_weights {
 
 /* ---- the list of tensors ---- */
 
-typedef enum size { ONE, VOCAB, HIDDEN, FFN, Q_ROWS, KV_ROWS } size;
+typedef enum size { ONE, VOCAB, HIDDEN, FFN, Q_ROWS, KV_ROWS, HEAD } size;
 
 /* The matrix of each slot, or a norm's vector; `bias` is the flag of the configuration that says whether there is one too. */
 static const struct {
@@ -32,10 +32,14 @@ static const struct {
     [GR_SLOT_K] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
     [GR_SLOT_V] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
     [GR_SLOT_O] = {HIDDEN, Q_ROWS, offsetof(gr_model_config, o_bias)},
+    [GR_SLOT_Q_NORM] = {ONE, HEAD, 0},
+    [GR_SLOT_K_NORM] = {ONE, HEAD, 0},
+    [GR_SLOT_ATTENTION_NORM] = {ONE, HIDDEN, 0},
     [GR_SLOT_POST_NORM] = {ONE, HIDDEN, 0},
     [GR_SLOT_GATE] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
     [GR_SLOT_UP] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
     [GR_SLOT_DOWN] = {HIDDEN, FFN, offsetof(gr_model_config, mlp_bias)},
+    [GR_SLOT_MLP_NORM] = {ONE, HIDDEN, 0},
     [GR_SLOT_NORM] = {ONE, HIDDEN, 0},
     [GR_SLOT_HEAD] = {VOCAB, HIDDEN, 0},
 };
@@ -48,6 +52,7 @@ static int64_t size_of(size which, const gr_model_config *c) {
     case FFN: return c->ffn;
     case Q_ROWS: return c->n_heads * c->head_dim;
     case KV_ROWS: return c->n_kv_heads * c->head_dim;
+    case HEAD: return c->head_dim;
     }
     return 0;
 }
@@ -85,7 +90,7 @@ graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_mod
     gr_weight_entry *list = gr_calloc(2 * GR_SLOT_COUNT * (c->n_layers + 1), sizeof *list);
     if (!list) return gr_fail_memory(err, "list of tensors");
     int64_t count = list_slots(list, c, -1, GR_SLOT_EMBED, GR_SLOT_EMBED);
-    for (int64_t i = 0; i < c->n_layers; i++) count += list_slots(list + count, c, i, GR_SLOT_INPUT_NORM, GR_SLOT_DOWN);
+    for (int64_t i = 0; i < c->n_layers; i++) count += list_slots(list + count, c, i, GR_SLOT_INPUT_NORM, GR_SLOT_MLP_NORM);
     count += list_slots(list + count, c, -1, GR_SLOT_NORM, GR_SLOT_HEAD);
     *entries = list;
     *n = count;

@@ -13,8 +13,10 @@ typedef struct row_args {
     const float *w, *s;
     const gr_weight *table;
     const int32_t *ids;
+    const gr_norm *norm;
     int64_t n, C;
     float f;
+    bool accumulate;
 } row_args;
 
 static void embed_rows(const void *args, int64_t begin, int64_t end) {
@@ -47,52 +49,56 @@ void gr_embed_backward_generic(gr_device *d, float *dtable, gr_rows dx, const in
     gr_cpu_for(d, C, COLUMNS, embed_backward_columns, &a);
 }
 
-static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
+/* Part i of all: its place in rows, NULL of none. */
+static float *part_of(gr_rows x, const row_args *a, int64_t i) {
+    return x.data ? gr_f32_row(x, i / a->norm->parts) + i % a->norm->parts * a->C : NULL;
+}
+
+static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *x = gr_f32_row(a->x, r), *out = gr_f32_row(a->out, r);
-        const float *add = gr_f32_row(a->y, r);
+        float *x = part_of(a->x, a, r), *out = part_of(a->out, a, r);
+        const float *add = part_of(a->y, a, r);
         double squares = 0;
         for (int64_t j = 0; add && j < a->C; j++) x[j] += add[j];
         for (int64_t j = 0; j < a->C; j++) squares += (double)x[j] * x[j];
-        float rstd = (float)(1 / sqrt(squares / (double)a->C + a->f));
-        for (int64_t j = 0; j < a->C; j++) out[j] = x[j] * rstd * a->w[j];
+        float rstd = (float)(1 / sqrt(squares / (double)a->C + a->norm->eps));
+        for (int64_t j = 0; j < a->C; j++) out[j] = x[j] * rstd * a->norm->w[j];
         if (a->f32) a->f32[r] = rstd;
     }
 }
 
-void gr_rmsnorm_forward_generic(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const float *w, int64_t n,
-                                int64_t C, float eps) {
-    row_args a = {.out = out, .x = x, .y = add, .f32 = rstd, .w = w, .C = C, .f = eps};
-    gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_rows, &a);
+void gr_rmsnorm_forward_generic(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_norm *p, int64_t n) {
+    row_args a = {.out = out, .x = x, .y = add, .f32 = rstd, .norm = p, .C = p->width};
+    gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_parts, &a);
 }
 
-/* With x^ = x rstd: dx += rstd (dout w - x^ mean(dout w x^)). */
-static void rmsnorm_backward_rows(const void *args, int64_t begin, int64_t end) {
+/* With x^ = x rstd: dx (+)= rstd (dout w - x^ mean(dout w x^)). */
+static void rmsnorm_backward_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        const float *dout = gr_f32_row(a->y, r), *x = gr_f32_row(a->x, r);
-        float *dx = gr_f32_row(a->out, r), rstd = a->s[r];
+        const float *dout = part_of(a->y, a, r), *x = part_of(a->x, a, r), *w = a->norm->w;
+        float *dx = part_of(a->out, a, r), rstd = a->s[r];
         double sum = 0;
-        for (int64_t j = 0; j < a->C; j++) sum += (double)dout[j] * a->w[j] * x[j];
+        for (int64_t j = 0; j < a->C; j++) sum += (double)dout[j] * w[j] * x[j];
         float mean = (float)(sum * rstd / (double)a->C);
-        for (int64_t j = 0; j < a->C; j++) dx[j] += rstd * (dout[j] * a->w[j] - x[j] * rstd * mean);
+        for (int64_t j = 0; j < a->C; j++) dx[j] = (a->accumulate ? dx[j] : 0) + rstd * (dout[j] * w[j] - x[j] * rstd * mean);
     }
 }
 
 static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
-    for (int64_t r = 0; r < a->n; r++) {
-        const float *dout = gr_f32_row(a->y, r), *x = gr_f32_row(a->x, r);
-        for (int64_t j = begin; j < end; j++) a->sums[j] += dout[j] * x[j] * a->s[r];
+    for (int64_t r = 0; r < a->n * a->norm->parts; r++) {
+        const float *dout = part_of(a->y, a, r), *x = part_of(a->x, a, r);
+        for (int64_t j = begin; j < end; j++) a->norm->dw[j] += dout[j] * x[j] * a->s[r];
     }
 }
 
-void gr_rmsnorm_backward_generic(gr_device *d, gr_rows dx, float *dw, gr_rows dout, gr_rows x, const float *rstd, const float *w,
-                                 int64_t n, int64_t C) {
-    row_args a = {.out = dx, .sums = dw, .y = dout, .x = x, .s = rstd, .w = w, .n = n, .C = C};
-    gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_backward_rows, &a);
-    if (dw) gr_cpu_for(d, C, COLUMNS, rmsnorm_weight_columns, &a);
+void gr_rmsnorm_backward_generic(gr_device *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
+                                 const gr_norm *p, int64_t n) {
+    row_args a = {.out = dx, .y = dout, .x = x, .s = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
+    if (p->dw) gr_cpu_for(d, p->width, COLUMNS, rmsnorm_weight_columns, &a);
+    gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_backward_parts, &a);
 }
 
 static void glu_rows(const void *args, int64_t begin, int64_t end) {

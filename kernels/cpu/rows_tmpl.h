@@ -13,18 +13,24 @@ enum { COLUMNS = 64, LOSS_BLOCK = 1024 };
 
 typedef struct row_args {
     gr_rows out, x, dout, add;
-    float *f32, *dw;
+    float *f32;
     const float *w, *rstd;
+    const gr_norm *norm;
     const int32_t *target;
     int64_t n, C;
-    float eps;
+    bool accumulate;
 } row_args;
 
-static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
+/* Part i of all: its place in rows, NULL of none. */
+INLINE float *part_of(gr_rows x, const row_args *a, int64_t i) {
+    return x.data ? gr_f32_row(x, i / a->norm->parts) + i % a->norm->parts * a->C : NULL;
+}
+
+static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *x = gr_f32_row(a->x, r), *out = gr_f32_row(a->out, r);
-        const float *add = gr_f32_row(a->add, r);
+        float *x = part_of(a->x, a, r), *out = part_of(a->out, a, r);
+        const float *add = part_of(a->add, a, r);
         vf squares = v_set(0);
         EACH_VECTOR(a->C) {
             vf v = v_load_n(x + j, count);
@@ -34,52 +40,51 @@ static void rmsnorm_rows(const void *args, int64_t begin, int64_t end) {
             }
             squares = v_fma(v, v, squares);
         }
-        float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->eps);
+        float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->norm->eps);
         EACH_VECTOR(a->C)
-        v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->w + j, count)), count);
+        v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->norm->w + j, count)), count);
         if (a->f32) a->f32[r] = rstd;
     }
 }
 
-void LEVEL(gr_rmsnorm_forward)(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const float *w, int64_t n, int64_t C,
-                               float eps) {
-    row_args a = {.out = out, .x = x, .f32 = rstd, .add = add, .w = w, .C = C, .eps = eps};
-    gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_rows, &a);
+void LEVEL(gr_rmsnorm_forward)(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_norm *p, int64_t n) {
+    row_args a = {.out = out, .x = x, .f32 = rstd, .add = add, .norm = p, .C = p->width};
+    gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_parts, &a);
 }
 
-/* With x^ = x rstd: dx += rstd (dout w - x^ mean(dout w x^)). */
-static void rmsnorm_backward_rows(const void *args, int64_t begin, int64_t end) {
+/* With x^ = x rstd: dx (+)= rstd (dout w - x^ mean(dout w x^)). */
+static void rmsnorm_backward_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        const float *dout = gr_f32_row(a->dout, r), *x = gr_f32_row(a->x, r);
-        float *dx = gr_f32_row(a->out, r), rstd = a->rstd[r];
+        const float *dout = part_of(a->dout, a, r), *x = part_of(a->x, a, r), *w = a->norm->w;
+        float *dx = part_of(a->out, a, r), rstd = a->rstd[r];
         vf sum = v_set(0);
         EACH_VECTOR(a->C) {
-            vf g = v_mul(v_load_n(dout + j, count), v_load_n(a->w + j, count));
+            vf g = v_mul(v_load_n(dout + j, count), v_load_n(w + j, count));
             sum = v_fma(g, v_load_n(x + j, count), sum);
         }
         vf pull = v_set(-rstd * rstd * v_sum(sum) / (float)a->C);
         EACH_VECTOR(a->C) {
-            vf g = v_mul(v_load_n(dout + j, count), v_load_n(a->w + j, count));
+            vf g = v_mul(v_load_n(dout + j, count), v_load_n(w + j, count));
             g = v_mul(v_set(rstd), v_fma(pull, v_load_n(x + j, count), g));
-            v_store_n(dx + j, v_add(v_load_n(dx + j, count), g), count);
+            v_store_n(dx + j, a->accumulate ? v_add(v_load_n(dx + j, count), g) : g, count);
         }
     }
 }
 
 static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
-    for (int64_t r = 0; r < a->n; r++) {
-        const float *dout = gr_f32_row(a->dout, r), *x = gr_f32_row(a->x, r);
-        for (int64_t j = begin; j < end; j++) a->dw[j] += dout[j] * x[j] * a->rstd[r];
+    for (int64_t r = 0; r < a->n * a->norm->parts; r++) {
+        const float *dout = part_of(a->dout, a, r), *x = part_of(a->x, a, r);
+        for (int64_t j = begin; j < end; j++) a->norm->dw[j] += dout[j] * x[j] * a->rstd[r];
     }
 }
 
-void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, float *dw, gr_rows dout, gr_rows x, const float *rstd, const float *w,
-                                int64_t n, int64_t C) {
-    row_args a = {.out = dx, .dw = dw, .dout = dout, .x = x, .rstd = rstd, .w = w, .n = n, .C = C};
-    gr_cpu_for(d, n, gr_cpu_row_grain(C), rmsnorm_backward_rows, &a);
-    if (dw) gr_cpu_for(d, C, COLUMNS, rmsnorm_weight_columns, &a);
+void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
+                                const gr_norm *p, int64_t n) {
+    row_args a = {.out = dx, .dout = dout, .x = x, .rstd = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
+    if (p->dw) gr_cpu_for(d, p->width, COLUMNS, rmsnorm_weight_columns, &a);
+    gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_backward_parts, &a);
 }
 
 static inline vf v_sigmoid(vf x) { return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x)))); }

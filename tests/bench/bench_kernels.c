@@ -256,8 +256,9 @@ static void bench_rows(gr_device *d) {
     memset(ids, 0, N * 4), memset(key, 0, N * 8);
     const gr_dropout drop = {.p = 0.1f, .seed = 1, .row_key = key, .site = 3};
     const gr_rows xc = rows_of(x, C), yc = rows_of(y, C), gu = rows_of(x, 2 * F);
-    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, yc, rstd, xc, (gr_rows){0}, w, N, C, 1e-5f));
-    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, yc, NULL, xc, xc, rstd, w, N, C));
+    gr_norm norm = {.w = w, .eps = 1e-5f, .parts = 1, .width = C};
+    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, yc, rstd, xc, (gr_rows){0}, &norm, N));
+    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, yc, true, xc, xc, rstd, &norm, N));
     TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, rows_of(m, C), ids, table, N, 9, 64, false));
     TIME("glu fwd 1024x1536", 20.0 * N * F, d->ops->glu_forward(d, rows_of(y, F), gu, N, F, GR_ACTIVATION_SILU));
     TIME("glu bwd 1024x1536", 25.0 * N * F,
@@ -274,7 +275,7 @@ static void bench_rows(gr_device *d) {
 int main(int argc, char **argv) {
     const char *why = "cannot start the threads";
     gr_threads *pool = gr_threads_new(argc > 1 ? atoi(argv[1]) : 0);
-    gr_device *d = pool ? gr_backend_open("cpu", pool, &why) : NULL;
+    gr_device *d = pool ? gr_device_open("cpu", pool, &why) : NULL;
     if (!d) {
         fprintf(stderr, "%s\n", why);
         return 1;

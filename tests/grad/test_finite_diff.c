@@ -52,24 +52,28 @@ static void check(gr_device *d, loss_fn *loss, void *context, float *x, const fl
 }
 
 typedef struct norm {
-    float x[N * 37], w[37], dy[N * 37], rstd[N], y[N * 37];
+    float x[N * 36], w[36], dy[N * 36], rstd[N * 36], y[N * 36];
+    int64_t parts;
 } norm;
 
 static double norm_loss(gr_device *d, void *context) {
     norm *t = context;
-    d->ops->rmsnorm_forward(d, rows_of(t->y, 37), t->rstd, rows_of(t->x, 37), (gr_rows){0}, t->w, N, 37, 1e-5f);
-    return dot(t->y, t->dy, N * 37);
+    gr_norm p = {.w = t->w, .eps = 1e-5f, .parts = t->parts, .width = 36 / t->parts};
+    d->ops->rmsnorm_forward(d, rows_of(t->y, 36), t->rstd, rows_of(t->x, 36), (gr_rows){0}, &p, N);
+    return dot(t->y, t->dy, N * 36);
 }
 
-static void check_rmsnorm(gr_device *d) {
+static void check_rmsnorm(gr_device *d, int64_t parts) {
     static norm t;
-    static float dx[N * 37], dw[37];
-    fill(t.x, N * 37, 1), fill(t.w, 37, 2), fill(t.dy, N * 37, 3);
+    static float dx[N * 36], dw[36];
+    t.parts = parts;
+    fill(t.x, N * 36, 1), fill(t.w, 36, 2), fill(t.dy, N * 36, 3);
     memset(dx, 0, sizeof dx), memset(dw, 0, sizeof dw);
     norm_loss(d, &t);
-    d->ops->rmsnorm_backward(d, rows_of(dx, 37), dw, rows_of(t.dy, 37), rows_of(t.x, 37), t.rstd, t.w, N, 37);
-    check(d, norm_loss, &t, t.x, dx, N * 37, "rmsnorm dx");
-    check(d, norm_loss, &t, t.w, dw, 37, "rmsnorm dw");
+    gr_norm p = {.w = t.w, .dw = dw, .parts = parts, .width = 36 / parts};
+    d->ops->rmsnorm_backward(d, rows_of(dx, 36), true, rows_of(t.dy, 36), rows_of(t.x, 36), t.rstd, &p, N);
+    check(d, norm_loss, &t, t.x, dx, N * 36, "rmsnorm dx");
+    check(d, norm_loss, &t, t.w, dw, 36 / parts, "rmsnorm dw");
 }
 
 enum { K = 37, O = 21, R = 5 };
@@ -236,9 +240,10 @@ static void test_level(void **state) {
     if (!gr_cpu_ops(level)) skip();
     setenv("GRAFT_CPU", level, 1);
     gr_threads *threads = gr_threads_new(2);
-    gr_device *d = gr_backend_open("cpu", threads, &why);
+    gr_device *d = gr_device_open("cpu", threads, &why);
     if (!d) fail_msg("%s", why);
-    check_rmsnorm(d);
+    check_rmsnorm(d, 1);
+    check_rmsnorm(d, 3);
     check_linear(d);
     check_attention(d);
     check_rows(d);

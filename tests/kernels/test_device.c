@@ -22,7 +22,7 @@ static void open_device(const char *name) {
     setenv("GRAFT_DEVICE", name, 1);
     pool = gr_threads_new(2);
     assert_non_null(pool);
-    d = gr_backend_open("auto", pool, &why);
+    d = gr_device_open("auto", pool, &why);
     if (!d) fail_msg("%s", why);
 }
 
@@ -391,7 +391,7 @@ static void test_names(void **state) {
         const char *why = NULL;
         if (cases[i].debug) setenv("GRAFT_DEVICE", cases[i].debug, 1);
         else unsetenv("GRAFT_DEVICE");
-        d = gr_backend_open(cases[i].name, pool, &why);
+        d = gr_device_open(cases[i].name, pool, &why);
         assert_int_equal(d == NULL, cases[i].words != NULL);
         if (!d) assert_non_null(strstr(why, cases[i].words));
         gr_device_close(d);
@@ -399,7 +399,7 @@ static void test_names(void **state) {
     setenv("GRAFT_DEVICE", "far", 1);
     setenv("GRAFT_CPU", "mmx", 1);
     const char *why = NULL;
-    assert_null(gr_backend_open("auto", pool, &why));
+    assert_null(gr_device_open("auto", pool, &why));
     assert_non_null(strstr(why, "GRAFT_CPU"));
     unsetenv("GRAFT_CPU");
     gr_threads_free(pool);

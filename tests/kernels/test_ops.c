@@ -140,21 +140,26 @@ static void call_embed_backward(call *c) {
     out_sum(c, dtable, 5 * C);
 }
 
+/* Heads of a row, or one. */
+static int64_t norm_parts(const call *c) { return c->variant & 4 ? 3 : 1; }
+
 static void call_rmsnorm_forward(call *c) {
-    int64_t C = width(c);
+    int64_t parts = norm_parts(c), C = parts * width(c);
     gr_rows out = rows(c, 1, C), x = rows(c, 3, C), add = rows(c, 4, C);
-    float *rstd = numbers(c, 2, 1), *w = fixed(c, 5, 1, C);
+    float *rstd = numbers(c, 2, parts);
+    gr_norm p = {.w = fixed(c, 5, 1, width(c)), .eps = 1e-5f, .parts = parts, .width = width(c)};
     if (c->variant & 1) add.data = NULL;
-    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, x, add, w, c->n, C, 1e-5f);
-    out_rows(c, out, C), out_numbers(c, rstd, 1), out_rows(c, x, C);
+    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, x, add, &p, c->n);
+    out_rows(c, out, C), out_numbers(c, rstd, parts), out_rows(c, x, C);
 }
 
 static void call_rmsnorm_backward(call *c) {
-    int64_t C = width(c);
+    int64_t parts = norm_parts(c), C = parts * width(c);
     gr_rows dx = rows(c, 1, C), dout = rows(c, 3, C), x = rows(c, 4, C);
-    float *dw = fixed(c, 2, 1, C), *rstd = numbers(c, 5, 1), *w = fixed(c, 6, 1, C);
-    c->d->ops->rmsnorm_backward(c->d, dx, c->variant & 1 ? NULL : dw, dout, x, rstd, w, c->n, C);
-    out_rows(c, dx, C), out_sum(c, dw, C);
+    float *dw = fixed(c, 2, 1, width(c)), *rstd = numbers(c, 5, parts);
+    gr_norm p = {.w = fixed(c, 6, 1, width(c)), .dw = c->variant & 1 ? NULL : dw, .parts = parts, .width = width(c)};
+    c->d->ops->rmsnorm_backward(c->d, c->variant & 2 ? dout : dx, !(c->variant & 2), dout, x, rstd, &p, c->n); /* in place, or += */
+    out_rows(c, c->variant & 2 ? dout : dx, C), out_sum(c, dw, width(c));
 }
 
 static uint64_t *row_keys(call *c) {
@@ -520,7 +525,7 @@ static gr_device *device(const char *level, int n_threads) {
     gr_threads *threads = gr_threads_new(n_threads);
     assert_int_equal(gr_threads_count(threads), n_threads);
     setenv("GRAFT_CPU", level, 1);
-    gr_device *d = gr_backend_open("cpu", threads, &why);
+    gr_device *d = gr_device_open("cpu", threads, &why);
     if (!d) fail_msg("%s", why);
     return d;
 }
@@ -750,7 +755,7 @@ static void test_unknown_level(void **state) {
     const char *why = NULL;
     gr_threads *threads = gr_threads_new(1);
     setenv("GRAFT_CPU", "mmx", 1);
-    assert_null(gr_backend_open("cpu", threads, &why));
+    assert_null(gr_device_open("cpu", threads, &why));
     assert_non_null(strstr(why, "generic, avx2, avx512, avx512bf16 or amx"));
     assert_null(gr_cpu_ops("mmx"));
     gr_threads_free(threads);

@@ -1,0 +1,287 @@
+/* The decoder on made-up models of every kind of layer: norms of heads and of branches, biases. Every gradient against finite
+ * differences; recomputation, a KV cache and the sums of a step; what the hooks are told. */
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/model/decoder.h"
+#include "tests/unit/assert_ok.h"
+#include "tests/unit/params_copy.h"
+
+enum { L = 2, C = 24, H = 4, K = 2, D = 8, F = 40, V = 50, TOKENS = 23 };
+
+static gr_machine machine;
+
+typedef struct world {
+    gr_arch arch;
+    gr_module_names names[GR_SLOT_COUNT];
+    gr_model *m;
+    gr_params p;
+    gr_batch b;
+} world;
+
+/* A parameter of so many values about `mean`; where it lies once the set is allocated. */
+static int64_t put(world *w, int64_t rows, int64_t cols) {
+    int64_t index;
+    char name[32];
+    snprintf(name, sizeof name, "p%lld", (long long)w->p.n_items);
+    assert_ok(gr_params_add(&w->p, name, rows, cols, rows > 1, &index, &err));
+    return index;
+}
+
+static void fill_linear(world *w, gr_linear *l, int64_t rows, int64_t cols, int64_t *next) {
+    int64_t i = (*next)++;
+    *l = (gr_linear){.w = {GR_DTYPE_F32, rows, cols, gr_params_value(&w->p, i)}, .dw = gr_params_grad(&w->p, i)};
+}
+
+static void fill_vector(world *w, gr_vector *v, int64_t *next) {
+    int64_t i = (*next)++;
+    *v = (gr_vector){gr_params_value(&w->p, i), gr_params_grad(&w->p, i)};
+}
+
+static void fill_values(gr_params *p) {
+    float *values = read_all(p, GR_PARAMS_VALUE);
+    for (int64_t i = 0; i < p->n_items; i++)
+        for (int64_t k = 0; k < p->items[i].n; k++)
+            values[p->items[i].offset + k] =
+                (p->items[i].rows == 1 ? 1 : 0) + 0.3f * (float)sin(1.3 * (double)k + 0.7 * (double)(k % 7) + (double)i);
+    write_all(p, GR_PARAMS_VALUE, values);
+    free(values);
+}
+
+static world open_world(bool qk_norm, bool branch_norm) {
+    static const gr_slot heads[] = {GR_SLOT_Q_NORM, GR_SLOT_K_NORM}, branches[] = {GR_SLOT_ATTENTION_NORM, GR_SLOT_MLP_NORM};
+    world w = {.arch = gr_archs[0]};
+    memcpy(w.names, gr_archs[0].modules, sizeof w.names);
+    for (int i = 0; i < 2; i++) {
+        if (qk_norm) w.names[heads[i]] = (gr_module_names){"a", "b"};
+        if (branch_norm) w.names[branches[i]] = (gr_module_names){"c", "d"};
+    }
+    w.arch.modules = w.names;
+    gr_model_config c = {.arch = &w.arch,
+                         .n_layers = L,
+                         .hidden = C,
+                         .n_heads = H,
+                         .n_kv_heads = K,
+                         .head_dim = D,
+                         .ffn = F,
+                         .vocab = V,
+                         .max_positions = 64,
+                         .norm_eps = 1e-5f,
+                         .rope_theta = 10000};
+    assert_ok(gr_model_make(&w.m, &c, machine, GR_DTYPE_F32, 64, &err));
+    w.m->config.arch = &gr_archs[0]; /* it has told all: w moves */
+    const int64_t shape[7][2] = {{H * D, C}, {K * D, C}, {K * D, C}, {C, H * D}, {F, C}, {F, C}, {C, F}};
+    put(&w, V, C), put(&w, V, C), put(&w, 1, C);
+    for (int64_t i = 0; i < L; i++) {
+        for (int k = 0; k < 7; k++) put(&w, shape[k][0], shape[k][1]);
+        for (int k = 0; k < 6; k++) put(&w, 1, k == 2 || k == 3 ? D : C);
+    }
+    assert_ok(gr_params_allocate(&w.p, machine.device, true, &err));
+    fill_values(&w.p);
+    int64_t next = 0;
+    fill_linear(&w, &w.m->embed, V, C, &next), fill_linear(&w, &w.m->head, V, C, &next), fill_vector(&w, &w.m->norm, &next);
+    for (int64_t i = 0; i < L; i++) {
+        gr_layer *l = &w.m->layers[i];
+        gr_linear *linears[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        gr_vector *norms[] = {&l->input_norm, &l->post_norm, &l->q_norm, &l->k_norm, &l->attention_norm, &l->mlp_norm};
+        for (int k = 0; k < 7; k++) fill_linear(&w, linears[k], shape[k][0], shape[k][1], &next);
+        for (int k = 0; k < 6; k++) fill_vector(&w, norms[k], &next);
+    }
+    int32_t ids[TOKENS];
+    uint8_t target[TOKENS];
+    for (int i = 0; i < TOKENS; i++) ids[i] = i * 7 % V, target[i] = i % 3 != 0;
+    assert_ok(gr_batch_append(&w.b, ids, target, 15, 1, &err));
+    assert_ok(gr_batch_append(&w.b, ids + 15, target + 15, TOKENS - 15, 2, &err));
+    return w;
+}
+
+static void close_world(world *w) {
+    gr_model_free(w->m);
+    gr_params_release(&w->p);
+    gr_batch_release(&w->b);
+}
+
+/* The gradients of all parameters, from zero; nll of the rows. */
+static float *gradients(world *w, gr_recompute recompute, float nll[TOKENS], const gr_layer_hooks *hooks) {
+    gr_decoder *d;
+    gr_decoder_options o = {.max_tokens = TOKENS, .training = true, .recompute = recompute, .hooks = hooks};
+    machine.device->zero(machine.device, w->p.grad, w->p.n_floats * (int64_t)sizeof(float));
+    assert_ok(gr_decoder_new(&d, w->m, &o, &err));
+    assert_ok(gr_decoder_train(d, &w->b, &(gr_loss){.scale = 1 / (float)w->b.n_targets, .nll = nll}, &err));
+    gr_decoder_free(d);
+    return read_all(&w->p, GR_PARAMS_GRAD);
+}
+
+static double mean_loss(world *w) {
+    gr_decoder *d;
+    float nll[TOKENS];
+    double sum = 0;
+    assert_ok(gr_decoder_new(&d, w->m, &(gr_decoder_options){.max_tokens = TOKENS}, &err));
+    assert_ok(gr_decoder_eval(d, &w->b, nll, &err));
+    gr_decoder_free(d);
+    for (int r = 0; r < TOKENS; r++) sum += (double)nll[r];
+    return sum / (double)w->b.n_targets;
+}
+
+/* Is item i a norm that this model does not have? */
+static bool is_absent(const world *w, int64_t i) {
+    int64_t k = (i - 3) % 13 - 7;
+    return i >= 3 && ((k == 2 || k == 3) ? !w->m->qk_norm : (k == 4 || k == 5) && !w->m->branch_norm);
+}
+
+/* Along each gradient the loss changes by its norm. */
+static void gradients_are_slopes(void **state) {
+    const double step = 0.01;
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        world w = open_world(kind & 1, kind & 2);
+        float nll[TOKENS], *grad = gradients(&w, GR_RECOMPUTE_NONE, nll, NULL), *values = read_all(&w.p, GR_PARAMS_VALUE);
+        for (int64_t i = 0; i < w.p.n_items; i++) {
+            int64_t n = w.p.items[i].n;
+            const float *g = grad + w.p.items[i].offset, *v = values + w.p.items[i].offset;
+            float *moved = calloc((size_t)n, sizeof *moved);
+            double norm = 0, loss[2];
+            for (int64_t k = 0; k < n; k++) norm += (double)g[k] * (double)g[k];
+            norm = sqrt(norm);
+            if (is_absent(&w, i)) assert_true(norm == 0);
+            else assert_true(norm > 1e-4);
+            for (int side = 0; side < 2 && norm > 0; side++) {
+                for (int64_t k = 0; k < n; k++) moved[k] = (float)((double)v[k] + (side ? -step : step) * (double)g[k] / norm);
+                gr_params_write(&w.p, GR_PARAMS_VALUE, i, moved);
+                loss[side] = mean_loss(&w);
+            }
+            gr_params_write(&w.p, GR_PARAMS_VALUE, i, v);
+            free(moved);
+            double slope = norm > 0 ? (loss[0] - loss[1]) / (2 * step) : 0;
+            if (fabs(slope - norm) > 0.01 * norm + 1e-4)
+                fail_msg("kind %d, %s: slope %g, norm of the gradient %g", kind, w.p.items[i].name, slope, norm);
+        }
+        free(grad), free(values);
+        close_world(&w);
+    }
+}
+
+static void recomputation_gives_the_same_bits(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        world w = open_world(kind & 1, kind & 2);
+        float nll[TOKENS], again[TOKENS], *kept = gradients(&w, GR_RECOMPUTE_NONE, nll, NULL);
+        for (int policy = GR_RECOMPUTE_SELECTIVE; policy <= GR_RECOMPUTE_FULL; policy++) {
+            float *made = gradients(&w, (gr_recompute)policy, again, NULL);
+            assert_memory_equal(made, kept, (size_t)w.p.n_floats * sizeof *made);
+            assert_memory_equal(nll, again, sizeof nll);
+            free(made);
+        }
+        free(kept);
+        close_world(&w);
+    }
+}
+
+/* Logits of the last row of each sequence: in one go, and through a cache in pieces of two tokens. */
+static void cache_gives_the_same_logits(void **state) {
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        world w = open_world(kind & 1, kind & 2);
+        gr_decoder *d;
+        gr_kv_cache cache;
+        gr_batch piece = {0};
+        float whole[2][V], stepped[V];
+        const int32_t last[] = {14, TOKENS - 1};
+        assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS}, &err));
+        assert_ok(gr_decoder_logits(d, &w.b, last, 2, &whole[0][0], &err));
+        assert_ok(gr_kv_cache_init(&cache, w.m, 2, 20, &err));
+        for (int32_t s = 0; s < 2; s++) {
+            for (int64_t at = w.b.offset[s], n; at < w.b.offset[s + 1]; at += n) {
+                n = GR_MIN(2, w.b.offset[s + 1] - at);
+                gr_batch_clear(&piece);
+                assert_ok(gr_batch_append(&piece, w.b.tokens + at, NULL, n, 0, &err));
+                for (int64_t i = 0; i < n; i++) piece.positions[i] = (int32_t)(at - w.b.offset[s] + i);
+                assert_ok(gr_decoder_step(d, &piece, &cache, &s, stepped, &err));
+            }
+            assert_memory_equal(stepped, whole[s], sizeof stepped);
+        }
+        gr_batch_release(&piece);
+        gr_kv_cache_release(&cache);
+        gr_decoder_free(d);
+        close_world(&w);
+    }
+}
+
+/* The sum that stays on the device is that of the rows, in their order; a row that is not finite is named. */
+static void sums_stay_on_the_device(void **state) {
+    (void)state;
+    world w = open_world(true, true);
+    gr_device *dev = machine.device;
+    gr_decoder *d;
+    gr_step_stats sums, *stats = dev->alloc(dev, sizeof *stats);
+    gr_step_stats none = {.optimizer_step = 4};
+    float nll[TOKENS];
+    double sum = 0;
+    assert_non_null(stats);
+    dev->upload(dev, stats, &none, sizeof none);
+    dev->ops->step_begin(dev, stats);
+    assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS, .training = true}, &err));
+    gr_loss loss = {.scale = 1, .stats = stats, .nll = nll};
+    assert_ok(gr_decoder_train(d, &w.b, &loss, &err));
+    dev->download(dev, &sums, stats, sizeof sums, 0);
+    for (int r = 0; r < TOKENS; r++) sum += (double)nll[r] * w.b.weight[r];
+    assert_true(sums.nll == sum && sums.bad_row == -1 && sums.optimizer_step == 4);
+    float *embed = calloc(V * C, sizeof *embed);
+    for (int i = 0; i < V * C; i++) embed[i] = NAN;
+    gr_params_write(&w.p, GR_PARAMS_VALUE, 0, embed);
+    free(embed);
+    loss.first_row = 100;
+    assert_ok(gr_decoder_train(d, &w.b, &loss, &err));
+    dev->download(dev, &sums, stats, sizeof sums, 0);
+    assert_true(isnan(sums.nll));
+    assert_int_equal(sums.bad_row, 100); /* row 0 predicts a target */
+    gr_decoder_free(d);
+    dev->free(dev, stats);
+    close_world(&w);
+}
+
+static char told[256];
+
+static void tell(char what, int64_t layer) {
+    snprintf(told + strlen(told), sizeof told - strlen(told), "%c%lld ", what, (long long)layer);
+}
+static void on_enter(void *context, int64_t layer) { tell(*(const char *)context, layer); }
+static void on_leave(void *context, int64_t layer) { (void)context, tell(')', layer); }
+static void on_gradient(void *context, int64_t layer) { (void)context, tell('!', layer); }
+
+static void hooks_bracket_layers(void **state) {
+    (void)state;
+    world w = open_world(false, false);
+    float nll[TOKENS];
+    gr_layer_hooks hooks = {on_enter, on_leave, on_gradient, "("};
+    *told = 0;
+    free(gradients(&w, GR_RECOMPUTE_FULL, nll, &hooks));
+    assert_string_equal(told, "(-1 )-1 (0 )0 (1 )1 (2 )2 !2 (1 )1 !1 (0 )0 !0 (-1 )-1 !-1 ");
+    close_world(&w);
+}
+
+static int setup(void **state) {
+    (void)state;
+    assert_ok(gr_machine_open(&machine, "auto", 2, &err));
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    gr_machine_close(&machine);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(gradients_are_slopes),        cmocka_unit_test(recomputation_gives_the_same_bits),
+        cmocka_unit_test(cache_gives_the_same_logits), cmocka_unit_test(sums_stay_on_the_device),
+        cmocka_unit_test(hooks_bracket_layers),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
