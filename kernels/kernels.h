@@ -117,7 +117,7 @@ typedef struct gr_seq { /* one sequence of a flat batch, see gr_attention */
 
 /* Keys and values of one layer's KV cache. */
 typedef struct gr_kv {
-    gr_rows rows; /* [slots * max_len, K*D keys | K*D values] */
+    gr_rows rows; /* [slots * max_len, K*D keys | K*D values], close: ld is 2KD */
     void *form;   /* the backend's: what else it keeps of them */
 } gr_kv;
 
@@ -130,7 +130,7 @@ typedef struct gr_kv_shape {
  * buffer or a KV cache); query j stands at position kv_len - q_len + j and sees keys 0..that position.
  * Head h of q at column h*D; its key/value head is h / (H/K). lse[row,H] (may be NULL) = log-sum-exp of the scaled scores. */
 typedef struct gr_attention {
-    gr_rows q, k, v, out;
+    gr_rows q, k, v, out; /* k and v with the same ld */
     float *lse;
     gr_rows dq, dk, dv, dout; /* backward: the first three are "=", with the row strides of q, k, v; dout that of out */
     float *delta;             /* [rows,H] scratch for backward */
