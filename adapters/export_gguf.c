@@ -1,6 +1,6 @@
 /* A whole model as GGUF v3 for llama.cpp (ggml docs/gguf.md; llama.cpp's conversion/llama.py for what its
  * loader expects, src/llama-quant.cpp for the type of each tensor). */
-#include "adapters/merge.h"
+#include "adapters/impl.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,14 +14,14 @@ static bool more_bits(int64_t layer, int64_t n) { return layer < n / 8 || layer 
 static bool is_70b(const gr_model_config *c) { return c->n_layers == 80 && (!c->arch->gguf_65b || c->n_heads != c->n_kv_heads); }
 
 /* The type that llama.cpp's quantiser chooses for a matrix, before it looks whether rows are whole blocks. */
-static gr_dtype mixture(const gr_merge_job *job, const gr_weight_entry *e) {
-    const gr_model_config *c = &job->config;
-    bool mixed = job->dtype == GR_DTYPE_Q4_K || job->dtype == GR_DTYPE_Q5_K, v = e->slot == GR_SLOT_V;
+static gr_dtype mixture(const gr_export *x, const gr_weight_entry *e) {
+    const gr_model_config *c = x->config;
+    bool mixed = x->dtype == GR_DTYPE_Q4_K || x->dtype == GR_DTYPE_Q5_K, v = e->slot == GR_SLOT_V;
     if (e->slot == (c->tied ? GR_SLOT_EMBED : GR_SLOT_HEAD)) /* what gives the logits */
-        return job->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(job->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
-    if (!mixed || !(v || e->slot == GR_SLOT_DOWN)) return job->dtype;
+        return x->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(x->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
+    if (!mixed || !(v || e->slot == GR_SLOT_DOWN)) return x->dtype;
     if (more_bits(e->layer, c->n_layers)) return GR_DTYPE_Q6_K;
-    return v && is_70b(c) && job->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : job->dtype;
+    return v && is_70b(c) && x->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : x->dtype;
 }
 
 /* What takes the place of a type whose blocks do not fit a row; F16 fits all. */
@@ -35,38 +35,38 @@ static gr_dtype fallback(gr_dtype dtype) {
 }
 
 /* One-dimensional tensors stay F32 (llama.cpp computes with nothing else). */
-static gr_dtype gguf_dtype(const gr_merge_job *job, const gr_weight_entry *e) {
+static gr_dtype gguf_dtype(const gr_export *x, const gr_weight_entry *e) {
     if (e->is_vector) return GR_DTYPE_F32;
-    if (gr_dtype_get(job->dtype)->block == 1) return job->dtype;
-    gr_dtype dtype = mixture(job, e);
+    if (gr_dtype_get(x->dtype)->block == 1) return x->dtype;
+    gr_dtype dtype = mixture(x, e);
     if (e->view.cols % gr_dtype_get(dtype)->block) dtype = fallback(dtype);
     return e->view.cols % gr_dtype_get(dtype)->block ? GR_DTYPE_F16 : dtype;
 }
 
 /* How many matrices have another type than the mixture's, as their rows are no whole blocks. */
-static void tell_fallbacks(const gr_merge_job *job) {
+static void tell_fallbacks(const gr_export *x) {
     int64_t n = 0, matrices = 0;
-    gr_dtype to = job->dtype;
-    for (int64_t i = 0; i < job->n_entries && gr_dtype_get(job->dtype)->block > 1; i++) {
-        const gr_weight_entry *e = &job->entries[i];
+    gr_dtype to = x->dtype;
+    for (int64_t i = 0; i < x->source.n && gr_dtype_get(x->dtype)->block > 1; i++) {
+        const gr_weight_entry *e = &x->source.entries[i];
         if (e->is_vector) continue;
         matrices++;
-        if (e->view.cols % gr_dtype_get(job->dtype)->block == 0) continue;
-        if (n++ == 0 || gguf_dtype(job, e) != GR_DTYPE_Q8_0) to = gguf_dtype(job, e);
+        if (e->view.cols % gr_dtype_get(x->dtype)->block == 0) continue;
+        if (n++ == 0 || gguf_dtype(x, e) != GR_DTYPE_Q8_0) to = gguf_dtype(x, e);
     }
     if (n > 0)
         gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s "
                 "...), as llama.cpp does",
-                (long long)n, (long long)matrices, gr_dtype_get(job->dtype)->name, gr_dtype_get(to)->name);
+                (long long)n, (long long)matrices, gr_dtype_get(x->dtype)->name, gr_dtype_get(to)->name);
 }
 
-static bool has_rope_tensor(const gr_merge_job *job) { return job->config.rope_scaling == GR_ROPE_LLAMA3; }
+static bool has_rope_tensor(const gr_export *x) { return x->config->rope_scaling == GR_ROPE_LLAMA3; }
 
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
-    gr_merge_job *job = context;
-    if (i < job->n_entries) return gr_merge_entry(job, i, gguf_dtype(job, &job->entries[i]), true, dst, err);
+    const gr_export *x = context;
+    if (i < x->source.n) return gr_export_entry(x, i, gguf_dtype(x, &x->source.entries[i]), true, dst, err);
     float *divisors = dst; /* rope_freqs.weight */
-    for (int64_t k = 0; k < job->config.head_dim / 2; k++) divisors[k] = (float)gr_config_rope_divisor(&job->config, k);
+    for (int64_t k = 0; k < x->config->head_dim / 2; k++) divisors[k] = (float)gr_config_rope_divisor(x->config, k);
     return GRAFT_OK;
 }
 
@@ -112,40 +112,40 @@ static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b
     }
 }
 
-static graft_status put_metadata(const gr_merge_job *job, gr_gguf_builder *b, graft_error *err) {
-    const char *base = gr_weights_path(job->m->weights), *slash = strrchr(base, '/'), *name = slash && slash[1] ? slash + 1 : base;
-    const gr_gguf *g = gr_weights_gguf(job->m->weights);
+static graft_status put_metadata(const gr_export *x, gr_gguf_builder *b, graft_error *err) {
+    const char *base = gr_weights_path(x->base), *slash = strrchr(base, '/'), *name = slash && slash[1] ? slash + 1 : base;
+    const gr_gguf *g = gr_weights_gguf(x->base);
     graft_status st = GRAFT_OK;
     if (g && gr_gguf_has(g, "general.name")) st = gr_gguf_get_string(g, "general.name", &name, NULL, err);
     if (st != GRAFT_OK) return st;
-    gr_config_put_gguf(&job->config, b);
+    gr_config_put_gguf(x->config, b);
     gr_gguf_put_string(b, "general.type", "model");
     gr_gguf_put_string(b, "general.name", name);
-    gr_gguf_put_u32(b, "general.file_type", file_type(job->dtype));
+    gr_gguf_put_u32(b, "general.file_type", file_type(x->dtype));
     gr_gguf_put_u32(b, "general.quantization_version", 2);
     if (g) {
         copy_general(g, b);
-        copy_tokenizer(g, gr_tokenizer_carried_end(job->tokenizer) >= 0, b);
+        copy_tokenizer(g, gr_tokenizer_carried_end(x->tokenizer) >= 0, b);
     }
-    return gr_tokenizer_save_gguf(job->tokenizer, job->config.vocab, b, err);
+    return gr_tokenizer_save_gguf(x->tokenizer, x->config->vocab, b, err);
 }
 
-graft_status gr_export_gguf(gr_merge_job *job, const char *path, graft_error *err) {
+graft_status gr_export_gguf(const gr_export *x, const char *path, graft_error *err) {
     graft_status st;
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
-    int64_t n = job->n_entries;
-    if (job->config.arch->gguf_square_q && job->config.n_heads * job->config.head_dim != job->config.hidden)
+    int64_t n = x->source.n;
+    if (x->config->arch->gguf_square_q && x->config->n_heads * x->config->head_dim != x->config->hidden)
         gr_warn("llama.cpp loads %s only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not",
-                job->config.arch->gguf);
-    tell_fallbacks(job);
-    GR_TRY(put_metadata(job, &b, err));
-    GR_TRY(gr_merge_tensors(&tensors, job, gguf_dtype, true, err));
-    if (has_rope_tensor(job)) {
+                x->config->arch->gguf);
+    tell_fallbacks(x);
+    GR_TRY(put_metadata(x, &b, err));
+    GR_TRY(gr_export_tensors(&tensors, x, gguf_dtype, true, err));
+    if (has_rope_tensor(x)) {
         tensors[n] = (gr_tensor){.name = "rope_freqs.weight", .dtype = GR_DTYPE_F32, .n_dims = 1};
-        tensors[n++].shape[0] = job->config.head_dim / 2;
+        tensors[n++].shape[0] = x->config->head_dim / 2;
     }
-    GR_TRY(gr_gguf_write(path, &b, tensors, n, produce, job, err));
+    GR_TRY(gr_gguf_write(path, &b, tensors, n, produce, (void *)x, err));
 done:
     gr_gguf_builder_release(&b);
     free(tensors);

@@ -1,6 +1,6 @@
 /* A Hugging Face model folder: config.json, generation_config.json, the tokenizer's files, model.safetensors
  * or shards with their index. */
-#include "adapters/merge.h"
+#include "adapters/impl.h"
 
 #include <dirent.h>
 #include <jansson.h>
@@ -11,19 +11,19 @@
 
 static const int64_t DEFAULT_SHARD_BYTES = 5000000000;
 
-static gr_dtype hf_dtype(const gr_merge_job *job, const gr_weight_entry *e) {
+static gr_dtype hf_dtype(const gr_export *x, const gr_weight_entry *e) {
     (void)e;
-    return job->dtype;
+    return x->dtype;
 }
 
 typedef struct shard {
-    gr_merge_job *job;
+    const gr_export *x;
     int64_t first; /* entry of the shard's first tensor */
 } shard;
 
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     const shard *s = context;
-    return gr_merge_entry(s->job, s->first + i, s->job->dtype, false, dst, err);
+    return gr_export_entry(s->x, s->first + i, s->x->dtype, false, dst, err);
 }
 
 /* Tensors first.. of the shard that starts there: as many as fit, at least one. *bytes: their size. */
@@ -46,20 +46,19 @@ static graft_status write_index(const char *folder, json_t *map, int64_t total, 
     return st;
 }
 
-static graft_status write_weights(gr_merge_job *job, const char *folder, graft_error *err) {
+static graft_status write_weights(const gr_export *x, const char *folder, graft_error *err) {
     graft_status st;
     gr_tensor *tensors = NULL;
     json_t *map = json_object();
-    int64_t limit = job->options->shard_bytes > 0 ? job->options->shard_bytes : DEFAULT_SHARD_BYTES, total = 0, bytes, n_shards = 0;
-    GR_TRY(gr_merge_tensors(&tensors, job, hf_dtype, false, err));
-    for (int64_t first = 0; first < job->n_entries; n_shards++)
-        first += shard_length(tensors, first, job->n_entries, limit, &bytes);
-    for (int64_t first = 0, k = 1; first < job->n_entries; k++) {
-        int64_t n = shard_length(tensors, first, job->n_entries, limit, &bytes);
+    int64_t limit = x->shard_bytes > 0 ? x->shard_bytes : DEFAULT_SHARD_BYTES, total = 0, bytes, n_shards = 0;
+    GR_TRY(gr_export_tensors(&tensors, x, hf_dtype, false, err));
+    for (int64_t first = 0; first < x->source.n; n_shards++) first += shard_length(tensors, first, x->source.n, limit, &bytes);
+    for (int64_t first = 0, k = 1; first < x->source.n; k++) {
+        int64_t n = shard_length(tensors, first, x->source.n, limit, &bytes);
         char name[64] = "model.safetensors";
         if (n_shards > 1) snprintf(name, sizeof name, "model-%05lld-of-%05lld.safetensors", (long long)k, (long long)n_shards);
         char *path = gr_path_join(folder, name);
-        st = path ? gr_safetensors_write(path, tensors + first, n, produce, &(shard){job, first}, err) : gr_fail_memory(err, name);
+        st = path ? gr_safetensors_write(path, tensors + first, n, produce, &(shard){x, first}, err) : gr_fail_memory(err, name);
         free(path);
         if (st != GRAFT_OK) goto done;
         for (int64_t i = first; i < first + n; i++) json_object_set_new(map, tensors[i].name, json_string(name));
@@ -76,9 +75,7 @@ done:
 /* ---- what goes along with a model ---- */
 
 /* The HF folder that the base is, NULL for a GGUF. */
-static const char *base_folder(const gr_merge_job *job) {
-    return gr_weights_gguf(job->m->weights) ? NULL : gr_weights_path(job->m->weights);
-}
+static const char *base_folder(const gr_export *x) { return gr_weights_gguf(x->base) ? NULL : gr_weights_path(x->base); }
 
 static bool goes_along(const char *name) {
     static const char *const beginnings[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"};
@@ -127,14 +124,14 @@ static graft_status check_biases(const gr_model_config *c, graft_error *err) {
         arch->hf_type, c->qkv_bias ? "yes" : "no", c->o_bias ? "yes" : "no", c->mlp_bias ? "yes" : "no");
 }
 
-graft_status gr_export_hf(gr_merge_job *job, const char *folder, graft_error *err) {
-    const char *dtype = job->dtype == GR_DTYPE_F32 ? "float32" : job->dtype == GR_DTYPE_F16 ? "float16" : "bfloat16";
+graft_status gr_export_hf(const gr_export *x, const char *folder, graft_error *err) {
+    const char *dtype = x->dtype == GR_DTYPE_F32 ? "float32" : x->dtype == GR_DTYPE_F16 ? "float16" : "bfloat16";
     graft_status st;
-    GR_TRY(check_biases(&job->config, err));
-    GR_TRY(write_weights(job, folder, err));
-    GR_TRY(gr_config_write_hf(&job->config, dtype, base_folder(job), folder, err));
-    GR_TRY(gr_tokenizer_save_hf(job->tokenizer, folder, err));
-    if (base_folder(job)) GR_TRY(copy_companions(base_folder(job), folder, err));
+    GR_TRY(check_biases(x->config, err));
+    GR_TRY(write_weights(x, folder, err));
+    GR_TRY(gr_config_write_hf(x->config, dtype, base_folder(x), folder, err));
+    GR_TRY(gr_tokenizer_save_hf(x->tokenizer, folder, err));
+    if (base_folder(x)) GR_TRY(copy_companions(base_folder(x), folder, err));
 done:
     return st;
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "adapters/adapter.h"
+#include "adapters/export.h"
 
 /* ---- patterns.c ---- */
 
@@ -78,9 +79,20 @@ graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_er
  * by what) and for values that are not finite. */
 graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows, int64_t cols, bool transposed,
                                     const char *expected, graft_error *err);
+
 /* ---- gguf_lora.c ---- */
+
 graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, bool training, graft_error *err);
 /* The base that the file names, owned; NULL when it names none. */
 graft_status gr_gguf_lora_base(char **base, const char *path, graft_error *err);
+
+/* ---- export.c ---- */
+
+/* The tensors of x as its file lists them (name, dtype, shape), owned by the caller; names are borrowed from the source. dtype_of
+ * says the type of an entry. */
+typedef gr_dtype gr_dtype_rule(const gr_export *x, const gr_weight_entry *e);
+graft_status gr_export_tensors(gr_tensor **out, const gr_export *x, gr_dtype_rule *dtype_of, bool gguf, graft_error *err);
+/* Entry i rounded to dtype, into dst; gguf: rows in GGUF's order. */
+graft_status gr_export_entry(const gr_export *x, int64_t i, gr_dtype dtype, bool gguf, void *dst, graft_error *err);
 
 #endif

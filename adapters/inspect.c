@@ -1,6 +1,6 @@
 /* What is this path, and what is in it? Every kind of file becomes the same description (a JSON object: path,
  * kind, facts, tensors), which is printed as it is or as a table. */
-#include "adapters/export.h"
+#include "adapters/inspect.h"
 #include "adapters/impl.h"
 
 #include <dirent.h>

@@ -9,9 +9,23 @@
 #include "adapters/impl.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "kernels/threads.h"
 
 enum { PATIENCE_S = 3 };
+
+/* A merge in progress: the source of the tensors that are written. */
+typedef struct merge_job {
+    const gr_merge_parts *parts;
+    const gr_model *m;        /* of parts */
+    gr_device *cpu;           /* on which sums are made, whatever the model's */
+    gr_dtype dtype;           /* of the matrices written */
+    gr_model_config config;   /* as written: not tied where an adapter gives head and embedding different weights */
+    gr_weight_entry *entries; /* [n_entries] owned; only names and shapes count */
+    int64_t n_entries, n_merged, n_told;
+    double started; /* seconds */
+    gr_progress progress;
+    float *rows, *extra; /* scratch of one chunk: [GR_SOURCE_ROWS, max cols] */
+    float *left, *right; /* of an adapter: [GR_SOURCE_ROWS, max rank], [max rank, max cols] */
+} merge_job;
 
 /* ---- one tensor ---- */
 
@@ -25,12 +39,12 @@ static const gr_adapter_module *module_of(const gr_adapter *a, const char *name)
 }
 
 /* rows[n,K] += adapter j's part of rows first.. of the module's weight (for an embedding the rows are tokens). On the CPU. */
-static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *module, int64_t first, int64_t n) {
+static void add_adapter(merge_job *job, int j, const gr_adapter_module *module, int64_t first, int64_t n) {
     gr_device *d = job->cpu;
-    const gr_params *p = job->adapters[j]->params;
+    const gr_params *p = job->parts->adapters[j]->params;
     bool embedding = gr_adapter_is_embedding(module);
     int64_t R = module->rank;
-    float scale = (float)(job->scales[j] * gr_adapter_scale(job->adapters[j], module));
+    float scale = (float)(job->parts->scales[j] * gr_adapter_scale(job->parts->adapters[j], module));
     gr_params_read_part(p, GR_PARAMS_VALUE, embedding ? module->a : module->b, first * R, n * R, job->left);
     gr_params_read(p, GR_PARAMS_VALUE, embedding ? module->b : module->a, job->right);
     for (int64_t k = 0; k < n * R; k++) job->left[k] *= scale;
@@ -47,10 +61,10 @@ static void add_adapter(gr_merge_job *job, int j, const gr_adapter_module *modul
 }
 
 /* rows[n,K] = rows first.. of e before adapters: trained ones, the base's, or (an untied head) those of the base's embedding. */
-static graft_status take_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
-    int64_t K = e->view.cols, trained = job->trained ? gr_params_find(job->trained, e->name) : -1;
+static graft_status take_rows(merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
+    int64_t K = e->view.cols, trained = job->parts->trained ? gr_params_find(job->parts->trained, e->name) : -1;
     if (trained >= 0) {
-        gr_params_read_part(job->trained, GR_PARAMS_VALUE, trained, first * K, n * K, job->rows);
+        gr_params_read_part(job->parts->trained, GR_PARAMS_VALUE, trained, first * K, n * K, job->rows);
         return GRAFT_OK;
     }
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
@@ -63,90 +77,35 @@ static graft_status take_rows(gr_merge_job *job, const gr_weight_entry *e, int64
     return GRAFT_OK;
 }
 
-static bool is_merged(const gr_merge_job *job, const gr_weight_entry *e) {
-    bool yes = job->trained && gr_params_find(job->trained, e->name) >= 0;
-    for (int i = 0; i < job->n_adapters; i++) yes |= module_of(job->adapters[i], e->name) != NULL;
+static bool is_merged(const merge_job *job, const gr_weight_entry *e) {
+    bool yes = job->parts->trained && gr_params_find(job->parts->trained, e->name) >= 0;
+    for (int i = 0; i < job->parts->n_adapters; i++) yes |= module_of(job->parts->adapters[i], e->name) != NULL;
     return yes;
 }
 
-/* GGUF interleaves the halves of each head: of a bias that concerns its elements. */
-static void permute_vector(gr_merge_job *job, const gr_weight_entry *e) {
-    memcpy(job->extra, job->rows, (size_t)e->view.cols * sizeof(float));
-    for (int64_t k = 0; k < e->view.cols; k++) job->rows[gr_gguf_row(k, e->permute_heads, e->view.cols)] = job->extra[k];
-}
-
-/* Rows of a chunk on their way into the file, one at a time. */
-typedef struct round_job {
-    const gr_dtype_info *to;
-    const float *rows;
-    char *dst;
-    int64_t cols, row_bytes, first, n_rows;
-    int64_t heads; /* whose rows GGUF interleaves; 0: none */
-} round_job;
-
-static void round_row(void *context, int64_t r, int worker) {
-    const round_job *j = context;
-    int64_t row = j->heads ? gr_gguf_row(j->first + r, j->heads, j->n_rows) : j->first + r;
-    (void)worker;
-    j->to->from_f32(j->dst + row * j->row_bytes, j->rows + r * j->cols, j->cols);
-}
-
 /* A line for those who wait: nothing is said of a merge that is done in a moment. */
-static void tell_progress(gr_merge_job *job, int64_t i) {
+static void tell_progress(merge_job *job, int64_t i) {
+    if (i < job->n_told) return; /* the read-back */
+    job->n_told = i + 1;
     if (gr_now() - job->started > PATIENCE_S) gr_progress_update(&job->progress, i + 1, "%s", gr_dtype_get(job->dtype)->name);
 }
 
-graft_status gr_merge_rows(gr_merge_job *job, const gr_weight_entry *e, int64_t first, int64_t n, graft_error *err) {
+static graft_status merged_rows(void *context, int64_t i, int64_t first, int64_t n, const float **rows, graft_error *err) {
+    merge_job *job = context;
+    const gr_weight_entry *e = &job->entries[i];
     int64_t K = e->view.cols;
     graft_status st = take_rows(job, e, first, n, err);
     if (st != GRAFT_OK) return st;
-    for (int j = 0; j < job->n_adapters; j++) {
-        const gr_adapter_module *module = module_of(job->adapters[j], e->name);
+    for (int j = 0; j < job->parts->n_adapters; j++) {
+        const gr_adapter_module *module = module_of(job->parts->adapters[j], e->name);
         if (module) add_adapter(job, j, module, first, n);
     }
     for (int64_t k = 0; k < n * K; k++)
         if (!isfinite(job->rows[k]))
             return gr_fail(err, GRAFT_FAILED, "%s: row %lld of the merged weight is not finite", e->name,
                            (long long)(first + k / K));
-    return GRAFT_OK;
-}
-
-graft_status gr_merge_entry(gr_merge_job *job, int64_t i, gr_dtype dtype, bool gguf, void *dst, graft_error *err) {
-    const gr_weight_entry *e = &job->entries[i];
-    int64_t heads = gguf ? e->permute_heads : 0, rows = e->view.rows;
-    for (int64_t first = 0; first < rows; first += GR_MERGE_ROWS) {
-        int64_t n = GR_MIN(GR_MERGE_ROWS, rows - first);
-        graft_status st = gr_merge_rows(job, e, first, n, err);
-        if (st != GRAFT_OK) return st;
-        if (heads && e->is_vector) permute_vector(job, e);
-        round_job rounding = {.to = gr_dtype_get(dtype),
-                              .rows = job->rows,
-                              .dst = dst,
-                              .cols = e->view.cols,
-                              .row_bytes = gr_dtype_bytes(dtype, e->view.cols),
-                              .first = first,
-                              .n_rows = rows,
-                              .heads = e->is_vector ? 0 : heads};
-        gr_threads_run(job->m->threads, n, round_row, &rounding);
-    }
-    tell_progress(job, i);
-    return GRAFT_OK;
-}
-
-graft_status gr_merge_tensors(gr_tensor **out, const gr_merge_job *job, gr_dtype_rule *dtype_of, bool gguf_names,
-                              graft_error *err) {
-    gr_tensor *list = gr_calloc(job->n_entries + 1, sizeof *list); /* + 1: a format may add one of its own */
-    if (!list) return gr_fail_memory(err, "list of tensors");
-    for (int64_t i = 0; i < job->n_entries; i++) {
-        const gr_weight_entry *e = &job->entries[i];
-        list[i] =
-            (gr_tensor){.name = gguf_names ? e->gguf_name : e->name, .dtype = dtype_of(job, e), .n_dims = e->is_vector ? 1 : 2};
-        list[i].shape[0] = e->is_vector ? e->view.cols : e->view.rows;
-        list[i].shape[1] = e->is_vector ? 0 : e->view.cols;
-        list[i].n_elements = e->view.rows * e->view.cols;
-        list[i].n_bytes = gr_dtype_bytes(list[i].dtype, list[i].n_elements);
-    }
-    *out = list;
+    if (first + n == e->view.rows) tell_progress(job, i);
+    *rows = job->rows;
     return GRAFT_OK;
 }
 
@@ -170,20 +129,20 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
         int64_t bytes = w->rows * w->cols * gr_dtype_get(dtype)->block_bytes;
         file += bytes, largest = GR_MAX(largest, bytes), cols = GR_MAX(cols, w->cols);
     }
-    return 2 * GR_MERGE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
+    return 2 * GR_SOURCE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
-static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
+static graft_status choose_dtype(merge_job *job, const gr_merge_options *o, graft_error *err) {
     static const gr_dtype quantised[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K};
     gr_dtype own = job->m->embed.w.dtype;
-    int dtype = job->options->dtype, base = quantised_type(job->m);
+    int dtype = o->dtype, base = quantised_type(job->m);
     bool named = dtype >= 0;
     if (!named) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
     bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16, known = plain;
     for (int i = 0; i < GR_LEN(quantised); i++) known |= dtype == (int)quantised[i];
-    if (!known || (!plain && job->options->format == GR_FORMAT_HF))
+    if (!known || (!plain && o->format == GR_FORMAT_HF))
         return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
-                       job->options->format == GR_FORMAT_HF
+                       o->format == GR_FORMAT_HF
                            ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
                            : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
     job->dtype = (gr_dtype)dtype;
@@ -191,14 +150,14 @@ static graft_status choose_dtype(gr_merge_job *job, graft_error *err) {
         gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes "
                 "less; --dtype %s",
                 gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
-                job->options->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
-    if (!plain && job->n_adapters > 0)
+                o->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+    if (!plain && job->parts->n_adapters > 0)
         gr_warn("rounding to %s after merging can hide small changes of an adapter: see the KL below",
                 gr_dtype_get(job->dtype)->name);
     return GRAFT_OK;
 }
 
-static graft_status prepare(gr_merge_job *job, graft_error *err) {
+static graft_status prepare(merge_job *job, const gr_merge_options *o, graft_error *err) {
     graft_status st;
     int64_t cols = 1, rank = 1;
     if (gr_weights_shape_only(job->m->weights))
@@ -207,34 +166,36 @@ static graft_status prepare(gr_merge_job *job, graft_error *err) {
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
                        gr_weights_path(job->m->weights));
     job->config = job->m->config;
-    gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->tokenizer));
-    GR_TRY(choose_dtype(job, err));
-    for (int i = 0; i < job->n_adapters; i++)
-        if (module_of(job->adapters[i], "lm_head.weight") || module_of(job->adapters[i], "model.embed_tokens.weight"))
+    gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->parts->tokenizer));
+    GR_TRY(choose_dtype(job, o, err));
+    for (int i = 0; i < job->parts->n_adapters; i++)
+        if (module_of(job->parts->adapters[i], "lm_head.weight") || module_of(job->parts->adapters[i], "model.embed_tokens.weight"))
             job->config.tied = false;
     GR_TRY(gr_weights_list(&job->entries, &job->n_entries, &job->config, err));
     for (int64_t i = 0; i < job->n_entries; i++) {
         cols = GR_MAX(cols, job->entries[i].view.cols);
         job->n_merged += is_merged(job, &job->entries[i]);
     }
-    for (int i = 0; i < job->n_adapters; i++)
-        for (int64_t j = 0; j < job->adapters[i]->n_modules; j++) rank = GR_MAX(rank, job->adapters[i]->modules[j].rank);
-    job->rows = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->extra = gr_alloc_aligned(GR_MERGE_ROWS * cols * (int64_t)sizeof(float));
-    job->left = gr_alloc_aligned(GR_MERGE_ROWS * rank * (int64_t)sizeof(float));
+    for (int i = 0; i < job->parts->n_adapters; i++)
+        for (int64_t j = 0; j < job->parts->adapters[i]->n_modules; j++)
+            rank = GR_MAX(rank, job->parts->adapters[i]->modules[j].rank);
+    job->rows = gr_alloc_aligned(GR_SOURCE_ROWS * cols * (int64_t)sizeof(float));
+    job->extra = gr_alloc_aligned(GR_SOURCE_ROWS * cols * (int64_t)sizeof(float));
+    job->left = gr_alloc_aligned(GR_SOURCE_ROWS * rank * (int64_t)sizeof(float));
     job->right = gr_alloc_aligned(rank * cols * (int64_t)sizeof(float));
     if (!job->rows || !job->extra || !job->left || !job->right) GR_TRY(gr_fail_memory(err, "merging"));
 done:
     return st;
 }
 
-static graft_status merge_to_folder(gr_merge_job *job, const char *out_path, gr_merge_report *report, graft_error *err) {
+static graft_status merge_to_folder(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
+                                    graft_error *err) {
     graft_status st;
     char *tmp = NULL;
-    GR_TRY(gr_dir_begin(&tmp, out_path, job->options->overwrite, err));
-    GR_TRY(gr_export_hf(job, tmp, err));
-    GR_TRY(gr_merge_probe(job, tmp, report, err));
-    GR_TRY(gr_dir_commit(tmp, out_path, job->options->overwrite, err));
+    GR_TRY(gr_dir_begin(&tmp, out_path, overwrite, err));
+    GR_TRY(gr_export_hf(x, tmp, err));
+    GR_TRY(gr_merge_probe(x, m, tmp, report, err));
+    GR_TRY(gr_dir_commit(tmp, out_path, overwrite, err));
 done:
     if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
     free(tmp);
@@ -242,15 +203,16 @@ done:
 }
 
 /* Under another name until it has been probed. */
-static graft_status merge_to_file(gr_merge_job *job, const char *out_path, gr_merge_report *report, graft_error *err) {
+static graft_status merge_to_file(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
+                                  graft_error *err) {
     graft_status st;
     char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
     if (!tmp) return gr_fail_memory(err, out_path);
     if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
-    if (gr_exists(out_path) && !job->options->overwrite)
+    if (gr_exists(out_path) && !overwrite)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));
-    GR_TRY(gr_export_gguf(job, tmp, err));
-    GR_TRY(gr_merge_probe(job, tmp, report, err));
+    GR_TRY(gr_export_gguf(x, tmp, err));
+    GR_TRY(gr_merge_probe(x, m, tmp, report, err));
     if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
 done:
     if (st != GRAFT_OK) gr_remove_all(tmp);
@@ -258,24 +220,30 @@ done:
     return st;
 }
 
-graft_status gr_merge(gr_model *m, const gr_tokenizer *t, gr_adapter *const *adapters, const double *scales, int n_adapters,
-                      const gr_params *trained, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
+graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
                       graft_error *err) {
     graft_status st;
-    gr_merge_report done_report = {0};
-    gr_merge_job job = {
-        .m = m, .tokenizer = t, .adapters = adapters, .scales = scales, .n_adapters = n_adapters, .trained = trained, .options = o};
+    gr_model *m = parts->model;
+    gr_merge_report found = {0};
+    merge_job job = {.parts = parts, .m = m};
     const char *why = "";
-    GR_TRY(prepare(&job, err));
+    GR_TRY(prepare(&job, o, err));
     job.cpu = m->device->in_host ? m->device : gr_backend_open("cpu", m->threads, &why);
     if (!job.cpu) GR_TRY(gr_fail(err, GRAFT_NO_MEMORY, "merging: %s", why));
+    gr_export x = {.source = {job.entries, job.n_entries, merged_rows, &job},
+                   .config = &job.config,
+                   .tokenizer = parts->tokenizer,
+                   .base = m->weights,
+                   .dtype = job.dtype,
+                   .shard_bytes = o->shard_bytes,
+                   .threads = m->threads};
     job.started = gr_now();
     gr_progress_start(&job.progress, "merge", job.n_entries);
-    GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&job, out_path, &done_report, err)
-                                     : merge_to_file(&job, out_path, &done_report, err));
-    done_report.n_merged = job.n_merged;
-    done_report.dtype = job.dtype;
-    if (report) *report = done_report;
+    GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&x, m, o->overwrite, out_path, &found, err)
+                                     : merge_to_file(&x, m, o->overwrite, out_path, &found, err));
+    found.n_merged = job.n_merged;
+    found.dtype = job.dtype;
+    if (report) *report = found;
 done:
     gr_progress_end(&job.progress);
     if (job.cpu != m->device) gr_device_close(job.cpu);

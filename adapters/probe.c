@@ -1,11 +1,11 @@
-/* The read-back of a merge: is the written model what base and adapter are, and does it compute what they
- * compute? */
+/* The read-back of a merge: is the written model what base and adapter are, and does it compute what they compute? */
 #include "adapters/merge.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/model/decoder.h"
 
 enum { TEXT_TOKENS = 16 };
@@ -99,9 +99,9 @@ static double smallest_of(gr_dtype dtype) {
 /* How far logits may be from those before rounding, as relative_error. Models amplify: SmolLM2-135M shows
  * 0.01 for bf16, 0.08 for q8_0, 0.13 for q6_k, 0.3 for q5_k_m and 0.4 for q4_k_m; logits of another model
  * would give 1.4. */
-static double bound_of(const gr_merge_job *job) {
-    double bf16 = job->m->compute == GR_DTYPE_F32 ? 0 : 0.05; /* the products before */
-    switch (job->dtype) {
+static double bound_of(const gr_export *x, const gr_model *m) {
+    double bf16 = m->compute == GR_DTYPE_F32 ? 0 : 0.05; /* the products before */
+    switch (x->dtype) {
     case GR_DTYPE_F32: return 1e-3 + bf16;
     case GR_DTYPE_F16: return 0.02 + bf16;
     case GR_DTYPE_BF16: return 0.1 + bf16;
@@ -114,21 +114,24 @@ static double bound_of(const gr_merge_job *job) {
 
 enum { RUNS = 4, RUN_ROWS = 16 }; /* rows of a tensor that are compared: the first, the last, and two runs between */
 
-static graft_status check_tensor(gr_merge_job *job, const gr_weight_entry *e, const gr_weight *found, const char *path,
+/* back: room for RUN_ROWS rows. */
+static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weight *found, float *back, const char *path,
                                  graft_error *err) {
+    const gr_weight_entry *e = &x->source.entries[i];
+    const float *wanted;
     const gr_dtype_info *info = gr_dtype_get(found->dtype);
     int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS), row_bytes = gr_dtype_bytes(found->dtype, K);
     double error = 0, power = 0, smallest = smallest_of(found->dtype);
     for (int run = 0; run < (n == rows ? 1 : RUNS); run++) {
         int64_t first = (rows - n) * run / (RUNS - 1);
-        graft_status st = gr_merge_rows(job, e, first, n, err);
+        graft_status st = x->source.rows(x->source.context, i, first, n, &wanted, err);
         if (st != GRAFT_OK) return st;
-        info->to_f32(job->extra, (const char *)found->data + first * row_bytes, n * K);
+        info->to_f32(back, (const char *)found->data + first * row_bytes, n * K);
         for (int64_t k = 0; k < n * K; k++) {
-            double difference = fabs((double)job->rows[k] - (double)job->extra[k]);
+            double difference = fabs((double)wanted[k] - (double)back[k]);
             if (!(difference < INFINITY)) error = INFINITY;
             else if (difference > smallest) error += difference * difference;
-            power += (double)job->rows[k] * (double)job->rows[k];
+            power += (double)wanted[k] * (double)wanted[k];
         }
     }
     double bound = rounding_of(found->dtype);
@@ -160,15 +163,20 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
     return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong", path);
 }
 
-static graft_status check_tensors(gr_merge_job *job, const gr_model *merged, const char *path, graft_error *err) {
+static graft_status check_tensors(const gr_export *x, const gr_model *merged, const char *path, graft_error *err) {
     graft_status st;
-    GR_TRY(check_config(&job->config, &merged->config, path, err));
-    for (int64_t i = 0; i < job->n_entries; i++) {
-        const gr_weight_entry *e = &job->entries[i], *found = gr_weights_find(merged->weights, e->name);
+    int64_t cols = 1;
+    for (int64_t i = 0; i < x->source.n; i++) cols = GR_MAX(cols, x->source.entries[i].view.cols);
+    float *back = gr_calloc(RUN_ROWS * cols, sizeof *back);
+    if (!back) GR_TRY(gr_fail_memory(err, path));
+    GR_TRY(check_config(x->config, &merged->config, path, err));
+    for (int64_t i = 0; i < x->source.n; i++) {
+        const gr_weight_entry *e = &x->source.entries[i], *found = gr_weights_find(merged->weights, e->name);
         if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
-        GR_TRY(check_tensor(job, e, &found->view, path, err));
+        GR_TRY(check_tensor(x, i, &found->view, back, path, err));
     }
 done:
+    free(back);
     return st;
 }
 
@@ -203,13 +211,13 @@ static graft_status compare(gr_merge_report *report, const float *expected, cons
     return GRAFT_OK;
 }
 
-graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report *report, graft_error *err) {
+graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, gr_merge_report *report, graft_error *err) {
     graft_status st;
-    gr_model *m = job->m, *merged = NULL;
+    gr_model *merged = NULL;
     gr_batch b = {0};
     float *expected = NULL, *found = NULL;
     int64_t V = m->config.vocab;
-    GR_TRY(probe_batch(&b, job->tokenizer, V, err));
+    GR_TRY(probe_batch(&b, x->tokenizer, V, err));
     GR_TRY(all_logits(&expected, m, &b, err));
     gr_log_mute(true);
     st = gr_model_open(&merged, path, (gr_machine){m->threads, m->device}, GR_DTYPE_F32, TEXT_TOKENS, err);
@@ -218,7 +226,7 @@ graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report
         st = gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
         goto done;
     }
-    GR_TRY(check_tensors(job, merged, path, err));
+    GR_TRY(check_tensors(x, merged, path, err));
     GR_TRY(all_logits(&found, merged, &b, err));
     GR_TRY(compare(report, expected, found, b.n, V, path, err));
     for (int64_t i = 0; i < gr_weights_count(merged->weights); i++) {
@@ -226,12 +234,12 @@ graft_status gr_merge_probe(gr_merge_job *job, const char *path, gr_merge_report
         report->n_bytes += gr_dtype_bytes(w->dtype, w->rows * w->cols);
     }
     report->n_tensors = gr_weights_count(merged->weights);
-    if (report->relative_error > bound_of(job))
+    if (report->relative_error > bound_of(x, m))
         st = gr_fail(err, GRAFT_FAILED,
                      "%s: the logits of what was written differ from base and adapter by %.2g of their size, "
                      "rounding to %s explains %.2g at "
                      "most: the merge is wrong",
-                     path, report->relative_error, gr_dtype_get(job->dtype)->name, bound_of(job));
+                     path, report->relative_error, gr_dtype_get(x->dtype)->name, bound_of(x, m));
 done:
     gr_model_free(merged);
     gr_batch_release(&b);

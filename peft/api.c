@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters/export.h"
+#include "adapters/merge.h"
 #include "core/base/log.h"
 #include "core/model/generate.h"
 #include "peft/evaluate.h"
@@ -343,7 +343,8 @@ graft_status graft_merge(graft_model *model, const char *out_path, const graft_m
     if (o.format == GR_FORMAT_HF && o.dtype >= 0 && gr_dtype_get((gr_dtype)o.dtype)->block > 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "dtype \"%s\" needs a GGUF; a folder takes fp32, fp16 or bf16", options->dtype));
     GR_TRY(check_output(s, out_path, o.format, o.overwrite, err));
-    GR_TRY(gr_merge(s->model, s->tokenizer, s->adapters, s->scales, s->n_adapters, NULL, &o, out_path, &report, err));
+    gr_merge_parts parts = {s->model, s->tokenizer, s->adapters, s->scales, s->n_adapters, NULL};
+    GR_TRY(gr_merge(&parts, &o, out_path, &report, err));
     if (result) *result = (graft_merge_result){report.max_logit_difference, report.largest_logit, report.n_bytes};
 done:
     return leave(st, err);

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "adapters/export.h"
+#include "adapters/merge.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
 #include "kernels/threads.h"

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters/export.h"
+#include "adapters/merge.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "peft/plan.h"
@@ -181,7 +181,8 @@ graft_status gr_run_export(gr_run *run, graft_error *err) {
         gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
         gr_merge_report report;
         GR_TRY(gr_chat_carry(run->session.chat, run->session.tokenizer, err));
-        GR_TRY(gr_merge(run->session.model, run->session.tokenizer, NULL, NULL, 0, &run->params, &o, path, &report, err));
+        gr_merge_parts parts = {.model = run->session.model, .tokenizer = run->session.tokenizer, .trained = &run->params};
+        GR_TRY(gr_merge(&parts, &o, path, &report, err));
         gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
     }
 done:

@@ -9,8 +9,7 @@ enum { LINE_MAX_BYTES = 1024, BAR_WIDTH = 20 };
 #define REDRAW_S 0.1  /* on a terminal */
 #define LINE_S   10.0 /* plain lines elsewhere and in run.log */
 
-/* The one place with mutable file-level state: stderr is one for the whole process, and so is what stands on
- * it. */
+/* The one place with mutable file-level state: stderr is one for the whole process, and so is what stands on it. */
 static struct {
     pthread_mutex_t lock;
     FILE *tee;
@@ -85,8 +84,7 @@ static void format_duration(char *out, size_t size, double seconds) {
     else snprintf(out, size, "%lld:%02lld", s / 60, s % 60);
 }
 
-/* The line in two flavours; the ETA comes from the pace since the first update, so a resumed run is right
- * too. */
+/* The line in two flavours; the ETA comes from the pace since the first update, so a resumed run is right too. */
 static void format_progress(char *line, size_t size, const gr_progress *p, int64_t done, double now, bool bar, const char *text) {
     char bar_text[BAR_WIDTH + 5] = "", count[64], eta[48] = "", duration[32];
     if (bar && p->total > 0) {

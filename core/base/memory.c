@@ -42,8 +42,7 @@ static int64_t number_in(const char *folder, const char *name, const char *key) 
     return n;
 }
 
-/* What the group at folder leaves: its limit less what it uses, of which files that nobody reads do not
- * count. */
+/* What the group at folder leaves: its limit less what it uses, of which files that nobody reads do not count. */
 static int64_t left_in_group(const char *folder, bool v2) {
     int64_t limit = number_in(folder, v2 ? "memory.max" : "memory.limit_in_bytes", NULL);
     int64_t used = number_in(folder, v2 ? "memory.current" : "memory.usage_in_bytes", NULL);

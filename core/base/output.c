@@ -164,23 +164,13 @@ done:
 
 /* Is name among what graft wrote by the mark? NULL, of an older graft: the names that it gave. */
 static bool is_ours(const char *mark, const char *name) {
-    static const char *const old[] = {"adapter_config.json",
-                                      "adapter_model.safetensors",
-                                      "README.md",
-                                      "state.h5",
-                                      "config.json",
-                                      "generation_config.json",
-                                      "model.safetensors",
-                                      "model-*-of-*.safetensors",
-                                      "model.safetensors.index.json",
-                                      "tokenizer.json",
-                                      "tokenizer.model",
-                                      "tokenizer_config.json",
-                                      "special_tokens_map.json",
-                                      "added_tokens.json",
-                                      "chat_template.jinja",
-                                      "vocab.json",
-                                      "merges.txt"};
+    /* clang-format off */
+    static const char *const old[] = {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "state.h5", "config.json", "generation_config.json",
+        "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json", "merges.txt",
+    };
+    /* clang-format on */
     if (strcmp(name, GR_MARK_FILE) == 0) return true;
     for (int i = 0; !mark && i < GR_LEN(old); i++)
         if (fnmatch(old[i], name, 0) == 0) return true;

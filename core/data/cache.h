@@ -1,5 +1,4 @@
-/* cache.h - inside core/data: tokenised data sets kept in HDF5 under a name that is the hash of all they
- * depend on. */
+/* cache.h - inside core/data: tokenised data sets kept in HDF5 under a name that is the hash of all they depend on. */
 #ifndef GR_CACHE_H
 #define GR_CACHE_H
 

@@ -215,36 +215,30 @@ done:
     return st;
 }
 
-static graft_status convert_alpaca(gr_conversion *c) {
+/* instance: the object that holds input and output. */
+static graft_status push_task(gr_conversion *c, const json_t *instance) {
     graft_status st = GRAFT_OK;
     const char *instruction, *input, *output;
     GR_TRY(text_field(c, c->s->root, "instruction", true, &instruction));
-    GR_TRY(text_field(c, c->s->root, "input", false, &input));
-    GR_TRY(text_field(c, c->s->root, "output", true, &output));
+    GR_TRY(text_field(c, instance, "input", false, &input));
+    GR_TRY(text_field(c, instance, "output", true, &output));
     GR_TRY(push_system(c));
-    GR_TRY(push_history(c));
+    if (instance == c->s->root) GR_TRY(push_history(c));
     GR_TRY(push_instruction(c, instruction, input));
     GR_TRY(push(c, "assistant", output));
 done:
     return st;
 }
 
-/* The seed tasks of self-instruct and BELLE: the one instance holds input and output. */
+static graft_status convert_alpaca(gr_conversion *c) { return push_task(c, c->s->root); }
+
+/* The seed tasks of self-instruct and BELLE. */
 static graft_status convert_instances(gr_conversion *c) {
-    graft_status st = GRAFT_OK;
-    const char *instruction, *input, *output;
     const json_t *list = field(c->r, c->s->root, "instances"), *instance = json_array_get(list, 0);
     if (!list) return gr_form_fail_missing(c, "instances", c->s->root);
     if (json_array_size(list) != 1 || !json_is_object(instance))
         return gr_form_fail(c, "\"instances\" must be a list with one object {input, output}; write one line for each instance");
-    GR_TRY(text_field(c, c->s->root, "instruction", true, &instruction));
-    GR_TRY(text_field(c, instance, "input", false, &input));
-    GR_TRY(text_field(c, instance, "output", true, &output));
-    GR_TRY(push_system(c));
-    GR_TRY(push_instruction(c, instruction, input));
-    GR_TRY(push(c, "assistant", output));
-done:
-    return st;
+    return push_task(c, instance);
 }
 
 /* A string is one message of that role; a list is messages. */
@@ -380,9 +374,9 @@ static graft_status find_named(const gr_form **out, const gr_reader *r, const ch
         if (has_required(r, *out, first)) return GRAFT_OK;
         list_keys(first, keys, sizeof keys);
         gr_form_hint(r, first, &hint);
-        const char *and = (*out)->required[1];
-        gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s%s", name, (*out)->required[0], and? " and " : "",
-                     and? and : "", keys, hint.len ? hint.data : "; map other names with columns");
+        const char *second = (*out)->required[1];
+        gr_form_fail(&c, "format %s needs %s%s%s, the keys here are: %s%s", name, (*out)->required[0], second ? " and " : "",
+                     second ? second : "", keys, hint.len ? hint.data : "; map other names with columns");
         gr_str_release(&hint);
         return GRAFT_BAD_INPUT;
     }

@@ -27,8 +27,7 @@ typedef struct problem {
 /* The value of an operand: a letter a..d, or x, y: the results of steps 1 and 2. */
 static int operand(const problem *p, char letter) { return letter >= 'x' ? p->result[letter - 'x'] : p->values[letter - 'a']; }
 
-/* Draw each number from a range that suits the operation it is first used in: tables up to 9, sums below 100.
- */
+/* Draw each number from a range that suits the operation it is first used in: tables up to 9, sums below 100. */
 static void draw_values(problem *p, const char *plan, draws *r) {
     memset(p->values, 0, sizeof p->values);
     for (const char *s = plan; *s; s++) {
@@ -42,8 +41,7 @@ static void draw_values(problem *p, const char *plan, draws *r) {
     }
 }
 
-/* Do the steps of plan ("a*b x-c"); false when a number is not exact, not positive or too large to be
- * learned. */
+/* Do the steps of plan ("a*b x-c"); false when a number is not exact, not positive or too large to be learned. */
 static bool solve(problem *p, const char *plan) {
     p->n_steps = ((int)strlen(plan) + 1) / 4;
     for (int k = 0; k < p->n_steps; k++) {

@@ -43,32 +43,22 @@ static const gr_shape en_2[] = {
     {"{N} had {a} {o}, bought {b} more and gave {c} to {M}. How many {o} does {N} have now?", "a+b x-c"},
     {"{N} has {a} {o}. {M} has {b} times as many. How many {o} do they have together?", "a*b a+x"},
     {"{N} has {a} {o}. {M} has {b} more than {N}. How many {o} do they have together?", "a+b a+x"},
-    {"{N} collected {a} {o} and {M} collected {b}. They put them all into {c} equal bags. How many {o} are "
-     "in each bag?",
+    {"{N} collected {a} {o} and {M} collected {b}. They put them all into {c} equal bags. How many {o} are in each bag?",
      "a+b x/c"},
     {"{N} had {a} dollars and bought {b} {o} for {c} dollars each. How many dollars are left?", "b*c a-x"},
     {"{N}'s shop had {a} {o}. It sold {b} in the morning and {c} in the afternoon. How many {o} are left?", "a-b x-c"},
-    {"A bag of {o} costs {a} dollars. {N} buys {b} bags and {M} buys {c}. How many dollars do they pay in "
-     "all?",
-     "b+c x*a"},
+    {"A bag of {o} costs {a} dollars. {N} buys {b} bags and {M} buys {c}. How many dollars do they pay in all?", "b+c x*a"},
     {"{N} reads {a} pages a day for {b} days. The book has {c} pages. How many pages are left?", "a*b c-x"},
     {"{N} packs {a} {o} into boxes of {b} and sells each box for {c} dollars. How many dollars does {N} get?", "a/b x*c"},
     {"{N} lays out {a} rows of {b} {o}. {M} takes {c} of them. How many {o} are left?", "a*b x-c"},
-    {"{N} has {a} {o}, loses {b} and shares the rest equally among {c} friends. How many {o} does each "
-     "friend get?",
-     "a-b x/c"},
+    {"{N} has {a} {o}, loses {b} and shares the rest equally among {c} friends. How many {o} does each friend get?", "a-b x/c"},
     {"{N} has {a} {o}. {M} has {b} fewer than {N}. How many {o} do they have together?", "a-b a+x"},
-    {"{N} shares {a} {o} equally among {b} children. One child gets {c} more {o}. How many {o} does that "
-     "child have?",
-     "a/b x+c"},
+    {"{N} shares {a} {o} equally among {b} children. One child gets {c} more {o}. How many {o} does that child have?", "a/b x+c"},
 };
 static const gr_shape en_3[] = {
-    {"{N} buys {a} boxes with {b} {o} each, finds {c} more and gives {d} to {M}. How many {o} does {N} have "
-     "now?",
-     "a*b x+c y-d"},
+    {"{N} buys {a} boxes with {b} {o} each, finds {c} more and gives {d} to {M}. How many {o} does {N} have now?", "a*b x+c y-d"},
     {"{N} has {a} {o}, {M} has {b} times as many, and their friend has {c}. How many {o} do the three have?", "a*b a+x y+c"},
-    {"{N} had {a} {o}, bought {b} more, gave {c} to {M} and put the rest into {d} equal bags. How many {o} "
-     "are in each bag?",
+    {"{N} had {a} {o}, bought {b} more, gave {c} to {M} and put the rest into {d} equal bags. How many {o} are in each bag?",
      "a+b x-c y/d"},
     {"{N} buys {a} {o} for {b} dollars each and {c} {p} for {d} dollars each. How many dollars does {N} pay?", "a*b c*d x+y"},
     {"A shop had {a} {o}. It sold {b}, got {c} new ones and sold {d} more. How many {o} are left?", "a-b x+c y-d"},
@@ -78,11 +68,8 @@ static const gr_shape en_3[] = {
     {"{N} shares {a} {o} equally among {b} friends. One friend gets {c} more and gives {d} away. How many "
      "{o} does this friend have?",
      "a/b x+c y-d"},
-    {"{N} has {a} {o}. {M} has {b} more than {N}. They give {c} away together. How many {o} do they still "
-     "have?",
-     "a+b a+x y-c"},
-    {"{N} has {a} dollars. {N} buys {b} {o} for {c} dollars each and then earns {d} dollars. How many "
-     "dollars does {N} have now?",
+    {"{N} has {a} {o}. {M} has {b} more than {N}. They give {c} away together. How many {o} do they still have?", "a+b a+x y-c"},
+    {"{N} has {a} dollars. {N} buys {b} {o} for {c} dollars each and then earns {d} dollars. How many dollars does {N} have now?",
      "b*c a-x y+d"},
     {"{N} collected {a} {o}, {M} collected {b}. They packed them into bags of {c} and sold each bag for {d} "
      "dollars. How many dollars did they get?",
@@ -90,12 +77,9 @@ static const gr_shape en_3[] = {
     {"A bus starts with {a} people. {b} get off and {c} get on at the first stop, and {d} get on at the "
      "second. How many people are on the bus?",
      "a-b x+c y+d"},
-    {"{N} fills {a} shelves with {b} {o} each, and {M} fills {c} shelves with {d} each. How many more {o} "
-     "does {N} have than {M}?",
+    {"{N} fills {a} shelves with {b} {o} each, and {M} fills {c} shelves with {d} each. How many more {o} does {N} have than {M}?",
      "a*b c*d x-y"},
-    {"{N} reads {a} pages a day for {b} days, then {c} pages. The book has {d} pages. How many pages are "
-     "left?",
-     "a*b x+c d-y"},
+    {"{N} reads {a} pages a day for {b} days, then {c} pages. The book has {d} pages. How many pages are left?", "a*b x+c d-y"},
 };
 
 static const gr_shape zh_1[] = {

@@ -1,5 +1,4 @@
-/* order.c - which samples an epoch takes and in which order, and the split into two sets: functions of seeds
- * alone. */
+/* order.c - which samples an epoch takes and in which order, and the split into two sets: functions of seeds alone. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

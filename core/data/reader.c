@@ -21,8 +21,7 @@ static int hex4(const char *s, int64_t left) { /* the value of 4 hex digits, -1 
     return value;
 }
 
-/* The escape at s (s[0] is a backslash): its bytes, those of both halves of a surrogate pair; *lone: half a
- * pair alone. */
+/* The escape at s (s[0] is a backslash): its bytes, those of both halves of a surrogate pair; *lone: half a pair alone. */
 static int escape_length(const char *s, int64_t left, bool *lone) {
     int unit = left > 1 && s[1] == 'u' ? hex4(s + 2, left - 2) : -1;
     *lone = false;
@@ -33,8 +32,7 @@ static int escape_length(const char *s, int64_t left, bool *lone) {
     return *lone ? 6 : 12;
 }
 
-/* JSON text with damaged UTF-8 and halves of surrogate pairs read as U+FFFD, as Python's errors="replace"
- * does. */
+/* JSON text with damaged UTF-8 and halves of surrogate pairs read as U+FFFD, as Python's errors="replace" does. */
 static void mend(gr_str *out, const char *text, int64_t len) {
     gr_str valid = {0};
     gr_utf8_repair(text, len, &valid);
@@ -71,8 +69,7 @@ done:
     return st;
 }
 
-/* The elements of an array by brackets and strings alone: their own syntax is checked when they are parsed.
- */
+/* The elements of an array by brackets and strings alone: their own syntax is checked when they are parsed. */
 static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t limit, graft_error *err) {
     const char *text = (const char *)r->map.data;
     graft_status st = GRAFT_OK;

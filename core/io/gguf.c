@@ -52,8 +52,7 @@ static graft_status take(cursor *c, void *out, int64_t bytes, const char *what) 
     return GRAFT_OK;
 }
 
-/* A count or length; at least item_bytes follow in the file for each item, so that it bounds what may be
- * allocated. */
+/* A count or length; at least item_bytes follow in the file for each item, so that it bounds what may be allocated. */
 static graft_status take_count(cursor *c, int64_t *out, int64_t item_bytes, const char *what) {
     uint64_t n = 0;
     graft_status st = take(c, &n, sizeof n, what);
@@ -223,9 +222,8 @@ static graft_status place_tensors(cursor *c, gr_gguf *g, const uint64_t *offsets
         if (start > g->map.size || offsets[i] > (uint64_t)(g->map.size - start) ||
             t->n_bytes > g->map.size - start - (int64_t)offsets[i])
             return gr_fail(c->err, GRAFT_BAD_INPUT,
-                           "%s: tensor %s: its data ends beyond the end of the file; the file is "
-                           "truncated or damaged",
-                           g->path, t->name);
+                           "%s: tensor %s: its data ends beyond the end of the file; the file is truncated or damaged", g->path,
+                           t->name);
         if (offsets[i] % (uint64_t)alignment != 0)
             return gr_fail(c->err, GRAFT_BAD_INPUT, "%s: tensor %s: offset %llu is no multiple of the alignment %lld", g->path,
                            t->name, (unsigned long long)offsets[i], (long long)alignment);

@@ -86,9 +86,8 @@ static graft_status h5_fail(const gr_h5 *h, const char *name, graft_error *err) 
     return gr_fail(err, status, "%s %s%s%s: libhdf5 reports an error", verb, h->path, gap, name ? name : "");
 }
 
-/* Before each group of libhdf5 calls: its error printing off, no stale errno; and, before its first call, no
- * work at exit, where it crashes over a file that a full disk kept it from closing. Every file is closed here
- * anyway. */
+/* Before each group of libhdf5 calls: its error printing off, no stale errno; and, before its first call, no work at exit, where it
+ * crashes over a file that a full disk kept it from closing. Every file is closed here anyway. */
 static void h5_begin(void) {
     H5dont_atexit();
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -185,8 +184,7 @@ static hid_t type_id(gr_h5_type type) {
     return H5I_INVALID_HID;
 }
 
-/* Makes the groups that name passes through; one by one, as libhdf5's own way would put the time into the
- * file. */
+/* Makes the groups that name passes through; one by one, as libhdf5's own way would put the time into the file. */
 static graft_status make_groups(gr_h5 *h, const char *name, hid_t plist, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *part = gr_strdup(name);

@@ -48,8 +48,7 @@ static graft_status read_offsets(int64_t *begin, int64_t *bytes, const shard *f,
     int64_t b = json_integer_value(first), e = json_integer_value(second);
     if (b < 0 || b > e || e > data_bytes)
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: tensor %s: offsets %lld to %lld do not lie in the %lld data bytes; "
-                       "the file is truncated or damaged",
+                       "%s: tensor %s: offsets %lld to %lld do not lie in the %lld data bytes; the file is truncated or damaged",
                        f->path, name, (long long)b, (long long)e, (long long)data_bytes);
     *begin = b;
     *bytes = e - b;
@@ -96,8 +95,7 @@ static graft_status skip_tensor(gr_safetensors *s, gr_tensor t, const char *dtyp
     return GRAFT_OK;
 }
 
-/* data: the shard's data section. *left: bytes of it that no tensor has claimed yet; overlaps run it below
- * zero. */
+/* data: the shard's data section. *left: bytes of it that no tensor has claimed yet; overlaps run it below zero. */
 static graft_status add_tensor(gr_safetensors *s, const shard *f, const uint8_t *data, int64_t data_bytes, int64_t *left,
                                const char *key, const json_t *entry, graft_error *err) {
     int64_t begin = 0, bytes = 0;
@@ -134,9 +132,7 @@ static graft_status read_shard(gr_safetensors *s, const shard *f, graft_error *e
     const char *key;
     if (f->map.size >= PREFIX) memcpy(&header_len, f->map.data, PREFIX);
     if (f->map.size < PREFIX || header_len > (uint64_t)(f->map.size - PREFIX) || header_len > HEADER_MAX)
-        return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: not a safetensors file, or truncated: a header of %llu bytes in a "
-                       "file of %lld",
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: not a safetensors file, or truncated: a header of %llu bytes in a file of %lld",
                        f->path, (unsigned long long)header_len, (long long)f->map.size);
     header = json_loadb((const char *)f->map.data + PREFIX, (size_t)header_len, JSON_REJECT_DUPLICATES, &why);
     if (!json_is_object(header))
@@ -173,8 +169,7 @@ static char *beside(const char *path, const char *name) {
     return gr_format("%.*s%s", slash ? (int)(slash - path + 1) : 0, path, name);
 }
 
-/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says
- * so. */
+/* Files named by an index must be its neighbours: nothing else on the disk is opened because a file says so. */
 static bool is_plain_name(const char *name) {
     return name && *name && !strchr(name, '/') && !strchr(name, '\\') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
@@ -203,9 +198,7 @@ static graft_status open_index(gr_safetensors *s, const char *path, json_t **ind
     json_object_foreach(map, key, value) {
         const char *file = json_string_value(value);
         if (!is_plain_name(file))
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: weight_map: tensor %s: the value must be a file name in the same "
-                           "folder",
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: weight_map: tensor %s: the value must be a file name in the same folder",
                            path, key));
         if (!has_shard(s, file)) GR_TRY(open_shard(s, beside(path, file), err));
     }
@@ -257,9 +250,8 @@ static graft_status no_weights(const char *folder, graft_error *err) {
     char name[256];
     if (folder_has(name, folder, "model-", ".safetensors"))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: %s is one of several files, and model.safetensors.index.json, which lists them, is "
-                       "missing",
-                       folder, name);
+                       "%s: %s is one of several files, and model.safetensors.index.json, which lists them, is missing", folder,
+                       name);
     if (folder_has(name, folder, "", ".safetensors"))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: no model.safetensors and no index; if %s holds the weights, give it that name",
                        folder, name);

@@ -52,20 +52,18 @@ const gr_arch gr_archs[] = {
 };
 _Static_assert(GR_LEN(gr_archs) == GR_N_ARCHS, "the number that the header says");
 
-static const char *name_of(int i, bool gguf) { return gguf ? gr_archs[i].gguf : gr_archs[i].hf_type; }
-
-/* Is row i the first of its name? */
-static bool is_first(int i, bool gguf) {
-    for (int k = 0; k < i; k++)
-        if (strcmp(name_of(k, gguf), name_of(i, gguf)) == 0) return false;
-    return true;
-}
-
-void gr_arch_names(char out[128], bool gguf) {
-    int last = GR_N_ARCHS - 1;
-    size_t at = 0;
-    while (!is_first(last, gguf)) last--;
-    for (int i = 0; i <= last; i++)
-        if (is_first(i, gguf))
-            at += (size_t)snprintf(out + at, 128 - at, "%s%s", i == 0 ? "" : i == last ? " and " : ", ", name_of(i, gguf));
+graft_status gr_arch_find(const gr_arch **out, const char *file, const char *key, const char *name, bool gguf, graft_error *err) {
+    const char *known[GR_N_ARCHS];
+    int n = 0;
+    gr_str list = {0};
+    for (int i = 0; i < GR_N_ARCHS; i++) {
+        known[n] = gguf ? gr_archs[i].gguf : gr_archs[i].hf_type;
+        *out = &gr_archs[i];
+        if (strcmp(known[n], name) == 0) return GRAFT_OK;
+        if (n == 0 || strcmp(known[n], known[n - 1]) != 0) n++; /* those of one name are neighbours */
+    }
+    for (int i = 0; i < n; i++) gr_str_printf(&list, "%s%s", i == 0 ? "" : i + 1 < n ? ", " : " and ", known[i]);
+    gr_fail(err, GRAFT_BAD_INPUT, "%s: %s \"%.40s\": graft runs %s", file, key, name, list.data);
+    gr_str_release(&list);
+    return GRAFT_BAD_INPUT;
 }

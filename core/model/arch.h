@@ -53,7 +53,7 @@ typedef struct gr_arch {
 extern const gr_arch gr_archs[];
 enum { GR_N_ARCHS = 3 };
 
-/* Their names as a phrase, "llama, mistral and qwen2" (model_type) or as GGUF's: each once. */
-void gr_arch_names(char out[128], bool gguf);
+/* The first of this name: its model_type or, with gguf, GGUF's. BAD_INPUT "FILE: KEY "NAME": graft runs ...". */
+graft_status gr_arch_find(const gr_arch **out, const char *file, const char *key, const char *name, bool gguf, graft_error *err);
 
 #endif

@@ -17,10 +17,9 @@ static const char *const smells[] = {
     "qk",         "kq",    "quant",     "activation", "act_fn",   "prun",   "factor", "theta",  "pattern",  "mamba",
     "ssm",        "conv",  "recurrent", "attention",  "_act",     "heads",  "ntk",    "logn"};
 
-const gr_config_key *gr_config_find_key(const gr_config_key *keys, int n, const char *name, const gr_arch *arch) {
-    for (int i = 0; i < n; i++)
-        if (strcmp(keys[i].name, name) == 0 && (!keys[i].where || *(const bool *)((const char *)arch + keys[i].where)))
-            return &keys[i];
+const gr_config_key *gr_config_find_key(const gr_config_key *keys, const char *name, const gr_arch *arch) {
+    for (; keys->name; keys++)
+        if (strcmp(keys->name, name) == 0 && (!keys->where || *(const bool *)((const char *)arch + keys->where))) return keys;
     return NULL;
 }
 

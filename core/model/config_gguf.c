@@ -22,7 +22,7 @@ static const gr_config_key keys[] = {
     {"attention.head_count_kv", INT(n_kv_heads)},
     {"attention.key_length", INT(head_dim)},
     {"attention.value_length", READ},
-    {"attention.layer_norm_rms_epsilon", READ, .required = true},
+    {"attention.layer_norm_rms_epsilon", FLOAT(norm_eps), .required = true},
     {"attention.sliding_window", INT(window)},
     {"attention.causal", ONLY("true")},
     {"attention.scale", ONLY("0")},
@@ -52,6 +52,7 @@ static const gr_config_key keys[] = {
     {"rope.scaling.finetuned", HARMLESS},
     {"vocab_size", HARMLESS}, /* the embedding has as many rows as it has */
     {"tensor_data_layout", HARMLESS},
+    {.name = NULL},
 };
 
 /* A value as words: "8", "false", "yarn"; of an array its first element where all are the same, else "a list". */
@@ -105,10 +106,17 @@ static graft_status read_count(const gr_gguf *g, const char *key, int64_t n_laye
     return st;
 }
 
+static graft_status read_float(const gr_gguf *g, const char *key, float *out, graft_error *err) {
+    double value = 0;
+    graft_status st = gr_gguf_get_float(g, key, &value, err);
+    *out = (float)value;
+    return st;
+}
+
 /* One <arch>.* key of the file: not those that are READ. */
 static graft_status check_key(const gr_model_config *c, const gr_gguf *g, const char *key, gr_str *unknown, graft_error *err) {
     const char *name = key + strlen(c->arch->gguf) + 1;
-    const gr_config_key *row = gr_config_find_key(keys, GR_LEN(keys), name, c->arch);
+    const gr_config_key *row = gr_config_find_key(keys, name, c->arch);
     char text[64];
     if (row && row->kind != GR_CONFIG_ONLY) return GRAFT_OK;
     graft_status st = value_text(text, sizeof text, g, key, err);
@@ -125,9 +133,11 @@ static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error 
     char full[96];
     gr_str unknown = {0};
     size_t prefix = strlen(c->arch->gguf);
-    for (int i = 0; i < GR_LEN(keys); i++) {
-        if (keys[i].kind != GR_CONFIG_INT || (!keys[i].required && !gr_gguf_has(g, arch_key(full, c, keys[i].name)))) continue;
-        GR_TRY(read_count(g, arch_key(full, c, keys[i].name), c->n_layers, (int64_t *)((char *)c + keys[i].offset), err));
+    for (const gr_config_key *row = keys; row->name; row++) {
+        void *field = (char *)c + row->offset;
+        if (!row->required && !gr_gguf_has(g, arch_key(full, c, row->name))) continue;
+        if (row->kind == GR_CONFIG_INT) GR_TRY(read_count(g, arch_key(full, c, row->name), c->n_layers, field, err));
+        if (row->kind == GR_CONFIG_FLOAT) GR_TRY(read_float(g, arch_key(full, c, row->name), field, err));
     }
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
         const char *key = gr_gguf_key(g, i, NULL);
@@ -227,13 +237,7 @@ static graft_status read_arch(gr_model_config *c, const gr_gguf *g, graft_error 
                        "%s: split.count is %lld: one of several files; join them with `llama-gguf-split --merge`", path,
                        (long long)n_files);
     GR_TRY(gr_gguf_get_string(g, "general.architecture", &arch, NULL, err));
-    for (int i = GR_N_ARCHS - 1; i >= 0; i--) /* of several of the same name the first */
-        if (strcmp(arch, gr_archs[i].gguf) == 0) c->arch = &gr_archs[i];
-    if (!c->arch) {
-        char names[128];
-        gr_arch_names(names, true);
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture \"%.40s\": graft runs %s", path, arch, names);
-    }
+    GR_TRY(gr_arch_find(&c->arch, path, "general.architecture", arch, true, err));
 done:
     return st;
 }
@@ -248,7 +252,6 @@ static void name_arch(gr_model_config *c) {
 static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error *err) {
     const char *path = gr_gguf_path(g);
     char key[96];
-    double eps;
     int64_t value_length, vocab;
     graft_status st;
     GR_TRY(read_keys(c, g, err));
@@ -261,8 +264,6 @@ static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error
     if (value_length != c->head_dim)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected attention.key_length, %lld", path, key,
                        (long long)value_length, (long long)c->head_dim);
-    GR_TRY(gr_gguf_get_float(g, arch_key(key, c, "attention.layer_norm_rms_epsilon"), &eps, err));
-    c->norm_eps = (float)eps;
     const gr_tensor *embed = gr_gguf_find(g, "token_embd.weight");
     if (!embed || embed->n_dims != 2) return gr_fail(err, GRAFT_BAD_INPUT, "%s: token_embd.weight is missing or no matrix", path);
     c->vocab = embed->shape[0];

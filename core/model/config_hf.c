@@ -12,18 +12,18 @@ enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 /* ---- the table ---- */
 
-static const gr_config_key keys[] = {
+const gr_config_key gr_config_hf_keys[] = {
     /* sizes */
-    {"num_hidden_layers", INT(n_layers)},
-    {"hidden_size", INT(hidden)},
-    {"num_attention_heads", INT(n_heads)},
+    {"num_hidden_layers", INT(n_layers), .required = true},
+    {"hidden_size", INT(hidden), .required = true},
+    {"num_attention_heads", INT(n_heads), .required = true},
     {"num_key_value_heads", INT(n_kv_heads)},
     {"head_dim", INT(head_dim)},
-    {"intermediate_size", INT(ffn)},
-    {"vocab_size", INT(vocab)},
+    {"intermediate_size", INT(ffn), .required = true},
+    {"vocab_size", INT(vocab), .required = true},
     {"max_position_embeddings", INT(max_positions)},
     /* what the layers compute */
-    {"rms_norm_eps", READ},
+    {"rms_norm_eps", FLOAT(norm_eps)},
     {"attention_dropout", READ},
     {"tie_word_embeddings", BOOL(tied)},
     {"attention_bias", BOOL(qkv_bias), WHERE(attention_bias)},
@@ -31,9 +31,9 @@ static const gr_config_key keys[] = {
     {"attention_bias", ONLY("false")},
     {"mlp_bias", BOOL(mlp_bias), WHERE(mlp_bias)},
     {"mlp_bias", ONLY("false")},
-    {"hidden_act", READ},
-    {"activation_function", READ},
-    {"hidden_activation", READ},
+    {"hidden_act", ACTIVATION},
+    {"activation_function", ACTIVATION},
+    {"hidden_activation", ACTIVATION},
     {"sliding_window", READ}, /* or ignored, as by transformers; likewise the next two */
     {"use_sliding_window", READ},
     {"max_window_layers", READ},
@@ -82,6 +82,7 @@ static const gr_config_key keys[] = {
     {"bos_token_id", READ},
     {"eos_token_id", READ},
     {"pad_token_id", READ},
+    {.name = NULL},
 };
 
 /* Keys that have nothing to do with what graft computes, in words. */
@@ -100,29 +101,7 @@ static const char harmless[] =
     "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id "
     "remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens";
 
-/* The keys of rope_scaling and rope_parameters; those that are read say for which types. */
-static const struct {
-    const char *name;
-    gr_rope_scaling type; /* of READ; the others are about every type */
-    gr_config_kind kind;
-    const char *only;
-} rope_keys[] = {
-    {"rope_type", 0, GR_CONFIG_HARMLESS, NULL},
-    {"type", 0, GR_CONFIG_HARMLESS, NULL},
-    {"rope_theta", 0, GR_CONFIG_HARMLESS, NULL},
-    {"factor", GR_ROPE_LINEAR, GR_CONFIG_READ, NULL},
-    {"factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
-    {"low_freq_factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
-    {"high_freq_factor", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
-    {"original_max_position_embeddings", GR_ROPE_LLAMA3, GR_CONFIG_READ, NULL},
-    {"original_max_position_embeddings", 0, GR_CONFIG_HARMLESS, NULL}, /* linear scaling has no use for it */
-    {"finetuned", 0, GR_CONFIG_HARMLESS, NULL},
-    {"factor", 0, GR_CONFIG_ONLY, "1"},
-    {"attention_factor", 0, GR_CONFIG_ONLY, "1"},
-    {"partial_rotary_factor", 0, GR_CONFIG_ONLY, "1"},
-};
-
-/* ---- reading ---- */
+/* ---- values ---- */
 
 typedef struct json_file {
     json_t *root;
@@ -169,28 +148,20 @@ static graft_status json_only(const char *path, const char *key, const json_t *v
     return st;
 }
 
-/* An absent or null key leaves *out alone. */
-static graft_status json_int(const json_file *f, const char *key, int64_t *out, graft_error *err) {
+/* INT into an int64_t, BOOL, FLOAT into a float. An absent or null key leaves *out alone. */
+static graft_status json_value(const json_file *f, const char *key, gr_config_kind kind, void *out, graft_error *err) {
     const json_t *v = json_object_get(f->root, key);
     if (!v || json_is_null(v)) return GRAFT_OK;
-    if (!json_is_integer(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an integer", f->path, key);
-    *out = json_integer_value(v);
-    return GRAFT_OK;
-}
-
-static graft_status json_float(const json_t *object, const char *path, const char *key, double *out, graft_error *err) {
-    const json_t *v = json_object_get(object, key);
-    if (!v || json_is_null(v)) return GRAFT_OK;
-    if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a number", path, key);
-    *out = json_number_value(v);
-    return GRAFT_OK;
-}
-
-static graft_status json_bool(const json_file *f, const char *key, bool *out, graft_error *err) {
-    const json_t *v = json_object_get(f->root, key);
-    if (!v || json_is_null(v)) return GRAFT_OK;
-    if (!json_is_boolean(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected true or false", f->path, key);
-    *out = json_is_true(v);
+    if (kind == GR_CONFIG_INT) {
+        if (!json_is_integer(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an integer", f->path, key);
+        *(int64_t *)out = json_integer_value(v);
+    } else if (kind == GR_CONFIG_BOOL) {
+        if (!json_is_boolean(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected true or false", f->path, key);
+        *(bool *)out = json_is_true(v);
+    } else {
+        if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected a number", f->path, key);
+        *(float *)out = (float)json_number_value(v);
+    }
     return GRAFT_OK;
 }
 
@@ -208,11 +179,14 @@ static int32_t json_token_id(const json_file *f, const char *key) {
     return id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
 }
 
+/* ---- keys ---- */
+
 static graft_status read_key(gr_model_config *c, const json_file *f, const gr_config_key *row, const json_t *v, graft_error *err) {
-    void *field = (char *)c + row->offset;
     switch (row->kind) {
-    case GR_CONFIG_INT: return json_int(f, row->name, field, err);
-    case GR_CONFIG_BOOL: return json_bool(f, row->name, field, err);
+    case GR_CONFIG_INT:
+    case GR_CONFIG_BOOL:
+    case GR_CONFIG_FLOAT: return json_value(f, row->name, row->kind, (char *)c + row->offset, err);
+    case GR_CONFIG_ACTIVATION: return json_only(f->path, row->name, v, gr_activation_names[c->arch->activation], err);
     case GR_CONFIG_ONLY: return json_only(f->path, row->name, v, row->only, err);
     case GR_CONFIG_READ:
     case GR_CONFIG_HARMLESS: break;
@@ -227,8 +201,11 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
     const char *key;
     json_t *v;
     gr_str unknown = {0};
+    for (const gr_config_key *row = gr_config_hf_keys; row->name; row++)
+        if (row->required && is_empty(json_object_get(f->root, row->name)))
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, row->name);
     json_object_foreach(f->root, key, v) {
-        const gr_config_key *row = gr_config_find_key(keys, GR_LEN(keys), key, c->arch);
+        const gr_config_key *row = gr_config_find_key(gr_config_hf_keys, key, c->arch);
         if (row) GR_TRY(read_key(c, f, row, v, err));
         else if (gr_config_allows(harmless, key) || !is_truthy(v)) continue;
         else if (gr_config_smells(key)) GR_TRY(json_only(f->path, key, v, "", err));
@@ -238,15 +215,6 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
 done:
     gr_str_release(&unknown);
     return st;
-}
-
-static graft_status json_sizes(const json_file *f, graft_error *err) {
-    static const char *const needed[] = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-                                         "vocab_size"};
-    for (int i = 0; i < GR_LEN(needed); i++)
-        if (is_empty(json_object_get(f->root, needed[i])))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, needed[i]);
-    return GRAFT_OK;
 }
 
 /* layer_types of transformers 5: *slides when a layer has sliding attention. */
@@ -276,11 +244,11 @@ static graft_status json_window(gr_model_config *c, const json_file *f, graft_er
     const json_t *v = json_object_get(f->root, "sliding_window");
     GR_TRY(json_layer_types(f, c->n_layers, &given, &slides, err));
     if (json_is_null(v)) window = 0;
-    if (c->arch->window > 0) GR_TRY(json_int(f, "sliding_window", &window, err));
+    if (c->arch->window > 0) GR_TRY(json_value(f, "sliding_window", GR_CONFIG_INT, &window, err));
     if (window < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window is %lld", f->path, (long long)window));
     if (c->arch->window_switch) {
-        GR_TRY(json_bool(f, "use_sliding_window", &use, err));
-        GR_TRY(json_int(f, "max_window_layers", &first, err));
+        GR_TRY(json_value(f, "use_sliding_window", GR_CONFIG_BOOL, &use, err));
+        GR_TRY(json_value(f, "max_window_layers", GR_CONFIG_INT, &first, err));
         if (!use || !(given ? slides : first < c->n_layers)) window = 0;
     }
     if (slides && window == 0)
@@ -292,45 +260,49 @@ done:
 
 /* ---- rotary embedding ---- */
 
-static const char *const rope_names[] = {"default", "linear", "llama3"};
+const gr_rope_type gr_rope_types[] = {
+    {"default", GR_ROPE_NONE, ""},
+    {"linear", GR_ROPE_LINEAR, "factor"},
+    {"llama3", GR_ROPE_LLAMA3, "factor low_freq_factor high_freq_factor"},
+    {"dynamic", GR_ROPE_NONE, "factor"}, /* changes nothing within max_position_embeddings, beyond which graft does not go */
+};
 
-/* The type of a rope dictionary. `dynamic` changes nothing within max_position_embeddings, beyond which graft does not go. */
-static graft_status rope_type(gr_rope_scaling *out, const json_t *rope, const char *path, const char *where, graft_error *err) {
+/* Of every type. Linear scaling has no use for an original context. */
+static const char rope_harmless[] = "rope_type type rope_theta original_max_position_embeddings finetuned",
+                  rope_ones[] = "factor attention_factor partial_rotary_factor"; /* change nothing where they are 1 */
+
+static graft_status find_rope_type(const gr_rope_type **out, const json_t *rope, const char *path, const char *where,
+                                   graft_error *err) {
     const json_t *type = json_object_get(rope, "rope_type"), *old = json_object_get(rope, "type");
-    *out = GR_ROPE_NONE;
+    *out = &gr_rope_types[0];
     if (type && old && !json_equal(type, old))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", path,
                        where);
-    if (!type) type = old;
-    if (!type) return GRAFT_OK;
-    const char *name = json_string_value(type);
-    if (!name) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a name", path, where, old == type ? "type" : "rope_type");
-    if (strcmp(name, "dynamic") == 0) return GRAFT_OK;
-    for (int i = 0; i < GR_LEN(rope_names); i++) {
-        *out = (gr_rope_scaling)i;
-        if (strcmp(name, rope_names[i]) == 0) return GRAFT_OK;
-    }
+    if (!type && !old) return GRAFT_OK;
+    const char *name = json_string_value(type ? type : old);
+    if (!name) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a name", path, where, type ? "rope_type" : "type");
+    for (int i = 0; i < GR_N_ROPE_TYPES; i++)
+        if (strcmp(name, gr_rope_types[i].name) == 0) *out = &gr_rope_types[i];
+    if (strcmp(name, (*out)->name) == 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)", path, where,
                    name);
 }
 
 /* Every key of a rope dictionary is one that its type has. */
-static graft_status rope_check(const json_t *rope, gr_rope_scaling type, const char *path, const char *where, graft_error *err) {
+static graft_status rope_check(const json_t *rope, const gr_rope_type *type, const char *path, const char *where,
+                               graft_error *err) {
     graft_status st = GRAFT_OK;
-    const char *key, *name = json_string_value(json_object_get(rope, json_object_get(rope, "rope_type") ? "rope_type" : "type"));
+    const char *key;
     json_t *v;
-    bool dynamic = name && strcmp(name, "dynamic") == 0;
     char full[128];
     json_object_foreach((json_t *)rope, key, v) {
-        int i = 0;
-        while (i < GR_LEN(rope_keys) &&
-               (strcmp(rope_keys[i].name, key) != 0 || (rope_keys[i].kind == GR_CONFIG_READ && rope_keys[i].type != type)))
-            i++;
+        if (json_is_object(v))
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all",
+                           path, where, key);
+        if (gr_config_allows(rope_harmless, key) || gr_config_allows(type->reads, key)) continue;
         snprintf(full, sizeof full, "%s.%s", where, key);
-        if (dynamic && strcmp(key, "factor") == 0) continue;
-        if (i == GR_LEN(rope_keys)) GR_TRY(json_only(path, full, v, "", err));
-        else if (rope_keys[i].kind == GR_CONFIG_ONLY) GR_TRY(json_only(path, full, v, rope_keys[i].only, err));
+        GR_TRY(json_only(path, full, v, gr_config_allows(rope_ones, key) ? "1" : "", err));
     }
 done:
     return st;
@@ -375,17 +347,14 @@ static graft_status rope_theta(gr_model_config *c, const json_file *f, const jso
 /* As transformers 5 does: rope_scaling where it says anything (all that 4 knows), else rope_parameters. */
 static graft_status json_rope(gr_model_config *c, const json_file *f, graft_error *err) {
     const json_t *scaling = json_object_get(f->root, "rope_scaling"), *parameters = json_object_get(f->root, "rope_parameters");
-    const char *where = is_truthy(scaling) ? "rope_scaling" : "rope_parameters", *key;
+    const char *where = is_truthy(scaling) ? "rope_scaling" : "rope_parameters";
     const json_t *rope = is_truthy(scaling) ? scaling : is_truthy(parameters) ? parameters : NULL;
-    json_t *v;
-    gr_model_config other = *c;
+    const gr_rope_type *type, *other;
     graft_status st;
     if (rope && !json_is_object(rope)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", f->path, where);
-    json_object_foreach((json_t *)rope, key, v) if (json_is_object(v)) return gr_fail(
-        err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all", f->path, where,
-        key);
-    GR_TRY(rope_type(&c->rope_scaling, rope, f->path, where, err));
-    GR_TRY(rope_check(rope, c->rope_scaling, f->path, where, err));
+    GR_TRY(find_rope_type(&type, rope, f->path, where, err));
+    GR_TRY(rope_check(rope, type, f->path, where, err));
+    c->rope_scaling = type->scaling;
     GR_TRY(rope_theta(c, f, rope, where, err));
     if (c->rope_scaling != GR_ROPE_NONE) GR_TRY(rope_number(rope, f->path, where, "factor", &c->rope_factor, err));
     if (c->rope_scaling == GR_ROPE_LLAMA3) {
@@ -394,8 +363,7 @@ static graft_status json_rope(gr_model_config *c, const json_file *f, graft_erro
         GR_TRY(rope_original(c, f, rope, where, err));
     }
     if (rope == scaling && is_truthy(parameters) &&
-        (rope_type(&other.rope_scaling, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK ||
-         other.rope_scaling != c->rope_scaling))
+        (find_rope_type(&other, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK || other->scaling != type->scaling))
         gr_warn("%s: rope_scaling and rope_parameters differ: the former is taken, as transformers does", f->path);
 done:
     return st;
@@ -428,13 +396,8 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
     const char *type = json_string_value(json_object_get(f->root, "model_type"));
     const json_t *list = json_object_get(f->root, "architectures"), *v;
     size_t i;
-    for (int k = 0; type && k < GR_N_ARCHS; k++)
-        if (strcmp(type, gr_archs[k].hf_type) == 0) c->arch = &gr_archs[k];
-    if (!c->arch) {
-        char names[128];
-        gr_arch_names(names, false);
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: model_type \"%s\": graft runs %s", f->path, type ? type : "(missing)", names);
-    }
+    graft_status st = gr_arch_find(&c->arch, f->path, "model_type", type ? type : "(missing)", false, err);
+    if (st != GRAFT_OK) return st;
     json_array_foreach(list, i, v) {
         const char *name = json_is_string(v) ? json_string_value(v) : "?";
         const gr_arch *named = arch_of_class(name);
@@ -453,24 +416,17 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
 }
 
 static graft_status json_model(gr_model_config *c, const json_file *f, graft_error *err) {
-    static const char *const activation_keys[] = {"hidden_act", "activation_function", "hidden_activation"};
     graft_status st;
-    double eps = 1e-6, dropout = 0;
+    float dropout = 0;
     GR_TRY(json_arch(c, f, err));
     GR_TRY(json_quantized(f, err));
-    GR_TRY(json_sizes(f, err));
     GR_TRY(json_keys(c, f, err));
-    for (int i = 0; i < GR_LEN(activation_keys); i++)
-        GR_TRY(json_only(f->path, activation_keys[i], json_object_get(f->root, activation_keys[i]),
-                         gr_activation_names[c->arch->activation], err));
     if (json_is_null(json_object_get(f->root, "num_key_value_heads"))) c->n_kv_heads = 0;
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (!c->head_dim && c->n_heads > 0) c->head_dim = c->hidden / c->n_heads;
     if (c->arch->attention_bias) c->o_bias = c->qkv_bias;
-    GR_TRY(json_float(f->root, f->path, "rms_norm_eps", &eps, err));
-    c->norm_eps = (float)eps;
-    GR_TRY(json_float(f->root, f->path, "attention_dropout", &dropout, err));
-    if (dropout > 0) gr_warn("%s: attention_dropout %g is not applied in training", f->path, dropout);
+    GR_TRY(json_value(f, "attention_dropout", GR_CONFIG_FLOAT, &dropout, err));
+    if (dropout > 0) gr_warn("%s: attention_dropout %g is not applied in training", f->path, (double)dropout);
     GR_TRY(json_window(c, f, err));
     GR_TRY(json_rope(c, f, err));
     c->bos = json_token_id(f, "bos_token_id");
@@ -484,7 +440,7 @@ done:
 graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err) {
     json_file f = {0}, generation = {0};
     graft_status st;
-    *c = (gr_model_config){.rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
+    *c = (gr_model_config){.norm_eps = 1e-6f, .rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
     char *folder = gr_strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
     if (slash) *slash = '\0';
     char *generation_path = folder ? gr_path_join(slash ? folder : ".", "generation_config.json") : NULL;

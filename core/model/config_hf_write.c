@@ -9,9 +9,8 @@
 /* ---- rotary embedding: rope_theta and rope_scaling for transformers 4, rope_parameters for 5 ---- */
 
 static json_t *rope_json(const gr_model_config *c) {
-    static const char *const names[] = {"default", "linear", "llama3"};
     json_t *rope = json_object();
-    json_object_set_new(rope, "rope_type", json_string(names[c->rope_scaling]));
+    json_object_set_new(rope, "rope_type", json_string(gr_rope_types[c->rope_scaling].name));
     if (c->rope_scaling != GR_ROPE_NONE) json_object_set_new(rope, "factor", json_real(c->rope_factor));
     if (c->rope_scaling == GR_ROPE_LLAMA3) {
         json_object_set_new(rope, "low_freq_factor", json_real(c->rope_low_freq));
@@ -81,14 +80,16 @@ static double shortest(float x) {
 
 /* What a GGUF's model says of itself. */
 static json_t *described(const gr_model_config *c) {
-    json_t *root =
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type",
-                  c->arch->hf_type, "hidden_act", "silu", "num_hidden_layers", (json_int_t)c->n_layers, "hidden_size",
-                  (json_int_t)c->hidden, "num_attention_heads", (json_int_t)c->n_heads, "num_key_value_heads",
-                  (json_int_t)c->n_kv_heads, "head_dim", (json_int_t)c->head_dim, "intermediate_size", (json_int_t)c->ffn,
-                  "vocab_size", (json_int_t)c->vocab, "max_position_embeddings", (json_int_t)c->max_positions, "rms_norm_eps",
-                  shortest(c->norm_eps), "attention_bias", (int)(c->qkv_bias && !c->arch->qkv_bias), "mlp_bias", (int)c->mlp_bias,
-                  "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
+    const char *activation = gr_activation_names[c->arch->activation];
+    json_t *root = json_pack("{s:s, s:s%, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type", c->arch->hf_type, "hidden_act", activation,
+                             strcspn(activation, " "), "attention_bias", (int)(c->qkv_bias && !c->arch->qkv_bias), "mlp_bias",
+                             (int)c->mlp_bias, "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id",
+                             id_json(c->pad), "use_cache", 1);
+    for (const gr_config_key *row = gr_config_hf_keys; row->name; row++) {
+        const void *field = (const char *)c + row->offset;
+        if (row->kind == GR_CONFIG_INT) json_object_set_new(root, row->name, json_integer(*(const int64_t *)field));
+        if (row->kind == GR_CONFIG_FLOAT) json_object_set_new(root, row->name, json_real(shortest(*(const float *)field)));
+    }
     if (root && c->arch->window > 0) json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
     if (root && c->arch->window_switch && c->window > 0) {
         json_object_set_new(root, "use_sliding_window", json_true());

@@ -9,28 +9,43 @@ typedef enum gr_config_kind {
     GR_CONFIG_READ, /* honoured, by the code that knows it */
     GR_CONFIG_INT,  /* honoured: read into the field at `offset`; of a GGUF also a list for all layers, with all of them equal */
     GR_CONFIG_BOOL,
-    GR_CONFIG_HARMLESS, /* changes nothing that graft computes */
-    GR_CONFIG_ONLY,     /* harmless with one of the values `only` (words), refused with any other */
+    GR_CONFIG_FLOAT,
+    GR_CONFIG_ACTIVATION, /* must be the architecture's */
+    GR_CONFIG_HARMLESS,   /* changes nothing that graft computes */
+    GR_CONFIG_ONLY,       /* harmless with one of the values `only` (words), refused with any other */
 } gr_config_kind;
 
 typedef struct gr_config_key {
     const char *name; /* several rows may have it: the first whose `where` is true counts */
     gr_config_kind kind;
-    size_t offset;    /* INT, BOOL: in gr_model_config */
+    size_t offset;    /* INT, BOOL, FLOAT: in gr_model_config */
     const char *only; /* ONLY: the values that change nothing, in words */
     size_t where;     /* a flag of gr_arch, 0: always */
     bool required;
 } gr_config_key;
 /* What a row has after its name. */
-#define READ        .kind = GR_CONFIG_READ
-#define HARMLESS    .kind = GR_CONFIG_HARMLESS
-#define INT(field)  .kind = GR_CONFIG_INT, .offset = offsetof(gr_model_config, field)
-#define BOOL(field) .kind = GR_CONFIG_BOOL, .offset = offsetof(gr_model_config, field)
-#define ONLY(words) .kind = GR_CONFIG_ONLY, .only = (words)
-#define WHERE(flag) .where = offsetof(gr_arch, flag)
+#define READ         .kind = GR_CONFIG_READ
+#define HARMLESS     .kind = GR_CONFIG_HARMLESS
+#define INT(field)   .kind = GR_CONFIG_INT, .offset = offsetof(gr_model_config, field)
+#define BOOL(field)  .kind = GR_CONFIG_BOOL, .offset = offsetof(gr_model_config, field)
+#define FLOAT(field) .kind = GR_CONFIG_FLOAT, .offset = offsetof(gr_model_config, field)
+#define ACTIVATION   .kind = GR_CONFIG_ACTIVATION
+#define ONLY(words)  .kind = GR_CONFIG_ONLY, .only = (words)
+#define WHERE(flag)  .where = offsetof(gr_arch, flag)
 
+/* Tables end with a row without a name. That of config.json; what it reads as INT or FLOAT is written so, too. */
+extern const gr_config_key gr_config_hf_keys[];
 /* The row that a key is read by, NULL: there is none. */
-const gr_config_key *gr_config_find_key(const gr_config_key *keys, int n, const char *name, const gr_arch *arch);
+const gr_config_key *gr_config_find_key(const gr_config_key *keys, const char *name, const gr_arch *arch);
+
+/* The types of a rope_scaling or rope_parameters: the first are those that a gr_rope_scaling is written as. */
+typedef struct gr_rope_type {
+    const char *name;
+    gr_rope_scaling scaling;
+    const char *reads; /* the keys that it has, in words */
+} gr_rope_type;
+enum { GR_N_ROPE_TYPES = 4 };
+extern const gr_rope_type gr_rope_types[GR_N_ROPE_TYPES];
 
 /* What a config.json calls each gr_activation, in words. */
 extern const char *const gr_activation_names[];

@@ -108,12 +108,12 @@ graft_status gr_weight_files_missing(const gr_weight_files *f, const char *name,
     if (odd)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has type %s, expected F32, F16 or BF16: save the model in one of these",
                        path, name, odd);
-    if (strcmp(name, "lm_head.weight") == 0)
+    if (e->slot == GR_SLOT_HEAD)
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: tensor lm_head.weight is missing (expected %lld x %lld): if the model's head is its "
                        "embedding, config.json should say \"tie_word_embeddings\": true",
                        path, (long long)e->view.rows, (long long)e->view.cols);
-    bool others = f->n > 0 && strcmp(name, "model.embed_tokens.weight") == 0; /* the first one: names of another program? */
+    bool others = f->n > 0 && e->slot == GR_SLOT_EMBED; /* the first one: names of another program? */
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s is missing (expected %lld x %lld)%s%s", path, name, (long long)e->view.rows,
                    (long long)e->view.cols, others ? "; the file has names such as " : "", others ? f->items[0].tensor->name : "");
 }

@@ -51,8 +51,7 @@ bool gr_is_byte_name(const char *s, int64_t n) {
     return n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>' && strspn(s + 3, "0123456789ABCDEF") == 2;
 }
 
-/* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for
- * itself. */
+/* The bytes that a byte-level piece stands for; a piece with characters outside the alphabet stands for itself. */
 static bool undo_alphabet(gr_tokenizer *t, gr_piece *p, const int16_t *to_byte, int n_points) {
     char *raw = gr_text_alloc(t, p->len + 1, 1);
     if (!raw) return false;

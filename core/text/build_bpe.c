@@ -60,8 +60,7 @@ static bool build_joints(gr_tokenizer *t) {
     return true;
 }
 
-/* Has every merge a higher rank than those that make its halves? Training makes such lists. *ordered is set.
- */
+/* Has every merge a higher rank than those that make its halves? Training makes such lists. *ordered is set. */
 static bool check_order(const gr_tokenizer *t, bool *ordered) {
     int32_t *made = gr_calloc(t->info.n_vocab, sizeof *made); /* the rank after which a piece can be there */
     if (!made) return false;

@@ -124,8 +124,7 @@ static graft_status leave_out_system(gr_chat *c, graft_error *err) {
     if (!before)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                        "data.system: \"\": the default system text of chat template %s cannot be told from the rest; give a text, "
-                       "or a template of your own "
-                       "without one",
+                       "or a template of your own without one",
                        c->name));
     const char *bos = c->t->info.bos >= 0 ? c->t->pieces[c->t->info.bos].text : NULL;
     bool own = bos && gr_starts_with(before, bos) && !gr_starts_with(plain.text + strlen(before), bos); /* not the header's */

@@ -1,6 +1,5 @@
-/* Byte-pair encoding: symbols merge by rank, the leftmost first among equals, until no pair is known.
- * A pair's rank comes from the list of merges, or (SentencePiece models) from the score of the piece that
- * both make. */
+/* Byte-pair encoding: symbols merge by rank, the leftmost first among equals, until no pair is known. A pair's rank comes from the
+ * list of merges, or (SentencePiece models) from the score of the piece that both make. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,8 +113,7 @@ static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbo
     return n + 1;
 }
 
-/* Many symbols: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make
- * now. */
+/* Many symbols: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make now. */
 static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n, gr_heap_item *heap) {
     int64_t in_heap = 0;
     for (int32_t i = 0; i < n; i++) in_heap = push_pair(t, text, symbols, i, heap, in_heap);

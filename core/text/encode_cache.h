@@ -1,7 +1,6 @@
-/* encode_cache.h - short words and the ids that they became. A cache serves one encoding at a time; between two
- * it waits in its tokenizer's pool, so that threads share nothing that one of them writes. A word's place
- * follows from its hash and the newest word keeps it: the size is fixed, and what was forgotten is merged
- * again. */
+/* encode_cache.h - short words and the ids that they became. A cache serves one encoding at a time; between two it waits in its
+ * tokenizer's pool, so that threads share nothing that one of them writes. A word's place follows from its hash and the newest word
+ * keeps it: the size is fixed, and what was forgotten is merged again. */
 #ifndef GR_ENCODE_CACHE_H
 #define GR_ENCODE_CACHE_H
 

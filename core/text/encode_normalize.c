@@ -6,8 +6,7 @@
 
 #include "core/text/encode.h"
 
-/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements
- * ---- */
+/* ---- SentencePiece's precompiled character map: a double array (darts-clone) and NUL-separated replacements ---- */
 
 graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err) {
     if (len == 0) return GRAFT_OK;
@@ -68,8 +67,7 @@ static void map_longest(const gr_tokenizer *t, const char *s, int64_t n, gr_str 
     }
 }
 
-/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each
- * character is. */
+/* HF's Precompiled: a grapheme of less than six bytes is replaced as a whole by its shortest match, else each character is. */
 static void map_graphemes(const gr_tokenizer *t, const char *s, int64_t n, gr_str *out) {
     for (int64_t i = 0, end; i < n; i = end) {
         int size;
@@ -155,8 +153,7 @@ static const utf8proc_option_t FORMS[] = {
 };
 
 /* Does no form change s? ASCII is never changed; NFC also leaves alone what is below the combining marks,
- * dashes and quotes, Chinese characters and punctuation, and the wide forms: what nearly all text is made of.
- */
+ * dashes and quotes, Chinese characters and punctuation, and the wide forms: what nearly all text is made of. */
 static bool is_in_form(const char *s, int64_t n, gr_norm_kind form) {
     int size;
     for (int64_t i = 0; i < n; i += size) {

@@ -28,8 +28,7 @@ const char *gr_word_rule_regex(gr_word_rule rule) {
     return NULL;
 }
 
-/* Names in GGUF files and what llama.cpp takes each for (llama-vocab.cpp); of equal rows the first is the one
- * that graft writes. */
+/* Names in GGUF files and what llama.cpp takes each for (llama-vocab.cpp); of equal rows the first is the one that graft writes. */
 typedef struct pretok_name {
     const char *name;
     gr_word_rule words;
@@ -139,8 +138,7 @@ static int64_t run(const span *x, int64_t i, uint8_t want) {
     return i;
 }
 
-/* 's 't 'm 'd 're 've 'll after the apostrophe at 0; folded: in any case, long s (U+017F) included. 0 when
- * none is there. */
+/* 's 't 'm 'd 're 've 'll after the apostrophe at 0; folded: in any case, long s (U+017F) included. 0 when none is there. */
 static int64_t contraction(const span *x, bool folded) {
     if (x->n < 2 || x->s[0] != '\'') return 0;
     char a = x->s[1], b = x->n > 2 ? x->s[2] : '\0';

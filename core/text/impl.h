@@ -141,8 +141,7 @@ void *gr_text_alloc(gr_tokenizer *t, int64_t n, int64_t size);
 bool gr_is_byte_name(const char *s, int64_t n); /* "<0x41>" */
 /* Copies text; a later call with the same id replaces the piece. */
 bool gr_piece_set(gr_tokenizer *t, int64_t id, const char *text, int64_t len, double score, gr_piece_type type);
-/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for
- * messages. */
+/* Once pieces, merges' texts, added tokens and settings are there: builds the tables. path is for messages. */
 graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error *err);
 /* Merge i is not outdone by another of the same pair. */
 bool gr_merge_counts(const gr_tokenizer *t, int64_t i);

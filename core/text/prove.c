@@ -1,6 +1,5 @@
-/* Is a tokenizer that was written the one that it was made from? Both encode texts that are hard on
- * tokenizers, the vocabulary piece by piece, and the added tokens among other text. What differs is shown by
- * an example, and not written. */
+/* Is a tokenizer that was written the one that it was made from? Both encode texts that are hard on tokenizers, the vocabulary
+ * piece by piece, and the added tokens among other text. What differs is shown by an example, and not written. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,7 +9,7 @@ static const char *const TEXTS[] = {
     "The mill by the river turned all night, and nobody asked why.",
     "It's said they'd've gone; we're sure she'll come, I'm not, don't ask.",
     "IT'S LATE, WE'RE HERE, I'LL GO, THEY'VE SEEN IT, DON'T",
-    "it\xe2\x80\x99s, don\xe2\x80\x99t, \xc5\xbf's '\xc5\xbf 'S 'Ll 'rE 'vE 'D 'x ' 's' ''t",
+    "it\u2019s, don\u2019t, \u017f's '\u017f 'S 'Ll 'rE 'vE 'D 'x ' 's' ''t",
     " one space before",
     "  two spaces before",
     "   three, and behind   ",
@@ -34,72 +33,34 @@ static const char *const TEXTS[] = {
     "3.14159, 1,234,567.89, -40 C, +5%, 1e-10, 0x1F, 10^6, 1/2, 24:00",
     "2024-02-29T23:59:60Z, 192.168.0.1, +49 (0)30 123456, v1.2.3-rc4",
     "room101b 4x4 3rd 90s a1b2c3 1st2nd",
-    "\xef\xbc\x91\xef\xbc\x92\xef\xbc\x93 \xd9\xa1\xd9\xa2\xd9\xa3 \xe0\xa5\xa7\xe0\xa5\xa8 \xc2\xbd "
-    "\xc2\xb2\xc2\xb3 "
-    "\xe2\x85\xa7 \xe2\x91\xa0 \xe3\x89\x88",
+    "\uff11\uff12\uff13 \u0661\u0662\u0663 \u0967\u0968 \u00bd \u00b2\u00b3 \u2167 \u2460 \u3248",
     "!",
     "?!?! ... -- --- ===== >>>> <<<< :: ;; ,, ##",
     "(a) [b] {c} <d> \"e\" 'f' `g` |h| /i/ \\j\\ *k* _l_ ~m~ @n #o $p %q ^r &s",
     "word,word;word:word.word!word?word-word_word/word\\word|word",
     "a , b ; c : d . e ! f ? g - h _ i",
-    "\xe2\x80\x9cquoted\xe2\x80\x9d \xe2\x80\x98single\xe2\x80\x99 \xc2\xabguillemets\xc2\xbb \xe2\x80\x93 "
-    "\xe2\x80\x94 "
-    "\xe2\x80\xa6 \xe2\x80\xa2 \xc2\xb7 \xc2\xa7 \xc2\xb6",
-    "\xe2\x82\xac"
-    "5, \xc2\xa3"
-    "6, \xc2\xa5"
-    "7, \xc2\xa9 \xc2\xae \xe2\x84\xa2 \xc2\xb0 \xc2\xb1 \xc3\x97 \xc3\xb7 "
-    "\xe2\x89\xa0 \xe2\x89\xa4 \xe2\x88\x9a \xe2\x88\x91 \xe2\x86\x92",
-    "Stra\xc3\x9f"
-    "e, \xc3\x84rger, caf\xc3\xa9, na\xc3\xafve, \xc3\x98re, \xc5\x81\xc3\xb3"
-    "d\xc5\xba, "
-    "\xc4\xb0stanbul, \xc4\xb1\xc5\x9f\xc4\xb1k",
-    "cafe\xcc\x81 u\xcc\x88"
-    "ber n\xcc\x83 A\xcc\x8a o\xcc\x81\xcc\x82 s\xcc\x81 e\xcc\x81\xcc\x81",
-    "\xe2\x84\xab \xe2\x84\xa6 \xef\xac\x81n \xef\xac\x82y \xc7\x86 \xef\xb7\xba \xe2\x85\xbb "
-    "\xef\xbd\xb6\xef\xbe\x9e "
-    "\xef\xbc\xa1\xef\xbd\x82\xef\xbd\x83 \xe3\x8e\x8f",
-    "\xd0\x92 \xd0\xbb\xd0\xb5\xd1\x81\xd1\x83 \xd1\x82\xd0\xb8\xd1\x85\xd0\xbe, "
-    "\xd1\x81\xd0\xbd\xd0\xb5\xd0\xb3 "
-    "\xd0\xb8\xd0\xb4\xd1\x91\xd1\x82. \xd0\x99\xd0\xbe\xd0\xb4 \xd0\xb8\xcc\x86",
-    "\xce\x97 \xce\xb8\xce\xac\xce\xbb\xce\xb1\xcf\x83\xcf\x83\xce\xb1 "
-    "\xce\xb5\xce\xaf\xce\xbd\xce\xb1\xce\xb9 "
-    "\xce\xbc\xcf\x80\xce\xbb\xce\xb5. \xe1\xbc\x80\xcf\x81\xcf\x87\xce\xae",
-    "\xe6\xb2\xb3\xe8\xbe\xb9\xe7\x9a\x84\xe6\xb0\xb4\xe8\xbd\xa6\xe6\x95\xb4\xe5\xa4\x9c\xe8\xbd\xac\xe5\x8a"
-    "\xa8"
-    "\xef\xbc\x8c\xe6\xb2\xa1\xe6\x9c\x89\xe4\xba\xba\xe9\x97\xae\xe4\xb8\xba\xe4\xbb\x80\xe4\xb9\x88\xe3\x80"
-    "\x82",
-    "\xe6\x9c\x89"
-    "3\xe5\x8f\xaa\xe7\x8c\xab\xe5\x92\x8c"
-    "12\xe6\x9d\xa1\xe9\xb1\xbc\xef\xbc\x81 "
-    "\xe4\xbd\xa0\xe5\xa5\xbd world \xe4\xb8\x96\xe7\x95\x8c\xe3\x80\x80\xe7\xa9\xba\xe6\xa0\xbc",
-    "\xe5\xb7\x9d\xe3\x81\xae\xe6\xb0\xb4\xe8\xbb\x8a\xe3\x81\x8c\xe5\x9b\x9e\xe3\x82\x8b\xe3\x80\x82"
-    "\xe3\x82\xab\xe3\x82\xbf\xe3\x82\xab\xe3\x83\x8a\xe3\x83\xbc \xe3\x81\x8b\xe3\x82\x99",
-    "\xea\xb0\x95\xea\xb0\x80\xec\x97\x90 \xeb\xac\xbc\xeb\xa0\x88\xeb\xb0\xa9\xec\x95\x84\xea\xb0\x80 "
-    "\xeb\x8f\x88\xeb\x8b\xa4. \xe1\x84\x80\xe1\x85\xa1\xe1\x86\xa8",
-    "\xd8\xa7\xd9\x84\xd9\x86\xd9\x87\xd8\xb1 \xd9\x87\xd8\xa7\xd8\xaf\xd8\xa6\xd8\x8c "
-    "\xd9\x81\xd9\x8e\xd9\x82\xd9\x8e"
-    "\xd8\xaf\xd9\x92 \xd9\xa4\xd9\xa2",
-    "\xd7\x94\xd7\xa0\xd7\x94\xd7\xa8 \xd7\xa9\xd7\xa7\xd7\x98. "
-    "\xd7\xa9\xd7\x81\xd7\x9c\xd7\x95\xd6\xb9\xd7\x9d",
-    "\xe0\xa4\xa8\xe0\xa4\xa6\xe0\xa5\x80 \xe0\xa4\xb6\xe0\xa4\xbe\xe0\xa4\x82\xe0\xa4\xa4 "
-    "\xe0\xa4\xb9\xe0\xa5\x88"
-    "\xe0\xa5\xa4 \xe0\xa4\x95\xe0\xa5\x8d\xe0\xa4\xb7 \xe0\xa4\xb9\xe0\xa4\xbf\xe0\xa4\x82",
-    "\xe0\xb9\x81\xe0\xb8\xa1\xe0\xb9\x88\xe0\xb8\x99\xe0\xb9\x89\xe0\xb8\xb3\xe0\xb9\x80\xe0\xb8\x87\xe0\xb8"
-    "\xb5\xe0\xb8"
-    "\xa2\xe0\xb8\x9a \xe0\xb8\x81\xe0\xb8\xb3",
-    "Vi\xe1\xbb\x87t Nam, ti\xe1\xba\xbfng Vi\xe1\xbb\x87t, Vie\xcc\xa3\xcc\x82t",
-    "\xf0\x9f\x99\x82\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa7 \xf0\x9f\x91\x8d\xf0\x9f\x8f\xbd "
-    "\xe2\x9d\xa4\xef\xb8\x8f "
-    "\xf0\x9f\x87\xa9\xf0\x9f\x87\xaa!",
-    "\xf0\x9d\x92\xb3 \xf0\xa0\x80\x80 \xf0\x90\x8d\x88 \xf0\x9f\x80\x84",
-    "\xe2\x96\x81 \xe2\x96\x81\xe2\x96\x81x\xe2\x96\x81 y",
-    "a\xc2\xa0"
-    "b\xe2\x80\x89"
-    "c\xe2\x80\xa8"
-    "d\xe3\x80\x80"
-    "e\xe1\x9a\x80"
-    "f\xc2\x85g\xe2\x80\x8bh\xef\xbb\xbfi",
+    "\u201cquoted\u201d \u2018single\u2019 \u00abguillemets\u00bb \u2013 \u2014 \u2026 \u2022 \u00b7 \u00a7 \u00b6",
+    "\u20ac5, \u00a36, \u00a57, \u00a9 \u00ae \u2122 \u00b0 \u00b1 \u00d7 \u00f7 \u2260 \u2264 \u221a \u2211 \u2192",
+    "Stra\u00dfe, \u00c4rger, caf\u00e9, na\u00efve, \u00d8re, \u0141\u00f3d\u017a, \u0130stanbul, \u0131\u015f\u0131k",
+    "cafe\u0301 u\u0308ber n\u0303 A\u030a o\u0301\u0302 s\u0301 e\u0301\u0301",
+    "\u212b \u2126 \ufb01n \ufb02y \u01c6 \ufdfa \u217b \uff76\uff9e \uff21\uff42\uff43 \u338f",
+    "\u0412 \u043b\u0435\u0441\u0443 \u0442\u0438\u0445\u043e, \u0441\u043d\u0435\u0433 \u0438\u0434\u0451\u0442. "
+    "\u0419\u043e\u0434 \u0438\u0306",
+    "\u0397 \u03b8\u03ac\u03bb\u03b1\u03c3\u03c3\u03b1 \u03b5\u03af\u03bd\u03b1\u03b9 \u03bc\u03c0\u03bb\u03b5. "
+    "\u1f00\u03c1\u03c7\u03ae",
+    "\u6cb3\u8fb9\u7684\u6c34\u8f66\u6574\u591c\u8f6c\u52a8\uff0c\u6ca1\u6709\u4eba\u95ee\u4e3a\u4ec0\u4e48\u3002",
+    "\u67093\u53ea\u732b\u548c12\u6761\u9c7c\uff01 \u4f60\u597d world \u4e16\u754c\u3000\u7a7a\u683c",
+    "\u5ddd\u306e\u6c34\u8eca\u304c\u56de\u308b\u3002\u30ab\u30bf\u30ab\u30ca\u30fc \u304b\u3099",
+    "\uac15\uac00\uc5d0 \ubb3c\ub808\ubc29\uc544\uac00 \ub3c8\ub2e4. \u1100\u1161\u11a8",
+    "\u0627\u0644\u0646\u0647\u0631 \u0647\u0627\u062f\u0626\u060c \u0641\u064e\u0642\u064e\u062f\u0652 \u0664\u0662",
+    "\u05d4\u05e0\u05d4\u05e8 \u05e9\u05e7\u05d8. \u05e9\u05c1\u05dc\u05d5\u05b9\u05dd",
+    "\u0928\u0926\u0940 \u0936\u093e\u0902\u0924 \u0939\u0948\u0964 \u0915\u094d\u0937 \u0939\u093f\u0902",
+    "\u0e41\u0e21\u0e48\u0e19\u0e49\u0e33\u0e40\u0e07\u0e35\u0e22\u0e1a \u0e01\u0e33",
+    "Vi\u1ec7t Nam, ti\u1ebfng Vi\u1ec7t, Vie\u0323\u0302t",
+    "\U0001f642\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd \u2764\ufe0f \U0001f1e9\U0001f1ea!",
+    "\U0001d4b3 \U00020000 \U00010348 \U0001f004",
+    "\u2581 \u2581\u2581x\u2581 y",
+    "a\u00a0b\u2009c\u2028d\u3000e\u1680f\xc2\x85g\u200bh\ufeffi",
     "\x01\x02 \x1b[0m \x7f",
     "{\"name\": \"x\", \"list\": [1, 2.50, null], \"deep\": {\"ok\": true}}",
     "def f(x):\n    if x > 0:\n        return x ** 2  # square\n    return -x\n",
@@ -117,72 +78,18 @@ static const char *const TEXTS[] = {
     "<|im_start|>user\nhello<|im_end|>\n<|begin_of_text|><|eot_id|> <unk> <pad> [MASK]",
     "A B C  d e f   g",
     "..a  ..b\n..c",
-    "x\xcc\x81\xcc\x82\xcc\x83 \xcc\x81 \xcc\x81z",
+    "x\u0301\u0302\u0303 \u0301 \u0301z",
 };
 
 /* Put side by side at random. */
-static const char *const PARTS[] = {" ",
-                                    "  ",
-                                    "    ",
-                                    "\n",
-                                    "\n\n",
-                                    "\r\n",
-                                    "\t",
-                                    "a",
-                                    "the",
-                                    " the",
-                                    "The",
-                                    " river",
-                                    "'s",
-                                    "'LL",
-                                    "'",
-                                    "7",
-                                    "42",
-                                    "123",
-                                    "4567",
-                                    ".",
-                                    ",",
-                                    "!",
-                                    "?",
-                                    "-",
-                                    "_",
-                                    "(",
-                                    ")",
-                                    "\"",
-                                    "/",
-                                    "=",
-                                    "<",
-                                    ">",
-                                    "|",
-                                    "+",
-                                    "$",
-                                    "#",
-                                    "\xc3\xa9",
-                                    "e\xcc\x81",
-                                    "\xc3\x9f",
-                                    "\xe6\xb0\xb4",
-                                    "\xe3\x80\x82",
-                                    "\xe3\x81\xae",
-                                    "\xea\xb0\x95",
-                                    "\xd0\xb8",
-                                    "\xd9\x87",
-                                    "\xe0\xa4\xbf",
-                                    "\xe0\xb8\xb3",
-                                    "\xf0\x9f\x99\x82",
-                                    "\xe2\x80\x8d",
-                                    "\xc2\xa0",
-                                    "\xe3\x80\x80",
-                                    "\xe2\x80\x99",
-                                    "\xe2\x80\xa6",
-                                    "\xc2\xbd",
-                                    "\xef\xbc\x91",
-                                    "\xef\xac\x81",
-                                    "\xcc\x88",
-                                    "\xe2\x96\x81",
-                                    "ing",
-                                    "Mill",
-                                    "x",
-                                    "X"};
+/* clang-format off */
+static const char *const PARTS[] = {
+    " ", "  ", "    ", "\n", "\n\n", "\r\n", "\t", "a", "the", " the", "The", " river", "'s", "'LL", "'", "7", "42", "123", "4567",
+    ".", ",", "!", "?", "-", "_", "(", ")", "\"", "/", "=", "<", ">", "|", "+", "$", "#", "\u00e9", "e\u0301", "\u00df", "\u6c34",
+    "\u3002", "\u306e", "\uac15", "\u0438", "\u0647", "\u093f", "\u0e33", "\U0001f642", "\u200d", "\u00a0", "\u3000", "\u2019",
+    "\u2026", "\u00bd", "\uff11", "\ufb01", "\u0308", "\u2581", "ing", "Mill", "x", "X",
+};
+/* clang-format on */
 enum { MIXTURES = 400 };
 
 typedef struct proof {
@@ -232,8 +139,7 @@ static graft_status compare(proof *p) {
         if (x->n == y->n && (x->n == 0 || memcmp(x->data, y->data, (size_t)x->n * sizeof *x->data) == 0)) continue;
         char *example = shown(&p->text);
         graft_status st = gr_fail(p->err, GRAFT_BAD_INPUT,
-                                  "%s cannot hold this tokenizer: \"%s\" would become other ids than before "
-                                  "(likely cause: %s)",
+                                  "%s cannot hold this tokenizer: \"%s\" would become other ids than before (likely cause: %s)",
                                   p->form, example ? example : "a text", peculiarity(p->a));
         free(example);
         return st;
@@ -265,8 +171,7 @@ done:
     return st;
 }
 
-/* An added token stands alone, between spaces, inside a word, beside others. The names of byte pieces are no
- * text. */
+/* An added token stands alone, between spaces, inside a word, beside others. The names of byte pieces are no text. */
 static graft_status compare_added(proof *p, const gr_tokenizer *t) {
     static const char *const around[][2] = {{"", ""},   {" ", " "}, {"x  ", "  y"}, {"a\n", "\n b"},
                                             {"x", "y"}, {"(", ")"}, {"7", "'s"}};

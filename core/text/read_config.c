@@ -77,9 +77,8 @@ static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t la
     bool bos = t->info.add_bos && first >= 0 && first != t->info.bos;
     if (!bos && !(t->info.add_eos && last >= 0 && last != t->info.eos)) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: tokenizer.json's post_processor adds \"%.60s\" %s a text, tokenizer_config.json's %s "
-                   "is \"%.60s\": they must be one "
-                   "token, or %s be false",
+                   "%s: tokenizer.json's post_processor adds \"%.60s\" %s a text, tokenizer_config.json's %s is \"%.60s\": they "
+                   "must be one token, or %s be false",
                    folder, t->pieces[bos ? first : last].text, bos ? "before" : "after", bos ? "bos_token" : "eos_token",
                    t->pieces[bos ? t->info.bos : t->info.eos].text, bos ? "add_bos_token" : "add_eos_token");
 }

@@ -1,5 +1,4 @@
-/* A tokenizer from the tokenizer.ggml.* keys of a GGUF (keys: ggml docs/gguf.md; meaning: llama.cpp's
- * llama-vocab.cpp). */
+/* A tokenizer from the tokenizer.ggml.* keys of a GGUF (keys: ggml docs/gguf.md; meaning: llama.cpp's llama-vocab.cpp). */
 #include <stdlib.h>
 #include <string.h>
 
@@ -95,9 +94,8 @@ static graft_status setup_bpe(gr_tokenizer *t, const gr_gguf *g, graft_error *er
     t->info.kind = GR_TOKENIZER_BPE;
     t->byte_level = t->first_merge_wins = true;
     if (!*pre)
-        gr_note("%s: tokenizer.ggml.pre is missing: words are cut by llama.cpp's default rule, which may not "
-                "be the "
-                "one that the model was trained with",
+        gr_note("%s: tokenizer.ggml.pre is missing: words are cut by llama.cpp's default rule, which may not be the one that the "
+                "model was trained with",
                 gr_gguf_path(g));
     if (!gr_pretok_from_name(t, *pre ? pre : GR_PRETOK_DEFAULT)) {
         known = gr_pretok_known();
@@ -145,8 +143,7 @@ done:
     return st;
 }
 
-/* Special ids and the settings that the model's kind decides where the file does not: as llama.cpp, which the
- * note says. */
+/* Special ids and the settings that the model's kind decides where the file does not: as llama.cpp, which the note says. */
 static graft_status read_settings(gr_tokenizer *t, const gr_gguf *g, graft_error *err) {
     static const char *const keys[] = {KEY("add_bos_token"), KEY("add_eos_token"), KEY("add_space_prefix")};
     gr_tokenizer_info *info = &t->info;

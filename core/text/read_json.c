@@ -117,8 +117,7 @@ static bool is_normalized(const gr_tokenizer *t, const gr_piece *p) {
     return changed;
 }
 
-/* HF finds an added token of spaces also in what another one beside it has stripped: both at once are not
- * known. */
+/* HF finds an added token of spaces also in what another one beside it has stripped: both at once are not known. */
 static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_error *err) {
     const gr_added *strips = NULL, *space = NULL;
     int size;
@@ -129,9 +128,8 @@ static graft_status check_strips(const gr_tokenizer *t, const char *path, graft_
     }
     if (!strips || !space || strips == space) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: added_tokens: \"%.60s\" strips spaces and token %d begins with one: both in one file "
-                   "are not known",
-                   path, strips->text, space->id);
+                   "%s: added_tokens: \"%.60s\" strips spaces and token %d begins with one: both in one file are not known", path,
+                   strips->text, space->id);
 }
 
 /* The id that HF tokenizers gives the content: its own in the vocabulary, else the next one; *highest: of the
@@ -167,14 +165,12 @@ static graft_status read_added(gr_tokenizer *t, const json_t *added, const json_
                                      memcmp(there->text, json_string_value(content), (size_t)there->len) != 0);
         if (id != hf_id && (other || in_vocab))
             return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it %lld: its "
-                           "own in the "
+                           "%s: added_tokens: \"%.60s\" is listed with id %lld, but HF tokenizers gives it %lld: its own in the "
                            "vocabulary, or the next free one; saving the tokenizer again with transformers writes it so",
                            path, json_string_value(content), (long long)id, (long long)hf_id);
         if (id != hf_id && !warned)
-            gr_warn("%s: added_tokens: \"%.60s\" and others keep the ids that are listed, such as %lld; HF "
-                    "tokenizers would number them "
-                    "from the size of the vocabulary, %lld",
+            gr_warn("%s: added_tokens: \"%.60s\" and others keep the ids that are listed, such as %lld; HF tokenizers would number "
+                    "them from the size of the vocabulary, %lld",
                     path, json_string_value(content), (long long)id, (long long)hf_id);
         warned |= id != hf_id;
         bool special = gr_json_flag(value, "special", false);
@@ -242,9 +238,7 @@ static graft_status check_complete(const gr_tokenizer *t, const char *path, graf
                        path);
     if (t->byte_level && t->byte_fallback && !bytes)
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: the ByteLevel pre_tokenizer with byte_fallback and a vocabulary without its "
-                       "bytes is not known",
-                       path);
+                       "%s: the ByteLevel pre_tokenizer with byte_fallback and a vocabulary without its bytes is not known", path);
     return GRAFT_OK;
 }
 

@@ -1,5 +1,4 @@
-/* Recognises what a tokenizer.json's pipeline says (format: HF tokenizers' serialisation) and sets the
- * tokenizer accordingly. */
+/* Recognises what a tokenizer.json's pipeline says (format: HF tokenizers' serialisation) and sets the tokenizer accordingly. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -32,8 +32,7 @@ typedef struct gr_prefix_walk {
     int32_t low, high, depth;
 } gr_prefix_walk;
 void gr_prefix_sort(gr_prefix_set *s); /* after keys and n were filled; no empty keys */
-/* Start with a zeroed walk. False when no key goes on with byte; *value is that of the key ending here, -1
- * when none does. */
+/* Start with a zeroed walk. False when no key goes on with byte; *value is that of the key ending here, -1 when none does. */
 bool gr_prefix_step(const gr_prefix_set *s, gr_prefix_walk *w, uint8_t byte, int32_t *value);
 
 /* Pair of adjacent ids to the rank of its merge and the merged id. */
@@ -57,9 +56,8 @@ static inline const gr_pair *gr_pairs_find(const gr_pair_table *t, int32_t left,
     return &t->slots[i];
 }
 
-/* What stands side by side in some piece: two characters, or a part of one and the next, or two parts.
- * Between others no merge ever joins anything. Bits of hashes: where two pairs share one, something seems
- * joined that is not, which changes no id. */
+/* What stands side by side in some piece: two characters, or a part of one and the next, or two parts. Between others no merge ever
+ * joins anything. Bits of hashes: where two pairs share one, something seems joined that is not, which changes no id. */
 enum { GR_PART = 0x110000 }; /* + a byte, in a character's place: the byte of a part at the border */
 typedef struct gr_joints {
     uint64_t *pairs;

@@ -112,8 +112,7 @@ void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *pat
     const int64_t n = t->info.n_vocab;
     if (n <= rows) return;
     const gr_piece *p = &t->pieces[n - 1];
-    gr_note("%s: the tokenizer has ids up to %lld (\"%.*s\"), the embedding %lld rows: texts with a token "
-            "beyond them are refused",
+    gr_note("%s: the tokenizer has ids up to %lld (\"%.*s\"), the embedding %lld rows: texts with a token beyond them are refused",
             path, (long long)n - 1, (int)GR_MIN(p->len, 60), p->text ? p->text : "", (long long)rows);
 }
 

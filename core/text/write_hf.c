@@ -1,5 +1,4 @@
-/* A tokenizer as the files of an HF folder: copies of those that it was read from, or equivalents of a
- * GGUF's. */
+/* A tokenizer as the files of an HF folder: copies of those that it was read from, or equivalents of a GGUF's. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,8 +93,7 @@ static int compare_splits(const void *a, const void *b) {
     return (x->right > y->right) - (x->right < y->right);
 }
 
-/* Every way to make a piece of two others, best piece first: the merges that HF's converter derives from
- * scores. */
+/* Every way to make a piece of two others, best piece first: the merges that HF's converter derives from scores. */
 static json_t *merges_from_scores(const gr_tokenizer *t) {
     split *splits = NULL;
     int64_t n = 0, capacity = 0;

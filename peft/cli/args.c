@@ -94,8 +94,7 @@ static bool is_option(const gr_command *c, const char *word) {
     return false;
 }
 
-/* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took.
- */
+/* word: "name" or "name=value"; following: the next word, a value for "name"; *used: how many words it took. */
 static graft_status parse_option(gr_args *a, const char *word, const char *following, int *used, graft_error *err) {
     const char *equals = strchr(word, '='), *value = NULL;
     char name[48];

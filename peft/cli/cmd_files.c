@@ -2,7 +2,8 @@
 #include <jansson.h>
 #include <string.h>
 
-#include "adapters/export.h"
+#include "adapters/inspect.h"
+#include "adapters/merge.h"
 #include "core/base/file.h"
 #include "peft/cli/session_args.h"
 
@@ -45,7 +46,8 @@ graft_status gr_cmd_merge(const gr_args *a, graft_error *err) {
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s needs a GGUF (--out FILE.gguf); an HF folder takes fp32, fp16 or bf16",
                        gr_args_text(a, "dtype", NULL)));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
-    GR_TRY(gr_merge(s.model, s.tokenizer, s.adapters, s.scales, s.n_adapters, NULL, &o, out, &report, err));
+    gr_merge_parts parts = {s.model, s.tokenizer, s.adapters, s.scales, s.n_adapters, NULL};
+    GR_TRY(gr_merge(&parts, &o, out, &report, err));
     if (gr_args_has(a, "json")) print_merge_json(out, &report);
     else print_merge(out, &report);
 done:

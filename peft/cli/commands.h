@@ -1,5 +1,4 @@
-/* commands.h - the commands of graft as one table: --help, `graft help`, the man page and the shell
- * completion are made from it. */
+/* commands.h - the commands of graft as one table: --help, `graft help`, the man page and the shell completion are made from it. */
 #ifndef GR_COMMANDS_H
 #define GR_COMMANDS_H
 
@@ -59,8 +58,7 @@ int gr_args_all(const gr_args *a, const char *name, const char **values);       
 graft_status gr_args_int(const gr_args *a, const char *name, int64_t min, int64_t fallback, int64_t *out, graft_error *err);
 graft_status gr_args_float(const gr_args *a, const char *name, double min, double max, double fallback, double *out,
                            graft_error *err);
-/* The options that mean recipe keys, then arguments from first_override on, laid over a recipe file (NULL:
- * the defaults). */
+/* The options that mean recipe keys, then arguments from first_override on, laid over a recipe file (NULL: the defaults). */
 graft_status gr_args_recipe(const gr_args *a, const char *path, int first_override, gr_recipe **out, graft_error *err);
 /* The same with every problem noted (gr_recipe_examine). */
 graft_status gr_args_examine(const gr_args *a, const char *path, int first_override, const gr_examine_options *o, gr_recipe **out,

@@ -1,5 +1,4 @@
-/* What the table of commands says about itself: --help, the overview, a man page, bash completion; and `graft
- * help`. */
+/* What the table of commands says about itself: --help, the overview, a man page, bash completion; and `graft help`. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,8 +50,7 @@ static graft_status help_models(const gr_args *a, graft_error *err) {
     const char *name;
     bool folder;
     printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is "
-           "refused by "
-           "name):\n");
+           "refused by name):\n");
     for (int i = 0; i < GR_N_ARCHS; i++)
         printf("  %-10s %s, in a GGUF %s\n", gr_archs[i].hf_type, gr_archs[i].hf_class, gr_archs[i].gguf);
     printf("\ntypes of weights that are read:\n  safetensors");
@@ -163,9 +161,8 @@ static void print_man(void) {
         put_roff(c->example);
         printf("\n.fi\n");
     }
-    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is "
-           "missing or wrong, "
-           "130 interrupted after a checkpoint was saved.\n.SH RECIPES\n.nf\n");
+    printf(".SH EXIT STATUS\n0 done, 1 failed, 2 the command line or a recipe is wrong, 3 an input file is missing or wrong, 130 "
+           "interrupted after a checkpoint was saved.\n.SH RECIPES\n.nf\n");
     gr_str help = {0};
     gr_recipe_help(&help);
     if (!help.failed) put_roff(help.data);

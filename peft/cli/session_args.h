@@ -1,5 +1,4 @@
-/* session_args.h - a session from the options that the commands share: --model, --adapter, --template,
- * --dtype ... */
+/* session_args.h - a session from the options that the commands share: --model, --adapter, --template, --dtype ... */
 #ifndef GR_SESSION_ARGS_H
 #define GR_SESSION_ARGS_H
 

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters/export.h"
+#include "adapters/merge.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "assert_ok.h"
@@ -86,6 +86,8 @@ static inline void init(gr_adapter *a, bool training, uint64_t seed) {
     assert_ok(gr_params_allocate(a->params, machine.device, training, &err));
     assert_ok(gr_adapter_init(a, seed, &err));
 }
+
+#define PARTS(m, ...) (&(gr_merge_parts){.model = (m), .tokenizer = __VA_ARGS__})
 
 /* Every matrix non-zero, so that a mistake in any shows. */
 static inline void fill(gr_adapter *a, uint64_t seed) {

@@ -2,10 +2,9 @@
  * inspection. */
 #include "tests/unit/adapter_world.h"
 
-#include "adapters/merge.h"
-
 #include <jansson.h>
 
+#include "adapters/inspect.h"
 #include "core/model/decoder.h"
 #include "kernels/philox.h"
 
@@ -98,7 +97,8 @@ static void test_merge(void **state) {
             gr_merge_report report;
             gr_merge_options o = cases[c].o;
             o.overwrite = i > 0;
-            assert_ok(gr_merge(m, t, a, scales, 2, NULL, &o, at(cases[c].name), &report, &err));
+            assert_ok(
+                gr_merge(PARTS(m, t, .adapters = a, .scales = scales, .n_adapters = 2), &o, at(cases[c].name), &report, &err));
             check_merged(at(cases[c].name), m, a, scales, 2, cases[c].tolerance);
             assert_int_equal(report.n_merged, 16);
             assert_true(report.largest_logit > 0 && report.n_probed > 0 && report.n_changed <= report.n_probed);
@@ -118,16 +118,16 @@ static void test_merge_refusals(void **state) {
     gr_model *m = open_model(TINY);
     gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_Q8_0};
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "q8_0");
+    assert_error(gr_merge(PARTS(m, t), &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "q8_0");
     o.dtype = GR_DTYPE_F32;
-    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err)); /* a conversion changes nothing */
+    assert_ok(gr_merge(PARTS(m, t), &o, at("r"), NULL, &err)); /* a conversion changes nothing */
     check_merged(at("r"), m, NULL, NULL, 0, 0);
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "exists already");
+    assert_error(gr_merge(PARTS(m, t), &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "exists already");
     o.format = GR_FORMAT_GGUF;
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "is a folder");
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, "/proc/x.gguf", NULL, &err), GRAFT_FAILED, "/proc/x.gguf");
+    assert_error(gr_merge(PARTS(m, t), &o, at("r"), NULL, &err), GRAFT_BAD_USAGE, "is a folder");
+    assert_error(gr_merge(PARTS(m, t), &o, "/proc/x.gguf", NULL, &err), GRAFT_FAILED, "/proc/x.gguf");
     gr_model *shapes = open_model(TESTS_DIR "/golden/tiny/config.json");
-    assert_error(gr_merge(shapes, t, NULL, NULL, 0, NULL, &o, at("s.gguf"), NULL, &err), GRAFT_BAD_USAGE, "no weights");
+    assert_error(gr_merge(PARTS(shapes, t), &o, at("s.gguf"), NULL, &err), GRAFT_BAD_USAGE, "no weights");
     assert_false(gr_exists(at("s.gguf")));
     gr_model_free(shapes);
     gr_model_free(m);
@@ -151,7 +151,7 @@ static void test_merge_trained(void **state) {
     float *values = read_all(&p, GR_PARAMS_VALUE);
     for (int64_t k = 0; k < p.n_floats; k++) values[k] += 0.01f * (float)(k % 5);
     write_all(&p, GR_PARAMS_VALUE, values);
-    assert_ok(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("trained.gguf"), &report, &err));
+    assert_ok(gr_merge(PARTS(m, t, .trained = &p), &o, at("trained.gguf"), &report, &err));
     assert_int_equal(report.n_merged, p.n_items);
     assert_true(report.max_logit_difference < 1e-4);
     assert_ok(gr_weights_open(&merged, at("trained.gguf"), &err));
@@ -214,7 +214,7 @@ static void test_merge_llama_biases(void **state) {
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
     write_model(&c, t, at("biased"));
     m = open_model(at("biased"));
-    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("biased.gguf"), &report, &err));
+    assert_ok(gr_merge(PARTS(m, t), &o, at("biased.gguf"), &report, &err));
     check_merged(at("biased.gguf"), m, NULL, NULL, 0, 0);
     assert_true(report.max_logit_difference < 1e-4);
     back = open_model(at("biased.gguf"));
@@ -225,7 +225,7 @@ static void test_merge_llama_biases(void **state) {
     assert_true(stored[1] == bias[c.head_dim / 2] && stored[2] == bias[1]);
     m->config.o_bias = false; /* transformers' llama has biases of q, k, v and o or none */
     o.format = GR_FORMAT_HF;
-    assert_error(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("biased-hf"), NULL, &err), GRAFT_BAD_INPUT, "q, k, v: yes; o: no");
+    assert_error(gr_merge(PARTS(m, t), &o, at("biased-hf"), NULL, &err), GRAFT_BAD_INPUT, "q, k, v: yes; o: no");
     gr_model_free(back);
     gr_model_free(m);
     gr_tokenizer_free(t);
@@ -301,7 +301,7 @@ static void add_licence(const char *from, const char *to) {
 static void merge_plain(const char *from, const gr_tokenizer *t, gr_model_format format, const char *to) {
     gr_merge_options o = {.format = format, .dtype = -1};
     gr_model *m = open_model(from);
-    assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, to, NULL, &err));
+    assert_ok(gr_merge(PARTS(m, t), &o, to, NULL, &err));
     gr_model_free(m);
 }
 
@@ -392,7 +392,7 @@ static void test_mixtures(void **state) {
             gr_merge_report report;
             assert_ok(gr_written_type(&o.dtype, cases[i].name, &err));
             assert_int_equal(o.dtype, cases[i].dtype);
-            assert_ok(gr_merge(m, t, NULL, NULL, 0, NULL, &o, at("wide.gguf"), &report, &err));
+            assert_ok(gr_merge(PARTS(m, t), &o, at("wide.gguf"), &report, &err));
             check_types(at("wide.gguf"), cases[i].dtype, cases[i].file_type, tied);
         }
         gr_model_free(m);
@@ -421,7 +421,7 @@ static void test_wrong_read_back(void **state) {
     free(values);
     for (int i = 0; i < GR_LEN(types); i++) {
         gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = (int)types[i]};
-        assert_error(gr_merge(m, t, NULL, NULL, 0, &p, &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED, "the merge is wrong");
+        assert_error(gr_merge(PARTS(m, t, .trained = &p), &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED, "the merge is wrong");
         assert_false(gr_exists(at("wrong.gguf")));
     }
     gr_model_free(other);
@@ -430,7 +430,20 @@ static void test_wrong_read_back(void **state) {
     gr_tokenizer_free(t);
 }
 
-/* Files that are not what the job would write: a weight that is missing, rows in another order, another base of RoPE. */
+static const gr_weight_entry *listed;
+
+/* A source of what a model's files hold. */
+static graft_status base_rows(void *context, int64_t i, int64_t first, int64_t count, const float **rows, graft_error *e) {
+    static float values[GR_SOURCE_ROWS * 1024];
+    const gr_model *m = context;
+    const gr_weight *w = &gr_weights_find(m->weights, listed[i].name)->view;
+    (void)e;
+    gr_dtype_get(w->dtype)->to_f32(values, (const char *)w->data + first * gr_dtype_bytes(w->dtype, w->cols), count * w->cols);
+    *rows = values;
+    return GRAFT_OK;
+}
+
+/* Files that are not what the source has: a weight that is missing, rows in another order, another base of RoPE. */
 static void test_wrong_files(void **state) {
     static const char *const models[] = {TINY, TINY, QWEN};
     (void)state;
@@ -454,13 +467,15 @@ static void test_wrong_files(void **state) {
         if (i == 0) memset(w, 0, (size_t)q->n * sizeof *w);
         gr_params_write(&p, GR_PARAMS_VALUE, item, w);
         if (i == 2) other->config.rope_theta *= 2;
-        assert_ok(gr_merge(other, t, NULL, NULL, 0, &p, &o, at("other.gguf"), NULL, &err));
-        gr_merge_job job = {.m = m, .tokenizer = t, .options = &o, .dtype = GR_DTYPE_Q4_K, .config = m->config};
-        job.rows = gr_calloc(GR_MERGE_ROWS * 1024, sizeof(float)), job.extra = gr_calloc(GR_MERGE_ROWS * 1024, sizeof(float));
-        assert_ok(gr_weights_list(&job.entries, &job.n_entries, &job.config, &err));
-        assert_error(gr_merge_probe(&job, at("other.gguf"), &report, &err), GRAFT_FAILED,
+        assert_ok(gr_merge(PARTS(other, t, .trained = &p), &o, at("other.gguf"), NULL, &err));
+        gr_export x = {.source = {.rows = base_rows, .context = m}, .config = &m->config, .tokenizer = t, .dtype = GR_DTYPE_Q4_K};
+        gr_weight_entry *entries = NULL;
+        assert_ok(gr_weights_list(&entries, &x.source.n, &m->config, &err));
+        x.source.entries = entries;
+        listed = entries;
+        assert_error(gr_merge_probe(&x, m, at("other.gguf"), &report, &err), GRAFT_FAILED,
                      i == 2 ? "another configuration" : "layers.1.self_attn.q_proj.weight");
-        free(job.entries), free(job.rows), free(job.extra), free(w);
+        free(entries), free(w);
         gr_model_free(other);
         gr_model_free(m);
         gr_params_release(&p);
@@ -637,7 +652,7 @@ static void test_tied_head_and_embedding(void **state) {
         for (int format = 0; format < 2; format++) {
             gr_merge_options o = {.format = format ? GR_FORMAT_GGUF : GR_FORMAT_HF, .overwrite = true};
             gr_merge_report report;
-            assert_ok(gr_merge(m, t, &a, &one, 1, NULL, &o, at(outs[format]), &report, &err));
+            assert_ok(gr_merge(PARTS(m, t, .adapters = &a, .scales = &one, .n_adapters = 1), &o, at(outs[format]), &report, &err));
             gr_model *merged = open_model(at(outs[format]));
             assert_false(merged->config.tied);
             assert_true(report.max_logit_difference < 1e-4 && fabs(mean_loss(merged, &b) - adapted) < 1e-5);

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "adapters/export.h"
+#include "adapters/merge.h"
 #include "core/model/generate.h"
 #include "tests/unit/params_copy.h"
 
@@ -456,7 +456,7 @@ static void quantised_layers_are_the_files(void **state) {
         assert_non_null(gr_weights_find(w.m->weights, "model.layers.1.input_layernorm.weight")->view.data);
         gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1};
         graft_error err = {0};
-        assert_int_equal(gr_merge(w.m, NULL, NULL, NULL, 0, NULL, &o, "never-written", NULL, &err), GRAFT_BAD_USAGE);
+        assert_int_equal(gr_merge(&(gr_merge_parts){.model = w.m}, &o, "never-written", NULL, &err), GRAFT_BAD_USAGE);
         assert_non_null(strstr(err.msg, "open the base without quantising it"));
         close_world(&plain);
         close_world(&w);
