@@ -294,10 +294,8 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
 #define EACH_8(x, ...)                                         CHECK(x) EACH_7(__VA_ARGS__)
 #define EACH_9(x, ...)                                         CHECK(x) EACH_8(__VA_ARGS__)
 #define EACH_OF(_1, _2, _3, _4, _5, _6, _7, _8, _9, each, ...) each
-/* clang-format off */
-#define EACH(...) \
-    EACH_OF(__VA_ARGS__, EACH_9, EACH_8, EACH_7, EACH_6, EACH_5, EACH_4, EACH_3, EACH_2, EACH_1, none)(__VA_ARGS__)
-/* clang-format on */
+
+#define EACH(...) EACH_OF(__VA_ARGS__, EACH_9, EACH_8, EACH_7, EACH_6, EACH_5, EACH_4, EACH_3, EACH_2, EACH_1, none)(__VA_ARGS__)
 
 /* An operation: its arguments checked, the memory within reach, the CPU's. */
 #define GR_OP(name, params, args)                                                                                                  \
