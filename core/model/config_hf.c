@@ -169,7 +169,8 @@ static void json_stop_ids(gr_model_config *c, const json_t *v) {
     size_t i;
     json_t *item;
     if (json_is_integer(v)) gr_config_add_stop(c, json_integer_value(v));
-    json_array_foreach(v, i, item) if (json_is_integer(item)) gr_config_add_stop(c, json_integer_value(item));
+    json_array_foreach(v, i, item)
+        if (json_is_integer(item)) gr_config_add_stop(c, json_integer_value(item));
 }
 
 static int32_t json_token_id(const json_file *f, const char *key) {

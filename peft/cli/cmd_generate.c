@@ -161,9 +161,9 @@ static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
     json_t *value, *line = json_object();
     bool replaced =
         json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
-    json_object_foreach(p->lines[i], key, value) if (strcmp(key, "tokens") != 0 &&
-                                                     (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
-        json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
+    json_object_foreach(p->lines[i], key, value)
+        if (strcmp(key, "tokens") != 0 && (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
+            json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
     p->n_replaced += replaced;
     if (json_object_set_new(line, "completion", json_string(result->text)) != 0 ||
         json_object_set_new(line, "tokens", json_integer(result->n_tokens)) != 0) {
