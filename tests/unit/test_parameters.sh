@@ -26,7 +26,7 @@ parameters() {
         print FILENAME, name, n + 1
     }' "$@"
 }
-parameters kernels/*.h core/*/*.[ch] adapters/*.[ch] peft/*.[ch] peft/cli/*.[ch] >"$WORK/all"
+parameters kernels/*.h kernels/ops.def core/*/*.[ch] adapters/*.[ch] peft/*.[ch] peft/cli/*.[ch] >"$WORK/all"
 check "functions are found" test "$(grep -cE ' gr_[a-z0-9_]+ [1-9]$' "$WORK/all")" -gt 500
 awk '$3 > 9' "$WORK/all" >"$WORK/wrong"
 check "none has more than 9 parameters" bash -c '! cat "$0" | grep .' "$WORK/wrong"
