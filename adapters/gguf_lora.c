@@ -22,8 +22,7 @@ static double fold_factor(const lora_export *x, const gr_adapter_module *module)
     return gr_adapter_scale(x->a, module) * (double)module->rank / x->alpha;
 }
 
-/* Tensor i: lora_a (even) or lora_b (odd) of module i/2. The embedding's pair is stored as llama.cpp wants
- * it: A [V,R], B [C,R]. */
+/* Tensor i: lora_a (even) or lora_b (odd) of module i/2. The embedding's pair is stored as llama.cpp wants it: A [V,R], B [C,R]. */
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     const lora_export *x = context;
     const gr_adapter_module *module = &x->a->modules[i / 2];
@@ -52,9 +51,8 @@ static graft_status find_entries(lora_export *x, const gr_model *m, const char *
         x->entries[j] = gr_weights_find(m->weights, name);
         if (!x->entries[j] || (m->config.tied && gr_adapter_is_embedding(module)))
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp "
-                           "cannot tell "
-                           "the two apart; graft merge --format gguf writes them as two",
+                           "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp cannot tell the two "
+                           "apart; graft merge --format gguf writes them as two",
                            path, module->name);
     }
     return GRAFT_OK;
@@ -158,9 +156,8 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
                            a || b ? "the base has no such tensor: is this the adapter's base model?" : "no matrix of a LoRA");
         if (i == 0 && x->m->config.tied)
             return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: "
-                           "graft cannot",
-                           t->file, t->name);
+                           "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: graft cannot", t->file,
+                           t->name);
         (a ? x->a : x->b)[i] = t;
     }
     for (int64_t i = 0; i < x->n; i++) {

@@ -1,5 +1,4 @@
-/* Reading adapters: the names under which PEFT, mlx-lm and their users leave matrices, element types, shapes.
- */
+/* Reading adapters: the names under which PEFT, mlx-lm and their users leave matrices, element types, shapes. */
 #include "adapters/impl.h"
 
 #include <math.h>
@@ -283,8 +282,7 @@ static graft_status open_tensors(gr_safetensors **files, const char *folder, con
     if (gr_exists(path)) st = gr_safetensors_open(files, path, err);
     else if (gr_exists(bin))
         st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s is missing; graft does not read the pickle adapter_model.bin: load it with PEFT and "
-                     "save it with "
+                     "%s is missing; graft does not read the pickle adapter_model.bin: load it with PEFT and save it with "
                      "safe_serialization=True",
                      path);
     else st = gr_fail(err, GRAFT_BAD_INPUT, "%s is missing", path);
@@ -295,9 +293,8 @@ static graft_status open_tensors(gr_safetensors **files, const char *folder, con
 static graft_status check_base(const gr_peft_config *c, const gr_model *m, const char *path, graft_error *err) {
     if (!c->vocab || c->vocab == m->config.vocab) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: graft.vocab: the adapter was trained on a base with %lld embedding rows, this one "
-                   "has %lld: use the "
-                   "same base",
+                   "%s: graft.vocab: the adapter was trained on a base with %lld embedding rows, this one has %lld: use the same "
+                   "base",
                    path, (long long)c->vocab, (long long)m->config.vocab);
 }
 

@@ -42,8 +42,7 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
     return st;
 }
 
-/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as
- * a full match. */
+/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as a full match. */
 static graft_status mark_target(bool *wanted, const char *target, gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     pcre2_code *regex = NULL;
@@ -168,9 +167,8 @@ done:
     return st;
 }
 
-/* What the files record as target_modules: the last component where every module of the model that ends in it
- * is adapted, else the module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these
- * modules. */
+/* What the files record as target_modules: the last component where every module of the model that ends in it is adapted, else the
+ * module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these modules. */
 static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wanted, graft_error *err) {
     const char **targets = gr_arena_alloc(&a->arena, (int64_t)sizeof *targets * GR_MAX(a->n_modules, 1));
     int n = 0;

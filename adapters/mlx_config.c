@@ -1,5 +1,4 @@
-/* adapter_config.json as mlx-lm writes it (mlx_lm/tuner): a scale instead of alpha, the last num_layers
- * layers. */
+/* adapter_config.json as mlx-lm writes it (mlx_lm/tuner): a scale instead of alpha, the last num_layers layers. */
 #include "adapters/impl.h"
 
 #include <jansson.h>
@@ -9,8 +8,7 @@ static graft_status read_type(const json_t *root, const json_t *parameters, cons
     const char *type = json_string_value(json_object_get(root, "fine_tune_type"));
     if ((type && strcmp(type, "lora") != 0) || json_is_true(json_object_get(root, "use_dora")))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: an mlx-lm adapter of fine_tune_type \"%s\", expected \"lora\": fuse it with "
-                       "mlx_lm.fuse and use the "
+                       "%s: an mlx-lm adapter of fine_tune_type \"%s\", expected \"lora\": fuse it with mlx_lm.fuse and use the "
                        "fused model as base",
                        path, type ? type : "dora");
     if (!json_is_object(parameters))
@@ -67,8 +65,7 @@ graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bo
     int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1, first = given < 0 || given > L ? 0 : L - given;
     if (m->config.tied && found[0])
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: an adapter of mlx-lm on the embedding of a model whose head is its embedding "
-                       "changes both: fuse it "
+                       "%s: an adapter of mlx-lm on the embedding of a model whose head is its embedding changes both: fuse it "
                        "with mlx_lm.fuse",
                        path);
     for (int64_t i = 0; i < n; i++) {

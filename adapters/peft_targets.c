@@ -139,17 +139,15 @@ graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const b
         n_targets += wanted;
         if (found[i] && !wanted)
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: target_modules does not target %s, of which the adapter has matrices: config "
-                           "and matrices are "
-                           "not of one adapter",
+                           "%s: target_modules does not target %s, of which the adapter has matrices: config and matrices are not "
+                           "of one adapter",
                            path, name));
         if (wanted && !found[i] && n_missing++ == 0) snprintf(missing, sizeof missing, "%s", name);
     }
     if (n_missing > 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: target_modules targets %s, of which the adapter has no matrices (%lld of %lld "
-                       "targets lack them): it was "
-                       "saved in part; save it again, or correct target_modules and layers_to_transform",
+                       "%s: target_modules targets %s, of which the adapter has no matrices (%lld of %lld targets lack them): it "
+                       "was saved in part; save it again, or correct target_modules and layers_to_transform",
                        path, missing, (long long)n_missing, (long long)n_targets));
     name_strangers(r.targets, m, path);
 done:
