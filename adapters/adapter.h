@@ -25,8 +25,8 @@ typedef struct gr_adapter_config {
 } gr_adapter_config;
 
 typedef struct gr_adapter_module {
-    char name[96];  /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
-    int64_t linear; /* index for gr_model_linear; -1: the embedding */
+    char name[96]; /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
+    int64_t index; /* of the model's modules; 0: the embedding */
     int64_t rank;
     double alpha;
     int64_t a, b;    /* indices in params; the embedding's A is stored transposed, [V,R] */

@@ -61,7 +61,7 @@ graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bo
     const json_t *layers = json_object_get(c->root, "num_layers"),
                  *keys = json_object_get(json_object_get(c->root, "lora_parameters"), "keys");
     if (!layers) layers = json_object_get(c->root, "lora_layers"); /* its older name */
-    int64_t n = m->n_modules, L = m->config.n_layers, out, in;
+    int64_t n = m->n_modules, L = m->config.n_layers;
     int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1, first = given < 0 || given > L ? 0 : L - given;
     if (m->config.tied && found[0])
         return gr_fail(err, GRAFT_BAD_INPUT,
@@ -69,18 +69,15 @@ graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bo
                        "with mlx_lm.fuse",
                        path);
     for (int64_t i = 0; i < n; i++) {
-        char name[96], other[96];
-        gr_adapter_module_at(m, i, name, &out, &in);
+        const char *name = m->modules[i].name;
         int64_t layer = layer_of(name);
         bool wanted = found[i];
         if (json_is_array(keys)) {
             wanted = is_listed(keys, name) && (layer < 0 || layer >= first);
         } else if (layer >= 0) { /* the layers are alike */
             wanted = false;
-            for (int64_t k = 0; k < n && layer >= first; k++) {
-                gr_adapter_module_at(m, k, other, &out, &in);
-                wanted |= found[k] && strcmp(gr_last_component(other), gr_last_component(name)) == 0;
-            }
+            for (int64_t k = 0; k < n && layer >= first; k++)
+                wanted |= found[k] && strcmp(gr_last_component(m->modules[k].name), gr_last_component(name)) == 0;
         }
         if (wanted != found[i])
             return gr_fail(err, GRAFT_BAD_INPUT,
