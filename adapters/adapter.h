@@ -25,8 +25,8 @@ typedef struct gr_adapter_config {
 } gr_adapter_config;
 
 typedef struct gr_adapter_module {
-    char name[96];  /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
-    int64_t linear; /* index for gr_model_linear; -1: the embedding */
+    char name[96]; /* "model.layers.0.self_attn.q_proj", "lm_head", "model.embed_tokens" */
+    int64_t index; /* of the model's modules; 0: the embedding */
     int64_t rank;
     double alpha;
     int64_t a, b;    /* indices in params; the embedding's A is stored transposed, [V,R] */
@@ -75,7 +75,7 @@ graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool repla
 bool gr_adapter_is(const char *path);
 /* base_model_name_or_path of an adapter or run folder (owned string), so that --model may be left out. */
 graft_status gr_adapter_base(char **base, const char *path, graft_error *err);
-/* GGUF LoRA for llama.cpp: rsLoRA and alpha patterns folded (conventions 1.2), q/k rows of B permuted for "llama". */
+/* GGUF LoRA for llama.cpp: rsLoRA and alpha patterns folded (conventions 1.2), rows of q's and k's B in the file's order. */
 graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, const char *path, graft_error *err);
 
 #endif

@@ -42,5 +42,6 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
 graft_status gr_written_type(int *dtype, const char *name, graft_error *err);
 /* Type i of those that can be written, as help names it (fp32 ... q4_k_m), *folder: in an HF folder as well; NULL past the last. */
 const char *gr_written_type_name(int i, bool *folder);
+bool gr_type_is_written(int dtype, bool *folder);
 
 #endif

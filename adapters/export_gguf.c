@@ -55,8 +55,7 @@ static void tell_fallbacks(const gr_export *x) {
         if (n++ == 0 || gguf_dtype(x, e) != GR_DTYPE_Q8_0) to = gguf_dtype(x, e);
     }
     if (n > 0)
-        gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s "
-                "...), as llama.cpp does",
+        gr_note("%lld of %lld matrices have rows that are no whole blocks of %s and get another type (%s ...), as llama.cpp does",
                 (long long)n, (long long)matrices, gr_dtype_get(x->dtype)->name, gr_dtype_get(to)->name);
 }
 
@@ -96,8 +95,7 @@ static void copy_general(const gr_gguf *g, gr_gguf_builder *b) {
     }
 }
 
-/* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named
- * chat templates. */
+/* Likewise of the tokenizer what graft has no use for: further special ids (eot, eom, fim_pre ...) and named chat templates. */
 static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b) {
     const char *const anew[] = {"bos", "eos", "unknown", "padding", end_is_new ? "eot" : "eos"};
     for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {

@@ -25,9 +25,8 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
         return gr_fail(err, GRAFT_BAD_USAGE, "--format: expected %s or gguf, found \"%s\"", hf, asked);
     if (gguf_name && !gguf)
         return gr_fail(err, GRAFT_BAD_USAGE,
-                       "--format %s writes a folder, --out %s is the name of a GGUF: leave --format out, or "
-                       "name a folder",
-                       hf, out_path);
+                       "--format %s writes a folder, --out %s is the name of a GGUF: leave --format out, or name a folder", hf,
+                       out_path);
     if (gguf && (gr_is_dir(out_path) || gr_ends_with(out_path, "/")))
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "--format gguf writes a file, --out %s is a folder: leave --format out, or name a file.gguf", out_path);
@@ -35,8 +34,7 @@ graft_status gr_format_of(gr_model_format *format, const char *out_path, const c
     return GRAFT_OK;
 }
 
-/* The types of matrices that are written; in files F32 is fp32's name, and Q4_K that of what llama.cpp calls
- * its mixture Q4_K_M. */
+/* The types of matrices that are written; in files F32 is fp32's name, and Q4_K that of what llama.cpp calls its mixture Q4_K_M. */
 static const struct {
     gr_dtype dtype;
     const char *name;
@@ -51,6 +49,12 @@ const char *gr_written_type_name(int i, bool *folder) {
     if (i >= GR_LEN(writable)) return NULL;
     if (folder) *folder = writable[i].folder;
     return writable[i].name;
+}
+
+bool gr_type_is_written(int dtype, bool *folder) {
+    int i = 0;
+    while (i < GR_LEN(writable) && (int)writable[i].dtype != dtype) i++;
+    return gr_written_type_name(i, folder);
 }
 
 graft_status gr_written_type(int *dtype, const char *name, graft_error *err) {

@@ -22,8 +22,7 @@ static double fold_factor(const lora_export *x, const gr_adapter_module *module)
     return gr_adapter_scale(x->a, module) * (double)module->rank / x->alpha;
 }
 
-/* Tensor i: lora_a (even) or lora_b (odd) of module i/2. The embedding's pair is stored as llama.cpp wants
- * it: A [V,R], B [C,R]. */
+/* Tensor i: lora_a (even) or lora_b (odd) of module i/2. The embedding's pair is stored as llama.cpp wants it: A [V,R], B [C,R]. */
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     const lora_export *x = context;
     const gr_adapter_module *module = &x->a->modules[i / 2];
@@ -52,9 +51,8 @@ static graft_status find_entries(lora_export *x, const gr_model *m, const char *
         x->entries[j] = gr_weights_find(m->weights, name);
         if (!x->entries[j] || (m->config.tied && gr_adapter_is_embedding(module)))
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp "
-                           "cannot tell "
-                           "the two apart; graft merge --format gguf writes them as two",
+                           "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp cannot tell the two "
+                           "apart; graft merge --format gguf writes them as two",
                            path, module->name);
     }
     return GRAFT_OK;
@@ -109,7 +107,7 @@ done:
 typedef struct lora_import {
     gr_model *m;
     const gr_gguf *g;
-    const gr_tensor **a, **b; /* [n], by module index of gr_adapter_module_at */
+    const gr_tensor **a, **b; /* [n], by module index */
     const gr_weight_entry **entries;
     bool *found;
     int64_t n;
@@ -158,9 +156,8 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
                            a || b ? "the base has no such tensor: is this the adapter's base model?" : "no matrix of a LoRA");
         if (i == 0 && x->m->config.tied)
             return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: "
-                           "graft cannot",
-                           t->file, t->name);
+                           "%s: tensor %s: the base's head is its embedding, and llama.cpp would adapt both: graft cannot", t->file,
+                           t->name);
         (a ? x->a : x->b)[i] = t;
     }
     for (int64_t i = 0; i < x->n; i++) {
@@ -176,22 +173,15 @@ static graft_status take_tensors(lora_import *x, graft_error *err) {
 }
 
 /* Each module's rank is that of its tensors; the patterns are whole names. */
-static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pattern *patterns, gr_arena *arena,
-                               graft_error *err) {
+static graft_status read_ranks(const lora_import *x, gr_adapter_config *c, gr_pattern *patterns, graft_error *err) {
     for (int64_t i = 0; i < x->n; i++) {
-        char name[96];
-        int64_t out, in;
         if (!x->found[i]) continue;
         int64_t rank = x->b[i]->n_dims == 2 ? x->b[i]->shape[1] : 0;
-        gr_adapter_module_at(x->m, i, name, &out, &in);
         if (rank < 1 || rank > INT16_MAX)
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: its rank is no number from 1 to %d", x->b[i]->file, x->b[i]->name,
                            INT16_MAX);
         if (c->rank == 0) c->rank = rank;
-        if (rank == c->rank) continue;
-        char *copy = gr_arena_strdup(arena, name);
-        if (!copy) return gr_fail_memory(err, name);
-        patterns[c->n_rank_pattern++] = (gr_pattern){.pattern = copy, .value = (double)rank};
+        if (rank != c->rank) patterns[c->n_rank_pattern++] = (gr_pattern){x->m->modules[i].name, (double)rank};
     }
     return GRAFT_OK;
 }
@@ -203,7 +193,7 @@ static graft_status load_pairs(gr_adapter *a, const lora_import *x, double alpha
     if (!staging || !rows) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
         gr_adapter_module *module = &a->modules[j];
-        int64_t i = module->linear + 1, R = module->rank, N = module->out, heads = x->entries[i]->permute_heads;
+        int64_t i = module->index, R = module->rank, N = module->out, heads = x->entries[i]->permute_heads;
         bool flipped = gr_adapter_is_embedding(module);
         if (alpha == 0) module->alpha = (double)R; /* the loader then does not scale */
         GR_TRY(gr_adapter_load_matrix(x->a[i], staging, flipped ? module->in : R, flipped ? R : module->in, false, "lora_b", err));
@@ -235,17 +225,15 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
     x.found = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.found);
     if (!patterns || !x.a || !x.b || !x.entries || !x.found) GR_TRY(gr_fail_memory(err, path));
     for (int64_t i = 0; i < x.n; i++) {
-        char name[96], weight[128];
-        int64_t rows, cols;
-        gr_adapter_module_at(m, i, name, &rows, &cols);
-        snprintf(weight, sizeof weight, "%s.weight", name);
+        char weight[128];
+        snprintf(weight, sizeof weight, "%s.weight", m->modules[i].name);
         x.entries[i] = gr_weights_find(m->weights, weight);
     }
     GR_TRY(gr_gguf_open(&g, path, err));
     x.g = g;
     GR_TRY(check_header(g, m, &alpha, err));
     GR_TRY(take_tensors(&x, err));
-    GR_TRY(read_ranks(&x, &c, patterns, &arena, err));
+    GR_TRY(read_ranks(&x, &c, patterns, err));
     GR_TRY(gr_gguf_lora_base(&base, path, err));
     c.rank_pattern = patterns;
     c.alpha = alpha != 0 ? alpha : (double)c.rank;

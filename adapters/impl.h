@@ -19,15 +19,12 @@ bool gr_has_suffix(const char *name, const char *suffix);
 
 /* ---- lora.c ---- */
 
-/* Module i of a model, 0 <= i <= gr_model_n_linears: 0 is the embedding, 1 + j linear j. Its name and shape,
- * out x in. */
-void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in);
-/* An adapter of the modules i with wanted[i]. Ranks and alphas follow config's patterns; config is copied but
+/* An adapter of the model's modules i with wanted[i]. Ranks and alphas follow config's patterns; config is copied but
  * for its targets, which are recorded from wanted. params as in gr_adapter_plan. */
 graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, gr_params *params,
                               graft_error *err);
 /* True when module's two matrices are those of an embedding (A stored transposed). */
-static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) { return module->linear < 0; }
+static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) { return module->index == 0; }
 
 /* "q_proj" of "model.layers.0.self_attn.q_proj". */
 static inline const char *gr_last_component(const char *name) {
@@ -59,8 +56,7 @@ typedef struct gr_peft_config {
     gr_arena arena;           /* owns config's strings and lists */
 } gr_peft_config;
 
-/* path: the adapter_config.json. BAD_INPUT naming file and key for what graft cannot honour (DoRA,
- * modules_to_save ...). */
+/* path: the adapter_config.json. BAD_INPUT naming file and key for what graft cannot honour (DoRA, modules_to_save ...). */
 graft_status gr_peft_config_read(gr_peft_config *c, const char *path, graft_error *err);
 void gr_peft_config_release(gr_peft_config *c);
 /* The values of mlx-lm's form into c. */

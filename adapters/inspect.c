@@ -312,9 +312,7 @@ static graft_status describe_inside(description *d, const char *path, graft_erro
     graft_status st;
     if (!gr_adapter_is(path))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: a folder without adapter_config.json, config.json, recipe.yaml or state.h5: "
-                       "nothing graft knows",
-                       path);
+                       "%s: a folder without adapter_config.json, config.json, recipe.yaml or state.h5: nothing graft knows", path);
     GR_TRY(gr_adapter_locate(&place, path, err));
     config = gr_path_join(place, GR_ADAPTER_CONFIG);
     if (!config) GR_TRY(gr_fail_memory(err, path));

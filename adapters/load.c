@@ -1,5 +1,4 @@
-/* Reading adapters: the names under which PEFT, mlx-lm and their users leave matrices, element types, shapes.
- */
+/* Reading adapters: the names under which PEFT, mlx-lm and their users leave matrices, element types, shapes. */
 #include "adapters/impl.h"
 
 #include <math.h>
@@ -17,7 +16,7 @@ typedef struct loader {
     gr_model *m;
     const gr_peft_config *config;
     gr_safetensors *files;
-    pair *pairs; /* [n], by module index of gr_adapter_module_at */
+    pair *pairs; /* [n], by module index */
     int64_t n;
     const gr_tensor *named; /* the first tensor with an adapter's name in its own */
     char adapter_name[64];
@@ -88,12 +87,8 @@ static bool parse_name(const char *name, bool mlx, matrix_name *out) {
 }
 
 static int64_t find_module(gr_model *m, const char *name) {
-    char known[96];
-    int64_t out, in;
-    for (int64_t i = 0; i < m->n_modules; i++) {
-        gr_adapter_module_at(m, i, known, &out, &in);
-        if (strcmp(known, name) == 0) return i;
-    }
+    for (int64_t i = 0; i < m->n_modules; i++)
+        if (strcmp(m->modules[i].name, name) == 0) return i;
     return -1;
 }
 
@@ -205,17 +200,15 @@ static graft_status take_odd(loader *l, const gr_tensor *t, const char *type, gr
 
 static graft_status pair_up(loader *l, const char *file, bool *found, graft_error *err) {
     graft_status st = GRAFT_OK;
-    char name[96];
     const char *type;
-    int64_t out, in, n = 0;
+    int64_t n = 0;
     for (int64_t i = 0; i < gr_safetensors_count(l->files); i++) GR_TRY(take_tensor(l, gr_safetensors_get(l->files, i), err));
     for (int64_t i = 0; gr_safetensors_odd(l->files, i, &type); i++)
         GR_TRY(take_odd(l, gr_safetensors_odd(l->files, i, &type), type, err));
     for (int64_t i = 0; i < l->n; i++) {
         const pair *p = &l->pairs[i];
-        gr_adapter_module_at(l->m, i, name, &out, &in);
         if (!p->a != !p->b)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has only one of lora_A and lora_B (%s)", file, name,
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s has only one of lora_A and lora_B (%s)", file, l->m->modules[i].name,
                            (p->a ? p->a : p->b)->name));
         found[i] = p->a != NULL;
         n += found[i];
@@ -261,7 +254,7 @@ static graft_status load_values(gr_adapter *a, const loader *l, const char *expe
     if (!staging) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
-        const pair *p = &l->pairs[module->linear + 1];
+        const pair *p = &l->pairs[module->index];
         int64_t R = module->rank;
         bool turned = gr_adapter_is_embedding(module) != mlx;
         GR_TRY(gr_adapter_load_matrix(p->a, staging, mlx ? module->in : R, mlx ? R : module->in, turned, expected, err));
@@ -283,8 +276,7 @@ static graft_status open_tensors(gr_safetensors **files, const char *folder, con
     if (gr_exists(path)) st = gr_safetensors_open(files, path, err);
     else if (gr_exists(bin))
         st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s is missing; graft does not read the pickle adapter_model.bin: load it with PEFT and "
-                     "save it with "
+                     "%s is missing; graft does not read the pickle adapter_model.bin: load it with PEFT and save it with "
                      "safe_serialization=True",
                      path);
     else st = gr_fail(err, GRAFT_BAD_INPUT, "%s is missing", path);
@@ -295,9 +287,8 @@ static graft_status open_tensors(gr_safetensors **files, const char *folder, con
 static graft_status check_base(const gr_peft_config *c, const gr_model *m, const char *path, graft_error *err) {
     if (!c->vocab || c->vocab == m->config.vocab) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: graft.vocab: the adapter was trained on a base with %lld embedding rows, this one "
-                   "has %lld: use the "
-                   "same base",
+                   "%s: graft.vocab: the adapter was trained on a base with %lld embedding rows, this one has %lld: use the same "
+                   "base",
                    path, (long long)c->vocab, (long long)m->config.vocab);
 }
 

@@ -54,20 +54,17 @@ static graft_status not_found(const char *path, graft_error *err) {
     for (int i = 0; i < GR_LEN(pickles); i++)
         if (has_file(path, pickles[i]))
             return gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: no %s in it, and %s is a pickle, which graft does not read: load it with "
-                           "PEFT and save it "
-                           "with safe_serialization=True",
+                           "%s: no %s in it, and %s is a pickle, which graft does not read: load it with PEFT and save it with "
+                           "safe_serialization=True",
                            path, GR_ADAPTER_CONFIG, pickles[i]);
     if (has_file(path, GR_ADAPTER_TENSORS) || has_file(path, GR_MLX_TENSORS))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: %s is missing beside the matrices: it tells their scale; copy it from where they "
-                       "were trained",
-                       path, GR_ADAPTER_CONFIG);
+                       "%s: %s is missing beside the matrices: it tells their scale; copy it from where they were trained", path,
+                       GR_ADAPTER_CONFIG);
     if (has_file(path, "state.h5"))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s is a checkpoint without an adapter, of a run of method full or of an older graft: "
-                       "what such a run gives is in "
-                       "its own folder",
+                       "%s is a checkpoint without an adapter, of a run of method full or of an older graft: what such a run gives "
+                       "is in its own folder",
                        path);
     if (has_file(path, "config.json"))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: no %s in it: this is a model, not an adapter", path, GR_ADAPTER_CONFIG);

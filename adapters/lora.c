@@ -11,30 +11,18 @@ static const double MAX_ALPHA = 1e6; /* far beyond use, and no product with it l
 
 /* ---- which modules: names, suffixes, regular expressions ---- */
 
-void gr_adapter_module_at(gr_model *m, int64_t i, char name[96], int64_t *out, int64_t *in) {
-    const gr_module *module = &m->modules[i];
-    snprintf(name, 96, "%s", module->name);
-    *out = module->out, *in = module->in;
-}
-
 static graft_status unknown_target(const char *target, gr_model *m, graft_error *err) {
     enum { MAX_NAMES = 16 };
-    char name[96], kept[MAX_NAMES][96];
-    const char *names[MAX_NAMES];
+    const char *names[MAX_NAMES] = {"all-linear"};
     gr_str list = {0};
-    int64_t out, in;
-    int n = 0;
-    snprintf(kept[n++], sizeof kept[0], "all-linear");
+    int n = 1;
     for (int64_t i = 0; i < m->n_modules && n < MAX_NAMES; i++) {
         bool seen = false;
-        gr_adapter_module_at(m, i, name, &out, &in);
-        for (int j = 0; j < n; j++) seen |= strcmp(kept[j], gr_last_component(name)) == 0;
-        if (!seen) snprintf(kept[n++], sizeof kept[0], "%s", gr_last_component(name));
+        names[n] = gr_last_component(m->modules[i].name);
+        for (int j = 0; j < n; j++) seen |= strcmp(names[j], names[n]) == 0;
+        n += !seen;
     }
-    for (int i = 0; i < n; i++) {
-        names[i] = kept[i];
-        gr_str_printf(&list, "%s%s", i ? ", " : "", kept[i]);
-    }
+    for (int i = 0; i < n; i++) gr_str_printf(&list, "%s%s", i ? ", " : "", names[i]);
     const char *nearest = gr_nearest(target, names, n);
     graft_status st = gr_fail(err, GRAFT_BAD_USAGE, "target_modules: \"%s\" names no module of the model%s%s%s; there are %s",
                               target, nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "", list.data);
@@ -42,18 +30,15 @@ static graft_status unknown_target(const char *target, gr_model *m, graft_error 
     return st;
 }
 
-/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as
- * a full match. */
+/* Marks what one target names: PEFT takes list items as whole-component suffixes and a regular expression as a full match. */
 static graft_status mark_target(bool *wanted, const char *target, gr_model *m, graft_error *err) {
     graft_status st = GRAFT_OK;
     pcre2_code *regex = NULL;
-    char name[96];
-    int64_t out, in;
     bool found = false, all = strcmp(target, "all-linear") == 0;
     if (strpbrk(target, "*+?[](){}^$|\\")) GR_TRY(gr_regex_compile(&regex, "(?:", target, ")$", err));
     for (int64_t i = 0; i < m->n_modules; i++) {
         bool yes;
-        gr_adapter_module_at(m, i, name, &out, &in);
+        const char *name = m->modules[i].name;
         if (all) yes = i > 0 && strcmp(name, "lm_head") != 0;
         else if (!regex) yes = *target && gr_has_suffix(name, target);
         else GR_TRY(gr_regex_match(&yes, regex, target, name, err));
@@ -154,9 +139,9 @@ static graft_status add_modules(gr_adapter *a, gr_model *m, const bool *wanted, 
     GR_TRY(compile_patterns(&alphas, c->alpha_pattern, c->n_alpha_pattern, err));
     for (int64_t i = 0; i < n; i++) {
         if (!wanted[i]) continue;
-        gr_adapter_module module = {.linear = i - 1, .alpha = c->alpha};
+        gr_adapter_module module = {.index = i, .alpha = c->alpha, .out = m->modules[i].out, .in = m->modules[i].in};
         double rank = (double)c->rank;
-        gr_adapter_module_at(m, i, module.name, &module.out, &module.in);
+        snprintf(module.name, sizeof module.name, "%s", m->modules[i].name);
         GR_TRY(pattern_value(&rank, c->rank_pattern, ranks, c->n_rank_pattern, module.name, err));
         GR_TRY(pattern_value(&module.alpha, c->alpha_pattern, alphas, c->n_alpha_pattern, module.name, err));
         module.rank = (int64_t)rank;
@@ -168,9 +153,8 @@ done:
     return st;
 }
 
-/* What the files record as target_modules: the last component where every module of the model that ends in it
- * is adapted, else the module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these
- * modules. */
+/* What the files record as target_modules: the last component where every module of the model that ends in it is adapted, else the
+ * module's whole name. Any reader that knows PEFT's suffix rule then finds exactly these modules. */
 static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wanted, graft_error *err) {
     const char **targets = gr_arena_alloc(&a->arena, (int64_t)sizeof *targets * GR_MAX(a->n_modules, 1));
     int n = 0;
@@ -178,12 +162,7 @@ static graft_status record_targets(gr_adapter *a, gr_model *m, const bool *wante
     for (int64_t j = 0; j < a->n_modules; j++) {
         const char *target = gr_last_component(a->modules[j].name);
         bool all = true, seen = false;
-        for (int64_t i = 0; i < m->n_modules; i++) {
-            char name[96];
-            int64_t out, in;
-            gr_adapter_module_at(m, i, name, &out, &in);
-            if (gr_has_suffix(name, target)) all &= wanted[i];
-        }
+        for (int64_t i = 0; i < m->n_modules; i++) all &= wanted[i] || !gr_has_suffix(m->modules[i].name, target);
         if (!all) target = a->modules[j].name;
         for (int i = 0; i < n; i++) seen |= strcmp(targets[i], target) == 0;
         if (!seen) targets[n++] = target;
@@ -306,14 +285,13 @@ double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module) {
 }
 
 static graft_status check_fits(const gr_adapter_module *module, gr_model *m, graft_error *err) {
-    char name[96];
-    int64_t out, in;
-    if (module->linear + 1 >= m->n_modules)
+    if (module->index >= m->n_modules)
         return gr_fail(err, GRAFT_BAD_INPUT, "the model has no module %s that the adapter targets", module->name);
-    gr_adapter_module_at(m, module->linear + 1, name, &out, &in);
-    if (strcmp(name, module->name) != 0 || out != module->out || in != module->in)
+    const gr_module *own = &m->modules[module->index];
+    if (strcmp(own->name, module->name) != 0 || own->out != module->out || own->in != module->in)
         return gr_fail(err, GRAFT_BAD_INPUT, "the adapter's %s (%lld -> %lld) does not fit the model's %s (%lld -> %lld)",
-                       module->name, (long long)module->in, (long long)module->out, name, (long long)in, (long long)out);
+                       module->name, (long long)module->in, (long long)module->out, own->name, (long long)own->in,
+                       (long long)own->out);
     return GRAFT_OK;
 }
 
@@ -323,7 +301,7 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
     /* Room for all first: a failure leaves the model as it was. */
     for (int64_t j = 0; j < a->n_modules; j++) {
         GR_TRY(check_fits(&a->modules[j], m, err));
-        gr_linear *l = m->modules[a->modules[j].linear + 1].linear;
+        gr_linear *l = m->modules[a->modules[j].index].linear;
         gr_lora *more = realloc(l->lora, (size_t)(l->n_lora + 1) * sizeof *more);
         if (!more) GR_TRY(gr_fail_memory(err, "adapter slots"));
         l->lora = more;
@@ -331,7 +309,7 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
     gr_model_unplace(m);
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
-        gr_linear *l = m->modules[module->linear + 1].linear;
+        gr_linear *l = m->modules[module->index].linear;
         l->lora[l->n_lora++] = (gr_lora){.rank = module->rank,
                                          .scale = (float)(user_scale * gr_adapter_scale(a, module)),
                                          .A = planned ? NULL : gr_params_value(a->params, module->a),

@@ -133,22 +133,18 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
 }
 
 static graft_status choose_dtype(merge_job *job, const gr_merge_options *o, graft_error *err) {
-    static const gr_dtype quantised[] = {GR_DTYPE_Q8_0, GR_DTYPE_Q4_K, GR_DTYPE_Q5_K, GR_DTYPE_Q6_K};
     gr_dtype own = job->m->embed.w.dtype;
     int dtype = o->dtype, base = quantised_type(job->m);
-    bool named = dtype >= 0;
+    bool named = dtype >= 0, plain = false;
     if (!named) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
-    bool plain = dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_F16 || dtype == GR_DTYPE_BF16, known = plain;
-    for (int i = 0; i < GR_LEN(quantised); i++) known |= dtype == (int)quantised[i];
-    if (!known || (!plain && o->format == GR_FORMAT_HF))
+    if (!gr_type_is_written(dtype, &plain) || (!plain && o->format == GR_FORMAT_HF))
         return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
                        o->format == GR_FORMAT_HF
                            ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
                            : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
     job->dtype = (gr_dtype)dtype;
     if (base >= 0 && !named)
-        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes "
-                "less; --dtype %s",
+        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes less; --dtype %s",
                 gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
                 o->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
     if (!plain && job->parts->n_adapters > 0)

@@ -1,5 +1,4 @@
-/* adapter_config.json as mlx-lm writes it (mlx_lm/tuner): a scale instead of alpha, the last num_layers
- * layers. */
+/* adapter_config.json as mlx-lm writes it (mlx_lm/tuner): a scale instead of alpha, the last num_layers layers. */
 #include "adapters/impl.h"
 
 #include <jansson.h>
@@ -9,8 +8,7 @@ static graft_status read_type(const json_t *root, const json_t *parameters, cons
     const char *type = json_string_value(json_object_get(root, "fine_tune_type"));
     if ((type && strcmp(type, "lora") != 0) || json_is_true(json_object_get(root, "use_dora")))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: an mlx-lm adapter of fine_tune_type \"%s\", expected \"lora\": fuse it with "
-                       "mlx_lm.fuse and use the "
+                       "%s: an mlx-lm adapter of fine_tune_type \"%s\", expected \"lora\": fuse it with mlx_lm.fuse and use the "
                        "fused model as base",
                        path, type ? type : "dora");
     if (!json_is_object(parameters))
@@ -63,27 +61,23 @@ graft_status gr_mlx_check_targets(const gr_peft_config *c, gr_model *m, const bo
     const json_t *layers = json_object_get(c->root, "num_layers"),
                  *keys = json_object_get(json_object_get(c->root, "lora_parameters"), "keys");
     if (!layers) layers = json_object_get(c->root, "lora_layers"); /* its older name */
-    int64_t n = m->n_modules, L = m->config.n_layers, out, in;
+    int64_t n = m->n_modules, L = m->config.n_layers;
     int64_t given = json_is_integer(layers) ? json_integer_value(layers) : -1, first = given < 0 || given > L ? 0 : L - given;
     if (m->config.tied && found[0])
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: an adapter of mlx-lm on the embedding of a model whose head is its embedding "
-                       "changes both: fuse it "
+                       "%s: an adapter of mlx-lm on the embedding of a model whose head is its embedding changes both: fuse it "
                        "with mlx_lm.fuse",
                        path);
     for (int64_t i = 0; i < n; i++) {
-        char name[96], other[96];
-        gr_adapter_module_at(m, i, name, &out, &in);
+        const char *name = m->modules[i].name;
         int64_t layer = layer_of(name);
         bool wanted = found[i];
         if (json_is_array(keys)) {
             wanted = is_listed(keys, name) && (layer < 0 || layer >= first);
         } else if (layer >= 0) { /* the layers are alike */
             wanted = false;
-            for (int64_t k = 0; k < n && layer >= first; k++) {
-                gr_adapter_module_at(m, k, other, &out, &in);
-                wanted |= found[k] && strcmp(gr_last_component(other), gr_last_component(name)) == 0;
-            }
+            for (int64_t k = 0; k < n && layer >= first; k++)
+                wanted |= found[k] && strcmp(gr_last_component(m->modules[k].name), gr_last_component(name)) == 0;
         }
         if (wanted != found[i])
             return gr_fail(err, GRAFT_BAD_INPUT,

@@ -33,9 +33,8 @@ static const struct {
                             "model as base"},
 };
 
-/* Initialisations that leave the base alone: only the matrices that training made of them matter. The others
- * (pissa, olora, corda, loftq, lora_ga ...) also change the base weights, and such an adapter is nothing
- * without that changed base. */
+/* Initialisations that leave the base alone: only the matrices that training made of them matter. The others (pissa, olora, corda,
+ * loftq, lora_ga ...) also change the base weights, and such an adapter is nothing without that changed base. */
 static const char *const harmless_inits[] = {"gaussian", "eva", "orthogonal"};
 
 /* Keys that are read, or say nothing about the result. */
@@ -84,9 +83,8 @@ static graft_status check_supported(const json_t *root, const char *path, graft_
     const json_t *init = json_object_get(root, "init_lora_weights"), *task = json_object_get(root, "task_type");
     if (!json_is_string(type) || strcmp(json_string_value(type), "LORA") != 0)
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: peft_type is %s, expected \"LORA\": merge other kinds with PEFT and use the "
-                       "merged model as base",
-                       path, json_is_string(type) ? json_string_value(type) : "missing");
+                       "%s: peft_type is %s, expected \"LORA\": merge other kinds with PEFT and use the merged model as base", path,
+                       json_is_string(type) ? json_string_value(type) : "missing");
     for (int i = 0; i < GR_LEN(refused); i++)
         if (!is_off(json_object_get(root, refused[i].key)))
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s", path, refused[i].key, refused[i].advice);
@@ -105,8 +103,7 @@ static graft_status check_supported(const json_t *root, const char *path, graft_
                        path, json_string_value(init));
     if (!is_off(task) && (!json_is_string(task) || strcmp(json_string_value(task), "CAUSAL_LM") != 0))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: task_type is %s, expected CAUSAL_LM: an adapter for another task does not fit a "
-                       "causal language model",
+                       "%s: task_type is %s, expected CAUSAL_LM: an adapter for another task does not fit a causal language model",
                        path, json_is_string(task) ? json_string_value(task) : "no string");
     return GRAFT_OK;
 }
@@ -247,9 +244,8 @@ static json_t *number_json(double v) { return v == floor(v) && fabs(v) < 1e15 ? 
 
 static double module_value(const gr_adapter_module *module, bool rank) { return rank ? (double)module->rank : module->alpha; }
 
-/* rank_pattern or alpha_pattern from the modules as they are: keyed by the last component where all modules
- * of that name agree, else by whole name. No two keys match the same module, so the order in which a reader
- * tries them does not matter. */
+/* rank_pattern or alpha_pattern from the modules as they are: keyed by the last component where all modules of that name agree,
+ * else by whole name. No two keys match the same module, so the order in which a reader tries them does not matter. */
 static json_t *patterns_json(const gr_adapter *a, bool rank) {
     double usual = rank ? (double)a->config.rank : a->config.alpha;
     json_t *object = json_object();
@@ -286,8 +282,7 @@ graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_e
     free(base_path);
     free(folder);
     json_t *root =
-        json_pack("{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, "
-                  "s:o}",
+        json_pack("{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, s:o}",
                   "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", c->base, "inference_mode", 1, "r",
                   (json_int_t)c->rank, "lora_alpha", number_json(c->alpha), "lora_dropout", c->dropout, "target_modules",
                   targets_json(a), "bias", "none", "fan_in_fan_out", 0, "init_lora_weights", 1, "use_rslora", (int)c->use_rslora,
@@ -312,9 +307,7 @@ graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_er
     gr_str_puts(&s, "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, graft]\nbase_model: '");
     for (const char *p = c->base; *p; p++) gr_str_printf(&s, *p == '\'' ? "''" : "%c", *p);
     gr_str_printf(&s, "'\n---\n\n# LoRA adapter\n\nTrained with graft %s on `%s`.\n\n", GRAFT_VERSION, c->base);
-    gr_str_printf(&s,
-                  "| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | "
-                  "%lld |\n| targets |",
+    gr_str_printf(&s, "| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | %lld |\n| targets |",
                   (long long)c->rank, c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "", c->dropout,
                   (long long)gr_adapter_n_parameters(a));
     for (int i = 0; i < c->n_target_modules; i++) gr_str_printf(&s, "%s %s", i ? "," : "", c->target_modules[i]);

@@ -1,5 +1,4 @@
-/* Writing PEFT folders: adapter_config.json, adapter_model.safetensors, README.md (peft
- * src/peft/utils/save_and_load.py). */
+/* Writing PEFT folders: adapter_config.json, adapter_model.safetensors, README.md (peft src/peft/utils/save_and_load.py). */
 #include "adapters/impl.h"
 
 #include <math.h>

@@ -115,12 +115,7 @@ static void name_strangers(const json_t *targets, gr_model *m, const char *path)
     const json_t *item;
     json_array_foreach(targets, k, item) {
         bool known = false;
-        for (int64_t i = 0; i < m->n_modules && !known; i++) {
-            char name[96];
-            int64_t out, in;
-            gr_adapter_module_at(m, i, name, &out, &in);
-            known = gr_has_suffix(name, json_string_value(item));
-        }
+        for (int64_t i = 0; i < m->n_modules && !known; i++) known = gr_has_suffix(m->modules[i].name, json_string_value(item));
         if (!known) gr_warn("%s: target_modules: \"%s\" names no module of this base", path, json_string_value(item));
     }
 }
@@ -128,28 +123,26 @@ static void name_strangers(const json_t *targets, gr_model *m, const char *path)
 graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const bool *found, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     rules r = {0};
-    int64_t n_targets = 0, n_missing = 0, out, in;
-    char name[96], missing[96] = "";
+    int64_t n_targets = 0, n_missing = 0;
+    const char *missing = NULL;
     GR_TRY(read_rules(&r, c->root, path, err));
     if (!r.targets || json_is_null(r.targets)) goto done; /* it names none: what is there is meant */
     for (int64_t i = 0; i < m->n_modules; i++) {
         bool wanted;
-        gr_adapter_module_at(m, i, name, &out, &in);
+        const char *name = m->modules[i].name;
         GR_TRY(is_target(&wanted, &r, i, name, err));
         n_targets += wanted;
         if (found[i] && !wanted)
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "%s: target_modules does not target %s, of which the adapter has matrices: config "
-                           "and matrices are "
-                           "not of one adapter",
+                           "%s: target_modules does not target %s, of which the adapter has matrices: config and matrices are not "
+                           "of one adapter",
                            path, name));
-        if (wanted && !found[i] && n_missing++ == 0) snprintf(missing, sizeof missing, "%s", name);
+        if (wanted && !found[i] && n_missing++ == 0) missing = name;
     }
     if (n_missing > 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: target_modules targets %s, of which the adapter has no matrices (%lld of %lld "
-                       "targets lack them): it was "
-                       "saved in part; save it again, or correct target_modules and layers_to_transform",
+                       "%s: target_modules targets %s, of which the adapter has no matrices (%lld of %lld targets lack them): it "
+                       "was saved in part; save it again, or correct target_modules and layers_to_transform",
                        path, missing, (long long)n_missing, (long long)n_targets));
     name_strangers(r.targets, m, path);
 done:

@@ -96,9 +96,8 @@ static double smallest_of(gr_dtype dtype) {
     return dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_BF16 ? 0 : dtype == GR_DTYPE_F16 ? 6e-8 : 1e-5;
 }
 
-/* How far logits may be from those before rounding, as relative_error. Models amplify: SmolLM2-135M shows
- * 0.01 for bf16, 0.08 for q8_0, 0.13 for q6_k, 0.3 for q5_k_m and 0.4 for q4_k_m; logits of another model
- * would give 1.4. */
+/* How far logits may be from those before rounding, as relative_error. Models amplify: SmolLM2-135M shows 0.01 for bf16, 0.08 for
+ * q8_0, 0.13 for q6_k, 0.3 for q5_k_m and 0.4 for q4_k_m; logits of another model would give 1.4. */
 static double bound_of(const gr_export *x, const gr_model *m) {
     double bf16 = m->compute == GR_DTYPE_F32 ? 0 : 0.05; /* the products before */
     switch (x->dtype) {
@@ -137,14 +136,11 @@ static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weight 
     double bound = rounding_of(found->dtype);
     if (error <= bound * bound * power) return GRAFT_OK;
     return gr_fail(err, GRAFT_FAILED,
-                   "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at "
-                   "most: the merge is "
-                   "wrong",
+                   "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at most: the merge is wrong",
                    path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
 }
 
-/* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling
- * of RoPE. */
+/* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling of RoPE. */
 static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path, graft_error *err) {
     enum { POSITIONS = 16 };
     bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
@@ -236,9 +232,8 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     report->n_tensors = gr_weights_count(merged->weights);
     if (report->relative_error > bound_of(x, m))
         st = gr_fail(err, GRAFT_FAILED,
-                     "%s: the logits of what was written differ from base and adapter by %.2g of their size, "
-                     "rounding to %s explains %.2g at "
-                     "most: the merge is wrong",
+                     "%s: the logits of what was written differ from base and adapter by %.2g of their size, rounding to %s "
+                     "explains %.2g at most: the merge is wrong",
                      path, report->relative_error, gr_dtype_get(x->dtype)->name, bound_of(x, m));
 done:
     gr_model_free(merged);

@@ -9,6 +9,8 @@
 #include "core/base/log.h"
 #include "core/model/generate.h"
 #include "peft/evaluate.h"
+#include "peft/interrupt.h"
+#include "peft/recipe_schema.h"
 #include "peft/session.h"
 #include "peft/trainer.h"
 
@@ -95,23 +97,26 @@ done:
     return leave(st, err);
 }
 
-void graft_train_interrupt(void) { gr_trainer_interrupt(); }
+void graft_train_interrupt(void) { gr_interrupt(); }
 
 /* ---- models ---- */
 
-/* Number of text (NULL: the first) in names[0..n). */
-static graft_status choose(int *out, const char *option, const char *text, const char *const *names, int n, const char *expected,
-                           graft_error *err) {
-    for (*out = 0; text && *out < n && strcmp(text, names[*out]) != 0;) ++*out;
-    if (*out < n) return GRAFT_OK;
-    return gr_fail(err, GRAFT_BAD_USAGE, "%s \"%s\": expected %s", option, text, expected);
+/* The value of a choice of the recipe's section model; text NULL: *out stays. */
+static graft_status choose(int *out, const char *name, const char *text, graft_error *err) {
+    char expected[120] = "";
+    for (const gr_choice *c = gr_recipe_key("model", name)->choices; text && c->name; c++) {
+        size_t at = strlen(expected);
+        if (strcmp(text, c->name) == 0) {
+            *out = c->value;
+            return GRAFT_OK;
+        }
+        snprintf(expected + at, sizeof expected - at, "%s%s", at == 0 ? "" : c[1].name ? ", " : " or ", c->name);
+    }
+    return text ? gr_fail(err, GRAFT_BAD_USAGE, "%s \"%s\": expected %s", name, text, expected) : GRAFT_OK;
 }
 
 graft_status graft_model_open(graft_model **out, const char *path, const char *const *adapters, int n_adapters,
                               const graft_model_options *options, graft_error *err) {
-    /* in the order of enum gr_recipe_dtype, gr_recipe_compute and gr_recipe_quantize */
-    static const char *const dtypes[] = {"auto", "fp32", "bf16", "fp16"}, *const computes[] = {"auto", "exact", "int8"},
-                             *const types[] = {"none", "q8_0", "q4_0", "q4_k", "nf4"};
     graft_status st = GRAFT_OK;
     graft_model *m = NULL;
     gr_session_options o = {.model = path, .adapters = adapters, .n_adapters = n_adapters};
@@ -122,9 +127,9 @@ graft_status graft_model_open(graft_model **out, const char *path, const char *c
         o.template_name = options->chat_template;
         o.system = options->system;
         o.threads = options->threads;
-        GR_TRY(choose(&o.dtype, "dtype", options->dtype, dtypes, GR_LEN(dtypes), "auto, fp32, bf16 or fp16", err));
-        GR_TRY(choose(&o.compute, "compute", options->compute, computes, GR_LEN(computes), "auto, exact or int8", err));
-        GR_TRY(choose(&o.quantize, "quantize", options->quantize, types, GR_LEN(types), "none, q8_0, q4_0, q4_k or nf4", err));
+        GR_TRY(choose(&o.dtype, "dtype", options->dtype, err));
+        GR_TRY(choose(&o.compute, "compute", options->compute, err));
+        GR_TRY(choose(&o.quantize, "quantize", options->quantize, err));
     }
     m = gr_calloc(1, sizeof(*m));
     if (!m) GR_TRY(gr_fail_memory(err, "model"));
@@ -224,7 +229,7 @@ static graft_status answer(graft_model *model, const graft_conversation *convers
     answers = gr_calloc(n, sizeof *answers);
     if (!ids || !answers) GR_TRY(gr_fail_memory(err, "conversations"));
     for (int64_t i = 0; i < n; i++) GR_TRY(encode(s, &conversations[i], many ? i + 1 : 0, &ids[i], err));
-    GR_TRY(gr_generate(s->model, s->tokenizer, ids, n, gr_chat_end_of_turn(s->chat), &o, answers,
+    GR_TRY(gr_generate(s->model, s->tokenizer, (gr_prompts){ids, n, gr_chat_end_of_turn(s->chat)}, &o, answers,
                        l->one || l->many ? pass_on : NULL, l, err));
     for (int64_t i = 0; i < n; i++) {
         texts[i] = answers[i].text; /* moves */

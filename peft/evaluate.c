@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
-#include "peft/trainer.h"
+#include "peft/interrupt.h"
 
 enum { BATCH_TOKENS = 1024 };
 
@@ -72,7 +72,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     if (label) gr_progress_start(&progress, label, d->n_samples);
     for (int64_t first = 0, end; first < d->n_samples; first = end) {
         end = batch_end(d, first, allowed);
-        if (gr_trainer_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
+        if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
         GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
         GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
         for (int64_t s = first; s < end; s++) {
@@ -182,41 +182,40 @@ static int count_done(void *payload, int64_t prompt, const char *text, int64_t l
     match_progress *p = payload;
     (void)prompt, (void)text, (void)len;
     if (done && p->shown) gr_progress_update(&p->bar, ++p->done, "answers");
-    return gr_trainer_interrupted();
+    return gr_interrupted();
 }
 
-graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
-                                     const char *label, double *score, gr_completion *completions, uint8_t *matches,
-                                     graft_error *err) {
+graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const gr_dataset *d, const gr_match_options *o,
+                                     double *score, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
-    match_progress progress = {.shown = label != NULL};
+    match_progress progress = {.shown = o->label != NULL};
     int64_t right = 0, start, end;
     gr_ids *prompts = gr_calloc(d->n_samples, sizeof *prompts);
-    gr_completion *out = completions ? completions : gr_calloc(d->n_samples, sizeof *out);
+    gr_completion *out = o->completions ? o->completions : gr_calloc(d->n_samples, sizeof *out);
     if (!prompts || !out) GR_TRY(gr_fail_memory(err, "evaluation"));
     for (int64_t i = 0; i < d->n_samples; i++) { /* prompts borrow the data set's ids */
         last_answer(d, i, &start, &end);
         prompts[i] = (gr_ids){.data = d->ids + d->offset[i], .n = start - d->offset[i]};
     }
-    gr_generate_options o = {.max_tokens = max_tokens, .top_p = 1, .repetition_penalty = 1};
-    if (label) gr_progress_start(&progress.bar, label, d->n_samples);
-    GR_TRY(gr_generate(m, t, prompts, d->n_samples, end_id, &o, out, count_done, &progress, err));
-    if (gr_trainer_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
-    if (label) gr_progress_end(&progress.bar);
+    gr_generate_options how = {.max_tokens = o->max_tokens, .top_p = 1, .repetition_penalty = 1};
+    if (o->label) gr_progress_start(&progress.bar, o->label, d->n_samples);
+    GR_TRY(gr_generate(m, t, (gr_prompts){prompts, d->n_samples, o->end_id}, &how, out, count_done, &progress, err));
+    if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
+    if (o->label) gr_progress_end(&progress.bar);
     for (int64_t i = 0; i < d->n_samples; i++) {
         last_answer(d, i, &start, &end);
         gr_str_clear(&reference);
         GR_TRY(gr_tokenizer_decode(t, d->ids + start, end - start, true, &reference, err));
         bool match = gr_exact_match(out[i].text, reference.data ? reference.data : "");
-        if (matches) matches[i] = match;
+        if (o->matches) o->matches[i] = match;
         right += match;
     }
     *score = (double)right / (double)GR_MAX(d->n_samples, 1);
 done:
     free(prompts);
     gr_str_release(&reference);
-    if (!completions && out) {
+    if (!o->completions && out) {
         gr_completions_release(out, d->n_samples);
         free(out);
     }

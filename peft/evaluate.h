@@ -22,15 +22,20 @@ bool gr_exact_match(const char *prediction, const char *reference);
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
-/* INTERRUPTED once gr_trainer_interrupt was called; the same holds below. */
+/* INTERRUPTED once gr_interrupt was called; the same holds below. */
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
                          int64_t *targets, graft_error *err);
 
-/* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match).
- * completions[n_samples] (may be NULL; gr_completions_release frees) receives the texts, matches[n_samples] (may be NULL) 1 or
- * 0. */
-graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, int32_t end_id, const gr_dataset *d, int64_t max_tokens,
-                                     const char *label, double *score, gr_completion *completions, uint8_t *matches,
-                                     graft_error *err);
+typedef struct gr_match_options {
+    int32_t end_id;             /* as in gr_prompts */
+    int64_t max_tokens;         /* of an answer */
+    const char *label;          /* of the progress shown, NULL: none */
+    gr_completion *completions; /* [n_samples] the texts (gr_completions_release frees), or NULL */
+    uint8_t *matches;           /* [n_samples] 1 or 0, or NULL */
+} gr_match_options;
+
+/* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match). */
+graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const gr_dataset *d, const gr_match_options *o,
+                                     double *score, graft_error *err);
 
 #endif

@@ -11,6 +11,7 @@
 #include "core/base/log.h"
 #include "core/base/output.h"
 #include "kernels/threads.h"
+#include "peft/interrupt.h"
 #include "peft/run.h"
 
 /* ---- whose folder it is ---- */
@@ -262,7 +263,7 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
         GR_TRY(gr_checkpoint_load(last, &run->params, &run->state, gr_resume_check, run, err));
         gr_note("resuming from %s, step %lld of %lld", last, (long long)run->state.step, (long long)run->total_steps);
         if (run->state.step == run->total_steps) gr_resume_tell_complete(run);
-        gr_run_saved(last);
+        gr_last_checkpoint_set(last);
         GR_TRY(write_mark(run, "running", NULL, err));
     } else if (o->resume) {
         gr_note("%s holds no checkpoint: starting from the beginning", dir);

@@ -5,6 +5,7 @@
 
 #include "core/base/log.h"
 #include "peft/evaluate.h"
+#include "peft/interrupt.h"
 #include "peft/plan.h"
 #include "peft/schedule.h"
 
@@ -231,13 +232,13 @@ static graft_status evaluate(loop *l, graft_error *err) {
     graft_status st;
     double started = gr_now();
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
+    gr_match_options match = {.end_id = gr_chat_end_of_turn(run->session.chat), .max_tokens = GR_EXACT_MATCH_TOKENS};
     GR_TRY(settle(l, err));
     GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, gr_chat_end_of_turn(run->session.chat),
-                                       run->eval, GR_EXACT_MATCH_TOKENS, NULL, &row.exact_match, NULL, NULL, err));
+        GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err));
     GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
@@ -267,7 +268,7 @@ static graft_status save(loop *l, graft_error *err) {
     if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(settle(l, err));
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err));
-    gr_run_saved(folder);
+    gr_last_checkpoint_set(folder);
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
 done:
@@ -287,7 +288,7 @@ static bool evaluation_is_due(const gr_run *run) {
 /* Evaluate when it is due. An interrupt leaves that for the resumed run, so that it ends as the uninterrupted one. */
 static graft_status evaluate_if_due(loop *l, bool *evaluated, graft_error *err) {
     *evaluated = false;
-    if (!evaluation_is_due(l->run) || gr_trainer_interrupted()) return GRAFT_OK;
+    if (!evaluation_is_due(l->run) || gr_interrupted()) return GRAFT_OK;
     graft_status st = evaluate(l, err);
     *evaluated = st == GRAFT_OK;
     return st == GRAFT_INTERRUPTED ? GRAFT_OK : st;
@@ -304,7 +305,7 @@ static void tell_progress(loop *l, double learning_rate, bool evaluated) {
                            .learning_rate = learning_rate,
                            .tokens_per_second = speed,
                            .eval_loss = evaluated ? run->last_eval_loss : NAN};
-    if (run->progress && run->progress(run->payload, &p) != 0) gr_trainer_interrupt();
+    if (run->progress && run->progress(run->payload, &p) != 0) gr_interrupt();
 }
 
 /* What follows a step, or the loading of a checkpoint: evaluation and saving, when due. */
@@ -317,8 +318,7 @@ static graft_status evaluate_and_save(loop *l, bool first, graft_error *err) {
     GR_TRY(evaluate_if_due(l, &evaluated, err));
     if (!first || evaluated) tell_progress(l, gr_learning_rate(run->r, s->step, run->total_steps), evaluated);
     bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
-    if (first ? evaluated : last || l->stop || gr_trainer_interrupted() || best || due(s->step, run->save_every))
-        GR_TRY(save(l, err));
+    if (first ? evaluated : last || l->stop || gr_interrupted() || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
     l->window_started += gr_now() - paused;
 done:
     return st;
@@ -353,7 +353,7 @@ static graft_status begin(loop *l, graft_error *err) {
 
 static graft_status check_interrupt(const loop *l, graft_error *err) {
     const gr_run *run = l->run;
-    if (!gr_trainer_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
+    if (!gr_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
     if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was saved");
     return gr_fail(err, GRAFT_INTERRUPTED, "at step %lld of %lld, saved in %s/checkpoint-%lld: continue with --resume",
                    (long long)run->state.step, (long long)run->total_steps, run->r->_output_dir, (long long)run->state.step);

@@ -11,6 +11,7 @@
 #include "core/base/memory.h"
 #include "kernels/threads.h"
 #include "peft/evaluate.h"
+#include "peft/recipe_schema.h"
 
 enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 /* Where the largest micro-batch is looked for, in samples; beyond, what it may be is taken. */
@@ -48,6 +49,9 @@ static graft_status count_steps(gr_run *run, int64_t *total, graft_error *err) {
         free(order);
         int64_t steps = batches_of(n, r->train_batch_size);
         if (epoch == 0) run->steps_per_epoch = steps;
+        if (epoch == 0 && n > 0 && n < r->train_batch_size)
+            gr_note("train.batch_size is %lld and an epoch has %lld samples: each step takes all of them",
+                    (long long)r->train_batch_size, (long long)n);
         if (r->train_max_steps > 0) break;
         if (!has_fractional_weight(run->train)) { /* every epoch is like this one */
             *total = steps_of(r, steps);
@@ -294,19 +298,22 @@ graft_status gr_plan_least(gr_run *run, graft_error *err) {
     return least <= run->memory_limit ? GRAFT_OK : refuse(run, err);
 }
 
+const char *gr_plan_policy(const gr_run *run) {
+    return gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], (int)run->plan.recompute);
+}
+
 static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
-    static const char *const policies[] = {"none", "selective", "full"};
     if (run->micro_tokens == wanted && (int)run->plan.recompute == policy) return;
     gr_note("memory: micro-batches of up to %lld tokens and gradient_checkpointing %s, to stay within %.2f GiB",
-            (long long)run->micro_tokens, policies[run->plan.recompute], (double)run->memory_limit / (1 << 30));
+            (long long)run->micro_tokens, gr_plan_policy(run), (double)run->memory_limit / (1 << 30));
 }
 
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
     what_if w = as_it_is(run);
     int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
-    int first = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing - 1;
-    int last = r->train_gradient_checkpointing == GR_CHECKPOINTING_AUTO ? GR_RECOMPUTE_FULL : first;
+    bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
+    int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
     gr_decoder_options *o = &run->plan;
     *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
     set_limit(run);

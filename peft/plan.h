@@ -17,6 +17,9 @@ graft_status gr_plan_least(gr_run *run, graft_error *err);
  * tokens of the longest sample. */
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err);
 
+/* The chosen train.gradient_checkpointing by name. */
+const char *gr_plan_policy(const gr_run *run);
+
 /* "key=value (1.20 GiB), with it ...": what to change, one on top of the other, until the limit holds. */
 void gr_plan_advice(gr_run *run, gr_str *out);
 

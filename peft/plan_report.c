@@ -164,7 +164,6 @@ static void put_disk(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
 }
 
 void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr_str *out) {
-    static const char *const policies[] = {"none", "selective", "full"};
     char text[32];
     int64_t base = model_parameters(run->session.model), trained = run->params.n_parameters;
     gr_str_printf(out, "base                  %s (%s, %s parameters%s)\n", run->r->model_base,
@@ -176,7 +175,7 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     gr_str_printf(out,
                   "batch                 %lld samples a step, micro-batches of up to %lld tokens, "
                   "gradient_checkpointing %s\n",
-                  (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, policies[run->plan.recompute]);
+                  (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, gr_plan_policy(run));
     put_memory(run, &f->memory, out);
     put_fit(run, f, out);
     put_time(run, f, out);

@@ -1,6 +1,5 @@
 #include "peft/recipe.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,48 +9,8 @@
 
 enum { MAX_RECIPE_BYTES = 1 << 20, MAX_EXTENDS = 8 };
 
-/* ---- the table ---- */
-
-const gr_key gr_recipe_keys[] = {
-#define KEY(section, name, type, fallback, constraint, resume, help)                                                               \
-    {#section, #name, fallback, constraint, help, GR_KEY_##type, GR_RESUME_##resume, offsetof(gr_recipe, section##_##name)},
-#include "peft/schema.def"
-#undef KEY
-};
-
-enum { N_KEYS = GR_LEN(gr_recipe_keys) };
-_Static_assert((int)N_KEYS <= (int)GR_MAX_RECIPE_KEYS, "raise GR_MAX_RECIPE_KEYS");
-
-int gr_recipe_n_keys(void) { return N_KEYS; }
-
-void gr_key_range(const gr_key *k, double *min, double *max) {
-    const char *dots = strstr(k->constraint, "..");
-    *min = -INFINITY;
-    *max = INFINITY;
-    if (!dots) return;
-    if (dots != k->constraint) *min = strtod(k->constraint, NULL);
-    if (dots[2]) *max = strtod(dots + 2, NULL);
-}
-
-bool gr_key_choice(const gr_key *k, int i, char out[32]) {
-    const char *s = k->constraint;
-    for (; i > 0 && s; i--) {
-        s = strchr(s, '|');
-        if (s) s++;
-    }
-    if (!s) return false;
-    snprintf(out, 32, "%.*s", (int)strcspn(s, "|"), s);
-    return true;
-}
-
-static const gr_key *find_key(const char *section, const char *name) {
-    for (int i = 0; i < N_KEYS; i++)
-        if (strcmp(gr_recipe_keys[i].section, section) == 0 && strcmp(gr_recipe_keys[i].name, name) == 0) return &gr_recipe_keys[i];
-    return NULL;
-}
-
 static bool is_section(const char *name) {
-    for (int i = 0; i < N_KEYS; i++)
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++)
         if (*name && strcmp(gr_recipe_keys[i].section, name) == 0) return true;
     return false;
 }
@@ -61,7 +20,7 @@ static bool is_section(const char *name) {
 /* "eval.every, save.every" of the keys of this name in other sections, "" for none. */
 static void written_elsewhere(const char *name, char out[160]) {
     *out = '\0';
-    for (int i = 0; i < N_KEYS; i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         size_t at = strlen(out);
         if (strcmp(k->name, name) == 0)
@@ -71,14 +30,14 @@ static void written_elsewhere(const char *name, char out[160]) {
 
 /* The nearest key of the section, else (at the top level: also) of all sections. */
 static void nearest_key(const char *key, const char *section, char out[160]) {
-    const char *names[3 * N_KEYS], *near;
+    const char *names[3 * GR_N_RECIPE_KEYS], *near;
     int n = 0, n_own;
-    for (int i = 0; i < N_KEYS; i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         if (strcmp(gr_recipe_keys[i].section, section) == 0) names[n++] = gr_recipe_keys[i].name;
         if (!*section) names[n++] = gr_recipe_keys[i].section;
     }
     n_own = n;
-    for (int i = 0; i < N_KEYS; i++) names[n++] = gr_recipe_keys[i].name;
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) names[n++] = gr_recipe_keys[i].name;
     near = *section ? gr_nearest(key, names, n_own) : NULL;
     if (!near) near = gr_nearest(key, names, n); /* of equals the first, which is the section's own */
     for (int i = 0; near && i < n; i++) {
@@ -100,7 +59,7 @@ static graft_status unknown_key(gr_reading *rd, const gr_yaml *n, const char *se
 }
 
 static graft_status read_entry(gr_reading *rd, const gr_yaml *n, const char *section) {
-    const gr_key *k = find_key(section, n->key);
+    const gr_key *k = gr_recipe_key(section, n->key);
     int64_t before = rd->problems->n;
     if (!k) return unknown_key(rd, n, section);
     rd->nodes[k - gr_recipe_keys] = n;
@@ -109,17 +68,31 @@ static graft_status read_entry(gr_reading *rd, const gr_yaml *n, const char *sec
     return st;
 }
 
+/* The first keys of a section, in brackets. */
+static void keys_below(const char *section, char out[160]) {
+    size_t at = 0;
+    int n = 0;
+    for (int i = 0; i < GR_N_RECIPE_KEYS && n <= 4; i++) {
+        if (strcmp(gr_recipe_keys[i].section, section) != 0) continue;
+        at += (size_t)snprintf(out + at, 160 - at, "%s%s", n ? ", " : "(", n < 4 ? gr_recipe_keys[i].name : "...");
+        n++;
+    }
+    snprintf(out + at, 160 - at, ")");
+}
+
 static graft_status read_tree(gr_reading *rd, const gr_yaml *tree) {
     graft_status st = GRAFT_OK;
-    char found[160];
+    char found[160], keys[160];
     if (gr_yaml_is_null(tree)) return GRAFT_OK;
     for (const gr_yaml *c = tree->child; c; c = c->next) {
         if (!is_section(c->key)) GR_TRY(read_entry(rd, c, ""));
         else if (c->kind == GR_YAML_MAP)
             for (const gr_yaml *e = c->child; e; e = e->next) GR_TRY(read_entry(rd, e, c->key));
-        else if (!gr_yaml_is_null(c))
-            GR_TRY(gr_problem_at(rd->problems, c, GR_AT_VALUE, "section %s: expected keys below it, found %s", c->key,
+        else if (!gr_yaml_is_null(c)) {
+            keys_below(c->key, keys);
+            GR_TRY(gr_problem_at(rd->problems, c, GR_AT_VALUE, "section %s: expected keys below it %s, found %s", c->key, keys,
                                  gr_yaml_describe(c, found, sizeof found)));
+        }
     }
 done:
     return st;
@@ -127,7 +100,7 @@ done:
 
 static graft_status read_defaults(gr_reading *rd) {
     graft_status st = GRAFT_OK;
-    for (int i = 0; i < N_KEYS; i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         gr_yaml *n = NULL;
         GR_TRY(gr_yaml_parse(&n, &rd->r->arena, k->fallback, (int64_t)strlen(k->fallback), "schema.def", false, rd->err));
@@ -188,10 +161,10 @@ static graft_status apply_override(gr_yaml **root, gr_recipe *r, const char *ove
         return gr_fail(err, GRAFT_BAD_USAGE, "%snull (unset) or %s'\"\"' (an empty text): a value is missing", override, override);
     name[equals - override] = '\0';
     dot = strchr(name, '.');
-    const gr_key *k = dot ? NULL : find_key("", name);
+    const gr_key *k = dot ? NULL : gr_recipe_key("", name);
     if (dot) {
         *dot = '\0';
-        k = find_key(name, dot + 1);
+        k = gr_recipe_key(name, dot + 1);
     }
     GR_TRY(gr_yaml_parse(&value, &r->arena, equals + 1, (int64_t)strlen(equals + 1), label, false, err));
     if (k && k->type == GR_KEY_STRING && value->kind != GR_YAML_SCALAR) { /* a text with ": " in it */

@@ -5,6 +5,7 @@
 
 #include "adapters/adapter.h"
 #include "core/data/dataset.h"
+#include "core/model/decoder.h"
 
 typedef struct gr_list {
     const char **items;
@@ -22,17 +23,12 @@ typedef struct gr_source_list {
     double share; /* eval only: > 0 means a share of the training data instead of sources */
 } gr_source_list;
 
-/* ENUM values, in the order of schema.def's choices. */
-enum gr_recipe_dtype { GR_DT_AUTO, GR_DT_FP32, GR_DT_BF16, GR_DT_FP16 };
-enum gr_recipe_compute { GR_COMPUTE_AUTO, GR_COMPUTE_EXACT, GR_COMPUTE_INT8 };
-enum gr_recipe_quantize { GR_QUANTIZE_NONE, GR_QUANTIZE_Q8_0, GR_QUANTIZE_Q4_0, GR_QUANTIZE_Q4_K, GR_QUANTIZE_NF4 };
-enum gr_recipe_device { GR_DEVICE_AUTO, GR_DEVICE_CPU };
-enum gr_method { GR_METHOD_LORA, GR_METHOD_FULL };
-enum gr_objective { GR_OBJECTIVE_SFT, GR_OBJECTIVE_PRETRAIN };
-enum gr_scheduler { GR_SCHEDULER_COSINE, GR_SCHEDULER_LINEAR, GR_SCHEDULER_CONSTANT, GR_SCHEDULER_WSD };
-enum gr_on_nonfinite { GR_NONFINITE_STOP, GR_NONFINITE_SKIP };
-enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPOINTING_SELECTIVE, GR_CHECKPOINTING_FULL };
-/* loss_on and truncation have the values of gr_loss_on and gr_truncation. */
+/* The constants of the choices. */
+#define ENUM_KEY(section, name, fallback, choices, resume, help) enum gr_recipe_##section##_##name{choices};
+#define CHOICE_KEY(section, name, fallback, choices, resume, help)
+#define C(constant, text) constant,
+#include "peft/schema.def"
+enum { GR_RECOMPUTE_AUTO = -1 }; /* train.gradient_checkpointing: a gr_recompute, or as memory allows */
 
 #define GR_C_STRING       const char *
 #define GR_C_INT          int64_t
@@ -52,7 +48,6 @@ enum gr_checkpointing { GR_CHECKPOINTING_AUTO, GR_CHECKPOINTING_NONE, GR_CHECKPO
 typedef struct gr_recipe {
 #define KEY(section, name, type, fallback, constraint, resume, help) GR_C_##type section##_##name;
 #include "peft/schema.def"
-#undef KEY
     const char *path; /* the file it came from, "" for none */
     gr_arena arena;   /* owns every string and list */
 } gr_recipe;

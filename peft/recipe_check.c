@@ -136,19 +136,11 @@ void gr_problems_release(gr_problems *p) {
 
 /* ---- rules ---- */
 
-static int row_of(const char *section, const char *name) {
-    for (int i = 0; i < gr_recipe_n_keys(); i++)
-        if (strcmp(gr_recipe_keys[i].section, section) == 0 && strcmp(gr_recipe_keys[i].name, name) == 0) return i;
-    return -1;
-}
-
-/* At the place where the key stands. */
-static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, const char *section, const char *name, const char *why,
-                           gr_problems *p) {
-    int i = row_of(section, name);
-    if (i >= 0 && nodes[i]) return gr_problem_at(p, nodes[i], GR_AT_VALUE, "%s%s%s: %s", section, *section ? "." : "", name, why);
-    return note(p, (struct gr_problem){0},
-                gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, *section ? "." : "", name, why));
+/* At the place where the key of the row stands. */
+static graft_status refuse(const gr_recipe *r, const gr_yaml *const *nodes, int row, const char *why, gr_problems *p) {
+    const char *section = gr_recipe_keys[row].section, *name = gr_recipe_keys[row].name, *dot = *section ? "." : "";
+    if (nodes[row]) return gr_problem_at(p, nodes[row], GR_AT_VALUE, "%s%s%s: %s", section, dot, name, why);
+    return note(p, (struct gr_problem){0}, gr_format("%s%s%s%s%s: %s", r->path, *r->path ? ": " : "", section, dot, name, why));
 }
 
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name) {
@@ -177,33 +169,33 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
     if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
     const struct rule {
         bool bad;
-        const char *section, *name, *why;
+        int row;
+        const char *why;
     } rules[] = {
-        {r->model_quantize != GR_QUANTIZE_NONE && r->adapter_method == GR_METHOD_FULL, "model", "quantize",
+        {r->model_quantize != GR_QUANTIZE_NONE && r->adapter_method == GR_METHOD_FULL, GR_ROW_model_quantize,
          "method full trains the base's own weights, which must not be quantised; use adapter.method: lora or "
          "model.quantize: none"},
-        {r->model_compute == GR_COMPUTE_INT8 && r->adapter_method == GR_METHOD_FULL, "model", "compute",
+        {r->model_compute == GR_COMPUTE_INT8 && r->adapter_method == GR_METHOD_FULL, GR_ROW_model_compute,
          "int8 is for a frozen base; method full trains the weights, use exact"},
-        {lora && r->adapter_target_modules.n == 0, "adapter", "target_modules",
+        {lora && r->adapter_target_modules.n == 0, GR_ROW_adapter_target_modules,
          "it names no module; use all-linear or a list of names"},
-        {!whole_ranks(r), "adapter", "rank_pattern", "a rank is a whole number"},
-        {!lora && r->adapter_init_from, "adapter", "init_from", "only method lora starts from an adapter"},
-        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, "adapter", "dropout",
+        {!whole_ranks(r), GR_ROW_adapter_rank_pattern, "a rank is a whole number"},
+        {!lora && r->adapter_init_from, GR_ROW_adapter_init_from, "only method lora starts from an adapter"},
+        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, GR_ROW_adapter_dropout,
          "method full has no adapter to drop inputs of"},
-        {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), "eval", "metrics",
+        {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), GR_ROW_eval_metrics,
          "exact_match needs answers, which pretrain does not have"},
-        {metric, "eval", "metrics", metric_why},
-        {r->eval_early_stopping_patience > 0 && !has_eval, "eval", "early_stopping_patience", "needs data.eval"},
-        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, "train", "num_train_epochs", "0 epochs train nothing"},
-        {r->train_adam_beta1 >= 1, "train", "adam_beta1", "must be below 1"},
-        {r->train_adam_beta2 >= 1, "train", "adam_beta2", "must be below 1"},
-        {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, "train", "warmup_ratio",
+        {metric, GR_ROW_eval_metrics, metric_why},
+        {r->eval_early_stopping_patience > 0 && !has_eval, GR_ROW_eval_early_stopping_patience, "needs data.eval"},
+        {r->train_num_train_epochs <= 0 && r->train_max_steps < 0, GR_ROW_train_num_train_epochs, "0 epochs train nothing"},
+        {r->train_adam_beta1 >= 1, GR_ROW_train_adam_beta1, "must be below 1"},
+        {r->train_adam_beta2 >= 1, GR_ROW_train_adam_beta2, "must be below 1"},
+        {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, GR_ROW_train_warmup_ratio,
          "give warmup_steps or warmup_ratio, not both"},
-        {r->_output_dir && !*r->_output_dir, "", "output_dir", "expected the path of a folder, found nothing"},
+        {r->_output_dir && !*r->_output_dir, GR_ROW__output_dir, "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)
-        if (rules[i].bad && !wrong[row_of(rules[i].section, rules[i].name)])
-            refuse(r, nodes, rules[i].section, rules[i].name, rules[i].why, p);
+        if (rules[i].bad && !wrong[rules[i].row]) refuse(r, nodes, rules[i].row, rules[i].why, p);
     return GRAFT_OK;
 }
 
@@ -211,18 +203,19 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
 static int missing_keys(const gr_recipe *r, bool dry_run, const bool *wrong, char names[80]) {
     const struct need {
         bool missing;
-        const char *section, *name;
+        int row;
     } needs[] = {
-        {!r->model_base, "model", "base"},
-        {!dry_run && r->data_train.n == 0, "data", "train"},
-        {!dry_run && !r->_output_dir, "", "output_dir"},
+        {!r->model_base, GR_ROW_model_base},
+        {!dry_run && r->data_train.n == 0, GR_ROW_data_train},
+        {!dry_run && !r->_output_dir, GR_ROW__output_dir},
     };
     int n = 0;
     *names = '\0';
     for (int i = 0; i < GR_LEN(needs); i++) {
-        if (!needs[i].missing || (wrong && wrong[row_of(needs[i].section, needs[i].name)])) continue;
+        const gr_key *k = &gr_recipe_keys[needs[i].row];
+        if (!needs[i].missing || (wrong && wrong[needs[i].row])) continue;
         size_t at = strlen(names);
-        snprintf(names + at, 80 - at, "%s%s%s%s", n++ ? ", " : "", needs[i].section, *needs[i].section ? "." : "", needs[i].name);
+        snprintf(names + at, 80 - at, "%s%s%s%s", n++ ? ", " : "", k->section, *k->section ? "." : "", k->name);
     }
     return n;
 }
@@ -234,7 +227,7 @@ static bool lacks_answers(const gr_recipe *r) {
 graft_status gr_recipe_check_complete(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
     char names[80];
     int n = missing_keys(r, false, wrong, names);
-    if (lacks_answers(r) && !wrong[row_of("data", "eval")]) refuse(r, nodes, "eval", "metrics", "exact_match needs data.eval", p);
+    if (lacks_answers(r) && !wrong[GR_ROW_data_eval]) refuse(r, nodes, GR_ROW_eval_metrics, "exact_match needs data.eval", p);
     if (n == 0) return GRAFT_OK;
     return note(p, (struct gr_problem){0},
                 gr_format("%s: %s %s missing; set %s in the recipe or as section.key=value", r->path, names, n > 1 ? "are" : "is",

@@ -134,7 +134,6 @@ static void put_lists(gr_str *out, const gr_key *k, const void *field, bool abso
 }
 
 static void put_value(gr_str *out, const gr_key *k, const void *field, bool absolute) {
-    char choice[32] = "";
     int64_t i;
     switch (k->type) {
     case GR_KEY_STRING:
@@ -145,10 +144,7 @@ static void put_value(gr_str *out, const gr_key *k, const void *field, bool abso
     case GR_KEY_VALUES: /* JSON is YAML */ gr_str_puts(out, *(const char *const *)field); break;
     case GR_KEY_FLOAT: put_double(out, *(const double *)field); break;
     case GR_KEY_BOOL: gr_str_puts(out, *(const bool *)field ? "true" : "false"); break;
-    case GR_KEY_ENUM:
-        gr_key_choice(k, *(const int *)field, choice);
-        gr_str_puts(out, choice);
-        break;
+    case GR_KEY_ENUM: gr_str_puts(out, gr_key_choice(k, *(const int *)field)); break;
     case GR_KEY_INT:
     case GR_KEY_INT_AUTO:
     case GR_KEY_SIZE_AUTO:
@@ -165,7 +161,7 @@ void gr_key_print(const gr_key *k, const gr_recipe *r, gr_str *out) { put_value(
 
 static graft_status print_recipe(const gr_recipe *r, bool absolute, gr_str *out, graft_error *err) {
     const char *section = "";
-    for (int i = 0; i < gr_recipe_n_keys(); i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (strcmp(section, k->section) != 0 && *k->section) gr_str_printf(out, "%s:\n", k->section);
         section = k->section;
@@ -205,7 +201,7 @@ void gr_recipe_help(gr_str *out) {
     const char *section = NULL;
     gr_str_puts(out, "A recipe is YAML. Every key below may be left out, except model.base, data.train and output_dir.\n"
                      "On the command line a key is written section.key=value, such as train.learning_rate=1e-4.\n");
-    for (int i = 0; i < gr_recipe_n_keys(); i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if (!section || strcmp(section, k->section) != 0) {
             if (*k->section) gr_str_printf(out, "\n%s:\n", k->section);
@@ -234,8 +230,7 @@ static json_t *number_schema(const gr_key *k, const char *type) {
 
 static json_t *enum_schema(const gr_key *k) {
     json_t *choices = json_array();
-    char choice[32];
-    for (int i = 0; gr_key_choice(k, i, choice); i++) json_array_append_new(choices, json_string(choice));
+    for (const gr_choice *c = k->choices; c->name; c++) json_array_append_new(choices, json_string(c->name));
     return json_pack("{s:o}", "enum", choices);
 }
 
@@ -292,7 +287,7 @@ graft_status gr_recipe_json_schema(char **json, graft_error *err) {
     json_t *root = json_pack("{s:s,s:s,s:s,s:b,s:{}}", "$schema", "http://json-schema.org/draft-07/schema#", "title",
                              "graft recipe", "type", "object", "additionalProperties", 0, "properties");
     json_t *top = json_object_get(root, "properties");
-    for (int i = 0; i < gr_recipe_n_keys(); i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         json_t *where = top;
         if (*k->section) {

@@ -112,21 +112,18 @@ static graft_status read_bool(gr_reading *rd, const gr_yaml *n, const gr_key *k,
 }
 
 static graft_status read_enum(gr_reading *rd, const gr_yaml *n, const gr_key *k, int *field) {
-    char choices[16][32], what[256];
-    const char *names[16], *why;
+    const char *names[16], *why, *near = NULL, *text = n->kind == GR_YAML_SCALAR ? n->text : NULL;
+    char what[256];
     int n_choices = 0;
-    while (n_choices < 16 && gr_key_choice(k, n_choices, choices[n_choices])) n_choices++;
-    for (int i = 0; i < n_choices; i++) {
-        names[i] = choices[i];
-        if (n->kind == GR_YAML_SCALAR && strcmp(n->text, choices[i]) == 0) {
-            *field = i;
-            return GRAFT_OK;
-        }
+    for (const gr_choice *c = k->choices; c->name && n_choices < GR_LEN(names); c++) {
+        names[n_choices++] = c->name;
+        if (!text || strcmp(text, c->name) != 0) continue;
+        *field = c->value;
+        return GRAFT_OK;
     }
-    if (n->kind == GR_YAML_SCALAR && (why = gr_recipe_later(k, n->text)))
-        return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s%s%s: %s %s", k->section, *k->section ? "." : "", k->name, n->text,
-                             why);
-    const char *near = n->kind == GR_YAML_SCALAR ? gr_nearest(n->text, names, n_choices) : NULL;
+    if (text && (why = gr_recipe_later(k, text)))
+        return gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s%s%s: %s %s", k->section, *k->section ? "." : "", k->name, text, why);
+    if (text) near = gr_nearest(text, names, n_choices);
     snprintf(what, sizeof what, "%s%s%s%s%s", n_choices > 1 ? "one of " : "", k->constraint, near ? " (did you mean " : "",
              near ? near : "", near ? "?)" : "");
     return expected(rd, n, k, what);

@@ -9,9 +9,9 @@
  * lasted. A recipe with problems is not given to anybody. */
 typedef struct gr_reading {
     gr_recipe *r;
-    const gr_yaml *nodes[GR_MAX_RECIPE_KEYS]; /* where each key was given; NULL: its default */
-    bool wrong[GR_MAX_RECIPE_KEYS];           /* what was given could not be read */
-    bool files;                               /* look whether the paths are there */
+    const gr_yaml *nodes[GR_N_RECIPE_KEYS]; /* where each key was given; NULL: its default */
+    bool wrong[GR_N_RECIPE_KEYS];           /* what was given could not be read */
+    bool files;                             /* look whether the paths are there */
     gr_problems *problems;
     graft_error *err;
 } gr_reading;

@@ -53,9 +53,9 @@ static bool same_value(const gr_key *k, const gr_recipe *a, const gr_recipe *b) 
  * compute. */
 static bool differs(const gr_key *k, const gr_run *run, const gr_recipe *before, const gr_train_identity *saved) {
     const gr_recipe *now = run->r;
-    if (k->offset == offsetof(gr_recipe, model_dtype) && saved->compute_dtype >= 0)
+    if (k == &gr_recipe_keys[GR_ROW_model_dtype] && saved->compute_dtype >= 0)
         return saved->compute_dtype != run->identity.compute_dtype;
-    if (k->offset == offsetof(gr_recipe, model_compute))
+    if (k == &gr_recipe_keys[GR_ROW_model_compute])
         return (now->model_compute == GR_COMPUTE_INT8) != (before->model_compute == GR_COMPUTE_INT8);
     if (k->resume == GR_RESUME_DATA && saved->data_key == run->identity.data_key) return false;
     return !same_value(k, before, now);
@@ -66,7 +66,7 @@ static void add_difference(gr_str *out, const gr_key *k, const gr_run *run, cons
     char *was = value_text(k, before), *is = value_text(k, run->r);
     gr_str_printf(out, "%s%s%s%s: %s, it began with %s", out->len ? "; " : "", k->section, *k->section ? "." : "", k->name,
                   is ? is : "", was ? was : "");
-    if (k->offset == offsetof(gr_recipe, model_dtype) && saved->compute_dtype >= 0)
+    if (k == &gr_recipe_keys[GR_ROW_model_dtype] && saved->compute_dtype >= 0)
         gr_str_printf(out, " (%s, and %s, as this machine has it)", gr_dtype_get((gr_dtype)saved->compute_dtype)->name,
                       gr_dtype_get((gr_dtype)run->identity.compute_dtype)->name);
     free(was);
@@ -82,7 +82,7 @@ static graft_status check_settings(const gr_run *run, const char *folder, const 
     gr_str list = {0};
     graft_status st = GRAFT_OK;
     bool data = false;
-    for (int i = 0; i < gr_recipe_n_keys(); i++) {
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         if ((k->resume != GR_RESUME_SAME && k->resume != GR_RESUME_DATA) || !differs(k, run, before, saved)) continue;
         add_difference(&list, k, run, before, saved);
@@ -103,8 +103,8 @@ static graft_status check_settings(const gr_run *run, const char *folder, const 
 }
 
 /* Another number of steps is another schedule, unless every step done would have had the same learning rate. */
-static graft_status check_steps(const gr_run *run, const char *folder, const gr_train_identity *saved, const gr_train_state *s,
-                                graft_error *err) {
+static graft_status check_steps(const gr_run *run, const char *folder, const gr_recipe *began, const gr_train_identity *saved,
+                                const gr_train_state *s, graft_error *err) {
     int64_t total = run->total_steps, before = saved->total_steps;
     const char *key = run->r->train_max_steps > 0 ? "train.max_steps" : "train.num_train_epochs";
     if (total < s->step)
@@ -124,6 +124,9 @@ static graft_status check_steps(const gr_run *run, const char *folder, const gr_
                            way_out(run));
     }
     if (total != before) gr_note("%s: %lld steps, it began with %lld", key, (long long)total, (long long)before);
+    if (run->r->train_max_steps > 0 && run->r->train_num_train_epochs != began->train_num_train_epochs)
+        gr_note("train.num_train_epochs: %g, it began with %g: that changes nothing, the steps are train.max_steps",
+                run->r->train_num_train_epochs, began->train_num_train_epochs);
     return GRAFT_OK;
 }
 
@@ -157,7 +160,7 @@ graft_status gr_resume_check(const void *context, const char *folder, const gr_t
     graft_status st;
     GR_TRY(gr_recipe_parse(&before, saved->recipe, "the checkpoint's recipe", err));
     GR_TRY(check_settings(run, folder, before, saved, err));
-    GR_TRY(check_steps(run, folder, saved, s, err));
+    GR_TRY(check_steps(run, folder, before, saved, s, err));
     tell_base(run, before);
 done:
     gr_recipe_free(before);

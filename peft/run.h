@@ -1,4 +1,4 @@
-/* run.h - one training run, shared by trainer.c (set-up, folder, end) and loop.c (the steps). Private to peft/. */
+/* run.h - one training run. trainer.c has it from end to end and calls the others; none of them calls back. Private to peft/. */
 #ifndef GR_RUN_H
 #define GR_RUN_H
 
@@ -42,10 +42,13 @@ typedef struct gr_run {
 
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
 graft_status gr_run_steps(gr_run *run, graft_error *err);
-/* A checkpoint lies in folder, whole: what gr_trainer_last_checkpoint answers from now on. */
-void gr_run_saved(const char *folder);
+
+/* ---- result.c ---- */
+
 /* Write what the run has learned: adapter/ or model/. */
 graft_status gr_run_export(gr_run *run, graft_error *err);
+/* At the end of the run: the best weights if they were evaluated, else the last. An adapter was exported when it was best. */
+graft_status gr_run_result(gr_run *run, graft_error *err);
 
 /* ---- resume.c ---- */
 

@@ -12,7 +12,7 @@ double gr_learning_rate(const gr_recipe *r, int64_t step, int64_t total) {
     double peak = r->train_learning_rate, floor_ratio = r->train_min_lr_ratio, shape = 1;
     if (step <= warmup) return peak * (double)step / (double)warmup;
     double done = (double)(step - 1 - warmup) / (double)(total - warmup); /* 0 <= done < 1: the last step learns too */
-    switch ((enum gr_scheduler)r->train_lr_scheduler) {
+    switch ((enum gr_recipe_train_lr_scheduler)r->train_lr_scheduler) {
     case GR_SCHEDULER_COSINE: shape = 0.5 * (1 + cos(M_PI * done)); break;
     case GR_SCHEDULER_LINEAR: shape = 1 - done; break;
     case GR_SCHEDULER_CONSTANT: break;

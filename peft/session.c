@@ -6,6 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "peft/recipe_schema.h"
 #include "peft/session.h"
 
 static bool has_file(const char *folder, const char *name) {
@@ -97,7 +98,7 @@ done:
 /* ---- the steps ---- */
 
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
-    switch ((enum gr_recipe_dtype)recipe_dtype) {
+    switch ((enum gr_recipe_model_dtype)recipe_dtype) {
     case GR_DT_BF16: return GR_DTYPE_BF16;
     case GR_DT_FP16: return GR_DTYPE_F16;
     case GR_DT_FP32: return GR_DTYPE_F32;
@@ -107,7 +108,7 @@ gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device) {
 }
 
 int gr_quantize_type(int recipe_quantize) {
-    switch ((enum gr_recipe_quantize)recipe_quantize) {
+    switch ((enum gr_recipe_model_quantize)recipe_quantize) {
     case GR_QUANTIZE_Q8_0: return GR_DTYPE_Q8_0;
     case GR_QUANTIZE_Q4_0: return GR_DTYPE_Q4_0;
     case GR_QUANTIZE_Q4_K: return GR_DTYPE_Q4_K;
@@ -118,8 +119,8 @@ int gr_quantize_type(int recipe_quantize) {
 }
 
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err) {
-    static const char *const names[] = {[GR_DEVICE_AUTO] = "auto", [GR_DEVICE_CPU] = "cpu"};
-    graft_status st = gr_machine_open(&s->machine, names[o->device], (int)GR_MIN(o->threads, 1024), err);
+    const char *device = gr_key_choice(&gr_recipe_keys[GR_ROW__device], o->device);
+    graft_status st = gr_machine_open(&s->machine, device, (int)GR_MIN(o->threads, 1024), err);
     if (st != GRAFT_OK) return st;
     return gr_model_open_shape(&s->model, o->model, s->machine, gr_compute_type(o->dtype, s->machine.device), o->max_length, err);
 }

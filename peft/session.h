@@ -25,10 +25,10 @@ typedef struct gr_session_options {
     const char *template_name; /* as in gr_chat_options; NULL: the one trained with, else "auto"; "": no chat is opened */
     const char *system;        /* as in gr_chat_options; NULL: the one trained with, else the template's own */
     const char *template_args; /* as in gr_chat_options.args, over what was trained with */
-    int dtype;                 /* enum gr_recipe_dtype */
-    int compute;               /* enum gr_recipe_compute; auto: int8 for quantised weights, unless a dtype is named */
-    int quantize;              /* enum gr_recipe_quantize */
-    int device;                /* enum gr_recipe_device */
+    int dtype;                 /* enum gr_recipe_model_dtype */
+    int compute;               /* enum gr_recipe_model_compute; auto: int8 for quantised weights, unless a dtype is named */
+    int quantize;              /* enum gr_recipe_model_quantize */
+    int device;                /* enum gr_recipe__device */
     int64_t threads;           /* <= 0: all */
     int64_t max_length;        /* longest sequence that will be run, 0: what the model has room for */
     const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
@@ -48,11 +48,11 @@ graft_status gr_session_open_tokenizer(gr_session *s, graft_error *err);
 /* The files of the base model (owned path) behind a model, a run or an adapter. */
 graft_status gr_session_base(char **base, const char *path, graft_error *err);
 
-/* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_dtype) on a device: auto is bf16 where the machine
- * multiplies it faster than float32. */
+/* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_model_dtype) on a device: auto is bf16 where it
+ * multiplies that faster than float32. */
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
 
-/* The type that a recipe's model.quantize (enum gr_recipe_quantize) makes of the frozen layers, -1 for none. */
+/* The type that a recipe's model.quantize (enum gr_recipe_model_quantize) makes of the frozen layers, -1 for none. */
 int gr_quantize_type(int recipe_quantize);
 
 #endif

@@ -1,39 +1,20 @@
-/* Set-up and end of a run: what the recipe names is opened, the memory is planned, the folder is made, the result is written. */
+/* A run from end to end: what the recipe names is opened, the memory is planned, the folder is made, the steps run, the result is
+ * written. */
 #include "peft/trainer.h"
 
 #include <math.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "adapters/merge.h"
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "peft/interrupt.h"
 #include "peft/plan.h"
 #include "peft/run.h"
 
-/* The mutable globals: a signal handler can reach nothing else. Of the two texts the one that `saved` names (1 or 2; 0: none) is
- * whole, the other may be in the making. */
-static volatile sig_atomic_t phase, interrupted, saved;
-static char saved_text[2][1024];
-
-void gr_trainer_interrupt(void) {
-    if (phase != GR_PHASE_IDLE) interrupted = 1;
-}
-
-bool gr_trainer_interrupted(void) { return interrupted != 0; }
-gr_train_phase gr_trainer_phase(void) { return (gr_train_phase)phase; }
-const char *gr_trainer_last_checkpoint(void) { return saved ? saved_text[saved - 1] : NULL; }
-
-void gr_run_saved(const char *folder) {
-    int next = saved == 1 ? 2 : 1;
-    snprintf(saved_text[next - 1], sizeof saved_text[0], "%s", folder);
-    saved = next;
-}
-
 /* Between the parts of a set-up, which takes long for much data. */
 static graft_status check_interrupt(graft_error *err) {
-    return interrupted ? gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was written") : GRAFT_OK;
+    return gr_interrupted() ? gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was written") : GRAFT_OK;
 }
 
 /* ---- opening what the recipe names ---- */
@@ -171,42 +152,6 @@ done:
 
 /* ---- the end ---- */
 
-graft_status gr_run_export(gr_run *run, graft_error *err) {
-    graft_status st;
-    char *path = gr_path_join(run->r->_output_dir, run->adapter ? "adapter" : "model");
-    if (!path) return gr_fail_memory(err, "output");
-    if (run->adapter) {
-        GR_TRY(gr_adapter_save(run->adapter, path, true, err));
-    } else {
-        gr_merge_options o = {.format = GR_FORMAT_HF, .dtype = -1, .overwrite = true};
-        gr_merge_report report;
-        GR_TRY(gr_chat_carry(run->session.chat, run->session.tokenizer, err));
-        gr_merge_parts parts = {.model = run->session.model, .tokenizer = run->session.tokenizer, .trained = &run->params};
-        GR_TRY(gr_merge(&parts, &o, path, &report, err));
-        gr_note("%s: largest logit difference to the trained weights %.3g", path, report.max_logit_difference);
-    }
-done:
-    free(path);
-    return st;
-}
-
-/* The best weights if they were evaluated, else the last. An adapter was exported when it was best. */
-static graft_status export_result(gr_run *run, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    bool best_is_older = run->r->save_best && run->state.best_step >= 0 && run->state.best_step != run->state.step;
-    if (best_is_older && run->adapter) return GRAFT_OK;
-    if (best_is_older) {
-        char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
-        st = folder ? gr_checkpoint_load(folder, &run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
-        free(folder);
-    }
-    if (!run->adapter) { /* a whole model is written: the steps' scratch makes room */
-        gr_decoder_free(run->decoder);
-        run->decoder = NULL;
-    }
-    return st == GRAFT_OK ? gr_run_export(run, err) : st;
-}
-
 static void close_run(gr_run *run) {
     gr_metrics_close(run->metrics);
     gr_decoder_free(run->decoder);
@@ -276,8 +221,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     double started = gr_now();
     if (!result) result = &ignored;
     *result = (gr_train_result){.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
-    interrupted = saved = 0;
-    phase = GR_PHASE_SETUP;
+    gr_phase_set(GR_PHASE_SETUP);
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
     if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
@@ -302,21 +246,20 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->n_trainable = run.params.n_parameters;
     int64_t tokens_before = run.state.num_tokens;
     double steps_started = gr_now();
-    phase = GR_PHASE_STEPS;
+    gr_phase_set(GR_PHASE_STEPS);
     st = gr_run_steps(&run, err);
-    phase = GR_PHASE_RESULT;
+    gr_phase_set(GR_PHASE_RESULT);
     result->steps = run.state.step;
     result->final_loss = run.state.final_loss;
     result->best_eval_loss = run.state.best_eval_loss;
     result->final_eval_loss = run.last_eval_loss;
     result->tokens_per_second = (double)(run.state.num_tokens - tokens_before) / GR_MAX(gr_now() - steps_started, 1e-9);
     if (st != GRAFT_OK) goto done;
-    GR_TRY(export_result(&run, err));
+    GR_TRY(gr_run_result(&run, err));
     result->seconds = gr_now() - started;
 done:
     gr_folder_end(&run, st, err);
     close_run(&run);
-    phase = GR_PHASE_IDLE;
-    interrupted = 0;
+    gr_phase_set(GR_PHASE_IDLE);
     return st;
 }

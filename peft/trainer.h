@@ -13,7 +13,7 @@ typedef struct gr_train_progress {
     double eval_loss; /* NaN: none at this step */
 } gr_train_progress;
 
-/* Nonzero: save a checkpoint and leave, as gr_trainer_interrupt does. */
+/* Nonzero: save a checkpoint and leave, as gr_interrupt does. */
 typedef int gr_train_callback(void *payload, const gr_train_progress *progress);
 
 /* Memory of a run in bytes. What is always there: program to threads; besides it either the steps' scratch with an evaluation (or
@@ -62,15 +62,8 @@ typedef struct gr_train_result {
     double seconds, tokens_per_second;
 } gr_train_result;
 
-/* INTERRUPTED after SIGINT/SIGTERM (gr_trainer_interrupt) with a checkpoint saved. */
+/* INTERRUPTED after SIGINT/SIGTERM (gr_interrupt) with a checkpoint saved. */
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err);
-/* For signal handlers: the run saves a checkpoint after the current step and leaves; nothing when none is running. */
-void gr_trainer_interrupt(void);
-bool gr_trainer_interrupted(void);
-/* Also for signal handlers: what the process is doing, and the folder of the newest checkpoint of its run (NULL: none yet). */
-typedef enum gr_train_phase { GR_PHASE_IDLE, GR_PHASE_SETUP, GR_PHASE_STEPS, GR_PHASE_RESULT } gr_train_phase;
-gr_train_phase gr_trainer_phase(void);
-const char *gr_trainer_last_checkpoint(void);
 
 /* 1234567 -> "1,234,567" */
 const char *gr_thousands(int64_t n, char out[32]);

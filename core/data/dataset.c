@@ -133,7 +133,7 @@ static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encode
             GR_TRY(put(c, e, start, GR_MIN(kept, start + max), &learned));
             break;
         }
-        GR_TRY(gr_fit_sequence(j->chat, j->t, x, loss_on(j), max, e, which, shorter, &fit, &c->err));
+        GR_TRY(gr_fit_sequence(&(gr_fit_form){j->chat, j->t, loss_on(j), max}, x, e, which, shorter, &fit, &c->err));
         if (!fit.dropped) GR_TRY(put(c, shorter, 0, shorter->ids.n, &learned));
         break;
     case GR_TRUNCATE_RIGHT: GR_TRY(put(c, e, start, start + max, &learned)); break;

@@ -152,24 +152,24 @@ done:
     return st;
 }
 
-graft_status gr_fit_sequence(const gr_chat *c, const gr_tokenizer *t, const gr_conversation *x, gr_loss_on loss_on, int64_t max,
-                             const gr_encoded *e, int64_t which, gr_encoded *out, gr_fit *fit, graft_error *err) {
+graft_status gr_fit_sequence(const gr_fit_form *f, const gr_conversation *x, const gr_encoded *e, int64_t which, gr_encoded *out,
+                             gr_fit *fit, graft_error *err) {
     graft_status st = GRAFT_OK;
-    cutting k = {.c = c, .t = t};
-    int64_t n = max + 1, n_targets = 0;
+    cutting k = {.c = f->chat, .t = f->tokenizer};
+    int64_t max = f->max, n = max + 1, n_targets = 0;
     *fit = (gr_fit){0};
-    GR_TRY(copy(&k, x, loss_on, e, which, err));
+    GR_TRY(copy(&k, x, f->loss_on, e, which, err));
     for (int round = 0; round < ROUNDS; round++) {
         gr_conversation shorter = {.messages = k.m, .n = k.n, .tools = x->tools, .documents = x->documents};
         bool again;
-        GR_TRY(gr_chat_encode(c, &shorter, loss_on, out, err));
+        GR_TRY(gr_chat_encode(f->chat, &shorter, f->loss_on, out, err));
         if (out->n_sequences == 0) break;
         n = gr_fit_end(out, 0, out->end[0]);
         if (n <= max) break;
-        GR_TRY(shorten(&k, out, n, max, loss_on == GR_LOSS_ALL, fit, &again, err));
+        GR_TRY(shorten(&k, out, n, max, f->loss_on == GR_LOSS_ALL, fit, &again, err));
         if (!again) break;
     }
-    if (n > max && loss_on != GR_LOSS_ALL) {
+    if (n > max && f->loss_on != GR_LOSS_ALL) {
         bool beyond;
         gr_encoded last = {0};
         gr_conversation shortest = {.messages = k.m, .n = k.n, .tools = x->tools, .documents = x->documents};

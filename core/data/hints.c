@@ -16,8 +16,8 @@ static const char *find(const json_t *object, const char *const *names, int n, j
     for (int i = 0; i < n; i++) {
         const char *key;
         json_t *value;
-        json_object_foreach((json_t *)(uintptr_t)object, key,
-                            value) if (!strcasecmp(key, names[i]) && json_typeof(value) == type) return key;
+        json_object_foreach((json_t *)(uintptr_t)object, key, value)
+            if (!strcasecmp(key, names[i]) && json_typeof(value) == type) return key;
     }
     return NULL;
 }

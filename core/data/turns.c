@@ -40,9 +40,9 @@ static graft_status part_text(gr_conversion *c, const json_t *part, int64_t numb
         return gr_form_fail(c, "\"content\": part %lld is of the type \"%.40s\": graft learns text alone", (long long)number, type);
     if (!json_object_get(part, "text"))
         return gr_form_fail(c, "\"content\": part %lld has no \"text\": graft learns text alone", (long long)number);
-    json_object_foreach((json_t *)(uintptr_t)part, key,
-                        value) if (strcmp(key, "type") && strcmp(key, "text") && gr_field_says(value))
-        gr_tally_add(c->r->tally, GR_REMARK_MESSAGE_FIELD, key);
+    json_object_foreach((json_t *)(uintptr_t)part, key, value)
+        if (strcmp(key, "type") && strcmp(key, "text") && gr_field_says(value))
+            gr_tally_add(c->r->tally, GR_REMARK_MESSAGE_FIELD, key);
     return gr_form_string(c, json_object_get(part, "text"), "text", text);
 }
 
@@ -149,9 +149,9 @@ static graft_status make_fields(gr_conversion *c, turn *t) {
     if (!made) return gr_fail_memory(c->err, "sample");
     json_object_set_new(made, "role", json_string(t->m.role));
     if (content) json_object_set_new(made, "content", json_is_null(content) ? json_null() : json_string(t->m.content));
-    json_object_foreach((json_t *)(uintptr_t)t->json, key,
-                        value) if (strcmp(key, t->role_key) && strcmp(key, t->content_key) && strcmp(key, "function_call"))
-        json_object_set(made, key, value);
+    json_object_foreach((json_t *)(uintptr_t)t->json, key, value)
+        if (strcmp(key, t->role_key) && strcmp(key, t->content_key) && strcmp(key, "function_call"))
+            json_object_set(made, key, value);
     if (t->calls) json_object_set(made, "tool_calls", t->calls);
     return GRAFT_OK;
 }

@@ -53,7 +53,7 @@ typedef struct gr_arch {
     bool gguf_square_q;    /* loaded only where heads x head size is the hidden size */
 } gr_arch;
 
-/* All of them, GR_N_ARCHS. */
+/* All of them, GR_N_ARCHS; those with one name in a GGUF are neighbours: the first is a GGUF's without a sliding window. */
 extern const gr_arch gr_archs[];
 enum { GR_N_ARCHS = 3 };
 

@@ -56,10 +56,10 @@ static const gr_config_key keys[] = {
 };
 
 /* A value as words: "8", "false", "yarn"; of an array its first element where all are the same, else "a list". */
-static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const char *key, graft_error *err) {
+static graft_status value_text(char out[64], const gr_gguf *g, const char *key, graft_error *err) {
     graft_status st;
     double number = 0, other;
-    const char *text = "";
+    const char *text = NULL;
     bool flag = false;
     int64_t n = 0;
     switch (gr_gguf_type_of(g, key)) {
@@ -70,19 +70,14 @@ static graft_status value_text(char *out, int64_t size, const gr_gguf *g, const 
         break;
     case GR_GGUF_ARRAY:
         GR_TRY(gr_gguf_get_array(g, key, NULL, &n, err));
-        text = "a list";
-        bool same = n > 0 && gr_gguf_array_float(g, key, 0, &number, NULL) == GRAFT_OK;
-        for (int64_t i = 1; same && i < n; i++) same = gr_gguf_array_float(g, key, i, &other, NULL) == GRAFT_OK && other == number;
-        if (!same) break;
-        snprintf(out, (size_t)size, "%g", number);
-        return GRAFT_OK;
-    default:
-        GR_TRY(gr_gguf_get_float(g, key, &number, err));
-        snprintf(out, (size_t)size, "%g", number);
-        return GRAFT_OK;
+        if (n == 0 || gr_gguf_array_float(g, key, 0, &number, NULL) != GRAFT_OK) text = "a list";
+        for (int64_t i = 1; !text && i < n; i++)
+            if (gr_gguf_array_float(g, key, i, &other, NULL) != GRAFT_OK || other != number) text = "a list";
+        break;
+    default: GR_TRY(gr_gguf_get_float(g, key, &number, err));
     }
-    snprintf(out, (size_t)size, "%s", text);
-    return GRAFT_OK;
+    if (text) snprintf(out, 64, "%s", text);
+    else snprintf(out, 64, "%g", number);
 done:
     return st;
 }
@@ -119,7 +114,7 @@ static graft_status check_key(const gr_model_config *c, const gr_gguf *g, const 
     const gr_config_key *row = gr_config_find_key(keys, name, c->arch);
     char text[64];
     if (row && row->kind != GR_CONFIG_ONLY) return GRAFT_OK;
-    graft_status st = value_text(text, sizeof text, g, key, err);
+    graft_status st = value_text(text, g, key, err);
     if (st != GRAFT_OK) return st;
     if (row) return gr_config_allows(row->only, text) ? GRAFT_OK : gr_config_refuse(err, gr_gguf_path(g), key, text, row->only);
     if (gr_config_allows("0 false", text)) return GRAFT_OK;

@@ -169,7 +169,8 @@ static void json_stop_ids(gr_model_config *c, const json_t *v) {
     size_t i;
     json_t *item;
     if (json_is_integer(v)) gr_config_add_stop(c, json_integer_value(v));
-    json_array_foreach(v, i, item) if (json_is_integer(item)) gr_config_add_stop(c, json_integer_value(item));
+    json_array_foreach(v, i, item)
+        if (json_is_integer(item)) gr_config_add_stop(c, json_integer_value(item));
 }
 
 static int32_t json_token_id(const json_file *f, const char *key) {
@@ -271,99 +272,97 @@ const gr_rope_type gr_rope_types[] = {
 static const char rope_harmless[] = "rope_type type rope_theta original_max_position_embeddings finetuned",
                   rope_ones[] = "factor attention_factor partial_rotary_factor"; /* change nothing where they are 1 */
 
-static graft_status find_rope_type(const gr_rope_type **out, const json_t *rope, const char *path, const char *where,
-                                   graft_error *err) {
-    const json_t *type = json_object_get(rope, "rope_type"), *old = json_object_get(rope, "type");
+typedef struct rope_dict {
+    const json_t *object; /* may be NULL */
+    const char *path, *where;
+} rope_dict;
+
+static graft_status find_rope_type(const gr_rope_type **out, const rope_dict *r, graft_error *err) {
+    const json_t *type = json_object_get(r->object, "rope_type"), *old = json_object_get(r->object, "type");
     *out = &gr_rope_types[0];
     if (type && old && !json_equal(type, old))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", path,
-                       where);
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope_type and type differ, and programs disagree on which counts", r->path,
+                       r->where);
     if (!type && !old) return GRAFT_OK;
     const char *name = json_string_value(type ? type : old);
-    if (!name) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a name", path, where, type ? "rope_type" : "type");
+    if (!name) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a name", r->path, r->where, type ? "rope_type" : "type");
     for (int i = 0; i < GR_N_ROPE_TYPES; i++)
         if (strcmp(name, gr_rope_types[i].name) == 0) *out = &gr_rope_types[i];
     if (strcmp(name, (*out)->name) == 0) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
-                   "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)", path, where,
-                   name);
+                   "%s: %s: rope type \"%s\": graft computes default, linear, llama3 and dynamic (within the context)", r->path,
+                   r->where, name);
 }
 
-/* Every key of a rope dictionary is one that its type has. */
-static graft_status rope_check(const json_t *rope, const gr_rope_type *type, const char *path, const char *where,
-                               graft_error *err) {
+/* Every key is one that the type has. */
+static graft_status rope_check(const rope_dict *r, const gr_rope_type *type, graft_error *err) {
     graft_status st = GRAFT_OK;
     const char *key;
     json_t *v;
     char full[128];
-    json_object_foreach((json_t *)rope, key, v) {
+    json_object_foreach((json_t *)r->object, key, v) {
         if (json_is_object(v))
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all",
-                           path, where, key);
+                           r->path, r->where, key);
         if (gr_config_allows(rope_harmless, key) || gr_config_allows(type->reads, key)) continue;
-        snprintf(full, sizeof full, "%s.%s", where, key);
-        GR_TRY(json_only(path, full, v, gr_config_allows(rope_ones, key) ? "1" : "", err));
+        snprintf(full, sizeof full, "%s.%s", r->where, key);
+        GR_TRY(json_only(r->path, full, v, gr_config_allows(rope_ones, key) ? "1" : "", err));
     }
 done:
     return st;
 }
 
-static graft_status rope_number(const json_t *rope, const char *path, const char *where, const char *key, double *out,
-                                graft_error *err) {
-    const json_t *v = json_object_get(rope, key);
-    if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a number", path, where, key);
+static graft_status rope_number(const rope_dict *r, const char *key, double *out, graft_error *err) {
+    const json_t *v = json_object_get(r->object, key);
+    if (!json_is_number(v)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s: expected a number", r->path, r->where, key);
     *out = json_number_value(v);
     return GRAFT_OK;
 }
 
-/* llama3's original context: of the dictionary, of the top level, or the context itself, as transformers 5 fills it in. */
-static graft_status rope_original(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
-    const json_t *inner = json_object_get(rope, "original_max_position_embeddings");
-    const json_t *outer = json_object_get(f->root, "original_max_position_embeddings");
-    double original = (double)c->max_positions;
-    if (inner && outer && !json_equal(inner, outer))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: original_max_position_embeddings differs from that of %s", f->path, where);
-    if (inner || outer) {
-        graft_status st = rope_number(inner ? rope : f->root, f->path, inner ? where : "config", "original_max_position_embeddings",
-                                      &original, err);
-        if (st != GRAFT_OK) return st;
-    }
-    c->rope_original = original >= 1 && original < 1e9 ? (int64_t)original : 0;
-    return GRAFT_OK;
+/* The base of the rotation: of the dictionary, else of the top level. */
+static graft_status rope_theta(gr_model_config *c, const rope_dict *r, const rope_dict *top, graft_error *err) {
+    const json_t *inner = json_object_get(r->object, "rope_theta"), *outer = json_object_get(top->object, "rope_theta");
+    graft_status st = inner || outer ? rope_number(inner ? r : top, "rope_theta", &c->rope_theta, err) : GRAFT_OK;
+    if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
+        gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", r->path,
+                json_number_value(outer), json_number_value(inner), r->where);
+    return st;
 }
 
-/* The base of the rotation: of the dictionary, else of the top level. */
-static graft_status rope_theta(gr_model_config *c, const json_file *f, const json_t *rope, const char *where, graft_error *err) {
-    const json_t *inner = json_object_get(rope, "rope_theta"), *outer = json_object_get(f->root, "rope_theta");
-    graft_status st = GRAFT_OK;
-    if (inner) st = rope_number(rope, f->path, where, "rope_theta", &c->rope_theta, err);
-    else if (outer) st = rope_number(f->root, f->path, "config", "rope_theta", &c->rope_theta, err);
-    if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
-        gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", f->path,
-                json_number_value(outer), json_number_value(inner), where);
+/* llama3's original context: of the dictionary, of the top level, or the context itself, as transformers 5 fills it in. */
+static graft_status rope_original(gr_model_config *c, const rope_dict *r, const rope_dict *top, graft_error *err) {
+    static const char key[] = "original_max_position_embeddings";
+    const json_t *inner = json_object_get(r->object, key), *outer = json_object_get(top->object, key);
+    double original = (double)c->max_positions;
+    if (inner && outer && !json_equal(inner, outer))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s differs from that of %s", r->path, key, r->where);
+    graft_status st = inner || outer ? rope_number(inner ? r : top, key, &original, err) : GRAFT_OK;
+    c->rope_original = original >= 1 && original < 1e9 ? (int64_t)original : 0;
     return st;
 }
 
 /* As transformers 5 does: rope_scaling where it says anything (all that 4 knows), else rope_parameters. */
 static graft_status json_rope(gr_model_config *c, const json_file *f, graft_error *err) {
-    const json_t *scaling = json_object_get(f->root, "rope_scaling"), *parameters = json_object_get(f->root, "rope_parameters");
-    const char *where = is_truthy(scaling) ? "rope_scaling" : "rope_parameters";
-    const json_t *rope = is_truthy(scaling) ? scaling : is_truthy(parameters) ? parameters : NULL;
+    const rope_dict top = {f->root, f->path, "config"},
+                    scaling = {json_object_get(f->root, "rope_scaling"), f->path, "rope_scaling"},
+                    parameters = {json_object_get(f->root, "rope_parameters"), f->path, "rope_parameters"};
+    rope_dict r = is_truthy(scaling.object) ? scaling : parameters;
     const gr_rope_type *type, *other;
     graft_status st;
-    if (rope && !json_is_object(rope)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", f->path, where);
-    GR_TRY(find_rope_type(&type, rope, f->path, where, err));
-    GR_TRY(rope_check(rope, type, f->path, where, err));
+    if (!is_truthy(r.object)) r.object = NULL;
+    if (r.object && !json_is_object(r.object)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", r.path, r.where);
+    GR_TRY(find_rope_type(&type, &r, err));
+    GR_TRY(rope_check(&r, type, err));
     c->rope_scaling = type->scaling;
-    GR_TRY(rope_theta(c, f, rope, where, err));
-    if (c->rope_scaling != GR_ROPE_NONE) GR_TRY(rope_number(rope, f->path, where, "factor", &c->rope_factor, err));
+    GR_TRY(rope_theta(c, &r, &top, err));
+    if (c->rope_scaling != GR_ROPE_NONE) GR_TRY(rope_number(&r, "factor", &c->rope_factor, err));
     if (c->rope_scaling == GR_ROPE_LLAMA3) {
-        GR_TRY(rope_number(rope, f->path, where, "low_freq_factor", &c->rope_low_freq, err));
-        GR_TRY(rope_number(rope, f->path, where, "high_freq_factor", &c->rope_high_freq, err));
-        GR_TRY(rope_original(c, f, rope, where, err));
+        GR_TRY(rope_number(&r, "low_freq_factor", &c->rope_low_freq, err));
+        GR_TRY(rope_number(&r, "high_freq_factor", &c->rope_high_freq, err));
+        GR_TRY(rope_original(c, &r, &top, err));
     }
-    if (rope == scaling && is_truthy(parameters) &&
-        (find_rope_type(&other, parameters, f->path, "rope_parameters", NULL) != GRAFT_OK || other->scaling != type->scaling))
+    if (r.object == scaling.object && is_truthy(parameters.object) &&
+        (find_rope_type(&other, &parameters, NULL) != GRAFT_OK || other->scaling != type->scaling))
         gr_warn("%s: rope_scaling and rope_parameters differ: the former is taken, as transformers does", f->path);
 done:
     return st;
@@ -441,9 +440,8 @@ graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_err
     json_file f = {0}, generation = {0};
     graft_status st;
     *c = (gr_model_config){.norm_eps = 1e-6f, .rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
-    char *folder = gr_strdup(path), *slash = folder ? strrchr(folder, '/') : NULL;
-    if (slash) *slash = '\0';
-    char *generation_path = folder ? gr_path_join(slash ? folder : ".", "generation_config.json") : NULL;
+    const char *slash = strrchr(path, '/');
+    char *generation_path = gr_format("%.*s/generation_config.json", slash ? (int)(slash - path) : 1, slash ? path : ".");
     if (!generation_path) GR_TRY(gr_fail_memory(err, "config"));
     GR_TRY(json_open(&f, path, err));
     GR_TRY(json_model(c, &f, err));
@@ -455,7 +453,6 @@ graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_err
 done:
     json_decref(f.root);
     json_decref(generation.root);
-    free(folder);
     free(generation_path);
     return st;
 }

@@ -25,9 +25,8 @@ typedef struct generator {
     gr_model *m;
     const gr_tokenizer *t;
     const gr_generate_options *o;
-    const gr_ids *prompts;
-    int64_t n, next;
-    int32_t end_id;
+    gr_prompts prompts;
+    int64_t next;
     gr_completion *results;
     gr_generate_callback *callback;
     void *payload;
@@ -54,15 +53,15 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
     char name[32];
     graft_status st;
     *longest = 0;
-    for (int64_t i = 0; i < g->n; i++) {
-        if (g->prompts[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
-        if (g->prompts[i].n >= g->m->rope_positions)
+    for (int64_t i = 0; i < g->prompts.n; i++) {
+        if (g->prompts.ids[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
+        if (g->prompts.ids[i].n >= g->m->rope_positions)
             return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the %s is %lld", (long long)i + 1,
-                           (long long)g->prompts[i].n, gr_config_limit(&g->m->config), (long long)g->m->rope_positions);
+                           (long long)g->prompts.ids[i].n, gr_config_limit(&g->m->config), (long long)g->m->rope_positions);
         snprintf(name, sizeof name, "prompt %lld", (long long)i + 1);
-        st = gr_tokenizer_check_rows(g->t, g->prompts[i].data, g->prompts[i].n, g->m->config.vocab, name, err);
+        st = gr_tokenizer_check_rows(g->t, g->prompts.ids[i].data, g->prompts.ids[i].n, g->m->config.vocab, name, err);
         if (st != GRAFT_OK) return st;
-        *longest = GR_MAX(*longest, g->prompts[i].n);
+        *longest = GR_MAX(*longest, g->prompts.ids[i].n);
     }
     return GRAFT_OK;
 }
@@ -91,7 +90,7 @@ static graft_status prepare(generator *g, graft_error *err) {
     int64_t longest, max_len, rows;
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
-    g->n_slots = slots_for(g->m, g->n, longest, g->o, &max_len, &rows);
+    g->n_slots = slots_for(g->m, g->prompts.n, longest, g->o, &max_len, &rows);
     if (max_len < longest + g->o->max_tokens && max_len == c->window)
         gr_warn("answers end where a sequence has %lld tokens, the %s", (long long)max_len, gr_config_limit(c));
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
@@ -111,13 +110,13 @@ static graft_status start_flight(generator *g, int64_t slot, graft_error *err) {
     flight *f = &g->slots[slot];
     f->prompt = g->next++;
     f->fed = f->shown = 0;
-    f->key = prompt_key(g->prompts, f->prompt);
+    f->key = prompt_key(g->prompts.ids, f->prompt);
     f->stream = (gr_decode_stream){0};
     f->ids.n = 0;
     gr_str_clear(&f->text);
     g->cache.len[slot] = 0;
-    for (int64_t i = 0; i < g->prompts[f->prompt].n; i++)
-        if (!gr_ids_push(&f->ids, g->prompts[f->prompt].data[i])) return gr_fail_memory(err, "prompt");
+    for (int64_t i = 0; i < g->prompts.ids[f->prompt].n; i++)
+        if (!gr_ids_push(&f->ids, g->prompts.ids[f->prompt].data[i])) return gr_fail_memory(err, "prompt");
     return GRAFT_OK;
 }
 
@@ -150,7 +149,7 @@ static void show(generator *g, flight *f, int64_t until, bool done) {
 
 static bool is_end(const generator *g, int32_t id) {
     if (g->o->ignore_eos) return false;
-    if (id == g->end_id || id == gr_tokenizer_get_info(g->t)->eos) return true;
+    if (id == g->prompts.end_id || id == gr_tokenizer_get_info(g->t)->eos) return true;
     for (int i = 0; i < g->m->config.n_stop_ids; i++)
         if (id == g->m->config.stop_ids[i]) return true;
     return false;
@@ -158,7 +157,7 @@ static bool is_end(const generator *g, int32_t id) {
 
 static graft_status finish(generator *g, flight *f, int64_t until, bool stopped, graft_error *err) {
     gr_completion *r = &g->results[f->prompt];
-    r->n_tokens = f->ids.n - g->prompts[f->prompt].n;
+    r->n_tokens = f->ids.n - g->prompts.ids[f->prompt].n;
     r->stopped = stopped;
     r->text = gr_strndup(f->text.data ? f->text.data : "", until);
     if (!r->text) return gr_fail_memory(err, "completion");
@@ -171,7 +170,7 @@ static graft_status finish(generator *g, flight *f, int64_t until, bool stopped,
 static graft_status advance(generator *g, int64_t slot, float *logits, graft_error *err) {
     flight *f = &g->slots[slot];
     graft_status st = GRAFT_OK;
-    int64_t generated = f->ids.n - g->prompts[f->prompt].n, cut;
+    int64_t generated = f->ids.n - g->prompts.ids[f->prompt].n, cut;
     float random = gr_random_uniform(g->o->seed, GR_PURPOSE_SAMPLE, f->key, (uint64_t)generated);
     int32_t id = gr_sample(logits, g->m->config.vocab, f->ids.data, f->ids.n, g->o, random, g->scratch);
     if (id < 0) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the model's logits are not finite", (long long)f->prompt + 1);
@@ -194,7 +193,7 @@ static graft_status step(generator *g, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_batch_clear(&g->batch);
     for (int64_t s = 0; s < g->n_slots; s++) {
-        if (g->slots[s].prompt < 0 && g->next < g->n) GR_TRY(start_flight(g, s, err));
+        if (g->slots[s].prompt < 0 && g->next < g->prompts.n) GR_TRY(start_flight(g, s, err));
         waiting += g->slots[s].prompt >= 0;
     }
     for (int64_t s = 0; s < g->n_slots; s++) {
@@ -228,23 +227,15 @@ static bool in_flight(const generator *g) {
 static graft_status finish_rest(generator *g, graft_error *err) {
     for (int64_t s = 0; s < g->n_slots; s++)
         if (g->slots[s].prompt >= 0 && finish(g, &g->slots[s], g->slots[s].text.len, false, err)) return GRAFT_NO_MEMORY;
-    for (int64_t i = 0; i < g->n; i++)
+    for (int64_t i = 0; i < g->prompts.n; i++)
         if (!g->results[i].text && !(g->results[i].text = gr_strdup(""))) return gr_fail_memory(err, "completion");
     return GRAFT_OK;
 }
 
-graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *prompts, int64_t n, int32_t end_id,
-                         const gr_generate_options *o, gr_completion *results, gr_generate_callback *callback, void *payload,
-                         graft_error *err) {
-    generator g = {.m = m,
-                   .t = t,
-                   .o = o,
-                   .prompts = prompts,
-                   .n = n,
-                   .end_id = end_id,
-                   .results = results,
-                   .callback = callback,
-                   .payload = payload};
+graft_status gr_generate(gr_model *m, const gr_tokenizer *t, gr_prompts prompts, const gr_generate_options *o,
+                         gr_completion *results, gr_generate_callback *callback, void *payload, graft_error *err) {
+    generator g = {.m = m, .t = t, .o = o, .prompts = prompts, .results = results, .callback = callback, .payload = payload};
+    int64_t n = prompts.n;
     graft_status st = GRAFT_OK;
     memset(results, 0, (size_t)n * sizeof *results);
     if (n == 0) return GRAFT_OK;

@@ -28,11 +28,15 @@ typedef struct gr_completion {
  * May be NULL. Nonzero return stops everything. */
 typedef int gr_generate_callback(void *payload, int64_t prompt, const char *text, int64_t len, bool done);
 
-/* prompts[n]: token ids. end_id: an extra end token (the template's end of turn), -1 none; the model's eos ids always end.
- * results[n] is filled in order. BAD_USAGE when a prompt does not fit the context. */
-graft_status gr_generate(gr_model *m, const gr_tokenizer *t, const gr_ids *prompts, int64_t n, int32_t end_id,
-                         const gr_generate_options *o, gr_completion *results, gr_generate_callback *callback, void *payload,
-                         graft_error *err);
+typedef struct gr_prompts {
+    const gr_ids *ids; /* [n] */
+    int64_t n;
+    int32_t end_id; /* an extra end token (the template's end of turn), -1 none; the model's eos ids always end */
+} gr_prompts;
+
+/* results[n] is filled in order. BAD_USAGE when a prompt does not fit the context. */
+graft_status gr_generate(gr_model *m, const gr_tokenizer *t, gr_prompts prompts, const gr_generate_options *o,
+                         gr_completion *results, gr_generate_callback *callback, void *payload, graft_error *err);
 void gr_completions_release(gr_completion *c, int64_t n);
 
 /* Memory that generation of n prompts of up to `longest` tokens takes besides model and prompts, at most. */

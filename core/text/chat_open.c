@@ -164,8 +164,9 @@ static graft_status read_args(json_t **args, const char *text, graft_error *err)
 static graft_status check_used(const gr_chat *c, const json_t *args, graft_error *err) {
     const char *key;
     json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)args, key, value) if (!gr_jinja_uses(c->jinja, key)) return gr_fail(
-        err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
+    json_object_foreach((json_t *)(uintptr_t)args, key, value)
+        if (!gr_jinja_uses(c->jinja, key))
+            return gr_fail(err, GRAFT_BAD_USAGE, "data.template_args: chat template %s does not use \"%.60s\"", c->name, key);
     return GRAFT_OK;
 }
 

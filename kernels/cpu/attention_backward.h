@@ -52,7 +52,7 @@ static void probabilities(const attention *t, float *scratch, int64_t keys, int6
     for (int64_t j = 0; j < padded(keys, UNIT); j += 2)
         for (int64_t i = 0; i < padded(rows, UNIT); i += 2 * VL) {
             vf p[2][2], ds[2][2];
-            UNROLL for (int n = 0; n < 4; n++) {
+            UNROLL(int n = 0; n < 4; n++) {
                 int64_t key = j + n / 2, query = i + n % 2 * VL;
                 weigh(t, scratch, key, query, &p[n / 2][n % 2], &ds[n / 2][n % 2]);
                 if (!masked) continue;
@@ -86,7 +86,7 @@ static void turn_back(float *dq, int64_t ldq, const float *x, int64_t rows, int6
         for (int64_t j = 0; j < D; j += VL) {
             int64_t n = least(rows - i, VL), count = least(D - j, VL);
             vf r[VL];
-            UNROLL for (int c = 0; c < VL; c++) r[c] = c < count ? v_load(x + (j + c) * QUERIES + i) : v_set(0);
+            UNROLL(int c = 0; c < VL; c++) r[c] = c < count ? v_load(x + (j + c) * QUERIES + i) : v_set(0);
             v_transpose(r);
             for (int64_t c = 0; c < n; c++) {
                 float *to = dq + (i + c) * ldq + j;

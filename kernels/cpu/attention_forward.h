@@ -61,18 +61,18 @@ static float softmax_step(float *weights, const float *s, int64_t visible, float
         memset(weights, 0, (size_t)places(KEYS) * sizeof *weights);
         return 1;
     }
-    UNROLL for (int j = 0; j < KEYS / VL; j++) {
+    UNROLL(int j = 0; j < KEYS / VL; j++) {
         p[j] = v_mul(v_load(s + j * VL), v_set(scale));
         if (visible < KEYS) p[j] = v_first(p[j], none, visible < j * VL ? 0 : least(visible - j * VL, VL));
         largest = v_max(largest, p[j]);
     }
     float now = v_largest(largest), shrink = *m == now ? 1 : exp2f(*m - now);
     if (shrink != 1) total = v_mul(total, v_set(shrink));
-    UNROLL for (int j = 0; j < KEYS / VL; j++) {
+    UNROLL(int j = 0; j < KEYS / VL; j++) {
         p[j] = v_exp2(v_sub(p[j], v_set(now)));
         total = v_add(total, p[j]);
     }
-    UNROLL for (int j = 0; j < KEYS / VL; j += 2) put_values(weights, j * VL, p + j);
+    UNROLL(int j = 0; j < KEYS / VL; j += 2) put_values(weights, j * VL, p + j);
     v_store(sum, total);
     *m = now;
     return shrink;

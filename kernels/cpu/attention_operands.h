@@ -103,9 +103,9 @@ static void put_rows_transposed(float *to, const float *x, int64_t ldx, int64_t 
     for (int64_t j = 0; j < D; j += VL)
         for (int64_t p = 0; p < places(columns); p += VL) {
             vf r[VL];
-            UNROLL for (int i = 0; i < VL; i++) r[i] = at_place(x, ldx, n, D, p + i, j);
+            UNROLL(int i = 0; i < VL; i++) r[i] = at_place(x, ldx, n, D, p + i, j);
             v_transpose(r);
-            UNROLL for (int i = 0; i < VL; i++) v_store(to + (j + i) * ld + p, r[i]);
+            UNROLL(int i = 0; i < VL; i++) v_store(to + (j + i) * ld + p, r[i]);
         }
 }
 

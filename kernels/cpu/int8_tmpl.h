@@ -106,14 +106,14 @@ static void round_vector(const int8_rows *r, const float *a, int64_t lda, int64_
             int8_t *code = r->code + (i * r->blocks + b) * I8_BLOCK;
             vf in[VECTORS];
             vi largest = vi_zero(), sum = vi_zero();
-            UNROLL for (int v = 0; v < VECTORS; v++) {
+            UNROLL(int v = 0; v < VECTORS; v++) {
                 in[v] = v_load(x + v * VL);
                 largest = vi_max(largest, vi_magnitude(in[v]));
             }
             float top = gr_bits_float((uint32_t)vi_largest(largest));
             vf inverse = v_set(int8_inverse(top));
-            UNROLL for (int v = 0; v < VECTORS; v++) sum =
-                vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
+            UNROLL(int v = 0; v < VECTORS; v++)
+                sum = vi_add(sum, vi_code(code + v * VL, v_add(v_mul(in[v], inverse), v_set(0x1.8p23f))));
             int8_finish_block(r, i, b, top, vi_sum(sum));
         }
         if (k % I8_BLOCK) int8_round_block(r, i, r->blocks - 1, a + i * lda, k);
@@ -127,7 +127,7 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
     const int64_t ldx = r->blocks * I8_BLOCK, tail = n - (nv - 1) * VL;
     const int8_t *row[(I8_ROWS + 2) / 3]; /* of every third row, as in tile.h */
     vf acc[I8_ROWS][2];
-    UNROLL for (int q = 0; q < mr; q++) {
+    UNROLL(int q = 0; q < mr; q++) {
         if (q % 3 == 0) row[q / 3] = r->code + (i + q) * ldx;
         acc[q][0] = acc[q][1] = v_set(0);
     }
@@ -135,40 +135,41 @@ INLINE void int8_tile(const int mr, const int nv, const int bits, const int8_row
         const uint8_t *codes = panel + (bits == 8 ? scales : 2 * scales) + 4 * first;
         const int64_t at = b * r->ld + i;
         vi sum[I8_ROWS][2];
-        UNROLL for (int q = 0; q < mr; q++) sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[at + q]) : vi_zero();
+        UNROLL(int q = 0; q < mr; q++) sum[q][0] = sum[q][1] = bits == 8 ? sum8_start(r->offset[at + q]) : vi_zero();
         for (int g = 0; g < (bits == 8 ? 8 : 4); g++, codes += 4 * I8_COLUMNS) {
             vi w[2], high[2];
-            UNROLL for (int v = 0; v < nv; v++) {
+            UNROLL(int v = 0; v < nv; v++) {
                 w[v] = vi_load(codes + v * 4 * VL);
                 if (bits == 8) w[v] = code8(w[v]);
                 else high[v] = vi_high(w[v]), w[v] = vi_low(w[v]);
             }
-            UNROLL for (int q = 0; q < mr; q++) {
+            UNROLL(int q = 0; q < mr; q++) {
                 const int8_t *x = row[q / 3] + q % 3 * ldx + 4 * g;
-                UNROLL for (int v = 0; v < nv; v++) {
+                UNROLL(int v = 0; v < nv; v++) {
                     sum[q][v] = bits == 8 ? sum8_add(sum[q][v], w[v], vi_four(x)) : sum4_add(sum[q][v], w[v], vi_four(x));
                     if (bits == 4) sum[q][v] = sum4_add(sum[q][v], high[v], vi_four(x + 16));
                 }
             }
         }
-        UNROLL for (int q = 0; q < (mr + 2) / 3; q++) row[q] += I8_BLOCK;
-        UNROLL for (int v = 0; v < nv; v++) {
+        UNROLL(int q = 0; q < (mr + 2) / 3; q++) row[q] += I8_BLOCK;
+        UNROLL(int v = 0; v < nv; v++) {
             const uint8_t *s = panel + 2 * (first + v * VL);
             vf scale = v_halves(s), min = bits == 4 ? v_halves(s + scales) : scale;
-            UNROLL for (int q = 0; q < mr; q++) {
+            UNROLL(int q = 0; q < mr; q++) {
                 vi dot = bits == 8 ? sum[q][v] : sum4_end(sum[q][v]);
                 acc[q][v] = v_fma(vi_float(dot), v_mul(scale, v_set(r->scale[at + q])), acc[q][v]);
                 if (bits == 4) acc[q][v] = v_fma(min, v_set(r->sum[at + q]), acc[q][v]);
             }
         }
     }
-    UNROLL for (int q = 0; q < mr; q++) UNROLL for (int v = 0; v < nv; v++) {
-        const int64_t count = v == nv - 1 ? tail : VL;
-        float *to = c + q * p->ldc + v * VL;
-        if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
-        if (p->accumulate) acc[q][v] = v_add(v_load_n(to, count), acc[q][v]);
-        v_store_n(to, acc[q][v], count);
-    }
+    UNROLL(int q = 0; q < mr; q++)
+        UNROLL(int v = 0; v < nv; v++) {
+            const int64_t count = v == nv - 1 ? tail : VL;
+            float *to = c + q * p->ldc + v * VL;
+            if (bias) acc[q][v] = v_add(acc[q][v], v_load_n(bias + v * VL, count));
+            if (p->accumulate) acc[q][v] = v_add(v_load_n(to, count), acc[q][v]);
+            v_store_n(to, acc[q][v], count);
+        }
 }
 
 typedef void int8_tile_fn(const int8_rows *r, int64_t i, const uint8_t *panel, int64_t first, int64_t n, const gr_int8_product *p,

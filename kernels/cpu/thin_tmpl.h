@@ -18,24 +18,24 @@ INLINE void thin_rows(const int mr, const bool inner, const bool outer, const gr
     const lanes used = first_lanes(t->ranks);
     const float *from[(THIN_ROWS + 2) / 3];
     __m256 s[THIN_ROWS], sum[THIN_ROWS];
-    UNROLL for (int q = 0; q < mr; q++) {
+    UNROLL(int q = 0; q < mr; q++) {
         if (q % 3 == 0) from[q / 3] = y + (row + q) * ldy;
         s[q] = outer ? load_lanes(t->s + (row + q) * t->ld, used) : _mm256_setzero_ps();
     }
     for (int64_t j = 0; j < n;) {
         const int64_t end = j + THIN_PIECE < n ? j + THIN_PIECE : n;
         const bool first = j == 0;
-        UNROLL for (int q = 0; q < mr; q++) sum[q] = _mm256_setzero_ps();
+        UNROLL(int q = 0; q < mr; q++) sum[q] = _mm256_setzero_ps();
         for (; j < end; j++) {
             __m256 b = inner ? _mm256_loadu_ps(t->b + j * THIN) : s[0], part = outer ? _mm256_loadu_ps(t->part + j * THIN) : s[0];
-            UNROLL for (int q = 0; q < mr; q++) {
+            UNROLL(int q = 0; q < mr; q++) {
                 __m256 x = _mm256_set1_ps(from[q / 3][q % 3 * ldy + j]);
                 if (inner) sum[q] = _mm256_fmadd_ps(x, b, sum[q]);
                 if (outer) part = _mm256_fmadd_ps(x, s[q], part);
             }
             if (outer) _mm256_storeu_ps(t->part + j * THIN, part);
         }
-        UNROLL for (int q = 0; inner && q < mr; q++) {
+        UNROLL(int q = 0; inner && q < mr; q++) {
             float *to = t->to + (row + q) * t->ld;
             store_lanes(to, first ? sum[q] : _mm256_add_ps(load_lanes(to, used), sum[q]), used);
         }
@@ -47,12 +47,13 @@ INLINE void thin_pieces(const int np, const gr_thin *t, int64_t row, int64_t j, 
     const lanes used = first_lanes(t->ranks);
     float *to = t->to + row * t->ld;
     __m256 sum[4], all = j == 0 ? _mm256_setzero_ps() : load_lanes(to, used);
-    UNROLL for (int p = 0; p < np; p++) sum[p] = _mm256_setzero_ps();
-    for (int64_t end = j + columns, k = j; k < end; k++) UNROLL for (int p = 0; p < np; p++) {
+    UNROLL(int p = 0; p < np; p++) sum[p] = _mm256_setzero_ps();
+    for (int64_t end = j + columns, k = j; k < end; k++)
+        UNROLL(int p = 0; p < np; p++) {
             const int64_t at = k + p * THIN_PIECE;
             sum[p] = _mm256_fmadd_ps(_mm256_set1_ps(y[at]), _mm256_loadu_ps(t->b + at * THIN), sum[p]);
         }
-    UNROLL for (int p = 0; p < np; p++) all = j == 0 && p == 0 ? sum[0] : _mm256_add_ps(all, sum[p]);
+    UNROLL(int p = 0; p < np; p++) all = j == 0 && p == 0 ? sum[0] : _mm256_add_ps(all, sum[p]);
     store_lanes(to, all, used);
 }
 
@@ -82,7 +83,7 @@ static void thin_slice(float *to, const float *const rows[THIN], int64_t begin, 
     for (int64_t k = begin; k < end; k += THIN) {
         const lanes used = first_lanes(end - k < THIN ? (int)(end - k) : THIN);
         __m256 r[THIN];
-        UNROLL for (int i = 0; i < THIN; i++) r[i] = rows[i] ? load_lanes(rows[i] + k, used) : _mm256_setzero_ps();
+        UNROLL(int i = 0; i < THIN; i++) r[i] = rows[i] ? load_lanes(rows[i] + k, used) : _mm256_setzero_ps();
         v_transpose8(r);
         for (int i = 0; i < THIN && k + i < end; i++) _mm256_storeu_ps(to + (k + i) * THIN, r[i]);
     }

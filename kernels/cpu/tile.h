@@ -38,32 +38,32 @@ INLINE void tile(const int pairs, const int mr, const int nv, int64_t k, const f
     vf acc[TILE_ROWS][2];
     const float *row[(TILE_ROWS + 2) / 3];
     const int64_t last = n - (nv - 1) * VL;
-    UNROLL for (int i = 0; i < mr; i++) {
+    UNROLL(int i = 0; i < mr; i++) {
         if (i % 3 == 0) row[i / 3] = a + i * rs;
         acc[i][0] = acc[i][1] = v_set(0);
     }
     for (int64_t p = 0; p < k; p++, b += PANEL) {
         vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
-        UNROLL for (int i = 0; i < mr; i++) {
+        UNROLL(int i = 0; i < mr; i++) {
             vf ai = v_set(row[i / 3][i % 3 * rs]);
             acc[i][0] = v_multiply_add(pairs, ai, b0, acc[i][0]);
             if (nv == 2) acc[i][1] = v_multiply_add(pairs, ai, b1, acc[i][1]);
         }
-        UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
+        UNROLL(int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
     }
     if (more->k > 0) {
         b = more->b, rs = more->rs;
-        UNROLL for (int i = 0; i < mr; i += 3) row[i / 3] = more->a + i * rs;
+        UNROLL(int i = 0; i < mr; i += 3) row[i / 3] = more->a + i * rs;
         for (int64_t p = 0; p < more->k; p++, b += PANEL) {
             vf b0 = v_load(b), b1 = nv == 2 ? v_load(b + VL) : b0;
-            UNROLL for (int i = 0; i < mr; i++) {
+            UNROLL(int i = 0; i < mr; i++) {
                 vf ai = v_set(row[i / 3][i % 3 * rs + p]);
                 acc[i][0] = v_fma(ai, b0, acc[i][0]);
                 if (nv == 2) acc[i][1] = v_fma(ai, b1, acc[i][1]);
             }
         }
     }
-    UNROLL for (int i = 0; i < mr; i++) {
+    UNROLL(int i = 0; i < mr; i++) {
         if (accumulate) {
             if (nv == 2) acc[i][0] = v_add(v_load(c + i * ldc), acc[i][0]);
             acc[i][nv - 1] = v_add(v_load_n(c + i * ldc + (nv - 1) * VL, last), acc[i][nv - 1]);
@@ -130,23 +130,23 @@ static inline void block_product(int64_t m, int64_t n, int64_t k, const float *a
 /* 16 x 16 transposed: pairs, quads, then 128-bit lanes. */
 static inline void v_transpose(vf r[VL]) {
     __m512 t[16];
-    UNROLL for (int i = 0; i < 16; i += 2) {
+    UNROLL(int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLL for (int i = 0; i < 16; i += 4) { /* r[i+j]: column 4 lane + j of rows i..i+3 */
+    UNROLL(int i = 0; i < 16; i += 4) { /* r[i+j]: column 4 lane + j of rows i..i+3 */
         r[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int j = 0; j < 4; j++) { /* t: lanes 0,2 | 1,3 of two quads */
+    UNROLL(int j = 0; j < 4; j++) { /* t: lanes 0,2 | 1,3 of two quads */
         t[j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0x88);
         t[4 + j] = _mm512_shuffle_f32x4(r[j], r[4 + j], 0xdd);
         t[8 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0x88);
         t[12 + j] = _mm512_shuffle_f32x4(r[8 + j], r[12 + j], 0xdd);
     }
-    UNROLL for (int j = 0; j < 4; j++) {
+    UNROLL(int j = 0; j < 4; j++) {
         r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
         r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
         r[4 + j] = _mm512_shuffle_f32x4(t[4 + j], t[12 + j], 0x88);
@@ -163,13 +163,13 @@ static void pack_columns(float *panel, const float *x, int64_t ldx, int64_t n, i
         int64_t count = k - p < VL ? k - p : VL;
         vf r[VL];
         if (n == VL && count == VL) {
-            UNROLL for (int i = 0; i < VL; i++) r[i] = v_load(x + i * ldx + p);
+            UNROLL(int i = 0; i < VL; i++) r[i] = v_load(x + i * ldx + p);
         } else {
             for (int i = 0; i < VL; i++) r[i] = i < n ? v_load_n(x + i * ldx + p, count) : v_set(0);
         }
         v_transpose(r);
         if (count == VL) {
-            UNROLL for (int i = 0; i < VL; i++) v_store(panel + (p + i) * PANEL, r[i]);
+            UNROLL(int i = 0; i < VL; i++) v_store(panel + (p + i) * PANEL, r[i]);
         } else {
             for (int i = 0; i < count; i++) v_store(panel + (p + i) * PANEL, r[i]);
         }

@@ -7,11 +7,11 @@
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-/* Before a loop whose length the compiler knows. */
+/* A loop whose length the compiler knows. */
 #if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL(...) _Pragma("clang loop unroll(full)") for (__VA_ARGS__)
 #else
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL(...) _Pragma("GCC unroll 16") for (__VA_ARGS__)
 #endif
 
 #if defined(GR_PAIRS) || defined(GR_AMX)
@@ -120,17 +120,17 @@ static inline vf v_load_up_to(const float *x, int64_t n) { return n >= VL ? v_lo
 /* 8 x 8 transposed: pairs, quads, then 128-bit halves. */
 static inline void v_transpose8(__m256 r[8]) {
     __m256 t[8];
-    UNROLL for (int i = 0; i < 8; i += 2) {
+    UNROLL(int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    UNROLL for (int i = 0; i < 8; i += 4) {
+    UNROLL(int i = 0; i < 8; i += 4) {
         r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL(int i = 0; i < 4; i++) {
         __m256 low = r[i], high = r[i + 4];
         r[i] = _mm256_permute2f128_ps(low, high, 0x20);
         r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);

@@ -24,7 +24,7 @@ const gr_command *gr_command_find(const char *name) {
 
 static const gr_key *option_key(const gr_option *o) {
     char full[96];
-    for (int i = 0; o->key && i < gr_recipe_n_keys(); i++) {
+    for (int i = 0; o->key && i < GR_N_RECIPE_KEYS; i++) {
         const gr_key *k = &gr_recipe_keys[i];
         snprintf(full, sizeof full, "%s%s%s", k->section, *k->section ? "." : "", k->name);
         if (strcmp(full, o->key) == 0) return k;

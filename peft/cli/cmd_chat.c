@@ -56,7 +56,8 @@ static graft_status answer(conversation *c, graft_error *err) {
     gr_ids ids = {0};
     gr_completion result = {0};
     GR_TRY(gr_chat_prompt(s->chat, &(gr_conversation){.messages = c->messages + first, .n = c->n - first}, &ids, err));
-    GR_TRY(gr_generate(s->model, s->tokenizer, &ids, 1, gr_chat_end_of_turn(s->chat), c->options, &result, print_text, NULL, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, (gr_prompts){&ids, 1, gr_chat_end_of_turn(s->chat)}, c->options, &result, print_text,
+                       NULL, err));
     putchar('\n');
     fflush(stdout);
     if (gr_line_editor_interrupted()) gr_note("(stopped)");

@@ -57,8 +57,8 @@ static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r,
         x->completions = gr_calloc(d->n_samples, sizeof *x->completions);
         x->matches = gr_calloc(d->n_samples, 1);
         if (!x->completions || !x->matches) GR_TRY(gr_fail_memory(err, "scores"));
-        GR_TRY(gr_evaluate_exact_match(s->model, s->tokenizer, gr_chat_end_of_turn(s->chat), d, max_tokens, "answers",
-                                       &x->exact_match, x->completions, x->matches, err));
+        gr_match_options o = {gr_chat_end_of_turn(s->chat), max_tokens, "answers", x->completions, x->matches};
+        GR_TRY(gr_evaluate_exact_match(s->model, s->tokenizer, d, &o, &x->exact_match, err));
     }
 done:
     return st;

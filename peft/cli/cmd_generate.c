@@ -161,9 +161,9 @@ static json_t *result_line(prompts *p, int64_t i, const gr_completion *result) {
     json_t *value, *line = json_object();
     bool replaced =
         json_object_get(p->lines[i], "tokens") || (json_object_get(p->lines[i], was) && json_object_get(p->lines[i], "reference"));
-    json_object_foreach(p->lines[i], key, value) if (strcmp(key, "tokens") != 0 &&
-                                                     (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
-        json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
+    json_object_foreach(p->lines[i], key, value)
+        if (strcmp(key, "tokens") != 0 && (strcmp(key, "reference") != 0 || !json_object_get(p->lines[i], was)))
+            json_object_set(line, strcmp(key, was) == 0 ? "reference" : key, value);
     p->n_replaced += replaced;
     if (json_object_set_new(line, "completion", json_string(result->text)) != 0 ||
         json_object_set_new(line, "tokens", json_integer(result->n_tokens)) != 0) {
@@ -198,7 +198,8 @@ static graft_status generate_file(const gr_args *a, const gr_session *s, const g
     if (!results) GR_TRY(gr_fail_memory(err, "completions"));
     if (out) GR_TRY(gr_writer_open(&w, out, err));
     gr_progress_start(&g.progress, "generate", p.n);
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, p.n, gr_chat_end_of_turn(s->chat), o, results, on_generated, &g, err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, (gr_prompts){p.ids, p.n, gr_chat_end_of_turn(s->chat)}, o, results, on_generated, &g,
+                       err));
     gr_progress_end(&g.progress);
     GR_TRY(write_completions(out ? w.stream : stdout, &p, results, err));
     if (out) GR_TRY(gr_writer_commit(&w, err));
@@ -227,8 +228,8 @@ static graft_status generate_one(const gr_args *a, const gr_session *s, const gr
     json_t *line = json_pack("{s:s}", "prompt", m.content);
     GR_TRY(add_prompt(s, &p, &(gr_conversation){.messages = &m, .n = 1}, line, err));
     if (json && !line) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--prompt: not UTF-8, which --json needs"));
-    GR_TRY(gr_generate(s->model, s->tokenizer, p.ids, 1, gr_chat_end_of_turn(s->chat), o, &result, json ? NULL : print_text, NULL,
-                       err));
+    GR_TRY(gr_generate(s->model, s->tokenizer, (gr_prompts){p.ids, 1, gr_chat_end_of_turn(s->chat)}, o, &result,
+                       json ? NULL : print_text, NULL, err));
     if (json) GR_TRY(write_completions(stdout, &p, &result, err));
     else putchar('\n');
 done:

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "peft/cli/commands.h"
+#include "peft/interrupt.h"
 
 /* To stderr, with what a signal handler may call. */
 static void say(const char *text) {
@@ -27,7 +28,7 @@ static void on_signal(int signal_number) {
                                         [GR_PHASE_RESULT] = "the result is being written"};
     static volatile sig_atomic_t seen;
     int saved_errno = errno;
-    const char *checkpoint = gr_trainer_last_checkpoint();
+    const char *checkpoint = gr_last_checkpoint();
     (void)signal_number;
     say(seen ? "\ngraft: interrupted: left at once; " : "\ngraft: ");
     if (seen) {
@@ -37,9 +38,9 @@ static void on_signal(int signal_number) {
         _exit(130);
     }
     seen = 1;
-    say(doing[gr_trainer_phase()]);
+    say(doing[gr_phase_get()]);
     say(" (a second time: leave at once)\n");
-    gr_trainer_interrupt();
+    gr_interrupt();
     errno = saved_errno;
 }
 

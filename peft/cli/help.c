@@ -64,9 +64,7 @@ static graft_status help_models(const gr_args *a, graft_error *err) {
         if (folder) printf(" %s", name);
     printf("\n  GGUF       ");
     for (int i = 0; (name = gr_written_type_name(i, &folder)); i++) printf(" %s", name);
-    for (int i = 0; i < gr_recipe_n_keys(); i++)
-        if (strcmp(gr_recipe_keys[i].section, "model") == 0 && strcmp(gr_recipe_keys[i].name, "quantize") == 0)
-            printf("\n\na plain base held in few bits (model.quantize, --quantize): %s", gr_recipe_keys[i].constraint);
+    printf("\n\na plain base held in few bits (model.quantize, --quantize): %s", gr_recipe_keys[GR_ROW_model_quantize].constraint);
     printf("\n\nchat templates by name (auto: the model's own):\n ");
     for (int i = 0; gr_chat_names()[i]; i++) printf(" %s", gr_chat_names()[i]);
     printf("\n");

@@ -110,13 +110,20 @@ refused "the same file with other lines" 2 "its samples are others than those it
 mv kept.jsonl d.jsonl
 refused "another dtype" 2 "model.dtype: bf16, it began with fp32" train a --resume model.dtype=bf16
 
+train a --resume train.num_train_epochs=7 2>epochs.log
+check "epochs of a run of max_steps: it is said that they change nothing" holds epochs.log \
+    "train.num_train_epochs: 7, it began with 3: that changes nothing"
+
 # ---- more steps ----
 steps() { sed -n 's/^step: //p' "runs/$1/.graft"; }
 constant=(train.lr_scheduler=constant save.best=false)
 check "a run at a constant rate" train c "${constant[@]}" train.max_steps=8
 check "is extended" train c --resume "${constant[@]}" train.max_steps=12
 check "to as many steps" test "$(steps c)" = "12 of 12"
-check "the same in one go" train d "${constant[@]}"
+train d "${constant[@]}" train.batch_size=999 --overwrite train.max_steps=1 2>batch.log
+check "a batch larger than the data is said in one line" grep -qE \
+    'train.batch_size is 999 and an epoch has [0-9]+ samples: each step takes all of them' batch.log
+check "the same in one go" train d "${constant[@]}" --overwrite
 check "gives the same adapter, bit for bit" same runs/c/adapter/adapter_model.safetensors runs/d/adapter/adapter_model.safetensors
 check "epochs" train p "${constant[@]}" train.max_steps=null train.num_train_epochs=1
 check "are extended as well" train p --resume "${constant[@]}" train.max_steps=null train.num_train_epochs=2

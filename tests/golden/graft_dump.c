@@ -54,7 +54,8 @@ static graft_status read_batch(gr_batch *batches, int64_t *n_batches, int64_t mi
         int32_t *ids = gr_calloc(n, sizeof *ids);
         uint8_t *mask = gr_calloc(n, 1);
         json_array_foreach(tokens, k, item) ids[k] = (int32_t)json_integer_value(item);
-        json_array_foreach(targets, k, item) if ((int64_t)k < n) mask[k] = json_integer_value(item) != 0;
+        json_array_foreach(targets, k, item)
+            if ((int64_t)k < n) mask[k] = json_integer_value(item) != 0;
         gr_batch *b = &batches[*n_batches - 1];
         if (micro > 0 && b->n > 0 && b->n + n > micro) b = &batches[(*n_batches)++];
         graft_status st = gr_batch_append(b, ids, mask, n, i, err);

@@ -86,7 +86,7 @@ static void test_init(void **state) {
     assert_true(a[0]->params->grad && !a[1]->params->grad);
     for (int64_t j = 0; j < a[0]->n_modules; j++) {
         const gr_adapter_module *module = &a[0]->modules[j];
-        bool embedding = module->linear < 0; /* zero A, standard normal B; elsewhere uniform A, zero B */
+        bool embedding = module->index == 0; /* zero A, standard normal B; elsewhere uniform A, zero B */
         const gr_params *p = a[0]->params;
         int64_t drawn = embedding ? module->b : module->a, zero = embedding ? module->a : module->b;
         double bound = 1 / sqrt((double)module->in), squares = 0;

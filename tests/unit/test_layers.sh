@@ -28,6 +28,15 @@ done <"$WORK/includes" >"$WORK/wrong"
 check "includes are found" test "$(wc -l <"$WORK/includes")" -gt 100
 none "includes only go downwards" "see" "$WORK/wrong"
 
+# Within peft/ as well: a file's functions call those of files below it, so that no two files call each other, on whatever way.
+grep -oE '^[a-z][a-z0-9_ *]*\bgr[a-z]*_[a-z0-9_]+\(' peft/*.c | grep -v ':static ' |
+    sed -E 's/^([^:]+):.*\b(gr[a-z]*_[a-z0-9_]+)\($/\2 \1/' | sort >"$WORK/defined"
+grep -oE '\bgr[a-z]*_[a-z0-9_]+\b' peft/*.c | sed -E 's/^([^:]+):(.*)$/\2 \1/' | sort -u >"$WORK/used"
+join "$WORK/used" "$WORK/defined" | cut -d ' ' -f 2,3 >"$WORK/calls"
+check "calls are found" grep -qx 'peft/trainer.c peft/loop.c' "$WORK/calls"
+tsort "$WORK/calls" >/dev/null 2>"$WORK/wrong"
+if [ -s "$WORK/wrong" ]; then not_ok "no file of peft/ calls back" "see" "$WORK/wrong"; else ok "no file of peft/ calls back"; fi
+
 grep -rnE '\b(exit|_exit|abort|printf|puts|putchar)\(' --include='*.c' kernels core adapters peft |
     grep -vE '^peft/cli/|^(core/base/base|kernels/far)\.c:[0-9]+:.*abort\(' >"$WORK/wrong"
 none "the library neither exits nor prints" "see" "$WORK/wrong"

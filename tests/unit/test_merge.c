@@ -50,7 +50,7 @@ static void check_merged(const char *path, gr_model *m, gr_adapter *const *adapt
                 double scale = scales[j] * gr_adapter_scale(adapters[j], module[j]);
                 for (int64_t k = 0; k < e->view.cols; k++)
                     for (int64_t q = 0; q < R; q++)
-                        expected[k] += scale * (module[j]->linear < 0 ? (double)A[j][r * R + q] * B[j][k * R + q]
+                        expected[k] += scale * (module[j]->index == 0 ? (double)A[j][r * R + q] * B[j][k * R + q]
                                                                       : (double)B[j][r * R + q] * A[j][q * K + k]);
             }
             for (int64_t k = 0; k < e->view.cols; k++)
@@ -522,7 +522,7 @@ static void check_gguf_lora(gr_model *m, const gr_adapter *a, const char *path) 
         snprintf(name, sizeof name, "%s.lora_b", e->gguf_name);
         const gr_tensor *tb = gr_gguf_find(g, name);
         assert_true(ta && tb && ta->dtype == GR_DTYPE_F32 && tb->dtype == GR_DTYPE_F32);
-        bool embedding = module->linear < 0;
+        bool embedding = module->index == 0;
         int64_t R = module->rank;
         assert_int_equal(tb->shape[0], module->out);
         assert_int_equal(tb->shape[1], R);

@@ -529,7 +529,7 @@ static void greedy_text_is_transformers(void **state) {
         longest = GR_MAX(longest, expected[i].n);
     }
     gr_generate_options o = {.max_tokens = longest, .top_p = 1, .repetition_penalty = 1};
-    MUST(gr_generate(w.m, t, prompts, n, -1, &o, results, NULL, NULL, err));
+    MUST(gr_generate(w.m, t, (gr_prompts){prompts, n, -1}, &o, results, NULL, NULL, err));
     for (int64_t p = 0; p < n; p++) {
         assert_int_equal(results[p].n_tokens, expected[p].n);
         assert_string_equal(results[p].text, json_string_value(json_object_get(json_array_get(list, (size_t)p), "text")));

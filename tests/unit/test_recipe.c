@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "core/base/file.h"
-#include "peft/recipe.h"
+#include "peft/recipe_schema.h"
 
 static char folder[] = "/tmp/graft-recipe-XXXXXX";
 
@@ -74,7 +74,9 @@ static void bad_cases(void **state) {
         {"modle:\n  base: x\n", "@1:1: unknown key \"modle\"; did you mean model?"},
         {"trian: {}\n", "did you mean train?"},
         {"zzzzzzzzzz: 1\n", "`graft help recipe` lists all keys"},
-        {"model: x\n", "@1:8: section model: expected keys below it, found \"x\""},
+        {"eval: 5\n",
+         "@1:7: section eval: expected keys below it (every, batch_tokens, metrics, early_stopping_patience), found \"5\""},
+        {"model: x\n", "@1:8: section model: expected keys below it (base, dtype, compute, quantize), found \"x\""},
         {"adapter:\n  rank: eight\n", "@2:9: adapter.rank: expected a whole number, found \"eight\""},
         {"adapter:\n  rank: \"8\"\n", "found the quoted text \"8\""},
         {"adapter:\n  rank: 8.5\n", "expected a whole number, found \"8.5\""},
@@ -185,7 +187,7 @@ static void all_problems(void **state) {
          "you mean path?)"),
         "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
         "/a.yaml:8:16: data.train: a source needs a path",
-        "/a.yaml:9:6: section log: expected keys below it, found \"5\"",
+        "/a.yaml:9:6: section log: expected keys below it (every, tensorboard, plot), found \"5\"",
         "/a.yaml:10:1: unknown key \"sede\"; did you mean train.seed?",
         "train.sead=1: unknown key \"sead\" in section train; did you mean train.seed?",
         "/a.yaml:7:17: eval.metrics: expected loss and exact_match, found \"bleu\"",
@@ -289,6 +291,35 @@ static void defaults(void **state) {
     gr_recipe_free(r);
 }
 
+/* A name gives its constant, is printed as it was read, and stands in help. */
+static void choices(void **state) {
+    int n_choices = 0;
+    (void)state;
+    for (int i = 0; i < GR_N_RECIPE_KEYS; i++) {
+        const gr_key *k = &gr_recipe_keys[i];
+        for (const gr_choice *c = k->choices; c && c->name; c++, n_choices++) {
+            char override[96], line[96];
+            gr_recipe *r = NULL;
+            gr_str text = {0};
+            graft_error err;
+            snprintf(override, sizeof override, "%s%s%s=%s", k->section, *k->section ? "." : "", k->name, c->name);
+            snprintf(line, sizeof line, "%s%s: %s\n", *k->section ? "  " : "", k->name, c->name);
+            if (gr_recipe_load(&r, NULL, (const char *const[]){override}, 1, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+            assert_int_equal(*(const int *)((const char *)r + k->offset), c->value);
+            assert_int_equal(gr_recipe_print(r, &text, &err), GRAFT_OK);
+            assert_non_null(strstr(text.data, line));
+            assert_non_null(strstr(k->constraint, c->name));
+            gr_str_release(&text);
+            gr_recipe_free(r);
+        }
+    }
+    assert_int_equal(n_choices, 36);
+    assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
+    assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
+    assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");
+    assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_loss_on], GR_LOSS_LAST), "last");
+}
+
 static void values(void **state) {
     (void)state;
     gr_recipe *r = good(
@@ -376,7 +407,7 @@ static void overriding(void **state) {
         {"train.seed=[", "not valid YAML"},
         {"extends=a.yaml", "extends belongs into a recipe file"},
         {"device=cuda", "device=cuda: device: cuda is not in this version"},
-        {"train=3", "section train: expected keys below it"},
+        {"train=3", "section train: expected keys below it (objective, num_train_epochs, max_steps, batch_size, ...), found"},
     };
     gr_recipe *r = NULL;
     graft_error err = {0};
@@ -458,12 +489,19 @@ static void documentation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_cases),     cmocka_unit_test(all_problems),
-        cmocka_unit_test(missing_paths), cmocka_unit_test(missing_and_huge_files),
-        cmocka_unit_test(defaults),      cmocka_unit_test(values),
-        cmocka_unit_test(anchors),       cmocka_unit_test(extending),
-        cmocka_unit_test(overriding),    cmocka_unit_test(printing_round_trips),
-        cmocka_unit_test(requirements),  cmocka_unit_test(documentation),
+        cmocka_unit_test(bad_cases),
+        cmocka_unit_test(all_problems),
+        cmocka_unit_test(missing_paths),
+        cmocka_unit_test(missing_and_huge_files),
+        cmocka_unit_test(defaults),
+        cmocka_unit_test(values),
+        cmocka_unit_test(choices),
+        cmocka_unit_test(anchors),
+        cmocka_unit_test(extending),
+        cmocka_unit_test(overriding),
+        cmocka_unit_test(printing_round_trips),
+        cmocka_unit_test(requirements),
+        cmocka_unit_test(documentation),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

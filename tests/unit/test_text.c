@@ -208,8 +208,9 @@ static gr_chat *open_chat(const char *name, const char *source, const char *syst
 static gr_conversation conversation(const json_t *list, gr_message *out) {
     size_t i;
     const json_t *m;
-    json_array_foreach(list, i, m) out[i] = (gr_message){.role = json_string_value(json_object_get(m, "role")),
-                                                         .content = json_string_value(json_object_get(m, "content"))};
+    json_array_foreach(list, i, m)
+        out[i] = (gr_message){.role = json_string_value(json_object_get(m, "role")),
+                              .content = json_string_value(json_object_get(m, "content"))};
     return (gr_conversation){.messages = out, .n = (int64_t)json_array_size(list)};
 }
 
