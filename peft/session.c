@@ -6,6 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/base/memory.h"
 #include "peft/recipe_schema.h"
 #include "peft/session.h"
 
@@ -140,6 +141,22 @@ graft_status gr_session_open_tokenizer(gr_session *s, graft_error *err) {
 
 /* ---- all of it ---- */
 
+static gr_base_products products(const gr_session_options *o) {
+    if (o->compute == GR_COMPUTE_INT8) return GR_BASE_INT8;
+    return o->compute == GR_COMPUTE_AUTO && o->dtype == GR_DT_AUTO ? GR_BASE_INT8_QUANTISED : GR_BASE_EXACT;
+}
+
+/* Before anything is read: what will be made of a base must fit. Its files do not count: the system may take their pages back. */
+static graft_status check_memory(const gr_session *s, const gr_session_options *o, graft_error *err) {
+    const gr_model *m = s->model;
+    int quantize = gr_quantize_type(o->quantize);
+    int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL);
+    bytes += gr_model_form_bytes(m, products(o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
+    if (bytes <= available) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s: quantised, or as int8, it takes %.2f GiB besides its files, and %.2f GiB are free",
+                   o->model, (double)bytes / (1 << 30), (double)available / (1 << 30));
+}
+
 static graft_status open_base(gr_session *s, const gr_session_options *o, const char *base, graft_error *err) {
     gr_session_options of_base = *o;
     graft_status st;
@@ -147,6 +164,7 @@ static graft_status open_base(gr_session *s, const gr_session_options *o, const 
     GR_TRY(gr_session_open_shape(s, &of_base, err));
     if (gr_weights_shape_only(s->model->weights))
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a shape without weights: only train --dry-run can use it", base));
+    GR_TRY(check_memory(s, &of_base, err));
     GR_TRY(gr_session_load(s, &of_base, err));
     GR_TRY(gr_session_open_tokenizer(s, err));
 done:
@@ -195,9 +213,7 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     if (st != GRAFT_OK) goto done;
     if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
     for (int i = 0; i < o->n_adapters; i++) GR_TRY(add_adapter(s, o->adapters[i], err));
-    bool int8 = o->compute == GR_COMPUTE_INT8;
-    if (int8) gr_model_use(s->model, GR_BASE_INT8, false);
-    else if (o->compute == GR_COMPUTE_AUTO && o->dtype == GR_DT_AUTO) gr_model_use(s->model, GR_BASE_INT8_QUANTISED, false);
+    if (products(o) != GR_BASE_EXACT) gr_model_use(s->model, products(o), false);
     GR_TRY(open_chat(s, o, first ? first : run, err));
 done:
     free(base);

@@ -51,13 +51,13 @@ refused() {
         not_ok "$name" "code $found, expected $code and: $words" "$WORK/refused.log"
     fi
 }
-# large_model DIR [FFN]: the tiny model with 20 layers of so many feed-forward units (10,000: 156 MB), all zeros, so that the file
-# has holes.
+# large_model DIR [FFN [LAYERS]]: the tiny model with 20 layers of so many feed-forward units (10,000: 156 MB), all zeros, so that
+# the file has holes.
 large_model() {
-    local header="" at=0 end line shape n ffn=${2:-10000}
+    local header="" at=0 end line shape n ffn=${2:-10000} layers=${3:-20}
     mkdir "$1"
     cp "$TINY"/*.json "$TINY/chat_template.jinja" "$1"
-    sed -i 's/"intermediate_size": 160/"intermediate_size": '"$ffn"'/; s/"num_hidden_layers": 2/"num_hidden_layers": 20/' \
+    sed -i 's/"intermediate_size": 160/"intermediate_size": '"$ffn"'/; s/"num_hidden_layers": 2/"num_hidden_layers": '"$layers"'/' \
         "$1/config.json"
     while read -r line; do
         shape=${line##*[} n=1
@@ -67,9 +67,10 @@ large_model() {
         at=$end
     done < <(grep -aoE '"model[^"]*":\{"dtype":"F32","shape":\[[0-9,]+' "$TINY/model.safetensors" |
         sed -E 's/([[,])160/\1'"$ffn"'/' |
-        awk '/layers.0/ {for (i = 0; i < 20; i++) {l = $0; sub(/layers.0/, "layers." i, l); print l}} !/layers/')
+        awk -v n="$layers" '/layers.0/ {for (i = 0; i < n; i++) {l = $0; sub(/layers.0/, "layers." i, l); print l}} !/layers/')
     while [ $(((${#header} + 2) % 8)) != 0 ]; do header+=" "; done
-    printf "$(printf '\\x%02x' $(((${#header} + 2) % 256)) $(((${#header} + 2) / 256 % 256)) 0 0 0 0 0 0)" >"$1/model.safetensors"
+    n=$((${#header} + 2))
+    printf "$(printf '\\x%02x' $((n % 256)) $((n / 256 % 256)) $((n / 65536)) 0 0 0 0 0)" >"$1/model.safetensors"
     printf '{%s}' "$header" >>"$1/model.safetensors"
     truncate -s $((8 + ${#header} + 2 + at)) "$1/model.safetensors"
 }

@@ -90,4 +90,8 @@ echo '{"broken' >broken.jsonl
 says "too little for the model: said before data is read" 2 "train.memory_limit allows" \
     "$GRAFT" train large.yaml --overwrite data.train=broken.jsonl \
     train.memory_limit=50MiB
+large_model huge 1048576 1000 # 750 GiB of holes
+says "a session plans as well: too much to quantise is said before weights are read" 2 "GiB besides its files, and " \
+    timeout 60 "$GRAFT" generate --model huge --quantize q8_0 --prompt x
+says "and for int8" 2 "GiB besides its files, and " timeout 60 "$GRAFT" eval --model huge --compute int8 --data "$TINY/train.jsonl"
 finish
