@@ -115,9 +115,7 @@ static graft_status read_row(row *r, const char *line, int64_t len, const char *
     if (!json_is_object(o) || !json_is_integer(json_object_get(o, "step"))) {
         json_decref(o);
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: not a line of metrics (expected {\"step\": ...}); "
-                       "move the file away to go on without it",
-                       where);
+                       "%s: not a line of metrics (expected {\"step\": ...}); move the file away to go on without it", where);
     }
     *r = (row){.is_eval = json_object_get(o, "eval_loss") != NULL};
     int n;
@@ -139,8 +137,7 @@ static graft_status add_row(gr_metrics *m, const row *r, graft_error *err) {
     return GRAFT_OK;
 }
 
-/* Keep the lines up to `step`. A last line without its newline was being written when the run was killed: it
- * goes. */
+/* Keep the lines up to `step`. A last line without its newline was being written when the run was killed: it goes. */
 static graft_status keep_rows(gr_metrics *m, int64_t step, graft_error *err) {
     graft_status st = GRAFT_OK;
     char *text = NULL, where[512];

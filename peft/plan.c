@@ -1,6 +1,5 @@
-/* Steps and memory of a run. The memory model knows everything of size that a run touches; what is small and
- * many (program, libraries, tokenizer, tokenised data) is not modelled but measured: it is there when the
- * plan is made. */
+/* Steps and memory of a run. The memory model knows everything of size that a run touches; what is small and many (program,
+ * libraries, tokenizer, tokenised data) is not modelled but measured: it is there when the plan is made. */
 #include "peft/plan.h"
 
 #include <math.h>
@@ -16,8 +15,7 @@
 enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 /* Where the largest micro-batch is looked for, in samples; beyond, what it may be is taken. */
 static const int64_t SEARCHED_SAMPLES = 20000000;
-/* What is touched only later: HDF5 and the writers of files, their buffers; bytes of a tokenizer's entry
- * where none is open. */
+/* What is touched only later: HDF5 and the writers of files, their buffers; bytes of a tokenizer's entry where none is open. */
 enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_ROW = 40 };
 
 /* ---- steps ---- */
@@ -104,8 +102,7 @@ int64_t gr_plan_micro_batch(const gr_run *run, const int64_t *idx, int64_t first
     return rows;
 }
 
-/* Rows of the largest micro-batch that this run will meet, and the most targets of one: its order is known.
- */
+/* Rows of the largest micro-batch that this run will meet, and the most targets of one: its order is known. */
 static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *rows, int64_t *targets, graft_error *err) {
     int64_t batch = run->r->train_batch_size, steps = run->total_steps;
     *rows = GR_MAX(longest, run->micro_tokens), *targets = 0;

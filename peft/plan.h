@@ -1,5 +1,4 @@
-/* plan.h - what a run will take, before anything is read or allocated: steps, memory, time, disk. Private to
- * peft/. */
+/* plan.h - what a run will take, before anything is read or allocated: steps, memory, time, disk. Private to peft/. */
 #ifndef GR_PLAN_H
 #define GR_PLAN_H
 
@@ -11,10 +10,9 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err);
 /* Before the data is read: BAD_USAGE when model and trained state alone are more than train.memory_limit. */
 graft_status gr_plan_least(gr_run *run, graft_error *err);
 
-/* Rows of a micro-batch and what backward computes again (run->plan, run->micro_tokens): the fastest that
- * train.memory_limit (auto: three quarters of what the machine can give) allows, which is said where it is
- * not the first choice. Fills run->memory. BAD_USAGE, with the keys to change, when nothing fits. longest:
- * tokens of the longest sample. */
+/* Rows of a micro-batch and what backward computes again (run->plan, run->micro_tokens): the fastest that train.memory_limit (auto:
+ * three quarters of what the machine can give) allows, which is said where it is not the first choice. Fills run->memory.
+ * BAD_USAGE, with the keys to change, when nothing fits. longest: tokens of the longest sample. */
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err);
 
 /* The chosen train.gradient_checkpointing by name. */
@@ -23,8 +21,7 @@ const char *gr_plan_policy(const gr_run *run);
 /* "key=value (1.20 GiB), with it ...": what to change, one on top of the other, until the limit holds. */
 void gr_plan_advice(gr_run *run, gr_str *out);
 
-/* Samples idx[first..*end) that are run at once: as many whole ones as micro_tokens allow, at least one.
- * Returns their rows. */
+/* Samples idx[first..*end) that are run at once: as many whole ones as micro_tokens allow, at least one. Returns their rows. */
 int64_t gr_plan_micro_batch(const gr_run *run, const int64_t *idx, int64_t first, int64_t n, int64_t *end);
 
 /* Seconds of a step and of an evaluation, from a few real operations at the model's shapes on this machine;
@@ -33,8 +30,7 @@ graft_status gr_plan_time(gr_run *run, gr_plan_facts *facts, graft_error *err);
 
 /* Fills what is told by run (memory, limits, disk). */
 void gr_plan_facts_of(const gr_run *run, gr_plan_facts *facts);
-/* The plan as text for people. missing: a data file that is not there (NULL: none is missing, or none was
- * named). */
+/* The plan as text for people. missing: a data file that is not there (NULL: none is missing, or none was named). */
 void gr_plan_report(gr_run *run, const gr_plan_facts *facts, const char *missing, gr_str *out);
 
 #endif

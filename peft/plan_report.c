@@ -172,9 +172,7 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     gr_str_printf(out, "trainable parameters  %s (%.3f %% of the base)\n", gr_thousands(trained, text),
                   100.0 * (double)trained / (double)base);
     put_steps(run, missing, out);
-    gr_str_printf(out,
-                  "batch                 %lld samples a step, micro-batches of up to %lld tokens, "
-                  "gradient_checkpointing %s\n",
+    gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, gradient_checkpointing %s\n",
                   (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, gr_plan_policy(run));
     put_memory(run, &f->memory, out);
     put_fit(run, f, out);

@@ -113,8 +113,7 @@ void gr_plot_loss(gr_str *svg, const char *title, const gr_point *train, int64_t
     x.high = x_high; /* the last step is the right edge */
     gr_str_printf(svg, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' viewBox='0 0 %d %d' ", WIDTH, HEIGHT, WIDTH,
                   HEIGHT);
-    gr_str_puts(svg, "font-family='sans-serif' font-size='13' fill='#222'>\n<rect width='100%' height='100%' "
-                     "fill='#fff'/>\n");
+    gr_str_puts(svg, "font-family='sans-serif' font-size='13' fill='#222'>\n<rect width='100%' height='100%' fill='#fff'/>\n");
     gr_str_printf(svg, "<text x='%d' y='28' font-size='17' font-weight='bold'>", LEFT);
     put_escaped(svg, title);
     gr_str_puts(svg, "</text>\n");

@@ -1,5 +1,4 @@
-/* recipe_check.h - what single values cannot tell: combinations, and what this version does not do. Internal
- * to peft/recipe*.c. */
+/* recipe_check.h - what single values cannot tell: combinations, and what this version does not do. Internal to peft/recipe*.c. */
 #ifndef GR_RECIPE_CHECK_H
 #define GR_RECIPE_CHECK_H
 

@@ -212,9 +212,8 @@ void gr_recipe_help(gr_str *out) {
         gr_str_printf(out, "   # %s%s%s\n", form(k), *form(k) && *k->constraint ? ", " : "", k->constraint);
         gr_str_printf(out, "      %s\n", k->help);
     }
-    gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, "
-                     "ignore: [NAME], weight: 1.0,\nlimit: null}; columns maps graft's names to the file's, ignore "
-                     "names fields that are left aside.\n");
+    gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, ignore: [NAME], weight: "
+                     "1.0,\nlimit: null}; columns maps graft's names to the file's, ignore names fields that are left aside.\n");
 }
 
 /* ---- JSON Schema ---- */

@@ -1,7 +1,6 @@
 /* recipe_yaml.h - YAML as a tree in which every value knows its file, line and column. Internal to
  * peft/recipe*.c. The subset recipes need: mappings with string keys, sequences, scalars; anchors and aliases
- * are copied. A tree is bounded in depth and in nodes, so that no file can make a small recipe a large one.
- */
+ * are copied. A tree is bounded in depth and in nodes, so that no file can make a small recipe a large one. */
 #ifndef GR_RECIPE_YAML_H
 #define GR_RECIPE_YAML_H
 
@@ -22,13 +21,11 @@ typedef struct gr_yaml {
     struct gr_yaml *next;  /* next entry of the same parent */
 } gr_yaml;
 
-/* Parse text[len]; everything is allocated from arena; file is borrowed. An empty document is a null scalar.
- * BAD_USAGE with file:line:column for bad syntax, invalid UTF-8, a duplicate key, an unknown alias, a tree
- * beyond the bounds. */
+/* Parse text[len]; everything is allocated from arena; file is borrowed. An empty document is a null scalar. BAD_USAGE with
+ * file:line:column for bad syntax, invalid UTF-8, a duplicate key, an unknown alias, a tree beyond the bounds. */
 graft_status gr_yaml_parse(gr_yaml **out, gr_arena *arena, const char *text, int64_t len, const char *file, bool from_file,
                            graft_error *err);
-/* over laid over base: maps are merged key by key, everything else is replaced. May reuse the nodes of both.
- */
+/* over laid over base: maps are merged key by key, everything else is replaced. May reuse the nodes of both. */
 gr_yaml *gr_yaml_merge(gr_yaml *base, gr_yaml *over);
 gr_yaml *gr_yaml_find(const gr_yaml *map, const char *key); /* NULL when absent or map is no map */
 /* Add an entry, or replace the one of this key. */

@@ -116,10 +116,9 @@ static graft_status check_steps(const gr_run *run, const char *folder, const gr_
         double was = gr_learning_rate(run->r, step, before), is = gr_learning_rate(run->r, step, total);
         if (was != is)
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "%s: %s makes %lld steps, it began with %lld, and its schedule was made for these: step %lld of "
-                           "the %lld done had learning rate %.4g and would have had %.4g. Only train.lr_scheduler: constant, or "
-                           "wsd before its "
-                           "decay, can be extended; begin another run in its own output_dir (%s)",
+                           "%s: %s makes %lld steps, it began with %lld, and its schedule was made for these: step %lld of the "
+                           "%lld done had learning rate %.4g and would have had %.4g. Only train.lr_scheduler: constant, or wsd "
+                           "before its decay, can be extended; begin another run in its own output_dir (%s)",
                            folder, key, (long long)total, (long long)before, (long long)step, (long long)s->step, was, is,
                            way_out(run));
     }

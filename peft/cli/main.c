@@ -1,5 +1,4 @@
-/* main.c - the graft program: finds the command, runs it, turns its status into a message and an exit code.
- */
+/* main.c - the graft program: finds the command, runs it, turns its status into a message and an exit code. */
 #include <errno.h>
 
 #include "peft/cli/commands.h"
