@@ -198,8 +198,33 @@ static int64_t forms_bytes(const gr_group *g) {
 }
 
 static int64_t cpu_group_bytes(gr_device *d, const gr_group *g) {
-    int64_t bytes = forms_bytes(g);
-    return bytes ? cpu_footprint(d, bytes) : 0;
+    (void)d;
+    return forms_bytes(g);
+}
+
+/* Forms of a model follow each other in slabs, large enough for large pages: decoding reads all of them for every token. */
+struct gr_cpu_slab {
+    int64_t bytes, used;
+    int n_forms;
+    _Alignas(64) char data[];
+};
+
+enum { SLAB = 64 << 20 };
+
+static char *slab_take(gr_device *d, gr_cpu_slab **slab, int64_t bytes) {
+    gr_cpu *cpu = d->impl;
+    if (!cpu->slab || cpu->slab->bytes - cpu->slab->used < bytes) {
+        int64_t size = bytes > SLAB ? bytes : SLAB;
+        gr_cpu_slab *made = cpu_alloc(d, (int64_t)sizeof *made + size);
+        if (!made) return NULL;
+        *made = (gr_cpu_slab){.bytes = size};
+        cpu->slab = made;
+    }
+    char *at = cpu->slab->data + cpu->slab->used;
+    cpu->slab->used += bytes;
+    cpu->slab->n_forms++;
+    *slab = cpu->slab;
+    return at;
 }
 
 static bool cpu_place(gr_device *d, gr_group *g) {
@@ -207,12 +232,11 @@ static bool cpu_place(gr_device *d, gr_group *g) {
     g->form = NULL;
     if (bytes == 0) return true;
     gr_cpu_form *form = calloc(1, sizeof *form);
-    char *at = form ? cpu_alloc(d, bytes) : NULL; /* one piece: large enough for large pages */
+    char *at = form ? slab_take(d, &form->slab, bytes) : NULL;
     if (!at) {
         free(form);
         return false;
     }
-    form->memory = at;
     for (int i = 0; i < g->n; i++)
         for (int transposed = 0; transposed < 2; transposed++) {
             int64_t size = form_bytes(g, g->member[i], transposed);
@@ -229,8 +253,12 @@ static bool cpu_place(gr_device *d, gr_group *g) {
 static void cpu_renew(gr_device *d, gr_group *g) { (void)d, (void)g; }
 
 static void cpu_release(gr_device *d, gr_group *g) {
+    gr_cpu *cpu = d->impl;
     gr_cpu_form *form = g->form;
-    if (form) cpu_free(d, form->memory);
+    if (form && --form->slab->n_forms == 0) {
+        if (cpu->slab == form->slab) cpu->slab = NULL;
+        cpu_free(d, form->slab);
+    }
     free(form);
     g->form = NULL;
 }

@@ -10,10 +10,12 @@
 /* Floats of scratch a thread owns for the time of one chunk; the largest user is attention_forward. */
 enum { GR_CPU_SCRATCH = 320 * 1024 };
 
+typedef struct gr_cpu_slab gr_cpu_slab; /* device.c */
 typedef struct gr_cpu {
     gr_threads *threads; /* borrowed */
     float *scratch;      /* [threads, GR_CPU_SCRATCH], 64-byte aligned */
-    void *shared; /* [GR_CPU_SHARED] bytes an operation's threads share: rounded rows, partial sums; pages come when touched */
+    void *shared;      /* [GR_CPU_SHARED] bytes an operation's threads share: rounded rows, partial sums; pages come when touched */
+    gr_cpu_slab *slab; /* where the next form of a group goes, NULL: into a new one */
 } gr_cpu;
 
 enum { GR_CPU_SHARED = 32 << 20 };
@@ -33,7 +35,7 @@ static inline float *gr_f32_row(gr_rows x, int64_t row) { return x.data ? gr_f32
 
 /* gr_group.form: int8 forms of each member's weight (gr_int8_pack), NULL: its products are exact. */
 typedef struct gr_cpu_form {
-    void *memory;
+    gr_cpu_slab *slab; /* that they lie in */
     const void *forward[GR_GROUP_MAX], *backward[GR_GROUP_MAX];
 } gr_cpu_form;
 
