@@ -69,10 +69,8 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
 /* Slots and their length for n prompts, and the rows of a step. */
 static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o, int64_t *max_len,
                          int64_t *rows) {
-    const gr_model_config *c = &m->config;
     *max_len = GR_MIN(longest + o->max_tokens, m->rope_positions);
-    int64_t each = 2 * *max_len * 2 * c->n_kv_heads * c->head_dim * c->n_layers *
-                   (int64_t)sizeof(float); /* rows, and at most as much in panels */
+    int64_t each = GR_MAX(gr_kv_cache_bytes(m, 1, *max_len), 1);
     int64_t slots = GR_MIN(o->batch > 0 ? o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each)), n);
     *rows = GR_MAX(GR_MIN(PREFILL_TOKENS, slots * *max_len), slots);
     return slots;
