@@ -88,6 +88,7 @@ static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_st
         gr_warn("step %lld skipped: %s is not finite", (long long)step->step, what);
         return GRAFT_OK;
     }
+    s->step = step->step - 1; /* the last one that was done */
     return gr_fail(err, GRAFT_FAILED,
                    "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
                    "continue from the last checkpoint with --resume",
@@ -206,8 +207,6 @@ static double epoch_of(const loop *l) {
 static graft_status log_window(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
-    graft_status st = settle(l, err);
-    if (st != GRAFT_OK) return st;
     double seconds = gr_now() - l->window_started;
     bool learned = s->window_targets > 0; /* a window of skipped steps has no loss, and above all not 0 */
     l->speed = (double)s->window_tokens / GR_MAX(seconds, 1e-9);
@@ -219,7 +218,7 @@ static graft_status log_window(loop *l, graft_error *err) {
                         .tokens_per_second = l->speed,
                         .num_tokens = s->num_tokens,
                         .num_target_tokens = s->num_target_tokens};
-    st = gr_metrics_train(run->metrics, &row, err);
+    graft_status st = gr_metrics_train(run->metrics, &row, err);
     s->window_loss = 0;
     s->window_targets = s->window_tokens = 0;
     l->window_started = gr_now();
@@ -328,11 +327,13 @@ static graft_status after_step(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
     graft_status st = GRAFT_OK;
-    bool last = s->step == run->total_steps;
+    bool logged = due(s->step, run->log_every) || s->step == run->total_steps;
+    /* What a log or a callback is told is this step's; a line on the screen may show the loss of the one before. */
+    if (logged || run->progress || isnan(s->final_loss)) GR_TRY(settle(l, err));
     gr_progress_update(&l->progress, s->step, "loss %.4f  lr %.2e  %.0f tok/s", s->final_loss,
                        gr_learning_rate(run->r, s->step, run->total_steps),
                        l->speed > 0 ? l->speed : (double)s->window_tokens / GR_MAX(gr_now() - l->window_started, 1e-9));
-    if (due(s->step, run->log_every) || last) GR_TRY(log_window(l, err));
+    if (logged) GR_TRY(log_window(l, err));
     GR_TRY(evaluate_and_save(l, false, err));
 done:
     return st;

@@ -310,6 +310,14 @@ static char *read_run(const char *name, int64_t *len) {
     return text;
 }
 
+/* The mark of the run that ended says it. */
+static void assert_marked(const char *line) {
+    int64_t n;
+    char *mark = read_run(".graft", &n);
+    if (!strstr(mark, line)) fail_msg("no \"%s\" in: %s", line, mark);
+    free(mark);
+}
+
 static void a_step_that_is_not_finite_is_skipped(void **state) {
     (void)state;
     graft_error err = {0};
@@ -320,6 +328,7 @@ static void a_step_that_is_not_finite_is_skipped(void **state) {
     assert_int_equal(train_with_nan("stop", 6, &err), GRAFT_FAILED);
     assert_non_null(strstr(err.msg, "step 4: the loss of training sample 15 is not finite"));
     assert_int_equal(count_rows("loss"), 3);
+    assert_marked("step: 3 of 6");
     assert_int_equal(train_with_nan("skip", 3, &err), GRAFT_OK);
     char *three = read_run("adapter/adapter_model.safetensors", &n);
     assert_int_equal(train_with_nan("skip", 4, &err), GRAFT_OK);
@@ -346,6 +355,53 @@ static void ten_skips_in_a_row_stop_the_run(void **state) {
     assert_int_equal(train_with_nan("skip", 20, &err), GRAFT_FAILED);
     assert_non_null(strstr(err.msg, "step 10: the loss of training sample"));
     assert_int_equal(count_rows("loss"), 9);
+    assert_marked("step: 9 of 20");
+}
+
+typedef struct losses_told {
+    int n;
+    double loss[8];
+} losses_told;
+
+static int keep_loss(void *payload, const graft_train_progress *p) {
+    losses_told *told = payload;
+    assert_int_equal(p->step, ++told->n);
+    told->loss[p->step] = p->loss;
+    return 0;
+}
+
+static void a_callback_is_told_the_loss_of_its_step(void **state) {
+    (void)state;
+    overrides o;
+    losses_told told = {0};
+    graft_train_options options = {.overwrite = 1, .callback = keep_loss, .payload = &told};
+    graft_error err = {0};
+    size_t i;
+    json_t *row;
+    begin(&o, TESTS_DIR "/golden/tiny", 7);
+    assert_int_equal(train(&o, NULL, &err), GRAFT_OK);
+    json_t *rows = read_metrics("loss");
+    add(&o, "log.every=3");
+    assert_int_equal(graft_train(NULL, o.items, o.n, &options, NULL, &err), GRAFT_OK);
+    assert_int_equal(told.n, 7);
+    json_array_foreach(rows, i, row) assert_true(fabs(told.loss[i + 1] - number(row, "loss")) < 1e-5);
+    json_decref(rows);
+}
+
+/* The line of a run's log that shows the last step. */
+static void the_last_line_shows_the_last_loss(void **state) {
+    (void)state;
+    overrides o;
+    char shown[64];
+    int64_t n;
+    graft_train_result result;
+    graft_error err = {0};
+    begin(&o, TESTS_DIR "/golden/tiny", 5);
+    assert_int_equal(train(&o, &result, &err), GRAFT_OK);
+    char *log = read_run("run.log", &n);
+    snprintf(shown, sizeof shown, "train  5/5  loss %.4f", result.loss);
+    assert_non_null(strstr(log, shown));
+    free(log);
 }
 
 static void a_run_that_does_not_improve_stops_early(void **state) {
@@ -380,6 +436,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(runs_are_torchs, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_step_that_is_not_finite_is_skipped, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(ten_skips_in_a_row_stop_the_run, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_callback_is_told_the_loss_of_its_step, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(the_last_line_shows_the_last_loss, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_run_that_does_not_improve_stops_early, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
