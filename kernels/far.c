@@ -1,8 +1,8 @@
 /* far.c - the device for tests (GRAFT_DEVICE=far): the CPU's operations on memory that the host cannot reach. It shows on any
  * machine what a device with memory and queues of its own would: all memory lies in one region that is protected but for the time
  * of an operation; new memory holds NaNs; an upload waits until an operation, a copy or a download needs it; pointers that an
- * operation is given must lie in living memory of the region. Who breaks a rule dies, by a fault or with a message. Calls come from
- * one thread of the host. */
+ * operation is given must lie in living memory of the region; trained members of a group that was placed may change only where a
+ * renew follows. Who breaks a rule dies, by a fault or with a message. Calls come from one thread of the host. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +25,13 @@ typedef struct upload {
     char data[];
 } upload;
 
+/* A group that was placed, and what its trained members were then or at the last renew. */
+typedef struct placed {
+    struct placed *next;
+    const gr_group *group;
+    uint64_t values;
+} placed;
+
 typedef struct far {
     gr_device device; /* the CPU's, but for what is replaced */
     gr_device *cpu;
@@ -35,6 +42,7 @@ typedef struct far {
     int64_t top;    /* no memory was given out from there on */
     gr_mark number; /* of the newest work */
     upload *waiting, **last;
+    placed *placed;
 } far;
 
 static _Noreturn void refuse(const char *who, const char *argument, const void *p, const char *why) {
@@ -250,8 +258,48 @@ static void check_group(const far *f, const char *who, const char *argument, con
     }
 }
 
-static void check_product(const far *f, const char *who, const char *argument, const gr_product *p) {
+static uint64_t mix(uint64_t hash, const float *x, int64_t n, const float *gradient) {
+    for (int64_t i = 0; gradient && i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        hash = (hash ^ bits) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+static uint64_t trained_values(const gr_group *g) {
+    uint64_t hash = 0;
+    for (int i = 0; i < g->n; i++) {
+        const gr_linear *l = g->member[i];
+        hash = mix(hash, l->w.data, l->w.rows * l->w.cols, l->dw);
+        hash = mix(hash, l->bias, l->w.rows, l->dbias);
+        for (int j = 0; j < l->n_lora; j++) {
+            const gr_lora *lora = &l->lora[j];
+            hash = mix(hash, lora->A, lora->rank * l->w.cols, lora->dA);
+            hash = mix(hash, lora->B, lora->rank * l->w.rows, lora->dB);
+        }
+    }
+    return hash;
+}
+
+static placed **placed_of(far *f, const gr_group *g) {
+    placed **at = &f->placed;
+    while (*at && (*at)->group != g) at = &(*at)->next;
+    return at;
+}
+
+/* On a device whose forms hold them, products would be of the old values. */
+static void check_renewed(far *f, const char *who, const gr_group *g) {
+    const placed *p = *placed_of(f, g);
+    if (!p) return;
+    begin_work(f);
+    if (p->values != trained_values(g)) refuse(who, "group", g, "has trained members that changed since it was placed or renewed");
+    end_work(f);
+}
+
+static void check_product(far *f, const char *who, const char *argument, const gr_product *p) {
     check_group(f, who, argument, p->group);
+    check_renewed(f, who, p->group);
     check_rows(f, who, "x", p->x), check_rows(f, who, "y", p->y);
     check_rows(f, who, "xd", p->xd), check_rows(f, who, "dxd", p->dxd);
     check_memory(f, who, "h", p->h), check_memory(f, who, "dh", p->dh);
@@ -320,10 +368,15 @@ static const gr_ops far_ops = {
 static bool far_place(gr_device *d, gr_group *g) {
     far *f = (far *)d;
     check_group(f, "place", "g", g);
+    placed *p = malloc(sizeof *p);
+    if (!p) return false;
     begin_work(f);
-    bool placed = f->cpu->place(f->cpu, g);
+    bool made = f->cpu->place(f->cpu, g);
+    *p = (placed){.next = f->placed, .group = g, .values = trained_values(g)};
     end_work(f);
-    return placed;
+    if (made) f->placed = p;
+    else free(p);
+    return made;
 }
 
 static void far_renew(gr_device *d, gr_group *g) {
@@ -331,7 +384,16 @@ static void far_renew(gr_device *d, gr_group *g) {
     check_group(f, "renew", "g", g);
     begin_work(f);
     f->cpu->renew(f->cpu, g);
+    placed *p = *placed_of(f, g);
+    if (p) p->values = trained_values(g);
     end_work(f);
+}
+
+static void far_release(gr_device *d, gr_group *g) {
+    placed **at = placed_of((far *)d, g), *p = *at;
+    if (p) *at = p->next;
+    free(p);
+    ((far *)d)->cpu->release(((far *)d)->cpu, g);
 }
 
 /* ---- opening ---- */
@@ -340,6 +402,7 @@ static void far_close(gr_device *d) {
     far *f = (far *)d;
     if (f->region) deliver(f, f->number), munmap(f->region, (size_t)REGION);
     if (f->cpu) f->cpu->close(f->cpu);
+    for (placed *p; (p = f->placed); free(p)) f->placed = p->next;
     free(f->blocks);
     free(f);
 }
@@ -370,6 +433,6 @@ gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
     f->device.alloc = far_alloc, f->device.free = far_free, f->device.zero = far_zero, f->device.copy = far_copy;
     f->device.upload = far_upload, f->device.download = far_download, f->device.map = far_map, f->device.unmap = far_unmap;
     f->device.mark = far_mark, f->device.wait = far_wait, f->device.sync = far_sync;
-    f->device.place = far_place, f->device.renew = far_renew, f->device.close = far_close;
+    f->device.place = far_place, f->device.renew = far_renew, f->device.release = far_release, f->device.close = far_close;
     return &f->device;
 }

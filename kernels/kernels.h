@@ -16,7 +16,7 @@
 
 typedef struct gr_device gr_device;
 
-/* Activations: element (r, c) lies at r * ld + c. Borrowed device memory of F32, BF16 or F16 (gr_device.act_type says which); data
+/* Activations: element (r, c) lies at r * ld + c. Borrowed device memory of F32 or the type that gr_device.act_type says; data
  * NULL where an operation may go without. */
 typedef struct gr_rows {
     void *data;

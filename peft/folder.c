@@ -261,6 +261,7 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     if (!last) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
     if (last) {
         GR_TRY(gr_checkpoint_load(last, &run->params, &run->state, gr_resume_check, run, err));
+        gr_model_renew(run->session.model);
         gr_note("resuming from %s, step %lld of %lld", last, (long long)run->state.step, (long long)run->total_steps);
         if (run->state.step == run->total_steps) gr_resume_tell_complete(run);
         gr_last_checkpoint_set(last);

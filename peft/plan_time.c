@@ -65,18 +65,25 @@ static void make_vector(rig *g, gr_vector *v, int64_t n, bool full) {
     *v = (gr_vector){made_up(g, n * 4, 0x3c), full ? gradient(g, n) : NULL};
 }
 
-/* A layer's weights, which the second one shares. */
+/* A layer's weights, which the second one shares; norms that it may have, of which those of heads are no wider than the stream. */
 static void make_layers(rig *g, const gr_run *run) {
     const gr_layer *from = &run->session.model->layers[0];
     gr_layer *first = &g->model->layers[0], *second = &g->model->layers[1];
+    gr_vector *norms[][2] = {{&first->input_norm, &second->input_norm},
+                             {&first->post_norm, &second->post_norm},
+                             {&first->attention_norm, &second->attention_norm},
+                             {&first->mlp_norm, &second->mlp_norm},
+                             {&first->q_norm, &second->q_norm},
+                             {&first->k_norm, &second->k_norm}};
     for (int s = 0; s < GR_SITE_COUNT; s++)
         for (int i = 0; i < from->group[s].n; i++) {
             make_linear(g, first->group[s].member[i], from->group[s].member[i], run, true);
             *second->group[s].member[i] = *first->group[s].member[i];
         }
-    make_vector(g, &first->input_norm, g->model->config.hidden, !run->adapter);
-    make_vector(g, &first->post_norm, g->model->config.hidden, !run->adapter);
-    second->input_norm = first->input_norm, second->post_norm = first->post_norm;
+    for (int i = 0; i < GR_LEN(norms); i++) {
+        make_vector(g, norms[i][0], g->model->config.hidden, !run->adapter);
+        *norms[i][1] = *norms[i][0];
+    }
 }
 
 static graft_status make_rig(rig *g, const gr_run *run, graft_error *err) {

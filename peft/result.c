@@ -33,6 +33,7 @@ graft_status gr_run_result(gr_run *run, graft_error *err) {
         char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
         st = folder ? gr_checkpoint_load(folder, &run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
         free(folder);
+        gr_model_renew(run->session.model);
     }
     if (!run->adapter) { /* a whole model is written: the steps' scratch makes room */
         gr_decoder_free(run->decoder);

@@ -4,8 +4,8 @@
 
 #include "core/model/decoder.h"
 
-/* What backward reads of one layer. Buffers that are computed again are shared by all layers. The stream (x, xmid) is float, the
- * branches have the device's type of activations. */
+/* What backward reads of one layer. Buffers that are computed again are shared by all layers. The stream (x, xmid) and
+ * logits are float, branches have the device's type of activations. */
 typedef struct gr_layer_acts {
     gr_rows x;                  /* [n,C] residual at the layer's input */
     float *rstd1;               /* [n] */
@@ -58,7 +58,6 @@ struct gr_decoder {
     float *head_h;           /* [head_rows,R] */
     float *nll;              /* [head rows of a batch] */
     int64_t head_rows;       /* of logits at once */
-    int64_t max_head;        /* of a batch */
     void *xd, *dxd;          /* [n,widest input] a LoRA input after dropout, and its gradient */
     gr_rows embed_h, embed_y;
     /* backward */

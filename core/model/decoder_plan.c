@@ -111,7 +111,7 @@ static void plan_layers(gr_decoder *d, planner *p, const gr_widths *w) {
 static void plan_head(gr_decoder *d, planner *p, const gr_widths *w) {
     d->head_x = branch(p, d->head_rows, w->C);
     d->head_h = floats(p, d->head_rows, w->head_rank);
-    d->nll = floats(p, d->max_head, 1);
+    d->nll = floats(p, d->o.max_tokens, 1);
     if (d->o.training) d->head_dx = branch(p, d->head_rows, w->C);
 }
 
@@ -138,7 +138,6 @@ static void plan(gr_decoder *d, planner *p) {
     int64_t n = d->o.max_tokens;
     gr_device_batch largest = {.n = n, .n_seqs = n, .n_head = n};
     d->head_rows = gr_decoder_head_rows(d->m, &d->o);
-    d->max_head = n;
     plan_layers(d, p, &w);
     plan_head(d, p, &w);
     d->batch = place(p, gr_device_batch_place(&largest, NULL, !d->o.training), 1);
@@ -151,8 +150,8 @@ static void plan(gr_decoder *d, planner *p) {
         d->dbranch = branch(p, n, w.C);
         d->dh = floats(p, n, w.max_rank);
     }
-    int64_t shared = p->bytes; /* the logits are done with before the layers' gradients begin */
-    d->logits = branch(p, d->head_rows, w.V);
+    int64_t shared = p->bytes;                /* the logits are done with before the layers' gradients begin */
+    d->logits = stream(p, d->head_rows, w.V); /* floats: the host reads them */
     if (!d->o.training) return;
     int64_t end = p->bytes;
     p->bytes = shared;
@@ -209,9 +208,9 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     GR_TRY(gr_model_place(m, err));
     planner measure = {.d = d}, real = {.d = d};
     plan(d, &measure);
-    gr_device_batch largest = {.n = o->max_tokens, .n_seqs = o->max_tokens, .n_head = d->max_head};
+    gr_device_batch largest = {.n = o->max_tokens, .n_seqs = o->max_tokens, .n_head = o->max_tokens};
     d->staging = gr_alloc_aligned(gr_device_batch_place(&largest, NULL, !o->training));
-    d->nll_staging = gr_calloc(d->max_head, sizeof *d->nll_staging);
+    d->nll_staging = gr_calloc(o->max_tokens, sizeof *d->nll_staging);
     real.base = d->memory = d->dev->alloc(d->dev, measure.bytes);
     if (!d->memory || !d->staging || !d->nll_staging)
         GR_TRY(gr_fail(err, GRAFT_NO_MEMORY,

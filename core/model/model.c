@@ -135,7 +135,10 @@ graft_status gr_model_make(gr_model **out, const gr_model_config *c, gr_machine 
     graft_status st = make_slots(out, c, machine, compute, err);
     if (st != GRAFT_OK) return st;
     (*out)->rope_positions = rope_positions;
-    return make_rope(*out, err);
+    if ((st = make_rope(*out, err)) == GRAFT_OK) return GRAFT_OK;
+    gr_model_free(*out);
+    *out = NULL;
+    return st;
 }
 
 graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
@@ -238,7 +241,10 @@ graft_status gr_model_place(gr_model *m, graft_error *err) {
     for (int64_t i = 0; i < n_groups(m); i++) {
         gr_group *g = group_at(m, i);
         g->base = m->base, g->backward = m->backward;
-        if (!m->device->place(m->device, g)) return gr_fail_memory(err, "forms of the weights");
+        if (!m->device->place(m->device, g)) {
+            gr_model_unplace(m); /* those that were made */
+            return gr_fail_memory(err, "forms of the weights");
+        }
         rest(m, g);
     }
     m->placed = true;

@@ -55,7 +55,6 @@ typedef struct gr_model {
     const void **mapped; /* [weights] the device's views of the files' data */
     gr_arena vectors;    /* norms and biases as float, where the files have them otherwise */
     void *quantized;     /* the matrices that gr_model_quantize made, device memory; NULL: none */
-    int64_t quantized_bytes;
 } gr_model;
 
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of
@@ -77,7 +76,7 @@ graft_status gr_model_make(gr_model **out, const gr_model_config *c, gr_machine 
 graft_status gr_model_place(gr_model *m, graft_error *err);
 /* The slots of the model are about to change (an adapter comes or goes): forms made of them are given up. */
 void gr_model_unplace(gr_model *m);
-/* Trained weights have new values: forms that hold them are renewed. */
+/* Trained weights have new values, from an update or a file: forms that hold them are renewed. */
 void gr_model_renew(gr_model *m);
 /* How frozen products are made from now on, and whether backward will be run through them. What is trained stays exact. */
 void gr_model_use(gr_model *m, gr_base_products base, bool backward);

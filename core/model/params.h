@@ -19,7 +19,7 @@ typedef struct gr_params {
     int64_t n_items, items_capacity;
     int64_t n_floats;            /* length of each flat buffer, gaps included (gaps stay zero) */
     int64_t n_parameters;        /* without gaps */
-    int64_t begin, end;          /* floats begin..end of each buffer are updated and saved by this process; all once allocated */
+    int64_t begin, end;          /* floats begin..end of each buffer are updated by this process; all once allocated */
     float *value, *grad, *m, *v; /* device memory; grad, m, v: NULL unless allocated for training */
     gr_device *device;           /* borrowed */
 } gr_params;
