@@ -153,9 +153,11 @@ static void gradients_are_slopes(void **state) {
             for (int side = 0; side < 2 && norm > 0; side++) {
                 for (int64_t k = 0; k < n; k++) moved[k] = (float)((double)v[k] + (side ? -step : step) * (double)g[k] / norm);
                 gr_params_write(&w.p, GR_PARAMS_VALUE, i, moved);
+                gr_model_renew(w.m);
                 loss[side] = mean_loss(&w);
             }
             gr_params_write(&w.p, GR_PARAMS_VALUE, i, v);
+            gr_model_renew(w.m);
             free(moved);
             double slope = norm > 0 ? (loss[0] - loss[1]) / (2 * step) : 0;
             if (fabs(slope - norm) > 0.01 * norm + 1e-4)

@@ -616,9 +616,11 @@ static void check_gradients(gr_adapter *a, gr_model *m, const gr_batch *b) {
         for (int side = 0; side < 2; side++) {
             for (int64_t k = 0; k < n; k++) value[k] = (float)((double)kept[k] + (side ? -step : step) * (double)grad[k] / norm);
             gr_params_write(a->params, GR_PARAMS_VALUE, p, value);
+            gr_model_renew(m);
             loss[side] = mean_loss(m, b);
         }
         gr_params_write(a->params, GR_PARAMS_VALUE, p, kept);
+        gr_model_renew(m);
         free(value), free(grad);
         double slope = (loss[0] - loss[1]) / (2 * step);
         if (fabs(slope - norm) > 0.01 * norm + 1e-4)
