@@ -6,7 +6,8 @@
 #include "peft/evaluate.h"
 #include "peft/recipe.h"
 
-/* Where a run is, after each step; eval_loss only where one was measured just now. */
+/* Where a run is, after each step; loss is that of the newest step whose sums are known, eval_loss only where one was measured just
+ * now. */
 typedef struct gr_train_progress {
     int64_t step, total_steps;
     double epoch, loss, learning_rate, tokens_per_second;

@@ -69,7 +69,7 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
 /* Slots and their length for n prompts, and the rows of a step. */
 static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o, int64_t *max_len,
                          int64_t *rows) {
-    *max_len = GR_MIN(longest + o->max_tokens, m->rope_positions);
+    *max_len = GR_MIN(GR_MIN(o->max_tokens, m->rope_positions) + longest, m->rope_positions);
     int64_t each = GR_MAX(gr_kv_cache_bytes(m, 1, *max_len), 1);
     int64_t slots = GR_MIN(o->batch > 0 ? o->batch : GR_MIN(MAX_BATCH, GR_MAX(1, CACHE_BYTES / each)), n);
     *rows = GR_MAX(GR_MIN(PREFILL_TOKENS, slots * *max_len), slots);
@@ -89,7 +89,7 @@ static graft_status prepare(generator *g, graft_error *err) {
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
     g->n_slots = slots_for(g->m, g->prompts.n, longest, g->o, &max_len, &rows);
-    if (max_len < longest + g->o->max_tokens && max_len == c->window)
+    if (max_len - longest < g->o->max_tokens && max_len == c->window)
         gr_warn("answers end where a sequence has %lld tokens, the %s", (long long)max_len, gr_config_limit(c));
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
     g->order = gr_calloc(g->n_slots, sizeof *g->order);

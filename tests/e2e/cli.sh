@@ -133,6 +133,7 @@ done
 says "an empty prompt under a template" 0 "" generate --prompt ''
 says "an empty prompt without one" 2 "prompt 1 is empty" generate --prompt '' --template none
 says "no tokens at all" 2 "--max-tokens: expected a whole number from 1" "$GRAFT" generate --model "$TINY" --prompt x --max-tokens 0
+says "as many tokens as an option can name" 0 "" "$GRAFT" generate --model "$TINY" --prompt x --max-tokens 9223372036854775807
 says "an empty stop text" 2 "--stop" generate --prompt x --stop ''
 
 # ---- chat ----

@@ -331,6 +331,19 @@ static void multiplies_host(void) {
     gr_product p = {.group = &g, .x = of(a_memory), .y = of(a_memory)};
     d->ops->linear_forward(d, &p, 1);
 }
+static void multiplies_what_was_not_renewed(void) {
+    gr_linear l = {.w = {GR_DTYPE_F32, 4, 4, a_memory}, .dw = a_memory + 16};
+    gr_group g = {.member = {&l}, .n = 1};
+    gr_product p = {.group = &g, .x = of(a_memory + 32), .y = of(a_memory + 48)};
+    d->zero(d, a_memory, 64 * sizeof *a_memory);
+    (void)d->place(d, &g);
+    d->ops->linear_forward(d, &p, 1);
+    d->upload(d, a_memory, &(float){1}, sizeof(float));
+    d->renew(d, &g);
+    d->ops->linear_forward(d, &p, 1);
+    d->upload(d, a_memory, &(float){2}, sizeof(float));
+    d->ops->linear_forward(d, &p, 1);
+}
 static void adds_what_was_freed(void) {
     float *p = d->alloc(d, 64);
     d->free(d, p);
@@ -358,6 +371,7 @@ static void test_deaths(void **state) {
                   {adds_to_host, "add: x "},
                   {reads_ids_of_host, "gather_rows: idx "},
                   {multiplies_host, "linear_forward: a weight "},
+                  {multiplies_what_was_not_renewed, "linear_forward: group "},
                   {adds_what_was_freed, "was freed"},
                   {frees_twice, "free: p "},
                   {frees_a_part, "is not what alloc gave"},
