@@ -46,9 +46,7 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
 static graft_status find_entries(lora_export *x, const gr_model *m, const char *path, graft_error *err) {
     for (int64_t j = 0; j < x->a->n_modules; j++) {
         const gr_adapter_module *module = &x->a->modules[j];
-        char name[128];
-        snprintf(name, sizeof name, "%s.weight", module->name);
-        x->entries[j] = gr_weights_find(m->weights, name);
+        x->entries[j] = m->modules[module->index].entry;
         if (!x->entries[j] || (m->config.tied && gr_adapter_is_embedding(module)))
             return gr_fail(err, GRAFT_BAD_USAGE,
                            "%s: a GGUF LoRA cannot adapt %s: the base's head is its embedding, and llama.cpp cannot tell the two "
@@ -224,11 +222,7 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
     x.entries = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.entries);
     x.found = gr_arena_alloc(&arena, x.n * (int64_t)sizeof *x.found);
     if (!patterns || !x.a || !x.b || !x.entries || !x.found) GR_TRY(gr_fail_memory(err, path));
-    for (int64_t i = 0; i < x.n; i++) {
-        char weight[128];
-        snprintf(weight, sizeof weight, "%s.weight", m->modules[i].name);
-        x.entries[i] = gr_weights_find(m->weights, weight);
-    }
+    for (int64_t i = 0; i < x.n; i++) x.entries[i] = m->modules[i].entry;
     GR_TRY(gr_gguf_open(&g, path, err));
     x.g = g;
     GR_TRY(check_header(g, m, &alpha, err));

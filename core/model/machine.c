@@ -6,7 +6,7 @@ graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, gra
     m->device = m->threads ? gr_device_open(name, m->threads, &why) : NULL;
     if (m->device) return GRAFT_OK;
     gr_machine_close(m);
-    return gr_fail(err, GRAFT_BAD_USAGE, "device %.40s: %s", name, why);
+    return gr_fail(err, gr_starts_with(why, "out of memory") ? GRAFT_NO_MEMORY : GRAFT_BAD_USAGE, "device %.40s: %s", name, why);
 }
 
 void gr_machine_close(gr_machine *m) {

@@ -100,8 +100,8 @@ static graft_status bind_shapes(gr_model *m, graft_error *err) {
         if (t.norm || e->is_bias) continue;
         bool embed = e->slot == GR_SLOT_EMBED;
         gr_module *module = &m->modules[m->n_modules++];
-        *module =
-            (gr_module){.linear = t.linear, .out = embed ? e->view.cols : e->view.rows, .in = embed ? e->view.rows : e->view.cols};
+        *module = (gr_module){
+            .entry = e, .linear = t.linear, .out = embed ? e->view.cols : e->view.rows, .in = embed ? e->view.rows : e->view.cols};
         snprintf(module->name, sizeof module->name, "%.*s", (int)(strlen(e->name) - strlen(".weight")), e->name);
         t.linear->w = (gr_weight){.dtype = e->view.dtype, .rows = e->view.rows, .cols = e->view.cols};
     }

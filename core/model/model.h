@@ -29,9 +29,10 @@ typedef struct gr_layer {
 
 /* What an adapter may target. */
 typedef struct gr_module {
-    char name[96];     /* "model.layers.3.self_attn.q_proj" */
-    gr_linear *linear; /* of the embedding: w [V,C] by token id, and the A of a LoRA stored transposed, [V,R] */
-    int64_t out, in;   /* N and K; of the embedding C and V */
+    char name[96];                /* "model.layers.3.self_attn.q_proj" */
+    const gr_weight_entry *entry; /* its matrix in the files; NULL: a tied head */
+    gr_linear *linear;            /* of the embedding: w [V,C] by token id, and the A of a LoRA stored transposed, [V,R] */
+    int64_t out, in;              /* N and K; of the embedding C and V */
 } gr_module;
 
 typedef struct gr_model {

@@ -94,17 +94,15 @@ static void tell(const gr_model *m, const tally *t, const char *type) {
 /* The matrix in the type that it gets, made in `made` on the host; to: its place on the device. */
 static graft_status quantize_matrix(gr_model *m, const gr_module *module, gr_dtype type, uint8_t *made, uint8_t *to,
                                     graft_error *err) {
-    char tensor[112];
     gr_weight *w = &module->linear->w;
-    snprintf(tensor, sizeof tensor, "%s.weight", module->name);
-    job j = {.from = &gr_weights_find(m->weights, tensor)->view, .type = type, .to = made};
+    job j = {.from = &module->entry->view, .type = type, .to = made};
     gr_threads_run(m->threads, (w->rows * w->cols + CHUNK - 1) / CHUNK, quantize_chunk, &j);
     if (atomic_load(&j.not_finite))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s holds a NaN or an infinity: it cannot be quantised",
-                       gr_weights_path(m->weights), tensor);
+                       gr_weights_path(m->weights), module->entry->name);
     m->device->upload(m->device, to, made, gr_dtype_bytes(type, w->rows * w->cols));
     w->dtype = type, w->data = to;
-    gr_weights_release(m->weights, tensor);
+    gr_weights_release(m->weights, module->entry->name);
     return GRAFT_OK;
 }
 
