@@ -9,23 +9,6 @@
 /* Rows of sums that stand close: h, dh. */
 static gr_rows close_rows(float *data, int64_t ld) { return (gr_rows){data, ld, GR_DTYPE_F32}; }
 
-/* C[m,n] (+)= A[m,k] W^T with W stored [n,k]. */
-static gr_gemm by_weight_t(gr_rows c, gr_rows a, int64_t m, const gr_weight *w) {
-    return (gr_gemm){.m = m,
-                     .n = w->rows,
-                     .k = w->cols,
-                     .a = gr_f32(a),
-                     .a_row = a.ld,
-                     .a_col = 1,
-                     .b_type = w->dtype,
-                     .b = w->data,
-                     .b_ld = w->cols,
-                     .b_transposed = true,
-                     .alpha = 1,
-                     .c = gr_f32(c),
-                     .ldc = c.ld};
-}
-
 /* C[m,n] (+)= A[m,k] W with W stored [k,n]. */
 static gr_gemm by_weight(gr_rows c, gr_rows a, int64_t m, const gr_weight *w) {
     return (gr_gemm){.m = m,
@@ -40,6 +23,13 @@ static gr_gemm by_weight(gr_rows c, gr_rows a, int64_t m, const gr_weight *w) {
                      .alpha = 1,
                      .c = gr_f32(c),
                      .ldc = c.ld};
+}
+
+/* C[m,n] (+)= A[m,k] W^T with W stored [n,k]. */
+static gr_gemm by_weight_t(gr_rows c, gr_rows a, int64_t m, const gr_weight *w) {
+    gr_gemm g = by_weight(c, a, m, w);
+    g.n = w->rows, g.k = w->cols, g.b_transposed = true;
+    return g;
 }
 
 /* C[m,n] += alpha A^T B with A stored [rows,m] and B stored [rows,n]: a weight gradient, summed in row order. */
