@@ -26,6 +26,7 @@ typedef struct loop {
     gr_step_stats *stats; /* [1 + QUEUED_STEPS] device memory: of the step that is made, and copies of the last ones */
     queued_step queued[QUEUED_STEPS];
     int n_queued;
+    int64_t saved_step; /* of the newest checkpoint, 0: none */
     gr_progress progress;
     double window_started; /* seconds; evaluation and saving do not count */
     double speed;          /* tokens/s of the last logged window */
@@ -71,6 +72,7 @@ static const char *nonfinite_gradient(const gr_params *p) {
         for (int64_t k = 0; k < p->items[i].n && !found; k++)
             if (!isfinite(grad[k])) found = p->items[i].name;
     }
+    if (!grad) return "(which one: no memory to look)";
     free(grad);
     return found ? found : "(their norm overflows)";
 }
@@ -268,6 +270,7 @@ static graft_status save(loop *l, graft_error *err) {
     GR_TRY(settle(l, err));
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err));
     gr_last_checkpoint_set(folder);
+    l->saved_step = run->state.step;
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
 done:
@@ -352,16 +355,21 @@ static graft_status begin(loop *l, graft_error *err) {
     return st;
 }
 
-static graft_status check_interrupt(const loop *l, graft_error *err) {
+/* Leave when a signal asked for it; one that came after the step was looked at still finds it saved. */
+static graft_status check_interrupt(loop *l, graft_error *err) {
     const gr_run *run = l->run;
     if (!gr_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
     if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was saved");
+    if (l->saved_step != run->state.step) {
+        graft_status st = save(l, err);
+        if (st != GRAFT_OK) return st;
+    }
     return gr_fail(err, GRAFT_INTERRUPTED, "at step %lld of %lld, saved in %s/checkpoint-%lld: continue with --resume",
                    (long long)run->state.step, (long long)run->total_steps, run->r->_output_dir, (long long)run->state.step);
 }
 
 graft_status gr_run_steps(gr_run *run, graft_error *err) {
-    loop l = {.run = run};
+    loop l = {.run = run, .saved_step = run->state.step};
     graft_status st = GRAFT_OK;
     gr_device *dev = device_of(&l);
     gr_step_stats begun = {.optimizer_step = run->state.optimizer_step};
