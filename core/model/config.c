@@ -90,6 +90,7 @@ graft_status gr_config_check(const gr_model_config *c, const char *file, graft_e
     graft_status st;
     GR_TRY(check_range(file, "sliding_window", c->window, 0, 1 << 24, err));
     for (int i = 0; i < GR_LEN(sizes); i++) GR_TRY(check_range(file, sizes[i].key, sizes[i].value, 1, sizes[i].max, err));
+    GR_TRY(check_range(file, "graft_base_vocab_size (graft.base_vocab_size)", c->base_vocab, 0, c->vocab, err));
     if (c->n_heads % c->n_kv_heads)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %lld heads are not a multiple of %lld key/value heads", file,
                        (long long)c->n_heads, (long long)c->n_kv_heads);

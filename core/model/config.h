@@ -8,14 +8,16 @@
 typedef enum gr_rope_scaling { GR_ROPE_NONE, GR_ROPE_LINEAR, GR_ROPE_LLAMA3 } gr_rope_scaling;
 
 typedef struct gr_model_config {
-    const gr_arch *arch;   /* static */
-    int64_t n_layers;      /* L */
-    int64_t hidden;        /* C */
-    int64_t n_heads;       /* H */
-    int64_t n_kv_heads;    /* K */
-    int64_t head_dim;      /* D */
-    int64_t ffn;           /* F */
-    int64_t vocab;         /* V: rows of the embedding */
+    const gr_arch *arch; /* static */
+    int64_t n_layers;    /* L */
+    int64_t hidden;      /* C */
+    int64_t n_heads;     /* H */
+    int64_t n_kv_heads;  /* K */
+    int64_t head_dim;    /* D */
+    int64_t ffn;         /* F */
+    int64_t vocab;       /* V: rows of the embedding */
+    int64_t base_vocab; /* of an extended vocabulary: its first new id, so that new rows are base_vocab .. gr_tokenizer_n_tokens - 1
+                              (rows beyond are padding); of several extensions the newest's; 0: never extended */
     int64_t max_positions; /* context length */
     int64_t window;        /* sliding window of attention, 0: none */
     float norm_eps;

@@ -13,6 +13,8 @@ static const char *arch_key(char buffer[96], const gr_model_config *c, const cha
 
 /* ---- the table: every <arch>.* key; other names say nothing about the computation ---- */
 
+#define BASE_VOCAB "graft.base_vocab_size" /* no <arch>.* key: it says nothing about the computation */
+
 static const gr_config_key keys[] = {
     {"block_count", INT(n_layers), .required = true},
     {"embedding_length", INT(hidden), .required = true},
@@ -286,6 +288,7 @@ graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_err
     gr_config_add_stop(c, c->eos);
     gr_config_add_stop(c, token_id(g, "tokenizer.ggml.eot_token_id"));
     gr_config_add_stop(c, token_id(g, "tokenizer.ggml.eom_token_id")); /* ends an answer in llama.cpp as well */
+    GR_TRY(gr_gguf_int_or(g, BASE_VOCAB, 0, &c->base_vocab, err));
     GR_TRY(gr_config_check(c, gr_gguf_path(g), err));
 done:
     return st;
@@ -313,6 +316,7 @@ void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
     gr_gguf_put_string(b, "general.architecture", c->arch->gguf);
     for (int i = 0; i < GR_LEN(ints); i++) gr_gguf_put_u32(b, arch_key(key, c, ints[i].key), (uint32_t)ints[i].value);
     if (c->window > 0) gr_gguf_put_u32(b, arch_key(key, c, "attention.sliding_window"), (uint32_t)c->window);
+    if (c->base_vocab > 0) gr_gguf_put_u32(b, BASE_VOCAB, (uint32_t)c->base_vocab);
     gr_gguf_put_f32(b, arch_key(key, c, "rope.freq_base"), (float)c->rope_theta);
     gr_gguf_put_f32(b, arch_key(key, c, "attention.layer_norm_rms_epsilon"), c->norm_eps);
     if (c->rope_scaling == GR_ROPE_LINEAR) {

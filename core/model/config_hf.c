@@ -79,6 +79,7 @@ const gr_config_key gr_config_hf_keys[] = {
     /* what it is, and its ids */
     {"model_type", READ},
     {"architectures", READ},
+    {GR_CONFIG_BASE_VOCAB, READ},
     {"bos_token_id", READ},
     {"eos_token_id", READ},
     {"pad_token_id", READ},
@@ -428,6 +429,7 @@ static graft_status json_model(gr_model_config *c, const json_file *f, graft_err
     if (dropout > 0) gr_warn("%s: attention_dropout %g is not applied in training", f->path, (double)dropout);
     GR_TRY(json_window(c, f, err));
     GR_TRY(json_rope(c, f, err));
+    GR_TRY(json_value(f, GR_CONFIG_BASE_VOCAB, GR_CONFIG_INT, &c->base_vocab, err));
     c->bos = json_token_id(f, "bos_token_id");
     c->eos = json_token_id(f, "eos_token_id");
     c->pad = json_token_id(f, "pad_token_id");

@@ -35,6 +35,8 @@ typedef struct gr_config_key {
 
 /* Tables end with a row without a name. That of config.json; what it reads as INT or FLOAT is written so, too. */
 extern const gr_config_key gr_config_hf_keys[];
+/* The key of gr_model_config.base_vocab, READ: a model that was never extended does not have it. */
+#define GR_CONFIG_BASE_VOCAB "graft_base_vocab_size"
 /* The row that a key is read by, NULL: there is none. */
 const gr_config_key *gr_config_find_key(const gr_config_key *keys, const char *name, const gr_arch *arch);
 

@@ -7,6 +7,7 @@
 #define GR_TEXT_IMPL_H
 
 #include <stdatomic.h>
+#include <stdio.h>
 
 #include "core/text/tables.h"
 #include "core/text/tokenizer.h"
@@ -132,6 +133,12 @@ static inline uint8_t gr_class_at(const gr_tokenizer *t, const char *s, int64_t 
     *size = 1;
     if ((uint8_t)s[0] < 0x80) return t->classes[(uint8_t)s[0]];
     return gr_char_class(t, (uint32_t)gr_utf8_read(s, n, size));
+}
+
+/* What a row of a GGUF's embedding without a token is called; its type is GR_PIECE_UNUSED. Returns the length. */
+enum { GR_PADDING_LEN = 32 };
+static inline int gr_padding_name(char name[GR_PADDING_LEN], int64_t id) {
+    return snprintf(name, GR_PADDING_LEN, "[PAD%lld]", (long long)id);
 }
 
 /* ---- building (build.c, build_bpe.c) ---- */

@@ -74,6 +74,18 @@ int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece) {
     return gr_table_find(&t->by_text, piece, (int64_t)strlen(piece));
 }
 
+int64_t gr_tokenizer_n_tokens(const gr_tokenizer *t) {
+    int64_t n = t->info.n_vocab;
+    char name[GR_PADDING_LEN];
+    for (; n > 0; n--) {
+        const gr_piece *p = &t->pieces[n - 1];
+        if (p->len == 0) continue;
+        gr_padding_name(name, n - 1);
+        if (p->type != GR_PIECE_UNUSED || strcmp(name, p->text) != 0) break;
+    }
+    return n;
+}
+
 static graft_status open_gguf(gr_tokenizer **out, const char *path, graft_error *err) {
     gr_gguf *g = NULL;
     graft_status st = gr_gguf_open(&g, path, err);

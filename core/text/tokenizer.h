@@ -80,6 +80,9 @@ int32_t gr_tokenizer_find(const gr_tokenizer *t, const char *piece);
 graft_status gr_tokenizer_check_rows(const gr_tokenizer *t, const int32_t *ids, int64_t n, int64_t rows, const char *what,
                                      graft_error *err);
 void gr_tokenizer_note_rows(const gr_tokenizer *t, int64_t rows, const char *path);
+/* Ids 0 .. n_tokens-1 are the tokens: n_vocab without the padding at its end, pieces named "[PAD" id "]" for rows of a GGUF's
+ * embedding that have no token. */
+int64_t gr_tokenizer_n_tokens(const gr_tokenizer *t);
 /* XXH3-64 over everything that changes ids: recorded in adapters and cache keys. */
 uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
 

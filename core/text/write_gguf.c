@@ -15,8 +15,6 @@ typedef struct columns { /* one entry a row of the vocabulary */
     char *padding; /* names of the rows without a piece */
 } columns;
 
-enum { PADDING_LEN = 24 };
-
 /* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that
  * the order of merging stays; what no merge makes comes last. */
 static void scores_from_merges(const gr_tokenizer *t, int64_t n, float *scores) {
@@ -32,7 +30,7 @@ static bool fill_columns(const gr_tokenizer *t, int64_t n, columns *c) {
     c->lens = gr_calloc(n, sizeof *c->lens);
     c->scores = gr_calloc(n, sizeof *c->scores);
     c->types = gr_calloc(n, sizeof *c->types);
-    c->padding = gr_calloc(n, PADDING_LEN);
+    c->padding = gr_calloc(n, GR_PADDING_LEN);
     if (!c->texts || !c->lens || !c->scores || !c->types || !c->padding) return false;
     for (int64_t i = 0; i < GR_MIN(n, t->info.n_vocab); i++) {
         const gr_piece *p = &t->pieces[i];
@@ -45,9 +43,9 @@ static bool fill_columns(const gr_tokenizer *t, int64_t n, columns *c) {
     for (int64_t i = 0; i < n; i++) {
         if (c->lens[i] > 0) continue;
         /* beyond the vocabulary, or a gap in it: llama.cpp wants every row named, and once */
-        char *name = c->padding + i * PADDING_LEN;
+        char *name = c->padding + i * GR_PADDING_LEN;
         c->types[i] = GR_PIECE_UNUSED;
-        c->lens[i] = snprintf(name, PADDING_LEN, "[PAD%lld]", (long long)i);
+        c->lens[i] = gr_padding_name(name, i);
         c->texts[i] = name;
     }
     return true;

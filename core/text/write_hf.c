@@ -138,7 +138,8 @@ static json_t *piece_json(const gr_tokenizer *t, int32_t id) {
 
 static json_t *bpe_model(const gr_tokenizer *t) {
     json_t *vocab = json_object();
-    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+    const int64_t n = gr_tokenizer_n_tokens(t);
+    for (int64_t i = 0; i < n; i++) {
         const gr_piece *p = &t->pieces[i];
         if (p->len > 0 && json_object_setn_new(vocab, p->text, (size_t)p->len, json_integer(i)) != 0) {
             json_decref(vocab);
@@ -153,7 +154,8 @@ static json_t *bpe_model(const gr_tokenizer *t) {
 
 static json_t *unigram_model(const gr_tokenizer *t) {
     json_t *vocab = json_array();
-    for (int64_t i = 0; i < t->info.n_vocab; i++)
+    const int64_t n = gr_tokenizer_n_tokens(t);
+    for (int64_t i = 0; i < n; i++)
         json_array_append_new(vocab, json_pack("[o, f]", piece_json(t, (int32_t)i), t->pieces[i].score));
     return json_pack("{s:s, s:o, s:b, s:o}", "type", "Unigram", "unk_id",
                      t->model_unk < 0 ? json_null() : json_integer(t->model_unk), "byte_fallback", t->byte_fallback, "vocab",

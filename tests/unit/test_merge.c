@@ -253,7 +253,7 @@ static gr_tokenizer *write_mistral(void) {
     gr_model_config c = m->config;
     gr_model_free(m);
     c.arch = &gr_archs[1];
-    c.window = 128, c.max_positions = 512;
+    c.window = 128, c.max_positions = 512, c.base_vocab = c.vocab - 3;
     assert_ok(gr_tokenizer_open(&t, TINY, &err));
     write_model(&c, t, at("mistral"));
     char *config = text_of(at("mistral/config.json"));
@@ -326,7 +326,7 @@ static void test_what_goes_along(void **state) {
     merge_plain(at("licensed.gguf"), t, GR_FORMAT_GGUF, at("again.gguf"));
     gr_gguf *g = NULL;
     const char *text, *arch;
-    int64_t n, window;
+    int64_t n, window, first_new;
     assert_ok(gr_gguf_open(&g, at("again.gguf"), &err));
     assert_ok(gr_gguf_get_string(g, "general.license", &text, NULL, &err));
     assert_string_equal(text, "apache-2.0");
@@ -338,11 +338,20 @@ static void test_what_goes_along(void **state) {
     assert_string_equal(arch, "llama");
     assert_ok(gr_gguf_get_int(g, "llama.attention.sliding_window", &window, &err));
     assert_int_equal(window, 128);
+    assert_ok(gr_gguf_get_int(g, "graft.base_vocab_size", &first_new, &err));
     gr_gguf_close(g);
     merge_plain(at("again.gguf"), t, GR_FORMAT_HF, at("back")); /* a mistral again */
     assert_holds(at("back/generation_config.json"), "7");       /* ends an answer, as in llama.cpp */
     assert_holds(at("back/config.json"), "\"model_type\": \"mistral\"");
     assert_holds(at("back/config.json"), "\"sliding_window\": 128");
+    gr_model *back = open_model(at("back")), *kept_model = open_model(at("kept")), *plain = open_model(TINY);
+    assert_int_equal(back->config.base_vocab, back->config.vocab - 3); /* through every writer */
+    assert_int_equal(kept_model->config.base_vocab, back->config.base_vocab);
+    assert_int_equal(first_new, back->config.base_vocab);
+    assert_int_equal(plain->config.base_vocab, 0);
+    gr_model_free(back);
+    gr_model_free(kept_model);
+    gr_model_free(plain);
     gr_tokenizer_free(t);
 }
 

@@ -169,6 +169,11 @@ static void test_gguf_round_trip(void **state) {
         assert_ok(gr_tokenizer_open(&loaded, path, &err));
         assert_ok(gr_tokenizer_save_hf(loaded, folder, &err));
         assert_ok(gr_tokenizer_open(&again, folder, &err));
+        const int64_t n_tokens = gr_tokenizer_get_info(t)->n_vocab; /* the three rows more are padding */
+        assert_int_equal(gr_tokenizer_get_info(loaded)->n_vocab, n_tokens + 3);
+        assert_int_equal(gr_tokenizer_n_tokens(loaded), n_tokens);
+        assert_int_equal(gr_tokenizer_n_tokens(again), n_tokens);
+        assert_int_equal(gr_tokenizer_get_info(again)->n_vocab, n_tokens);
         json_t *root = load_cases(kinds[k]), *row;
         size_t i;
         json_array_foreach(json_object_get(root, "cases"), i, row) {
