@@ -24,8 +24,9 @@ typedef struct gr_tensor_source {
 typedef struct gr_export {
     gr_tensor_source source;
     const gr_model_config *config; /* as written */
-    const gr_tokenizer *tokenizer;
-    const gr_weights *base; /* whose name, metadata and licence go along */
+    const gr_tokenizer *tokenizer; /* an HF folder may have none: NULL */
+    const gr_weights *base;        /* whose name, metadata and licence go along */
+    const char *name;              /* general.name of a GGUF; NULL: the base's */
     gr_dtype dtype; /* of the matrices: F32, F16 or BF16; in a GGUF also Q8_0, Q6_K, and Q4_K and Q5_K for llama.cpp's mixtures */
     int64_t shard_bytes; /* HF: size of a shard; 0 = 5 GB */
     gr_threads *threads;
@@ -34,6 +35,10 @@ typedef struct gr_export {
 /* To a folder (which exists) or a file. */
 graft_status gr_export_hf(const gr_export *x, const char *folder, graft_error *err);
 graft_status gr_export_gguf(const gr_export *x, const char *path, graft_error *err);
+
+/* The read-back: the configuration of `written`, opened from path, is x's, and rows of every tensor are the source's within what
+ * their type rounds away. FAILED, naming what is wrong, when they are not. */
+graft_status gr_export_check(const gr_export *x, const gr_weights *written, const char *path, graft_error *err);
 
 /* The format that a name says (".gguf"), checked against the one that was asked for by name (NULL: none); hf: what a folder is
  * called, "hf" or "peft". BAD_USAGE when they contradict each other. */

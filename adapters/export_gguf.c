@@ -114,7 +114,8 @@ static graft_status put_metadata(const gr_export *x, gr_gguf_builder *b, graft_e
     const char *base = gr_weights_path(x->base), *slash = strrchr(base, '/'), *name = slash && slash[1] ? slash + 1 : base;
     const gr_gguf *g = gr_weights_gguf(x->base);
     graft_status st = GRAFT_OK;
-    if (g && gr_gguf_has(g, "general.name")) st = gr_gguf_get_string(g, "general.name", &name, NULL, err);
+    if (x->name) name = x->name;
+    else if (g && gr_gguf_has(g, "general.name")) st = gr_gguf_get_string(g, "general.name", &name, NULL, err);
     if (st != GRAFT_OK) return st;
     gr_config_put_gguf(x->config, b);
     gr_gguf_put_string(b, "general.type", "model");

@@ -74,8 +74,10 @@ done:
 
 /* ---- what goes along with a model ---- */
 
-/* The HF folder that the base is, NULL for a GGUF. */
-static const char *base_folder(const gr_export *x) { return gr_weights_gguf(x->base) ? NULL : gr_weights_path(x->base); }
+/* The HF folder that the base is, NULL for a GGUF and for a shape. */
+static const char *base_folder(const gr_export *x) {
+    return gr_weights_gguf(x->base) || gr_weights_shape_only(x->base) ? NULL : gr_weights_path(x->base);
+}
 
 static bool goes_along(const char *name) {
     static const char *const beginnings[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"};
@@ -130,7 +132,7 @@ graft_status gr_export_hf(const gr_export *x, const char *folder, graft_error *e
     GR_TRY(check_biases(x->config, err));
     GR_TRY(write_weights(x, folder, err));
     GR_TRY(gr_config_write_hf(x->config, dtype, base_folder(x), folder, err));
-    GR_TRY(gr_tokenizer_save_hf(x->tokenizer, folder, err));
+    if (x->tokenizer) GR_TRY(gr_tokenizer_save_hf(x->tokenizer, folder, err));
     if (base_folder(x)) GR_TRY(copy_companions(base_folder(x), folder, err));
 done:
     return st;

@@ -1,4 +1,4 @@
-/* The read-back of a merge: is the written model what base and adapter are, and does it compute what they compute? */
+/* The read-back of what is written: is the written model what base and adapter are, and does it compute what they compute? */
 #include "adapters/merge.h"
 
 #include <math.h>
@@ -135,9 +135,10 @@ static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weight 
     }
     double bound = rounding_of(found->dtype);
     if (error <= bound * bound * power) return GRAFT_OK;
-    return gr_fail(err, GRAFT_FAILED,
-                   "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at most: the merge is wrong",
-                   path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
+    return gr_fail(
+        err, GRAFT_FAILED,
+        "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at most: what was written is wrong",
+        path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
 }
 
 /* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling of RoPE. */
@@ -156,19 +157,19 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
         for (int64_t k = 0; k < POSITIONS * a->head_dim; k++) same &= fabsf(rope[k] - other[k]) < 1e-4f;
     }
     free(rope);
-    return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration: the merge is wrong", path);
+    return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: reads back with another configuration", path);
 }
 
-static graft_status check_tensors(const gr_export *x, const gr_model *merged, const char *path, graft_error *err) {
+graft_status gr_export_check(const gr_export *x, const gr_weights *written, const char *path, graft_error *err) {
     graft_status st;
     int64_t cols = 1;
     for (int64_t i = 0; i < x->source.n; i++) cols = GR_MAX(cols, x->source.entries[i].view.cols);
     float *back = gr_calloc(RUN_ROWS * cols, sizeof *back);
     if (!back) GR_TRY(gr_fail_memory(err, path));
-    GR_TRY(check_config(x->config, &merged->config, path, err));
+    GR_TRY(check_config(x->config, gr_weights_config(written), path, err));
     for (int64_t i = 0; i < x->source.n; i++) {
-        const gr_weight_entry *e = &x->source.entries[i], *found = gr_weights_find(merged->weights, e->name);
-        if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing: the merge is wrong", path, e->name));
+        const gr_weight_entry *e = &x->source.entries[i], *found = gr_weights_find(written, e->name);
+        if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing in what was written", path, e->name));
         GR_TRY(check_tensor(x, i, &found->view, back, path, err));
     }
 done:
@@ -222,7 +223,7 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
         st = gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
         goto done;
     }
-    GR_TRY(check_tensors(x, merged, path, err));
+    GR_TRY(gr_export_check(x, merged->weights, path, err));
     GR_TRY(all_logits(&found, merged, &b, err));
     GR_TRY(compare(report, expected, found, b.n, V, path, err));
     for (int64_t i = 0; i < gr_weights_count(merged->weights); i++) {

@@ -21,6 +21,7 @@ typedef struct gr_model_config {
     int64_t max_positions; /* context length */
     int64_t window;        /* sliding window of attention, 0: none */
     float norm_eps;
+    float init_range; /* standard deviation of random weights: initializer_range */
     double rope_theta;
     gr_rope_scaling rope_scaling;
     double rope_factor, rope_low_freq, rope_high_freq; /* llama3: factor, low_freq_factor, high_freq_factor; linear: factor */

@@ -273,7 +273,7 @@ done:
 
 graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err) {
     graft_status st;
-    *c = (gr_model_config){.rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
+    *c = (gr_model_config){.init_range = 0.02f, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
     GR_TRY(read_arch(c, g, err));
     GR_TRY(read_sizes(c, g, err));
     name_arch(c);

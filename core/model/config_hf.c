@@ -24,6 +24,7 @@ const gr_config_key gr_config_hf_keys[] = {
     {"max_position_embeddings", INT(max_positions)},
     /* what the layers compute */
     {"rms_norm_eps", FLOAT(norm_eps)},
+    {"initializer_range", FLOAT(init_range)},
     {"attention_dropout", READ},
     {"tie_word_embeddings", BOOL(tied)},
     {"attention_bias", BOOL(qkv_bias), WHERE(attention_bias)},
@@ -88,7 +89,7 @@ const gr_config_key gr_config_hf_keys[] = {
 
 /* Keys that have nothing to do with what graft computes, in words. */
 static const char harmless[] =
-    "_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype use_cache initializer_range attn_pdrop "
+    "_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype use_cache attn_pdrop "
     "resid_pdrop embd_pdrop hidden_dropout max_sequence_length model_max_length max_seq_len seq_length sep_token_id "
     "unk_token_id decoder_start_token_id tokenizer_class auto_map attn_implementation _attn_implementation "
     "_attn_implementation_autoset _flash_attn_2_enabled use_flash_attention_2 use_flash_attention use_flash_attn "
@@ -441,7 +442,8 @@ done:
 graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_error *err) {
     json_file f = {0}, generation = {0};
     graft_status st;
-    *c = (gr_model_config){.norm_eps = 1e-6f, .rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
+    *c = (gr_model_config){
+        .norm_eps = 1e-6f, .init_range = 0.02f, .rope_theta = 10000, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
     const char *slash = strrchr(path, '/');
     char *generation_path = gr_format("%.*s/generation_config.json", slash ? (int)(slash - path) : 1, slash ? path : ".");
     if (!generation_path) GR_TRY(gr_fail_memory(err, "config"));

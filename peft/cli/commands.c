@@ -124,6 +124,18 @@ static const gr_option export_options[] = {
     END,
 };
 
+static const gr_option init_options[] = {
+    {"config", "FILE", "the architecture: a config.json, or the folder that has one", NULL},
+    {"out", "PATH", "HF folder or .gguf file to write", NULL},
+    {"tokenizer", "PATH", "HF folder, .gguf file or run whose tokenizer goes along (that beside the config.json)", NULL},
+    {"seed", "N", "the same seed gives the same weights (42)", NULL},
+    {"dtype", "TYPE", "fp32 (the default), fp16 or bf16", NULL},
+    {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
+    {"overwrite", NULL, "replace what is there", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
 static const gr_option tokenize_options[] = {
     {"model", "PATH", "HF folder, .gguf file, run or adapter whose tokenizer is used", NULL},
     {"plain", NULL, "lines are the text itself instead of {\"text\": ...}", NULL},
@@ -186,6 +198,9 @@ const gr_command gr_commands[] = {
     {"export", "write an adapter for other programs",
      "[RUN] --out PATH [options]", "graft export runs/quickstart --out lora.gguf",
      0, 1, gr_cmd_export, {export_options, model_options, json_option}},
+    {"init", "a model of random weights from a config.json, to pre-train",
+     "--config FILE --out PATH [options]", "graft init --config recipes/ct-llm/ct-llm-10m/config.json --tokenizer model.gguf --out base",
+     0, 0, gr_cmd_init, {init_options, json_option}},
     {"inspect", "say what a file or folder is and what is in it",
      "PATH [options]", "graft inspect runs/quickstart/adapter",
      1, 1, gr_cmd_inspect, {json_option}},

@@ -259,7 +259,7 @@ static gr_tokenizer *write_mistral(void) {
     char *config = text_of(at("mistral/config.json"));
     config[strrchr(config, '}') - config] = '\0';
     char *more = gr_format(
-        "%s, \"initializer_range\": 0.041666666666666664, \"_name_or_path\": \"x/y\", \"auto_map\": {\"A\": \"b.C\"}}", config);
+        "%s, \"initializer_factor\": 0.041666666666666664, \"_name_or_path\": \"x/y\", \"auto_map\": {\"A\": \"b.C\"}}", config);
     put_text(at("mistral/config.json"), more);
     free(config);
     free(more);
