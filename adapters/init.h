@@ -20,9 +20,10 @@ typedef struct gr_init_report {
 } gr_init_report;
 
 /* Weights as `_init_weights` of transformers' classes draws them: matrices normal(0, initializer_range), the embedding's row of
- * pad_token_id 0 (unless it is bos or eos), biases 0, norms 1. A number is a function of (seed, tensor's name, place), the same on every machine and in
- * every format, but for rounding to dtype. The ids of bos, eos and pad are the tokenizer's where it has them. Written whole or not
- * at all, read back and compared. BAD_USAGE where the tokenizer has more tokens than the embedding rows. report may be NULL. */
+ * pad_token_id 0 (unless it is bos or eos), biases 0, norms 1. A number is a function of (seed, tensor's name, place), the same on
+ * every machine and in every format, but for rounding to dtype. The ids of bos, eos and pad are the tokenizer's where it has them.
+ * Written whole or not at all, read back and compared. BAD_USAGE where the tokenizer has more tokens than the embedding rows.
+ * report may be NULL. */
 graft_status gr_init_model(const gr_init_options *o, const char *out_path, gr_threads *threads, gr_init_report *report,
                            graft_error *err);
 

@@ -199,7 +199,7 @@ const gr_command gr_commands[] = {
      "[RUN] --out PATH [options]", "graft export runs/quickstart --out lora.gguf",
      0, 1, gr_cmd_export, {export_options, model_options, json_option}},
     {"init", "a model of random weights from a config.json, to pre-train",
-     "--config FILE --out PATH [options]", "graft init --config recipes/ct-llm/ct-llm-10m/config.json --tokenizer model.gguf --out base",
+     "--config FILE --out PATH [options]", "graft init --config config.json --tokenizer model.gguf --out base",
      0, 0, gr_cmd_init, {init_options, json_option}},
     {"inspect", "say what a file or folder is and what is in it",
      "PATH [options]", "graft inspect runs/quickstart/adapter",

@@ -79,12 +79,16 @@ bad 2 "an adapter folder by format, a GGUF by name" "peft out.gguf" \
     "$GRAFT" export --adapter "$TINY/adapter" --format peft --out out.gguf
 bad 2 "a GGUF by format, a folder by name" "gguf ./" "$GRAFT" merge --model "$TINY" --format gguf --out ./none/
 bad 2 "merge without a place" "--out" "$GRAFT" merge --model "$TINY"
+bad 2 "init without an architecture" "--config" "$GRAFT" init --out out
+bad 2 "init of a quantised model" "q8_0 fp32" "$GRAFT" init --config "$TINY" --dtype q8_0 --out out.gguf
+bad 2 "init over its own tokenizer" "tiny" "$GRAFT" init --config "$TINY" --out "$TINY" --overwrite
+bad 3 "init of no file" "none.json" "$GRAFT" init --config none.json --out out
 bad 2 "both ways out of an existing run" "resume overwrite" train --resume --overwrite
 bad 2 "steps of a problem" "--steps" "$GRAFT" data make school-math --steps 0-9 --out out
 bad 2 "unknown task" "school-math" "$GRAFT" data make school-maths --out out
 bad 2 "prompt longer than the context" "2048" "$GRAFT" generate --model "$TINY" --prompt "$(printf 'x %.0s' $(seq 9000))"
 
-for c in serve init fetch study bench "vocab train" "data stats" "data mix"; do
+for c in serve fetch study bench "vocab train" "data stats" "data mix"; do
     # shellcheck disable=SC2086 # two words
     bad 2 "graft $c: a later version's" "${c% train} version" "$GRAFT" $c
 done
