@@ -38,8 +38,7 @@ int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens) {
 
 int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
     int64_t count = 0;
-    for (int64_t s = 0; s < n; s++)
-        for (int64_t i = d->offset[idx[s]] + 1; i < d->offset[idx[s] + 1]; i++) count += d->target[i] != 0;
+    for (int64_t s = 0; s < n; s++) count += gr_dataset_targets(d, idx[s]);
     return count;
 }
 
@@ -78,7 +77,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
         for (int64_t s = first; s < end; s++) {
             double sum = 0;
             int64_t count = 0;
-            for (int64_t r = batch.offset[s - first]; r < batch.offset[s - first + 1]; r++)
+            for (int64_t r = d->offset[s] - d->offset[first]; r < d->offset[s + 1] - d->offset[first]; r++)
                 if (batch.weight[r] != 0) sum += row_nll[r], count++;
             if (nll) nll[s] = sum;
             if (targets) targets[s] = count;

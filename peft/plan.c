@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "adapters/merge.h"
 #include "core/base/log.h"
@@ -16,13 +17,14 @@ enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 /* Where the largest micro-batch is looked for, in samples; beyond, what it may be is taken. */
 static const int64_t SEARCHED_SAMPLES = 20000000;
 /* What is touched only later: HDF5 and the writers of files, their buffers; bytes of a tokenizer's entry where none is open. */
-enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_ROW = 40 };
+enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_BLOCK = 48, BYTES_PER_ROW = 40 };
 
 /* ---- steps ---- */
 
 static int64_t batches_of(int64_t samples, int64_t batch) { return (samples + batch - 1) / batch; }
 
 static bool has_fractional_weight(const gr_dataset *d) {
+    if (d->share) return true;
     for (int i = 0; i < d->n_sources; i++)
         if (d->weight[i] != floor(d->weight[i])) return true;
     return false;
@@ -137,9 +139,12 @@ static int64_t footprint(const gr_run *run, int64_t bytes) {
     return run->session.machine.device->footprint(run->session.machine.device, bytes);
 }
 
-static int64_t data_bytes(const gr_dataset *d) {
-    return d ? d->offset[d->n_samples] * BYTES_PER_ID + d->n_samples * (int64_t)(sizeof *d->offset + sizeof *d->source) : 0;
+/* Blocks stay on disk until they are wanted. */
+static bool streams(const gr_recipe *r) {
+    return r->train_objective == GR_OBJECTIVE_PRETRAIN && !(r->data_cache && strcmp(r->data_cache, "none") == 0);
 }
+
+static int64_t data_bytes(const gr_dataset *d) { return d ? gr_dataset_bytes(d) : 0; }
 
 static int64_t vector_bytes(const gr_model *m) { /* norms and biases that the file does not hold as floats */
     int64_t bytes = 0;
@@ -184,7 +189,7 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     bool int8 = r->model_compute == GR_COMPUTE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
-    gr_memory a = {.data = loaded ? loaded : run->samples * run->mean_tokens * BYTES_PER_ID};
+    gr_memory a = {.data = loaded ? loaded : run->samples * (streams(r) ? BYTES_PER_BLOCK : run->mean_tokens * BYTES_PER_ID)};
     a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));

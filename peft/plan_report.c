@@ -17,7 +17,8 @@ static void disk_of(const gr_run *run, gr_plan_facts *f) {
     f->checkpoint_bytes = n * 3 * (int64_t)sizeof(float);
     f->result_bytes = n * (int64_t)sizeof(float);
     bool cached = r->data_cache && strcmp(r->data_cache, "none") != 0 && !(run->train && run->train->from_cache);
-    f->cache_bytes = cached ? run->memory.data : 0;
+    int64_t tokens = run->train ? run->train->offset[run->train->n_samples] : run->samples * run->mean_tokens;
+    f->cache_bytes = cached ? tokens * (int64_t)(sizeof(int32_t) + sizeof(uint8_t)) : 0;
     int64_t kept = GR_MIN(saves, r->save_save_total_limit + (r->save_best ? 1 : 0)) + 1; /* one in the making */
     f->disk_bytes =
         f->checkpoint_bytes * kept + f->result_bytes * 2 + f->cache_bytes; /* the result, too, is written beside the old one */

@@ -167,6 +167,9 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
     const char *metric = unknown_metric(r);
     char metric_why[120] = "";
     if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
+    int n_shares = 0;
+    bool pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN;
+    for (int i = 0; i < r->data_train.n; i++) n_shares += r->data_train.items[i].share > 0;
     const struct rule {
         bool bad;
         int row;
@@ -183,7 +186,11 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         {!lora && r->adapter_init_from, GR_ROW_adapter_init_from, "only method lora starts from an adapter"},
         {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, GR_ROW_adapter_dropout,
          "method full has no adapter to drop inputs of"},
-        {r->train_objective == GR_OBJECTIVE_PRETRAIN && gr_recipe_has_metric(r, "exact_match"), GR_ROW_eval_metrics,
+        {n_shares > 0 && !pretrain, GR_ROW_data_train, "share is for objective pretrain; use weight"},
+        {n_shares > 0 && n_shares < r->data_train.n, GR_ROW_data_train, "all sources have a share, or none"},
+        {r->data_attention != GR_ATTENTION_ACROSS && !pretrain, GR_ROW_data_attention,
+         "is for objective pretrain: samples of sft never see each other"},
+        {pretrain && gr_recipe_has_metric(r, "exact_match"), GR_ROW_eval_metrics,
          "exact_match needs answers, which pretrain does not have"},
         {metric, GR_ROW_eval_metrics, metric_why},
         {r->eval_early_stopping_patience > 0 && !has_eval, GR_ROW_eval_early_stopping_patience, "needs data.eval"},

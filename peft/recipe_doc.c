@@ -99,8 +99,8 @@ static void put_source(gr_str *out, const gr_data_source *s, bool absolute) {
         if (i) gr_str_puts(out, ", ");
         put_text(out, s->ignore[i]);
     }
-    gr_str_puts(out, "]\n      weight: ");
-    put_double(out, s->weight);
+    gr_str_puts(out, s->share > 0 ? "]\n      share: " : "]\n      weight: ");
+    put_double(out, s->share > 0 ? s->share : s->weight);
     gr_str_puts(out, "\n      limit: ");
     if (s->limit > 0) gr_str_printf(out, "%lld", (long long)s->limit);
     else gr_str_puts(out, "null");
@@ -213,7 +213,8 @@ void gr_recipe_help(gr_str *out) {
         gr_str_printf(out, "      %s\n", k->help);
     }
     gr_str_puts(out, "\nA source of data is a path or {path: FILE, format: auto, columns: {prompt: NAME}, ignore: [NAME], weight: "
-                     "1.0,\nlimit: null}; columns maps graft's names to the file's, ignore names fields that are left aside.\n");
+                     "1.0,\nlimit: null}; columns maps graft's names to the file's, ignore names fields that are left aside.\n"
+                     "For pretrain share: NUMBER in place of weight, in all sources: its part of all tokens, in any unit.\n");
 }
 
 /* ---- JSON Schema ---- */
@@ -234,11 +235,12 @@ static json_t *enum_schema(const gr_key *k) {
 }
 
 static json_t *source_schema(void) {
-    return json_pack("{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
-                     "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path", "properties",
-                     "path", "type", "string", "format", "type", "string", "columns", "type", "object", "additionalProperties",
-                     "type", "string", "ignore", "type", "array", "items", "type", "string", "weight", "type", "number",
-                     "exclusiveMinimum", 0, "limit", "type", "integer", "null", "minimum", 1);
+    return json_pack(
+        "{s:[{s:s},{s:s,s:b,s:[s],s:{s:{s:s},s:{s:s},s:{s:s,s:{s:s}},s:{s:s,s:{s:s}},s:{s:s,s:i},s:{s:s,s:i},s:{s:[s,s],s:i}}}]}",
+        "anyOf", "type", "string", "type", "object", "additionalProperties", 0, "required", "path", "properties", "path", "type",
+        "string", "format", "type", "string", "columns", "type", "object", "additionalProperties", "type", "string", "ignore",
+        "type", "array", "items", "type", "string", "weight", "type", "number", "exclusiveMinimum", 0, "share", "type", "number",
+        "exclusiveMinimum", 0, "limit", "type", "integer", "null", "minimum", 1);
 }
 
 static json_t *value_schema(const gr_key *k) {

@@ -282,7 +282,7 @@ static graft_status read_ignore(gr_reading *rd, const gr_yaml *n, const gr_key *
 }
 
 static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_key *k, gr_data_source *s) {
-    static const char *const names[] = {"path", "format", "columns", "ignore", "weight", "limit"};
+    static const char *const names[] = {"path", "format", "columns", "ignore", "weight", "share", "limit"};
     bool scalar = c->kind == GR_YAML_SCALAR, null = gr_yaml_is_null(c);
     if (strcmp(c->key, "path") == 0) {
         if (!scalar || null) return expected(rd, c, k, "a path");
@@ -299,14 +299,20 @@ static graft_status read_source_key(gr_reading *rd, const gr_yaml *c, const gr_k
     } else if (strcmp(c->key, "weight") == 0) {
         if (!scalar || !c->plain || !parse_float(c->text, &s->weight) || s->weight <= 0 || s->weight > 1e6)
             return expected(rd, c, k, "weight: a number above 0");
+    } else if (strcmp(c->key, "share") == 0) {
+        if (k->type == GR_KEY_EVAL_SOURCES)
+            return gr_problem_at(rd->problems, c, GR_AT_KEY, "data.eval: share is of data.train: each sample is evaluated once");
+        if (!null && (!scalar || !c->plain || !parse_float(c->text, &s->share) || s->share <= 0 || s->share > 1e18))
+            return expected(rd, c, k, "share: a number above 0: its part of all tokens, in any unit");
     } else if (strcmp(c->key, "limit") == 0) {
         if (!null && (!scalar || !c->plain || !parse_int(c->text, &s->limit) || s->limit < 1))
             return expected(rd, c, k, "limit: a whole number from 1, or null");
     } else {
         const char *near = gr_nearest(c->key, names, GR_LEN(names));
-        return gr_problem_at(rd->problems, c, GR_AT_KEY,
-                             "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, ignore, weight, limit%s%s%s",
-                             c->key, k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+        return gr_problem_at(
+            rd->problems, c, GR_AT_KEY,
+            "unknown key \"%.64s\" in %s.%s: a source has path, format, columns, ignore, weight, share, limit%s%s%s", c->key,
+            k->section, k->name, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
     }
     return GRAFT_OK;
 }
@@ -319,6 +325,10 @@ static graft_status read_source(gr_reading *rd, const gr_yaml *n, const gr_key *
     for (const gr_yaml *c = n->child; c; c = c->next) GR_TRY(read_source_key(rd, c, k, s));
     if (!gr_yaml_find(n, "path") || (s->path && !*s->path))
         st = gr_problem_at(rd->problems, n, GR_AT_VALUE, "%s.%s: a source needs a path", k->section, k->name);
+    if (st == GRAFT_OK && gr_yaml_find(n, "share") && gr_yaml_find(n, "weight"))
+        st = gr_problem_at(rd->problems, n, GR_AT_VALUE,
+                           "%s.%s: a source has a weight (how often its samples come) or a share (of all tokens), not both",
+                           k->section, k->name);
 done:
     return st;
 }

@@ -70,6 +70,7 @@ static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list
                          .n_rows = run->session.model->config.vocab,
                          .truncation = (gr_truncation)r->data_truncation,
                          .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN,
+                         .attention = (gr_block_attention)r->data_attention,
                          .cache_dir = cache};
     return gr_dataset_load(out, &o, run->session.tokenizer, run->session.chat, run->session.machine.threads, err);
 }
@@ -77,6 +78,21 @@ static graft_status load_set(gr_dataset **out, gr_run *run, const gr_source_list
 static void tell_set(const char *name, const gr_dataset *d) {
     gr_note("%s: %lld samples, %lld tokens, %lld of them trained%s", name, (long long)d->n_samples,
             (long long)d->offset[d->n_samples], (long long)d->n_targets, d->from_cache ? " (from the cache)" : "");
+}
+
+/* What a mix takes of each source in the steps of the run. */
+static graft_status tell_mix(const gr_run *run, graft_error *err) {
+    const gr_dataset *d = run->train;
+    gr_mix_fact *facts = gr_calloc(d->n_sources, sizeof *facts);
+    if (!facts) return gr_fail_memory(err, "mix");
+    graft_status st = gr_mix_facts(d, run->total_steps * run->r->train_batch_size, facts, err);
+    for (int i = 0; i < d->n_sources && st == GRAFT_OK; i++) {
+        char tokens[32];
+        gr_note("mix: %s: %.2f %% of the tokens, %.2f passes over its %s%s", run->r->data_train.items[i].path, 100 * facts[i].share,
+                facts[i].passes, gr_thousands(facts[i].tokens, tokens), facts[i].passes > 1 ? ": it begins again" : "");
+    }
+    free(facts);
+    return st;
 }
 
 static graft_status open_data(gr_run *run, graft_error *err) {
@@ -237,6 +253,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(open_data(&run, err));
     GR_TRY(check_interrupt(err));
     GR_TRY(gr_plan_steps(&run, err));
+    if (run.train->share) GR_TRY(tell_mix(&run, err));
     GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));

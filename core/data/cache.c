@@ -42,6 +42,9 @@ graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, cons
     XXH128_hash_t h = XXH3_128bits(text.data, (size_t)text.len);
     snprintf(key->hex, sizeof key->hex, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
     for (int i = 0; i < o->n_sources; i++) gr_str_printf(&text, "weight %a\n", o->sources[i].weight);
+    if (o->pretrain && o->attention) gr_str_printf(&text, "attention %d\n", (int)o->attention);
+    for (int i = 0; i < o->n_sources; i++)
+        if (o->sources[i].share > 0) gr_str_printf(&text, "share %a\n", o->sources[i].share);
     if (text.failed) GR_TRY(gr_fail_memory(err, "cache key"));
     key->full = XXH3_64bits(text.data, (size_t)text.len);
 done:

@@ -5,220 +5,23 @@
 
 #include "core/base/log.h"
 #include "core/data/cache.h"
-#include "core/data/fit.h"
-#include "core/data/reader.h"
+#include "core/data/samples.h"
+#include "core/data/store.h"
 
 enum {
-    CHUNK_SAMPLES = 16,  /* what a thread tokenises at a time */
-    ROUND_CHUNKS = 64,   /* chunks between two appends to the data set: bounds the memory beside it */
-    PROGRESS_FROM = 2000 /* samples of a file that are worth a progress line */
+    PROGRESS_FROM = 2000,   /* samples of a file that are worth a progress line */
+    SHARD_IDS = 16 << 20,   /* ids after which a store gets a new file; blocks are never cut */
+    ROUND_BYTES = 64 << 20, /* of the file that are tokenised between two appends, when samples are long */
+    LARGE_BYTES = 256 << 20 /* of tokens: worth a word when they are kept in memory */
 };
 
-/* The tokens of up to CHUNK_SAMPLES samples, by one thread. */
-typedef struct chunk {
-    gr_ids ids;
-    uint8_t *target; /* [ids.n] */
-    int64_t *len;    /* [n] */
-    int64_t target_capacity, len_capacity, n, n_empty;
-    gr_losses lost;
-    graft_status st;
-    graft_error err;
-} chunk;
-
-typedef struct job {
-    const gr_reader *r;
-    const gr_data_options *o;
-    const gr_tokenizer *t;
-    const gr_chat *chat; /* NULL: raw text only */
-    int64_t first, n;    /* samples of this round */
-    chunk chunks[ROUND_CHUNKS];
-} job;
-
-/* A data set that grows. */
+/* A data set that grows; with a store its blocks leave for there when they are many. */
 typedef struct builder {
     gr_dataset *d;
     int64_t n_ids, id_capacity, target_capacity, offset_capacity, source_capacity;
+    gr_store_writer *store; /* NULL: all stays in memory */
+    int64_t shard_ids;
 } builder;
-
-/* ---- one sample ---- */
-
-static gr_loss_on loss_on(const job *j) { return j->o->pretrain ? GR_LOSS_ALL : j->o->loss_on; }
-
-/* Whether any answer that counts says something: an end-of-turn token alone is nothing to learn. */
-static bool has_answer(const gr_message *messages, int64_t n, gr_loss_on on) {
-    for (int64_t i = n - 1; i >= 0; i--) {
-        const gr_message *m = &messages[i];
-        if (strcmp(m->role, "assistant") || m->no_loss) continue;
-        if (m->content[strspn(m->content, " \t\r\n")] || m->fields) return true;
-        if (on == GR_LOSS_LAST) return false;
-    }
-    return on == GR_LOSS_ALL;
-}
-
-/* Does text end, but for white space, with the token's own text? */
-static bool ends_with_token(const gr_tokenizer *t, int32_t id, const char *text, int64_t n) {
-    int64_t len = 0;
-    const char *piece = id < 0 ? NULL : gr_tokenizer_piece(t, id, &len, NULL, NULL);
-    while (n > 0 && strchr(" \t\r\n", text[n - 1])) n--;
-    return piece && len > 0 && n >= len && memcmp(text + n - len, piece, (size_t)len) == 0;
-}
-
-static bool starts_with_token(const gr_tokenizer *t, int32_t id, const char *text, int64_t n) {
-    int64_t len = 0;
-    const char *piece = id < 0 ? NULL : gr_tokenizer_piece(t, id, &len, NULL, NULL);
-    return piece && len > 0 && n >= len && memcmp(text, piece, (size_t)len) == 0;
-}
-
-static bool has_control(const gr_tokenizer *t, const gr_ids *ids, int64_t from) {
-    gr_piece_type type;
-    for (int64_t i = from; i < ids->n; i++) {
-        gr_tokenizer_piece(t, ids->data[i], NULL, NULL, &type);
-        if (type == GR_PIECE_CONTROL) return true;
-    }
-    return false;
-}
-
-/* Raw text: BOS where the tokenizer wants one, its tokens (control tokens in it are ids, as HF tokenizers have them), EOS where the
- * text has no end token; everything after the first id is a target. */
-static graft_status encode_text(const job *j, const char *text, gr_encoded *e, graft_error *err) {
-    const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
-    int64_t n = (int64_t)strlen(text), first;
-    e->ids.n = e->n_sequences = 0;
-    if (info->add_bos && info->bos >= 0 && !starts_with_token(j->t, info->bos, text, n) && !gr_ids_push(&e->ids, info->bos))
-        return gr_fail_memory(err, "tokens");
-    first = e->ids.n;
-    graft_status st = gr_tokenizer_encode(j->t, text, n, true, &e->ids, err);
-    if (st != GRAFT_OK) return st;
-    if (has_control(j->t, &e->ids, first)) gr_tally_add(j->r->tally, GR_REMARK_CONTROL_TEXT, NULL);
-    bool ended =
-        ends_with_token(j->t, info->eos, text, n) || (j->chat && ends_with_token(j->t, gr_chat_end_of_turn(j->chat), text, n));
-    if (info->eos >= 0 && !ended && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
-    if (!gr_grow(&e->target, &e->target_capacity, e->ids.n + 1, 1) || !gr_grow(&e->end, &e->end_capacity, 1, sizeof *e->end))
-        return gr_fail_memory(err, "tokens");
-    memset(e->target, 1, (size_t)e->ids.n);
-    e->end[e->n_sequences++] = e->ids.n;
-    return GRAFT_OK;
-}
-
-/* Ids [start, end) of e to the chunk as a sample; nothing when they hold nothing to learn. */
-static graft_status put(chunk *c, const gr_encoded *e, int64_t start, int64_t end, bool *learned) {
-    int64_t len = end - start, need = c->ids.n + len, n_targets = 0;
-    for (int64_t k = start + 1; k < end; k++) n_targets += e->target[k]; /* no row predicts the first id */
-    *learned = n_targets > 0;
-    if (n_targets == 0) return GRAFT_OK;
-    if (!gr_grow(&c->ids.data, &c->ids.capacity, need, sizeof *c->ids.data) || !gr_grow(&c->target, &c->target_capacity, need, 1) ||
-        !gr_grow(&c->len, &c->len_capacity, c->n + 1, sizeof *c->len))
-        return gr_fail_memory(&c->err, "tokens");
-    memcpy(c->ids.data + c->ids.n, e->ids.data + start, (size_t)len * sizeof *c->ids.data);
-    memcpy(c->target + c->ids.n, e->target + start, (size_t)len);
-    c->target[c->ids.n] = 0;
-    c->ids.n = need;
-    c->len[c->n++] = len;
-    return GRAFT_OK;
-}
-
-/* Sequence `which` of e, longer than max_length, to the chunk as truncation says. x: its conversation; NULL: raw text. */
-static graft_status take_long(const job *j, int64_t i, chunk *c, const gr_encoded *e, int64_t which, const gr_conversation *x,
-                              gr_encoded *shorter) {
-    graft_status st = GRAFT_OK;
-    char where[400];
-    int64_t start = which ? e->end[which - 1] : 0, end = e->end[which], max = j->o->max_length, kept;
-    bool learned = false;
-    gr_fit fit = {.answer = true};
-    switch (j->o->truncation) {
-    case GR_TRUNCATE_KEEP_ANSWER:
-        kept = gr_fit_end(e, start, end);
-        if (kept - start <= max || !x) { /* what follows the last answer is all that goes; of a raw text, its right end */
-            fit.answer = kept - start > max;
-            GR_TRY(put(c, e, start, GR_MIN(kept, start + max), &learned));
-            break;
-        }
-        GR_TRY(gr_fit_sequence(&(gr_fit_form){j->chat, j->t, loss_on(j), max}, x, e, which, shorter, &fit, &c->err));
-        if (!fit.dropped) GR_TRY(put(c, shorter, 0, shorter->ids.n, &learned));
-        break;
-    case GR_TRUNCATE_RIGHT: GR_TRY(put(c, e, start, start + max, &learned)); break;
-    case GR_TRUNCATE_DROP: break;
-    case GR_TRUNCATE_ERROR:
-        gr_reader_where(j->r, i, where, sizeof where);
-        return gr_fail(&c->err, GRAFT_BAD_INPUT, "%s: %lld tokens, max_length is %lld; raise it or set truncation: keep-answer",
-                       where, (long long)(end - start), (long long)max);
-    }
-    c->lost.dropped += !learned;
-    c->lost.truncated += learned;
-    c->lost.turns += learned && fit.turns;
-    c->lost.prompt += learned && fit.prompt;
-    c->lost.answer += learned && fit.answer;
-done:
-    return st;
-}
-
-static graft_status take(const job *j, int64_t i, chunk *c, const gr_encoded *e, const gr_conversation *x, gr_encoded *shorter) {
-    graft_status st = GRAFT_OK;
-    for (int64_t k = 0, start = 0; k < e->n_sequences; start = e->end[k++]) {
-        bool learned;
-        if (e->end[k] - start > j->o->max_length && !j->o->pretrain) {
-            GR_TRY(take_long(j, i, c, e, k, x, shorter));
-            continue;
-        }
-        GR_TRY(put(c, e, start, e->end[k], &learned));
-        c->n_empty += !learned;
-    }
-done:
-    return st;
-}
-
-static graft_status encode_messages(const job *j, const gr_sample *s, const gr_conversation *x, gr_encoded *e, graft_error *err) {
-    if (s->is_pair && gr_chat_is_rendered(j->chat, s->messages[0].content)) {
-        gr_tally_add(j->r->tally, GR_REMARK_RENDERED, NULL);
-        return gr_chat_encode_rendered(j->chat, s->messages[0].content, s->messages[1].content, e, err);
-    }
-    graft_status st = gr_chat_encode(j->chat, x, loss_on(j), e, err);
-    if (st != GRAFT_OK) return st;
-    for (int64_t k = 0; k < e->n_unwritten; k++) gr_tally_add(j->r->tally, GR_REMARK_LEFT_OUT, NULL);
-    for (int64_t k = 0; k < e->n_parted; k++) gr_tally_add(j->r->tally, GR_REMARK_PARTED, NULL);
-    for (int64_t k = 0; k < e->n_shortened; k++) gr_tally_add(j->r->tally, GR_REMARK_SHORTENED, NULL);
-    if (e->n_plain) gr_tally_add(j->r->tally, GR_REMARK_PLAIN, NULL);
-    if (e->n_sequences > 1) gr_tally_add(j->r->tally, GR_REMARK_APART, NULL);
-    return GRAFT_OK;
-}
-
-static graft_status encode_sample(const job *j, int64_t i, gr_sample *s, gr_encoded *e, gr_encoded *shorter, chunk *c) {
-    char where[400];
-    graft_status st = gr_reader_parse(j->r, i, s, &c->err);
-    if (st != GRAFT_OK) return st;
-    gr_conversation x = {.messages = s->messages, .n = s->n_messages, .tools = s->tools, .documents = s->documents};
-    const gr_conversation *conversation = NULL;
-    gr_reader_where(j->r, i, where, sizeof where);
-    if (s->text) {
-        if (!s->text[0]) return c->n_empty++, GRAFT_OK;
-        st = encode_text(j, s->text, e, &c->err);
-    } else if (!j->chat) {
-        return gr_fail(&c->err, GRAFT_BAD_USAGE, "%s: messages need a template, none was given", where);
-    } else {
-        if (!has_answer(s->messages, s->n_messages, loss_on(j))) return c->n_empty++, GRAFT_OK;
-        st = encode_messages(j, s, &x, e, &c->err);
-        if (!s->is_pair || !gr_chat_is_rendered(j->chat, s->messages[0].content)) conversation = &x;
-    }
-    return st == GRAFT_OK ? take(j, i, c, e, conversation, shorter) : gr_fail_context(&c->err, st, "%s", where);
-}
-
-static void encode_chunk(void *context, int64_t index, int worker) {
-    (void)worker;
-    job *j = context;
-    chunk *c = &j->chunks[index];
-    gr_sample sample = {0};
-    gr_encoded encoded = {0}, shorter = {0};
-    c->ids.n = c->n = c->n_empty = 0;
-    c->lost = (gr_losses){0};
-    c->st = GRAFT_OK;
-    int64_t first = j->first + index * CHUNK_SAMPLES, end = GR_MIN(first + CHUNK_SAMPLES, j->first + j->n);
-    for (int64_t i = first; i < end && c->st == GRAFT_OK; i++) c->st = encode_sample(j, i, &sample, &encoded, &shorter, c);
-    gr_sample_release(&sample);
-    gr_encoded_release(&encoded);
-    gr_encoded_release(&shorter);
-}
-
-/* ---- the data set ---- */
 
 static graft_status close_sample(builder *b, int source, graft_error *err) {
     gr_dataset *d = b->d;
@@ -246,22 +49,29 @@ static int64_t open_ids(const builder *b) { /* since the last closed sample */
     return b->n_ids - (b->d->n_samples ? b->d->offset[b->d->n_samples] : 0);
 }
 
+/* The last n ids belong to a stream: where documents begin is kept for a store, and where attention stops there. */
+static void mark_stream(builder *b, int64_t n, gr_block_attention attention) {
+    uint8_t *target = b->d->target + b->n_ids - n;
+    for (int64_t k = 0; k < n && !b->store && attention == GR_ATTENTION_ACROSS; k++)
+        if (target[k] == GR_TARGET_START) target[k] = GR_TARGET_LEARNED;
+    b->d->target[b->n_ids - open_ids(b)] = GR_TARGET_NONE; /* the block's first id */
+}
+
 /* Texts one after the other, cut into blocks of max_length. */
-static graft_status append_stream(builder *b, const chunk *c, int source, int64_t max_length, graft_error *err) {
+static graft_status append_stream(builder *b, const gr_chunk *c, int source, const gr_data_options *o, graft_error *err) {
     graft_status st = GRAFT_OK;
     for (int64_t at = 0; at < c->ids.n;) {
-        int64_t n = GR_MIN(c->ids.n - at, max_length - open_ids(b));
+        int64_t n = GR_MIN(c->ids.n - at, o->max_length - open_ids(b));
         GR_TRY(append_ids(b, c->ids.data + at, c->target + at, n, err));
-        memset(b->d->target + b->n_ids - n, 1, (size_t)n);
-        b->d->target[b->n_ids - open_ids(b)] = 0;
-        if (open_ids(b) == max_length) GR_TRY(close_sample(b, source, err));
+        mark_stream(b, n, o->attention);
+        if (open_ids(b) == o->max_length) GR_TRY(close_sample(b, source, err));
         at += n;
     }
 done:
     return st;
 }
 
-static graft_status append_chunk(builder *b, const job *j, const chunk *c, int source, graft_error *err) {
+static graft_status append_chunk(builder *b, const gr_encoding *j, const gr_chunk *c, int source, graft_error *err) {
     graft_status st = GRAFT_OK;
     if (c->st != GRAFT_OK) {
         if (err) *err = c->err;
@@ -273,7 +83,7 @@ static graft_status append_chunk(builder *b, const job *j, const chunk *c, int s
     b->d->lost.prompt += c->lost.prompt;
     b->d->lost.answer += c->lost.answer;
     b->d->n_empty += c->n_empty;
-    if (j->o->pretrain) return append_stream(b, c, source, j->o->max_length, err);
+    if (j->o->pretrain) return append_stream(b, c, source, j->o, err);
     for (int64_t i = 0, at = 0; i < c->n; at += c->len[i++]) {
         GR_TRY(append_ids(b, c->ids.data + at, c->target + at, c->len[i], err));
         GR_TRY(close_sample(b, source, err));
@@ -299,7 +109,38 @@ static graft_status keep_remarks(gr_dataset *d, const gr_reader *r, int source, 
     return failed ? gr_fail_memory(err, "remarks") : GRAFT_OK;
 }
 
-static graft_status add_source(builder *b, job *j, int source, struct gr_threads *threads, graft_error *err) {
+/* Samples from j->first on that are tokenised together: bounded in number and in bytes. */
+static int64_t round_samples(const gr_encoding *j) {
+    int64_t n = 0, bytes = 0, most = GR_MIN(gr_reader_count(j->r) - j->first, GR_CHUNK_SAMPLES * GR_ROUND_CHUNKS);
+    while (n < most && bytes < ROUND_BYTES) bytes += j->r->spans[j->first + n++].len;
+    return n;
+}
+
+/* The whole blocks to the store, once they are many or `all` of the rest is wanted; the open one stays. */
+static graft_status flush(builder *b, int64_t next_source, int64_t next, bool all, graft_error *err) {
+    gr_dataset *d = b->d;
+    int64_t n_open = open_ids(b), n_ids = b->n_ids - n_open;
+    if (!b->store || d->n_samples == 0 || (!all && n_ids < b->shard_ids)) return GRAFT_OK;
+    const gr_store_part part = {.n_blocks = d->n_samples,
+                                .offset = d->offset,
+                                .source = d->source,
+                                .ids = d->ids,
+                                .target = d->target,
+                                .n_open = n_open,
+                                .next_source = next_source,
+                                .next = next,
+                                .n_empty = d->n_empty};
+    graft_status st = gr_store_add(b->store, &part, err);
+    memmove(d->ids, d->ids + n_ids, (size_t)n_open * sizeof *d->ids);
+    memmove(d->target, d->target + n_ids, (size_t)n_open);
+    b->n_ids = n_open;
+    d->n_samples = 0;
+    return st;
+}
+
+/* Samples of a source from `first` on. */
+static graft_status add_source(builder *b, gr_encoding *j, int source, int64_t first, struct gr_threads *threads,
+                               graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_reader *r = NULL;
     gr_progress progress;
@@ -309,13 +150,14 @@ static graft_status add_source(builder *b, job *j, int source, struct gr_threads
     j->r = r;
     int64_t n = gr_reader_count(r);
     if (n >= PROGRESS_FROM) gr_progress_start(&progress, "tokenising", n);
-    for (j->first = 0; j->first < n && st == GRAFT_OK; j->first += j->n) {
-        j->n = GR_MIN(n - j->first, CHUNK_SAMPLES * ROUND_CHUNKS);
-        int64_t n_chunks = (j->n + CHUNK_SAMPLES - 1) / CHUNK_SAMPLES;
-        if (threads) gr_threads_run(threads, n_chunks, encode_chunk, j);
+    for (j->first = first; j->first < n && st == GRAFT_OK; j->first += j->n) {
+        j->n = round_samples(j);
+        int64_t n_chunks = (j->n + GR_CHUNK_SAMPLES - 1) / GR_CHUNK_SAMPLES;
+        if (threads) gr_threads_run(threads, n_chunks, gr_encode_chunk, j);
         else
-            for (int64_t k = 0; k < n_chunks; k++) encode_chunk(j, k, 0);
+            for (int64_t k = 0; k < n_chunks; k++) gr_encode_chunk(j, k, 0);
         for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++) st = append_chunk(b, j, &j->chunks[k], source, err);
+        if (st == GRAFT_OK) st = flush(b, source, j->first + j->n, false, err);
         if (n >= PROGRESS_FROM) gr_progress_update(&progress, j->first + j->n, "samples");
     }
     if (n >= PROGRESS_FROM) gr_progress_end(&progress);
@@ -327,27 +169,109 @@ done:
     return st;
 }
 
+static graft_status nothing_to_learn(const gr_dataset *d, const gr_data_options *o, graft_error *err) {
+    return gr_fail(err, GRAFT_BAD_INPUT,
+                   "%s%s: nothing to learn from: %lld samples without an answer, %lld too long for data.max_length %lld",
+                   o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "", (long long)d->n_empty,
+                   (long long)d->lost.dropped, (long long)o->max_length);
+}
+
 static graft_status build(gr_dataset *d, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
                           struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
     builder b = {.d = d};
-    job *j = gr_calloc(1, sizeof *j);
+    gr_encoding *j = gr_encoding_new(o, t, chat);
     if (!j) return gr_fail_memory(err, "data set");
-    j->o = o, j->t = t, j->chat = chat;
-    for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&b, j, i, threads, err));
-    if (d->n_samples == 0)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s%s: nothing to learn from: %lld samples without an answer, %lld too long for data.max_length %lld",
-                       o->sources[0].path, o->n_sources > 1 ? " and the other sources" : "", (long long)d->n_empty,
-                       (long long)d->lost.dropped, (long long)o->max_length));
-    for (int64_t i = 0; i < b.n_ids; i++) d->n_targets += d->target[i];
+    for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&b, j, i, 0, threads, err));
+    if (d->n_samples == 0) GR_TRY(nothing_to_learn(d, o, err));
+    for (int64_t i = 0; i < d->n_samples; i++) d->n_targets += gr_dataset_targets(d, i);
 done:
-    for (int k = 0; k < ROUND_CHUNKS; k++) {
-        gr_ids_release(&j->chunks[k].ids);
-        free(j->chunks[k].target);
-        free(j->chunks[k].len);
+    gr_encoding_free(j);
+    return st;
+}
+
+/* ---- a store ---- */
+
+/* The ids that a part left open, as the builder's. */
+static graft_status begin_from(builder *b, const gr_store_part *part, graft_error *err) {
+    b->d->n_empty = part->n_empty;
+    return part->n_open ? append_ids(b, part->ids, part->target, part->n_open, err) : GRAFT_OK;
+}
+
+static graft_status remark_resumed(gr_dataset *d, graft_error *err) {
+    d->remarks = gr_format("0\ttokenised in several goes: what was left aside in earlier ones is not counted here\n");
+    return d->remarks ? GRAFT_OK : gr_fail_memory(err, "remarks");
+}
+
+/* Tokenise into the store, from where an earlier try ended. FAILED: it cannot be written. */
+static graft_status make_store(const char *folder, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
+                               struct gr_threads *threads, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_store_part part;
+    gr_dataset *d = gr_calloc(1, sizeof *d);
+    builder b = {.d = d, .shard_ids = o->shard_ids > 0 ? o->shard_ids : SHARD_IDS};
+    gr_encoding *j = gr_encoding_new(o, t, chat);
+    if (!d || !j) GR_TRY(gr_fail_memory(err, "data set"));
+    GR_TRY(gr_store_begin(&b.store, folder, o->n_sources, gr_tokenizer_get_info(t)->n_vocab, &part, err));
+    GR_TRY(begin_from(&b, &part, err));
+    if (part.next || part.next_source) {
+        gr_note("%s: tokenising goes on at sample %lld of source %lld", folder, (long long)part.next + 1,
+                (long long)part.next_source + 1);
+        GR_TRY(remark_resumed(d, err));
     }
-    free(j);
+    int64_t first = part.next;
+    for (int64_t i = part.next_source; i < o->n_sources; i++, first = 0) GR_TRY(add_source(&b, j, (int)i, first, threads, err));
+    GR_TRY(flush(&b, o->n_sources, 0, true, err));
+    if (gr_store_writer_empty(b.store)) GR_TRY(nothing_to_learn(d, o, err));
+    GR_TRY(gr_store_end(b.store, d->n_empty, d->remarks, err));
+done:
+    gr_store_writer_free(b.store);
+    gr_encoding_free(j);
+    gr_dataset_free(d);
+    return st;
+}
+
+/* What the set is, of a store. */
+static graft_status take_store(gr_dataset *d, graft_error *err) {
+    const gr_store *s = d->store;
+    d->n_samples = s->n_blocks;
+    d->n_empty = s->n_empty;
+    d->offset = gr_calloc(s->n_blocks + 1, sizeof *d->offset);
+    d->source = gr_calloc(s->n_blocks, sizeof *d->source);
+    d->block = gr_calloc(s->n_blocks, sizeof *d->block);
+    d->remarks = s->remarks && *s->remarks ? gr_strdup(s->remarks) : NULL;
+    if (!d->offset || !d->source || !d->block) return gr_fail_memory(err, "data set");
+    memcpy(d->offset, s->offset, (size_t)(s->n_blocks + 1) * sizeof *d->offset);
+    memcpy(d->source, s->source, (size_t)s->n_blocks * sizeof *d->source);
+    for (int64_t i = 0; i < s->n_blocks; i++) {
+        d->block[i] = i;
+        d->n_targets += gr_dataset_targets(d, i);
+    }
+    return GRAFT_OK;
+}
+
+/* The store of these texts, which is made where there is none; d->store stays NULL where it cannot be written. */
+static graft_status open_store(gr_dataset *d, const gr_data_options *o, const gr_cache_key *key, const gr_tokenizer *t,
+                               const gr_chat *chat, struct gr_threads *threads, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    int64_t n_vocab = gr_tokenizer_get_info(t)->n_vocab;
+    char *folder = gr_format("%s/%s.tokens", o->cache_dir, key->hex);
+    if (!folder) return gr_fail_memory(err, "token cache");
+    d->attention = o->attention;
+    GR_TRY(gr_store_open(&d->store, folder, o->n_sources, n_vocab, err));
+    d->from_cache = d->store != NULL;
+    if (!d->store) {
+        st = make_store(folder, o, t, chat, threads, err);
+        if (st == GRAFT_FAILED) { /* the disk: it costs memory, never a run */
+            gr_warn("token cache not written, all tokens are kept in memory: %s", err ? err->msg : "");
+            st = GRAFT_OK;
+        } else if (st == GRAFT_OK) {
+            st = gr_store_open(&d->store, folder, o->n_sources, n_vocab, err);
+        }
+    }
+    if (st == GRAFT_OK && d->store) st = take_store(d, err);
+done:
+    free(folder);
     return st;
 }
 
@@ -361,6 +285,9 @@ static graft_status check_options(const gr_data_options *o, graft_error *err) {
             return gr_fail(err, GRAFT_BAD_USAGE, "%s: weight is %g, expected more than 0 and at most 1000", s->path, s->weight);
         if (s->limit < 0)
             return gr_fail(err, GRAFT_BAD_USAGE, "%s: limit is %lld, expected 0 (all) or more", s->path, (long long)s->limit);
+        if (!(s->share >= 0 && s->share < 1e18) || (s->share > 0) != (o->sources[0].share > 0) || (s->share > 0 && !o->pretrain))
+            return gr_fail(err, GRAFT_BAD_USAGE, "%s: share is %g: all sources of a pretrain set have one above 0, or none",
+                           s->path, s->share);
     }
     return GRAFT_OK;
 }
@@ -381,6 +308,43 @@ static void report(const gr_dataset *d, const gr_data_options *o) {
     }
 }
 
+/* From the cache, or tokenised now. */
+static graft_status load_tokens(gr_dataset **out, const gr_data_options *o, const gr_cache_key *key, const gr_tokenizer *t,
+                                const gr_chat *chat, struct gr_threads *threads, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_dataset *d = o->cache_dir && !o->pretrain ? gr_cache_load(o, key, gr_tokenizer_get_info(t)->n_vocab) : NULL;
+    if (d) {
+        d->from_cache = true;
+        *out = d;
+        return GRAFT_OK;
+    }
+    d = gr_calloc(1, sizeof *d);
+    if (!d) return gr_fail_memory(err, "data set");
+    if (o->cache_dir && o->pretrain) GR_TRY(open_store(d, o, key, t, chat, threads, err));
+    if (!d->store) GR_TRY(build(d, o, t, chat, threads, err));
+    if (o->cache_dir && !o->pretrain) gr_cache_save(o, key, d);
+    if (o->pretrain && !d->store && gr_dataset_bytes(d) > LARGE_BYTES)
+        gr_note("data: %.0f MiB of tokens are kept in memory; with a data.cache they would be read from disk",
+                (double)gr_dataset_bytes(d) / (1 << 20));
+    *out = d;
+    d = NULL;
+done:
+    gr_dataset_free(d);
+    return st;
+}
+
+/* Weights and shares. A mix draws whole blocks. */
+static graft_status take_proportions(gr_dataset *d, const gr_data_options *o, graft_error *err) {
+    d->weight = gr_calloc(o->n_sources, sizeof *d->weight);
+    d->share = o->sources[0].share > 0 ? gr_calloc(o->n_sources, sizeof *d->share) : NULL;
+    if (!d->weight || (o->sources[0].share > 0 && !d->share)) return gr_fail_memory(err, "data set");
+    for (int i = 0; i < o->n_sources; i++) {
+        d->weight[i] = o->sources[i].weight;
+        if (d->share) d->share[i] = o->sources[i].share;
+    }
+    return GRAFT_OK;
+}
+
 graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const gr_tokenizer *t, const gr_chat *chat,
                              struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -389,36 +353,17 @@ graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const g
     *out = NULL;
     GR_TRY(check_options(o, err));
     GR_TRY(gr_cache_make_key(&key, o, t, chat, err));
-    if (o->cache_dir) d = gr_cache_load(o, &key, gr_tokenizer_get_info(t)->n_vocab);
-    if (d) {
-        d->from_cache = true;
-    } else {
-        d = gr_calloc(1, sizeof *d);
-        if (!d) GR_TRY(gr_fail_memory(err, "data set"));
-        GR_TRY(build(d, o, t, chat, threads, err));
-        if (o->cache_dir) gr_cache_save(o, &key, d);
-    }
+    GR_TRY(load_tokens(&d, o, &key, t, chat, threads, err));
     d->n_sources = o->n_sources;
     d->key = key.full;
-    d->weight = gr_calloc(o->n_sources, sizeof *d->weight);
-    if (!d->weight) GR_TRY(gr_fail_memory(err, "data set"));
-    for (int i = 0; i < o->n_sources; i++) d->weight[i] = o->sources[i].weight;
+    GR_TRY(take_proportions(d, o, err));
     report(d, o);
-    if (o->n_rows > 0) GR_TRY(gr_tokenizer_check_rows(t, d->ids, d->offset[d->n_samples], o->n_rows, o->sources[0].path, err));
+    const int32_t *ids = d->store ? &d->store->max_id : d->ids;
+    int64_t n_ids = d->store ? 1 : d->offset[d->n_samples];
+    if (o->n_rows > 0) GR_TRY(gr_tokenizer_check_rows(t, ids, n_ids, o->n_rows, o->sources[0].path, err));
     *out = d;
     d = NULL;
 done:
     gr_dataset_free(d);
     return st;
-}
-
-void gr_dataset_free(gr_dataset *d) {
-    if (!d) return;
-    free(d->offset);
-    free(d->ids);
-    free(d->target);
-    free(d->source);
-    free(d->weight);
-    free(d->remarks);
-    free(d);
 }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/base/log.h"
-#include "core/data/dataset.h"
+#include "core/data/mix.h"
 #include "kernels/philox.h"
 
 /* Fisher-Yates; the numbers are keyed by (seed, purpose, stream, place). */
@@ -18,6 +18,8 @@ static void shuffle(int64_t *items, int64_t n, uint64_t seed, uint32_t purpose, 
         items[k] = swapped;
     }
 }
+
+void gr_shuffle(int64_t *items, int64_t n, uint64_t seed, uint64_t stream) { shuffle(items, n, seed, GR_PURPOSE_SHUFFLE, stream); }
 
 /* The samples of one source that a fractional weight adds in this epoch: a window that wanders, epoch after
  * epoch, over a fixed shuffled circle of them, so that 0.5 takes one half and next time the other. */
@@ -49,6 +51,7 @@ static graft_status count_samples(int32_t *count, const gr_dataset *d, uint64_t 
 graft_status gr_dataset_order(const gr_dataset *d, uint64_t seed, int64_t epoch, bool shuffled, int64_t **order, int64_t *n,
                               graft_error *err) {
     graft_status st = GRAFT_OK;
+    if (d->share) return gr_mix_order(d, seed, epoch, shuffled, order, n, err);
     int64_t total = 0, at = 0, *list = NULL;
     int32_t most = 0, *count = gr_calloc(d->n_samples, sizeof *count);
     if (!count) return gr_fail_memory(err, "order of samples");
@@ -70,20 +73,39 @@ done:
 /* Copy the samples i with chosen[i] == which to `to`, which may be d itself (ids only move to the left). */
 static void take_samples(gr_dataset *to, const gr_dataset *d, const uint8_t *chosen, int which) {
     int64_t n = 0, n_ids = 0, n_samples = d->n_samples, start = 0, next;
-    to->n_targets = 0;
     for (int64_t i = 0; i < n_samples; i++, start = next) {
         next = d->offset[i + 1]; /* read before offset[n] below may overwrite it */
         int64_t len = next - start;
         if (chosen[i] != which) continue;
-        memmove(to->ids + n_ids, d->ids + start, (size_t)len * sizeof *d->ids);
-        memmove(to->target + n_ids, d->target + start, (size_t)len);
-        for (int64_t k = 0; k < len; k++) to->n_targets += to->target[n_ids + k];
+        if (d->store) {
+            to->block[n] = d->block[i];
+        } else {
+            memmove(to->ids + n_ids, d->ids + start, (size_t)len * sizeof *d->ids);
+            memmove(to->target + n_ids, d->target + start, (size_t)len);
+        }
         to->source[n] = d->source[i];
         n_ids += len;
         to->offset[++n] = n_ids;
     }
     to->offset[0] = 0;
     to->n_samples = n;
+    to->n_targets = 0;
+    for (int64_t i = 0; i < n; i++) to->n_targets += gr_dataset_targets(to, i);
+}
+
+static graft_status split_memory(gr_dataset *e, const gr_dataset *d, int64_t n_eval, int64_t n_ids, graft_error *err) {
+    e->offset = gr_calloc(n_eval + 1, sizeof *e->offset);
+    e->source = gr_calloc(n_eval, sizeof *e->source);
+    e->weight = gr_calloc(d->n_sources, sizeof *e->weight);
+    if (d->store) {
+        e->block = gr_calloc(n_eval, sizeof *e->block);
+        e->store = d->store, e->borrowed = true;
+    } else {
+        e->ids = gr_calloc(n_ids, sizeof *e->ids);
+        e->target = gr_calloc(n_ids, sizeof *e->target);
+    }
+    bool tokens = d->store ? e->block != NULL : e->ids && e->target;
+    return e->offset && e->source && e->weight && tokens ? GRAFT_OK : gr_fail_memory(err, "split");
 }
 
 graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dataset **eval, graft_error *err) {
@@ -108,15 +130,11 @@ graft_status gr_dataset_split(gr_dataset *d, double share, uint64_t seed, gr_dat
         chosen[list[i]] = 1;
         n_ids += d->offset[list[i] + 1] - d->offset[list[i]];
     }
-    e->offset = gr_calloc(n_eval + 1, sizeof *e->offset);
-    e->source = gr_calloc(n_eval, sizeof *e->source);
-    e->ids = gr_calloc(n_ids, sizeof *e->ids);
-    e->target = gr_calloc(n_ids, sizeof *e->target);
-    e->weight = gr_calloc(d->n_sources, sizeof *e->weight);
-    if (!e->offset || !e->source || !e->ids || !e->target || !e->weight) GR_TRY(gr_fail_memory(err, "split"));
+    GR_TRY(split_memory(e, d, n_eval, n_ids, err));
     for (int i = 0; i < d->n_sources; i++) e->weight[i] = 1; /* evaluation takes each sample once */
     e->n_sources = d->n_sources;
     e->from_cache = d->from_cache;
+    e->attention = d->attention;
     take_samples(e, d, chosen, 1);
     take_samples(d, d, chosen, 0);
     e->key = d->key ^ 0x9E3779B97F4A7C15u ^ seed; /* the two differ from each other and from the whole */

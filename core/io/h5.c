@@ -298,6 +298,19 @@ done:
     return st;
 }
 
+graft_status gr_h5_place(gr_h5 *h, const char *name, gr_h5_type type, int64_t *offset, graft_error *err) {
+    hsize_t dims[MAX_DIMS] = {0};
+    int n_dims = 0;
+    hid_t set = H5I_INVALID_HID;
+    graft_status st = open_dataset(&set, dims, &n_dims, h, name, type, err);
+    if (st != GRAFT_OK) return st;
+    haddr_t at = H5Dget_offset(set);
+    H5Dclose(set);
+    if (at == HADDR_UNDEF || at > INT64_MAX) return gr_fail(err, GRAFT_BAD_INPUT, "%s: dataset %s is in pieces", h->path, name);
+    *offset = (int64_t)at;
+    return GRAFT_OK;
+}
+
 /* ---- attributes ---- */
 
 static graft_status put_attribute(gr_h5 *h, const char *name, hid_t type, const void *value, graft_error *err) {

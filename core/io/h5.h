@@ -22,6 +22,8 @@ graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, 
 graft_status gr_h5_shape(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, int64_t *shape, graft_error *err);
 /* Reads the whole dataset into data (n_elements must match). */
 graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, int64_t n_elements, graft_error *err);
+/* The byte of the file, opened for reading, at which the elements of a dataset begin: they lie there one after the other. */
+graft_status gr_h5_place(gr_h5 *h, const char *name, gr_h5_type type, int64_t *offset, graft_error *err);
 bool gr_h5_has(gr_h5 *h, const char *name);
 /* Calls visit for each dataset ("/group/name") and then each attribute of the root group, in order of their names; stops at the
  * first status that is not OK and returns it. */

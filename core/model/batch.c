@@ -2,8 +2,6 @@
 
 #include <stdlib.h>
 
-#include "core/data/dataset.h"
-
 /* The finaliser of splitmix64: neighbouring inputs give unrelated outputs. */
 static uint64_t mix(uint64_t x) {
     x += 0x9E3779B97F4A7C15u;
@@ -35,7 +33,7 @@ graft_status gr_batch_append(gr_batch *b, const int32_t *ids, const uint8_t *tar
     if (st != GRAFT_OK) return st;
     for (int64_t i = 0; i < n; i++) {
         int64_t row = b->n + i;
-        bool last = i + 1 == n, trained = !last && target && target[i + 1];
+        bool last = i + 1 == n, trained = !last && target && target[i + 1] == GR_TARGET_LEARNED;
         b->tokens[row] = ids[i];
         b->targets[row] = last ? 0 : ids[i + 1];
         b->weight[row] = trained ? 1.0f : 0.0f;
@@ -60,9 +58,15 @@ graft_status gr_batch_fill(gr_batch *b, const gr_dataset *d, const int64_t *idx,
     }
     GR_TRY(reserve(b, rows, err));
     for (int64_t i = 0; i < n_samples; i++) {
-        int64_t start = d->offset[idx[i]], n = d->offset[idx[i] + 1] - start;
+        const int32_t *ids;
+        const uint8_t *target;
+        int64_t n = d->offset[idx[i] + 1] - d->offset[idx[i]];
         uint64_t key = mix((uint64_t)idx[i] ^ mix((uint64_t)epoch));
-        GR_TRY(gr_batch_append(b, d->ids + start, d->target + start, n, key, err));
+        GR_TRY(gr_dataset_read(d, idx[i], &b->tokens_read, &ids, &target, err));
+        for (int64_t start = 0, end; start < n; start = end) {
+            for (end = start + 1; end < n && target[end] != GR_TARGET_START;) end++;
+            GR_TRY(gr_batch_append(b, ids + start, target + start, end - start, start ? key ^ mix((uint64_t)start) : key, err));
+        }
     }
 done:
     return st;
@@ -78,5 +82,6 @@ void gr_batch_release(gr_batch *b) {
     free(b->positions);
     free(b->row_key);
     free(b->offset);
+    gr_tokens_release(&b->tokens_read);
     *b = (gr_batch){0};
 }

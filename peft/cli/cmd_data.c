@@ -22,7 +22,8 @@ static graft_status load(const gr_recipe *r, int64_t last, const gr_tokenizer *t
                          .loss_on = (gr_loss_on)r->data_loss_on,
                          .max_length = r->data_max_length,
                          .truncation = (gr_truncation)r->data_truncation,
-                         .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN};
+                         .pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN,
+                         .attention = (gr_block_attention)r->data_attention};
     graft_status st = gr_dataset_load(out, &o, t, chat, threads, err);
     free(sources);
     return st;

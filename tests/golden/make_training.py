@@ -60,6 +60,13 @@ RUNS = [
         "learning_rate": 2e-3, "lr_scheduler": "cosine", "adam_beta1": 0.85, "adam_beta2": 0.98,
         "adam_epsilon": 1e-5, "weight_decay": 1.0, "max_grad_norm": 0.5
     }),
+    ("pretrain", "tiny", "full", {
+        "objective": "pretrain", "data.max_length": 40, "learning_rate": 1e-3, "lr_scheduler": "wsd", "warmup_steps": 2
+    }),
+    ("pretrain-documents", "tiny", "full", {
+        "objective": "pretrain", "data.max_length": 40, "data.attention": "document", "learning_rate": 1e-3,
+        "lr_scheduler": "cosine", "min_lr_ratio": 0.1
+    }),
 ]
 
 
@@ -94,17 +101,42 @@ def shape_of(settings, total):
     return shape
 
 
+def key(name):
+    return name if "." in name else "train." + name
+
+
+def pretrain_batches(tok, pairs, settings):
+    """Blocks of max_length of the documents (whole chats) joined, BATCH a step; apart, each part of a document is a sequence."""
+    length, apart = settings["data.max_length"], settings.get("data.attention") == "document"
+    chats = [tok.apply_chat_template([{"role": "user", "content": q}, {"role": "assistant", "content": a}], tokenize=False)
+             for q, a in pairs]
+    stream = [(t, i == 0) for chat in chats for i, t in enumerate(tok.encode(chat, add_special_tokens=False))]
+    blocks = [stream[i:i + length] for i in range(0, len(stream), length)]
+    if len(blocks[-1]) < 2:
+        blocks.pop()
+    parts = []
+    for block in blocks:
+        starts = [0] + [i for i, (_, begins) in enumerate(block) if apart and begins and i > 0] + [len(block)]
+        parts.append([{"tokens": [t for t, _ in block[a:b]], "targets": [0] + [1] * (b - a - 1)}
+                      for a, b in zip(starts, starts[1:])])
+    epoch = [sum(parts[i:i + BATCH], []) for i in range(0, len(parts), BATCH)]
+    return [epoch[i % len(epoch)] for i in range(STEPS)]
+
+
 def make_run(name, model_name, method, settings, tensors):
     folder = os.path.join(HERE, model_name)
     tok = R.load_tokenizer(folder)
-    samples = [R.chat_sample(tok, *pair) for pair in R.read_pairs(os.path.join(folder, "train.jsonl"))]
+    pairs = R.read_pairs(os.path.join(folder, "train.jsonl"))
+    samples = [R.chat_sample(tok, *pair) for pair in pairs]
     model = R.load_model(folder)
     if method == "lora":
         model = R.load_adapter(model, os.path.join(folder, "adapter"))
     before = {R.plain_name(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     s = {**ADAM, **settings}
     rates = [s["learning_rate"] * x for x in shape_of(settings, STEPS)]
-    losses, norms = R.train(model, make_tiny.batches_of(samples, BATCH, STEPS), rates, s["max_grad_norm"],
+    pretrain = s.get("objective") == "pretrain"
+    batches = pretrain_batches(tok, pairs, s) if pretrain else make_tiny.batches_of(samples, BATCH, STEPS)
+    losses, norms = R.train(model, batches, rates, s["max_grad_norm"],
                             (s["adam_beta1"], s["adam_beta2"]), s["adam_epsilon"], s["weight_decay"])
     updates = {}
     for n, p in model.named_parameters():
@@ -115,7 +147,7 @@ def make_run(name, model_name, method, settings, tensors):
             updates[n] = {"stride": stride, "norm": change.norm().item()}
             tensors[f"{name}/{n}"] = change.flatten()[::stride].float().clone()
     return {
-        "name": name, "model": model_name, "settings": {"adapter.method": method, **{f"train.{k}": v for k, v in settings.items()}},
+        "name": name, "model": model_name, "settings": {"adapter.method": method, **{key(k): v for k, v in settings.items()}},
         "learning_rates": rates, "losses": losses, "grad_norms": norms, "updates": updates
     }
 

@@ -183,7 +183,7 @@ static void all_problems(void **state) {
         "/a.yaml:5:28: adapter.target_modules: expected a name, found a list",
         "/a.yaml:6:26: adapter.rank_pattern: expected a number, found \"x\"",
         "/a.yaml:6:32: adapter.rank_pattern: expected a number from 1 to 4096, found \"0\"",
-        ("/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, limit (did "
+        ("/a.yaml:8:17: unknown key \"paht\" in data.train: a source has path, format, columns, ignore, weight, share, limit (did "
          "you mean path?)"),
         "/a.yaml:8:34: data.train: expected weight: a number above 0, found \"-1\"",
         "/a.yaml:8:16: data.train: a source needs a path",
@@ -302,9 +302,11 @@ static void choices(void **state) {
             gr_recipe *r = NULL;
             gr_str text = {0};
             graft_error err;
+            int more = k == &gr_recipe_keys[GR_ROW_data_attention] ? 2 : 1;
             snprintf(override, sizeof override, "%s%s%s=%s", k->section, *k->section ? "." : "", k->name, c->name);
             snprintf(line, sizeof line, "%s%s: %s\n", *k->section ? "  " : "", k->name, c->name);
-            if (gr_recipe_load(&r, NULL, (const char *const[]){override}, 1, &err) != GRAFT_OK) fail_msg("%s", err.msg);
+            if (gr_recipe_load(&r, NULL, (const char *const[]){override, "train.objective=pretrain"}, more, &err) != GRAFT_OK)
+                fail_msg("%s", err.msg);
             assert_int_equal(*(const int *)((const char *)r + k->offset), c->value);
             assert_int_equal(gr_recipe_print(r, &text, &err), GRAFT_OK);
             assert_non_null(strstr(text.data, line));
@@ -313,7 +315,7 @@ static void choices(void **state) {
             gr_recipe_free(r);
         }
     }
-    assert_int_equal(n_choices, 36);
+    assert_int_equal(n_choices, 38);
     assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");

@@ -1,0 +1,417 @@
+/* Pre-training data: blocks on disk are the blocks in memory, documents are known in them, a mix keeps its shares. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <unistd.h>
+
+#include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/data/dataset.h"
+#include "core/data/store.h"
+#include "core/io/h5.h"
+#include "core/model/batch.h"
+
+#include "assert_ok.h"
+
+static char folder[] = "/tmp/graft-store-XXXXXX";
+static gr_tokenizer *tokenizer;
+static gr_threads *threads;
+
+enum { TEXTS = 90, LENGTH = 32, N_SOURCES = 3 };
+
+static const char *at(const char *name) {
+    static char paths[8][128];
+    static int next;
+    char *path = paths[next++ % 8];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+/* n texts of 3 to 60 words. */
+static void write_texts(const char *name, int n) {
+    gr_str s = {0};
+    for (int i = 0; i < n; i++) {
+        gr_str_printf(&s, "{\"text\": \"%s %d\\n", name, i);
+        for (int k = 0; k < 3 + i * 7 % 58; k++) gr_str_printf(&s, "word%d ", i * k % 97);
+        gr_str_puts(&s, "\"}\n");
+    }
+    assert_ok(gr_file_write(at(name), s.data, s.len, &err));
+    gr_str_release(&s);
+}
+
+static int set_up(void **state) {
+    (void)state;
+    gr_log_quiet(true);
+    if (!mkdtemp(folder)) return -1;
+    threads = gr_threads_new(3);
+    write_texts("a.jsonl", TEXTS);
+    write_texts("b.jsonl", TEXTS / 3);
+    write_texts("c.jsonl", TEXTS / 2);
+    return gr_tokenizer_open(&tokenizer, TESTS_DIR "/golden/tiny", NULL);
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    gr_tokenizer_free(tokenizer);
+    gr_threads_free(threads);
+    gr_remove_all(folder);
+    return 0;
+}
+
+static gr_data_source sources[N_SOURCES];
+
+static gr_data_options options(const char *cache, bool shares) {
+    static const double share[N_SOURCES] = {840.48, 314.88, 99.3};
+    static char paths[N_SOURCES][128], cache_path[128];
+    for (int i = 0; i < N_SOURCES; i++) {
+        snprintf(paths[i], sizeof paths[i], "%s/%c.jsonl", folder, 'a' + i);
+        sources[i] = (gr_data_source){.path = paths[i], .weight = 1, .share = shares ? share[i] : 0};
+    }
+    if (cache) snprintf(cache_path, sizeof cache_path, "%s", at(cache));
+    return (gr_data_options){.sources = sources,
+                             .n_sources = N_SOURCES,
+                             .max_length = LENGTH,
+                             .pretrain = true,
+                             .cache_dir = cache ? cache_path : NULL,
+                             .shard_ids = 700};
+}
+
+static gr_dataset *load(const gr_data_options *o, gr_threads *with) {
+    gr_dataset *d = NULL;
+    assert_ok(gr_dataset_load(&d, o, tokenizer, NULL, with, &err));
+    return d;
+}
+
+static void assert_same(const gr_dataset *a, const gr_dataset *b) {
+    gr_tokens read_a = {0}, read_b = {0};
+    assert_int_equal(a->n_samples, b->n_samples);
+    assert_int_equal(a->n_targets, b->n_targets);
+    assert_int_equal(a->n_empty, b->n_empty);
+    for (int64_t i = 0; i < a->n_samples; i++) {
+        const int32_t *x, *y;
+        const uint8_t *p, *q;
+        int64_t n = a->offset[i + 1] - a->offset[i];
+        assert_int_equal(n, b->offset[i + 1] - b->offset[i]);
+        assert_int_equal(a->source[i], b->source[i]);
+        assert_ok(gr_dataset_read(a, i, &read_a, &x, &p, &err));
+        assert_ok(gr_dataset_read(b, i, &read_b, &y, &q, &err));
+        assert_memory_equal(x, y, (size_t)n * sizeof *x);
+        assert_memory_equal(p, q, (size_t)n);
+        assert_int_equal(gr_dataset_targets(a, i), gr_dataset_targets(b, i));
+    }
+    gr_tokens_release(&read_a);
+    gr_tokens_release(&read_b);
+}
+
+/* The folder of the one set that a cache holds. */
+static const char *tokens_of(const char *cache) {
+    static char path[200];
+    char pattern[200];
+    snprintf(pattern, sizeof pattern, "ls -d %s/*.tokens", at(cache));
+    FILE *f = popen(pattern, "r");
+    assert_non_null(f);
+    if (!fgets(path, sizeof path, f)) fail_msg("no store in %s", cache);
+    pclose(f);
+    path[strcspn(path, "\n")] = '\0';
+    return path;
+}
+
+static void test_same_as_memory(void **state) {
+    (void)state;
+    for (int attention = 0; attention < 2; attention++) {
+        gr_data_options in_memory = options(NULL, false), on_disk = options("same", false);
+        in_memory.attention = on_disk.attention = (gr_block_attention)attention;
+        gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, NULL), *c = load(&on_disk, threads), *e = NULL, *f = NULL;
+        assert_null(a->store);
+        assert_true(b->store && b->store->n_shards > 2 && c->from_cache);
+        assert_same(a, b);
+        assert_same(a, c);
+        assert_true(gr_dataset_bytes(b) < gr_dataset_bytes(a));
+        assert_int_equal(a->key, b->key);
+        int64_t *order_a, *order_b, n_a, n_b;
+        assert_ok(gr_dataset_order(a, 5, 2, true, &order_a, &n_a, &err));
+        assert_ok(gr_dataset_order(b, 5, 2, true, &order_b, &n_b, &err));
+        assert_int_equal(n_a, n_b);
+        assert_memory_equal(order_a, order_b, (size_t)n_a * sizeof *order_a);
+        free(order_a);
+        free(order_b);
+        assert_ok(gr_dataset_split(a, 0.2, 3, &e, &err));
+        assert_ok(gr_dataset_split(b, 0.2, 3, &f, &err));
+        assert_same(a, b);
+        assert_same(e, f);
+        gr_dataset_free(e);
+        gr_dataset_free(f);
+        gr_dataset_free(a);
+        gr_dataset_free(b);
+        gr_dataset_free(c);
+    }
+}
+
+/* Documents of a block are sequences of their own, with positions from 0, and nothing predicts their first ids; across, all is as
+ * without documents. */
+static void test_documents(void **state) {
+    (void)state;
+    gr_data_options o = options(NULL, false);
+    int32_t bos = gr_tokenizer_get_info(tokenizer)->bos, eos = gr_tokenizer_get_info(tokenizer)->eos;
+    bool add_bos = gr_tokenizer_get_info(tokenizer)->add_bos;
+    gr_dataset *across = load(&o, threads);
+    o.attention = GR_ATTENTION_DOCUMENT;
+    gr_dataset *apart = load(&o, threads);
+    gr_batch x = {0}, y = {0};
+    assert_true(across->key != apart->key);
+    int64_t documents = 0, idx[2] = {0};
+    for (int64_t i = 0; i + 1 < across->n_samples; i += 2) {
+        idx[0] = i, idx[1] = i + 1;
+        assert_ok(gr_batch_fill(&x, across, idx, 2, 1, &err));
+        assert_ok(gr_batch_fill(&y, apart, idx, 2, 1, &err));
+        assert_int_equal(x.n_seqs, 2);
+        assert_int_equal(x.n, y.n);
+        assert_memory_equal(x.tokens, y.tokens, (size_t)x.n * sizeof *x.tokens);
+        assert_int_equal(x.n_targets, x.n - 2);
+        assert_int_equal(y.n_targets, y.n - y.n_seqs);
+        assert_int_equal(y.n_targets, gr_dataset_targets(apart, i) + gr_dataset_targets(apart, i + 1));
+        documents += y.n_seqs - 2;
+        for (int64_t s = 0; s < y.n_seqs; s++) {
+            int64_t start = y.offset[s], end = y.offset[s + 1];
+            bool begins_block = start == 0 || start == x.offset[1];
+            for (int64_t r = start; r < end; r++) {
+                assert_int_equal(y.positions[r], r - start);
+                assert_true((y.weight[r] != 0) == (r + 1 < end));
+                if (r + 1 < end) assert_int_equal(y.targets[r], y.tokens[r + 1]);
+                if (begins_block) assert_true(y.row_key[r] == x.row_key[r]);
+            }
+            if (!begins_block) assert_int_equal(y.tokens[start - 1], eos);
+            if (!begins_block && add_bos) assert_int_equal(y.tokens[start], bos);
+        }
+    }
+    assert_true(documents > TEXTS);
+    gr_batch_release(&x);
+    gr_batch_release(&y);
+    gr_dataset_free(across);
+    gr_dataset_free(apart);
+}
+
+/* ---- making goes on, damage is found ---- */
+
+static void test_resumed_making(void **state) {
+    (void)state;
+    gr_data_options in_memory = options(NULL, false), on_disk = options("parts", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    int64_t n_shards = b->store->n_shards;
+    char path[300], removed[400];
+    gr_dataset_free(b);
+    snprintf(path, sizeof path, "%s", tokens_of("parts"));
+    for (int64_t kept = n_shards - 1; kept >= 0; kept -= 2) { /* as if it had been killed then */
+        snprintf(removed, sizeof removed, "%s/index.h5", path);
+        assert_int_equal(unlink(removed), 0);
+        for (int64_t i = kept; i < n_shards; i++) {
+            snprintf(removed, sizeof removed, "%s/shard-%06lld.h5", path, (long long)i);
+            assert_int_equal(unlink(removed), 0);
+        }
+        b = load(&on_disk, threads);
+        assert_false(b->from_cache);
+        assert_int_equal(b->store->n_shards, n_shards);
+        assert_same(a, b);
+        assert_true((kept > 0) == (b->remarks != NULL));
+        gr_dataset_free(b);
+    }
+    gr_dataset_free(a);
+}
+
+static void flip(const char *path, long from_end) {
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, -from_end, SEEK_END), 0);
+    int c = fgetc(f);
+    assert_int_equal(fseek(f, -from_end, SEEK_END), 0);
+    fputc(c ^ 0x40, f);
+    fclose(f);
+}
+
+static void test_damage(void **state) {
+    (void)state;
+    gr_data_options in_memory = options(NULL, false), on_disk = options("damaged", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    gr_tokens buffer = {0};
+    const int32_t *ids;
+    const uint8_t *target;
+    char path[300];
+    snprintf(path, sizeof path, "%s/shard-000001.h5", tokens_of("damaged"));
+    FILE *f = fopen(path, "r+b"); /* a token of the second shard */
+    assert_non_null(f);
+    assert_int_equal(fseek(f, (long)b->store->shards[4 + 2] + 9, SEEK_SET), 0);
+    fputc(0x7F, f);
+    fclose(f);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < b->n_samples; i++) {
+        graft_status st = gr_dataset_read(b, i, &buffer, &ids, &target, &err);
+        wrong += st != GRAFT_OK;
+        if (st != GRAFT_OK) assert_true(st == GRAFT_BAD_INPUT && strstr(err.msg, "shard-000001.h5") && strstr(err.msg, "checksum"));
+    }
+    assert_int_equal(wrong, 1);
+    gr_dataset_free(b);
+    snprintf(path, sizeof path, "%s/index.h5", tokens_of("damaged"));
+    flip(path, 40);
+    b = load(&on_disk, threads); /* the index is made again, and with it the damaged shard */
+    assert_same(a, b);
+    gr_dataset_free(b);
+    snprintf(path, sizeof path, "%s/shard-000000.h5", tokens_of("damaged"));
+    assert_int_equal(truncate(path, 3000), 0);
+    b = load(&on_disk, threads);
+    assert_same(a, b);
+    gr_dataset_free(b);
+    gr_dataset_free(a);
+    gr_tokens_release(&buffer);
+}
+
+/* An index with a right seal and wrong contents: made again, never read beyond. */
+static void test_hostile_index(void **state) {
+    (void)state;
+    gr_data_options in_memory = options(NULL, false), on_disk = options("hostile", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    gr_store good = *b->store;
+    char path[300];
+    snprintf(path, sizeof path, "%s/index.h5", tokens_of("hostile"));
+    for (int which = 0; which < 9; which++) {
+        int64_t n = good.n_blocks, n1 = n + 1, shards[2] = {good.n_shards, 4}, one = 1;
+        int64_t *offset = gr_calloc(n1, 8), *list = gr_calloc(shards[0] * 4, 8);
+        int32_t *source = gr_calloc(n, 4), *documents = gr_calloc(n, 4);
+        memcpy(offset, good.offset, (size_t)n1 * 8);
+        memcpy(list, good.shards, (size_t)shards[0] * 32);
+        memcpy(source, good.source, (size_t)n * 4);
+        memcpy(documents, good.documents, (size_t)n * 4);
+        int64_t max_id = good.max_id;
+        if (which == 0) offset[1] = INT64_MAX;
+        if (which == 1) offset[n] = -1;
+        if (which == 2) source[0] = 5;
+        if (which == 3) documents[n - 1] = -2;
+        if (which == 4) list[2] = INT64_MAX - 1;
+        if (which == 5) list[4] = n + 3;
+        if (which == 6) list[1] = 17;
+        if (which == 7) max_id = 1LL << 40;
+        if (which == 8) shards[1] = 3;
+        gr_h5 *h = NULL;
+        assert_ok(gr_h5_create(&h, path, &err));
+        assert_ok(gr_h5_put(h, "/offset", GR_H5_I64, 1, &n1, offset, &err));
+        assert_ok(gr_h5_put(h, "/source", GR_H5_I32, 1, &n, source, &err));
+        assert_ok(gr_h5_put(h, "/documents", GR_H5_I32, 1, &n, documents, &err));
+        assert_ok(gr_h5_put(h, "/sum", GR_H5_I64, 1, &n, good.sum, &err));
+        assert_ok(gr_h5_put(h, "/shards", GR_H5_I64, 2, shards, list, &err));
+        assert_ok(gr_h5_put(h, "/remarks", GR_H5_U8, 1, &one, "", &err));
+        assert_ok(gr_h5_put_int(h, "version", 1, &err));
+        assert_ok(gr_h5_put_int(h, "n_empty", 0, &err));
+        assert_ok(gr_h5_put_int(h, "max_id", max_id, &err));
+        assert_ok(gr_h5_commit(h, &err));
+        gr_dataset *c = load(&on_disk, threads);
+        assert_false(c->from_cache);
+        assert_same(a, c);
+        gr_dataset_free(c);
+        free(offset);
+        free(list);
+        free(source);
+        free(documents);
+    }
+    gr_dataset_free(b);
+    gr_dataset_free(a);
+}
+
+/* A folder that cannot be written costs memory, not the run. */
+static void test_unwritable(void **state) {
+    (void)state;
+    assert_ok(gr_file_write(at("file"), "x", 1, &err));
+    gr_data_options in_memory = options(NULL, false), on_disk = options("file", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    assert_null(b->store);
+    assert_same(a, b);
+    gr_dataset_free(a);
+    gr_dataset_free(b);
+}
+
+/* ---- mixes ---- */
+
+static void test_mix(void **state) {
+    (void)state;
+    gr_data_options o = options("mix", true);
+    gr_dataset *d = load(&o, threads);
+    gr_mix_fact facts[N_SOURCES];
+    const double share[N_SOURCES] = {840.48 / 1254.66, 314.88 / 1254.66, 99.3 / 1254.66};
+    int64_t drawn[N_SOURCES] = {0}, total = 0, whole[N_SOURCES] = {0};
+    int32_t *times = gr_calloc(d->n_samples, sizeof *times);
+    for (int64_t i = 0; i < d->n_samples; i++) whole[d->source[i]] += d->offset[i + 1] - d->offset[i] == LENGTH;
+    for (int64_t epoch = 0; epoch < 7; epoch++) {
+        int64_t *order, *again, n, m, in_epoch[N_SOURCES] = {0};
+        assert_ok(gr_dataset_order(d, 9, epoch, true, &order, &n, &err));
+        assert_ok(gr_dataset_order(d, 9, epoch, true, &again, &m, &err));
+        assert_int_equal(n, m);
+        assert_memory_equal(order, again, (size_t)n * sizeof *order);
+        for (int64_t k = 0; k < n; k++) {
+            int source = d->source[order[k]];
+            assert_int_equal(d->offset[order[k] + 1] - d->offset[order[k]], LENGTH);
+            times[order[k]]++;
+            drawn[source]++, in_epoch[source]++, total++;
+            for (int s = 0; s < N_SOURCES; s++) assert_true(fabs((double)drawn[s] - share[s] * (double)total) < 1.01);
+        }
+        for (int s = 0; s < N_SOURCES; s++) assert_true(in_epoch[s] <= whole[s] + 1);
+        free(order);
+        free(again);
+    }
+    for (int64_t i = 0; i < d->n_samples; i++) { /* passes: each block as often as any other of its source, to one */
+        int64_t passes = drawn[d->source[i]] / whole[d->source[i]];
+        if (d->offset[i + 1] - d->offset[i] < LENGTH) assert_int_equal(times[i], 0);
+        else assert_true(times[i] == passes || times[i] == passes + 1);
+    }
+    assert_ok(gr_mix_facts(d, total, facts, &err));
+    for (int s = 0; s < N_SOURCES; s++) {
+        assert_true(fabs(facts[s].share - share[s]) < 1e-12);
+        assert_int_equal(facts[s].tokens, whole[s] * LENGTH);
+        assert_true(fabs(facts[s].passes - (double)drawn[s] / (double)whole[s]) < 0.2);
+    }
+    int64_t *one, *two, n1, n2;
+    assert_ok(gr_dataset_order(d, 9, 0, true, &one, &n1, &err));
+    assert_ok(gr_dataset_order(d, 10, 0, true, &two, &n2, &err));
+    assert_true(n1 == n2 && memcmp(one, two, (size_t)n1 * sizeof *one) != 0);
+    free(one);
+    free(two);
+    free(times);
+    gr_dataset_free(d);
+}
+
+static void test_mix_refusals(void **state) {
+    (void)state;
+    gr_dataset *d = NULL;
+    gr_data_options o = options(NULL, true);
+    sources[1].share = 0;
+    assert_int_equal(gr_dataset_load(&d, &o, tokenizer, NULL, threads, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "all sources"));
+    o = options(NULL, true);
+    o.pretrain = false;
+    assert_int_equal(gr_dataset_load(&d, &o, tokenizer, NULL, threads, &err), GRAFT_BAD_USAGE);
+    o = options(NULL, true);
+    o.max_length = 20000; /* no source has that much */
+    d = load(&o, threads);
+    int64_t *order, n;
+    assert_int_equal(gr_dataset_order(d, 1, 0, true, &order, &n, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "source 2 has no whole block"));
+    gr_dataset_free(d);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_as_memory),
+        cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_resumed_making),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_hostile_index),
+        cmocka_unit_test(test_unwritable),
+        cmocka_unit_test(test_mix),
+        cmocka_unit_test(test_mix_refusals),
+    };
+    return cmocka_run_group_tests_name("store", tests, set_up, tear_down);
+}
