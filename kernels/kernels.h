@@ -135,7 +135,7 @@ typedef struct gr_kv_shape {
 
 /* Causal attention, block-diagonal over sequences (FlashAttention's recurrence, arXiv 2205.14135; no score matrix kept).
  * Sequence s: queries are rows q_start..+q_len of q, out, lse; keys and values are rows kv_start..+kv_len of k and v (a training
- * buffer or a KV cache); query j stands at position kv_len - q_len + j and sees keys 0..that position.
+ * buffer or a KV cache); query j stands at position kv_len - q_len + j and sees keys 0..that position, the last `window` of them.
  * Head h of q at column h*D; its key/value head is h / (H/K). lse[row,H] (may be NULL) = log-sum-exp of the scaled scores. */
 typedef struct gr_attention {
     gr_rows q, k, v, out; /* k and v with the same ld */
@@ -146,8 +146,8 @@ typedef struct gr_attention {
     int64_t n_seqs;
     int64_t H, K, D;
     float scale;
-    int64_t window;   /* keys that a query sees at most, 0: all. No backend has another yet */
-    float softcap;    /* scores become softcap * tanh(score / softcap), 0: not. No backend has another yet */
+    int64_t window;   /* keys that a query sees at most, its own the last: those at positions > its own - window; 0: all */
+    float softcap;    /* scaled scores become softcap * tanh(score / softcap) (Gemma 2, arXiv 2408.00118), 0: not */
     gr_dtype compute; /* BF16: factors of products may be rounded to it, where that is faster; scores and sums are float32 */
     const gr_kv *kv;  /* k and v are its rows; NULL: they are not of a cache */
 } gr_attention;
@@ -163,7 +163,14 @@ typedef struct gr_step_stats {
     int32_t halt;           /* nothing is updated any more */
 } gr_step_stats;
 
-typedef enum gr_activation { GR_ACTIVATION_SILU } gr_activation; /* of a gated unit: SwiGLU, arXiv 2002.05202 */
+/* Of a gated unit (arXiv 2002.05202). GELU_TANH: x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, torch's approximate="tanh". */
+typedef enum gr_activation { GR_ACTIVATION_SILU, GR_ACTIVATION_GELU_TANH } gr_activation;
+
+/* What the loss of a row of logits is made of beside its cross entropy. */
+typedef struct gr_loss_terms {
+    float softcap; /* logits become softcap * tanh(logit / softcap) first (Gemma 2), 0: not */
+    float z_loss;  /* the loss of a row has + z_loss * logsumexp^2 (PaLM, arXiv 2204.02311), 0: not */
+} gr_loss_terms;
 
 typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;

@@ -328,13 +328,14 @@ static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_drop
 static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_device_batch *b = &r->b;
+    const gr_loss_terms terms = {.z_loss = loss ? loss->z_loss : 0};
     gr_product p;
     gr_dropout drop;
     if (r->train) d->dev->zero(d->dev, d->dbranch.data, r->n * d->dbranch.ld * gr_dtype_get(d->dbranch.type)->block_bytes);
     for (int64_t first = 0, count; first < b->n_head; first += count) {
         count = head_forward(d, first, &p, &drop, r);
         op->cross_entropy(d->dev, d->nll + first, d->logits, b->head_target + first, r->train ? b->head_gradient + first : NULL,
-                          count, d->w.V);
+                          count, d->w.V, &terms);
         if (loss && loss->stats)
             op->loss_sum(d->dev, loss->stats, d->nll + first, b->head_weight + first, b->head_row + first, count, loss->first_row);
         if (!r->train) continue;

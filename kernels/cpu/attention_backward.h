@@ -28,12 +28,16 @@ static backward_parts backward_parts_of(int64_t D, int64_t blocks) {
     return at;
 }
 
-/* p = exp(scale s - lse) and ds = scale p (dp - delta) of one key and VL queries from i on. */
+/* p = exp(scale s - lse) and ds = scale p (dp - delta) of one key and VL queries from i on; of capped scores ds is that of what
+ * they were before. */
 INLINE void weigh(const attention *t, const float *scratch, int64_t key, int64_t i, vf *p, vf *ds) {
     const backward_parts *at = &t->backward;
     vf s = v_load(scratch + at->scores + key * QUERIES + i), dp = v_load(scratch + at->ds + key * QUERIES + i);
     *p = v_exp2(v_fma(s, v_set(log2_scale(t)), v_load(scratch + at->lse + i)));
     *ds = v_mul(v_mul(*p, v_set(t->scale)), v_sub(dp, v_load(scratch + at->delta + i)));
+    if (t->softcap == 0) return;
+    vf share = v_mul(s, v_set(t->scale / t->softcap)); /* the tanh: its slope is 1 - tanh^2 */
+    *ds = v_mul(*ds, v_sub(v_set(1), v_mul(share, share)));
 }
 
 /* Lanes from..to of v, zeros in the others. */
@@ -43,11 +47,20 @@ static inline vf v_between(vf v, int64_t from, int64_t to) {
     return v_first(zero, v, from < 0 ? 0 : least(from, VL));
 }
 
-/* Scores of `keys` keys and their gradients become p^T and ds^T, rows and panels. ahead: positions of the first key before the
- * first query. */
-static void probabilities(const attention *t, float *scratch, int64_t keys, int64_t rows, int64_t ahead) {
+/* A block of keys and a block of query rows that see some of it. */
+typedef struct meeting {
+    int64_t block, keys; /* its number in the task, its keys */
+    int64_t rows, ahead; /* positions of the first key before the first query */
+    bool first;          /* of those of the key block */
+    bool first_of_rows;  /* of those of the queries in this task */
+} meeting;
+
+/* Scores of keys and their gradients become p^T and ds^T, rows and panels. */
+static void probabilities(const attention *t, float *scratch, const meeting *b) {
     const backward_parts *at = &t->backward;
-    const bool masked = ahead < KEYS || rows < QUERIES || keys < KEYS;
+    const int64_t keys = b->keys, rows = b->rows, ahead = b->ahead;
+    const bool leaves = t->window > 0 && ahead + QUERIES > t->window; /* some queries are beyond the window of some keys */
+    const bool masked = ahead < KEYS || rows < QUERIES || keys < KEYS || leaves;
     float *p_rows = scratch + at->p_rows, *ds_rows = scratch + at->ds_rows, *panels = scratch + at->ds_panels;
     for (int64_t j = 0; j < padded(keys, UNIT); j += 2)
         for (int64_t i = 0; i < padded(rows, UNIT); i += 2 * VL) {
@@ -57,6 +70,7 @@ static void probabilities(const attention *t, float *scratch, int64_t keys, int6
                 weigh(t, scratch, key, query, &p[n / 2][n % 2], &ds[n / 2][n % 2]);
                 if (!masked) continue;
                 int64_t from = key < keys ? key - ahead - query : VL, to = rows - query;
+                if (leaves) to = least(to, key - ahead - query + t->window);
                 p[n / 2][n % 2] = v_between(p[n / 2][n % 2], from, to), ds[n / 2][n % 2] = v_between(ds[n / 2][n % 2], from, to);
             }
             put_values(p_rows + j * distance(QUERIES), i, p[0]), put_values(p_rows + (j + 1) * distance(QUERIES), i, p[1]);
@@ -65,19 +79,19 @@ static void probabilities(const attention *t, float *scratch, int64_t keys, int6
         }
 }
 
-/* The gradients that the packed query rows and key block number `block` of a task give each other; ahead: see probabilities. */
-static void backward_block(const attention *t, float *scratch, int64_t block, int64_t keys, int64_t rows, int64_t ahead,
-                           bool first) {
+/* The gradients that the packed query rows and a key block of a task give each other. */
+static void backward_block(const attention *t, float *scratch, const meeting *b) {
     const backward_parts *at = &t->backward;
-    int64_t D = t->D, wide = padded(rows, UNIT);
-    float *of_keys = scratch + block * at->key_floats;
+    int64_t D = t->D, keys = b->keys, wide = padded(b->rows, UNIT);
+    float *of_keys = scratch + b->block * at->key_floats;
     product(keys, wide, D, of_keys + at->k, distance(D), scratch + at->q_turned, scratch + at->scores, QUERIES, 0);
     product(keys, wide, D, of_keys + at->v, distance(D), scratch + at->dout_turned, scratch + at->ds, QUERIES, 0);
-    probabilities(t, scratch, keys, rows, ahead);
-    product(keys, D, wide, scratch + at->p_rows, distance(QUERIES), scratch + at->dout, of_keys + at->dv, D, !first);
-    product(keys, D, wide, scratch + at->ds_rows, distance(QUERIES), scratch + at->q, of_keys + at->dk, D, !first);
+    cap_scores(t, scratch + at->scores, keys, wide, QUERIES);
+    probabilities(t, scratch, b);
+    product(keys, D, wide, scratch + at->p_rows, distance(QUERIES), scratch + at->dout, of_keys + at->dv, D, !b->first);
+    product(keys, D, wide, scratch + at->ds_rows, distance(QUERIES), scratch + at->q, of_keys + at->dk, D, !b->first);
     product(D, wide, padded(keys, UNIT), of_keys + at->k_turned, distance(KEYS), scratch + at->ds_panels, scratch + at->dq, QUERIES,
-            block > 0);
+            !b->first_of_rows);
 }
 
 /* dq[rows, D] (+)= the transpose of x[D, QUERIES]. */
@@ -110,22 +124,37 @@ static void pack_queries(const attention *t, float *scratch, int64_t row, int64_
 }
 
 /* The keys of a sequence are split in ranges, tasks of about equal work, since there may be few sequences and heads. The first
- * range sums dq in place, each of the others in rows of `partial`, from its first key's query on. The ranges depend on the shapes
- * alone. */
+ * range sums dq in place, each of the others in rows of `partial`, from its first key's query to the last that sees one of its
+ * keys. The ranges depend on the shapes and the window alone. */
 enum { RANGE_KEYS = 512, RANGES = 12 /* of all heads of a sequence */ };
 static const int64_t partial_max = GR_CPU_SHARED / (int64_t)sizeof(float);
 
+/* The window, where it leaves something of a sequence out; else 0. */
+static int64_t window_of(const attention *t, const gr_seq *s) { return t->window < s->kv_len ? t->window : 0; }
+
 /* The first key of range r of n: about r/n of all pairs of blocks come before. */
-static int64_t range_start(const gr_seq *s, int64_t r, int64_t n) {
-    int64_t blocks = (s->kv_len + KEYS - 1) / KEYS, block = 0;
-    for (int64_t before = 0; before * n < blocks * (blocks + 1) / 2 * r; block++) before += blocks - block;
+static int64_t range_start(const attention *t, const gr_seq *s, int64_t r, int64_t n) {
+    int64_t blocks = (s->kv_len + KEYS - 1) / KEYS, block = 0,
+            seen = window_of(t, s) ? least(t->window / KEYS + 2, blocks) : blocks;
+    int64_t all =
+        seen * (seen + 1) / 2 + (blocks - seen) * seen; /* a block of keys is seen by so many of queries, or what is left */
+    for (int64_t before = 0; before * n < all * r; block++) before += least(blocks - block, seen);
     return least(block * KEYS, s->kv_len);
 }
 
-/* Floats of partial that ranges 1..r of n take. */
+/* Queries before this one alone see keys before `end`. */
+static int64_t seen_until(const attention *t, const gr_seq *s, int64_t end) {
+    return window_of(t, s) ? least(s->kv_len, end - 1 + t->window) : s->kv_len;
+}
+
+/* Rows of partial that range r of n takes, and floats that ranges 1..r take. */
+static int64_t partial_rows(const attention *t, const gr_seq *s, int64_t r, int64_t n) {
+    return seen_until(t, s, range_start(t, s, r + 1, n)) - range_start(t, s, r, n);
+}
+
 static int64_t partial_floats(const attention *t, const gr_seq *s, int64_t r, int64_t n) {
     int64_t rows = 0;
-    for (int64_t i = 1; i < r; i++) rows += s->kv_len - range_start(s, i, n);
+    for (int64_t i = 1; i < r; i++) rows += partial_rows(t, s, i, n);
     return rows * t->H * t->D;
 }
 
@@ -140,7 +169,11 @@ static int64_t ranges(const attention *t, const gr_seq *s) {
 static void backward_keys(const attention *t, float *scratch, const gr_seq *s, int64_t head, int64_t begin, int64_t end, float *dq,
                           int64_t ldq) {
     const backward_parts *at = &t->backward;
-    int64_t D = t->D, per_head = t->H / t->K, step = t->blocks * KEYS;
+    int64_t D = t->D, per_head = t->H / t->K, step = t->blocks * KEYS, window = window_of(t, s);
+    if (window) { /* not every query of the range sees its first keys */
+        int64_t rows = (begin ? seen_until(t, s, end) : s->q_len) - begin;
+        for (int64_t i = 0; i < rows; i++) memset(dq + i * ldq + head * per_head * D, 0, (size_t)(per_head * D) * sizeof *dq);
+    }
     for (int64_t key = begin; key < end; key += step) {
         int64_t keys = least(step, end - key), row = (s->kv_start + key) * t->ldkv + head * D;
         for (int64_t j = 0; j < keys; j += KEYS) {
@@ -151,13 +184,18 @@ static void backward_keys(const attention *t, float *scratch, const gr_seq *s, i
             put_rows_transposed(of_keys + at->k_turned, t->k + from, t->ldkv, n, D, KEYS);
         }
         for (int64_t h = head * per_head; h < (head + 1) * per_head; h++)
-            for (int64_t i = key; i < s->q_len; i += QUERIES) {
+            for (int64_t i = key; i < seen_until(t, s, key + keys); i += QUERIES) {
                 int64_t rows = least(QUERIES, s->q_len - i);
+                bool first_of_rows = true;
                 pack_queries(t, scratch, s->q_start + i, rows, h);
-                for (int64_t j = 0; j < keys && key + j <= i; j += KEYS)
-                    backward_block(t, scratch, j / KEYS, least(KEYS, keys - j), rows, i - key - j,
-                                   h == head * per_head && i == key + j);
-                turn_back(dq + (i - begin) * ldq + h * D, ldq, scratch + at->dq, rows, D, key > begin);
+                for (int64_t j = 0; j < keys && key + j <= i; j += KEYS) {
+                    meeting b = {j / KEYS,     least(KEYS, keys - j), rows, i - key - j, h == head * per_head && i == key + j,
+                                 first_of_rows};
+                    if (gr_first_key(window, i) >= key + j + b.keys) continue;
+                    backward_block(t, scratch, &b);
+                    first_of_rows = false;
+                }
+                turn_back(dq + (i - begin) * ldq + h * D, ldq, scratch + at->dq, rows, D, key > begin || window);
             }
         for (int64_t j = 0; j < keys; j++) {
             const float *of_keys = scratch + j / KEYS * at->key_floats + j % KEYS * D;
@@ -175,7 +213,7 @@ static void backward_task(void *context, int64_t chunk, int worker) {
     float *partial = t->partial;
     int64_t n;
     for (; chunk >= (n = ranges(t, s)) * t->K; s++) chunk -= n * t->K, partial += partial_floats(t, s, n, n);
-    int64_t r = chunk % n, begin = range_start(s, r, n), end = range_start(s, r + 1, n);
+    int64_t r = chunk % n, begin = range_start(t, s, r, n), end = range_start(t, s, r + 1, n);
     float *dq = r ? partial + partial_floats(t, s, r, n) : t->dq + s->q_start * t->ldq;
     backward_keys(t, gr_cpu_scratch(t->d, worker), s, chunk / n, begin, end, dq, r ? t->H * t->D : t->ldq);
 }
@@ -201,7 +239,7 @@ static void add_partials(const attention *t) {
     const float *partial = t->partial;
     for (const gr_seq *s = t->seqs; s < t->seqs + t->n_seqs; s++)
         for (int64_t r = 1, n = ranges(t, s); r < n; r++) {
-            int64_t first = range_start(s, r, n), rows = s->q_len - first;
+            int64_t first = range_start(t, s, r, n), rows = partial_rows(t, s, r, n);
             partial_sums a = {t->dq + (s->q_start + first) * t->ldq, partial, t->ldq, t->H * t->D};
             gr_cpu_for(t->d, rows, gr_cpu_row_grain(a.n), add_partial, &a);
             partial += rows * a.n;

@@ -43,8 +43,9 @@ static const float *packed_block(const attention *t, float *scratch, const gr_se
         return scratch;
     }
     int64_t place = s->kv_start / t->panels->max_len * t->K + head;
-    int32_t *packed = &t->panels->packed[place];
+    int32_t *packed = &t->panels->packed[place], *from = &t->panels->from[place];
     float *kept = t->panels->panels + (place * t->panels->blocks + key / KEYS) * packed_floats(t->D);
+    if (key < *from || key > *packed) *from = *packed = (int32_t)key; /* what a window left, or comes back to */
     if (*packed >= key + keys) return kept;
     if (keys > 1 && *packed == key + keys - 1) pack_last_key(t, kept, at, keys);
     else pack_keys(t, kept, at, keys);
@@ -52,18 +53,19 @@ static const float *packed_block(const attention *t, float *scratch, const gr_se
     return kept;
 }
 
-/* One row of scores of a key block becomes weights 2^(scale s - m); the first `visible` (<= 0: none) of KEYS keys count. sum[VL]:
- * what was summed before, in lanes. Returns the factor by which all that was summed before shrinks. */
-static float softmax_step(float *weights, const float *s, int64_t visible, float scale, float *m, float *sum) {
+/* One row of scores of a key block becomes weights 2^(scale s - m); keys from..visible of KEYS count. sum[VL]: what was summed
+ * before, in lanes. Returns the factor by which all that was summed before shrinks. */
+static float softmax_step(float *weights, const float *s, int64_t from, int64_t visible, float scale, float *m, float *sum) {
     const vf none = v_set(-INFINITY);
     vf largest = v_set(*m), total = v_load(sum), p[KEYS / VL];
-    if (visible <= 0) {
+    if (visible <= 0 || from >= KEYS) {
         memset(weights, 0, (size_t)places(KEYS) * sizeof *weights);
         return 1;
     }
     UNROLL(int j = 0; j < KEYS / VL; j++) {
         p[j] = v_mul(v_load(s + j * VL), v_set(scale));
         if (visible < KEYS) p[j] = v_first(p[j], none, visible < j * VL ? 0 : least(visible - j * VL, VL));
+        if (from > 0) p[j] = v_first(none, p[j], from < j * VL ? 0 : least(from - j * VL, VL));
         largest = v_max(largest, p[j]);
     }
     float now = v_largest(largest), shrink = *m == now ? 1 : exp2f(*m - now);
@@ -90,10 +92,11 @@ static void see_block(const attention *t, float *scratch, const float *packed, i
     int64_t D = t->D, ld = padded(D, VL);
     float *scores = scratch + at->scores, *p = scratch + at->p, *out = scratch + at->out + r0 * ld;
     product(n, KEYS, D, scratch + at->q + r0 * distance(D), distance(D), packed, scores, KEYS, 0);
+    cap_scores(t, scores, n, KEYS, KEYS);
     for (int64_t i = 0; i < n; i++) {
-        int64_t visible = least(first + (single ? 0 : i) + 1 - key, KEYS);
-        float shrink = softmax_step(p + i * distance(KEYS), scores + i * KEYS, visible, log2_scale(t), scratch + at->m + r0 + i,
-                                    scratch + at->sum + (r0 + i) * VL);
+        int64_t position = first + (single ? 0 : i), visible = least(position + 1 - key, KEYS);
+        float shrink = softmax_step(p + i * distance(KEYS), scores + i * KEYS, gr_first_key(t->window, position) - key, visible,
+                                    log2_scale(t), scratch + at->m + r0 + i, scratch + at->sum + (r0 + i) * VL);
         if (shrink != 1) scale_row(out + i * ld, ld, shrink);
     }
     product(n, D, KEYS, p, distance(KEYS), packed + packed_keys(D), out, ld, 1);
@@ -113,11 +116,12 @@ static void forward_rows(const attention *t, float *scratch, const gr_seq *s, in
         memset(sum + r * VL, 0, (size_t)(rows * VL) * sizeof *sum);
         memset(out + r * ld, 0, (size_t)(rows * ld) * sizeof *out);
     }
-    for (int64_t key = 0; key < first + rows; key += KEYS) {
+    for (int64_t key = gr_first_key(t->window, first) / KEYS * KEYS; key < first + rows; key += KEYS) {
         const float *packed = packed_block(t, scratch + at->packed, s, key, head);
         if (rows == 1) see_block(t, scratch, packed, key, first, heads, true, 0);
         for (int64_t h = 0; rows > 1 && h < heads; h++)
-            for (int64_t i = key > first ? (key - first) / QUERIES * QUERIES : 0; i < rows; i += QUERIES)
+            for (int64_t i = key > first ? (key - first) / QUERIES * QUERIES : 0;
+                 i < rows && gr_first_key(t->window, first + i) < key + KEYS; i += QUERIES)
                 see_block(t, scratch, packed, key, first + i, least(QUERIES, rows - i), false, h * per_head + i);
     }
     for (int64_t h = 0; h < heads; h++)

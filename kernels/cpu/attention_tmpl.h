@@ -29,7 +29,8 @@ typedef struct attention {
     gr_device *d;
     const gr_seq *seqs;
     int64_t n_seqs, H, K, D, ldq, ldkv, ldo;
-    float scale;
+    float scale, softcap;
+    int64_t window;
     int64_t blocks; /* of a task, BLOCKS at most */
     const float *q, *k, *v;
     float *out, *lse, *delta; /* backward reads the first two */
@@ -52,6 +53,8 @@ static attention attention_of(gr_device *d, const gr_attention *a) {
                        .ldkv = a->k.ld,
                        .ldo = a->out.ld,
                        .scale = a->scale,
+                       .softcap = a->softcap,
+                       .window = a->window,
                        .q = gr_f32(a->q),
                        .k = gr_f32(a->k),
                        .v = gr_f32(a->v),
@@ -88,6 +91,17 @@ static int64_t part(int64_t *end, int64_t floats) {
 
 /* Scores are multiplied by this, so that powers of 2 take the place of those of e. */
 static inline float log2_scale(const attention *t) { return t->scale * log2_e; }
+
+/* Scores before their scale are capped, where they are at all: scores[m, n] with rows ld apart, n a multiple of VL. */
+static void cap_scores(const attention *t, float *scores, int64_t m, int64_t n, int64_t ld) {
+    const vf to_cap = v_set(t->scale / t->softcap), back = v_set(t->softcap / t->scale);
+    if (t->softcap == 0) return;
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += VL) {
+            float *s = scores + i * ld + j;
+            v_store(s, v_mul(v_tanh(v_mul(v_load(s), to_cap)), back));
+        }
+}
 
 #include "kernels/cpu/attention_backward.h"
 #include "kernels/cpu/attention_forward.h"

@@ -17,7 +17,8 @@
     .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level, .rope = gr_rope_##level,           \
     .attention_forward = gr_attention_forward_##level, .attention_backward = gr_attention_backward_##level,                        \
     .glu_forward = gr_glu_forward_##level, .glu_backward = gr_glu_backward_##level, .cross_entropy = gr_cross_entropy_##level,     \
-    .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level, .adamw = gr_adamw_##level
+    .softcap = gr_softcap_##level, .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_squares = gr_sum_squares_##level,    \
+    .adamw = gr_adamw_##level
 /* Those that multiply bfloat16 where the level can. */
 #define MATRIX_OPS(level)                                                                                                          \
     .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,                                    \
@@ -293,6 +294,7 @@ static void cpu_kv_close(gr_device *d, gr_kv *layers) {
     d->free(d, layers[0].rows.data);
     cpu_free(d, cache->layer[0].panels);
     free(cache->layer[0].packed);
+    free(cache->layer[0].from);
     memset(layers, 0, (size_t)cache->n_layers * sizeof *layers);
     free(cache);
 }
@@ -308,15 +310,17 @@ static bool cpu_kv_open(gr_device *d, gr_kv *layers, const gr_kv_shape *s) {
     char *rows = d->alloc(d, row_bytes * s->n_layers);
     first->panels = cpu_alloc(d, panel_bytes * s->n_layers);
     first->packed = calloc((size_t)(packed * s->n_layers), sizeof *first->packed);
+    first->from = calloc((size_t)(packed * s->n_layers), sizeof *first->from);
     for (int64_t i = 0; i < s->n_layers; i++) {
         cache->layer[i] = (gr_cpu_kv){.panels = first->panels ? first->panels + i * (panel_bytes / (int64_t)sizeof(float)) : NULL,
                                       .packed = first->packed ? first->packed + i * packed : NULL,
+                                      .from = first->from ? first->from + i * packed : NULL,
                                       .max_len = s->max_len,
                                       .blocks = (s->max_len + GR_KV_BLOCK - 1) / GR_KV_BLOCK,
                                       .K = s->K};
         layers[i] = (gr_kv){{rows ? rows + i * row_bytes : NULL, 2 * s->K * s->D, GR_DTYPE_F32}, &cache->layer[i]};
     }
-    if (rows && first->panels && first->packed) return true;
+    if (rows && first->panels && first->packed && first->from) return true;
     cpu_kv_close(d, layers);
     return false;
 }

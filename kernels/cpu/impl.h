@@ -40,11 +40,12 @@ typedef struct gr_cpu_form {
 } gr_cpu_form;
 
 /* gr_kv.form: keys and values in the form that attention multiplies, in blocks of GR_KV_BLOCK positions. attention_forward fills it
- * while single queries are decoded, and reads from it what it filled; kv_append lowers `packed`. Changes no bit. */
+ * while single queries are decoded, and reads from it what it filled; kv_append lowers both ends. Changes no bit. */
 enum { GR_KV_BLOCK = 64 };
 typedef struct gr_cpu_kv {
     float *panels;   /* [slots, K, blocks, 2 * GR_KV_BLOCK * (D rounded up to 32)] at most */
-    int32_t *packed; /* [slots, K] leading positions that are there */
+    int32_t *packed; /* [slots, K] positions from..packed are there */
+    int32_t *from;   /* [slots, K] a multiple of GR_KV_BLOCK; 0 without a window */
     int64_t max_len; /* rows of a slot: kv_start = slot * max_len */
     int64_t blocks;  /* of a slot: ceil(max_len / GR_KV_BLOCK) */
     int64_t K;
@@ -52,10 +53,15 @@ typedef struct gr_cpu_kv {
 
 static inline gr_cpu_kv *gr_cpu_kv_of(const gr_kv *kv) { return kv ? kv->form : NULL; }
 
-/* What no kernel here has yet, or takes for granted. */
+/* What kernels here take for granted. */
 static inline void gr_check_attention(const gr_attention *a) {
-    assert(a->window == 0 && a->softcap == 0);
+    assert(a->window >= 0 && a->softcap >= 0);
     assert(a->k.ld == a->v.ld);
+}
+
+/* The first key that a query at this position sees. */
+static inline int64_t gr_first_key(int64_t window, int64_t position) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
 }
 
 /* Run fn over [0,n) in fixed pieces of grain, on the pool. */

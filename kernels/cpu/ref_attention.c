@@ -10,7 +10,8 @@ typedef struct attention {
     const float *dout, *q, *k, *v;
     int64_t ldo, ldq, ldkv, H, K, D;
     const gr_seq *seqs;
-    float scale;
+    float scale, softcap;
+    int64_t window;
 } attention;
 
 static attention attention_of(const gr_attention *a) {
@@ -31,7 +32,9 @@ static attention attention_of(const gr_attention *a) {
                        .K = a->K,
                        .D = a->D,
                        .seqs = a->seqs,
-                       .scale = a->scale};
+                       .scale = a->scale,
+                       .softcap = a->softcap,
+                       .window = a->window};
 }
 
 static float dot(const float *a, const float *b, int64_t n) {
@@ -44,14 +47,16 @@ static void add_scaled(float *y, float a, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] += a * x[i];
 }
 
+static float capped(const attention *t, float score) { return t->softcap > 0 ? t->softcap * tanhf(score / t->softcap) : score; }
+
 /* Online softmax: out holds sum exp(s - m) v for the largest score m so far. */
 static void forward_row(const attention *t, int64_t row, int64_t kv_start, int64_t keys, int64_t h) {
     const float *q = t->q + row * t->ldq + h * t->D;
     float *out = t->out + row * t->ldo + h * t->D, largest = -INFINITY, total = 0;
     int64_t at = h / (t->H / t->K) * t->D;
     memset(out, 0, (size_t)t->D * sizeof *out);
-    for (int64_t j = kv_start; j < kv_start + keys; j++) {
-        float s = t->scale * dot(q, t->k + j * t->ldkv + at, t->D), m = fmaxf(largest, s);
+    for (int64_t j = kv_start + gr_first_key(t->window, keys - 1); j < kv_start + keys; j++) {
+        float s = capped(t, t->scale * dot(q, t->k + j * t->ldkv + at, t->D)), m = fmaxf(largest, s);
         float shrink = expf(largest - m), p = expf(s - m);
         for (int64_t i = 0; i < t->D; i++) out[i] *= shrink;
         total = total * shrink + p;
@@ -83,10 +88,11 @@ static void backward_row(const attention *t, int64_t row, int64_t kv_start, int6
     const float *q = t->q + row * t->ldq + h * t->D, *dout = t->dout + row * t->ldo + h * t->D;
     float *dq = t->dq + row * t->ldq + h * t->D, delta = dot(dout, t->out + row * t->ldo + h * t->D, t->D);
     memset(dq, 0, (size_t)t->D * sizeof *dq);
-    for (int64_t j = kv_start; j < kv_start + keys; j++) {
+    for (int64_t j = kv_start + gr_first_key(t->window, keys - 1); j < kv_start + keys; j++) {
         const float *k = t->k + j * t->ldkv + at, *v = t->v + j * t->ldkv + at;
-        float p = expf(t->scale * dot(q, k, t->D) - t->lse[row * t->H + h]);
+        float s = capped(t, t->scale * dot(q, k, t->D)), p = expf(s - t->lse[row * t->H + h]);
         float ds = t->scale * p * (dot(dout, v, t->D) - delta);
+        if (t->softcap > 0) ds *= 1 - s / t->softcap * (s / t->softcap);
         add_scaled(dq, ds, k, t->D);
         add_scaled(t->dk + j * t->ldkv + at, ds, q, t->D);
         add_scaled(t->dv + j * t->ldkv + at, p, dout, t->D);

@@ -14,7 +14,9 @@ typedef struct row_args {
     const gr_weight *table;
     const int32_t *ids;
     const gr_norm *norm;
+    const gr_loss_terms *loss;
     int64_t n, C;
+    gr_activation act;
     float f;
     bool accumulate;
 } row_args;
@@ -101,18 +103,25 @@ void gr_rmsnorm_backward_generic(gr_device *d, gr_rows dx, bool accumulate, gr_r
     gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_backward_parts, &a);
 }
 
+/* Both activations are x sigmoid(z): z is x, or twice what GELU has in its tanh, since (1 + tanh(z/2)) / 2 = sigmoid(z). Returns z,
+ * and in *slope dz/dx. */
+static float gate_of(gr_activation act, float x, float *slope) {
+    const float a = 1.5957691216f, b = 0.0713548163f; /* 2 sqrt(2/pi), and that times 0.044715 */
+    *slope = act == GR_ACTIVATION_SILU ? 1 : a + 3 * b * x * x;
+    return act == GR_ACTIVATION_SILU ? x : x * (a + b * x * x);
+}
+
 static void glu_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *gate = gr_f32_row(a->x, r), *up = gate + a->C;
-        float *out = gr_f32_row(a->out, r);
-        for (int64_t j = 0; j < a->C; j++) out[j] = gate[j] / (1 + expf(-gate[j])) * up[j];
+        float *out = gr_f32_row(a->out, r), slope;
+        for (int64_t j = 0; j < a->C; j++) out[j] = gate[j] / (1 + expf(-gate_of(a->act, gate[j], &slope))) * up[j];
     }
 }
 
 void gr_glu_forward_generic(gr_device *d, gr_rows out, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
-    row_args a = {.out = out, .x = gu, .C = F};
-    assert(act == GR_ACTIVATION_SILU);
+    row_args a = {.out = out, .x = gu, .C = F, .act = act};
     gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_rows, &a);
 }
 
@@ -122,36 +131,52 @@ static void glu_backward_rows(const void *args, int64_t begin, int64_t end) {
         const float *gate = gr_f32_row(a->x, r), *up = gate + a->C, *dout = gr_f32_row(a->y, r);
         float *dgate = gr_f32_row(a->out, r), *dup = dgate + a->C;
         for (int64_t j = 0; j < a->C; j++) {
-            float g = gate[j], u = up[j], s = 1 / (1 + expf(-g));
-            dgate[j] = dout[j] * u * s * (1 + g * (1 - s));
+            float g = gate[j], u = up[j], slope, s = 1 / (1 + expf(-gate_of(a->act, g, &slope)));
+            dgate[j] = dout[j] * u * s * (1 + g * slope * (1 - s));
             dup[j] = dout[j] * g * s;
         }
     }
 }
 
 void gr_glu_backward_generic(gr_device *d, gr_rows dgu, gr_rows dout, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
-    row_args a = {.out = dgu, .x = gu, .y = dout, .C = F};
-    assert(act == GR_ACTIVATION_SILU);
+    row_args a = {.out = dgu, .x = gu, .y = dout, .C = F, .act = act};
     gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_backward_rows, &a);
+}
+
+static void cap_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        float *x = gr_f32_row(a->x, r);
+        for (int64_t j = 0; j < a->C; j++) x[j] = a->f * tanhf(x[j] / a->f);
+    }
+}
+
+void gr_softcap_generic(gr_device *d, gr_rows x, int64_t n, int64_t C, float cap) {
+    row_args a = {.x = x, .C = C, .f = cap};
+    gr_cpu_for(d, n, gr_cpu_row_grain(C), cap_rows, &a);
 }
 
 static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
+    const double cap = a->loss->softcap;
+    if (cap > 0) cap_rows(args, begin, end);
     for (int64_t r = begin; r < end; r++) {
         float *logits = gr_f32_row(a->x, r), largest = logits[0];
         double sum = 0;
         for (int64_t j = 1; j < a->C; j++) largest = fmaxf(largest, logits[j]);
         for (int64_t j = 0; j < a->C; j++) sum += exp((double)logits[j] - largest);
-        a->f32[r] = (float)(log(sum) + largest - logits[a->ids[r]]);
-        if (!a->w) continue;
-        for (int64_t j = 0; j < a->C; j++)
-            logits[j] = (float)(a->w[r] * (exp((double)logits[j] - largest) / sum - (j == a->ids[r])));
+        const double lse = log(sum) + largest, pull = 1 + 2 * (double)a->loss->z_loss * lse; /* of a softmax's share */
+        a->f32[r] = (float)(lse - logits[a->ids[r]]);
+        for (int64_t j = 0; a->w && j < a->C; j++) {
+            double x = logits[j], slope = cap > 0 ? 1 - x / cap * (x / cap) : 1;
+            logits[j] = (float)(a->w[r] * (pull * exp(x - largest) / sum - (j == a->ids[r])) * slope);
+        }
     }
 }
 
 void gr_cross_entropy_generic(gr_device *d, float *nll, gr_rows logits, const int32_t *target, const float *weight, int64_t n,
-                              int64_t V) {
-    row_args a = {.x = logits, .f32 = nll, .ids = target, .w = weight, .C = V};
+                              int64_t V, const gr_loss_terms *p) {
+    row_args a = {.x = logits, .f32 = nll, .ids = target, .w = weight, .C = V, .loss = p, .f = p->softcap};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), cross_entropy_rows, &a);
 }
 
@@ -178,8 +203,10 @@ void gr_scatter_rows_generic(gr_device *d, gr_rows x, gr_rows src, const int32_t
 /* The panels of a slot whose rows change hold nothing from there on but whole blocks before. */
 static void forget_panels(gr_cpu_kv *form, int64_t row) {
     int64_t slot = row / form->max_len, position = row % form->max_len;
-    for (int32_t *packed = form->packed + slot * form->K, *end = packed + form->K; packed < end; packed++)
-        if (*packed > position) *packed = (int32_t)(position / GR_KV_BLOCK * GR_KV_BLOCK);
+    for (int64_t i = slot * form->K; i < (slot + 1) * form->K; i++) {
+        if (form->packed[i] > position) form->packed[i] = (int32_t)(position / GR_KV_BLOCK * GR_KV_BLOCK);
+        if (form->from[i] > form->packed[i]) form->from[i] = form->packed[i];
+    }
 }
 
 void gr_kv_append_generic(gr_device *d, const gr_kv *kv, gr_rows x, const int32_t *rows, int64_t n) {

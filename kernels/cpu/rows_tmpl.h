@@ -16,8 +16,11 @@ typedef struct row_args {
     float *f32;
     const float *w, *rstd;
     const gr_norm *norm;
+    const gr_loss_terms *loss;
     const int32_t *target;
     int64_t n, C;
+    gr_activation act;
+    float cap;
     bool accumulate;
 } row_args;
 
@@ -89,42 +92,60 @@ void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, bool accumulate, gr_ro
 
 static inline vf v_sigmoid(vf x) { return v_div(v_set(1), v_add(v_set(1), v_exp(v_sub(v_set(0), x)))); }
 
-static void glu_rows(const void *args, int64_t begin, int64_t end) {
-    const row_args *a = args;
+/* Both activations are x sigmoid(z): z is x, or twice what GELU has in its tanh, since (1 + tanh(z/2)) / 2 = sigmoid(z). */
+static const float gelu_a = 1.5957691216f, gelu_b = 0.0713548163f; /* 2 sqrt(2/pi), and that times 0.044715 */
+INLINE vf v_gate(const gr_activation act, vf x) {
+    return act == GR_ACTIVATION_SILU ? x : v_mul(x, v_fma(v_mul(x, x), v_set(gelu_b), v_set(gelu_a)));
+}
+/* x dz/dx */
+INLINE vf v_gate_slope(const gr_activation act, vf x) {
+    return act == GR_ACTIVATION_SILU ? x : v_mul(x, v_fma(v_mul(x, x), v_set(3 * gelu_b), v_set(gelu_a)));
+}
+
+INLINE void glu_rows_of(const gr_activation act, const row_args *a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         const float *gate = gr_f32_row(a->x, r), *up = gate + a->C;
         float *out = gr_f32_row(a->out, r);
         EACH_VECTOR(a->C) {
             vf g = v_load_n(gate + j, count), u = v_load_n(up + j, count);
-            v_store_n(out + j, v_mul(v_mul(g, v_sigmoid(g)), u), count);
+            v_store_n(out + j, v_mul(v_mul(g, v_sigmoid(v_gate(act, g))), u), count);
         }
     }
 }
 
+static void glu_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    if (a->act == GR_ACTIVATION_SILU) glu_rows_of(GR_ACTIVATION_SILU, a, begin, end);
+    else glu_rows_of(GR_ACTIVATION_GELU_TANH, a, begin, end);
+}
+
 void LEVEL(gr_glu_forward)(gr_device *d, gr_rows out, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
-    row_args a = {.out = out, .x = gu, .C = F};
-    assert(act == GR_ACTIVATION_SILU);
+    row_args a = {.out = out, .x = gu, .C = F, .act = act};
     gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_rows, &a);
 }
 
-static void glu_backward_rows(const void *args, int64_t begin, int64_t end) {
-    const row_args *a = args;
+INLINE void glu_backward_rows_of(const gr_activation act, const row_args *a, int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
         const float *gate = gr_f32_row(a->x, r), *up = gate + a->C, *dy = gr_f32_row(a->dout, r);
         float *dgate = gr_f32_row(a->out, r), *dup = dgate + a->C;
         EACH_VECTOR(a->C) {
-            vf g = v_load_n(gate + j, count), u = v_load_n(up + j, count), s = v_sigmoid(g);
+            vf g = v_load_n(gate + j, count), u = v_load_n(up + j, count), s = v_sigmoid(v_gate(act, g));
             vf dout = v_load_n(dy + j, count);
-            vf slope = v_mul(s, v_fma(g, v_sub(v_set(1), s), v_set(1)));
+            vf slope = v_mul(s, v_fma(v_gate_slope(act, g), v_sub(v_set(1), s), v_set(1)));
             v_store_n(dgate + j, v_mul(v_mul(dout, u), slope), count);
             v_store_n(dup + j, v_mul(v_mul(dout, g), s), count);
         }
     }
 }
 
+static void glu_backward_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    if (a->act == GR_ACTIVATION_SILU) glu_backward_rows_of(GR_ACTIVATION_SILU, a, begin, end);
+    else glu_backward_rows_of(GR_ACTIVATION_GELU_TANH, a, begin, end);
+}
+
 void LEVEL(gr_glu_backward)(gr_device *d, gr_rows dgu, gr_rows dout, gr_rows gu, int64_t n, int64_t F, gr_activation act) {
-    row_args a = {.out = dgu, .x = gu, .dout = dout, .C = F};
-    assert(act == GR_ACTIVATION_SILU);
+    row_args a = {.out = dgu, .x = gu, .dout = dout, .C = F, .act = act};
     gr_cpu_for(d, n, gr_cpu_row_grain(F), glu_backward_rows, &a);
 }
 
@@ -145,25 +166,53 @@ static double exp_sum(float *x, int64_t C, float largest, bool keep) {
     return total;
 }
 
+static void cap_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    const vf cap = v_set(a->cap), share = v_set(1 / a->cap);
+    for (int64_t r = begin; r < end; r++) {
+        float *x = gr_f32_row(a->x, r);
+        EACH_VECTOR(a->C) v_store_n(x + j, v_mul(cap, v_tanh(v_mul(v_load_n(x + j, count), share))), count);
+    }
+}
+
+void LEVEL(gr_softcap)(gr_device *d, gr_rows x, int64_t n, int64_t C, float cap) {
+    row_args a = {.x = x, .C = C, .cap = cap};
+    gr_cpu_for(d, n, gr_cpu_row_grain(C), cap_rows, &a);
+}
+
+/* Through the cap: logits[C], which are capped, become scale exp(logit - largest) times the slope 1 - (logit / cap)^2. */
+static void capped_gradient(float *logits, int64_t C, float largest, float scale, float cap) {
+    EACH_VECTOR(C) {
+        vf x = v_load_n(logits + j, count), share = v_mul(x, v_set(1 / cap));
+        vf slope = v_mul(v_set(scale), v_sub(v_set(1), v_mul(share, share)));
+        v_store_n(logits + j, v_mul(v_exp(v_sub(x, v_set(largest))), slope), count);
+    }
+}
+
 static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
+    const float cap = a->loss->softcap;
+    if (cap > 0) cap_rows(args, begin, end);
     for (int64_t r = begin; r < end; r++) {
         float *logits = gr_f32_row(a->x, r), target_logit = logits[a->target[r]];
         vf m = v_set(-INFINITY);
         EACH_VECTOR(a->C) m = v_max(m, v_first(v_load_n(logits + j, count), m, count));
         float largest = v_largest(m);
-        double sum = exp_sum(logits, a->C, largest, a->w != NULL);
-        a->f32[r] = (float)(log(sum) + (double)largest - (double)target_logit);
+        double sum = exp_sum(logits, a->C, largest, a->w != NULL && cap == 0), lse = log(sum) + (double)largest;
+        a->f32[r] = (float)(lse - (double)target_logit);
         if (!a->w) continue;
-        float scale = (float)(a->w[r] / sum);
-        EACH_VECTOR(a->C) v_store_n(logits + j, v_mul(v_load_n(logits + j, count), v_set(scale)), count);
+        double pull = 1 + 2 * (double)a->loss->z_loss * lse, share = cap > 0 ? (double)target_logit / (double)cap : 0;
+        float scale = (float)(a->w[r] * pull / sum);
+        if (cap > 0) capped_gradient(logits, a->C, largest, scale, cap);
+        else EACH_VECTOR(a->C) v_store_n(logits + j, v_mul(v_load_n(logits + j, count), v_set(scale)), count);
         /* softmax - 1 of the target from its logit, rounded once */
-        logits[a->target[r]] = (float)(a->w[r] * (exp((double)target_logit - (double)largest) / sum - 1));
+        logits[a->target[r]] =
+            (float)(a->w[r] * (pull * exp((double)target_logit - (double)largest) / sum - 1) * (1 - share * share));
     }
 }
 
 void LEVEL(gr_cross_entropy)(gr_device *d, float *nll, gr_rows logits, const int32_t *target, const float *weight, int64_t n,
-                             int64_t V) {
-    row_args a = {.f32 = nll, .x = logits, .target = target, .w = weight, .C = V};
+                             int64_t V, const gr_loss_terms *p) {
+    row_args a = {.f32 = nll, .x = logits, .target = target, .w = weight, .C = V, .loss = p, .cap = p->softcap};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), cross_entropy_rows, &a);
 }

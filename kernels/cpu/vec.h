@@ -175,6 +175,25 @@ static inline vf v_exp(vf x) {
     return v_mul(p, v_pow2(n));
 }
 
+/* Lanes of a where x < limit, of b elsewhere. */
+#if defined(__AVX512F__)
+static inline vf v_where_below(vf x, vf limit, vf a, vf b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), b, a);
+}
+#else
+static inline vf v_where_below(vf x, vf limit, vf a, vf b) { return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ)); }
+#endif
+
+/* tanh within 3 ulp: near 0 a polynomial (Cephes), else (e^2x - 1) / (e^2x + 1). A NaN stays one. */
+static inline vf v_tanh(vf x) {
+    const vf one = v_set(1), z = v_mul(x, x), e = v_exp(v_add(x, x));
+    vf p = v_fma(v_set(-5.70498872745e-3f), z, v_set(2.06390887954e-2f));
+    p = v_fma(p, z, v_set(-5.37397155531e-2f));
+    p = v_fma(p, z, v_set(1.33314422036e-1f));
+    p = v_fma(p, z, v_set(-3.33332819422e-1f));
+    return v_where_below(z, v_set(0.625f * 0.625f), v_fma(v_mul(p, z), x, x), v_div(v_sub(e, one), v_add(e, one)));
+}
+
 /* 2^t for t <= 0, within 2 ulp: t = n + r, a polynomial (Cephes' exp2f) for 2^r on |r| <= 1/2. 2^0 is 1 exactly; below -126.5,
  * -infinity included, exactly 0; a NaN stays one. */
 static inline vf v_exp2(vf t) {

@@ -254,16 +254,21 @@ static void bench_rows(gr_device *d) {
     if (!ids || !key) abort();
     memset(v, 0, (size_t)N * C * 4);
     memset(ids, 0, N * 4), memset(key, 0, N * 8);
+    const gr_loss_terms plain = {0}, capped = {.softcap = 30};
     const gr_dropout drop = {.p = 0.1f, .seed = 1, .row_key = key, .site = 3};
     const gr_rows xc = rows_of(x, C), yc = rows_of(y, C), gu = rows_of(x, 2 * F);
     gr_norm norm = {.w = w, .eps = 1e-5f, .parts = 1, .width = C};
     TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, yc, rstd, xc, (gr_rows){0}, &norm, N));
     TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, yc, true, xc, xc, rstd, &norm, N));
     TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, rows_of(m, C), ids, table, N, 9, 64, false));
-    TIME("glu fwd 1024x1536", 20.0 * N * F, d->ops->glu_forward(d, rows_of(y, F), gu, N, F, GR_ACTIVATION_SILU));
-    TIME("glu bwd 1024x1536", 25.0 * N * F,
-         d->ops->glu_backward(d, rows_of(y, 2 * F), rows_of(y, F), gu, N, F, GR_ACTIVATION_SILU));
-    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V));
+    for (int act = GR_ACTIVATION_SILU; act <= GR_ACTIVATION_GELU_TANH; act++) {
+        const char *const names[][2] = {{"glu fwd 1024x1536", "glu bwd 1024x1536"}, {"geglu fwd 1024x1536", "geglu bwd 1024x1536"}};
+        TIME(names[act][0], 20.0 * N * F, d->ops->glu_forward(d, rows_of(y, F), gu, N, F, (gr_activation)act));
+        TIME(names[act][1], 25.0 * N * F, d->ops->glu_backward(d, rows_of(y, 2 * F), rows_of(y, F), gu, N, F, (gr_activation)act));
+    }
+    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V, &plain));
+    TIME("cross_entropy 64x49152 capped", 40.0 * ROWS * V,
+         d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V, &capped));
     TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, yc, xc, N, C, &drop, false));
     TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, yc, xc, N, C));
     TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &stats, x, N * C));

@@ -138,7 +138,8 @@ static double attention_loss(gr_device *d, void *context) {
     return dot(t->out, t->dout, T * H * D);
 }
 
-static void check_attention(gr_device *d) {
+/* A window smaller than the first sequence, and a cap that bends scores of about 1. */
+static void check_attention(gr_device *d, int64_t window, float softcap) {
     static attention t;
     static float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
     fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
@@ -157,7 +158,9 @@ static void check_attention(gr_device *d) {
                          .H = H,
                          .K = KV,
                          .D = D,
-                         .scale = 0.4f};
+                         .scale = 0.4f,
+                         .window = window,
+                         .softcap = softcap};
     attention_loss(d, &t);
     d->ops->attention_backward(d, &t.a);
     check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
@@ -168,6 +171,8 @@ static void check_attention(gr_device *d) {
 enum { F = 29, V = 101 };
 
 typedef struct rows {
+    gr_activation act;
+    gr_loss_terms terms;
     float x[N * V], y[N * V], dy[N * V], nll[N];
     int32_t ids[N];
     uint64_t key[N];
@@ -175,14 +180,20 @@ typedef struct rows {
 
 static double glu_loss(gr_device *d, void *context) {
     rows *t = context;
-    d->ops->glu_forward(d, rows_of(t->y, F), rows_of(t->x, 2 * F), N, F, GR_ACTIVATION_SILU);
+    d->ops->glu_forward(d, rows_of(t->y, F), rows_of(t->x, 2 * F), N, F, t->act);
     return dot(t->y, t->dy, N * F);
 }
 
 static double cross_entropy_loss(gr_device *d, void *context) {
     rows *t = context;
-    d->ops->cross_entropy(d, t->nll, rows_of(t->x, V), t->ids, NULL, N, V);
-    return dot(t->nll, t->dy, N);
+    double loss = 0;
+    memcpy(t->y, t->x, sizeof t->y); /* a cap changes them */
+    d->ops->cross_entropy(d, t->nll, rows_of(t->y, V), t->ids, NULL, N, V, &t->terms);
+    for (int i = 0; i < N; i++) {
+        double cap = t->terms.softcap, x = t->x[i * V + t->ids[i]], lse = t->nll[i] + (cap > 0 ? cap * tanh(x / cap) : x);
+        loss += t->dy[i] * (t->nll[i] + t->terms.z_loss * lse * lse);
+    }
+    return loss;
 }
 
 static double dropout_loss(gr_device *d, void *context) {
@@ -219,11 +230,17 @@ static void check_rows(gr_device *d) {
     static float grad[N * V];
     fill(t.x, N * V, 30), fill(t.dy, N * V, 31);
     for (int i = 0; i < N; i++) t.ids[i] = i * 5 % 7, t.key[i] = (uint64_t)i;
-    d->ops->glu_backward(d, rows_of(grad, 2 * F), rows_of(t.dy, F), rows_of(t.x, 2 * F), N, F, GR_ACTIVATION_SILU);
-    check(d, glu_loss, &t, t.x, grad, N * 2 * F, "glu");
-    memcpy(grad, t.x, sizeof grad);
-    d->ops->cross_entropy(d, t.nll, rows_of(grad, V), t.ids, t.dy, N, V);
-    check(d, cross_entropy_loss, &t, t.x, grad, N * V, "cross_entropy");
+    for (int act = GR_ACTIVATION_SILU; act <= GR_ACTIVATION_GELU_TANH; act++) {
+        t.act = (gr_activation)act;
+        d->ops->glu_backward(d, rows_of(grad, 2 * F), rows_of(t.dy, F), rows_of(t.x, 2 * F), N, F, t.act);
+        check(d, glu_loss, &t, t.x, grad, N * 2 * F, act ? "geglu" : "glu");
+    }
+    for (int terms = 0; terms < 4; terms++) {
+        t.terms = (gr_loss_terms){.softcap = terms & 1 ? 0.7f : 0, .z_loss = terms & 2 ? 0.3f : 0};
+        memcpy(grad, t.x, sizeof grad);
+        d->ops->cross_entropy(d, t.nll, rows_of(grad, V), t.ids, t.dy, N, V, &t.terms);
+        check(d, cross_entropy_loss, &t, t.x, grad, N * V, "cross_entropy");
+    }
     memset(grad, 0, sizeof grad);
     d->ops->dropout(d, rows_of(grad, V), rows_of(t.dy, V), N, V, &(gr_dropout){0.25f, 3, t.key, 9}, true);
     check(d, dropout_loss, &t, t.x, grad, N * V, "dropout");
@@ -245,7 +262,9 @@ static void test_level(void **state) {
     check_rmsnorm(d, 1);
     check_rmsnorm(d, 3);
     check_linear(d);
-    check_attention(d);
+    check_attention(d, 0, 0);
+    check_attention(d, 9, 0);
+    check_attention(d, 66, 0.8f);
     check_rows(d);
     gr_device_close(d);
     gr_threads_free(threads);

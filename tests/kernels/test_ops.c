@@ -312,10 +312,18 @@ static void call_kv_append(call *c) {
     out_whole(c, kv.rows, all, KD2);
 }
 
-static const int64_t heads[][3] = {{9, 3, 64}, {2, 2, 7}, {4, 1, 40}, {1, 1, 256}, {10, 1, 33}, {3, 3, 128}, {1, 1, 1}};
-static gr_dtype attention_compute(call *c) { /* the reference stays exact */
-    c->tolerance = c->variant < 7 ? 2e-5 : 1e-2;
-    return c->variant < 7 ? GR_DTYPE_F32 : GR_DTYPE_BF16;
+static const int64_t heads[][3] = {{9, 3, 64},  {2, 2, 7},   {4, 1, 40}, {1, 1, 256},
+                                   {10, 1, 33}, {3, 3, 128}, {1, 1, 1},  {4, 1, 256}};
+enum { HEADS = sizeof heads / sizeof *heads, ATTENTIONS = 4 * 2 * HEADS };
+
+/* Variants take all heads in float32 and in bfloat16 (the reference stays exact), each plain, with a window, a cap, both. */
+static void set_attention(call *c, gr_attention *a) {
+    static const int64_t windows[] = {5, 64, 65, 2, 40, 90};
+    bool bf16 = c->variant / HEADS % 2;
+    c->tolerance = bf16 ? 1e-2 : 2e-5;
+    a->compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
+    if (c->variant / (2 * HEADS) & 1) a->window = windows[c->variant % 6];
+    if (c->variant / (2 * HEADS) & 2) a->softcap = 0.5f;
 }
 
 /* n_q rows of queries from row q0 of the virtual batch on, n rows of keys and values. */
@@ -343,39 +351,43 @@ static void add_gradients(call *c, gr_attention *a, int64_t n) {
 /* The rows under test are positions row0.. of the first sequence, whose keys begin at 0; a second one follows when all
  * of the batch is run. */
 static void call_attention_forward(call *c) {
-    const int64_t *s = heads[c->variant % 7], other = c->row0 == 0 ? 70 : 0, keys = c->row0 + c->n, n = c->n;
+    const int64_t *s = heads[c->variant % HEADS], other = c->row0 == 0 ? 70 : 0, keys = c->row0 + c->n, n = c->n;
     gr_attention a = attention_of(c, c->row0, n + other, keys + other, s[0], s[1], s[2]);
     gr_seq seqs[2] = {{0, n, 0, keys}, {n, other, keys, other}};
-    a.seqs = seqs, a.n_seqs = other ? 2 : 1, a.scale *= 1.7f, a.compute = attention_compute(c);
+    a.seqs = seqs, a.n_seqs = other ? 2 : 1, a.scale *= 1.7f;
+    set_attention(c, &a);
     c->d->ops->attention_forward(c->d, &a);
     out_rows(c, a.out, a.H * a.D), out_numbers(c, a.lse, a.H);
     if (other) out_whole(c, gr_rows_at(a.out, n, 0), other, a.H * a.D);
 }
 
 static void call_attention_backward(call *c) {
-    const int64_t *s = heads[c->variant % 7], n = c->row0 + c->n, other = 3, all = n + other;
+    const int64_t *s = heads[c->variant % HEADS], n = c->row0 + c->n, other = 3, all = n + other;
     gr_attention a = attention_of(c, 0, all, all, s[0], s[1], s[2]);
     gr_seq seqs[2] = {{0, n, 0, n}, {n, other, n, other}};
     add_gradients(c, &a, all);
-    a.seqs = seqs, a.n_seqs = 2, a.compute = attention_compute(c);
+    a.seqs = seqs, a.n_seqs = 2;
+    set_attention(c, &a);
     c->d->ops->attention_forward(c->d, &a);
     c->d->ops->attention_backward(c->d, &a);
     out_whole(c, a.dq, all, a.H * a.D), out_whole(c, a.dk, all, a.K * a.D), out_whole(c, a.dv, all, a.K * a.D);
 }
+
+static gr_activation activation(const call *c) { return c->variant & 2 ? GR_ACTIVATION_GELU_TANH : GR_ACTIVATION_SILU; }
 
 static void call_glu_forward(call *c) {
     int64_t F = width(c);
     gr_rows out = rows(c, 1, F), gu = rows(c, 2, 2 * F);
     for (int64_t r = 0; r < c->n; r++)
         for (int64_t j = 0; j < 2 * F; j++) gr_f32_row(gu, r)[j] *= 20;
-    c->d->ops->glu_forward(c->d, out, gu, c->n, F, GR_ACTIVATION_SILU);
+    c->d->ops->glu_forward(c->d, out, gu, c->n, F, activation(c));
     out_rows(c, out, F);
 }
 
 static void call_glu_backward(call *c) {
     int64_t F = width(c);
     gr_rows gu = rows(c, 2, 2 * F), dgu = c->variant & 1 ? gu : rows(c, 1, 2 * F);
-    c->d->ops->glu_backward(c->d, dgu, rows(c, 3, F), gu, c->n, F, GR_ACTIVATION_SILU);
+    c->d->ops->glu_backward(c->d, dgu, rows(c, 3, F), gu, c->n, F, activation(c));
     out_rows(c, dgu, 2 * F);
 }
 
@@ -385,8 +397,26 @@ static void call_cross_entropy(call *c) {
     float *nll = numbers(c, 1, 1), *w = numbers(c, 3, 1);
     for (int64_t r = 0; r < c->n; r++)
         for (int64_t j = 0; j < V; j++) gr_f32_row(logits, r)[j] *= 30;
-    c->d->ops->cross_entropy(c->d, nll, logits, indices(c, V), c->variant & 1 ? NULL : w, c->n, V);
-    out_numbers(c, nll, 1), out_rows(c, logits, V);
+    const gr_loss_terms terms = {.softcap = c->variant & 2 ? 20 : 0, .z_loss = c->variant & 4 ? 1e-2f : 0};
+    c->d->ops->cross_entropy(c->d, nll, logits, indices(c, V), c->variant & 1 ? NULL : w, c->n, V, &terms);
+    out_numbers(c, nll, 1);
+    if (!(c->variant & 1)) out_rows(c, logits, V);
+}
+
+/* Against tanh in double: each value within 4 units of its last place, whichever branch of a level it takes. */
+static void call_softcap(call *c) {
+    const float cap = c->variant & 1 ? 30 : 0.75f;
+    int64_t C = width(c);
+    gr_rows x = rows(c, 1, C), was = rows(c, 1, C);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0; j < C; j++) gr_f32_row(x, r)[j] = gr_f32_row(was, r)[j] *= c->variant & 2 ? 200 : 0.5f;
+    c->d->ops->softcap(c->d, x, c->n, C, cap);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0; j < C; j++) {
+            double exact = (double)cap * tanh((double)gr_f32_row(was, r)[j] / cap), found = gr_f32_row(x, r)[j];
+            if (fabs(found - exact) > fabs(exact) * 4 * 0x1p-23) fail_msg("cap of %g: %.9g", exact, found);
+        }
+    out_rows(c, x, C);
 }
 
 /* In two halves, added to what was there; odd variants meet a NaN and an infinity, of which the first one counts. */
@@ -515,6 +545,7 @@ static const operation operations[] = {
 /* Linears take every size in every dtype. */
 static int variants(const operation *op) {
     bool linear = strncmp(op->name, "linear", 6) == 0 || strncmp(op->name, "int8", 4) == 0;
+    if (strncmp(op->name, "attention", 9) == 0) return ATTENTIONS;
     return linear ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT;
 }
 
@@ -606,7 +637,9 @@ static void test_kept_panels(void **state) {
     if (!gr_cpu_ops(level)) skip();
     enum { H = 4, K = 2, D = 40, ROWS = 200, SLOTS = 2, WIDE = 2 * K * D, SET_BACK = 150, TO = 100 };
     gr_device *d = device(level, 2);
-    for (int bf16 = 0; bf16 < 2; bf16++) {
+    for (int variant = 0; variant < 4; variant++) {
+        const bool bf16 = variant & 1;
+        const int64_t window = variant & 2 ? 50 : 0;
         call c = {.d = d, .n = SLOTS};
         gr_kv kv;
         assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, SLOTS, ROWS, K, D}));
@@ -620,6 +653,7 @@ static void test_kept_panels(void **state) {
                           .K = K,
                           .D = D,
                           .scale = 0.2f,
+                          .window = window,
                           .compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32};
         gr_rows expected = filled_rows(&c, 4, 0, SLOTS, H * D, H * D);
         bool set_back = false;
@@ -633,14 +667,67 @@ static void test_kept_panels(void **state) {
                 d->ops->attention_forward(d, &a);
             }
             if (memcmp(out.data, expected.data, SLOTS * H * D * sizeof(float)) != 0)
-                fail_msg("%s: %d keys, bits differ", level, len);
+                fail_msg("%s: %d keys, window %d, bits differ", level, len, (int)window);
             if (len != SET_BACK || set_back) continue;
             set_back = true;
             for (int r = TO; r < ROWS; r++) /* another text from there on */
                 for (int j = 0; j < WIDE; j++) gr_f32_row(text, r)[j] *= -1;
             len = TO;
         }
-        if (strcmp(level, "generic") != 0) assert_int_equal(packed[0], ROWS);
+        if (strcmp(level, "generic") != 0) {
+            assert_int_equal(packed[0], ROWS);
+            assert_int_equal(gr_cpu_kv_of(&kv)->from[0], 0);
+        }
+        d->kv_close(d, &kv);
+        release(&c);
+    }
+    close_device(d);
+}
+
+/* A slot whose window went on without single queries, then is set back: what was not packed is not taken for packed. And blocks of
+ * keys before the window are not read at all: they are NaN. */
+static void test_window(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!gr_cpu_ops(level)) skip();
+    enum { H = 2, K = 1, D = 33, ROWS = 700, WIDE = 2 * K * D, WINDOW = 100 };
+    static const int positions[] = {600, 601, 639, 640, 650, 400, 401, 20, 21, 64, 300, 370, 390};
+    gr_device *d = device(level, 2);
+    for (int variant = 0; variant < 4; variant++) {
+        const bool blank = variant & 2;
+        call c = {.d = d, .n = 1};
+        gr_kv kv;
+        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, 1, ROWS, K, D}));
+        gr_rows text = filled_rows(&c, 1, 0, ROWS, WIDE, WIDE), out = rows(&c, 3, H * D), expected = rows(&c, 4, H * D);
+        gr_seq seq = {.q_len = 1};
+        gr_attention a = {.q = rows(&c, 2, H * D),
+                          .k = kv.rows,
+                          .v = gr_rows_at(kv.rows, 0, K * D),
+                          .seqs = &seq,
+                          .n_seqs = 1,
+                          .H = H,
+                          .K = K,
+                          .D = D,
+                          .scale = 0.3f,
+                          .window = WINDOW,
+                          .compute = variant & 1 ? GR_DTYPE_BF16 : GR_DTYPE_F32};
+        int32_t all[ROWS];
+        for (int r = 0; r < ROWS; r++) all[r] = r;
+        d->ops->kv_append(d, &kv, text, all, ROWS);
+        for (size_t i = 0; i < sizeof positions / sizeof *positions; i++) {
+            const int at = positions[i];
+            const int64_t before = gr_first_key(WINDOW, at) / GR_KV_BLOCK * GR_KV_BLOCK;
+            for (int j = 0; j < WIDE; j++) gr_f32_row(text, at)[j] *= -1;
+            d->ops->kv_append(d, &kv, gr_rows_at(text, at, 0), &all[at], 1);
+            if (blank) memset(gr_f32_row(kv.rows, 0), 0xFF, (size_t)(before * WIDE) * sizeof(float));
+            seq.kv_len = at + 1;
+            a.out = out, a.kv = &kv;
+            d->ops->attention_forward(d, &a);
+            if (blank) memcpy(gr_f32_row(kv.rows, 0), text.data, (size_t)(before * WIDE) * sizeof(float));
+            a.out = expected, a.kv = NULL;
+            d->ops->attention_forward(d, &a);
+            if (memcmp(out.data, expected.data, H * D * sizeof(float)) != 0) fail_msg("%s: position %d, bits differ", level, at);
+            assert_false(isnan(gr_f32(out)[0]));
+        }
         d->kv_close(d, &kv);
         release(&c);
     }
@@ -698,13 +785,13 @@ static void test_long_contraction(void **state) {
 }
 
 /* Sequences whose keys are split among tasks, against the reference; and each alone has the bits it has in the batch. */
-static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute) {
+static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute, int64_t window) {
     enum { H = 2, K = 1, D = 17, ALL = 3300 };
     static const gr_seq seqs[] = {{0, 1600, 0, 1600}, {1600, 100, 1600, 100}, {1700, 1100, 1700, 1100}, {2800, 500, 2800, 500}};
     int64_t begin = seqs[first].q_start, end = seqs[first + n_seqs - 1].q_start + seqs[first + n_seqs - 1].q_len;
     gr_attention a = attention_of(c, 0, ALL, ALL, H, K, D);
     add_gradients(c, &a, ALL);
-    a.seqs = seqs + first, a.n_seqs = n_seqs, a.compute = compute;
+    a.seqs = seqs + first, a.n_seqs = n_seqs, a.compute = compute, a.window = window, a.softcap = window == 300 ? 2 : 0;
     c->d->ops->attention_forward(c->d, &a);
     c->d->ops->attention_backward(c->d, &a);
     c->row0 = begin, c->n = end - begin, c->tolerance = compute == GR_DTYPE_F32 ? 2e-5 : 1e-2;
@@ -717,22 +804,32 @@ static void test_long_attention(void **state) {
     if (!gr_cpu_ops(level)) skip();
     const operation op = {.name = "long attention"};
     gr_device *reference = device("generic", 2), *one = device(level, 1), *three = device(level, 3);
-    call exact = {.d = reference};
-    attend(&exact, 0, 4, GR_DTYPE_F32);
-    for (int bf16 = 0; bf16 < 2; bf16++) {
-        gr_dtype compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
-        call a = {.d = three}, b = {.d = one};
-        attend(&a, 0, 4, compute);
-        compare(&a, &exact, &op, level);
-        attend(&b, 0, 4, compute);
-        compare_bits(&a, &b, &op, "one thread");
-        release(&b);
-        b = (call){.d = three};
-        attend(&b, 2, 1, compute);
-        compare_bits(&a, &b, &op, "alone");
-        release(&a), release(&b);
+    static const int64_t windows[] = {0, 300, 1090};
+    for (int i = 0; i < 3; i++) {
+        call exact = {.d = reference};
+        attend(&exact, 0, 4, GR_DTYPE_F32, windows[i]);
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            gr_dtype compute = bf16 ? GR_DTYPE_BF16 : GR_DTYPE_F32;
+            call a = {.d = three}, b = {.d = one};
+            attend(&a, 0, 4, compute, windows[i]);
+            compare(&a, &exact, &op, level);
+            attend(&b, 0, 4, compute, windows[i]);
+            compare_bits(&a, &b, &op, "one thread");
+            release(&b);
+            b = (call){.d = three};
+            attend(&b, 2, 1, compute, windows[i]);
+            compare_bits(&a, &b, &op, "alone");
+            release(&b);
+            if (windows[i] == 0) { /* a window as long as the longest */
+                b = (call){.d = three};
+                attend(&b, 0, 4, compute, 1600);
+                compare_bits(&a, &b, &op, "within the window");
+                release(&b);
+            }
+            release(&a);
+        }
+        release(&exact);
     }
-    release(&exact);
     close_device(reference), close_device(one), close_device(three);
 }
 
@@ -797,6 +894,11 @@ int main(void) {
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
         {"avx512bf16, kept panels", test_kept_panels, NULL, NULL, &level[3]},
         {"amx, kept panels", test_kept_panels, NULL, NULL, &level[4]},
+        {"generic, window", test_window, NULL, NULL, &level[0]},
+        {"avx2, window", test_window, NULL, NULL, &level[1]},
+        {"avx512, window", test_window, NULL, NULL, &level[2]},
+        {"avx512bf16, window", test_window, NULL, NULL, &level[3]},
+        {"amx, window", test_window, NULL, NULL, &level[4]},
         {"avx2, long contraction", test_long_contraction, NULL, NULL, &level[1]},
         {"avx512, long contraction", test_long_contraction, NULL, NULL, &level[2]},
         {"avx512bf16, long contraction", test_long_contraction, NULL, NULL, &level[3]},
