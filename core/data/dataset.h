@@ -19,8 +19,10 @@ typedef struct gr_column {
 } gr_column; /* graft's name -> the file's */
 
 typedef struct gr_data_source {
-    const char *path;   /* .json (array), .jsonl, .csv or .tsv, also as .gz, or a folder with train.jsonl */
-    const char *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text */
+    const char *path; /* .json (array), .jsonl, .csv, .tsv or .txt, also as .gz, or a folder with train.jsonl */
+    const char
+        *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text; of a
+                           file that is text alone: document (the whole; auto of a .txt), paragraphs, lines */
     const gr_column *columns;
     int n_columns;
     double weight;             /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */

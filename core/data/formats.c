@@ -33,7 +33,17 @@ static const gr_form formats[] = {
     {"prompt", convert_prompt, {"prompt"}, NULL, {"prompt", "history"}}, /* for generation: nothing to learn */
 };
 
+static const gr_form raw_forms[] = {{.name = "document"}, {.name = "paragraphs"}, {.name = "lines"}}; /* as gr_raw, from 1 */
+
 const char *gr_form_name(const gr_form *f) { return f->name; }
+
+gr_raw gr_form_raw(const char *name) {
+    for (int i = 0; i < GR_LEN(raw_forms); i++)
+        if (strcmp(raw_forms[i].name, name) == 0) return (gr_raw)(i + 1);
+    return GR_RAW_NONE;
+}
+
+void gr_form_set_raw(gr_reader *r) { r->format = &raw_forms[r->raw - 1]; }
 
 bool gr_form_knows(const char *name, int64_t len) {
     for (int i = 0; i < GR_LEN(formats); i++)
@@ -44,7 +54,7 @@ bool gr_form_knows(const char *name, int64_t len) {
     return false;
 }
 
-bool gr_form_has_turns(const gr_form *f) { return strcmp(f->name, "text") != 0; }
+bool gr_form_has_turns(const gr_form *f) { return f->convert && strcmp(f->name, "text") != 0; }
 
 bool gr_form_has_answers(const gr_form *f) { return strcmp(f->name, "prompt") != 0; }
 
@@ -325,7 +335,10 @@ static bool has_required(const gr_reader *r, const gr_form *f, const json_t *obj
     return field(r, object, f->required[0]) && (!f->required[1] || field(r, object, f->required[1]));
 }
 
-const char *gr_data_format(int i) { return i >= 0 && i < GR_LEN(formats) ? formats[i].name : NULL; }
+const char *gr_data_format(int i) {
+    if (i < 0 || i >= GR_LEN(formats) + GR_LEN(raw_forms)) return NULL;
+    return i < GR_LEN(formats) ? formats[i].name : raw_forms[i - GR_LEN(formats)].name;
+}
 
 /* "messages {messages, system}; alpaca {...}": the forms with their fields. */
 static void list_forms(gr_str *out) {

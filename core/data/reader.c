@@ -47,7 +47,7 @@ static void mend(gr_str *out, const char *text, int64_t len) {
 
 /* ---- where the samples are ---- */
 
-static graft_status add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err) {
+graft_status gr_reader_add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err) {
     if (!gr_grow(&r->spans, &r->span_capacity, r->n_spans + 1, sizeof *r->spans)) return gr_fail_memory(err, r->path);
     r->spans[r->n_spans++] = (gr_span){start, end - start, line};
     return GRAFT_OK;
@@ -63,7 +63,7 @@ static graft_status index_lines(gr_reader *r, int64_t at, int64_t limit, graft_e
         int64_t end = newline ? newline - text : r->map.size, start = at;
         at = end + 1;
         while (start < end && is_space(text[start])) start++;
-        if (start < end) GR_TRY(add_span(r, start, end, line, err));
+        if (start < end) GR_TRY(gr_reader_add_span(r, start, end, line, err));
     }
 done:
     return st;
@@ -90,7 +90,7 @@ static graft_status index_array(gr_reader *r, int64_t at, int64_t line, int64_t 
             continue;
         }
         bool ends = depth == 1 && (c == ',' || c == ']');
-        if (ends && start >= 0) GR_TRY(add_span(r, start, at, start_line, err));
+        if (ends && start >= 0) GR_TRY(gr_reader_add_span(r, start, at, start_line, err));
         else if (ends && (c == ',' || comma))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%lld: a comma with no sample %s it", r->path, (long long)line,
                            c == ',' ? "before" : "after"));
@@ -160,7 +160,7 @@ static graft_status index_csv(gr_reader *r, int64_t at, int64_t limit, graft_err
         if (why) GR_TRY(fail_csv(r, line, why, err));
         int64_t end = at + size;
         while (end > at && (text[end - 1] == '\n' || text[end - 1] == '\r')) end--;
-        if (end > at) GR_TRY(add_span(r, at, end, line, err));
+        if (end > at) GR_TRY(gr_reader_add_span(r, at, end, line, err));
     }
     if (r->n_spans == 0) GR_TRY(fail_csv(r, 1, "a header without records", err));
 done:
@@ -246,7 +246,7 @@ static void sample_clear(gr_sample *s) {
     s->rounded = false;
     s->text = NULL;
     s->tools = s->documents = NULL;
-    s->is_pair = false;
+    s->is_pair = s->continues = s->continued = false;
     s->n_messages = 0;
 }
 
@@ -327,6 +327,7 @@ static graft_status parse_json(const gr_reader *r, int64_t i, json_t **root, boo
 
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err) {
     sample_clear(s);
+    if (r->raw) return gr_raw_parse(r, i, s, err);
     graft_status st = parse_json(r, i, &s->root, &s->rounded, err);
     return st == GRAFT_OK ? gr_form_convert(r, i, s, err) : st;
 }
@@ -362,6 +363,22 @@ static graft_status copy_names(gr_reader *r, const gr_data_source *source, graft
     return GRAFT_OK;
 }
 
+/* How a file is read that is text alone: by the name of a format, or a .txt that does not begin as JSON or CSV do. */
+static gr_raw raw_form(gr_reader *r, const char *format) {
+    const char *text = (const char *)r->map.data;
+    int64_t at = 0;
+    if (format && strcmp(format, "auto") != 0) return gr_form_raw(format);
+    if (!gr_raw_is_named(r->path)) return GR_RAW_NONE;
+    while (at < r->map.size && is_space(text[at])) at++;
+    if (at < r->map.size && text[at] == '[')
+        for (at++; at < r->map.size && is_space(text[at]);) at++;
+    if (at < r->map.size && text[at] == '{') return GR_RAW_NONE;
+    bool csv = r->map.size > 0 && find_csv(r, 0);
+    r->delimiter = 0;
+    if (!csv) gr_tally_add(r->tally, GR_REMARK_RAW, NULL);
+    return csv ? GR_RAW_NONE : GR_RAW_DOCUMENT;
+}
+
 graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft_error *err) {
     graft_status st = GRAFT_OK;
     json_t *first = NULL;
@@ -376,9 +393,15 @@ graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft
     GR_TRY(copy_names(r, source, err));
     r->replace = gr_encoding_is_replace(source->encoding);
     GR_TRY(gr_content_open(&r->map, r->path, source->encoding, err));
-    GR_TRY(index_samples(r, source->limit, err));
-    GR_TRY(parse_json(r, 0, &first, &rounded, err));
-    GR_TRY(gr_form_find(r, source->format, first, err));
+    r->raw = raw_form(r, source->format);
+    if (r->raw) {
+        gr_form_set_raw(r);
+        GR_TRY(gr_raw_index(r, source->limit, err));
+    } else {
+        GR_TRY(index_samples(r, source->limit, err));
+        GR_TRY(parse_json(r, 0, &first, &rounded, err));
+        GR_TRY(gr_form_find(r, source->format, first, err));
+    }
     *out = r;
     r = NULL;
 done:

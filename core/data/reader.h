@@ -20,6 +20,7 @@ typedef struct gr_sample {
     const json_t *tools, *documents; /* borrowed from root, or NULL */
     bool is_pair;                    /* its messages are the strings prompt and completion */
     const char *text;
+    bool continues, continued; /* text is a part of a document whose other parts are the samples before, and behind */
 } gr_sample;
 
 void gr_sample_release(gr_sample *s);
@@ -28,12 +29,15 @@ typedef struct gr_span { /* the bytes of one sample */
     int64_t start, len, line;
 } gr_span;
 
+typedef enum gr_raw { GR_RAW_NONE, GR_RAW_DOCUMENT, GR_RAW_PARAGRAPHS, GR_RAW_LINES } gr_raw; /* a file of text alone */
+
 typedef struct gr_form gr_form;
 enum { GR_USED_FIELDS = 16 };
 
 struct gr_reader {
     gr_map map;
-    char *path;             /* of the file itself, also when a folder was given */
+    char *path; /* of the file itself, also when a folder was given */
+    gr_raw raw;
     bool is_array, replace; /* a JSON array; bytes that are no text read as U+FFFD */
     char delimiter;         /* of a CSV, else 0 */
     char **header;          /* names of a CSV's columns */
@@ -61,7 +65,19 @@ void gr_reader_tell(const gr_reader *r, gr_str *lines);
 /* "file.jsonl:12" or "file.json:40 (sample 7)", for errors. */
 void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
 
+graft_status gr_reader_add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err);
+
+/* ---- raw.c ---- */
+
+bool gr_raw_is_named(const char *path); /* .txt, also packed */
+graft_status gr_raw_index(gr_reader *r, int64_t limit, graft_error *err);
+graft_status gr_raw_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
+
 /* ---- formats.c ---- */
+
+/* The form of a file of text alone by its name, GR_RAW_NONE: the name is another's. */
+gr_raw gr_form_raw(const char *name);
+void gr_form_set_raw(gr_reader *r);
 
 /* Sets r->format and r->used: by name, or by the keys of the first sample; checks the columns. */
 graft_status gr_form_find(gr_reader *r, const char *name, const json_t *first, graft_error *err);

@@ -43,11 +43,13 @@ static bool has_control(const gr_tokenizer *t, const gr_ids *ids, int64_t from) 
 
 /* Raw text: BOS where the tokenizer wants one, its tokens (control tokens in it are ids, as HF tokenizers have them), EOS where the
  * text has no end token; everything after the first id is a target. */
-static graft_status encode_text(const gr_encoding *j, const char *text, gr_encoded *e, graft_error *err) {
+static graft_status encode_text(const gr_encoding *j, const gr_sample *s, gr_encoded *e, graft_error *err) {
+    const char *text = s->text;
     const gr_tokenizer_info *info = gr_tokenizer_get_info(j->t);
     int64_t n = (int64_t)strlen(text), first;
     e->ids.n = e->n_sequences = 0;
-    if (info->add_bos && info->bos >= 0 && !starts_with_token(j->t, info->bos, text, n) && !gr_ids_push(&e->ids, info->bos))
+    if (info->add_bos && info->bos >= 0 && !s->continues && !starts_with_token(j->t, info->bos, text, n) &&
+        !gr_ids_push(&e->ids, info->bos))
         return gr_fail_memory(err, "tokens");
     first = e->ids.n;
     graft_status st = gr_tokenizer_encode(j->t, text, n, true, &e->ids, err);
@@ -55,7 +57,7 @@ static graft_status encode_text(const gr_encoding *j, const char *text, gr_encod
     if (has_control(j->t, &e->ids, first)) gr_tally_add(j->r->tally, GR_REMARK_CONTROL_TEXT, NULL);
     bool ended =
         ends_with_token(j->t, info->eos, text, n) || (j->chat && ends_with_token(j->t, gr_chat_end_of_turn(j->chat), text, n));
-    if (info->eos >= 0 && !ended && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
+    if (info->eos >= 0 && !ended && !s->continued && !gr_ids_push(&e->ids, info->eos)) return gr_fail_memory(err, "tokens");
     if (!gr_grow(&e->target, &e->target_capacity, e->ids.n + 1, 1) || !gr_grow(&e->end, &e->end_capacity, 1, sizeof *e->end))
         return gr_fail_memory(err, "tokens");
     memset(e->target, 1, (size_t)e->ids.n);
@@ -75,7 +77,7 @@ static graft_status put(const gr_encoding *j, gr_chunk *c, const gr_encoded *e, 
     memcpy(c->ids.data + c->ids.n, e->ids.data + start, (size_t)len * sizeof *c->ids.data);
     memcpy(c->target + c->ids.n, e->target + start, (size_t)len);
     if (j->o->pretrain) memset(c->target + c->ids.n, GR_TARGET_LEARNED, (size_t)len);
-    c->target[c->ids.n] = j->o->pretrain ? GR_TARGET_START : GR_TARGET_NONE;
+    c->target[c->ids.n] = !j->o->pretrain ? GR_TARGET_NONE : c->continues ? GR_TARGET_LEARNED : GR_TARGET_START;
     c->ids.n = need;
     c->len[c->n++] = len;
     return GRAFT_OK;
@@ -155,9 +157,10 @@ static graft_status encode_sample(const gr_encoding *j, int64_t i, gr_sample *s,
     gr_conversation x = {.messages = s->messages, .n = s->n_messages, .tools = s->tools, .documents = s->documents};
     const gr_conversation *conversation = NULL;
     gr_reader_where(j->r, i, where, sizeof where);
+    c->continues = s->continues;
     if (s->text) {
         if (!s->text[0]) return c->n_empty++, GRAFT_OK;
-        st = encode_text(j, s->text, e, &c->err);
+        st = encode_text(j, s, e, &c->err);
     } else if (!j->chat) {
         return gr_fail(&c->err, GRAFT_BAD_USAGE, "%s: messages need a template, none was given", where);
     } else {

@@ -15,6 +15,7 @@ typedef struct gr_chunk {
     uint8_t *target; /* [ids.n] of gr_target; pretrain: START where a document begins, else LEARNED */
     int64_t *len;    /* [n] */
     int64_t target_capacity, len_capacity, n, n_empty;
+    bool continues; /* the sample that is put now: part of a document that has begun */
     gr_losses lost;
     graft_status st;
     graft_error err;

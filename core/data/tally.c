@@ -86,6 +86,7 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
         [GR_REMARK_APART] = {"", NULL,
                              " samples give several sequences: the chat template writes an answer otherwise once it is history"},
+        [GR_REMARK_RAW] = {"", NULL, " document: the whole file is one text (format: paragraphs and lines are others)"},
     };
     for (int remark = 0; remark < GR_REMARK_COUNT; remark++) {
         bool any = t->plain[remark] > 0;

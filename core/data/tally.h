@@ -23,6 +23,7 @@ typedef enum gr_remark {
     GR_REMARK_SHORTENED,     /* answers of which the template writes a part */
     GR_REMARK_PARTED,        /* answers that do not start where the generation prompt ends */
     GR_REMARK_APART,         /* samples learned turn by turn */
+    GR_REMARK_RAW,           /* a file of no other form, read as text */
     GR_REMARK_COUNT
 } gr_remark;
 

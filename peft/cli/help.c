@@ -39,7 +39,7 @@ static graft_status help_data(const gr_args *a, graft_error *err) {
     printf("\nforms of samples, told by their fields or named by `format`:");
     for (int i = 0; (name = gr_data_format(i)); i++) printf("%s %s", i ? "," : "", name);
     printf("\nfiles: JSONL (one object a line), a JSON array, CSV or TSV with a header; .gz of these; data.encoding for other text "
-           "than UTF-8");
+           "than UTF-8;\n  .txt: the whole a document, or format: paragraphs (between blank lines) or lines");
     printf("\nother names of fields: columns: {prompt: NAME, completion: NAME} of a source; fields that do not matter:\n"
            "ignore: [NAME]; `graft help recipe`, section data\n");
     return GRAFT_OK;

@@ -419,7 +419,8 @@ static void test_csv(void **state) {
         {"a.csv", "prompt,completion\n", "a header without records"},
         {"a.csv", "prompt,prompt\na,b\n", "two columns of one name"},
         {"a.csv", "a,b\nc,d\n", "keys a, b"},
-        {"a.txt", "a,b\nc,d\n", "bad JSON"},
+        {"a.txt", "a,b\nc,d\n", "text=a,b\nc,d\n;"},
+        {"a.jsonl", "a,b\nc,d\n", "bad JSON"},
         {"a.csv", "{\"text\":\"a\"}\n", "text=a;"},
     };
     (void)state;

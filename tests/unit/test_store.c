@@ -402,6 +402,90 @@ static void test_mix_refusals(void **state) {
     gr_dataset_free(d);
 }
 
+/* ---- files that are text alone ---- */
+
+/* The texts of a file's samples, each in brackets. */
+static char *texts_of(const char *path, const char *format, int64_t limit) {
+    gr_data_source source = {.path = path, .format = format, .weight = 1, .limit = limit};
+    gr_reader *r = NULL;
+    gr_record record;
+    gr_str out = {0};
+    assert_ok(gr_reader_open(&r, &source, &err));
+    for (;;) {
+        assert_ok(gr_reader_next(r, &record, &err));
+        if (!record.text) break;
+        gr_str_printf(&out, "[%s@%lld]", record.text, (long long)record.line);
+    }
+    gr_reader_close(r);
+    return gr_str_take(&out);
+}
+
+static void test_raw_forms(void **state) {
+    (void)state;
+    static const char text[] = "\xEF\xBB\xBF"
+                               "A title\n\n  First words,\nand more. \n\r\n\n\nLast\n";
+    static const struct {
+        const char *format, *expected;
+        int64_t limit;
+    } cases[] = {
+        {"auto", "[A title\n\n  First words,\nand more. \n\r\n\n\nLast\n@1]", 0},
+        {"document", "[A title\n\n  First words,\nand more. \n\r\n\n\nLast\n@1]", 0},
+        {"paragraphs", "[A title@1][  First words,\nand more.@3][Last@8]", 0},
+        {"paragraphs", "[A title@1]", 1},
+        {"lines", "[A title@1][  First words,@3][and more.@4][Last@8]", 0},
+        {"lines", "[A title@1][  First words,@3]", 2},
+    };
+    assert_ok(gr_file_write(at("raw.txt"), text, sizeof text - 1, &err));
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        char *found = texts_of(at("raw.txt"), cases[i].format, cases[i].limit);
+        assert_string_equal(found, cases[i].expected);
+        free(found);
+    }
+    assert_ok(gr_file_write(at("json.txt"), "{\"text\": \"x\"}\n", 14, &err)); /* lines of JSON under that name */
+    char *found = texts_of(at("json.txt"), "auto", 0);
+    assert_string_equal(found, "[x@1]");
+    free(found);
+    gr_reader *r = NULL;
+    gr_data_source source = {.path = at("bad.txt"), .weight = 1};
+    assert_ok(gr_file_write(source.path, "ok\nno \xFF\n", 8, &err));
+    assert_ok(gr_reader_open(&r, &source, &err));
+    gr_record record;
+    assert_int_equal(gr_reader_next(r, &record, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "bad.txt:2: byte 0xFF"));
+    gr_reader_close(r);
+    source.encoding = "replace";
+    assert_ok(gr_reader_open(&r, &source, &err));
+    assert_ok(gr_reader_next(r, &record, &err));
+    assert_string_equal(record.text, "ok\nno \xEF\xBF\xBD\n");
+    gr_reader_close(r);
+    assert_ok(gr_file_write(at("blank.txt"), " \n\n", 3, &err));
+    source.path = at("blank.txt");
+    assert_int_equal(gr_reader_open(&r, &source, &err), GRAFT_BAD_INPUT);
+}
+
+/* A document of several megabytes is tokenised in pieces, and is the same ids, one document with one end. */
+static void test_long_document(void **state) {
+    (void)state;
+    gr_str s = {0};
+    for (int i = 0; i < 80000; i++) gr_str_printf(&s, "Line %d says %d.\n%s", i, i * 7 % 1013, i % 50 ? "" : "\n  indented\n");
+    assert_true(s.len > (5 << 18));
+    assert_ok(gr_file_write(at("long.txt"), s.data, s.len, &err));
+    gr_ids ids = {0};
+    assert_ok(gr_tokenizer_encode(tokenizer, s.data, s.len, true, &ids, &err));
+    gr_data_source source = {.path = at("long.txt"), .weight = 1};
+    gr_data_options o = {
+        .sources = &source, .n_sources = 1, .max_length = 512, .pretrain = true, .attention = GR_ATTENTION_DOCUMENT};
+    gr_dataset *d = load(&o, threads);
+    int64_t bos = gr_tokenizer_get_info(tokenizer)->add_bos, n = d->offset[d->n_samples];
+    assert_int_equal(n, ids.n + bos + 1);
+    assert_memory_equal(d->ids + bos, ids.data, (size_t)ids.n * sizeof *ids.data);
+    assert_int_equal(d->ids[n - 1], gr_tokenizer_get_info(tokenizer)->eos);
+    assert_int_equal(d->n_targets, n - d->n_samples); /* no document begins inside */
+    gr_dataset_free(d);
+    gr_ids_release(&ids);
+    gr_str_release(&s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_as_memory),
@@ -412,6 +496,8 @@ int main(void) {
         cmocka_unit_test(test_unwritable),
         cmocka_unit_test(test_mix),
         cmocka_unit_test(test_mix_refusals),
+        cmocka_unit_test(test_raw_forms),
+        cmocka_unit_test(test_long_document),
     };
     return cmocka_run_group_tests_name("store", tests, set_up, tear_down);
 }
