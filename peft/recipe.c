@@ -283,6 +283,8 @@ void gr_recipe_free(gr_recipe *r) {
     free(r);
 }
 
-gr_chat_options gr_recipe_chat(const gr_recipe *r) {
-    return (gr_chat_options){.name = r->data_template, .system = r->data_system, .args = r->data_template_args};
+gr_chat_options gr_recipe_chat(const gr_recipe *r, const gr_tokenizer *t) {
+    bool none = r->train_objective == GR_OBJECTIVE_PRETRAIN && t && !gr_tokenizer_get_info(t)->chat_template && r->data_template &&
+                strcmp(r->data_template, "auto") == 0;
+    return (gr_chat_options){.name = none ? "none" : r->data_template, .system = r->data_system, .args = r->data_template_args};
 }

@@ -83,8 +83,9 @@ void gr_recipe_free(gr_recipe *r);
 /* BAD_USAGE naming all keys that training needs and that have no value: model.base, data.train, output_dir (dry_run:
  * model.base). */
 graft_status gr_recipe_require(const gr_recipe *r, bool dry_run, graft_error *err);
-/* The recipe's chat template, as gr_chat_open wants it; borrowed from r. */
-gr_chat_options gr_recipe_chat(const gr_recipe *r);
+/* The recipe's chat template, as gr_chat_open wants it; borrowed from r. Pre-training on a model (its tokenizer: t, NULL: any)
+ * without a template of its own needs none: auto is none then. */
+gr_chat_options gr_recipe_chat(const gr_recipe *r, const gr_tokenizer *t);
 /* True when eval.metrics names it. */
 bool gr_recipe_has_metric(const gr_recipe *r, const char *name);
 /* The resolved recipe as YAML with every key; reading it back gives the same recipe. */

@@ -180,7 +180,7 @@ static graft_status open_chat(gr_session *s, const gr_session_options *o, const 
     gr_recipe *r = name ? NULL : run_recipe(run);
     graft_status st = GRAFT_OK;
     gr_chat_options chat = {.name = name, .source = trained};
-    if (r && !trained) chat = gr_recipe_chat(r);
+    if (r && !trained) chat = gr_recipe_chat(r, s->tokenizer);
     if (trained) chat.name = r ? r->data_template : "trained";
     if (o->system) chat.system = o->system;
     if (o->template_args) chat.args = o->template_args;

@@ -44,8 +44,8 @@ static graft_status open_shape(gr_run *run, graft_error *err) {
 }
 
 static graft_status open_text(gr_run *run, graft_error *err) {
-    gr_chat_options chat = gr_recipe_chat(run->r);
     graft_status st = gr_session_open_tokenizer(&run->session, err);
+    gr_chat_options chat = gr_recipe_chat(run->r, run->session.tokenizer);
     return st == GRAFT_OK ? gr_chat_open(&run->session.chat, &chat, run->session.tokenizer, err) : st;
 }
 

@@ -292,13 +292,14 @@ static graft_status check_options(const gr_data_options *o, graft_error *err) {
     return GRAFT_OK;
 }
 
-static void report(const gr_dataset *d, const gr_data_options *o) {
+static void report(const gr_dataset *d, const gr_data_options *o, bool no_eos) {
     const gr_losses *l = &d->lost;
     if (l->truncated || l->dropped)
         gr_warn("data: max_length %lld: %lld samples truncated (%lld lost old turns, %lld text of the prompt, %lld the answer's "
                 "end), %lld dropped",
                 (long long)o->max_length, (long long)l->truncated, (long long)l->turns, (long long)l->prompt, (long long)l->answer,
                 (long long)l->dropped);
+    if (o->pretrain && no_eos) gr_warn("data: the tokenizer has no EOS token: documents are joined without one");
     if (d->n_empty) gr_warn("data: %lld samples without an answer to learn dropped", (long long)d->n_empty);
     for (const char *line = d->remarks, *end; line && (end = strchr(line, '\n')); line = end + 1) {
         char *text;
@@ -357,7 +358,7 @@ graft_status gr_dataset_load(gr_dataset **out, const gr_data_options *o, const g
     d->n_sources = o->n_sources;
     d->key = key.full;
     GR_TRY(take_proportions(d, o, err));
-    report(d, o);
+    report(d, o, gr_tokenizer_get_info(t)->eos < 0);
     const int32_t *ids = d->store ? &d->store->max_id : d->ids;
     int64_t n_ids = d->store ? 1 : d->offset[d->n_samples];
     if (o->n_rows > 0) GR_TRY(gr_tokenizer_check_rows(t, ids, n_ids, o->n_rows, o->sources[0].path, err));

@@ -45,7 +45,7 @@ graft_status gr_cmd_data_preview(const gr_args *a, graft_error *err) {
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "nothing to show: give a recipe, or --model and --data"));
     GR_TRY(gr_session_base(&base, r->model_base, err));
     GR_TRY(gr_tokenizer_open(&t, base, err));
-    gr_chat_options how = gr_recipe_chat(r);
+    gr_chat_options how = gr_recipe_chat(r, t);
     GR_TRY(gr_chat_open(&chat, &how, t, err));
     threads = gr_threads_new((int)GR_MIN(r->_threads, 1024));
     if (!threads) GR_TRY(gr_fail(err, GRAFT_FAILED, "cannot start threads"));
