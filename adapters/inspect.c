@@ -209,7 +209,7 @@ static graft_status describe_h5(description *d, const char *path, graft_error *e
     gr_h5 *h;
     graft_status st = gr_h5_open(&h, path, err);
     if (st != GRAFT_OK) return st;
-    d->kind = gr_h5_has(h, "/ids") ? "token cache" : "checkpoint";
+    d->kind = gr_h5_has(h, "/ids") ? "token cache" : gr_h5_has(h, "/shards") ? "index of a token cache" : "checkpoint";
     st = gr_h5_visit(h, add_h5_item, d, err);
     gr_h5_close(h);
     return st;
