@@ -11,22 +11,33 @@
 
 enum { CACHE_VERSION = 6 }; /* to be raised whenever the same inputs give other tokens or the file another layout */
 
-static graft_status add_source(gr_str *text, const gr_data_source *source, graft_error *err) {
-    graft_status st = GRAFT_OK;
+/* What the bytes of a file are, and of a .txt that it is one: its name says how it is read. */
+static graft_status hash_file(XXH128_hash_t *h, const char *file, graft_error *err) {
     gr_map map = {0};
-    char *file = NULL;
-    GR_TRY(gr_source_file(&file, source->path, err));
-    GR_TRY(gr_map_open(&map, file, err));
-    XXH128_hash_t h = XXH3_128bits(map.data ? (const void *)map.data : "", (size_t)map.size);
-    gr_str_printf(text, "source %016llx%016llx %lld %s\n", (unsigned long long)h.high64, (unsigned long long)h.low64,
-                  (long long)source->limit, source->format ? source->format : "auto");
+    graft_status st = gr_map_open(&map, file, err);
+    if (st == GRAFT_OK) *h = XXH3_128bits(map.data ? (const void *)map.data : "", (size_t)map.size);
+    gr_map_close(&map);
+    return st;
+}
+
+static graft_status add_source(gr_str *text, const gr_data_source *source, bool many, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char **files = NULL;
+    int64_t n_files = 0;
+    GR_TRY(gr_source_files(&files, &n_files, source->path, many, err));
+    for (int64_t i = 0; i < n_files; i++) {
+        XXH128_hash_t h;
+        GR_TRY(hash_file(&h, files[i], err));
+        gr_str_printf(text, "%s %016llx%016llx %lld %s\n", i ? "and" : "source", (unsigned long long)h.high64,
+                      (unsigned long long)h.low64, (long long)source->limit, source->format ? source->format : "auto");
+        if (gr_raw_is_named(files[i])) gr_str_puts(text, "named as text\n");
+    }
     for (int i = 0; i < source->n_columns; i++)
         gr_str_printf(text, "column %s %s\n", source->columns[i].name, source->columns[i].column);
     if (!gr_encoding_is_utf8(source->encoding)) gr_str_printf(text, "encoding %s\n", source->encoding);
     for (int i = 0; i < source->n_ignore; i++) gr_str_printf(text, "ignore %s\n", source->ignore[i]);
 done:
-    gr_map_close(&map);
-    free(file);
+    gr_source_files_free(files, n_files);
     return st;
 }
 
@@ -37,7 +48,7 @@ graft_status gr_cache_make_key(gr_cache_key *key, const gr_data_options *o, cons
     gr_str_printf(&text, "version %d tokenizer %016llx chat %016llx loss_on %d max_length %lld truncation %d pretrain %d\n",
                   CACHE_VERSION, (unsigned long long)gr_tokenizer_hash(t), chat ? (unsigned long long)gr_chat_hash(chat) : 0ull,
                   (int)o->loss_on, (long long)o->max_length, (int)o->truncation, o->pretrain);
-    for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&text, &o->sources[i], err));
+    for (int i = 0; i < o->n_sources; i++) GR_TRY(add_source(&text, &o->sources[i], o->pretrain, err));
     if (text.failed) GR_TRY(gr_fail_memory(err, "cache key"));
     XXH128_hash_t h = XXH3_128bits(text.data, (size_t)text.len);
     snprintf(key->hex, sizeof key->hex, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);

@@ -93,9 +93,9 @@ done:
 }
 
 /* What the reader has to say, to the data set: a load from the cache says it again. */
-static graft_status keep_remarks(gr_dataset *d, const gr_reader *r, int source, graft_error *err) {
+static graft_status keep_remarks(gr_dataset *d, const gr_tally *tally, int source, graft_error *err) {
     gr_str told = {0}, all = {0};
-    gr_reader_tell(r, &told);
+    gr_tally_tell(tally, &told);
     if (d->remarks) gr_str_puts(&all, d->remarks);
     for (int64_t at = 0, end; at < told.len; at = end) {
         end = (const char *)memchr(told.data + at, '\n', (size_t)(told.len - at)) - told.data + 1;
@@ -138,34 +138,72 @@ static graft_status flush(builder *b, int64_t next_source, int64_t next, bool al
     return st;
 }
 
-/* Samples of a source from `first` on. */
-static graft_status add_source(builder *b, gr_encoding *j, int source, int64_t first, struct gr_threads *threads,
-                               graft_error *err) {
+/* A source on its way: samples of all its files are counted through. */
+typedef struct source_walk {
+    int source;
+    int64_t first;       /* the sample to begin with */
+    int64_t done;        /* samples of the files before */
+    bool quiet;          /* many files: no progress of each */
+    gr_data_source file; /* the source, with the path of a file */
+    gr_tally tally;      /* of all files */
+} source_walk;
+
+/* The samples of a file, from walk->first on. */
+static graft_status add_file(builder *b, gr_encoding *j, source_walk *walk, struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_reader *r = NULL;
     gr_progress progress;
-    GR_TRY(gr_reader_open(&r, &j->o->sources[source], err));
+    GR_TRY(gr_reader_open(&r, &walk->file, err));
     if (!gr_form_has_answers(r->format))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: prompts without answers: nothing to learn from", r->path));
     j->r = r;
     int64_t n = gr_reader_count(r);
-    if (n >= PROGRESS_FROM) gr_progress_start(&progress, "tokenising", n);
-    for (j->first = first; j->first < n && st == GRAFT_OK; j->first += j->n) {
+    bool shown = n >= PROGRESS_FROM && !walk->quiet;
+    if (shown) gr_progress_start(&progress, "tokenising", n);
+    for (j->first = GR_MAX(0, walk->first - walk->done); j->first < n && st == GRAFT_OK; j->first += j->n) {
         j->n = round_samples(j);
         int64_t n_chunks = (j->n + GR_CHUNK_SAMPLES - 1) / GR_CHUNK_SAMPLES;
         if (threads) gr_threads_run(threads, n_chunks, gr_encode_chunk, j);
         else
             for (int64_t k = 0; k < n_chunks; k++) gr_encode_chunk(j, k, 0);
-        for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++) st = append_chunk(b, j, &j->chunks[k], source, err);
-        if (st == GRAFT_OK) st = flush(b, source, j->first + j->n, false, err);
-        if (n >= PROGRESS_FROM) gr_progress_update(&progress, j->first + j->n, "samples");
+        for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++) st = append_chunk(b, j, &j->chunks[k], walk->source, err);
+        if (st == GRAFT_OK) st = flush(b, walk->source, walk->done + j->first + j->n, false, err);
+        if (shown) gr_progress_update(&progress, j->first + j->n, "samples");
     }
-    if (n >= PROGRESS_FROM) gr_progress_end(&progress);
-    if (st == GRAFT_OK) st = keep_remarks(b->d, r, source, err);
+    if (shown) gr_progress_end(&progress);
+    gr_tally_merge(&walk->tally, r->tally);
+    walk->done += n;
+done:
+    gr_reader_close(r);
+    return st;
+}
+
+/* Samples of a source from `first` on; a stream of texts goes on from file to file. */
+static graft_status add_source(builder *b, gr_encoding *j, int source, int64_t first, struct gr_threads *threads,
+                               graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const gr_data_source *o = &j->o->sources[source];
+    source_walk walk = {.source = source, .first = first, .file = *o};
+    char **files = NULL;
+    int64_t n_files = 0;
+    gr_progress progress;
+    gr_tally_init(&walk.tally);
+    GR_TRY(gr_source_files(&files, &n_files, o->path, j->o->pretrain, err));
+    walk.quiet = n_files > 1;
+    if (walk.quiet) gr_progress_start(&progress, "tokenising", n_files);
+    for (int64_t i = 0; i < n_files && st == GRAFT_OK && (o->limit == 0 || walk.done < o->limit); i++) {
+        walk.file.path = files[i];
+        walk.file.limit = o->limit ? o->limit - walk.done : 0;
+        st = add_file(b, j, &walk, threads, err);
+        if (walk.quiet) gr_progress_update(&progress, i + 1, "files");
+    }
+    if (walk.quiet) gr_progress_end(&progress);
+    if (st == GRAFT_OK) st = keep_remarks(b->d, &walk.tally, source, err);
     if (st == GRAFT_OK && open_ids(b) > 1) GR_TRY(close_sample(b, source, err)); /* the last, shorter block */
     else b->n_ids -= open_ids(b);
 done:
-    gr_reader_close(r);
+    gr_source_files_free(files, n_files);
+    gr_tally_release(&walk.tally);
     return st;
 }
 

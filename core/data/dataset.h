@@ -19,7 +19,8 @@ typedef struct gr_column {
 } gr_column; /* graft's name -> the file's */
 
 typedef struct gr_data_source {
-    const char *path; /* .json (array), .jsonl, .csv, .tsv or .txt, also as .gz, or a folder with train.jsonl */
+    const char *path; /* .json (array), .jsonl, .csv, .tsv or .txt, also as .gz, or a folder with train.jsonl; pretrain: or
+                                  a folder of such files, by path, those of sub-folders too */
     const char
         *format; /* "auto" or a name: alpaca sharegpt messages prompt_completion question_answer instruction_output text; of a
                            file that is text alone: document (the whole; auto of a .txt), paragraphs, lines */

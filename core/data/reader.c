@@ -1,6 +1,7 @@
 #include "core/data/reader.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -332,8 +333,6 @@ graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_
     return st == GRAFT_OK ? gr_form_convert(r, i, s, err) : st;
 }
 
-void gr_reader_tell(const gr_reader *r, gr_str *lines) { gr_tally_tell(r->tally, lines); }
-
 /* ---- the reader ---- */
 
 graft_status gr_source_file(char **file, const char *path, graft_error *err) {
@@ -344,6 +343,72 @@ graft_status gr_source_file(char **file, const char *path, graft_error *err) {
     *file = NULL;
     if (gr_is_dir(path)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: a folder without train.jsonl; name the file", path);
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such file", path);
+}
+
+/* .jsonl, .json, .csv, .tsv or .txt, also packed. */
+static bool is_data_file(const char *name) {
+    static const char *const endings[] = {".jsonl", ".json", ".csv", ".tsv", ".txt"};
+    size_t n = strlen(name) - (gr_ends_with(name, ".gz") ? 3 : 0);
+    for (int i = 0; i < GR_LEN(endings); i++) {
+        size_t len = strlen(endings[i]);
+        if (name[0] != '.' && n > len && strncasecmp(name + n - len, endings[i], len) == 0) return true;
+    }
+    return false;
+}
+
+static int by_path(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+typedef struct file_list {
+    char **files;
+    int64_t n, capacity;
+} file_list;
+
+static graft_status list_folder(file_list *l, const char *folder, int depth, graft_error *err) {
+    enum { DEEPEST = 16 };
+    graft_status st = GRAFT_OK;
+    DIR *d = opendir(folder);
+    struct dirent *e;
+    if (!d) return gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", folder);
+    while (st == GRAFT_OK && (e = readdir(d))) {
+        char *path = e->d_name[0] == '.' ? NULL : gr_path_join(folder, e->d_name);
+        if (!path) continue;
+        bool inner = gr_is_dir(path), taken = !inner && is_data_file(e->d_name);
+        if (inner && depth < DEEPEST) st = list_folder(l, path, depth + 1, err);
+        if (taken && !gr_grow(&l->files, &l->capacity, l->n + 1, sizeof *l->files)) st = gr_fail_memory(err, folder), taken = false;
+        if (taken) l->files[l->n++] = path;
+        else free(path);
+    }
+    closedir(d);
+    return st;
+}
+
+void gr_source_files_free(char **files, int64_t n) {
+    for (int64_t i = 0; i < n; i++) free(files[i]);
+    free(files);
+}
+
+graft_status gr_source_files(char ***files, int64_t *n, const char *path, bool many, graft_error *err) {
+    graft_status st;
+    file_list l = {0};
+    char *one = gr_path_join(path, "train.jsonl");
+    bool folder = many && one && gr_is_dir(path) && !gr_exists(one);
+    free(one);
+    if (folder) {
+        GR_TRY(list_folder(&l, path, 0, err));
+        if (l.n == 0)
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: a folder without data: expected .txt, .jsonl, .json, .csv or .tsv, also as .gz", path));
+        qsort(l.files, (size_t)l.n, sizeof *l.files, by_path);
+    } else {
+        if (!gr_grow(&l.files, &l.capacity, 1, sizeof *l.files)) return gr_fail_memory(err, path);
+        GR_TRY(gr_source_file(&l.files[0], path, err));
+        l.n = 1;
+    }
+    *files = l.files, *n = l.n;
+    return GRAFT_OK;
+done:
+    gr_source_files_free(l.files, l.n);
+    return st;
 }
 
 static graft_status copy_names(gr_reader *r, const gr_data_source *source, graft_error *err) {

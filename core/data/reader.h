@@ -58,10 +58,12 @@ struct gr_reader {
 
 /* The file behind a source's path: the path itself or, for a folder, its train.jsonl. Owned. */
 graft_status gr_source_file(char **file, const char *path, graft_error *err);
+/* The files behind a source's path: that one or, where `many`, of a folder without train.jsonl all that have a data file's name,
+ * those of sub-folders too, by path. Free with gr_source_files_free. */
+graft_status gr_source_files(char ***files, int64_t *n, const char *path, bool many, graft_error *err);
+void gr_source_files_free(char **files, int64_t n);
 /* Parse sample i (from 0). Thread-safe: writes to s alone. */
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
-/* What was left aside or assumed so far, one line each without the file's name, added to lines. */
-void gr_reader_tell(const gr_reader *r, gr_str *lines);
 /* "file.jsonl:12" or "file.json:40 (sample 7)", for errors. */
 void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
 

@@ -21,7 +21,7 @@ static int find(const gr_tally *t, int from, int n, gr_remark remark, const char
     return from;
 }
 
-void gr_tally_add(gr_tally *t, gr_remark remark, const char *name) {
+static void add(gr_tally *t, gr_remark remark, const char *name, int64_t times) {
     int n = name ? atomic_load_explicit(&t->n_names, memory_order_acquire) : 0;
     int at = name ? find(t, 0, n, remark, name) : n;
     if (name && at == n) {
@@ -38,7 +38,15 @@ void gr_tally_add(gr_tally *t, gr_remark remark, const char *name) {
         pthread_mutex_unlock(&t->lock);
     }
     _Atomic int64_t *count = at < n ? &t->names[at].count : &t->plain[remark];
-    atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(count, times, memory_order_relaxed);
+}
+
+void gr_tally_add(gr_tally *t, gr_remark remark, const char *name) { add(t, remark, name, 1); }
+
+void gr_tally_merge(gr_tally *t, const gr_tally *from) {
+    for (int i = 0; i < from->n_names; i++) add(t, from->names[i].remark, from->names[i].name, from->names[i].count);
+    for (int remark = 0; remark < GR_REMARK_COUNT; remark++)
+        if (from->plain[remark]) add(t, (gr_remark)remark, NULL, from->plain[remark]);
 }
 
 static int by_count(const void *a, const void *b) {
@@ -86,7 +94,7 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
         [GR_REMARK_APART] = {"", NULL,
                              " samples give several sequences: the chat template writes an answer otherwise once it is history"},
-        [GR_REMARK_RAW] = {"", NULL, " document: the whole file is one text (format: paragraphs and lines are others)"},
+        [GR_REMARK_RAW] = {"", NULL, " files are one document each (format: paragraphs and lines cut them)"},
     };
     for (int remark = 0; remark < GR_REMARK_COUNT; remark++) {
         bool any = t->plain[remark] > 0;

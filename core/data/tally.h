@@ -44,6 +44,8 @@ void gr_tally_init(gr_tally *t);
 void gr_tally_release(gr_tally *t);
 /* Count one; name: of a remark that has one, else NULL. Thread-safe. */
 void gr_tally_add(gr_tally *t, gr_remark remark, const char *name);
+/* What `from` counted as well. */
+void gr_tally_merge(gr_tally *t, const gr_tally *from);
 /* Each remark with a count as a line of text for people, the file's name not included. Not while others add. */
 void gr_tally_tell(const gr_tally *t, gr_str *lines);
 

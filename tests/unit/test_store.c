@@ -486,6 +486,66 @@ static void test_long_document(void **state) {
     gr_str_release(&s);
 }
 
+/* A folder is its files, one after the other: the same stream as one file of all, also when making it goes on. */
+static void test_folder(void **state) {
+    (void)state;
+    static const char *const names[] = {"corpus/1.txt", "corpus/2/a.txt", "corpus/2/b.jsonl", "corpus/3.txt"};
+    static char all_path[128], corpus[128], bare[128], cache[128];
+    gr_str all = {0};
+    snprintf(all_path, sizeof all_path, "%s", at("all.jsonl"));
+    snprintf(corpus, sizeof corpus, "%s", at("corpus"));
+    snprintf(bare, sizeof bare, "%s", at("bare"));
+    snprintf(cache, sizeof cache, "%s", at("corpus-cache"));
+    assert_ok(gr_make_dirs(at("corpus/2"), &err));
+    for (int i = 0; i < GR_LEN(names); i++) {
+        gr_str s = {0};
+        for (int k = 0; k < 400 + 90 * i; k++) gr_str_printf(&s, "%s%d of %d", k ? " " : "", k * k % 101, i);
+        gr_str_printf(&all, "{\"text\": \"%s\"}\n", s.data);
+        char *object = gr_format("{\"text\": \"%s\"}", s.data);
+        const char *text = i == 2 ? object : s.data;
+        assert_ok(gr_file_write(at(names[i]), text, (int64_t)strlen(text), &err));
+        free(object);
+        gr_str_release(&s);
+    }
+    assert_ok(gr_file_write(at("corpus/README.md"), "not data", 8, &err));
+    assert_ok(gr_file_write(all_path, all.data, all.len, &err));
+    gr_str_release(&all);
+    gr_data_source one = {.path = all_path, .weight = 1}, many = {.path = corpus, .weight = 1};
+    gr_data_options a = {
+        .sources = &one, .n_sources = 1, .max_length = LENGTH, .pretrain = true, .attention = GR_ATTENTION_DOCUMENT};
+    gr_data_options b = a;
+    b.sources = &many, b.cache_dir = cache, b.shard_ids = 1500;
+    gr_dataset *x = load(&a, threads), *y = load(&b, threads);
+    assert_same(x, y);
+    assert_true(y->store->n_shards > 2);
+    gr_dataset_free(y);
+    char path[300];
+    snprintf(path, sizeof path, "%s/index.h5", tokens_of("corpus-cache"));
+    assert_int_equal(unlink(path), 0);
+    snprintf(path, sizeof path, "%s/shard-000002.h5", tokens_of("corpus-cache"));
+    assert_int_equal(unlink(path), 0);
+    y = load(&b, threads);
+    assert_same(x, y);
+    gr_dataset_free(x);
+    gr_dataset_free(y);
+    many.limit = one.limit = 2; /* of all files together */
+    b.cache_dir = NULL;
+    x = load(&a, threads), y = load(&b, threads);
+    assert_same(x, y);
+    gr_dataset_free(x);
+    gr_dataset_free(y);
+    many.limit = 0;
+    b.pretrain = false; /* samples of sft are of one file */
+    b.attention = GR_ATTENTION_ACROSS;
+    assert_int_equal(gr_dataset_load(&y, &b, tokenizer, NULL, threads, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "train.jsonl"));
+    assert_ok(gr_make_dirs(at("bare/2"), &err));
+    many.path = bare;
+    b.pretrain = true;
+    assert_int_equal(gr_dataset_load(&y, &b, tokenizer, NULL, threads, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "without data"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_as_memory),
@@ -498,6 +558,7 @@ int main(void) {
         cmocka_unit_test(test_mix_refusals),
         cmocka_unit_test(test_raw_forms),
         cmocka_unit_test(test_long_document),
+        cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests_name("store", tests, set_up, tear_down);
 }
