@@ -45,7 +45,7 @@ const char *gr_option_choices(const gr_option *o) {
 /* ---- parsing ---- */
 
 /* Commands of later versions, known by name: no other one is "near". */
-static const char *const later[] = {"serve",      "vocab",      "fetch",      "study",   "bench",
+static const char *const later[] = {"serve",      "fetch",      "study",      "bench",   "vocab extend",
                                     "data stats", "data clean", "data dedup", "data mix"};
 
 /* "train, validate, plan": the commands, or the second words of a group ("data"). */
@@ -60,10 +60,19 @@ static const char *command_names(const char *group, char *out, size_t size) {
     return out;
 }
 
+/* A first word that a second one must follow: "data". */
+static bool is_group(const char *word) {
+    size_t n = strlen(word);
+    for (int i = 0; i < gr_n_commands(); i++)
+        if (strncmp(gr_commands[i].name, word, n) == 0 && gr_commands[i].name[n] == ' ') return true;
+    return false;
+}
+
 static graft_status unknown_command(const char *name, graft_error *err) {
     const char *names[64], *near;
-    char all[512];
-    bool data = gr_starts_with(name, "data ");
+    char all[512], group[32];
+    bool grouped = strchr(name, ' ') != NULL;
+    snprintf(group, sizeof group, "%.*s", (int)strcspn(name, " "), name);
     for (int i = 0; i < GR_LEN(later); i++)
         if (strcmp(name, later[i]) == 0)
             return gr_fail(err, GRAFT_BAD_USAGE, "graft %s is not in this version (%s); `graft help` lists what is", name,
@@ -71,9 +80,9 @@ static graft_status unknown_command(const char *name, graft_error *err) {
     int n = GR_MIN(gr_n_commands(), GR_LEN(names));
     for (int i = 0; i < n; i++) names[i] = gr_commands[i].name;
     near = gr_nearest(name, names, n);
-    return gr_fail(err, GRAFT_BAD_USAGE, "unknown command \"%.60s\"%s%s%s; %s: %s", name, near ? " (did you mean " : "",
-                   near ? near : "", near ? "?)" : "", data ? "graft data has" : "there are",
-                   command_names(data ? "data" : NULL, all, sizeof all));
+    return gr_fail(err, GRAFT_BAD_USAGE, "unknown command \"%.60s\"%s%s%s; %s%s%s: %s", name, near ? " (did you mean " : "",
+                   near ? near : "", near ? "?)" : "", grouped ? "graft " : "", grouped ? group : "there are",
+                   grouped ? " has" : "", command_names(grouped ? group : NULL, all, sizeof all));
 }
 
 static graft_status unknown_option(const gr_command *c, const char *name, graft_error *err) {
@@ -148,17 +157,16 @@ static graft_status parse_command(gr_args *a, int argc, char **argv, int *first,
         *first = 2;
     }
     if (a->command) return GRAFT_OK;
-    if (strcmp(argv[1], "data") == 0 && argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) {
+    if (!is_group(argv[1])) return unknown_command(argv[1], err);
+    if (argc > 2 && (strcmp(argv[2], "--help") == 0 || strcmp(argv[2], "-h") == 0)) {
         a->command = gr_command_find("help");
-        a->arguments[a->n_arguments++] = "data";
+        a->arguments[a->n_arguments++] = argv[1];
         *first = 3;
         return GRAFT_OK;
     }
-    if (strcmp(argv[1], "data") == 0 && argc > 2) return unknown_command(two, err);
-    if (strcmp(argv[1], "data") == 0)
-        return gr_fail(err, GRAFT_BAD_USAGE, "what to do with data is missing: graft data has %s; `graft help data` explains them",
-                       command_names("data", two, sizeof two));
-    return unknown_command(argv[1], err);
+    if (argc > 2) return unknown_command(two, err);
+    return gr_fail(err, GRAFT_BAD_USAGE, "what to do with %s is missing: graft %s has %s; `graft help %s` explains them", argv[1],
+                   argv[1], command_names(argv[1], two, sizeof two), argv[1]);
 }
 
 graft_status gr_args_parse(gr_args *a, int argc, char **argv, graft_error *err) {

@@ -165,6 +165,29 @@ static const gr_option make_options[] = {
     END,
 };
 
+static const gr_option vocab_train_options[] = {
+    {"text", "FILE", "raw text, or samples in .json, .jsonl, .csv, .tsv: all their text; .gz of these; more files may follow",
+     NULL},
+    {"size", "N", "pieces of the vocabulary; with --model: new ones", NULL},
+    {"out", "PATH", "NAME.model (SentencePiece), NAME.json (a tokenizer.json) or a folder", NULL},
+    {"kind", "NAME",
+     "spm: SentencePiece BPE with byte fallback; bpe: byte-level BPE (told from --model, or from the name of --out)", NULL},
+    {"model", "PATH", "HF folder, .gguf file or run: learn further pieces from its tokens; its own keep their ids and priority",
+     NULL},
+    {"encoding", "NAME", NULL, "data.encoding"},
+    {"only", "SCRIPT", "pieces of these characters alone: cjk, latin, cyrillic, greek, arabic, hebrew, thai, devanagari or hangul",
+     NULL},
+    {"character-coverage", "X", "share of the text's characters that get pieces of their own (0.9995); spm alone", NULL},
+    {"max-piece-length", "N", "characters of a piece at most (16)", NULL},
+    {"min-count", "N", "a piece must be made so often at least (2)", NULL},
+    {"split-digits", NULL, "no piece joins digits with anything", NULL},
+    {"normalization", "NAME", "identity (the default) or nmt_nfkc, SentencePiece's own; spm alone", NULL},
+    {"special", "TOKEN", "a control token more; may be repeated; not with --model", NULL},
+    {"overwrite", NULL, "replace what is there", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
 static const gr_option help_options[] = {
     {"man", NULL, "the manual page", NULL},
     {"completion", "SHELL", "the completion script of a shell (bash)", NULL},
@@ -213,6 +236,10 @@ const gr_command gr_commands[] = {
     {"data make", "make a small task: school-math word problems",
      "school-math [options]", "graft data make school-math --n 2000 --seed 1 --steps 1-2 --out train.jsonl",
      1, 1, gr_cmd_data_make, {make_options}},
+    {"vocab train", "learn a vocabulary from text, or further pieces for a model's",
+     "--text FILE ... --size N --out PATH [options]",
+     "graft vocab train --model base --text zh.txt more.jsonl --only cjk --size 10000 --out zh/tokenizer.json",
+     0, GR_ANY_NUMBER, gr_cmd_vocab_train, {vocab_train_options, json_option}},
     {"doctor", "what graft finds on this machine",
      "[options]", "graft doctor",
      0, 0, gr_cmd_doctor, {json_option}},

@@ -29,19 +29,33 @@ static graft_status help_recipe(const gr_args *a, graft_error *err) {
     return GRAFT_OK;
 }
 
+/* The commands whose name begins so. */
+static void print_group(const char *prefix) {
+    for (int i = 0; i < gr_n_commands(); i++)
+        if (gr_starts_with(gr_commands[i].name, prefix))
+            printf("  graft %-14s %s\n      %s\n", gr_commands[i].name, gr_commands[i].summary, gr_commands[i].example);
+}
+
 static graft_status help_data(const gr_args *a, graft_error *err) {
     (void)a, (void)err;
     const char *name;
     printf("graft data - samples as files and as the model sees them\n\n");
-    for (int i = 0; i < gr_n_commands(); i++)
-        if (gr_starts_with(gr_commands[i].name, "data "))
-            printf("  graft %-14s %s\n      %s\n", gr_commands[i].name, gr_commands[i].summary, gr_commands[i].example);
+    print_group("data ");
     printf("\nforms of samples, told by their fields or named by `format`:");
     for (int i = 0; (name = gr_data_format(i)); i++) printf("%s %s", i ? "," : "", name);
     printf("\nfiles: JSONL (one object a line), a JSON array, CSV or TSV with a header; .gz of these; data.encoding for other text "
            "than UTF-8;\n  .txt: the whole a document, or format: paragraphs (between blank lines) or lines");
     printf("\nother names of fields: columns: {prompt: NAME, completion: NAME} of a source; fields that do not matter:\n"
            "ignore: [NAME]; `graft help recipe`, section data\n");
+    return GRAFT_OK;
+}
+
+static graft_status help_vocab(const gr_args *a, graft_error *err) {
+    (void)a, (void)err;
+    printf("graft vocab - the pieces that text becomes\n\n");
+    print_group("vocab ");
+    printf("\na vocabulary is a SentencePiece .model or a tokenizer.json. With --model, train learns further pieces out of the\n"
+           "tokens of that model: each is reached once its merges follow the model's, and text without them keeps its ids.\n");
     return GRAFT_OK;
 }
 
@@ -78,6 +92,7 @@ static const struct topic {
     {"recipe", "every key of a recipe; with --json its JSON Schema", help_recipe},
     {"models", "architectures, types of weights that are read and written, chat templates", help_models},
     {"data", "what can be done with data, and the forms of samples", help_data},
+    {"vocab", "what can be done with vocabularies", help_vocab},
 };
 
 static graft_status unknown_topic(const char *name, graft_error *err) {
@@ -188,14 +203,19 @@ static void print_bash_completion(void) {
         bool repeated = i > 0 && strncmp(gr_commands[i - 1].name, gr_commands[i].name, (size_t)n + 1) == 0;
         if (!repeated) printf("%s%.*s", i ? " " : "", n, gr_commands[i].name);
     }
-    printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == data ]]; then words=\"");
-    for (int i = 0; i < gr_n_commands(); i++)
-        if (gr_starts_with(gr_commands[i].name, "data ")) printf("%s ", gr_commands[i].name + 5);
+    for (int i = 0, n; i < gr_n_commands(); i++) { /* the second words of each group, once */
+        const char *name = gr_commands[i].name;
+        n = (int)strcspn(name, " ");
+        if (!name[n] || (i > 0 && strncmp(gr_commands[i - 1].name, name, (size_t)n + 1) == 0)) continue;
+        printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == %.*s ]]; then words=\"", n, name);
+        for (int k = i; k < gr_n_commands() && strncmp(gr_commands[k].name, name, (size_t)n + 1) == 0; k++)
+            printf("%s ", gr_commands[k].name + n + 1);
+    }
     printf("\"\n    elif [[ $COMP_CWORD -eq 2 && ${COMP_WORDS[1]} == help ]]; then words=\"");
     for (int i = 0; i < GR_LEN(topics); i++) printf(" %s", topics[i].name);
     for (int i = 0; i < gr_n_commands(); i++) printf(" %.*s", (int)strcspn(gr_commands[i].name, " "), gr_commands[i].name);
     printf("\"\n    fi\n    if [[ $cur == -* || -n $words && ( $COMP_CWORD -eq 1 || $COMP_CWORD -eq 2 && "
-           "( ${COMP_WORDS[1]} == data || ${COMP_WORDS[1]} == help ) ) ]]; then\n"
+           "( ${COMP_WORDS[1]} == data || ${COMP_WORDS[1]} == vocab || ${COMP_WORDS[1]} == help ) ) ]]; then\n"
            "        mapfile -t COMPREPLY < <(compgen -W \"$words\" -- \"$cur\")\n"
            "    else\n        mapfile -t COMPREPLY < <(compgen -f -- \"$cur\")\n    fi\n}\n"
            "complete -o filenames -F _graft graft\n");
