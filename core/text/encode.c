@@ -98,6 +98,8 @@ typedef struct job {
     int64_t n_trusted;
     const char *text;  /* all of it */
     gr_layout *layout; /* NULL: not wanted */
+    gr_word_fn *word;  /* takes the words in place of the model; NULL: the model does */
+    void *context;     /* word's */
 } job;
 
 static bool is_trusted(const job *j, int64_t start, int64_t end) {
@@ -131,6 +133,7 @@ static bool note(job *j, int64_t start, int64_t end, bool added) {
 }
 
 static bool encode_model(job *j, const char *word, int64_t len) {
+    if (j->word) return j->word(j->context, word, len);
     if (j->t->info.kind == GR_TOKENIZER_SPM_UNIGRAM) return gr_unigram_encode(j->t, &j->s, word, len, j->ids);
     return gr_bpe_encode(j->t, &j->s, word, len, j->ids);
 }
@@ -252,7 +255,8 @@ static graft_status encode(job *j, const char *text, int64_t len, graft_error *e
     if (len >= INT32_MAX) return gr_fail(err, GRAFT_BAD_INPUT, "a text of %lld bytes is too long to tokenise", (long long)len);
     if (t->caches && !(j->s.cache = gr_cache_take(t->caches))) return gr_fail_memory(err, "tokenising");
     /* what English takes, so that few texts grow the list more than once */
-    bool ok = gr_grow(&j->ids->data, &j->ids->capacity, j->ids->n + len / 4, sizeof *j->ids->data) && encode_text(j, text, len);
+    int64_t room = j->word ? 0 : len / 4;
+    bool ok = gr_grow(&j->ids->data, &j->ids->capacity, j->ids->n + room, sizeof *j->ids->data) && encode_text(j, text, len);
     if (t->caches) gr_cache_give(t->caches, j->s.cache);
     gr_str_release(&j->s.repaired);
     gr_str_release(&j->s.normal[0]);
@@ -274,4 +278,13 @@ graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text
                                          int64_t n_trusted, gr_ids *ids, gr_layout *layout, graft_error *err) {
     job j = {.t = t, .ids = ids, .special = true, .trusted = trusted, .n_trusted = n_trusted, .layout = layout};
     return encode(&j, text, len, err);
+}
+
+graft_status gr_tokenizer_words(const gr_tokenizer *t, const char *text, int64_t len, gr_word_fn *word, void *context,
+                                graft_error *err) {
+    gr_ids ids = {0};
+    job j = {.t = t, .ids = &ids, .word = word, .context = context};
+    graft_status st = encode(&j, text, len, err);
+    gr_ids_release(&ids);
+    return st;
 }

@@ -15,6 +15,8 @@ typedef struct gr_scratch {
     int64_t heap_capacity;
     struct gr_lattice_node *nodes;
     int64_t nodes_capacity;
+    struct gr_merged *merged;
+    int64_t merged_capacity;
 } gr_scratch;
 
 /* encode_normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
@@ -69,5 +71,17 @@ typedef struct gr_layout {
 } gr_layout;
 graft_status gr_tokenizer_encode_trusted(const gr_tokenizer *t, const char *text, int64_t len, const gr_range *trusted,
                                          int64_t n_trusted, gr_ids *ids, gr_layout *layout, graft_error *err);
+
+/* The words of a text as they come to the model: normalised, cut by the pre-tokenizer, valid UTF-8, never empty. Control tokens are
+ * text; other added tokens are left out. word returns false when out of memory. */
+typedef bool gr_word_fn(void *context, const char *word, int64_t len);
+graft_status gr_tokenizer_words(const gr_tokenizer *t, const char *text, int64_t len, gr_word_fn *word, void *context,
+                                graft_error *err);
+/* What merging makes of a part of a word, as bytes and ids (-1: not in the vocabulary), before byte fallback. *out [returned n] is
+ * valid until s is used again; -1 when out of memory. */
+typedef struct gr_merged {
+    int32_t start, end, id;
+} gr_merged;
+int64_t gr_bpe_split(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, const gr_merged **out);
 
 #endif

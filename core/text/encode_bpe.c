@@ -148,19 +148,22 @@ typedef struct word_job {
     bool after_unknown; /* the last one was such */
 } word_job;
 
-static bool merge_segment(word_job *j, const char *text, int64_t len) {
-    const gr_tokenizer *t = j->t;
-    gr_scratch *s = j->s;
-    if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return false;
+/* The symbols of text, merged: s->symbols[returned n]; -1 when out of memory. */
+static int64_t merge_text(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len) {
+    if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return -1;
     int64_t n = t->byte_level ? split_bytes(t, text, len, s->symbols) : split_characters(t, text, len, s->symbols);
     s->symbols[n - 1].next = -1;
-    if (n <= FEW_SYMBOLS) {
-        n = merge_few(t, text, s->symbols, n);
-    } else {
-        /* each merge pushes at most two pairs, and there are at most n merges */
-        if (!gr_grow(&s->heap, &s->heap_capacity, 3 * n, sizeof *s->heap)) return false;
-        n = merge_many(t, text, s->symbols, n, s->heap);
-    }
+    if (n <= FEW_SYMBOLS) return merge_few(t, text, s->symbols, n);
+    /* each merge pushes at most two pairs, and there are at most n merges */
+    if (!gr_grow(&s->heap, &s->heap_capacity, 3 * n, sizeof *s->heap)) return -1;
+    return merge_many(t, text, s->symbols, n, s->heap);
+}
+
+static bool merge_segment(word_job *j, const char *text, int64_t len) {
+    gr_scratch *s = j->s;
+    const gr_tokenizer *t = j->t;
+    int64_t n = merge_text(t, s, text, len);
+    if (n < 0) return false;
     for (int64_t i = 0; i < n; i++) {
         const gr_symbol *x = &s->symbols[i];
         bool ok = x->id >= 0 ? gr_ids_push(j->ids, x->id)
@@ -232,6 +235,16 @@ static bool encode_segments(word_job *j, const char *word, int64_t len) {
 bool gr_bpe_merge(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, gr_ids *ids) {
     word_job j = {.t = t, .s = s, .ids = ids};
     return merge_segment(&j, text, len);
+}
+
+int64_t gr_bpe_split(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, const gr_merged **out) {
+    int32_t id = t->info.ignore_merges ? gr_table_find(&t->by_raw, text, len) : -1;
+    int64_t n = id >= 0 ? 1 : merge_text(t, s, text, len);
+    if (n < 0 || !gr_grow(&s->merged, &s->merged_capacity, n, sizeof *s->merged)) return -1;
+    for (int64_t i = 0; id < 0 && i < n; i++) s->merged[i] = (gr_merged){s->symbols[i].start, s->symbols[i].end, s->symbols[i].id};
+    if (id >= 0) s->merged[0] = (gr_merged){0, (int32_t)len, id};
+    *out = s->merged;
+    return n;
 }
 
 bool gr_bpe_encode(const gr_tokenizer *t, gr_scratch *s, const char *word, int64_t len, gr_ids *ids) {

@@ -26,6 +26,8 @@ graft_status gr_json_decoder(gr_tokenizer *t, const json_t *j, const char *path,
 graft_status gr_json_post_processor(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);
 
 const char *gr_json_str(const json_t *object, const char *key); /* NULL when absent or no string */
+/* write_hf.c: a GGUF's tokenizer as a tokenizer.json, *out owned; BAD_INPUT where that has no form for it. */
+graft_status gr_tokenizer_to_json(const gr_tokenizer *t, json_t **out, graft_error *err);
 bool gr_json_flag(const json_t *object, const char *key, bool fallback);
 
 #endif

@@ -17,7 +17,7 @@ typedef struct columns { /* one entry a row of the vocabulary */
 
 /* A BPE given by merges has no scores: a piece's is minus the rank of the first merge that makes it, so that
  * the order of merging stays; what no merge makes comes last. */
-static void scores_from_merges(const gr_tokenizer *t, int64_t n, float *scores) {
+void gr_scores_from_merges(const gr_tokenizer *t, int64_t n, float *scores) {
     for (int64_t i = 0; i < GR_MIN(n, t->info.n_vocab); i++) scores[i] = -(float)t->n_merges;
     for (uint64_t i = 0; t->pairs.slots && i <= t->pairs.mask; i++) {
         const gr_pair *p = &t->pairs.slots[i];
@@ -39,7 +39,7 @@ static bool fill_columns(const gr_tokenizer *t, int64_t n, columns *c) {
         c->scores[i] = (float)p->score;
         c->types[i] = (int32_t)p->type;
     }
-    if (t->info.kind == GR_TOKENIZER_SPM_BPE && t->n_merges > 0) scores_from_merges(t, n, c->scores);
+    if (t->info.kind == GR_TOKENIZER_SPM_BPE && t->n_merges > 0) gr_scores_from_merges(t, n, c->scores);
     for (int64_t i = 0; i < n; i++) {
         if (c->lens[i] > 0) continue;
         /* beyond the vocabulary, or a gap in it: llama.cpp wants every row named, and once */

@@ -2,10 +2,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "core/base/file.h"
 #include "core/text/encode.h"
+#include "core/text/read.h"
 
 static graft_status copy_files(const char *from, const char *to, graft_error *err) {
     static const char *const files[] = {"tokenizer.json",
@@ -272,6 +271,18 @@ static json_t *tokenizer_json(const gr_tokenizer *t) {
                      t->info.kind == GR_TOKENIZER_SPM_UNIGRAM ? unigram_model(t) : bpe_model(t));
 }
 
+graft_status gr_tokenizer_to_json(const gr_tokenizer *t, json_t **out, graft_error *err) {
+    *out = NULL;
+    if (t->words == GR_WORDS_DEFAULT)
+        return gr_fail(err, GRAFT_BAD_INPUT,
+                       "the GGUF's tokenizer.ggml.pre is missing or \"" GR_PRETOK_DEFAULT
+                       "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
+                       "the key to the model's own pre-tokenizer");
+    *out = tokenizer_json(t);
+    return *out ? GRAFT_OK
+                : gr_fail(err, GRAFT_FAILED, "tokenizer.json: the tokenizer's pieces do not fit into JSON (not valid UTF-8?)");
+}
+
 /* The names of the special tokens, for both config files. */
 static json_t *special_map(const gr_tokenizer *t) {
     const gr_tokenizer_info *info = &t->info;
@@ -284,13 +295,14 @@ static json_t *special_map(const gr_tokenizer *t) {
 }
 
 static graft_status write_files(const gr_tokenizer *t, const char *folder, graft_error *err) {
-    json_t *config = special_map(t);
+    json_t *config = special_map(t), *root = NULL;
     json_object_set_new(config, "tokenizer_class", json_string("PreTrainedTokenizerFast"));
     json_object_set_new(config, "add_bos_token", json_boolean(t->info.add_bos));
     json_object_set_new(config, "add_eos_token", json_boolean(t->info.add_eos));
     json_object_set_new(config, "clean_up_tokenization_spaces", json_false());
     graft_status st;
-    GR_TRY(write_json(folder, "tokenizer.json", tokenizer_json(t), JSON_COMPACT, err));
+    GR_TRY(gr_tokenizer_to_json(t, &root, err));
+    GR_TRY(write_json(folder, "tokenizer.json", root, JSON_COMPACT, err));
     st = write_json(folder, "tokenizer_config.json", config, JSON_INDENT(2), err);
     config = NULL;
     GR_TRY(st);
@@ -308,11 +320,6 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
         st = copy_files(t->info.folder, folder, err);
         return st == GRAFT_OK ? carry(t, folder, err) : st;
     }
-    if (t->words == GR_WORDS_DEFAULT)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                       "the GGUF's tokenizer.ggml.pre is missing or \"" GR_PRETOK_DEFAULT
-                       "\": llama.cpp's rule for such files has no form in a Hugging Face folder; write a GGUF, or set "
-                       "the key to the model's own pre-tokenizer"));
     GR_TRY(write_files(t, folder, err));
     GR_TRY(carry(t, folder, err));
     GR_TRY(gr_tokenizer_open(&back, folder, err));
