@@ -154,8 +154,7 @@ graft_status gr_tokenizer_finish(gr_tokenizer *t, const char *path, graft_error 
 bool gr_merge_counts(const gr_tokenizer *t, int64_t i);
 /* build_bpe.c: joints and characters, once pieces and merges are there. */
 bool gr_bpe_tables(gr_tokenizer *t);
-/* write_gguf.c: scores[n] of a BPE given by merges, which has none: minus the rank of the first merge that makes a piece, so that the
- * order of merging stays; what no merge makes comes last. */
+/* write_gguf.c: scores[n] for a BPE given by merges, which has none. */
 void gr_scores_from_merges(const gr_tokenizer *t, int64_t n, float *scores);
 /* GPT-2's printable alphabet for bytes. */
 void gr_byte_alphabet(uint16_t to_point[256]);

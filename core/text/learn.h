@@ -3,8 +3,8 @@
  * keeps its ids, and every new piece is reached, since it was learned from what the tokenizer makes of text.
  *
  * The next piece is the pair of neighbours that occurs most often; among equals the one whose piece has the fewest bytes, then the
- * lowest bytes, then the shorter left part. Words are counted, sums are whole numbers: neither threads nor the order of texts change
- * a piece. */
+ * lowest bytes, then the shorter left part. Words are counted, sums are whole numbers: neither threads nor the order of texts
+ * change a piece. */
 #ifndef GR_LEARN_H
 #define GR_LEARN_H
 
@@ -41,8 +41,8 @@ typedef struct gr_learner gr_learner;
 graft_status gr_learner_new(gr_learner **out, const gr_tokenizer *base, const gr_learn_options *o, int n_workers, graft_error *err);
 /* Count a text; for SentencePiece each line is one. Safe from threads of different numbers (0 .. n_workers-1). */
 graft_status gr_learner_add(gr_learner *l, int worker, const char *text, int64_t len, graft_error *err);
-/* Learn from what was counted, once; shows progress. BAD_INPUT where the text has fewer pieces than asked for (it says how many), or
- * more characters. */
+/* Learn from what was counted, once; shows progress. BAD_INPUT where the text has fewer pieces than asked for (it says how many),
+ * BAD_USAGE where it has more characters. */
 graft_status gr_learner_run(gr_learner *l, struct gr_threads *threads, gr_learned *out, graft_error *err);
 void gr_learner_free(gr_learner *l);
 
