@@ -21,6 +21,8 @@ typedef struct gr_scratch {
 
 /* encode_normalize.c: the steps over text; *out points into scratch (or at text when there is nothing to do). */
 bool gr_normalize(const gr_tokenizer *t, gr_scratch *s, const char *text, int64_t len, const char **out, int64_t *out_len);
+/* charsmap_build.c: SentencePiece's normalisation nmt_nfkc as a character map, appended to out; false when out of memory. */
+bool gr_charsmap_nfkc(gr_str *out);
 graft_status gr_charsmap_set(gr_tokenizer *t, const char *blob, int64_t len, const char *path, graft_error *err);
 
 /* encode_pretokenize.c: bytes of the word that text[0..len) starts with, len > 0. */

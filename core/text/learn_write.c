@@ -99,6 +99,7 @@ static graft_status check_special(const gr_vocab_start *o, graft_error *err) {
 
 static void start_model(gr_str *s, const gr_vocab_start *o) {
     char name[8];
+    gr_str map = {0};
     model_settings m = {.bos = 1,
                         .eos = 2,
                         .pad = -1,
@@ -107,7 +108,7 @@ static void start_model(gr_str *s, const gr_vocab_start *o) {
                         .prefix = true,
                         .spaces = true,
                         .name = "identity",
-                        .n_vocab = 3 + o->n_special + 256};
+                        .n_vocab = 3 + o->n_special + 256 + 1};
     put_piece(s, "<unk>", 5, 0, GR_PIECE_UNKNOWN);
     put_piece(s, "<s>", 3, 0, GR_PIECE_CONTROL);
     put_piece(s, "</s>", 4, 0, GR_PIECE_CONTROL);
@@ -116,7 +117,13 @@ static void start_model(gr_str *s, const gr_vocab_start *o) {
         snprintf(name, sizeof name, "<0x%02X>", b);
         put_piece(s, name, 6, 0, GR_PIECE_BYTE);
     }
+    put_piece(s, GR_META_SPACE, 3, 0, GR_PIECE_NORMAL); /* a space, whatever the text's characters are */
+    if (o->nfkc) {
+        s->failed |= !gr_charsmap_nfkc(&map);
+        m.name = "nmt_nfkc", m.squeeze = true, m.map = map.data, m.map_len = map.len;
+    }
     put_settings(s, &m);
+    gr_str_release(&map);
 }
 
 static json_t *start_json(const gr_vocab_start *o) {

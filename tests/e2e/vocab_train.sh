@@ -56,7 +56,7 @@ refused "an input is never replaced" 2 "math.json" bash -c "cp math.txt math.jso
 refused "no text" 2 "--text" learn --size 900 --out b.model
 refused "no size" 2 "--size" learn --text math.txt --out b.model
 refused "no place" 2 "--out" learn --text math.txt --size 900
-refused "a size below bytes" 2 "259" learn --text math.txt --size 200 --out b.model
+refused "a size below bytes" 2 "260" learn --text math.txt --size 200 --out b.model
 refused "a size below the characters" 2 "--character-coverage" learn --text math.txt --size 270 --out b.model
 refused "a size beyond the text" 3 "no more than" learn --text math.txt --size 900000 --out b.model
 refused "a kind that the name is not" 2 "NAME.json" learn --text math.txt --kind bpe --size 900 --out b.model
