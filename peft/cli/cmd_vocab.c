@@ -141,21 +141,32 @@ static graft_status write_into(const char *folder, const char *name, const char 
     return st;
 }
 
-/* A folder that AutoTokenizer opens: of a model, with its own files beside. */
-static graft_status write_folder(const job *j, const char *bytes, int64_t n, bool overwrite, graft_error *err) {
+/* What else a folder needs so that AutoTokenizer opens it: a model's own files, less those that hold its pieces in other forms. */
+static graft_status write_beside(const job *j, const char *folder, graft_error *err) {
     static const char spm[] =
         "{\n  \"tokenizer_class\": \"LlamaTokenizer\",\n  \"bos_token\": \"<s>\",\n  \"eos_token\": \"</s>\",\n"
         "  \"unk_token\": \"<unk>\",\n  \"add_bos_token\": true,\n  \"add_eos_token\": false,\n"
         "  \"legacy\": false,\n  \"clean_up_tokenization_spaces\": false\n}\n";
     static const char bpe[] = "{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\",\n  \"bos_token\": \"<|endoftext|>\",\n"
                               "  \"eos_token\": \"<|endoftext|>\",\n  \"clean_up_tokenization_spaces\": false\n}\n";
+    static const char *const pieces[] = {"tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"};
+    const char *config = j->start.spm ? spm : bpe;
+    if (!j->tokenizer) return write_into(folder, "tokenizer_config.json", config, (int64_t)strlen(config), err);
+    graft_status st = gr_tokenizer_save_hf(j->tokenizer, folder, err);
+    for (int i = 0; i < GR_LEN(pieces) && st == GRAFT_OK; i++) {
+        char *path = gr_path_join(folder, pieces[i]);
+        if (!path) st = gr_fail_memory(err, "path");
+        else gr_remove_all(path);
+        free(path);
+    }
+    return st;
+}
+
+static graft_status write_folder(const job *j, const char *bytes, int64_t n, bool overwrite, graft_error *err) {
     char *tmp = NULL;
     graft_status st;
     GR_TRY(gr_dir_begin(&tmp, j->out, overwrite, err));
-    if (!j->tokenizer) {
-        const char *config = j->start.spm ? spm : bpe;
-        GR_TRY(write_into(tmp, "tokenizer_config.json", config, (int64_t)strlen(config), err));
-    }
+    GR_TRY(write_beside(j, tmp, err));
     GR_TRY(write_into(tmp, j->start.spm ? "tokenizer.model" : "tokenizer.json", bytes, n, err));
     GR_TRY(gr_mark_folder(tmp, err));
     GR_TRY(gr_dir_commit(tmp, j->out, overwrite, err));

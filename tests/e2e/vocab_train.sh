@@ -47,6 +47,7 @@ fewer() {
     echo "$was $is"
     [ $((is * 4)) -lt $((was * 3)) ]
 }
+check "beside the model's own files" cmp top/chat_template.jinja "$TINY/chat_template.jinja"
 check "and Chinese takes a quarter less at least" fewer
 
 refused "nothing is replaced unasked" 2 "--overwrite" learn --text math.txt --size 900 --out a.model
