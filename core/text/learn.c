@@ -59,7 +59,7 @@ void gr_learner_free(gr_learner *l) {
 
 graft_status gr_learner_run(gr_learner *l, struct gr_threads *threads, gr_learned *out, graft_error *err) {
     graft_status st = GRAFT_OK;
-    *out = (gr_learned){.first_id = l->base->info.n_vocab};
+    *out = (gr_learned){.first_id = gr_tokenizer_n_tokens(l->base)};
     if (l->o.size > INT32_MAX / 2 - out->first_id)
         return gr_fail(err, GRAFT_BAD_USAGE, "--size: %lld pieces are too many", (long long)l->o.size);
     if (!(out->pieces = gr_calloc(l->o.size, sizeof *out->pieces))) return gr_fail_memory(err, "pieces");

@@ -193,7 +193,7 @@ graft_status gr_learn_corpus(gr_learner *l, struct gr_threads *threads, gr_learn
     graft_status st = GRAFT_OK;
     gr_threads_run(threads, GR_LEARN_PARTS, gather_part, l);
     if (any_failed(l)) return gr_fail_memory(err, "words");
-    for (int64_t i = 0; i < t->info.n_vocab; i++)
+    for (int64_t i = 0; i < out->first_id; i++)
         if (!gr_symbols_add(&l->symbols, t->pieces[i].raw, t->pieces[i].raw_len)) return gr_fail_memory(err, "vocabulary");
     if (l->spm) GR_TRY(add_alphabet(l, out, err));
     gr_threads_run(threads, GR_LEARN_PARTS, split_part, l);

@@ -192,6 +192,7 @@ static graft_status read_own(const gr_tokenizer *t, const char *name, char **byt
 /* t as a ModelProto, where its files have none. */
 static graft_status make_model(const gr_tokenizer *t, gr_str *s, graft_error *err) {
     const gr_tokenizer_info *info = &t->info;
+    const int64_t n = gr_tokenizer_n_tokens(t);
     model_settings m = {.unk = info->unk,
                         .bos = info->bos,
                         .eos = info->eos,
@@ -200,7 +201,7 @@ static graft_status make_model(const gr_tokenizer *t, gr_str *s, graft_error *er
                         .prefix = info->add_space_prefix || t->meta_prepend != GR_PREPEND_NEVER,
                         .spaces = true,
                         .name = "identity",
-                        .n_vocab = info->n_vocab};
+                        .n_vocab = n};
     for (int i = 0; i < t->n_norm; i++) {
         gr_norm_kind kind = t->norm[i].kind;
         if (kind == GR_NORM_SPM_SPACES) m.squeeze = true;
@@ -211,14 +212,14 @@ static graft_status make_model(const gr_tokenizer *t, gr_str *s, graft_error *er
                            "the model's tokenizer.json normalises text in a way that a SentencePiece .model cannot say, and "
                            "there is no tokenizer.model beside it");
     }
-    float *scores = gr_calloc(info->n_vocab, sizeof *scores);
+    float *scores = gr_calloc(n, sizeof *scores);
     if (!scores) return gr_fail_memory(err, "scores");
-    for (int64_t i = 0; i < info->n_vocab; i++) scores[i] = (float)t->pieces[i].score;
-    if (t->merges) gr_scores_from_merges(t, info->n_vocab, scores);
-    for (int64_t i = 0; i < info->n_vocab; i++) {
+    for (int64_t i = 0; i < n; i++) scores[i] = (float)t->pieces[i].score;
+    if (t->merges) gr_scores_from_merges(t, n, scores);
+    for (int64_t i = 0; i < n; i++) {
         const gr_piece *p = &t->pieces[i];
-        char name[32];
-        int len = snprintf(name, sizeof name, "[PAD%lld]", (long long)i);
+        char name[GR_PADDING_LEN];
+        int len = gr_padding_name(name, i);
         if (p->len > 0) put_piece(s, p->text, p->len, scores[i], p->type);
         else put_piece(s, name, len, 0, GR_PIECE_UNUSED);
     }
