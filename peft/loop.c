@@ -44,7 +44,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
     gr_device *dev = device_of(l);
     graft_status st = GRAFT_OK;
     step->targets = gr_count_targets(run->train, idx, n);
-    gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .stats = l->stats};
+    gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .z_loss = (float)run->r->train_z_loss, .stats = l->stats};
     dev->ops->step_begin(dev, l->stats);
     dev->zero(dev, run->params.grad, run->params.n_floats * (int64_t)sizeof(float));
     for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {

@@ -67,6 +67,10 @@ RUNS = [
         "objective": "pretrain", "data.max_length": 40, "data.attention": "document", "learning_rate": 1e-3,
         "lr_scheduler": "cosine", "min_lr_ratio": 0.1
     }),
+    ("pretrain-z-loss", "tiny-qwen2", "full", {
+        "objective": "pretrain", "data.max_length": 64, "z_loss": 0.02, "learning_rate": 1e-3, "adam_epsilon": 1e-5,
+        "lr_scheduler": "constant"
+    }),
 ]
 
 
@@ -137,7 +141,7 @@ def make_run(name, model_name, method, settings, tensors):
     pretrain = s.get("objective") == "pretrain"
     batches = pretrain_batches(tok, pairs, s) if pretrain else make_tiny.batches_of(samples, BATCH, STEPS)
     losses, norms = R.train(model, batches, rates, s["max_grad_norm"],
-                            (s["adam_beta1"], s["adam_beta2"]), s["adam_epsilon"], s["weight_decay"])
+                            (s["adam_beta1"], s["adam_beta2"]), s["adam_epsilon"], s["weight_decay"], z_loss=s.get("z_loss", 0.0))
     updates = {}
     for n, p in model.named_parameters():
         if p.requires_grad:

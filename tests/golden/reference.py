@@ -213,12 +213,14 @@ def count_targets(sequences):
     return sum(sum(s["targets"]) for s in sequences)
 
 
-def backward(model, sequences):
-    """Each sequence alone, gradients summed into .grad. -> loss, list of logits"""
+def backward(model, sequences, z_loss=0.0):
+    """Each sequence alone, gradients summed into .grad; z_loss: of z_loss * logsumexp^2 besides. -> loss without it, list of
+    logits"""
     total, logits, n = 0.0, [], count_targets(sequences)
     for s in sequences:
         loss, out = sequence_loss(model, s, n)
-        loss.backward()
+        keep = torch.tensor(s["targets"][1:], dtype=torch.bool)
+        (loss + z_loss * out[:-1][keep].double().logsumexp(-1).square().sum() / n if z_loss else loss).backward()
         total += loss.item()
         logits.append(out.detach())
     return total, logits
@@ -240,7 +242,7 @@ def decayed(name):
 
 
 def train(model, batches, lr, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-          progress=False):
+          progress=False, z_loss=0.0):
     """torch AdamW; lr: one for all steps, or a list; max_grad_norm 0: no clipping. -> losses before each
     update, gradient norms before clipping"""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -254,7 +256,7 @@ def train(model, batches, lr, max_grad_norm=1.0, betas=(0.9, 0.999), eps=1e-8, w
         for group in optimizer.param_groups:
             group["lr"] = lr[step] if isinstance(lr, list) else lr
         optimizer.zero_grad(set_to_none=True)
-        losses.append(backward(model, batch)[0])
+        losses.append(backward(model, batch, z_loss)[0])
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf")).item())
         optimizer.step()
         if progress:
