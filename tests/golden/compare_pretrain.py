@@ -12,6 +12,7 @@ import glob
 import json
 import math
 import os
+import sys
 import tempfile
 import time
 
@@ -88,6 +89,8 @@ def torch_steps(model, steps, rates, args, compiled=None):
         optimizer.step()
         losses.append(loss.item())
         ends.append(time.time())
+        if (step + 1) % 20 == 0:
+            print(f"PyTorch step {step + 1}/{len(steps)} loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
     return losses, ends
 
 
