@@ -18,6 +18,10 @@ static void round_row(void *context, int64_t r, int worker) {
     j->to->from_f32(j->dst + row * j->row_bytes, j->rows + r * j->cols, j->cols);
 }
 
+void gr_weight_rows(const gr_weight *w, int64_t first, int64_t n, float *rows) {
+    gr_dtype_get(w->dtype)->to_f32(rows, (const char *)w->data + first * gr_dtype_bytes(w->dtype, w->cols), n * w->cols);
+}
+
 graft_status gr_export_entry(const gr_export *x, int64_t i, gr_dtype dtype, bool gguf, void *dst, graft_error *err) {
     const gr_weight_entry *e = &x->source.entries[i];
     int64_t heads = gguf ? e->permute_heads : 0, rows = e->view.rows, cols = e->view.cols;

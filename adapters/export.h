@@ -29,6 +29,7 @@ typedef struct gr_export {
     const char *name;              /* general.name of a GGUF; NULL: the base's */
     gr_dtype dtype; /* of the matrices: F32, F16 or BF16; in a GGUF also Q8_0, Q6_K, and Q4_K and Q5_K for llama.cpp's mixtures */
     int64_t shard_bytes; /* HF: size of a shard; 0 = 5 GB */
+    int64_t n_kept;      /* the base's rows of embedding and head that are kept where there are others, too; 0: all */
     gr_threads *threads;
 } gr_export;
 

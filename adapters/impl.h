@@ -8,6 +8,7 @@
 
 #include "adapters/adapter.h"
 #include "adapters/export.h"
+#include "adapters/merge.h"
 
 /* ---- patterns.c ---- */
 
@@ -82,7 +83,21 @@ graft_status gr_gguf_lora_load(gr_adapter **out, const char *path, gr_model *m, 
 /* The base that the file names, owned; NULL when it names none. */
 graft_status gr_gguf_lora_base(char **base, const char *path, graft_error *err);
 
+/* ---- merge.c: what every model made of a base has to do ---- */
+
+/* BAD_USAGE unless m has the weights of its file. doing: "merging". */
+graft_status gr_needs_weights(const gr_model *m, const char *doing, graft_error *err);
+/* The type of the matrices that are written: o's, else the base's own, bf16 for a quantised base, which is then said (why: "merged
+ * weights are written as bf16, ..."). BAD_USAGE for one that the format does not hold. */
+graft_status gr_choose_written(gr_dtype *out, const gr_model *m, const gr_merge_options *o, const char *why, graft_error *err);
+/* x as a folder or a file under another name, probed against m, then in its place. */
+graft_status gr_write_model(const gr_export *x, gr_model *m, const gr_merge_options *o, const char *out_path,
+                            gr_merge_report *report, graft_error *err);
+
 /* ---- export.c ---- */
+
+/* rows[n, cols] = rows first.. of a weight as float32. */
+void gr_weight_rows(const gr_weight *w, int64_t first, int64_t n, float *rows);
 
 /* The tensors of x as its file lists them (name, dtype, shape), owned by the caller; names are borrowed from the source. dtype_of
  * says the type of an entry. */

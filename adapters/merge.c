@@ -69,11 +69,10 @@ static graft_status take_rows(merge_job *job, const gr_weight_entry *e, int64_t 
     }
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
     const gr_weight *w = &(found ? found : gr_weights_get(job->m->weights, 0))->view;
-    int64_t row_bytes = gr_dtype_bytes(w->dtype, K);
-    if (w->rows != e->view.rows || w->cols != K || row_bytes < 0)
+    if (w->rows != e->view.rows || w->cols != K || gr_dtype_bytes(w->dtype, K) < 0)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: the base has it as %lld x %lld, expected %lld x %lld", e->name,
                        (long long)w->rows, (long long)w->cols, (long long)e->view.rows, (long long)K);
-    gr_dtype_get(w->dtype)->to_f32(job->rows, (const char *)w->data + first * row_bytes, n * K);
+    gr_weight_rows(w, first, n, job->rows);
     return GRAFT_OK;
 }
 
@@ -132,35 +131,49 @@ int64_t gr_merge_bytes(const gr_model *m, gr_dtype dtype) {
     return 2 * GR_SOURCE_ROWS * cols * (int64_t)sizeof(float) + file + GR_MAX(largest, gr_merge_probe_bytes(m));
 }
 
-static graft_status choose_dtype(merge_job *job, const gr_merge_options *o, graft_error *err) {
-    gr_dtype own = job->m->embed.w.dtype;
-    int dtype = o->dtype, base = quantised_type(job->m);
+graft_status gr_choose_written(gr_dtype *out, const gr_model *m, const gr_merge_options *o, const char *why, graft_error *err) {
+    gr_dtype own = m->embed.w.dtype;
+    int dtype = o->dtype, base = quantised_type(m);
     bool named = dtype >= 0, plain = false;
     if (!named) dtype = own == GR_DTYPE_F32 || own == GR_DTYPE_F16 ? (int)own : GR_DTYPE_BF16;
     if (!gr_type_is_written(dtype, &plain) || (!plain && o->format == GR_FORMAT_HF))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a merged %s", gr_dtype_get((gr_dtype)dtype)->name,
+        return gr_fail(err, GRAFT_BAD_USAGE, "--dtype %s: a written %s", gr_dtype_get((gr_dtype)dtype)->name,
                        o->format == GR_FORMAT_HF
                            ? "HF folder holds fp32, fp16 or bf16; a quantised type needs a GGUF (--out FILE.gguf)"
                            : "GGUF holds fp32, fp16, bf16, q8_0, q6_k, q5_k_m or q4_k_m");
-    job->dtype = (gr_dtype)dtype;
+    *out = (gr_dtype)dtype;
     if (base >= 0 && !named)
-        gr_note("%s is quantised (%s): merged weights are written as %s, which rounds the adapter's changes less; --dtype %s",
-                gr_weights_path(job->m->weights), gr_dtype_get((gr_dtype)base)->name, gr_dtype_get(job->dtype)->name,
-                o->format == GR_FORMAT_HF ? "fp32 keeps them all" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+        gr_note("%s is quantised (%s): %s; --dtype %s", gr_weights_path(m->weights), gr_dtype_get((gr_dtype)base)->name, why,
+                o->format == GR_FORMAT_HF ? "fp32 keeps all of it" : "q4_k_m, q5_k_m, q6_k or q8_0 quantises anew");
+    return GRAFT_OK;
+}
+
+static graft_status choose_dtype(merge_job *job, const gr_merge_options *o, graft_error *err) {
+    bool plain = false;
+    graft_status st = gr_choose_written(&job->dtype, job->m, o,
+                                        "merged weights are written as bf16, which rounds the adapter's changes less", err);
+    if (st != GRAFT_OK) return st;
+    gr_type_is_written((int)job->dtype, &plain);
     if (!plain && job->parts->n_adapters > 0)
         gr_warn("rounding to %s after merging can hide small changes of an adapter: see the KL below",
                 gr_dtype_get(job->dtype)->name);
     return GRAFT_OK;
 }
 
+graft_status gr_needs_weights(const gr_model *m, const char *doing, graft_error *err) {
+    const char *path = gr_weights_path(m->weights);
+    if (gr_weights_shape_only(m->weights))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights, which %s needs", path, doing);
+    if (m->quantized)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: %s needs the weights of the file; open the base without quantising it", path,
+                       doing);
+    return GRAFT_OK;
+}
+
 static graft_status prepare(merge_job *job, const gr_merge_options *o, graft_error *err) {
     graft_status st;
     int64_t cols = 1, rank = 1;
-    if (gr_weights_shape_only(job->m->weights))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: a config alone has no weights to merge", gr_weights_path(job->m->weights));
-    if (job->m->quantized)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: merging needs the weights of the file; open the base without quantising it",
-                       gr_weights_path(job->m->weights));
+    GR_TRY(gr_needs_weights(job->m, "merging", err));
     job->config = job->m->config;
     gr_config_lead_stop(&job->config, gr_tokenizer_carried_end(job->parts->tokenizer));
     GR_TRY(choose_dtype(job, o, err));
@@ -184,8 +197,8 @@ done:
     return st;
 }
 
-static graft_status merge_to_folder(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
-                                    graft_error *err) {
+static graft_status write_folder(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
+                                 graft_error *err) {
     graft_status st;
     char *tmp = NULL;
     GR_TRY(gr_dir_begin(&tmp, out_path, overwrite, err));
@@ -199,8 +212,8 @@ done:
 }
 
 /* Under another name until it has been probed. */
-static graft_status merge_to_file(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
-                                  graft_error *err) {
+static graft_status write_file(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
+                               graft_error *err) {
     graft_status st;
     char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
     if (!tmp) return gr_fail_memory(err, out_path);
@@ -214,6 +227,12 @@ done:
     if (st != GRAFT_OK) gr_remove_all(tmp);
     free(tmp);
     return st;
+}
+
+graft_status gr_write_model(const gr_export *x, gr_model *m, const gr_merge_options *o, const char *out_path,
+                            gr_merge_report *report, graft_error *err) {
+    return o->format == GR_FORMAT_HF ? write_folder(x, m, o->overwrite, out_path, report, err)
+                                     : write_file(x, m, o->overwrite, out_path, report, err);
 }
 
 graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
@@ -235,8 +254,7 @@ graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, co
                    .threads = m->threads};
     job.started = gr_now();
     gr_progress_start(&job.progress, "merge", job.n_entries);
-    GR_TRY(o->format == GR_FORMAT_HF ? merge_to_folder(&x, m, o->overwrite, out_path, &found, err)
-                                     : merge_to_file(&x, m, o->overwrite, out_path, &found, err));
+    GR_TRY(gr_write_model(&x, m, o, out_path, &found, err));
     found.n_merged = job.n_merged;
     found.dtype = job.dtype;
     if (report) *report = found;

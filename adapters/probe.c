@@ -35,7 +35,7 @@ done:
     return st;
 }
 
-/* logits[n,V] of every row, owned. */
+/* [n,V] of every row, owned. */
 static graft_status all_logits(float **out, gr_model *m, const gr_batch *b, graft_error *err) {
     graft_status st;
     gr_decoder *d = NULL;
@@ -146,7 +146,7 @@ static graft_status check_config(const gr_model_config *a, const gr_model_config
     enum { POSITIONS = 16 };
     bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
                 a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied &&
-                a->max_positions == b->max_positions && a->window == b->window &&
+                a->max_positions == b->max_positions && a->base_vocab == b->base_vocab && a->window == b->window &&
                 fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
     float *rope = gr_calloc(2 * POSITIONS * a->head_dim, sizeof *rope);
     if (!rope) return gr_fail_memory(err, path);
@@ -186,11 +186,17 @@ static int64_t likeliest(const float *x, int64_t n) {
     return best;
 }
 
-/* The logits of n rows before (expected) and after (found). */
-static graft_status compare(gr_merge_report *report, const float *expected, const float *found, int64_t n, int64_t V,
-                            const char *path, graft_error *err) {
+/* Logits of n rows: width apart. */
+typedef struct logits {
+    const float *rows;
+    int64_t width;
+} logits;
+
+/* The first V logits of n rows before (a) and after (b). */
+static graft_status compare(gr_merge_report *report, logits a, logits b, int64_t n, int64_t V, const char *path, graft_error *err) {
     double error = 0, power = 0;
-    for (int64_t r = 0; r < n; r++, expected += V, found += V) {
+    for (int64_t r = 0; r < n; r++) {
+        const float *expected = a.rows + r * a.width, *found = b.rows + r * b.width;
         double sum = 0, squares = 0;
         for (int64_t k = 0; k < V; k++) {
             double e = (double)expected[k], difference = fabs(e - (double)found[k]);
@@ -213,7 +219,7 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     gr_model *merged = NULL;
     gr_batch b = {0};
     float *expected = NULL, *found = NULL;
-    int64_t V = m->config.vocab;
+    int64_t V = x->n_kept > 0 ? x->n_kept : m->config.vocab;
     GR_TRY(probe_batch(&b, x->tokenizer, V, err));
     GR_TRY(all_logits(&expected, m, &b, err));
     gr_log_mute(true);
@@ -225,7 +231,7 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     }
     GR_TRY(gr_export_check(x, merged->weights, path, err));
     GR_TRY(all_logits(&found, merged, &b, err));
-    GR_TRY(compare(report, expected, found, b.n, V, path, err));
+    GR_TRY(compare(report, (logits){expected, m->config.vocab}, (logits){found, merged->config.vocab}, b.n, V, path, err));
     for (int64_t i = 0; i < gr_weights_count(merged->weights); i++) {
         const gr_weight *w = &gr_weights_get(merged->weights, i)->view;
         report->n_bytes += gr_dtype_bytes(w->dtype, w->rows * w->cols);
@@ -233,8 +239,8 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     report->n_tensors = gr_weights_count(merged->weights);
     if (report->relative_error > bound_of(x, m))
         st = gr_fail(err, GRAFT_FAILED,
-                     "%s: the logits of what was written differ from base and adapter by %.2g of their size, rounding to %s "
-                     "explains %.2g at most: the merge is wrong",
+                     "%s: the logits of what was written differ from those before by %.2g of their size, rounding to %s "
+                     "explains %.2g at most: what was written is wrong",
                      path, report->relative_error, gr_dtype_get(x->dtype)->name, bound_of(x, m));
 done:
     gr_model_free(merged);

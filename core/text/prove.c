@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/text/extend.h"
 #include "core/text/impl.h"
 
 static const char *const TEXTS[] = {
@@ -94,6 +95,7 @@ enum { MIXTURES = 400 };
 
 typedef struct proof {
     const gr_tokenizer *a, *b;
+    bool extended; /* b is a with new pieces: where it gives one, the text counts */
     const char *form;
     gr_ids ids[2];
     gr_str text;
@@ -125,6 +127,25 @@ static const char *peculiarity(const gr_tokenizer *t) {
     return t->n_norm > 0 ? "its normalizer" : "its settings";
 }
 
+static bool has_new(const gr_tokenizer *x, const gr_ids *ids) {
+    for (int64_t i = 0; i < ids->n; i++)
+        if (ids->data[i] >= x->first_new) return true;
+    return false;
+}
+
+/* Do both lists of ids stand for the same text? */
+static graft_status same_text(proof *p, bool *same) {
+    gr_str texts[2] = {{0}, {0}};
+    const gr_tokenizer *both[] = {p->a, p->b};
+    graft_status st = GRAFT_OK;
+    for (int k = 0; k < 2; k++) GR_TRY(gr_tokenizer_decode(both[k], p->ids[k].data, p->ids[k].n, false, &texts[k], p->err));
+    *same = texts[0].len == texts[1].len && (texts[0].len == 0 || memcmp(texts[0].data, texts[1].data, (size_t)texts[0].len) == 0);
+done:
+    gr_str_release(&texts[0]);
+    gr_str_release(&texts[1]);
+    return st;
+}
+
 /* Do both make the same ids of p->text, control tokens parsed or not? */
 static graft_status compare(proof *p) {
     for (int special = 0; special < 2; special++) {
@@ -136,8 +157,19 @@ static graft_status compare(proof *p) {
             if (st != GRAFT_OK) return st;
         }
         const gr_ids *x = &p->ids[0], *y = &p->ids[1];
-        if (x->n == y->n && (x->n == 0 || memcmp(x->data, y->data, (size_t)x->n * sizeof *x->data) == 0)) continue;
+        bool same = x->n == y->n && (x->n == 0 || memcmp(x->data, y->data, (size_t)x->n * sizeof *x->data) == 0);
+        if (!same && p->extended && has_new(p->b, y)) {
+            graft_status st = same_text(p, &same);
+            if (st != GRAFT_OK) return st;
+        }
+        if (same) continue;
         char *example = shown(&p->text);
+        if (p->extended) {
+            graft_status st =
+                gr_fail(p->err, GRAFT_FAILED, "\"%s\" would change though it has no new piece", example ? example : "a text");
+            free(example);
+            return st;
+        }
         graft_status st = gr_fail(p->err, GRAFT_BAD_INPUT,
                                   "%s cannot hold this tokenizer: \"%s\" would become other ids than before (likely cause: %s)",
                                   p->form, example ? example : "a text", peculiarity(p->a));
@@ -205,20 +237,45 @@ done:
     return st;
 }
 
+static graft_status prove(proof *p) {
+    graft_status st;
+    bool told[2] = {atomic_exchange(p->a->told_drops, true),
+                    atomic_exchange(p->b->told_drops, true)}; /* these texts are nobody's */
+    GR_TRY(compare_added(p, p->a));
+    GR_TRY(compare_added(p, p->b));
+    GR_TRY(compare_texts(p));
+    GR_TRY(compare_pieces(p));
+done:
+    atomic_store(p->a->told_drops, told[0]);
+    atomic_store(p->b->told_drops, told[1]);
+    return st;
+}
+
+static void release(proof *p) {
+    gr_ids_release(&p->ids[0]);
+    gr_ids_release(&p->ids[1]);
+    gr_str_release(&p->text);
+}
+
 graft_status gr_tokenizer_prove(const gr_tokenizer *t, const gr_tokenizer *written, const char *form, graft_error *err) {
     proof p = {.a = t, .b = written, .form = form, .err = err};
-    graft_status st;
-    bool told[2] = {atomic_exchange(t->told_drops, true),
-                    atomic_exchange(written->told_drops, true)}; /* these texts are nobody's */
-    GR_TRY(compare_added(&p, t));
-    GR_TRY(compare_added(&p, written));
-    GR_TRY(compare_texts(&p));
-    GR_TRY(compare_pieces(&p));
-done:
-    atomic_store(t->told_drops, told[0]);
-    atomic_store(written->told_drops, told[1]);
-    gr_ids_release(&p.ids[0]);
-    gr_ids_release(&p.ids[1]);
-    gr_str_release(&p.text);
+    graft_status st = prove(&p);
+    release(&p);
+    return st;
+}
+
+graft_status gr_vocab_check(const gr_tokenizer *x, graft_error *err) {
+    proof p = {.a = x->extends, .b = x, .extended = true, .err = err};
+    graft_status st = prove(&p);
+    release(&p);
+    return st;
+}
+
+graft_status gr_vocab_check_text(const gr_tokenizer *x, const char *text, int64_t len, int64_t n_ids[2], graft_error *err) {
+    proof p = {.a = x->extends, .b = x, .extended = true, .err = err};
+    gr_str_add(&p.text, text, len);
+    graft_status st = len > 0 ? compare(&p) : GRAFT_OK;
+    for (int k = 0; k < 2 && n_ids && st == GRAFT_OK; k++) n_ids[k] += p.ids[k].n; /* with control tokens parsed */
+    release(&p);
     return st;
 }

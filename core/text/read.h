@@ -17,7 +17,7 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
 
 /* ---- tokenizer.json (read_json.c, read_json_pipeline.c) ---- */
 
-enum { GR_JSON_MAX = 256 << 20 };
+enum { GR_JSON_MAX = 256 << 20, GR_SPM_MAX = 64 << 20 };
 graft_status gr_json_load(json_t **out, const char *text, int64_t n, size_t flags, const char *path, graft_error *err);
 /* Each reads one section (NULL and JSON null: nothing) into t; an unknown form is BAD_INPUT that names it. path: for messages. */
 graft_status gr_json_normalizer(gr_tokenizer *t, const json_t *j, const char *path, graft_error *err);

@@ -7,8 +7,6 @@
 #include "core/text/encode.h"
 #include "core/text/read.h"
 
-enum { MODEL_MAX = 64 << 20 };
-
 typedef struct wire { /* a message being read */
     const uint8_t *at, *end;
 } wire;
@@ -197,7 +195,7 @@ graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft
     gr_tokenizer *t = NULL;
     graft_status st;
     if (!path) GR_TRY(gr_fail_memory(err, "path"));
-    GR_TRY(gr_file_read(&bytes, &n, path, MODEL_MAX, err));
+    GR_TRY(gr_file_read(&bytes, &n, path, GR_SPM_MAX, err));
     GR_TRY(gr_tokenizer_parse_spm(&t, bytes, n, path, err));
     GR_TRY(gr_tokenizer_read_config(t, folder, err));
     *out = t;

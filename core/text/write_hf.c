@@ -4,19 +4,16 @@
 
 #include "core/base/file.h"
 #include "core/text/encode.h"
+#include "core/text/extend_impl.h"
 #include "core/text/read.h"
 
-static graft_status copy_files(const char *from, const char *to, graft_error *err) {
-    static const char *const files[] = {"tokenizer.json",
-                                        "tokenizer.model",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "chat_template.jinja",
-                                        "vocab.json",
-                                        "merges.txt"};
+/* own: also the files that hold the vocabulary. */
+static graft_status copy_files(const char *from, const char *to, bool own, graft_error *err) {
+    static const char *const files[] = {
+        "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+        "tokenizer.json",        "tokenizer.model",         "vocab.json",        "merges.txt"};
     graft_status st = GRAFT_OK;
-    for (int i = 0; i < GR_LEN(files) && st == GRAFT_OK; i++) {
+    for (int i = 0; i < (own ? GR_LEN(files) : 4) && st == GRAFT_OK; i++) {
         char *source = gr_path_join(from, files[i]), *target = gr_path_join(to, files[i]);
         if (!source || !target) st = gr_fail_memory(err, "path");
         else if (gr_exists(source)) st = gr_file_copy(source, target, err);
@@ -317,8 +314,13 @@ graft_status gr_tokenizer_save_hf(const gr_tokenizer *t, const char *folder, gra
     gr_tokenizer *back = NULL;
     graft_status st;
     if (t->info.folder) {
-        st = copy_files(t->info.folder, folder, err);
-        return st == GRAFT_OK ? carry(t, folder, err) : st;
+        GR_TRY(copy_files(t->info.folder, folder, !t->extends, err));
+        GR_TRY(carry(t, folder, err));
+        if (!t->extends) goto done;
+        GR_TRY(gr_write_extended(t, folder, err));
+        GR_TRY(gr_tokenizer_open(&back, folder, err));
+        GR_TRY(gr_tokenizer_prove(t, back, "the extended folder", err));
+        goto done;
     }
     GR_TRY(write_files(t, folder, err));
     GR_TRY(carry(t, folder, err));

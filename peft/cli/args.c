@@ -45,8 +45,7 @@ const char *gr_option_choices(const gr_option *o) {
 /* ---- parsing ---- */
 
 /* Commands of later versions, known by name: no other one is "near". */
-static const char *const later[] = {"serve",      "fetch",      "study",      "bench",   "vocab extend",
-                                    "data stats", "data clean", "data dedup", "data mix"};
+static const char *const later[] = {"serve", "fetch", "study", "bench", "data stats", "data clean", "data dedup", "data mix"};
 
 /* "train, validate, plan": the commands, or the second words of a group ("data"). */
 static const char *command_names(const char *group, char *out, size_t size) {

@@ -188,6 +188,24 @@ static const gr_option vocab_train_options[] = {
     END,
 };
 
+static const gr_option vocab_extend_options[] = {
+    {"model", "PATH", "HF folder or .gguf file of the model", NULL},
+    {"vocab", "PATH",
+     "tokenizer.json, SentencePiece .model, HF folder or .gguf whose pieces are added, of `graft vocab train` or another program",
+     NULL},
+    {"out", "PATH", "HF folder or .gguf file to write", NULL},
+    {"size", "N", "new pieces at most, those that are used first (all)", NULL},
+    {"init", "HOW",
+     "new rows: pieces, the mean of the old tokens that a piece was spelt with (the default), or mean, of all tokens", NULL},
+    {"pad-to-multiple", "N", "rows of embedding and head are a multiple of N", NULL},
+    {"text", "FILE", "held-out text or samples: tokens a line before and after; may be repeated", NULL},
+    {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
+    {"dtype", "TYPE", "as in graft merge (the base's own; bf16 for a quantised base)", NULL},
+    {"overwrite", NULL, "replace what is there", NULL},
+    {"threads", "N", NULL, "threads"},
+    END,
+};
+
 static const gr_option help_options[] = {
     {"man", NULL, "the manual page", NULL},
     {"completion", "SHELL", "the completion script of a shell (bash)", NULL},
@@ -240,6 +258,10 @@ const gr_command gr_commands[] = {
      "--text FILE ... --size N --out PATH [options]",
      "graft vocab train --model base --text zh.txt more.jsonl --only cjk --size 10000 --out zh/tokenizer.json",
      0, GR_ANY_NUMBER, gr_cmd_vocab_train, {vocab_train_options, json_option}},
+    {"vocab extend", "a model with the pieces of another vocabulary after its own",
+     "--model PATH --vocab PATH --out PATH [options]",
+     "graft vocab extend --model base --vocab zh/tokenizer.json --out base-zh --text held-out.jsonl",
+     0, 1, gr_cmd_vocab_extend, {vocab_extend_options, json_option}},
     {"doctor", "what graft finds on this machine",
      "[options]", "graft doctor",
      0, 0, gr_cmd_doctor, {json_option}},

@@ -67,7 +67,7 @@ graft_status gr_args_examine(const gr_args *a, const char *path, int first_overr
 /* ---- the commands ---- */
 gr_command_fn gr_cmd_help, gr_cmd_version, gr_cmd_train, gr_cmd_plan, gr_cmd_validate, gr_cmd_generate, gr_cmd_chat, gr_cmd_eval,
     gr_cmd_merge, gr_cmd_export, gr_cmd_inspect, gr_cmd_tokenize, gr_cmd_init, gr_cmd_data_preview, gr_cmd_data_make,
-    gr_cmd_vocab_train, gr_cmd_doctor;
+    gr_cmd_vocab_train, gr_cmd_vocab_extend, gr_cmd_doctor;
 
 /* Help of one command, or of all (c NULL), to stdout. */
 void gr_print_help(const gr_command *c);

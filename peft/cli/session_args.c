@@ -7,8 +7,8 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
     const char *first = a->n_arguments > 0 ? a->arguments[0] : NULL;
-    const char **adapters = gr_calloc(a->n_given + 1, sizeof *adapters);
-    if (!adapters) return gr_fail_memory(err, "arguments");
+    const char **adapters = gr_calloc(a->n_given + 1, sizeof *adapters), **reads = gr_calloc(a->n_given + 3, sizeof *reads);
+    if (!adapters || !reads) GR_TRY(gr_fail_memory(err, "arguments"));
     GR_TRY(gr_args_recipe(a, NULL, a->n_arguments, &r, err));
     gr_session_options o = {
         .model = gr_args_text(a, "model", first),
@@ -25,10 +25,13 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
         .device = r->_device,
         .threads = r->_threads,
     };
-    const char *reads[] = {gr_args_text(a, "data", NULL), gr_args_text(a, "prompts", NULL)},
-               *format = gr_args_text(a, "format", "");
+    const char *format = gr_args_text(a, "format", "");
+    int n_reads = gr_args_all(a, "text", reads);
+    reads[n_reads++] = gr_args_text(a, "data", NULL);
+    reads[n_reads++] = gr_args_text(a, "prompts", NULL);
+    reads[n_reads++] = gr_args_text(a, "vocab", NULL);
     gr_output output = {
-        .path = gr_args_text(a, "out", NULL), .overwrite = gr_args_has(a, "overwrite"), .inputs = reads, .n_inputs = GR_LEN(reads)};
+        .path = gr_args_text(a, "out", NULL), .overwrite = gr_args_has(a, "overwrite"), .inputs = reads, .n_inputs = n_reads};
     output.folder = output.path && use == GR_FOR_FILES && strcmp(format, "gguf") != 0 &&
                     (*format || !(gr_ends_with(output.path, ".gguf") || gr_ends_with(output.path, ".GGUF")));
     if (output.path) o.output = &output;
@@ -41,6 +44,7 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
 done:
     gr_recipe_free(r);
     free(adapters);
+    free(reads);
     return st;
 }
 

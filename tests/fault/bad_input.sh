@@ -88,7 +88,7 @@ bad 2 "steps of a problem" "--steps" "$GRAFT" data make school-math --steps 0-9 
 bad 2 "unknown task" "school-math" "$GRAFT" data make school-maths --out out
 bad 2 "prompt longer than the context" "2048" "$GRAFT" generate --model "$TINY" --prompt "$(printf 'x %.0s' $(seq 9000))"
 
-for c in serve fetch study bench "vocab extend" "data stats" "data mix"; do
+for c in serve fetch study bench "data stats" "data mix"; do
     # shellcheck disable=SC2086 # two words
     bad 2 "graft $c: a later version's" "${c% extend} version" "$GRAFT" $c
 done

@@ -430,7 +430,8 @@ static void test_wrong_read_back(void **state) {
     free(values);
     for (int i = 0; i < GR_LEN(types); i++) {
         gr_merge_options o = {.format = GR_FORMAT_GGUF, .dtype = (int)types[i]};
-        assert_error(gr_merge(PARTS(m, t, .trained = &p), &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED, "the merge is wrong");
+        assert_error(gr_merge(PARTS(m, t, .trained = &p), &o, at("wrong.gguf"), NULL, &err), GRAFT_FAILED,
+                     "what was written is wrong");
         assert_false(gr_exists(at("wrong.gguf")));
     }
     gr_model_free(other);
