@@ -59,6 +59,9 @@ fuzz_h5) train && must cp run/checkpoint-2/state.h5 seeds ;;
 fuzz_recipe) train && must cp "$SOURCE"/recipes/*.yaml run/recipe.yaml seeds ;;
 fuzz_safetensors) train && must cp run/adapter/adapter_model.safetensors seeds ;;
 fuzz_spm) for t in "$golden"/tokenizers/sp-*; do must cp "$t/tokenizer.model" "seeds/${t##*/}"; done ;;
+fuzz_vocab)
+    for t in "$golden"/vocab/*.model "$golden"/vocab/bpe.json; do must cp "$t" seeds; done
+    ;;
 fuzz_tokenizer) for t in "$golden"/tokenizers/*; do must cp "$t/tokenizer.json" "seeds/${t##*/}"; done ;;
 *) must false "(tests/fuzz/fuzz.sh knows none for $target)" ;;
 esac
