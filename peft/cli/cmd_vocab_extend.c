@@ -4,77 +4,61 @@
 #include <string.h>
 
 #include "adapters/extend.h"
-#include "core/base/file.h"
-#include "core/base/log.h"
-#include "core/data/dataset.h"
+#include "core/data/texts.h"
 #include "core/text/extend.h"
 #include "core/text/utf8.h"
 #include "peft/cli/session_args.h"
 
 /* ---- held-out text: what is measured ---- */
 
-typedef struct measure {
-    const gr_tokenizer *x;
-    int64_t lines, characters, ids[2]; /* before and after */
-    double started;
-    gr_progress progress;
+typedef struct measure { /* ids: before and after */
+    int64_t lines, characters, ids[2];
 } measure;
 
-/* A line of raw text, or all that a sample says. */
-static graft_status measure_line(measure *m, const char *text, int64_t len, graft_error *err) {
+typedef struct measuring {
+    const gr_tokenizer *x;
+    measure *parts; /* of each thread */
+} measuring;
+
+/* Lines of a file, or all that a message says. */
+static graft_status measure_text(void *context, int worker, const char *text, int64_t len, graft_error *err) {
+    const measuring *all = context;
+    measure *m = &all->parts[worker];
+    graft_status st = GRAFT_OK;
     int size;
-    if (len == 0) return GRAFT_OK;
-    graft_status st = gr_vocab_check_text(m->x, text, len, m->ids, err);
-    for (int64_t i = 0; i < len; i += size, m->characters++) gr_utf8_read(text + i, len - i, &size);
-    m->lines++;
-    if (m->lines % 1000 == 0 && gr_now() - m->started > 3)
-        gr_progress_update(&m->progress, m->lines, "%.2f of the tokens", (double)m->ids[1] / (double)GR_MAX(m->ids[0], 1));
+    for (int64_t at = 0, end; st == GRAFT_OK && at < len; at = end + 1) {
+        const char *newline = memchr(text + at, '\n', (size_t)(len - at));
+        end = newline ? newline - text : len;
+        int64_t n = end > at && text[end - 1] == '\r' ? end - 1 - at : end - at;
+        if (n == 0) continue;
+        st = gr_vocab_check_text(all->x, text + at, n, m->ids, err);
+        for (int64_t i = 0; i < n; i += size, m->characters++) gr_utf8_read(text + at + i, n - i, &size);
+        m->lines++;
+    }
     return st;
 }
 
-static bool is_data(const char *path) {
-    static const char *const ends[] = {".json", ".jsonl", ".csv", ".tsv", ".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz"};
-    for (int i = 0; i < GR_LEN(ends); i++)
-        if (gr_ends_with(path, ends[i])) return true;
-    return gr_is_dir(path);
-}
-
-static graft_status measure_data(measure *m, const char *path, graft_error *err) {
-    gr_reader *r = NULL;
-    gr_record record;
-    gr_str text = {0};
-    graft_status st;
-    GR_TRY(gr_reader_open(&r, &(gr_data_source){.path = path, .format = "auto", .weight = 1}, err));
-    gr_progress_start(&m->progress, "check", m->lines + gr_reader_count(r));
-    for (;;) {
-        GR_TRY(gr_reader_next(r, &record, err));
-        if (record.n_messages == 0 && !record.text) break;
-        gr_str_clear(&text);
-        if (record.text) gr_str_puts(&text, record.text);
-        for (int64_t i = 0; i < record.n_messages && !record.text; i++)
-            gr_str_printf(&text, "%s%s", i ? "\n" : "", record.messages[i].content);
-        if (text.failed) GR_TRY(gr_fail_memory(err, "a sample"));
-        GR_TRY(measure_line(m, text.data, text.len, err));
+static graft_status measure_files(const gr_args *a, const gr_tokenizer *x, gr_threads *threads, measure *sum, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const int n_parts = gr_threads_count(threads);
+    const char **paths = gr_calloc(a->n_given + 1, sizeof *paths);
+    gr_data_source *sources = gr_calloc(a->n_given + 1, sizeof *sources);
+    measure *parts = gr_calloc(n_parts, sizeof *parts);
+    if (!paths || !sources || !parts) GR_TRY(gr_fail_memory(err, "held-out text"));
+    int n = gr_args_all(a, "text", paths);
+    for (int i = 0; i < n; i++) sources[i] = (gr_data_source){.path = paths[i], .format = "auto", .weight = 1};
+    if (n == 0) goto done;
+    int64_t bytes;
+    GR_TRY(gr_texts_read(sources, n, threads, measure_text, &(measuring){x, parts}, &bytes, err));
+    for (int i = 0; i < n_parts; i++) {
+        sum->lines += parts[i].lines, sum->characters += parts[i].characters;
+        sum->ids[0] += parts[i].ids[0], sum->ids[1] += parts[i].ids[1];
     }
+    if (sum->lines == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no lines in it", paths[0]);
 done:
-    gr_progress_end(&m->progress);
-    gr_str_release(&text);
-    gr_reader_close(r);
-    return st;
-}
-
-static graft_status measure_raw(measure *m, const char *path, graft_error *err) {
-    gr_map map = {0};
-    graft_status st = gr_map_open(&map, path, err);
-    if (st != GRAFT_OK) return st;
-    for (int64_t at = 0, end; st == GRAFT_OK && at < map.size; at = end + 1) {
-        const char *text = (const char *)map.data + at, *newline = memchr(text, '\n', (size_t)(map.size - at));
-        end = newline ? newline - (const char *)map.data : map.size;
-        int64_t len = end - at;
-        if (len > 0 && text[len - 1] == '\r') len--;
-        st = measure_line(m, text, len, err);
-    }
-    gr_map_close(&map);
+    free(paths);
+    free(sources);
+    free(parts);
     return st;
 }
 
@@ -166,19 +150,6 @@ done:
     return st;
 }
 
-static graft_status measure_texts(const gr_args *a, measure *m, graft_error *err) {
-    graft_status st = GRAFT_OK;
-    const char **texts = gr_calloc(a->n_given + 1, sizeof *texts);
-    if (!texts) return gr_fail_memory(err, "arguments");
-    int n = gr_args_all(a, "text", texts);
-    m->started = gr_now();
-    for (int i = 0; i < n; i++) GR_TRY(is_data(texts[i]) ? measure_data(m, texts[i], err) : measure_raw(m, texts[i], err));
-    if (n > 0 && m->lines == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no lines in it", texts[0]);
-done:
-    free(texts);
-    return st;
-}
-
 graft_status gr_cmd_vocab_extend(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_session s = {0};
@@ -197,8 +168,7 @@ graft_status gr_cmd_vocab_extend(const gr_args *a, graft_error *err) {
         goto done;
     }
     GR_TRY(gr_vocab_check(extended, err));
-    x.text.x = extended;
-    GR_TRY(measure_texts(a, &x.text, err));
+    GR_TRY(measure_files(a, extended, s.machine.threads, &x.text, err));
     GR_TRY(gr_extend(s.model, extended, &o, x.out, &x.model, err));
     if (gr_args_has(a, "json")) print_json(&x);
     else print_text(&x);

@@ -50,6 +50,18 @@ check "it generates" "$G" generate --model ext.gguf --prompt 河边的水车 --m
 check "it can be extended again" bash -c '"$@" 2>again.err' - $X ext --vocab "$V/sp.model" --out again --size 5
 check "which is said" grep -q "was extended before, from id 640 on" again.err
 
+# Pieces of our own, learned on top of the base: its merges are taken as they are
+mkdir own
+for i in $(seq 20); do cat held.txt; done >learn.txt
+check "pieces are learned" "$G" vocab train --model base --text learn.txt --only cjk --size 30 --out own/tokenizer.json
+check "and added" bash -c '$1 base --vocab own/tokenizer.json --out own.gguf --text held.txt --json >own.json' - "$X"
+pairs() { [ "$(grep -oE '"(new|merges)": [0-9]+' own.json | sort -u | grep -oE '[0-9]+' | uniq | wc -l)" = 1 ]; }
+check "as many merges as pieces" pairs
+check "none is intermediate" has own.json intermediate 0
+tokens() { for m in own own.gguf; do "$G" tokenize --model $m --plain held.txt >$m.ids || return 1; done; }
+check "both are tokenizers" tokens
+check "ids are those of the vocabulary" same own.ids own.gguf.ids
+
 # A quantised base
 check "a quantised base" "$G" merge --model base --out q8.gguf --dtype q8_0
 check "becomes bf16" bash -c '"$@" >q.json 2>q.err' - $X q8.gguf --vocab "$V/bpe.json" --out q.gguf --json
