@@ -100,6 +100,7 @@ static graft_status describe_config(description *d, const char *path, graft_erro
                  {"head_size", c.head_dim}, {"ffn", c.ffn},       {"vocab", c.vocab},   {"context", c.max_positions}};
     json_object_set_new(d->facts, "architecture", json_string(c.arch->hf_type));
     for (int i = 0; i < GR_LEN(sizes); i++) add_int(d, sizes[i].key, sizes[i].value);
+    if (c.base_vocab > 0) add_int(d, "extended_from", c.base_vocab);
     json_object_set_new(d->facts, "tied_head", json_boolean(c.tied));
     gr_weight_entry *entries = NULL;
     int64_t n = 0, parameters = 0;

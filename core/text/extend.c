@@ -5,8 +5,11 @@
 #include <string.h>
 
 #include "core/base/file.h"
+#include "core/base/log.h"
 #include "core/text/encode.h"
 #include "core/text/read.h"
+
+enum { PATIENCE_S = 3 };
 
 static const char *const fate_names[] = {
     [GR_VOCAB_TAKEN] = "new",
@@ -236,13 +239,18 @@ static graft_status choose(gr_growth *g, const gr_tokenizer *v, int64_t max, gr_
     choice c = {.g = g, .v = v, .max = max > 0 ? max : INT32_MAX / 4, .goes_on = goes_on(g->t, v)};
     candidate *list = list_candidates(v);
     bool ok = list && note_wanted(&c, list, v->info.n_vocab);
+    gr_progress progress;
+    double started = gr_now();
+    gr_progress_start(&progress, "pieces", v->info.n_vocab);
     for (int64_t i = 0; ok && i < v->info.n_vocab; i++) {
+        if (i % 64 == 0 && gr_now() - started > PATIENCE_S) gr_progress_update(&progress, i, "%lld new", (long long)g->n);
         if (v->pieces[list[i].id].len == 0) continue; /* a gap */
         r->n_pieces++;
         gr_vocab_fate fate = look_at(&c, &list[i]);
         if (fate == GR_VOCAB_TAKEN) ok = add(&c, &list[i], &fate) && !c.raw.failed && !c.half.failed;
         tell_fate(r, fate, g, c.raw.data ? c.raw.data : "", c.raw.len);
     }
+    gr_progress_end(&progress);
     for (int64_t i = 0; i < g->n; i++) r->n_intermediate += !g->pieces[i].asked;
     r->n_new = g->n;
     r->n_merges = g->n_merges;

@@ -87,7 +87,9 @@ static void print_text(const extension *x) {
         printf("%s %lld %s%s%s%s", n++ ? "," : "", (long long)p->fates[i], gr_vocab_fate_name((gr_vocab_fate)i),
                *p->examples[i] && i > 0 ? " (" : "", i > 0 ? p->examples[i] : "", *p->examples[i] && i > 0 ? ")" : "");
     }
-    printf("\n%lld merges, for which %lld intermediate pieces were needed", (long long)p->n_merges, (long long)p->n_intermediate);
+    if (p->n_merges > 0) printf("\n%lld merges, for which", (long long)p->n_merges);
+    else printf("\nscores decide what merges, for which");
+    printf(" %lld intermediate pieces were needed", (long long)p->n_intermediate);
     if (p->n_unproved > 0) printf("; %lld pieces are spelt otherwise by themselves (%s)", (long long)p->n_unproved, p->unproved);
     printf("\na new piece stands for %.2f old tokens on average\n", x->model.spelling);
     if (t->lines > 0)

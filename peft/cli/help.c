@@ -55,7 +55,11 @@ static graft_status help_vocab(const gr_args *a, graft_error *err) {
     printf("graft vocab - the pieces that text becomes\n\n");
     print_group("vocab ");
     printf("\na vocabulary is a SentencePiece .model or a tokenizer.json. With --model, train learns further pieces out of the\n"
-           "tokens of that model: each is reached once its merges follow the model's, and text without them keeps its ids.\n");
+           "tokens of that model: each is reached once its merges follow the model's, and text without them keeps its ids.\n"
+           "\nextend puts pieces, learned so or by another program, after a model's tokens: their ids begin after the last token\n"
+           "(rows that had none serve first), their rows are the mean of the rows that they were spelt with, padding rows the\n"
+           "mean of all. What the base cannot make of its tokens, cuts or normalises is left out and counted. config.json\n"
+           "(graft_base_vocab_size) or the GGUF (graft.base_vocab_size) says which id is the first new one.\n");
     return GRAFT_OK;
 }
 

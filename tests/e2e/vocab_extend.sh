@@ -46,6 +46,7 @@ sed -i 's/, objective: sft//' r.yaml
 check "it trains" "$G" train r.yaml
 check "it merges, and stays extended" bash -c '"$1" merge run --out m.gguf && "$1" merge --model m.gguf --out merged' - "$G"
 check "also after both formats" has merged/config.json graft_base_vocab_size 640
+check "inspect says so" bash -c '"$1" inspect ext | grep "extended_from.*640"' - "$G"
 check "it generates" "$G" generate --model ext.gguf --prompt 河边的水车 --max-tokens 4
 check "it can be extended again" bash -c '"$@" 2>again.err' - $X ext --vocab "$V/sp.model" --out again --size 5
 check "which is said" grep -q "was extended before, from id 640 on" again.err

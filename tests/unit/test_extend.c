@@ -95,6 +95,14 @@ static void check_model_alone(const char *kind, const gr_tokenizer *v, const jso
     assert_ok(gr_vocab_check(x, &err));
     assert_int_equal(r.n_new, json_integer_value(json_object_get(row, "new")));
     check_ids(x, texts, json_object_get(row, "sentencepiece"), kind);
+    char *saved = at("model-saved");
+    gr_remove_all(saved);
+    assert_ok(gr_make_dirs(saved, &err));
+    assert_ok(gr_tokenizer_save_hf(x, saved, &err));
+    gr_tokenizer *back = open_base(saved);
+    check_ids(back, texts, json_object_get(row, "sentencepiece"), kind);
+    assert_int_equal(gr_tokenizer_get_info(back)->n_vocab, gr_tokenizer_get_info(x)->n_vocab);
+    gr_tokenizer_free(back);
     gr_tokenizer_free(x);
     gr_tokenizer_free(t);
     gr_remove_all(folder);
