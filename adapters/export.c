@@ -1,4 +1,6 @@
 /* What the formats share: a source's tensors as a file lists them, and their values rounded to its types. */
+#include <stdlib.h>
+
 #include "adapters/impl.h"
 #include "kernels/threads.h"
 
@@ -10,6 +12,16 @@ typedef struct round_job {
     int64_t cols, row_bytes, first, n_rows;
     int64_t heads; /* whose rows GGUF interleaves; 0: none */
 } round_job;
+
+/* A norm as an HF file has it: without its offset. */
+static graft_status round_norm(const gr_weight_entry *e, const gr_dtype_info *to, const float *row, void *dst, graft_error *err) {
+    float *less = gr_calloc(e->view.cols, sizeof *less);
+    if (!less) return gr_fail_memory(err, e->name);
+    for (int64_t i = 0; i < e->view.cols; i++) less[i] = row[i] - e->offset;
+    to->from_f32(dst, less, e->view.cols);
+    free(less);
+    return GRAFT_OK;
+}
 
 static void round_row(void *context, int64_t r, int worker) {
     const round_job *j = context;
@@ -32,6 +44,7 @@ graft_status gr_export_entry(const gr_export *x, int64_t i, gr_dtype dtype, bool
         int64_t n = GR_MIN(GR_SOURCE_ROWS, e->view.rows - first);
         graft_status st = x->source.rows(x->source.context, i, first, n, &rounding.rows, err);
         if (st != GRAFT_OK) return st;
+        if (!gguf && e->offset != 0) return round_norm(e, rounding.to, rounding.rows, dst, err);
         rounding.first = first;
         gr_threads_run(x->threads, n * e->view.cols / cols, round_row, &rounding);
     }

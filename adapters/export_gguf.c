@@ -19,6 +19,7 @@ static gr_dtype mixture(const gr_export *x, const gr_weight_entry *e) {
     bool mixed = x->dtype == GR_DTYPE_Q4_K || x->dtype == GR_DTYPE_Q5_K, v = e->slot == GR_SLOT_V;
     if (e->slot == (c->tied ? GR_SLOT_EMBED : GR_SLOT_HEAD)) /* what gives the logits */
         return x->dtype == GR_DTYPE_Q8_0 || e->view.cols % gr_dtype_get(x->dtype)->block ? GR_DTYPE_Q8_0 : GR_DTYPE_Q6_K;
+    if (mixed && e->slot == GR_SLOT_QKV) return x->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : GR_DTYPE_Q6_K;
     if (!mixed || !(v || e->slot == GR_SLOT_DOWN)) return x->dtype;
     if (more_bits(e->layer, c->n_layers)) return GR_DTYPE_Q6_K;
     return v && is_70b(c) && x->dtype == GR_DTYPE_Q4_K ? GR_DTYPE_Q5_K : x->dtype;
@@ -129,14 +130,29 @@ static graft_status put_metadata(const gr_export *x, gr_gguf_builder *b, graft_e
     return gr_tokenizer_save_gguf(x->tokenizer, x->config->vocab, b, err);
 }
 
+/* What llama.cpp's graph of the architecture does not have. */
+static void tell_limits(const gr_model_config *c) {
+    const gr_arch *arch = c->arch;
+    if (arch->gguf_square && c->n_heads * c->head_dim != c->hidden)
+        gr_warn("llama.cpp loads %s only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not",
+                arch->gguf);
+    if (arch->gguf_tied && !c->tied)
+        gr_warn("llama.cpp loads %s only where the head is the embedding: graft reads this GGUF, llama.cpp will not", arch->gguf);
+    if (c->window > 0 && !arch->gguf_slides)
+        gr_warn("llama.cpp computes no sliding window for %s: within %lld tokens its answers are this model's, beyond they are not",
+                arch->gguf, (long long)c->window);
+    if (!gr_config_llama_scales(c))
+        gr_warn("llama.cpp does not divide the scores of %s by the root of %lld (query_pre_attn_scalar): graft reads this GGUF, "
+                "llama.cpp will compute otherwise",
+                arch->gguf, (long long)c->score_divisor);
+}
+
 graft_status gr_export_gguf(const gr_export *x, const char *path, graft_error *err) {
     graft_status st;
     gr_gguf_builder b = {0};
     gr_tensor *tensors = NULL;
     int64_t n = x->source.n;
-    if (x->config->arch->gguf_square_q && x->config->n_heads * x->config->head_dim != x->config->hidden)
-        gr_warn("llama.cpp loads %s only where heads x head size is the hidden size: graft reads this GGUF, llama.cpp will not",
-                x->config->arch->gguf);
+    tell_limits(x->config);
     tell_fallbacks(x);
     GR_TRY(put_metadata(x, &b, err));
     GR_TRY(gr_export_tensors(&tensors, x, gguf_dtype, true, err));

@@ -8,7 +8,7 @@
 #include "core/base/log.h"
 #include "core/model/decoder.h"
 
-enum { TEXT_TOKENS = 16 };
+enum { TEXT_TOKENS = 16, FEW_TOKENS = 4, LOGITS = 8 << 20 }; /* of each text; of all, of one of the two models: 32 MiB */
 
 static const char *const texts[] = {
     "The quick brown fox jumps over the lazy dog, and 12 + 34 = 46.",
@@ -19,6 +19,9 @@ static const char *const texts[] = {
     "Dear customer, thank you for your letter of the third of March.",
 };
 
+/* Of a large vocabulary fewer: the logits of both models are there at once. */
+static int64_t text_tokens(int64_t vocab) { return GR_MIN(TEXT_TOKENS, GR_MAX(FEW_TOKENS, LOGITS / vocab / GR_LEN(texts))); }
+
 static graft_status probe_batch(gr_batch *b, const gr_tokenizer *t, int64_t vocab, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_ids ids = {0};
@@ -26,7 +29,7 @@ static graft_status probe_batch(gr_batch *b, const gr_tokenizer *t, int64_t voca
         int64_t n = 0;
         ids.n = 0;
         GR_TRY(gr_tokenizer_encode(t, texts[i], (int64_t)strlen(texts[i]), false, &ids, err));
-        while (n < GR_MIN(ids.n, TEXT_TOKENS) && ids.data[n] >= 0 && ids.data[n] < vocab) n++;
+        while (n < GR_MIN(ids.n, text_tokens(vocab)) && ids.data[n] >= 0 && ids.data[n] < vocab) n++;
         if (n > 0) GR_TRY(gr_batch_append(b, ids.data, NULL, n, (uint64_t)i, err));
     }
     if (b->n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer gives no ids that the model has: do they belong together?");
@@ -54,7 +57,7 @@ done:
 }
 
 int64_t gr_merge_probe_bytes(const gr_model *m) {
-    int64_t rows = GR_LEN(texts) * TEXT_TOKENS;
+    int64_t rows = GR_LEN(texts) * text_tokens(m->config.vocab);
     return 2 * rows * m->config.vocab * (int64_t)sizeof(float) +
            m->device->footprint(m->device, gr_decoder_plan_bytes(m, &(gr_decoder_options){.max_tokens = rows}));
 }
@@ -114,13 +117,20 @@ static double bound_of(const gr_export *x, const gr_model *m) {
 enum { RUNS = 4, RUN_ROWS = 16 }; /* rows of a tensor that are compared: the first, the last, and two runs between */
 
 /* back: room for RUN_ROWS rows. */
-static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weight *found, float *back, const char *path,
+static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weights *back_to, float *back, const char *path,
                                  graft_error *err) {
+    const gr_weight_entry *there = gr_weights_find(back_to, x->source.entries[i].name);
+    if (!there) return gr_fail(err, GRAFT_FAILED, "%s: %s is missing in what was written", path, x->source.entries[i].name);
+    const gr_weight *found = &there->view;
     const gr_weight_entry *e = &x->source.entries[i];
     const float *wanted;
+    /* a norm is rounded without its offset, and read as float32 with it */
+    bool shifted = e->offset != 0 && !gr_weights_gguf(back_to);
     const gr_dtype_info *info = gr_dtype_get(found->dtype);
+    gr_dtype written = shifted ? x->dtype : found->dtype;
+    double offset = shifted ? (double)e->offset : 0;
     int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS), row_bytes = gr_dtype_bytes(found->dtype, K);
-    double error = 0, power = 0, smallest = smallest_of(found->dtype);
+    double error = 0, power = 0, smallest = smallest_of(written);
     for (int run = 0; run < (n == rows ? 1 : RUNS); run++) {
         int64_t first = (rows - n) * run / (RUNS - 1);
         graft_status st = x->source.rows(x->source.context, i, first, n, &wanted, err);
@@ -130,30 +140,38 @@ static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weight 
             double difference = fabs((double)wanted[k] - (double)back[k]);
             if (!(difference < INFINITY)) error = INFINITY;
             else if (difference > smallest) error += difference * difference;
-            power += (double)wanted[k] * (double)wanted[k];
+            power += ((double)wanted[k] - offset) * ((double)wanted[k] - offset);
+            if (shifted) smallest = GR_MAX(smallest, 2e-7 * fabs((double)wanted[k])); /* of the float32 sum */
         }
     }
-    double bound = rounding_of(found->dtype);
+    double bound = rounding_of(written);
     if (error <= bound * bound * power) return GRAFT_OK;
     return gr_fail(
         err, GRAFT_FAILED,
         "%s: %s reads back with an error of %.2g of its size, rounding to %s explains %.2g at most: what was written is wrong",
-        path, e->name, sqrt(error / fmax(power, 1e-300)), info->name, bound);
+        path, e->name, sqrt(error / fmax(power, 1e-300)), gr_dtype_get(written)->name, bound);
 }
 
-/* The numbers that shape the computation, and the rotations of a few positions, which hold base and scaling of RoPE. */
+/* The numbers that shape the computation, what each layer computes, and the rotations of a few positions, which hold base and
+ * scaling of RoPE. */
 static graft_status check_config(const gr_model_config *a, const gr_model_config *b, const char *path, graft_error *err) {
     enum { POSITIONS = 16 };
     bool same = a->n_layers == b->n_layers && a->hidden == b->hidden && a->ffn == b->ffn && a->vocab == b->vocab &&
                 a->n_heads == b->n_heads && a->n_kv_heads == b->n_kv_heads && a->head_dim == b->head_dim && a->tied == b->tied &&
-                a->max_positions == b->max_positions && a->base_vocab == b->base_vocab && a->window == b->window &&
+                a->max_positions == b->max_positions && a->base_vocab == b->base_vocab && a->head_softcap == b->head_softcap &&
+                gr_config_n_ropes(a) == gr_config_n_ropes(b) && gr_config_embed_scale(a) == gr_config_embed_scale(b) &&
                 fabsf(a->norm_eps - b->norm_eps) <= 1e-6f * a->norm_eps;
+    for (int64_t i = 0; same && i < a->n_layers; i++) {
+        gr_layer_desc k = gr_config_layer(a, i), l = gr_config_layer(b, i);
+        same = k.window == l.window && fabsf(k.attention_scale - l.attention_scale) <= 1e-6f * k.attention_scale &&
+               k.softcap == l.softcap && k.activation == l.activation && k.rope == l.rope;
+    }
     float *rope = gr_calloc(2 * POSITIONS * a->head_dim, sizeof *rope);
     if (!rope) return gr_fail_memory(err, path);
-    if (same) {
+    for (int which = 0; same && which < gr_config_n_ropes(a); which++) {
         float *other = rope + POSITIONS * a->head_dim;
-        gr_config_rope_table(a, 0, rope, POSITIONS);
-        gr_config_rope_table(b, 0, other, POSITIONS);
+        gr_config_rope_table(a, which, rope, POSITIONS);
+        gr_config_rope_table(b, which, other, POSITIONS);
         for (int64_t k = 0; k < POSITIONS * a->head_dim; k++) same &= fabsf(rope[k] - other[k]) < 1e-4f;
     }
     free(rope);
@@ -167,11 +185,7 @@ graft_status gr_export_check(const gr_export *x, const gr_weights *written, cons
     float *back = gr_calloc(RUN_ROWS * cols, sizeof *back);
     if (!back) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(check_config(x->config, gr_weights_config(written), path, err));
-    for (int64_t i = 0; i < x->source.n; i++) {
-        const gr_weight_entry *e = &x->source.entries[i], *found = gr_weights_find(written, e->name);
-        if (!found) GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: %s is missing in what was written", path, e->name));
-        GR_TRY(check_tensor(x, i, &found->view, back, path, err));
-    }
+    for (int64_t i = 0; i < x->source.n; i++) GR_TRY(check_tensor(x, i, written, back, path, err));
 done:
     free(back);
     return st;

@@ -35,9 +35,9 @@ static graft_status open_shape(gr_run *run, graft_error *err) {
     graft_status st = gr_session_open_shape(&run->session, &o, err);
     if (st != GRAFT_OK) return st;
     gr_model *m = run->session.model;
-    if (r->data_max_length > gr_config_longest(&m->config))
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the %s is %lld", r->model_base,
-                       (long long)r->data_max_length, gr_config_limit(&m->config), (long long)gr_config_longest(&m->config));
+    if (r->data_max_length > m->config.max_positions)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: data.max_length is %lld: the context of the model is %lld", r->model_base,
+                       (long long)r->data_max_length, (long long)m->config.max_positions);
     int quantize = gr_quantize_type(r->model_quantize);
     if (quantize >= 0) run->base_bytes = gr_model_quantized_bytes(m, (gr_dtype)quantize);
     return GRAFT_OK;

@@ -8,7 +8,8 @@
 
 /* ---- keys ---- */
 
-const char *const gr_activation_names[] = {[GR_ACTIVATION_SILU] = "silu swish"};
+const char *const gr_activation_names[] = {
+    [GR_ACTIVATION_SILU] = "silu swish", [GR_ACTIVATION_GELU_TANH] = "gelu_pytorch_tanh gelu_new"};
 
 /* Words of names that speak of computation: what transformers and llama.cpp compute otherwise has one of them in its name. */
 static const char *const smells[] = {
@@ -58,14 +59,37 @@ void gr_config_warn(const char *file, const gr_str *names) {
     if (names->len > 0) gr_warn("%s: keys that graft does not know, taken to change nothing: %s", file, names->data);
 }
 
-int64_t gr_config_longest(const gr_model_config *c) {
-    return c->window > 0 ? GR_MIN(c->window, c->max_positions) : c->max_positions;
+/* ---- which layers slide ---- */
+
+void gr_config_slide(gr_model_config *c, int64_t layer) {
+    if (layer < GR_MAX_LAYERS) c->slides[layer / 64] |= (uint64_t)1 << layer % 64;
 }
 
-const char *gr_config_limit(const gr_model_config *c) {
-    return c->window > 0 && c->window < c->max_positions ? "sliding window of the model (beyond which graft does not compute)"
-                                                         : "context of the model";
+void gr_config_slide_by(gr_model_config *c, int64_t period) {
+    for (int64_t i = 0; i < GR_MIN(c->n_layers, GR_MAX_LAYERS); i++)
+        if (period == 0 || (i + 1) % period != 0) gr_config_slide(c, i);
 }
+
+int64_t gr_config_n_sliding(const gr_model_config *c) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < GR_MIN(c->n_layers, GR_MAX_LAYERS); i++) n += gr_config_slides(c, i);
+    return n;
+}
+
+bool gr_config_is_periodic(const gr_model_config *c, int64_t period) {
+    gr_model_config like = {.n_layers = c->n_layers};
+    gr_config_slide_by(&like, period);
+    return memcmp(like.slides, c->slides, sizeof like.slides) == 0;
+}
+
+int64_t gr_config_period(const gr_model_config *c) {
+    int64_t period = 1;
+    if (gr_config_is_periodic(c, 0)) return 0;
+    while (gr_config_slides(c, period - 1)) period++;
+    return gr_config_is_periodic(c, period) ? period : -1;
+}
+
+/* ---- what must hold ---- */
 
 static graft_status check_range(const char *file, const char *key, int64_t value, int64_t min, int64_t max, graft_error *err) {
     if (value >= min && value <= max) return GRAFT_OK;
@@ -78,7 +102,7 @@ graft_status gr_config_check(const gr_model_config *c, const char *file, graft_e
         const char *key;
         int64_t value, max;
     } sizes[] = {
-        {"num_hidden_layers (block_count)", c->n_layers, 1024},
+        {"num_hidden_layers (block_count)", c->n_layers, GR_MAX_LAYERS},
         {"hidden_size (embedding_length)", c->hidden, 1 << 17},
         {"num_attention_heads (head_count)", c->n_heads, 4096},
         {"num_key_value_heads (head_count_kv)", c->n_kv_heads, 4096},
@@ -95,6 +119,14 @@ graft_status gr_config_check(const gr_model_config *c, const char *file, graft_e
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %lld heads are not a multiple of %lld key/value heads", file,
                        (long long)c->n_heads, (long long)c->n_kv_heads);
     if (c->head_dim % 2) return gr_fail(err, GRAFT_BAD_INPUT, "%s: head size %lld is odd", file, (long long)c->head_dim);
+    if (c->window == 0 && gr_config_n_sliding(c) > 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: layers have sliding attention, but there is no sliding_window", file);
+    GR_TRY(check_range(file, "query_pre_attn_scalar", c->score_divisor, 0, 1 << 20, err));
+    if (!(c->attention_softcap >= 0 && c->attention_softcap < 1e6f && c->head_softcap >= 0 && c->head_softcap < 1e6f))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: a soft cap (%g of scores, %g of logits) is impossible", file,
+                       (double)c->attention_softcap, (double)c->head_softcap);
+    if (!(c->rope_local >= 0 && c->rope_local < 1e12))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: rope theta %g of the layers that slide is impossible", file, c->rope_local);
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: the norm's epsilon is not in (0, 1)", file);
     if (!(c->rope_theta > 0 && c->rope_theta < 1e12))
@@ -128,21 +160,21 @@ void gr_config_lead_stop(gr_model_config *c, int64_t id) {
 /* ---- what layers compute ---- */
 
 gr_layer_desc gr_config_layer(const gr_model_config *c, int64_t layer) {
-    (void)layer; /* c->window is no part of it: longer sequences are refused, gr_config_longest */
-    return (gr_layer_desc){.attention_scale = 1.0f / sqrtf((float)c->head_dim), .activation = c->arch->activation};
+    bool slides = gr_config_slides(c, layer);
+    int64_t divisor = c->score_divisor > 0 ? c->score_divisor : c->head_dim;
+    return (gr_layer_desc){.window = slides ? c->window : 0,
+                           .attention_scale = 1.0f / sqrtf((float)divisor),
+                           .softcap = c->attention_softcap,
+                           .activation = c->arch->activation,
+                           .rope = slides && c->rope_local > 0 ? 1 : 0};
 }
 
-float gr_config_embed_scale(const gr_model_config *c) {
-    (void)c;
-    return 1;
-}
+/* Not rounded to the embedding's type, as transformers does in bf16: as in float32, and in llama.cpp. */
+float gr_config_embed_scale(const gr_model_config *c) { return c->arch->embed_scaled ? sqrtf((float)c->hidden) : 1; }
 
-/* ---- the rotary table ---- */
+/* ---- the rotary tables ---- */
 
-int gr_config_n_ropes(const gr_model_config *c) {
-    (void)c;
-    return 1;
-}
+int gr_config_n_ropes(const gr_model_config *c) { return c->rope_local > 0 ? 2 : 1; }
 
 double gr_config_rope_divisor(const gr_model_config *c, int64_t i) {
     if (c->rope_scaling != GR_ROPE_LLAMA3) return 1;
@@ -155,8 +187,10 @@ double gr_config_rope_divisor(const gr_model_config *c, int64_t i) {
 }
 
 /* float32 arithmetic in HF's order, so that the angles are HF's to the last bit or nearly so */
-static float inverse_frequency(const gr_model_config *c, int64_t i) {
-    float inv = 1.0f / (float)pow(c->rope_theta, (double)((float)(2 * i) / (float)c->head_dim));
+static float inverse_frequency(const gr_model_config *c, int which, int64_t i) {
+    double theta = which == 0 ? c->rope_theta : c->rope_local;
+    float inv = 1.0f / (float)pow(theta, (double)((float)(2 * i) / (float)c->head_dim));
+    if (which != 0) return inv;
     if (c->rope_scaling == GR_ROPE_LINEAR) return inv / (float)c->rope_factor;
     if (c->rope_scaling != GR_ROPE_LLAMA3) return inv;
     float factor = (float)c->rope_factor, low = (float)c->rope_low_freq, high = (float)c->rope_high_freq;
@@ -171,7 +205,7 @@ void gr_config_rope_table(const gr_model_config *c, int which, float *table, int
     int64_t half = c->head_dim / 2;
     GR_ASSERT(which < gr_config_n_ropes(c));
     for (int64_t i = 0; i < half; i++) {
-        float inv = inverse_frequency(c, i);
+        float inv = inverse_frequency(c, which, i);
         for (int64_t p = 0; p < n_positions; p++) {
             float angle = (float)p * inv;
             table[p * c->head_dim + i] = (float)cos((double)angle);

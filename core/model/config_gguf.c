@@ -26,13 +26,17 @@ static const gr_config_key keys[] = {
     {"attention.value_length", READ},
     {"attention.layer_norm_rms_epsilon", FLOAT(norm_eps), .required = true},
     {"attention.sliding_window", INT(window)},
+    {"attention.sliding_window_pattern", READ},
     {"attention.causal", ONLY("true")},
+    {"attention.scale", READ, WHERE(score_keys)},
     {"attention.scale", ONLY("0")},
     {"attention.clamp_kqv", ONLY("0")},
     {"attention.max_alibi_bias", ONLY("0")},
     {"attention.temperature_scale", ONLY("0")},
     {"attention.output_scale", ONLY("0 1")},
+    {"attn_logit_softcapping", FLOAT(attention_softcap), WHERE(score_cap_key)},
     {"attn_logit_softcapping", ONLY("0")},
+    {"final_logit_softcapping", FLOAT(head_softcap), WHERE(score_keys)},
     {"final_logit_softcapping", ONLY("0")},
     {"logit_scale", ONLY("0 1")},
     {"embedding_scale", ONLY("0 1")},
@@ -44,6 +48,7 @@ static const gr_config_key keys[] = {
     {"use_parallel_residual", ONLY("false")},
     {"pooling_type", ONLY("0")},
     {"rope.freq_base", READ},
+    {"rope.freq_base_swa", READ},
     {"rope.dimension_count", READ},
     {"rope.scaling.type", READ},
     {"rope.scaling.factor", READ},
@@ -133,6 +138,7 @@ static graft_status read_keys(gr_model_config *c, const gr_gguf *g, graft_error 
     for (const gr_config_key *row = keys; row->name; row++) {
         void *field = (char *)c + row->offset;
         if (!row->required && !gr_gguf_has(g, arch_key(full, c, row->name))) continue;
+        if (gr_config_find_key(keys, row->name, c->arch) != row) continue;
         if (row->kind == GR_CONFIG_INT) GR_TRY(read_count(g, arch_key(full, c, row->name), c->n_layers, field, err));
         if (row->kind == GR_CONFIG_FLOAT) GR_TRY(read_float(g, arch_key(full, c, row->name), field, err));
     }
@@ -199,6 +205,13 @@ static graft_status read_rope(gr_model_config *c, const gr_gguf *g, graft_error 
     int64_t rope_dims;
     graft_status st;
     GR_TRY(gr_gguf_float_or(g, arch_key(key, c, "rope.freq_base"), 10000, &c->rope_theta, err));
+    double local = c->arch->rope_local > 0 ? c->arch->rope_local : c->rope_theta;
+    GR_TRY(gr_gguf_float_or(g, arch_key(key, c, "rope.freq_base_swa"), local, &local, err));
+    if (c->arch->rope_local > 0 && c->window > 0) c->rope_local = local;
+    else if (c->arch->rope_local > 0) c->rope_local = c->arch->rope_local; /* of no layer */
+    else if (local != c->rope_theta && c->window > 0)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %g, rope.freq_base %g: graft turns all layers of a %s alike",
+                       gr_gguf_path(g), key, local, c->rope_theta, c->arch->hf_type);
     GR_TRY(gr_gguf_int_or(g, arch_key(key, c, "rope.dimension_count"), c->head_dim, &rope_dims, err));
     if (rope_dims != c->head_dim)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld, expected the head size %lld: graft does not rotate a part of a head",
@@ -241,10 +254,58 @@ done:
 
 /* What transformers calls it: a llama with a sliding window is a mistral. */
 static void name_arch(gr_model_config *c) {
-    if (c->window == 0) return;
-    for (int i = 0; i < GR_N_ARCHS; i++)
-        if (strcmp(gr_archs[i].gguf, c->arch->gguf) == 0 && gr_archs[i].window > 0) c->arch = &gr_archs[i];
+    for (int i = 0; c->window > 0 && !c->arch->slides && i < GR_N_ARCHS; i++)
+        if (strcmp(gr_archs[i].gguf, c->arch->gguf) == 0 && gr_archs[i].slides) c->arch = &gr_archs[i];
 }
+
+/* Which layers slide: a period, a flag for each layer, or what the architecture has. */
+static graft_status read_sliding(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    char key[96];
+    int64_t period = c->arch->window_period, n, value;
+    graft_status st = GRAFT_OK;
+    if (c->window < 0 || c->window > 1 << 24)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld", gr_gguf_path(g), arch_key(key, c, "attention.sliding_window"),
+                       (long long)c->window);
+    if (c->window == 0) return GRAFT_OK;
+    arch_key(key, c, "attention.sliding_window_pattern");
+    if (gr_gguf_has(g, key) && gr_gguf_type_of(g, key) == GR_GGUF_ARRAY) {
+        GR_TRY(gr_gguf_get_array(g, key, NULL, &n, err));
+        if (n != c->n_layers)
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is a list of %lld, expected one for each of %lld layers", gr_gguf_path(g),
+                           key, (long long)n, (long long)c->n_layers));
+        for (int64_t i = 0; i < n; i++) {
+            GR_TRY(gr_gguf_array_int(g, key, i, &value, err));
+            if (value) gr_config_slide(c, i);
+        }
+    } else {
+        GR_TRY(gr_gguf_int_or(g, key, period, &period, err));
+        if (period < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %lld", gr_gguf_path(g), key, (long long)period));
+        gr_config_slide_by(c, period);
+    }
+    if (gr_config_n_sliding(c) == 0) c->window = 0;
+done:
+    return st;
+}
+
+/* What scores are divided by the root of in llama.cpp, which goes by the number of layers. */
+static int64_t llama_divisor(const gr_model_config *c) {
+    return c->arch->gguf_27b == c->n_layers ? c->hidden / c->n_heads : c->head_dim;
+}
+
+static graft_status read_scores(gr_model_config *c, const gr_gguf *g, graft_error *err) {
+    char key[96];
+    double scale;
+    graft_status st = gr_gguf_float_or(g, arch_key(key, c, "attention.scale"), 0, &scale, err);
+    if (st != GRAFT_OK || !c->arch->score_keys) return st;
+    c->score_divisor = llama_divisor(c);
+    if (scale == 0) return GRAFT_OK;
+    double divisor = 1 / (scale * scale);
+    c->score_divisor = divisor >= 0.5 && divisor < 1 << 20 ? (int64_t)(divisor + 0.5) : 0;
+    if (c->score_divisor > 0 && fabs(divisor - (double)c->score_divisor) < 1e-4 * divisor) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is %g: expected one over the root of a whole number", gr_gguf_path(g), key, scale);
+}
+
+bool gr_config_llama_scales(const gr_model_config *c) { return !c->arch->score_keys || c->score_divisor == llama_divisor(c); }
 
 static graft_status read_sizes(gr_model_config *c, const gr_gguf *g, graft_error *err) {
     const char *path = gr_gguf_path(g);
@@ -271,17 +332,27 @@ done:
     return st;
 }
 
+static bool has_bias(const gr_model_config *c, const gr_gguf *g, gr_slot slot) {
+    char name[96];
+    snprintf(name, sizeof name, "blk.0.%s.bias", c->arch->modules[slot].gguf);
+    return c->arch->modules[slot].gguf && gr_gguf_find(g, name);
+}
+
 graft_status gr_config_read_gguf(gr_model_config *c, const gr_gguf *g, graft_error *err) {
     graft_status st;
     *c = (gr_model_config){.init_range = 0.02f, .rope_factor = 1, .rope_low_freq = 1, .rope_high_freq = 4};
     GR_TRY(read_arch(c, g, err));
+    c->window = c->arch->gguf_window;
+    c->attention_softcap = c->arch->attention_softcap, c->head_softcap = c->arch->head_softcap;
     GR_TRY(read_sizes(c, g, err));
     name_arch(c);
+    GR_TRY(read_sliding(c, g, err));
+    GR_TRY(read_scores(c, g, err));
     GR_TRY(read_rope(c, g, err));
     c->tied = !gr_gguf_find(g, "output.weight");
-    c->qkv_bias = gr_gguf_find(g, "blk.0.attn_q.bias") != NULL;
-    c->o_bias = gr_gguf_find(g, "blk.0.attn_output.bias") != NULL;
-    c->mlp_bias = gr_gguf_find(g, "blk.0.ffn_gate.bias") != NULL;
+    c->qkv_bias = has_bias(c, g, GR_SLOT_Q) || has_bias(c, g, GR_SLOT_QKV);
+    c->o_bias = has_bias(c, g, GR_SLOT_O);
+    c->mlp_bias = has_bias(c, g, GR_SLOT_GATE) || has_bias(c, g, GR_SLOT_GATE_UP);
     c->bos = token_id(g, "tokenizer.ggml.bos_token_id");
     c->eos = token_id(g, "tokenizer.ggml.eos_token_id");
     c->pad = token_id(g, "tokenizer.ggml.padding_token_id");
@@ -295,6 +366,24 @@ done:
 }
 
 /* ---- writing ---- */
+
+/* The window, and which layers slide where these are not the architecture's: a period, or a flag for each. Where none does and a
+ * file without the key has a window, a period of 1. */
+static void put_window(const gr_model_config *c, gr_gguf_builder *b) {
+    char key[96];
+    int64_t period = c->window > 0 ? gr_config_period(c) : 1, window = c->window > 0 ? c->window : c->arch->gguf_window;
+    if (window == 0) return;
+    gr_gguf_put_u32(b, arch_key(key, c, "attention.sliding_window"), (uint32_t)window);
+    if (gr_config_is_periodic(c, c->arch->window_period)) return;
+    arch_key(key, c, "attention.sliding_window_pattern");
+    if (period >= 0) {
+        gr_gguf_put_u32(b, key, (uint32_t)period);
+        return;
+    }
+    int32_t flags[GR_MAX_LAYERS];
+    for (int64_t i = 0; i < c->n_layers; i++) flags[i] = gr_config_slides(c, i);
+    gr_gguf_put_i32s(b, key, flags, c->n_layers);
+}
 
 void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
     char key[96];
@@ -315,7 +404,13 @@ void gr_config_put_gguf(const gr_model_config *c, gr_gguf_builder *b) {
     };
     gr_gguf_put_string(b, "general.architecture", c->arch->gguf);
     for (int i = 0; i < GR_LEN(ints); i++) gr_gguf_put_u32(b, arch_key(key, c, ints[i].key), (uint32_t)ints[i].value);
-    if (c->window > 0) gr_gguf_put_u32(b, arch_key(key, c, "attention.sliding_window"), (uint32_t)c->window);
+    put_window(c, b);
+    if (c->arch->score_cap_key) gr_gguf_put_f32(b, arch_key(key, c, "attn_logit_softcapping"), c->attention_softcap);
+    if (c->head_softcap > 0 || c->arch->head_softcap > 0)
+        gr_gguf_put_f32(b, arch_key(key, c, "final_logit_softcapping"), c->head_softcap);
+    if (!gr_config_llama_scales(c)) gr_gguf_put_f32(b, arch_key(key, c, "attention.scale"), 1 / sqrtf((float)c->score_divisor));
+    if (c->rope_local > 0 && c->rope_local != c->arch->rope_local)
+        gr_gguf_put_f32(b, arch_key(key, c, "rope.freq_base_swa"), (float)c->rope_local);
     if (c->base_vocab > 0) gr_gguf_put_u32(b, BASE_VOCAB, (uint32_t)c->base_vocab);
     gr_gguf_put_f32(b, arch_key(key, c, "rope.freq_base"), (float)c->rope_theta);
     gr_gguf_put_f32(b, arch_key(key, c, "attention.layer_norm_rms_epsilon"), c->norm_eps);

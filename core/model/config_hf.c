@@ -39,9 +39,12 @@ const gr_config_key gr_config_hf_keys[] = {
     {"use_sliding_window", READ},
     {"max_window_layers", READ},
     {"layer_types", READ},
+    {"sliding_window_pattern", READ, WHERE(window_period_key)},
+    {"_sliding_window_pattern", HARMLESS}, /* what transformers made layer_types of */
     {"rope_theta", READ},
     {"rope_scaling", READ},
     {"rope_parameters", READ},
+    {"rope_local_base_freq", READ, WHERE(window_period_key)},
     {"original_max_position_embeddings", READ},
     {"partial_rotary_factor", ONLY("1")},
     {"rotary_pct", ONLY("1")},
@@ -50,8 +53,11 @@ const gr_config_key gr_config_hf_keys[] = {
     {"no_rope_layer_interval", ONLY("0")},
     {"position_embedding_type", ONLY("rope")},
     {"alibi", ONLY("false")},
+    {"attn_logit_softcapping", FLOAT(attention_softcap), WHERE(score_cap_key)},
     {"attn_logit_softcapping", ONLY("0")},
+    {"final_logit_softcapping", FLOAT(head_softcap), WHERE(score_keys)},
     {"final_logit_softcapping", ONLY("0")},
+    {"query_pre_attn_scalar", INT(score_divisor), WHERE(score_keys)},
     {"query_pre_attn_scalar", ONLY("")},
     {"embedding_multiplier", ONLY("1")},
     {"residual_multiplier", ONLY("1")},
@@ -89,13 +95,14 @@ const gr_config_key gr_config_hf_keys[] = {
 
 /* Keys that have nothing to do with what graft computes, in words. */
 static const char harmless[] =
-    "_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype use_cache attn_pdrop "
+    "_name_or_path _model_name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype use_cache attn_pdrop "
     "resid_pdrop embd_pdrop hidden_dropout max_sequence_length model_max_length max_seq_len seq_length sep_token_id "
     "unk_token_id decoder_start_token_id tokenizer_class auto_map attn_implementation _attn_implementation "
     "_attn_implementation_autoset _flash_attn_2_enabled use_flash_attention_2 use_flash_attention use_flash_attn "
     "flash_attention gradient_checkpointing initializer_factor return_dict output_attentions output_hidden_states "
     "torchscript use_bfloat16 is_decoder cross_attention_hidden_size tie_encoder_decoder tf_legacy_loss "
-    "chunk_size_feed_forward finetuning_task id2label label2id num_labels problem_type prefix task_specific_params "
+    "cache_implementation full_attn_mod interpolate_factor chunk_size_feed_forward finetuning_task id2label label2id num_labels "
+    "problem_type prefix task_specific_params "
     "is_llama_config transformers.js_config unsloth_version unsloth_fixed mlx_version license language "
     /* generation settings of old files */
     "max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature "
@@ -123,6 +130,27 @@ static graft_status json_open(json_file *f, const char *path, graft_error *err) 
 done:
     free(text);
     return st;
+}
+
+json_t *gr_config_text_part(json_t *root, bool *is_part) {
+    static const char *const wholes[] = {"bos_token_id",        "eos_token_id", "pad_token_id",
+                                         "quantization_config", "torch_dtype",  "dtype"};
+    const char *type = json_string_value(json_object_get(root, "model_type"));
+    json_t *text = json_object_get(root, "text_config");
+    const gr_arch *arch = NULL;
+    *is_part = false;
+    for (int i = 0; i < GR_N_ARCHS; i++)
+        if (type && gr_archs[i].hf_whole && strcmp(gr_archs[i].hf_whole, type) == 0) arch = &gr_archs[i];
+    if (!arch || !json_is_object(text)) return root;
+    *is_part = true;
+    json_t *part = json_copy(text);
+    json_object_set_new(part, "model_type", json_string(arch->hf_type));
+    json_object_del(part, "architectures");
+    for (int i = 0; i < GR_LEN(wholes); i++)
+        if (json_object_get(root, wholes[i]) && !json_object_get(part, wholes[i]))
+            json_object_set(part, wholes[i], json_object_get(root, wholes[i]));
+    json_decref(root);
+    return part;
 }
 
 static bool is_empty(const json_t *v) {
@@ -205,7 +233,7 @@ static graft_status json_keys(gr_model_config *c, const json_file *f, graft_erro
     json_t *v;
     gr_str unknown = {0};
     for (const gr_config_key *row = gr_config_hf_keys; row->name; row++)
-        if (row->required && is_empty(json_object_get(f->root, row->name)))
+        if (row->required && is_empty(json_object_get(f->root, row->name)) && *(const int64_t *)((char *)c + row->offset) == 0)
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is missing", f->path, row->name);
     json_object_foreach(f->root, key, v) {
         const gr_config_key *row = gr_config_find_key(gr_config_hf_keys, key, c->arch);
@@ -220,43 +248,57 @@ done:
     return st;
 }
 
-/* layer_types of transformers 5: *slides when a layer has sliding attention. */
-static graft_status json_layer_types(const json_file *f, int64_t n_layers, bool *given, bool *slides, graft_error *err) {
+/* ---- which layers slide ---- */
+
+/* layer_types of transformers 5 into c. A class without them that the list contradicts is refused. */
+static graft_status json_layer_types(gr_model_config *c, const json_file *f, bool all_slide, bool *given, graft_error *err) {
     const json_t *list = json_object_get(f->root, "layer_types"), *v;
     size_t i;
     *given = json_is_array(list) && json_array_size(list) > 0;
     if (!*given && !is_empty(list)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types: expected a list", f->path);
-    if (*given && (int64_t)json_array_size(list) != n_layers)
+    if (*given && (int64_t)json_array_size(list) != c->n_layers)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types has %zu entries, expected one for each of %lld layers", f->path,
-                       json_array_size(list), (long long)n_layers);
+                       json_array_size(list), (long long)c->n_layers);
     json_array_foreach(list, i, v) {
         const char *type = json_is_string(v) ? json_string_value(v) : "?";
-        if (strcmp(type, "sliding_attention") == 0) *slides = true;
-        else if (strcmp(type, "full_attention") != 0)
+        bool slides = strcmp(type, "sliding_attention") == 0;
+        if (!slides && strcmp(type, "full_attention") != 0)
             return gr_config_refuse(err, f->path, "layer_types", type, "full_attention sliding_attention");
+        if (slides) gr_config_slide(c, (int64_t)i);
+        if (!c->arch->layer_types && slides != all_slide)
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types has %s, but %s of a %s", f->path, type,
+                           all_slide ? "sliding_window is in use in every layer" : "no sliding window is in use in any layer",
+                           c->arch->hf_type);
     }
     return GRAFT_OK;
 }
 
-/* The smallest window that any layer attends within, as transformers takes it: some architectures have none whatever the keys say,
- * in some every layer slides, in some those from max_window_layers on where use_sliding_window is true. */
+/* The window and which layers attend within it, as transformers takes it: some architectures have none whatever the keys say, in
+ * some every layer slides, in some all but one of so many, in some those from max_window_layers on where use_sliding_window is
+ * true. */
 static graft_status json_window(gr_model_config *c, const json_file *f, graft_error *err) {
     graft_status st;
-    bool use = false, given, slides = false;
-    int64_t window = c->arch->window, first = 28; /* transformers' default */
-    const json_t *v = json_object_get(f->root, "sliding_window");
-    GR_TRY(json_layer_types(f, c->n_layers, &given, &slides, err));
-    if (json_is_null(v)) window = 0;
-    if (c->arch->window > 0) GR_TRY(json_value(f, "sliding_window", GR_CONFIG_INT, &window, err));
+    const gr_arch *arch = c->arch;
+    bool use = !arch->window_switch, given;
+    int64_t window = arch->window, first = 28 /* transformers' default */, period = arch->window_period;
+    if (json_is_null(json_object_get(f->root, "sliding_window"))) window = 0;
+    if (arch->slides) GR_TRY(json_value(f, "sliding_window", GR_CONFIG_INT, &window, err));
     if (window < 0) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window is %lld", f->path, (long long)window));
-    if (c->arch->window_switch) {
+    if (arch->window_switch) {
         GR_TRY(json_value(f, "use_sliding_window", GR_CONFIG_BOOL, &use, err));
         GR_TRY(json_value(f, "max_window_layers", GR_CONFIG_INT, &first, err));
-        if (!use || !(given ? slides : first < c->n_layers)) window = 0;
     }
-    if (slides && window == 0)
+    if (arch->window_period_key) GR_TRY(json_value(f, "sliding_window_pattern", GR_CONFIG_INT, &period, err));
+    if (arch->window_period && period < 1)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: sliding_window_pattern is %lld", f->path, (long long)period));
+    if (!use) window = 0;
+    GR_TRY(json_layer_types(c, f, window > 0, &given, err));
+    if (!given && (window > 0 || period > 0) && !arch->window_switch) gr_config_slide_by(c, period);
+    for (int64_t i = GR_MAX(first, 0); !given && window > 0 && arch->window_switch && i < GR_MIN(c->n_layers, GR_MAX_LAYERS); i++)
+        gr_config_slide(c, i);
+    if (gr_config_n_sliding(c) > 0 && window == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: layer_types has sliding_attention, but no sliding window is in use", f->path));
-    c->window = window;
+    c->window = gr_config_n_sliding(c) > 0 ? window : 0;
 done:
     return st;
 }
@@ -304,7 +346,7 @@ static graft_status rope_check(const rope_dict *r, const gr_rope_type *type, gra
     char full[128];
     json_object_foreach((json_t *)r->object, key, v) {
         if (json_is_object(v))
-            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer: graft computes only one for all",
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s.%s: one rotation for each type of layer, where this model has one for all",
                            r->path, r->where, key);
         if (gr_config_allows(rope_harmless, key) || gr_config_allows(type->reads, key)) continue;
         snprintf(full, sizeof full, "%s.%s", r->where, key);
@@ -321,13 +363,41 @@ static graft_status rope_number(const rope_dict *r, const char *key, double *out
     return GRAFT_OK;
 }
 
-/* The base of the rotation: of the dictionary, else of the top level. */
-static graft_status rope_theta(gr_model_config *c, const rope_dict *r, const rope_dict *top, graft_error *err) {
-    const json_t *inner = json_object_get(r->object, "rope_theta"), *outer = json_object_get(top->object, "rope_theta");
-    graft_status st = inner || outer ? rope_number(inner ? r : top, "rope_theta", &c->rope_theta, err) : GRAFT_OK;
+/* The base of a rotation: of the dictionary, else of the top level, where its key is `name`. */
+static graft_status rope_theta(double *theta, const rope_dict *r, const rope_dict *top, const char *name, graft_error *err) {
+    const json_t *inner = json_object_get(r->object, "rope_theta"), *outer = json_object_get(top->object, name);
+    graft_status st = inner || outer ? rope_number(inner ? r : top, inner ? "rope_theta" : name, theta, err) : GRAFT_OK;
     if (st == GRAFT_OK && json_is_number(inner) && json_is_number(outer) && json_number_value(inner) != json_number_value(outer))
-        gr_warn("%s: rope_theta is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", r->path,
+        gr_warn("%s: %s is %g, but %g in %s: the latter is taken, as transformers 5 does (4 takes the other)", r->path, name,
                 json_number_value(outer), json_number_value(inner), r->where);
+    return st;
+}
+
+/* Where the layers that slide turn by a base of their own, rope_parameters of transformers 5 has a dictionary for each of the two:
+ * *r becomes that of the others, and the other is read. */
+static graft_status rope_by_layer(gr_model_config *c, rope_dict *r, const rope_dict *top, graft_error *err) {
+    const gr_rope_type *type;
+    const char *key;
+    json_t *v;
+    graft_status st = GRAFT_OK;
+    rope_dict local = {json_object_get(r->object, "sliding_attention"), r->path, "rope_parameters.sliding_attention"};
+    if (c->arch->rope_local == 0) return GRAFT_OK;
+    if (is_truthy(r->object) && !json_is_object(r->object))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", r->path, r->where);
+    json_object_foreach((json_t *)r->object, key, v)
+        if (strcmp(key, "sliding_attention") != 0 && strcmp(key, "full_attention") != 0)
+            return gr_fail(err, GRAFT_BAD_INPUT,
+                           "%s: rope_parameters.%s: expected full_attention and sliding_attention, each with its own", r->path,
+                           key);
+    GR_TRY(find_rope_type(&type, &local, err));
+    GR_TRY(rope_check(&local, type, err));
+    if (type->scaling != GR_ROPE_NONE)
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: rope type \"%s\": graft scales the layers alone that do not slide", r->path,
+                       local.where, type->name);
+    GR_TRY(rope_theta(&c->rope_local, &local, top, "rope_local_base_freq", err));
+    r->object = json_object_get(r->object, "full_attention");
+    r->where = "rope_parameters.full_attention";
+done:
     return st;
 }
 
@@ -346,17 +416,21 @@ static graft_status rope_original(gr_model_config *c, const rope_dict *r, const 
 /* As transformers 5 does: rope_scaling where it says anything (all that 4 knows), else rope_parameters. */
 static graft_status json_rope(gr_model_config *c, const json_file *f, graft_error *err) {
     const rope_dict top = {f->root, f->path, "config"},
-                    scaling = {json_object_get(f->root, "rope_scaling"), f->path, "rope_scaling"},
-                    parameters = {json_object_get(f->root, "rope_parameters"), f->path, "rope_parameters"};
-    rope_dict r = is_truthy(scaling.object) ? scaling : parameters;
+                    scaling = {json_object_get(f->root, "rope_scaling"), f->path, "rope_scaling"};
+    rope_dict parameters = {json_object_get(f->root, "rope_parameters"), f->path, "rope_parameters"};
+    rope_dict r;
     const gr_rope_type *type, *other;
     graft_status st;
+    GR_TRY(rope_by_layer(c, &parameters, &top, err));
+    r = is_truthy(scaling.object) ? scaling : parameters;
     if (!is_truthy(r.object)) r.object = NULL;
     if (r.object && !json_is_object(r.object)) return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", r.path, r.where);
     GR_TRY(find_rope_type(&type, &r, err));
     GR_TRY(rope_check(&r, type, err));
     c->rope_scaling = type->scaling;
-    GR_TRY(rope_theta(c, &r, &top, err));
+    /* of the layers that do not slide rope_scaling is put over rope_parameters, elsewhere in its place */
+    bool over = c->arch->rope_local > 0 && !json_object_get(r.object, "rope_theta");
+    GR_TRY(rope_theta(&c->rope_theta, over ? &parameters : &r, &top, "rope_theta", err));
     if (c->rope_scaling != GR_ROPE_NONE) GR_TRY(rope_number(&r, "factor", &c->rope_factor, err));
     if (c->rope_scaling == GR_ROPE_LLAMA3) {
         GR_TRY(rope_number(&r, "low_freq_factor", &c->rope_low_freq, err));
@@ -411,7 +485,17 @@ static graft_status json_arch(gr_model_config *c, const json_file *f, graft_erro
             gr_warn("%s: architectures is %s, model_type %s: the latter counts, as in transformers", f->path, name, type);
     }
     c->max_positions = c->arch->max_positions;
+    c->n_heads = c->arch->n_heads;
+    c->vocab = c->arch->vocab;
     c->n_kv_heads = c->arch->n_kv_heads;
+    c->head_dim = c->arch->head_dim;
+    c->score_divisor = c->arch->score_divisor;
+    c->attention_softcap = c->arch->attention_softcap;
+    c->head_softcap = c->arch->head_softcap;
+    c->rope_local = c->arch->rope_local;
+    if (c->arch->norm_eps > 0) c->norm_eps = c->arch->norm_eps;
+    if (c->arch->rope_theta > 0) c->rope_theta = c->arch->rope_theta;
+    c->tied = c->arch->tied;
     c->qkv_bias = c->arch->qkv_bias;
     return GRAFT_OK;
 }
@@ -423,6 +507,8 @@ static graft_status json_model(gr_model_config *c, const json_file *f, graft_err
     GR_TRY(json_quantized(f, err));
     GR_TRY(json_keys(c, f, err));
     if (json_is_null(json_object_get(f->root, "num_key_value_heads"))) c->n_kv_heads = 0;
+    if (json_is_null(json_object_get(f->root, "attn_logit_softcapping"))) c->attention_softcap = 0;
+    if (json_is_null(json_object_get(f->root, "final_logit_softcapping"))) c->head_softcap = 0;
     if (!c->n_kv_heads) c->n_kv_heads = c->n_heads;
     if (!c->head_dim && c->n_heads > 0) c->head_dim = c->hidden / c->n_heads;
     if (c->arch->attention_bias) c->o_bias = c->qkv_bias;
@@ -448,7 +534,10 @@ graft_status gr_config_read_json(gr_model_config *c, const char *path, graft_err
     char *generation_path = gr_format("%.*s/generation_config.json", slash ? (int)(slash - path) : 1, slash ? path : ".");
     if (!generation_path) GR_TRY(gr_fail_memory(err, "config"));
     GR_TRY(json_open(&f, path, err));
+    f.root = gr_config_text_part(f.root, &c->text_part);
+    if (!f.root) GR_TRY(gr_fail_memory(err, "config"));
     GR_TRY(json_model(c, &f, err));
+    if (c->text_part) gr_note("%s: of a model of text and pictures the text model alone (%s)", path, c->arch->hf_type);
     if (gr_exists(generation_path)) {
         GR_TRY(json_open(&generation, generation_path, err));
         json_stop_ids(c, json_object_get(generation.root, "eos_token_id"));

@@ -25,17 +25,26 @@ static bool says(const json_t *root, const char *key) {
     return v && !json_is_null(v);
 }
 
+/* rope_parameters of transformers 5: one dictionary, or one for each type of layer. */
+static json_t *parameters_json(const gr_model_config *c) {
+    json_t *all = rope_json(c);
+    json_object_set_new(all, "rope_theta", json_real(c->rope_theta));
+    if (c->rope_local == 0) return all;
+    return json_pack("{s:o, s:{s:s, s:f}}", "full_attention", all, "sliding_attention", "rope_type", "default", "rope_theta",
+                     c->rope_local);
+}
+
 /* Transformers 5 reads what 4 wrote, so that only 4's keys may be missing; a GGUF's model gets all of them. */
 static void put_rope(json_t *root, const gr_model_config *c, bool has_base) {
     if (!has_base) {
-        json_t *parameters = rope_json(c);
-        json_object_set_new(parameters, "rope_theta", json_real(c->rope_theta));
-        json_object_set_new(root, "rope_parameters", parameters);
+        json_object_set_new(root, "rope_parameters", parameters_json(c));
         json_object_set_new(root, "rope_scaling", json_null());
     } else if (!says(root, "rope_parameters")) {
         return;
     }
     if (!says(root, "rope_theta")) json_object_set_new(root, "rope_theta", json_real(c->rope_theta));
+    if (c->rope_local > 0 && !says(root, "rope_local_base_freq"))
+        json_object_set_new(root, "rope_local_base_freq", json_real(c->rope_local));
     if (!says(root, "rope_scaling") && c->rope_scaling != GR_ROPE_NONE) json_object_set_new(root, "rope_scaling", rope_json(c));
 }
 
@@ -78,23 +87,48 @@ static double shortest(float x) {
     return strtod(text, NULL);
 }
 
+/* A number that a file may leave out: null where it is 0. */
+static json_t *cap_json(float x) { return x > 0 ? json_real(shortest(x)) : json_null(); }
+
+/* Which layers slide, for every version: by name, by period, from some layer on. Where none does the classes with layer_types still
+ * want a window. */
+static void put_window(json_t *root, const gr_model_config *c) {
+    const gr_arch *arch = c->arch;
+    int64_t first = 0, window = c->window ? c->window : arch->layer_types ? arch->window : 0;
+    if (!arch->slides) return;
+    json_object_set_new(root, "sliding_window", window ? json_integer(window) : json_null());
+    if (arch->layer_types) {
+        json_t *types = json_array();
+        for (int64_t i = 0; i < c->n_layers; i++)
+            json_array_append_new(types, json_string(gr_config_slides(c, i) ? "sliding_attention" : "full_attention"));
+        json_object_set_new(root, "layer_types", types);
+    }
+    if (arch->window_period_key && gr_config_period(c) > 0)
+        json_object_set_new(root, "sliding_window_pattern", json_integer(gr_config_period(c)));
+    if (!arch->window_switch) return;
+    while (first < c->n_layers && !gr_config_slides(c, first)) first++;
+    json_object_set_new(root, "use_sliding_window", json_boolean(c->window > 0));
+    json_object_set_new(root, "max_window_layers", json_integer(first));
+}
+
 /* What a GGUF's model says of itself. */
 static json_t *described(const gr_model_config *c) {
-    const char *activation = gr_activation_names[c->arch->activation];
-    json_t *root = json_pack("{s:s, s:s%, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type", c->arch->hf_type, "hidden_act", activation,
-                             strcspn(activation, " "), "attention_bias", (int)(c->qkv_bias && !c->arch->qkv_bias), "mlp_bias",
-                             (int)c->mlp_bias, "bos_token_id", id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id",
-                             id_json(c->pad), "use_cache", 1);
+    const gr_arch *arch = c->arch;
+    const char *activation = gr_activation_names[arch->activation];
+    int len = (int)strcspn(activation, " ");
+    json_t *root =
+        json_pack("{s:s, s:s%, s:b, s:b, s:o, s:o, s:o, s:b}", "model_type", arch->hf_type, "hidden_act", activation, len,
+                  "attention_bias", (int)(c->qkv_bias && !arch->qkv_bias), "mlp_bias", (int)c->mlp_bias, "bos_token_id",
+                  id_json(c->bos), "eos_token_id", stop_json(c), "pad_token_id", id_json(c->pad), "use_cache", 1);
+    if (!root) return NULL;
     for (const gr_config_key *row = gr_config_hf_keys; row->name; row++) {
         const void *field = (const char *)c + row->offset;
+        if (gr_config_find_key(gr_config_hf_keys, row->name, arch) != row) continue;
         if (row->kind == GR_CONFIG_INT) json_object_set_new(root, row->name, json_integer(*(const int64_t *)field));
-        if (row->kind == GR_CONFIG_FLOAT) json_object_set_new(root, row->name, json_real(shortest(*(const float *)field)));
+        if (row->kind == GR_CONFIG_FLOAT) json_object_set_new(root, row->name, cap_json(*(const float *)field));
     }
-    if (root && c->arch->window > 0) json_object_set_new(root, "sliding_window", c->window ? json_integer(c->window) : json_null());
-    if (root && c->arch->window_switch && c->window > 0) {
-        json_object_set_new(root, "use_sliding_window", json_true());
-        json_object_set_new(root, "max_window_layers", json_integer(0));
-    }
+    if (arch->score_keys) json_object_set_new(root, "hidden_activation", json_stringn(activation, (size_t)len));
+    put_window(root, c);
     return root;
 }
 
@@ -102,8 +136,9 @@ static json_t *described(const gr_model_config *c) {
 static json_t *base_json(const char *base) {
     char *path = gr_path_join(base, "config.json");
     json_t *root = path ? json_load_file(path, 0, NULL) : NULL;
+    bool is_part;
     free(path);
-    return root;
+    return root ? gr_config_text_part(root, &is_part) : NULL;
 }
 
 static graft_status write_generation(const gr_model_config *c, const char *base, const char *folder, graft_error *err) {

@@ -40,6 +40,11 @@ extern const gr_config_key gr_config_hf_keys[];
 /* The row that a key is read by, NULL: there is none. */
 const gr_config_key *gr_config_find_key(const gr_config_key *keys, const char *name, const gr_arch *arch);
 
+/* root of a config.json, or where that is a model of text and pictures the configuration of its text model, with the whole's ids of
+ * tokens: a new reference, root's given up. NULL: out of memory. */
+struct json_t;
+struct json_t *gr_config_text_part(struct json_t *root, bool *is_part);
+
 /* The types of a rope_scaling or rope_parameters: the first are those that a gr_rope_scaling is written as. */
 typedef struct gr_rope_type {
     const char *name;
@@ -63,6 +68,13 @@ void gr_config_warn(const char *file, const gr_str *names);
 
 /* What must hold of every configuration, wherever it came from. */
 graft_status gr_config_check(const gr_model_config *c, const char *file, graft_error *err);
+/* Layers slide, all but the last of every `period` (0: all), or layer i alone. n_layers is a file's: what is beyond the most that
+ * graft runs is not looked at. */
+void gr_config_slide_by(gr_model_config *c, int64_t period);
+void gr_config_slide(gr_model_config *c, int64_t layer);
+/* Do those slide that gr_config_slide_by would let? And the period by which they do, -1: by none. */
+bool gr_config_is_periodic(const gr_model_config *c, int64_t period);
+int64_t gr_config_period(const gr_model_config *c);
 void gr_config_add_stop(gr_model_config *c, int64_t id);
 
 #endif

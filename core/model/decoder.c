@@ -102,7 +102,11 @@ static void qk_norm_backward(gr_decoder *d, int64_t i, int64_t n) {
 
 /* ---- embedding ---- */
 
-/* The two factors of a LoRA on the embedding: x += scale * A^T[ids] B^T. */
+/* The two factors of a LoRA on the embedding, which is scaled as its rows are: x += scale * A^T[ids] B^T. */
+static float embed_lora_scale(const gr_decoder *d, const gr_lora *lora) {
+    return lora->scale * gr_config_embed_scale(&d->m->config);
+}
+
 static gr_weight embed_A(const gr_decoder *d, const gr_lora *lora) {
     return (gr_weight){.dtype = GR_DTYPE_F32, .rows = d->m->config.vocab, .cols = lora->rank, .data = lora->A};
 }
@@ -122,7 +126,7 @@ static void embed_forward(gr_decoder *d, gr_rows x, const pass *r) {
         gr_group g = {.member = {&B}, .n = 1};
         gr_rows h = gr_decoder_rows(d, d->embed_h.data, A.cols, GR_DTYPE_F32);
         gr_product p = product(d, &g, NULL, h, d->embed_y);
-        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, embed->lora[i].scale);
+        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, embed_lora_scale(d, &embed->lora[i]));
         op->linear_forward(d->dev, &p, r->n);
         op->add(d->dev, x, d->embed_y, r->n, d->w.C);
     }
@@ -143,9 +147,9 @@ static void embed_backward(gr_decoder *d, const pass *r) {
         gr_group g = {.member = {&B}, .n = 1};
         gr_rows h = gr_decoder_rows(d, d->embed_h.data, A.cols, GR_DTYPE_F32), dh = {d->dh, A.cols, GR_DTYPE_F32};
         gr_product p = product(d, &g, NULL, h, d->dx);
-        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, lora->scale);
+        op->embed_forward(d->dev, h, &A, r->b.tokens, r->n, embed_lora_scale(d, lora));
         op->linear_backward(d->dev, &p, dh, false, r->n);
-        if (lora->dA) op->embed_backward(d->dev, lora->dA, dh, r->b.tokens, r->n, A.cols, lora->scale);
+        if (lora->dA) op->embed_backward(d->dev, lora->dA, dh, r->b.tokens, r->n, A.cols, embed_lora_scale(d, lora));
     }
     leave(d, -1);
     gradient_ready(d, -1);
@@ -169,6 +173,7 @@ static gr_attention attention_of(const gr_decoder *d, int64_t i, const pass *r) 
                        .D = w.D,
                        .scale = l->attention_scale,
                        .window = l->window,
+                       .softcap = l->softcap,
                        .compute = d->m->compute};
     if (!r->cache) return at;
     at.kv = &r->cache[i];
@@ -328,7 +333,7 @@ static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_drop
 static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_device_batch *b = &r->b;
-    const gr_loss_terms terms = {.z_loss = loss ? loss->z_loss : 0};
+    const gr_loss_terms terms = {.softcap = d->m->config.head_softcap, .z_loss = loss ? loss->z_loss : 0};
     gr_product p;
     gr_dropout drop;
     if (r->train) d->dev->zero(d->dev, d->dbranch.data, r->n * d->dbranch.ld * gr_dtype_get(d->dbranch.type)->block_bytes);
@@ -353,8 +358,8 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
     for (int64_t i = 0; i < b->n; i++) {
         if (b->positions[i] < 0 || b->positions[i] >= d->m->rope_positions)
             return gr_fail(err, GRAFT_BAD_USAGE,
-                           "%s: a sequence has more than %lld tokens, the %s: shorten the data with max_length",
-                           gr_weights_path(d->m->weights), (long long)d->m->rope_positions, gr_config_limit(&d->m->config));
+                           "%s: a sequence has more than %lld tokens, the context of the model: shorten the data with max_length",
+                           gr_weights_path(d->m->weights), (long long)d->m->rope_positions);
         if (b->tokens[i] < 0 || b->tokens[i] >= d->m->config.vocab)
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "token id %d is outside the model's vocabulary of %lld: does the tokenizer belong to this model?",
@@ -440,9 +445,11 @@ graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *l
 
 static graft_status head_logits(gr_decoder *d, float *logits, const pass *r, graft_error *err) {
     gr_product p;
+    float cap = d->m->config.head_softcap;
     int64_t V = d->w.V;
     for (int64_t first = 0, count; first < r->b.n_head; first += count) {
         count = head_forward(d, first, &p, NULL, r);
+        if (cap > 0) d->dev->ops->softcap(d->dev, d->logits, count, V, cap);
         for (int64_t i = 0; i < count; i++)
             d->dev->download(d->dev, logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof *logits, 0);
     }

@@ -56,8 +56,8 @@ static graft_status check_prompts(const generator *g, int64_t *longest, graft_er
     for (int64_t i = 0; i < g->prompts.n; i++) {
         if (g->prompts.ids[i].n == 0) return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld is empty", (long long)i + 1);
         if (g->prompts.ids[i].n >= g->m->rope_positions)
-            return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the %s is %lld", (long long)i + 1,
-                           (long long)g->prompts.ids[i].n, gr_config_limit(&g->m->config), (long long)g->m->rope_positions);
+            return gr_fail(err, GRAFT_BAD_USAGE, "prompt %lld has %lld tokens: the context of the model is %lld", (long long)i + 1,
+                           (long long)g->prompts.ids[i].n, (long long)g->m->rope_positions);
         snprintf(name, sizeof name, "prompt %lld", (long long)i + 1);
         st = gr_tokenizer_check_rows(g->t, g->prompts.ids[i].data, g->prompts.ids[i].n, g->m->config.vocab, name, err);
         if (st != GRAFT_OK) return st;
@@ -89,8 +89,6 @@ static graft_status prepare(generator *g, graft_error *err) {
     graft_status st;
     GR_TRY(check_prompts(g, &longest, err));
     g->n_slots = slots_for(g->m, g->prompts.n, longest, g->o, &max_len, &rows);
-    if (max_len - longest < g->o->max_tokens && max_len == c->window)
-        gr_warn("answers end where a sequence has %lld tokens, the %s", (long long)max_len, gr_config_limit(c));
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
     g->order = gr_calloc(g->n_slots, sizeof *g->order);
     g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);

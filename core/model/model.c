@@ -15,6 +15,7 @@ typedef struct slot_row {
     { offsetof(gr_layer, name), true }
 static const slot_row slots[GR_SLOT_COUNT] = {
     [GR_SLOT_INPUT_NORM] = NORM(input_norm),
+    [GR_SLOT_QKV] = LINEAR(q),
     [GR_SLOT_Q] = LINEAR(q),
     [GR_SLOT_K] = LINEAR(k),
     [GR_SLOT_V] = LINEAR(v),
@@ -23,6 +24,7 @@ static const slot_row slots[GR_SLOT_COUNT] = {
     [GR_SLOT_K_NORM] = NORM(k_norm),
     [GR_SLOT_ATTENTION_NORM] = NORM(attention_norm),
     [GR_SLOT_POST_NORM] = NORM(post_norm),
+    [GR_SLOT_GATE_UP] = LINEAR(gate),
     [GR_SLOT_GATE] = LINEAR(gate),
     [GR_SLOT_UP] = LINEAR(up),
     [GR_SLOT_DOWN] = LINEAR(down),
@@ -60,12 +62,14 @@ static gr_group *group_at(const gr_model *m, int64_t i) {
 }
 
 static void make_groups(gr_model *m) {
+    const gr_module_names *modules = m->config.arch->modules;
+    int n_qkv = modules[GR_SLOT_QKV].hf ? 1 : 3, n_gate_up = modules[GR_SLOT_GATE_UP].hf ? 1 : 2;
     for (int64_t i = 0; i < m->config.n_layers; i++) {
         gr_layer *l = &m->layers[i];
         l->desc = gr_config_layer(&m->config, i);
-        l->group[GR_SITE_QKV] = (gr_group){.member = {&l->q, &l->k, &l->v}, .n = 3};
+        l->group[GR_SITE_QKV] = (gr_group){.member = {&l->q, &l->k, &l->v}, .n = n_qkv};
         l->group[GR_SITE_O] = (gr_group){.member = {&l->o}, .n = 1};
-        l->group[GR_SITE_GATE_UP] = (gr_group){.member = {&l->gate, &l->up}, .n = 2};
+        l->group[GR_SITE_GATE_UP] = (gr_group){.member = {&l->gate, &l->up}, .n = n_gate_up};
         l->group[GR_SITE_DOWN] = (gr_group){.member = {&l->down}, .n = 1};
     }
     m->head_group = (gr_group){.member = {&m->head}, .n = 1};
@@ -151,7 +155,7 @@ graft_status gr_model_open_shape(gr_model **out, const char *path, gr_machine ma
     GR_TRY(make_slots(&m, gr_weights_config(w), machine, compute, err));
     m->weights = w, w = NULL;
     GR_TRY(bind_shapes(m, err));
-    int64_t longest = gr_config_longest(&m->config);
+    int64_t longest = m->config.max_positions;
     m->rope_positions = max_positions > 0 ? GR_MIN(max_positions, longest) : longest;
     *out = m;
     m = NULL;

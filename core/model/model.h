@@ -22,8 +22,8 @@ typedef struct gr_layer {
     gr_vector input_norm, post_norm;
     gr_vector q_norm, k_norm;           /* [D] of each head, with qk_norm */
     gr_vector attention_norm, mlp_norm; /* of what the two branches add to the stream, with branch_norm */
-    gr_linear q, k, v, o;               /* self_attn.{q,k,v,o}_proj */
-    gr_linear gate, up, down;           /* mlp.{gate,up,down}_proj */
+    gr_linear q, k, v, o;               /* self_attn.{q,k,v,o}_proj; q: all three side by side where they are one matrix */
+    gr_linear gate, up, down;           /* mlp.{gate,up,down}_proj; gate: likewise with up */
     gr_group group[GR_SITE_COUNT];
 } gr_layer;
 
@@ -59,7 +59,7 @@ typedef struct gr_model {
 } gr_model;
 
 /* Open a base model (path as gr_weights_open). compute: GR_DTYPE_F32 | BF16 | F16, the type of the frozen products and of
- * attention. max_positions: longest sequence that will be run (at most gr_config_longest; 0 = that). A shape-only model cannot be
+ * attention. max_positions: longest sequence that will be run (at most the model's context; 0 = that). A shape-only model cannot be
  * run. */
 graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine, gr_dtype compute, int64_t max_positions,
                            graft_error *err);

@@ -126,11 +126,20 @@ static bool is_harmless(const char *name) {
     return strcmp(name, "rope_freqs.weight") == 0; /* read with the configuration */
 }
 
+/* Of the pictures, in a model of which the text part alone runs. */
+static bool is_of_pictures(const char *name) {
+    static const char *const parts[] = {"vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+                                        "model.multi_modal_projector."};
+    for (int i = 0; i < GR_LEN(parts); i++)
+        if (gr_starts_with(name, parts[i])) return true;
+    return false;
+}
+
 graft_status gr_weight_files_unused(const gr_weight_files *f, const gr_model_config *c, graft_error *err) {
     const char *first = NULL, *odd, *file = NULL;
     int64_t n = 0;
     for (int64_t i = 0; i < f->n; i++) {
-        if (f->items[i].used || is_harmless(f->items[i].name)) continue;
+        if (f->items[i].used || is_harmless(f->items[i].name) || (c->text_part && is_of_pictures(f->items[i].name))) continue;
         if (n++ == 0) file = f->items[i].tensor->file, first = f->items[i].tensor->name;
     }
     for (int64_t i = 0; f->safetensors && (odd = gr_safetensors_skipped_at(f->safetensors, i)); i++)

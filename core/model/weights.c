@@ -14,12 +14,12 @@ struct gr_weights {
     gr_weight_entry *entries;
     const gr_tensor **tensors; /* [n] where the files have them */
     int64_t n;
-    void **copies; /* [n] rows put into canonical order, where the file has them otherwise; else NULL */
+    void **copies; /* [n] rows in canonical order, or norms with their offset, where the file has them otherwise; else NULL */
 };
 
 /* ---- the list of tensors ---- */
 
-typedef enum size { ONE, VOCAB, HIDDEN, FFN, Q_ROWS, KV_ROWS, HEAD } size;
+typedef enum size { ONE, VOCAB, HIDDEN, FFN, FFN_ROWS, Q_ROWS, KV_ROWS, QKV_ROWS, HEAD } size;
 
 /* The matrix of each slot, or a norm's vector; `bias` is the flag of the configuration that says whether there is one too. */
 static const struct {
@@ -28,6 +28,7 @@ static const struct {
 } shapes[GR_SLOT_COUNT] = {
     [GR_SLOT_EMBED] = {VOCAB, HIDDEN, 0},
     [GR_SLOT_INPUT_NORM] = {ONE, HIDDEN, 0},
+    [GR_SLOT_QKV] = {QKV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
     [GR_SLOT_Q] = {Q_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
     [GR_SLOT_K] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
     [GR_SLOT_V] = {KV_ROWS, HIDDEN, offsetof(gr_model_config, qkv_bias)},
@@ -36,6 +37,7 @@ static const struct {
     [GR_SLOT_K_NORM] = {ONE, HEAD, 0},
     [GR_SLOT_ATTENTION_NORM] = {ONE, HIDDEN, 0},
     [GR_SLOT_POST_NORM] = {ONE, HIDDEN, 0},
+    [GR_SLOT_GATE_UP] = {FFN_ROWS, HIDDEN, offsetof(gr_model_config, mlp_bias)},
     [GR_SLOT_GATE] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
     [GR_SLOT_UP] = {FFN, HIDDEN, offsetof(gr_model_config, mlp_bias)},
     [GR_SLOT_DOWN] = {HIDDEN, FFN, offsetof(gr_model_config, mlp_bias)},
@@ -50,8 +52,10 @@ static int64_t size_of(size which, const gr_model_config *c) {
     case VOCAB: return c->vocab;
     case HIDDEN: return c->hidden;
     case FFN: return c->ffn;
+    case FFN_ROWS: return 2 * c->ffn;
     case Q_ROWS: return c->n_heads * c->head_dim;
     case KV_ROWS: return c->n_kv_heads * c->head_dim;
+    case QKV_ROWS: return (c->n_heads + 2 * c->n_kv_heads) * c->head_dim;
     case HEAD: return c->head_dim;
     }
     return 0;
@@ -71,6 +75,7 @@ static gr_weight_entry make_entry(const gr_model_config *c, gr_slot slot, int64_
     snprintf(e.gguf_name + gguf, sizeof e.gguf_name - (size_t)gguf, "%s.%s", names->gguf, part);
     e.view.rows = is_bias ? 1 : rows;
     e.view.cols = is_bias ? rows : cols;
+    e.offset = e.is_vector && !is_bias ? c->arch->norm_offset : 0;
     if (c->arch->gguf_interleaved) e.permute_heads = slot == GR_SLOT_Q ? c->n_heads : slot == GR_SLOT_K ? c->n_kv_heads : 0;
     return e;
 }
@@ -132,6 +137,17 @@ static graft_status unpermute(void **copy, gr_weight_entry *e, graft_error *err)
     return GRAFT_OK;
 }
 
+/* The weight of a norm, which an HF file has without its offset: float32, as transformers computes it. */
+static graft_status add_offset(void **copy, gr_weight_entry *e, graft_error *err) {
+    float *data = gr_alloc_aligned(e->view.cols * (int64_t)sizeof *data);
+    if (!data) return gr_fail_memory(err, e->name);
+    gr_dtype_get(e->view.dtype)->to_f32(data, e->view.data, e->view.cols);
+    for (int64_t i = 0; i < e->view.cols; i++) data[i] = e->offset + data[i];
+    e->view.dtype = GR_DTYPE_F32;
+    e->view.data = *copy = data;
+    return GRAFT_OK;
+}
+
 /* The pages of entry i in the file, also where they were copied into canonical order. */
 static void drop_pages(const gr_weights *w, int64_t i) {
     if (w->tensors[i]) gr_map_drop(w->tensors[i]->data, w->tensors[i]->n_bytes);
@@ -155,9 +171,11 @@ done:
 
 graft_status gr_weights_load(gr_weights *w, graft_error *err) {
     graft_status st = GRAFT_OK;
-    for (int64_t i = 0; w->files.gguf && i < w->n; i++) {
-        if (!w->entries[i].permute_heads || w->copies[i]) continue;
-        GR_TRY(unpermute(&w->copies[i], &w->entries[i], err));
+    for (int64_t i = 0; i < w->n; i++) {
+        gr_weight_entry *e = &w->entries[i];
+        bool wanted = w->files.gguf ? e->permute_heads > 0 : e->offset != 0;
+        if (!wanted || w->copies[i]) continue;
+        GR_TRY(w->files.gguf ? unpermute(&w->copies[i], e, err) : add_offset(&w->copies[i], e, err));
         drop_pages(w, i);
     }
 done:

@@ -1,5 +1,6 @@
 /* weights.h - the files of a base model, whatever their format, under canonical (HF) names and in canonical layout.
- * A GGUF's names are translated and its interleaved rows of q and k put into order here, at the border. */
+ * A GGUF's names are translated and its interleaved rows of q and k put into order here, at the border; to norms that an HF file
+ * has without their offset (w of 1 + w) it is added. */
 #ifndef GR_WEIGHTS_H
 #define GR_WEIGHTS_H
 
@@ -12,8 +13,8 @@ typedef struct gr_weights gr_weights;
 /* path: an HF folder, a .gguf file, or a config.json (shapes only: every data pointer is NULL). All tensors of the architecture are
  * present with the right shapes afterwards, or the error names the file and the tensor, expected and found shape. */
 graft_status gr_weights_open(gr_weights **out, const char *path, graft_error *err);
-/* The same in two steps: with the headers read alone, views are whole but those with permute_heads still have the file's order of
- * rows; load brings them into canonical order, in memory of their own. */
+/* The same in two steps: with the headers read alone, views are whole but those with permute_heads or offset are still as the
+ * file has them; load brings them into canonical order and form, in memory of their own. */
 graft_status gr_weights_open_headers(gr_weights **out, const char *path, graft_error *err);
 graft_status gr_weights_load(gr_weights *w, graft_error *err);
 void gr_weights_close(gr_weights *w);
@@ -31,6 +32,7 @@ typedef struct gr_weight_entry {
     char gguf_name[64]; /* "blk.0.attn_q.weight" */
     gr_weight view;
     bool is_vector;        /* norms and biases */
+    float offset;          /* of a norm: what its weight is above that of an HF file; a GGUF's has it */
     int64_t permute_heads; /* q and k: number of heads whose rows the architecture's GGUF interleaves; 0 otherwise */
 } gr_weight_entry;
 /* In layer order: embedding, layers, final norm, head (absent when tied). */

@@ -28,9 +28,9 @@ static graft_status load_data(const gr_args *a, const gr_session *s, const gr_re
     int64_t limit, context = s->model->config.max_positions;
     graft_status st = gr_args_int(a, "limit", 1, 0, &limit, err);
     if (st != GRAFT_OK) return st;
-    if (gr_args_has(a, "max-length") && r->data_max_length > gr_config_longest(&s->model->config))
-        return gr_fail(err, GRAFT_BAD_USAGE, "--max-length: the %s is %lld tokens, found %lld", gr_config_limit(&s->model->config),
-                       (long long)gr_config_longest(&s->model->config), (long long)r->data_max_length);
+    if (gr_args_has(a, "max-length") && r->data_max_length > context)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--max-length: the context of the model is %lld tokens, found %lld",
+                       (long long)context, (long long)r->data_max_length);
     gr_data_source source = r->data_train.items[0];
     source.limit = limit;
     gr_data_options o = {.sources = &source,

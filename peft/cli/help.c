@@ -63,14 +63,37 @@ static graft_status help_vocab(const gr_args *a, graft_error *err) {
     return GRAFT_OK;
 }
 
+/* A row, with what it has that a llama has not. */
+static void print_arch(const gr_arch *a) {
+    const struct {
+        bool has;
+        const char *what;
+    } parts[] = {
+        {a->slides && !a->gguf_slides, "sliding window (not in llama.cpp)"},
+        {a->gguf_slides, "sliding window"},
+        {a->rope_local > 0, "a rotation of its own where it slides"},
+        {a->modules[GR_SLOT_Q_NORM].hf, "norms of q and k"},
+        {a->modules[GR_SLOT_ATTENTION_NORM].hf, "four norms"},
+        {a->score_cap_key, "soft caps"},
+        {a->modules[GR_SLOT_QKV].hf, "qkv_proj and gate_up_proj"},
+    };
+    const char *between = ": ";
+    printf("  %-11s %s, in a GGUF %s", a->hf_type, a->hf_class, a->gguf);
+    for (int i = 0; i < GR_LEN(parts); i++) {
+        if (!parts[i].has) continue;
+        printf("%s%s", between, parts[i].what);
+        between = ", ";
+    }
+    printf("\n");
+}
+
 static graft_status help_models(const gr_args *a, graft_error *err) {
     (void)a, (void)err;
     const char *name;
     bool folder;
     printf("what graft runs\n\narchitectures: model_type, class, name in a GGUF (a key or tensor beyond what they compute is "
            "refused by name):\n");
-    for (int i = 0; i < GR_N_ARCHS; i++)
-        printf("  %-10s %s, in a GGUF %s\n", gr_archs[i].hf_type, gr_archs[i].hf_class, gr_archs[i].gguf);
+    for (int i = 0; i < GR_N_ARCHS; i++) print_arch(&gr_archs[i]);
     printf("\ntypes of weights that are read:\n  safetensors");
     for (int d = 0; d < GR_DTYPE_COUNT; d++)
         if (gr_dtype_get((gr_dtype)d)->safetensors_name) printf(" %s", gr_dtype_get((gr_dtype)d)->safetensors_name);

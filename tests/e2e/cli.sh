@@ -67,7 +67,8 @@ says "an unknown sub-command" 2 'unknown command "data maek" (did you mean data 
 says "graft data --help" 0 "graft data make|prompt_completion" "$GRAFT" data --help
 says "graft help data" 0 "graft data preview|alpaca, " "$GRAFT" help data
 says "graft help data make" 0 "usage: graft data make" "$GRAFT" help data make
-says "graft help models" 0 "MistralForCausalLM, in a GGUF llama|q4_0 q4_1 q5_0|q4_k_m|smollm2" "$GRAFT" help models
+says "graft help models" 0 "MistralForCausalLM, in a GGUF llama|Gemma3ForCausalLM, in a GGUF gemma3|q4_0 q4_1 q5_0|q4_k_m|smollm2" \
+    "$GRAFT" help models
 says "an unknown topic" 2 'no help on "recipes" (did you mean recipe?); there is: recipe, models, data' "$GRAFT" help recipes
 says "an option where a value belongs" 2 "--prompt needs a value: --prompt TEXT (a value of that form: --prompt=...)" \
     "$GRAFT" generate --prompt --model x

@@ -33,7 +33,7 @@ def train_run(args, folder):
     R.make_adapter(R.load_model(args.model), adapter)
     R.write_jsonl(data, [{"prompt": q, "completion": a} for q, a in make_tiny.QUESTIONS])
     options = argparse.Namespace(dtype="fp32", method="lora", rank=8, alpha=16, max_length=512, batch_size=2,
-                                 lr=1e-3, threads=args.threads)
+                                 lr=1e-3, threads=args.threads, template=args.template)
     compare_train.write_recipe(recipe, args.model, data, run, options, adapter, steps=4, evaluation=data)
     R.run([R.program(args.bin, "graft"), "train", recipe, "save.every=2"])
     return run
@@ -214,7 +214,7 @@ def main():
         os.makedirs(folder, exist_ok=True)
         run = args.run or train_run(args, folder)
         adapter = os.path.join(run, "adapter")
-        tok = R.load_tokenizer(args.model)
+        tok = R.use_template(R.load_tokenizer(args.model), args.template)
         batch = compare_grads.batch_of(tok, None, 120)
         peft, logits = check_adapter(checks, args, adapter, folder, batch)
         check_merged_folder(checks, args, adapter, folder, batch, logits, tok)

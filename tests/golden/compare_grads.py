@@ -29,13 +29,13 @@ def batch_of(tok, path, max_tokens):
         strings = (["\n".join(texts.SENTENCES["en"][:4]), texts.SENTENCES["zh"][1]] +
                    texts.SENTENCES["code"][:3] +
                    [" ".join(texts.SENTENCES["zh"][3:8]), texts.SENTENCES["en"][6], "Hi"])
-    return R.text_batch(tok, strings,
-                        max_tokens) + [R.chat_sample(tok, *make_tiny.QUESTIONS[1])] * bool(tok.chat_template)
+    batch = R.text_batch(tok, strings, max_tokens)
+    return batch + ([R.chat_sample(tok, *make_tiny.QUESTIONS[1])] if tok.chat_template else [])
 
 
 def compare(checks, label, args, model_path, adapter, method, folder):
     """One model: reference and graft_dump on the same batch."""
-    tok = R.load_tokenizer(model_path)
+    tok = R.use_template(R.load_tokenizer(model_path), args.template)
     batch = batch_of(tok, args.text, args.max_tokens)
     model = R.load_model(model_path)
     if method == "lora":

@@ -72,7 +72,7 @@ def generate(args, model, prompts, folder, *options):
     R.write_jsonl(path, [{"prompt": prompt} for prompt in prompts])
     out = R.run([
         R.program(args.bin, "graft"), "generate", "--model", model, "--prompts", path, "--max-tokens",
-        args.max_tokens, "--dtype", "fp32", "--threads", args.threads, *options
+        args.max_tokens, "--dtype", "fp32", "--compute", "exact", "--threads", args.threads, "--template", args.template, *options
     ])
     return [json.loads(line)["completion"] for line in out.decode().splitlines()]
 
@@ -86,7 +86,7 @@ def main():
     p.add_argument("--tie", type=float, default=0.01)
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    tok, model = R.load_tokenizer(args.model), R.load_model(args.model)
+    tok, model = R.use_template(R.load_tokenizer(args.model), args.template), R.load_model(args.model)
     if args.adapter:
         model = R.load_adapter(model, args.adapter, trainable=False)
     pool = [

@@ -31,7 +31,8 @@ def write_recipe(path, model, data, out, args, adapter=None, steps=50, evaluatio
                       "method": "lora", "rank": args.rank, "alpha": args.alpha, "dropout": 0.0,
                       "target_modules": "all-linear", "init_from": adapter
                   }, "data":
-        {"train": data, "eval": evaluation, "shuffle": False, "max_length": args.max_length}, "train": {
+        {"train": data, "eval": evaluation, "shuffle": False, "max_length": args.max_length + 16,
+         "template": args.template}, "train": {
             "max_steps": steps, "batch_size": args.batch_size, "learning_rate": args.lr, "lr_scheduler":
             "constant", "weight_decay": 0.0, "max_grad_norm": 1.0, "seed": 42
         }, "output_dir": out, "log": {"every": 1}, "threads": args.threads
@@ -68,13 +69,14 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     need = args.steps * args.batch_size
-    tok = R.load_tokenizer(args.model)
+    tok = R.use_template(R.load_tokenizer(args.model), args.template)
     pairs = R.read_pairs(
         args.data) if args.data else make_tiny.QUESTIONS * (need // len(make_tiny.QUESTIONS) + 5)
     samples = [(pair, sample) for pair in pairs[:need + args.eval_samples * 4]
                for sample in [R.chat_sample(tok, *pair)] if len(sample["tokens"]) <= args.max_length
-               ]  # nothing is truncated: that is another test's matter
+               ]  # nothing is truncated, also not what a template writes after the end of a turn
     training, held_out = samples[:need], samples[need:need + args.eval_samples]
+    assert held_out, "too few samples of this length: --max-length, --eval-samples"
     checks = R.Checks()
     with tempfile.TemporaryDirectory() as folder:
         files = {}

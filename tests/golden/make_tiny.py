@@ -3,6 +3,7 @@
 
     make_tiny.py --out tests/golden/tiny                       # LLaMA, tied, GQA
     make_tiny.py --out tests/golden/tiny-qwen2 --variant qwen2  # biases, untied, odd head size
+    make_tiny.py --out tests/golden/tiny-gemma3 --variant gemma3 --no-training   # likewise the other architectures
     make_tiny.py --out /tmp/m --variant llama3-rope --model-only
 
 golden.json: `batch` (sequences of tokens and targets), `loss` and `base_loss` (with and without the
@@ -19,7 +20,8 @@ import os
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config
+from transformers import (AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma3TextConfig, LlamaConfig,
+                          MistralConfig, Phi3Config, Qwen2Config, Qwen3Config)
 
 import reference as R
 import texts
@@ -32,12 +34,31 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor":
     4.0, "original_max_position_embeddings": 64
 }
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-6)
+THETA = {"rope_parameters": {**ROPE, "rope_theta": 5e4}}
+ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
+GEMMA = dict(SMALL, head_dim=16, sliding_window=7, query_pre_attn_scalar=12, layer_types=ALTERNATING)
+GEMMA3_ROPE = {"full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+               "sliding_attention": ROPE}
 VARIANTS = {
     "llama": (LlamaConfig, {"rope_parameters": ROPE}),
     "qwen2": (Qwen2Config,
               dict(rope_parameters={**ROPE, "rope_theta":
                                     1e6}, hidden_size=48, num_attention_heads=3, num_key_value_heads=1,
                    intermediate_size=80, head_dim=24, tie_word_embeddings=False, rms_norm_eps=1e-6)),
+    # every window is shorter than the sequences
+    "qwen3": (Qwen3Config, dict(SMALL, head_dim=16, rms_norm_eps=1e-5, **THETA)),
+    "mistral": (MistralConfig, dict(SMALL, sliding_window=9, **THETA)),
+    "gemma2": (Gemma2Config, dict(GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=4.0, **THETA)),
+    "gemma3": (Gemma3TextConfig, dict(GEMMA, rope_parameters=GEMMA3_ROPE)),
+    "phi3": (Phi3Config, dict(SMALL, sliding_window=9, pad_token_id=0, tie_word_embeddings=False, **THETA)),
+    "qwen2-window": (Qwen2Config, dict(SMALL, sliding_window=6, use_sliding_window=True, max_window_layers=1,
+                                       layer_types=["full_attention"] + ["sliding_attention"] * 2, **THETA)),
+    "qwen3-bias": (Qwen3Config, dict(SMALL, head_dim=16, attention_bias=True, **THETA)),
+    "gemma3-capped": (Gemma3TextConfig, dict(GEMMA, final_logit_softcapping=3.0, tie_word_embeddings=False,
+                                             rope_parameters={"full_attention": {**ROPE, "rope_theta": 1e6},
+                                                              "sliding_attention": ROPE})),
     "untied": (LlamaConfig, {"rope_parameters": ROPE, "tie_word_embeddings": False}),
     "mha": (LlamaConfig, {"rope_parameters": ROPE, "num_key_value_heads": 4}),
     "head-dim": (LlamaConfig, {"rope_parameters": ROPE, "head_dim": 22}),
@@ -53,9 +74,12 @@ QUESTIONS = [("What is 3 + 4?", "3 + 4 = 7\n#### 7"),
              ("Say hello.", "Hello! 😀")]
 
 
-def make_model(variant, vocab, tok, seed=11):
-    """A random model with activations of ordinary size: weights of variance 1/fan-in, norms near 1."""
+def make_model(variant, vocab, tok, seed=11, divisor=False):
+    """A random model with activations of ordinary size: weights of variance 1/fan-in, norms near 1. divisor:
+    scores are divided by the root of the head size, as llama.cpp does whatever query_pre_attn_scalar says."""
     cls, changes = VARIANTS[variant]
+    if divisor and "query_pre_attn_scalar" in changes:
+        changes = {**changes, "query_pre_attn_scalar": changes["head_dim"]}
     config = cls(
         **{
             **LLAMA, "vocab_size": vocab, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id,
@@ -68,7 +92,7 @@ def make_model(variant, vocab, tok, seed=11):
             if name.endswith("bias"):
                 p.normal_(0, 0.1)
             elif p.dim() == 1:
-                p.normal_(1, 0.1)
+                p.normal_(0 if "Gemma" in cls.__name__ else 1, 0.1)  # Gemma's norms multiply by 1 + w
             else:
                 p.normal_(0, (0.5 if "embed" in name else 1.0) / p.shape[1]**0.5)
     return model
@@ -80,6 +104,9 @@ def write_old_config(folder):
     with open(path) as f:
         config = json.load(f)
     rope = config.pop("rope_parameters")
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype", "float32")
@@ -88,13 +115,13 @@ def write_old_config(folder):
         f.write("\n")
 
 
-def save_model(folder, variant, old_config, seed=11):
+def save_model(folder, variant, old_config, seed=11, divisor=False):
     """The HF folder: model, tiny SmolLM2-style tokenizer, chat template."""
     os.makedirs(folder, exist_ok=True)
     tok = AutoTokenizer.from_pretrained(os.path.join(HERE, "tokenizers", "smollm2"))
     with open(os.path.join(HERE, "chat", "smollm2.jinja"), encoding="utf-8") as f:
         tok.chat_template = f.read()
-    model = make_model(variant, len(tok), tok, seed)
+    model = make_model(variant, len(tok), tok, seed, divisor)
     R.save_hf(model, tok, folder)
     if old_config:
         write_old_config(folder)
@@ -110,10 +137,11 @@ def batches_of(samples, batch_size, steps):
     return [[samples[(step * batch_size + i) % n] for i in range(batch_size)] for step in range(steps)]
 
 
-def make_golden(folder, steps=10, batch_size=4, lr=1e-3):
+def make_golden(folder, training=True, steps=10, batch_size=4, lr=1e-3):
     tok = R.load_tokenizer(folder)
     pairs = QUESTIONS + [(f"Continue: {line[:20]}", line[20:]) for line in texts.ENGLISH.splitlines()]
-    R.write_jsonl(os.path.join(folder, "train.jsonl"), [{"prompt": p, "completion": c} for p, c in pairs])
+    if training:
+        R.write_jsonl(os.path.join(folder, "train.jsonl"), [{"prompt": p, "completion": c} for p, c in pairs])
     samples = [R.chat_sample(tok, p, c) for p, c in pairs]
     batch = R.text_batch(
         tok, [texts.SENTENCES["en"][0], texts.SENTENCES["zh"][1], texts.SENTENCES["code"][1], "A"],
@@ -151,23 +179,24 @@ def make_golden(folder, steps=10, batch_size=4, lr=1e-3):
                 out, skip_special_tokens=True)
         })
 
-    batches = batches_of(samples, batch_size, steps)
-    peft.zero_grad()
-    losses, norms = R.train(peft, batches, lr)
-    full_losses, full_norms = R.train(fresh(folder), batches, lr)
-    settings = {"batch_size": batch_size, "learning_rate": lr, "max_grad_norm": 1.0}
     golden = {
         "batch": {"sequences": batch}, "loss": loss, "base_loss": base_loss, "logit_rows": rows, "full_grads":
-        full, "generate": generate, "train":
-        {**settings, "losses": losses, "grad_norms": norms, "samples":
-         samples}, "train_full": {**settings, "losses": full_losses, "grad_norms": full_norms}
+        full, "generate": generate
     }
+    if training:
+        batches = batches_of(samples, batch_size, steps)
+        peft.zero_grad()
+        losses, norms = R.train(peft, batches, lr)
+        full_losses, full_norms = R.train(fresh(folder), batches, lr)
+        settings = {"batch_size": batch_size, "learning_rate": lr, "max_grad_norm": 1.0}
+        golden["train"] = {**settings, "losses": losses, "grad_norms": norms, "samples": samples}
+        golden["train_full"] = {**settings, "losses": full_losses, "grad_norms": full_norms}
+        print("training", losses, "full", full_losses)
     with open(os.path.join(folder, "golden.json"), "w", encoding="utf-8") as f:
         f.write("{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}"
                                    for k, v in golden.items()) + "\n}\n")
     save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "golden.safetensors"))
-    print("loss", loss, "bare", base_loss, "training", losses, "full", full_losses, "gaps",
-          [g["smallest_gap"] for g in generate])
+    print("loss", loss, "bare", base_loss, "gaps", [g["smallest_gap"] for g in generate])
 
 
 def main():
@@ -176,12 +205,13 @@ def main():
     p.add_argument("--variant", choices=list(VARIANTS), default="llama")
     p.add_argument("--old-config", action="store_true", help="config.json with the names of transformers 4")
     p.add_argument("--model-only", action="store_true", help="no golden answers")
+    p.add_argument("--no-training", action="store_true", help="golden answers without runs of training")
     p.add_argument("--seed", type=int, default=11)
     args = p.parse_args()
     torch.set_num_threads(1)
     save_model(args.out, args.variant, args.old_config, args.seed)
     if not args.model_only:
-        make_golden(args.out)
+        make_golden(args.out, not args.no_training)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ def parser(doc, model=True, binary=True):
     if binary:
         p.add_argument("--bin", default=os.environ.get("GRAFT_BIN"),
                        help="folder with graft and graft_dump (default: $GRAFT_BIN, else the PATH)")
+    if model and binary:
+        p.add_argument("--template", default="auto",
+                       help="of chats, where the model has none: a name of graft's (gemma ...)")
     p.add_argument("--threads", type=int, default=2)
     return p
 
@@ -99,6 +102,23 @@ def load_tokenizer(path):
                 [Digits(individual_digits=True),
                  ByteLevel(add_prefix_space=False)])
     return tok
+
+
+def use_template(tok, name):
+    """Give tok graft's template of that name; auto: its own. -> tok"""
+    if name != "auto":
+        folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "core", "text",
+                              "templates")
+        with open(os.path.join(folder, name + ".jinja"), encoding="utf-8") as f:
+            tok.chat_template = f.read()
+    return tok
+
+
+def turn_end(tok):
+    """The id that ends an answer under tok's template: the first after it."""
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    text = tok.apply_chat_template(chat, tokenize=False)
+    return tok.encode(text[text.rindex("Yes") + 3:], add_special_tokens=False)[0]
 
 
 def load_model(path, dtype=torch.float32):
@@ -174,7 +194,7 @@ def chat_sample(tok, prompt, completion):
     head = tok.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False,
                                    add_generation_prompt=True)
     head = tok.encode(head, add_special_tokens=False)
-    answer = tok.encode(completion, add_special_tokens=False) + [tok.eos_token_id]
+    answer = tok.encode(completion, add_special_tokens=False) + [turn_end(tok)]
     return {"tokens": head + answer, "targets": [0] * len(head) + [1] * len(answer)}
 
 
@@ -284,7 +304,8 @@ def greedy(model, ids, max_tokens, stop):
 
 def stop_ids(model, tok):
     ids = model.generation_config.eos_token_id
-    return set(ids if isinstance(ids, list) else [ids] if ids is not None else []) | {tok.eos_token_id}
+    ids = set(ids if isinstance(ids, list) else [ids] if ids is not None else []) | {tok.eos_token_id}
+    return ids | ({turn_end(tok)} if tok.chat_template else set())
 
 
 def relative(a, b):

@@ -4,6 +4,7 @@
 #include "adapter_world.h"
 
 #include <jansson.h>
+#include <math.h>
 
 /* ---- config.json ---- */
 
@@ -55,6 +56,8 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
         {"{\"hidden_act\": \"swish\", \"pretraining_tp\": 2, \"transformers.js_config\": {\"a\": 1}, \"is_llama_config\": true}",
          NULL, NULL},
         {"{\"hidden_act\": \"gelu\"}", "hidden_act is gelu: graft computes only silu or swish", NULL},
+        {"{\"query_pre_attn_scalar\": 256}", "query_pre_attn_scalar is 256", NULL},
+        {"{\"sliding_window_pattern\": 6}", "sliding_window_pattern is 6", NULL},
         {"{\"partial_rotary_factor\": 1.0, \"logits_scaling\": 1, \"num_local_experts\": 0, \"quantization_config\": null}", NULL,
          NULL},
         {"{\"partial_rotary_factor\": 0.5}", "partial_rotary_factor is 0.5", NULL},
@@ -75,7 +78,8 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
         {"{\"architectures\": [\"LlamaModel\"]}", NULL, NULL},
         {"{\"architectures\": [\"LLaMAForCausalLM\"]}", NULL, NULL},
         {"{\"architectures\": [\"MistralForCausalLM\"]}", NULL, "model_type llama: the latter counts"},
-        {"{\"model_type\": \"granite\"}", "model_type \"granite\": graft runs llama, mistral and qwen2", NULL},
+        {"{\"model_type\": \"granite\"}",
+         "model_type \"granite\": graft runs llama, mistral, qwen2, qwen3, gemma2, gemma3_text and phi3", NULL},
         {"{\"model_type\": \"mistral\", \"architectures\": null, \"attention_bias\": true}", "attention_bias is true", NULL},
         {"{\"model_type\": \"mistral\", \"architectures\": null, \"mlp_bias\": true}", "mlp_bias is true", NULL},
         {"{\"attention_dropout\": 0.1}", NULL, "attention_dropout 0.1 is not applied"},
@@ -104,35 +108,143 @@ static void json_keys_are_honoured_harmless_or_refused(void **state) {
     assert_true(c.qkv_bias && !c.o_bias);
 }
 
-static void windows_are_no_contexts(void **state) {
+/* What layers slide, as a word: "-SS". */
+static const char *sliding(const gr_model_config *c) {
+    static char word[16];
+    for (int64_t i = 0; i < c->n_layers; i++) word[i] = gr_config_slides(c, i) ? 'S' : '-';
+    word[c->n_layers] = '\0';
+    return word;
+}
+
+#define MISTRAL "\"model_type\": \"mistral\", \"architectures\": null"
+#define QWEN3   "\"model_type\": \"qwen3\", \"architectures\": null"
+#define GEMMA2  "\"hidden_act\": null, \"model_type\": \"gemma2\", \"architectures\": null"
+#define GEMMA3  "\"hidden_act\": null, \"model_type\": \"gemma3_text\", \"architectures\": null"
+
+static void windows_are_those_of_transformers(void **state) {
     static const struct {
-        const char *model, *changes;
-        int64_t window, longest;
-        const char *type;
+        const char *model, *changes, *refusal;
+        int64_t window;
+        const char *slides;
     } rows[] = {
-        {TINY, "{\"sliding_window\": 8}", 0, 2048, "llama"}, /* transformers ignores it there */
-        {TINY, "{\"model_type\": \"mistral\", \"architectures\": null, \"sliding_window\": 8}", 8, 8, "mistral"},
-        {TINY, "{\"model_type\": \"mistral\", \"architectures\": null, \"sliding_window\": null}", 0, 2048, "mistral"},
-        {TINY, "{\"model_type\": \"mistral\", \"architectures\": null}", 4096, 2048, "mistral"}, /* its default */
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": false}", 0, 2048, "qwen2"},
-        {QWEN, "{\"sliding_window\": 8, \"-\": [\"use_sliding_window\"]}", 0, 2048, "qwen2"},
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true}", 0, 2048, "qwen2"}, /* layer_types: all are full */
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null}", 0, 2048,
-         "qwen2"}, /* from layer 28 on */
-        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null, \"max_window_layers\": 1}", 8, 8,
-         "qwen2"},
+        {TINY, "{\"sliding_window\": 8}", NULL, 0, "--"}, /* transformers ignores it there */
+        {TINY, "{" MISTRAL ", \"sliding_window\": 8}", NULL, 8, "SS"},
+        {TINY, "{" MISTRAL ", \"sliding_window\": null}", NULL, 0, "--"},
+        {TINY, "{" MISTRAL "}", NULL, 4096, "SS"}, /* its default */
+        {TINY, "{" MISTRAL ", \"layer_types\": [\"sliding_attention\", \"full_attention\"]}", "layer_types has full_attention", 0,
+         ""},
+        {TINY, "{" MISTRAL ", \"sliding_window\": -1}", "sliding_window is -1", 0, ""},
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": false}", NULL, 0, "--"},
+        {QWEN, "{\"sliding_window\": 8, \"-\": [\"use_sliding_window\"]}", NULL, 0, "--"},
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true}", NULL, 0, "--"}, /* layer_types: all are full */
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null}", NULL, 0,
+         "--"}, /* from layer 28 on */
+        {QWEN, "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": null, \"max_window_layers\": 1}", NULL, 8,
+         "-S"},
         {QWEN,
-         "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", 8,
-         8, "qwen2"},
+         "{\"sliding_window\": 8, \"use_sliding_window\": true, \"layer_types\": [\"sliding_attention\", \"full_attention\"]}",
+         NULL, 8, "S-"},
+        {TINY, "{" QWEN3 ", \"use_sliding_window\": true, \"max_window_layers\": 0}", NULL, 4096, "SS"},
+        {TINY, "{" GEMMA2 "}", NULL, 4096, "S-"},
+        {TINY, "{" GEMMA2 ", \"sliding_window\": null}", "no sliding window is in use", 0, ""},
+        {TINY, "{" GEMMA2 ", \"sliding_window\": 8, \"layer_types\": [\"full_attention\", \"full_attention\"]}", NULL, 0, "--"},
+        {TINY, "{" GEMMA3 "}", NULL, 4096, "SS"},
+        {TINY, "{" GEMMA3 ", \"num_hidden_layers\": 8, \"sliding_window_pattern\": 3, \"sliding_window\": 512}", NULL, 512,
+         "SS-SS-SS"},
+        {TINY, "{" GEMMA3 ", \"num_hidden_layers\": 7, \"sliding_window\": 512}", NULL, 512, "SSSSS-S"},
+        {TINY, "{" GEMMA3 ", \"sliding_window_pattern\": 1}", NULL, 0, "--"},
+        {TINY, "{" GEMMA3 ", \"sliding_window_pattern\": 0}", "sliding_window_pattern is 0", 0, ""},
     };
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
         gr_model_config c;
-        expect_config(rows[i].model, rows[i].changes, NULL, NULL, &c);
-        if (c.window != rows[i].window || gr_config_longest(&c) != rows[i].longest || c.max_positions != 2048)
-            fail_msg("%s: window %lld, longest %lld", rows[i].changes, (long long)c.window, (long long)gr_config_longest(&c));
-        assert_string_equal(c.arch->hf_type, rows[i].type);
+        expect_config(rows[i].model, rows[i].changes, rows[i].refusal, NULL, &c);
+        if (rows[i].refusal) continue;
+        if (c.window != rows[i].window || strcmp(sliding(&c), rows[i].slides) != 0 ||
+            gr_config_layer(&c, 1).window != (rows[i].slides[1] == 'S' ? c.window : 0))
+            fail_msg("%s: window %lld of %s", rows[i].changes, (long long)c.window, sliding(&c));
     }
+}
+
+static void gemmas_have_defaults_of_their_own(void **state) {
+    static const char drop[] = "\"-\": [\"num_key_value_heads\", \"head_dim\", \"rms_norm_eps\", \"max_position_embeddings\", "
+                               "\"tie_word_embeddings\", \"rope_theta\", \"rope_scaling\"]";
+    gr_model_config c;
+    char changes[1024];
+    (void)state;
+    snprintf(changes, sizeof changes, "{" GEMMA2 ", %s}", drop);
+    expect_config(TINY, changes, NULL, NULL, &c);
+    assert_true(c.n_kv_heads == 4 && c.head_dim == 256 && c.max_positions == 8192 && c.tied && c.score_divisor == 256);
+    assert_true(c.attention_softcap == 50 && c.head_softcap == 30 && c.rope_theta == 1e4 && gr_config_n_ropes(&c) == 1);
+    assert_true(gr_config_embed_scale(&c) == 8); /* 64 wide */
+    expect_config(TINY, "{" GEMMA2 ", \"attn_logit_softcapping\": null, \"final_logit_softcapping\": null}", NULL, NULL, &c);
+    assert_true(c.attention_softcap == 0 && c.head_softcap == 0);
+    snprintf(changes, sizeof changes, "{" GEMMA3 ", %s}", drop);
+    expect_config(TINY, changes, NULL, NULL, &c);
+    assert_true(c.rope_theta == 1e6 && c.rope_local == 1e4 && gr_config_n_ropes(&c) == 2 && c.max_positions == 131072);
+    assert_true(c.attention_softcap == 0 && c.head_softcap == 0 && c.tied && c.norm_eps == 1e-6f);
+    expect_config(TINY, "{" GEMMA3 ", \"attn_logit_softcapping\": 50}", "attn_logit_softcapping is 50", NULL, NULL);
+    expect_config(TINY, "{" GEMMA3 ", \"use_bidirectional_attention\": true}", "use_bidirectional_attention is true", NULL, NULL);
+    expect_config(TINY, "{" GEMMA3 ", \"hidden_activation\": \"gelu\"}", "hidden_activation is gelu", NULL, NULL);
+    expect_config(TINY, "{" GEMMA3 ", \"query_pre_attn_scalar\": 100}", NULL, NULL, &c);
+    assert_true(gr_config_layer(&c, 0).attention_scale == 0.1f && gr_config_layer(&c, 0).rope == 1);
+    expect_config(TINY, "{\"model_type\": \"phi3\", \"architectures\": null, \"-\": [\"rms_norm_eps\"]}", NULL, NULL, &c);
+    assert_true(c.norm_eps == 1e-5f && c.window == 0);
+}
+
+/* A model of text and pictures: its text_config counts, with the defaults of the class for what it leaves out. */
+static void text_of_a_model_of_pictures(void **state) {
+    static const char whole[] =
+        "{\"-\": [\"hidden_size\", \"num_attention_heads\", \"vocab_size\", \"intermediate_size\", \"num_hidden_layers\", "
+        "\"hidden_act\", \"head_dim\", \"num_key_value_heads\", \"rope_theta\"], \"model_type\": \"gemma3\", \"architectures\": "
+        "[\"Gemma3ForConditionalGeneration\"], \"eos_token_id\": [1, 106], \"vision_config\": {\"hidden_size\": 1152}, "
+        "\"text_config\": {\"hidden_size\": 2560, \"intermediate_size\": 10240, \"model_type\": \"gemma3_text\", "
+        "\"num_hidden_layers\": 8, \"rope_scaling\": {\"factor\": 8.0, \"rope_type\": \"linear\"}, \"sliding_window\": 1024}}";
+    gr_model_config c;
+    (void)state;
+    expect_config(TINY, whole, NULL, "the text model alone", &c);
+    assert_string_equal(c.arch->hf_type, "gemma3_text");
+    assert_true(c.text_part && c.hidden == 2560 && c.n_heads == 8 && c.n_kv_heads == 4 && c.vocab == 262208 && c.head_dim == 256);
+    assert_true(c.window == 1024 && c.rope_factor == 8 && c.rope_theta == 1e6 && c.tied && c.n_stop_ids >= 2 && c.stop_ids[0] == 1);
+    assert_string_equal(sliding(&c), "SSSSS-SS");
+    expect_config(TINY, "{\"model_type\": \"gemma3\"}", "model_type \"gemma3\"", NULL, NULL);
+    expect_config(TINY, "{" GEMMA3 ", \"text_config\": {\"a\": 1}}", "text_config is", NULL, NULL);
+}
+
+/* The layers that slide turn by another base; the scaling is of the others. */
+static void rotations_of_two_kinds(void **state) {
+    static const struct {
+        const char *changes, *refusal;
+        double theta, local, factor;
+    } rows[] = {
+        {"{" GEMMA3 ", \"rope_theta\": 5e5, \"rope_local_base_freq\": 2e4}", NULL, 5e5, 2e4, 1},
+        {"{" GEMMA3 ", \"rope_theta\": 1e6, \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8}}", NULL, 1e6, 1e4, 8},
+        {"{" GEMMA3
+         ", \"-\": [\"rope_theta\"], \"rope_parameters\": {\"full_attention\": {\"rope_type\": \"linear\", \"factor\": 4, "
+         "\"rope_theta\": 3e5}, \"sliding_attention\": {\"rope_type\": \"default\", \"rope_theta\": 3e4}}}",
+         NULL, 3e5, 3e4, 4},
+        {"{" GEMMA3 ", \"-\": [\"rope_theta\"], \"rope_parameters\": {\"full_attention\": {\"rope_theta\": 3e5}}}", NULL, 3e5, 1e4,
+         1},
+        {"{" GEMMA3 ", \"-\": [\"rope_theta\"], \"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8}, \"rope_parameters\": "
+         "{\"full_attention\": {\"rope_type\": \"linear\", \"factor\": 8, \"rope_theta\": 3e5}}}",
+         NULL, 3e5, 1e4, 8},
+        {"{" GEMMA3 ", \"rope_parameters\": {\"rope_theta\": 3e5}}", "rope_parameters.rope_theta: expected full_attention", 0, 0,
+         0},
+        {"{" GEMMA3 ", \"rope_parameters\": {\"sliding_attention\": {\"rope_type\": \"linear\", \"factor\": 8}}}",
+         "graft scales the layers alone that do not slide", 0, 0, 0},
+        {"{" GEMMA3 ", \"rope_local_base_freq\": \"x\"}", "rope_local_base_freq: expected a number", 0, 0, 0},
+    };
+    float tables[2][4 * 16];
+    gr_model_config c;
+    (void)state;
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        expect_config(TINY, rows[i].changes, rows[i].refusal, NULL, &c);
+        if (!rows[i].refusal && (c.rope_theta != rows[i].theta || c.rope_local != rows[i].local || c.rope_factor != rows[i].factor))
+            fail_msg("%s: theta %g and %g, factor %g", rows[i].changes, c.rope_theta, c.rope_local, c.rope_factor);
+    }
+    expect_config(TINY, rows[1].changes, NULL, NULL, &c); /* heads of 16 */
+    for (int k = 0; k < 2; k++) gr_config_rope_table(&c, k, tables[k], 4);
+    assert_true(tables[0][3 * 16] == (float)cos(3.0 / 8) && tables[1][3 * 16] == (float)cos(3.0));
 }
 
 static void rope_is_read_as_transformers_reads_it(void **state) {
@@ -169,7 +281,8 @@ static void rope_is_read_as_transformers_reads_it(void **state) {
          0, 0, 0},
         {"{\"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5}}",
          "rope_parameters.partial_rotary_factor is 0.5", NULL, 0, 0, 0},
-        {"{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 5e5}}}", "rope_parameters.full_attention", NULL, 0, 0, 0},
+        {"{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 5e5}}}",
+         "rope_parameters.full_attention: one rotation for each type of layer", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8}}", "low_freq_factor: expected a number", NULL, 0, 0, 0},
         {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4, "
          "\"original_max_position_embeddings\": 512}, \"original_max_position_embeddings\": 64}",
@@ -267,7 +380,9 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
         {{"graft.base_vocab_size", TEXT, 0, "many"}, "graft.base_vocab_size", NULL},
         {{"general.type", TEXT, 0, "adapter"}, "is an adapter, not a model", NULL},
         {{"split.count", U32, 2, NULL}, "split.count is 2", NULL},
-        {{"general.architecture", TEXT, 0, "mamba"}, "general.architecture \"mamba\": graft runs llama and qwen2", NULL},
+        {{"general.architecture", TEXT, 0, "mamba"},
+         "general.architecture \"mamba\": graft runs llama, qwen2, qwen3, gemma2, gemma3 and phi3",
+         NULL},
     };
     gr_model_config c;
     char *log = NULL;
@@ -391,7 +506,8 @@ static void layers_are_described(void **state) {
     (void)state;
     expect_config(TINY, "{\"model_type\": \"mistral\", \"architectures\": null, \"sliding_window\": 8}", NULL, NULL, &c);
     gr_layer_desc d = gr_config_layer(&c, c.n_layers - 1);
-    assert_true(d.window == 0 && d.attention_scale == 0.25f && d.activation == GR_ACTIVATION_SILU); /* heads of 16 */
+    assert_true(d.window == 8 && d.softcap == 0 && d.attention_scale == 0.25f &&
+                d.activation == GR_ACTIVATION_SILU); /* heads of 16 */
     assert_true(d.rope < gr_config_n_ropes(&c) && gr_config_embed_scale(&c) == 1);
 }
 
@@ -480,7 +596,10 @@ static void which_files_hold_the_weights(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(json_keys_are_honoured_harmless_or_refused),
-        cmocka_unit_test(windows_are_no_contexts),
+        cmocka_unit_test(windows_are_those_of_transformers),
+        cmocka_unit_test(gemmas_have_defaults_of_their_own),
+        cmocka_unit_test(rotations_of_two_kinds),
+        cmocka_unit_test(text_of_a_model_of_pictures),
         cmocka_unit_test(rope_is_read_as_transformers_reads_it),
         cmocka_unit_test(gguf_keys_are_honoured_harmless_or_refused),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),

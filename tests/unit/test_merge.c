@@ -112,6 +112,57 @@ static void test_merge(void **state) {
     }
 }
 
+/* Every architecture: written as both formats and read back, a GGUF also as a folder again, weights and configuration are the
+ * base's to the bit, norms that files have without their offset among them; with an adapter the probe of the merge is the judge. */
+static void test_architectures(void **state) {
+    static const char *const names[] = {"qwen3", "mistral", "gemma2", "gemma3", "phi3"};
+    (void)state;
+    for (int i = 0; i < GR_LEN(names); i++) {
+        char *path = gr_format(TESTS_DIR "/golden/tiny-%s", names[i]), *adapter = gr_format("%s/adapter", path);
+        gr_model *m = open_model(path), *back;
+        gr_tokenizer *t;
+        gr_adapter *a;
+        gr_merge_report report;
+        assert_ok(gr_tokenizer_open(&t, path, &err));
+        uint64_t hash = gr_weights_hash(m->weights);
+        gr_merge_options hf = {.format = GR_FORMAT_HF, .dtype = GR_DTYPE_F32, .overwrite = true},
+                         gguf = {.format = GR_FORMAT_GGUF, .dtype = GR_DTYPE_F32, .overwrite = true};
+        assert_ok(gr_merge(PARTS(m, t), &hf, at("arch-hf"), NULL, &err));
+        assert_ok(gr_merge(PARTS(m, t), &gguf, at("arch.gguf"), NULL, &err));
+        back = open_model(at("arch-hf"));
+        assert_true(gr_weights_hash(back->weights) == hash && back->config.arch == m->config.arch);
+        gr_model_free(back);
+        back = open_model(at("arch.gguf"));
+        assert_true(gr_weights_hash(back->weights) == hash);
+        assert_true(back->config.arch == m->config.arch);
+        assert_ok(
+            gr_merge(PARTS(back, t), &hf, at("arch-hf-again"), NULL, &err)); /* config.json from nothing but the GGUF's keys */
+        gr_model_free(back);
+        back = open_model(at("arch-hf-again"));
+        assert_true(gr_weights_hash(back->weights) == hash && back->config.arch == m->config.arch);
+        assert_true(back->config.window == m->config.window && back->config.rope_local == m->config.rope_local);
+        assert_memory_equal(back->config.slides, m->config.slides, sizeof m->config.slides);
+        gr_model_free(back);
+        assert_ok(gr_adapter_load(&a, adapter, m, false, &err));
+        assert_ok(gr_adapter_attach(a, m, 1, &err));
+        double scale = 1;
+        gr_merge_parts parts = {.model = m, .tokenizer = t, .adapters = &a, .scales = &scale, .n_adapters = 1};
+        assert_ok(gr_merge(&parts, &hf, at("arch-hf"), &report, &err));
+        assert_true(report.n_merged == a->n_modules && report.n_changed == 0 && report.relative_error < 1e-5);
+        assert_ok(gr_merge(&parts, &gguf, at("arch.gguf"), &report, &err));
+        assert_true(report.relative_error < 1e-5);
+        hf.dtype = GR_DTYPE_BF16, gguf.dtype = GR_DTYPE_Q8_0;
+        assert_ok(gr_merge(&parts, &hf, at("arch-hf"), &report, &err));
+        assert_ok(gr_merge(&parts, &gguf, at("arch.gguf"), &report, &err));
+        gr_adapter_detach_all(m);
+        gr_adapter_free(a);
+        gr_tokenizer_free(t);
+        gr_model_free(m);
+        free(path);
+        free(adapter);
+    }
+}
+
 static void test_merge_refusals(void **state) {
     (void)state;
     gr_tokenizer *t = NULL;
@@ -716,6 +767,7 @@ static void test_inspect(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_architectures),
         cmocka_unit_test(test_merge_refusals),
         cmocka_unit_test(test_merge_trained),
         cmocka_unit_test(test_merge_llama_biases),
