@@ -1,4 +1,5 @@
-/* adapter.h - a LoRA adapter as an artifact: what it targets, its matrices, and its files.
+/* adapter.h - an adapter as an artifact: what it targets, its matrices, and its files. It is LoRA, or rows of tokens that stand in
+ * place of the base's (PEFT's trainable tokens), or both.
  * Its matrices are items of a parameter set; attaching it to a model fills the LoRA slots of the targeted linears. */
 #ifndef GR_ADAPTER_H
 #define GR_ADAPTER_H
@@ -9,6 +10,13 @@ typedef struct gr_pattern { /* rank_pattern / alpha_pattern: first match wins */
     const char *pattern;    /* regular expression or suffix of the module's name, as in PEFT */
     double value;
 } gr_pattern;
+
+typedef struct gr_ids_list { /* tokens, ascending */
+    const int32_t *ids;
+    int64_t n;
+} gr_ids_list;
+
+enum { GR_ROWS_EMBED, GR_ROWS_HEAD, GR_ROWS_COUNT }; /* rows of the embedding, and a tied head's with it; of an untied head */
 
 typedef struct gr_adapter_config {
     int64_t rank;
@@ -21,7 +29,9 @@ typedef struct gr_adapter_config {
     int n_target_modules;
     const gr_pattern *rank_pattern, *alpha_pattern;
     int n_rank_pattern, n_alpha_pattern;
-    const char *base; /* base_model_name_or_path that the files record */
+    bool rows_alone;                 /* no LoRA: PEFT's TRAINABLE_TOKENS; the fields above say nothing */
+    gr_ids_list rows[GR_ROWS_COUNT]; /* tokens whose rows are trained */
+    const char *base;                /* base_model_name_or_path that the files record */
 } gr_adapter_config;
 
 typedef struct gr_adapter_module {
@@ -37,7 +47,8 @@ typedef struct gr_adapter {
     gr_adapter_config config; /* strings and lists owned by the arena */
     gr_adapter_module *modules;
     int64_t n_modules;
-    gr_params *params; /* where its matrices are: borrowed, or own */
+    int64_t rows[GR_ROWS_COUNT]; /* indices in params, [n,C], of what config.rows names */
+    gr_params *params;           /* where its matrices are: borrowed, or own */
     gr_params own;
     char *chat_template; /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the
                             arena */
@@ -53,10 +64,14 @@ graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, 
 int64_t gr_adapter_n_parameters(const gr_adapter *a);
 /* Initial values, in params as it was allocated: A kaiming-uniform(a=sqrt 5), B zero, by seed. */
 graft_status gr_adapter_init(gr_adapter *a, uint64_t seed, graft_error *err);
-/* Copy the matrices of `from` (same modules and ranks, else BAD_INPUT naming the first difference): init_from. */
+/* Rows of tokens are the base's, whose weights are loaded; does nothing where there are none. */
+graft_status gr_adapter_init_rows(gr_adapter *a, const gr_model *m, graft_error *err);
+/* Copy the matrices of `from` (same modules and ranks, else BAD_INPUT naming the first difference), and its rows, all of which must
+ * be trained: init_from. One of rows alone, or without rows, leaves the rest of a as it is. */
 graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err);
-/* Fill the model's slots: scale = user_scale * alpha/rank (or /sqrt(rank)). Adapters stack in the order attached. The adapter must
- * outlive the attachment. detach empties every LoRA slot of the model. */
+/* Fill the model's slots: scale = user_scale * alpha/rank (or /sqrt(rank)). Adapters stack in the order attached, but for rows of
+ * tokens, which only one may have and which have no scale (else BAD_USAGE). The adapter must outlive the attachment. detach empties
+ * every LoRA slot of the model, and its segments. */
 graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, graft_error *err);
 void gr_adapter_detach_all(gr_model *m);
 double gr_adapter_scale(const gr_adapter *a, const gr_adapter_module *module); /* without user_scale */
@@ -71,6 +86,7 @@ graft_status gr_adapter_load(gr_adapter **out, const char *path, gr_model *m, bo
 graft_status gr_adapter_write(const gr_adapter *a, const char *folder, graft_error *err);
 /* Writes a complete folder atomically and reads it back. replace: an existing adapter folder is replaced. */
 graft_status gr_adapter_save(const gr_adapter *a, const char *folder, bool replace, graft_error *err);
+bool gr_adapter_has_rows(const gr_adapter *a);
 /* Does path name an adapter (and no model)? */
 bool gr_adapter_is(const char *path);
 /* base_model_name_or_path of an adapter or run folder (owned string), so that --model may be left out. */

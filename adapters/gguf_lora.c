@@ -79,6 +79,10 @@ graft_status gr_adapter_export_gguf(const gr_adapter *a, const gr_model *m, cons
     gr_tensor *tensors = gr_arena_alloc(&arena, n * (int64_t)sizeof *tensors);
     x.staging = gr_calloc(gr_params_largest(a->params), sizeof *x.staging);
     if (!x.entries || !tensors || !x.staging) GR_TRY(gr_fail_memory(err, path));
+    if (gr_adapter_has_rows(a))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: a GGUF LoRA cannot hold trained rows of tokens: %s", path,
+                       a->config.rows_alone ? "graft merge writes the base with them"
+                                            : "with --base-out FILE.gguf the base is written with them, and the LoRA for it"));
     GR_TRY(find_entries(&x, m, path, err));
     GR_TRY(list_tensors(&x, tensors, &arena, err));
     x.alpha = (float)(gr_adapter_scale(a, &a->modules[0]) * (double)a->modules[0].rank); /* as stored */

@@ -24,6 +24,21 @@ bool gr_has_suffix(const char *name, const char *suffix);
  * for its targets, which are recorded from wanted. params as in gr_adapter_plan. */
 graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config, gr_model *m, const bool *wanted, gr_params *params,
                               graft_error *err);
+/* ---- rows.c ---- */
+
+const char *gr_rows_module(int which); /* "model.embed_tokens", "lm_head" */
+/* The rows that c names into a's configuration and parameters. BAD_USAGE for tokens that the model does not have, and a module that
+ * has both rows and a LoRA. */
+graft_status gr_adapter_add_rows(gr_adapter *a, const gr_adapter_config *c, gr_model *m, graft_error *err);
+graft_status gr_adapter_copy_rows(gr_adapter *a, const gr_adapter *from, graft_error *err);
+/* May a be attached to m as it is now? Then its rows. */
+graft_status gr_adapter_check_rows(const gr_adapter *a, const gr_model *m, double user_scale, graft_error *err);
+graft_status gr_adapter_attach_rows(gr_adapter *a, gr_model *m, graft_error *err);
+/* The rows of the weight of that name that a has: GR_ROWS_EMBED or HEAD, or -1; tied: the base's head is its embedding. */
+int gr_adapter_rows_of(const gr_adapter *a, const char *weight, bool tied);
+/* Of rows[n,K], tokens first.., those that a has become a's. */
+void gr_adapter_place_rows(const gr_adapter *a, int which, int64_t first, int64_t n, int64_t K, float *rows);
+
 /* True when module's two matrices are those of an embedding (A stored transposed). */
 static inline bool gr_adapter_is_embedding(const gr_adapter_module *module) { return module->index == 0; }
 
@@ -48,13 +63,14 @@ graft_status gr_adapter_locate(char **place, const char *path, graft_error *err)
 
 struct json_t;
 typedef struct gr_peft_config {
-    gr_adapter_config config; /* without targets: the tensors say what is adapted */
-    uint64_t tokenizer_hash;  /* of our own key "graft"; 0 when absent */
-    int64_t vocab;            /* likewise */
-    const char *base_path;    /* likewise: the way from the folder to the base, NULL when absent */
-    bool mlx;                 /* mlx-lm's form: other names, matrices transposed, a scale */
-    struct json_t *root;      /* the file */
-    gr_arena arena;           /* owns config's strings and lists */
+    gr_adapter_config config;        /* without targets: the tensors say what is adapted */
+    uint64_t tokenizer_hash;         /* of our own key "graft"; 0 when absent */
+    int64_t vocab;                   /* likewise */
+    gr_ids_list rows[GR_ROWS_COUNT]; /* tokens whose rows are in the file, in its order; config has them ascending */
+    const char *base_path;           /* likewise: the way from the folder to the base, NULL when absent */
+    bool mlx;                        /* mlx-lm's form: other names, matrices transposed, a scale */
+    struct json_t *root;             /* the file */
+    gr_arena arena;                  /* owns config's strings and lists */
 } gr_peft_config;
 
 /* path: the adapter_config.json. BAD_INPUT naming file and key for what graft cannot honour (DoRA, modules_to_save ...). */
@@ -69,6 +85,20 @@ graft_status gr_peft_read_number(const struct json_t *root, const char *path, co
 graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_error *err);
 /* README.md: what the adapter is and how to load it. */
 graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_error *err);
+
+/* ---- peft_rows.c: rows of tokens in PEFT's files ---- */
+
+/* Of c->root into c's lists. */
+graft_status gr_peft_rows_read(gr_peft_config *c, const char *path, graft_error *err);
+/* What a's configuration has under trainable_token_indices, or token_indices and target_modules where rows are alone. */
+struct json_t *gr_peft_rows_json(const gr_adapter *a);
+struct json_t *gr_peft_rows_targets_json(const gr_adapter *a);
+/* GR_ROWS_EMBED or HEAD when the name (without PEFT's prefix) is that of rows, and the adapter's own name in it ("": none); -1. */
+int gr_peft_rows_of_name(const char *name, const char **adapter);
+/* Do c's lists, the tensors found (by GR_ROWS_*, NULL: none) and the base agree? Rows of a tied head leave c. */
+graft_status gr_peft_rows_fit(gr_peft_config *c, const gr_model *m, const gr_tensor *const *found, const char *path,
+                              graft_error *err);
+graft_status gr_peft_rows_load(gr_adapter *a, const gr_peft_config *c, const gr_tensor *const *found, graft_error *err);
 
 /* ---- load.c ---- */
 

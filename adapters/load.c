@@ -17,6 +17,7 @@ typedef struct loader {
     const gr_peft_config *config;
     gr_safetensors *files;
     pair *pairs; /* [n], by module index */
+    const gr_tensor *rows[GR_ROWS_COUNT];
     int64_t n;
     const gr_tensor *named; /* the first tensor with an adapter's name in its own */
     char adapter_name[64];
@@ -102,7 +103,9 @@ static bool is_base_weight(const loader *l, const gr_tensor *t, const char *name
     for (int i = 0; i < GR_LEN(weights); i++) {
         size_t n = strlen(weights[i]);
         const char *rest = strncmp(name, weights[i], n) == 0 ? name + n : "";
-        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0) w = &(i && head ? head : embed)->view;
+        if (strcmp(rest, ".weight") == 0 || strcmp(rest, ".base_layer.weight") == 0 ||
+            strcmp(rest, ".token_adapter.base_layer.weight") == 0)
+            w = &(i && head ? head : embed)->view;
     }
     if (!w || !w->data || t->n_dims != 2 || t->shape[0] != w->rows || t->shape[1] != w->cols) return false;
     float *ours = gr_calloc(2 * w->cols, sizeof *ours), *theirs = ours ? ours + w->cols : NULL;
@@ -126,7 +129,7 @@ static graft_status refuse_tensor(const gr_tensor *t, graft_error *err) {
         const char *part, *what;
     } kinds[] = {
         {"lora_magnitude_vector", "DoRA"},
-        {"trainable_tokens", "trained token rows"},
+        {"trainable_tokens", "trained rows of a module that is neither the embedding nor the head"},
         {"modules_to_save", "a whole trained module"},
         {"lora_B.bias", "a bias of lora_B"},
         {"lora_", "a kind of LoRA that graft does not know"},
@@ -158,7 +161,14 @@ static graft_status take_tensor(loader *l, const gr_tensor *t, graft_error *err)
     matrix_name name;
     if (!parse_name(t->name, l->config->mlx, &name)) {
         char plain[256];
-        return unwrap(t->name, plain, sizeof plain) && is_base_weight(l, t, plain) ? GRAFT_OK : refuse_tensor(t, err);
+        const char *adapter;
+        bool short_enough = unwrap(t->name, plain, sizeof plain);
+        int which = short_enough ? gr_peft_rows_of_name(plain, &adapter) : -1;
+        if (which < 0) return short_enough && is_base_weight(l, t, plain) ? GRAFT_OK : refuse_tensor(t, err);
+        if (l->rows[which])
+            return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensors %s and %s are the same rows", t->file, l->rows[which]->name, t->name);
+        l->rows[which] = t;
+        return check_adapter_name(l, t, adapter, err);
     }
     int64_t i = find_module(l->m, name.module);
     if (i < 0 || (i == 0) != name.embedding)
@@ -213,7 +223,8 @@ static graft_status pair_up(loader *l, const char *file, bool *found, graft_erro
         found[i] = p->a != NULL;
         n += found[i];
     }
-    if (n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no LoRA matrices in it: the adapter was saved empty", file);
+    if (n == 0 && !l->config->config.rows_alone)
+        st = gr_fail(err, GRAFT_BAD_INPUT, "%s: no LoRA matrices in it: the adapter was saved empty", file);
 done:
     return st;
 }
@@ -321,6 +332,7 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     GR_TRY(check_base(&config, m, config_path, err));
     GR_TRY(open_tensors(&l.files, folder, tensor_path, err));
     GR_TRY(pair_up(&l, tensor_path, found, err));
+    GR_TRY(gr_peft_rows_fit(&config, m, l.rows, config_path, err));
     st = config.mlx ? gr_mlx_check_targets(&config, m, found, config_path, err)
                     : gr_peft_check_targets(&config, m, found, config_path, err);
     if (st == GRAFT_OK) st = gr_adapter_build(&a, &config.config, m, found, NULL, err);
@@ -330,6 +342,7 @@ static graft_status load_folder(gr_adapter **out, const char *folder, gr_model *
     GR_TRY(read_template(a, folder, err));
     GR_TRY(gr_params_allocate(a->params, m->device, training, err));
     GR_TRY(load_values(a, &l, expected, err));
+    GR_TRY(gr_peft_rows_load(a, &config, l.rows, err));
     if (config.mlx)
         gr_note("%s: an adapter of mlx-lm: scale %g, rank %lld", folder, config.config.alpha / (double)config.config.rank,
                 (long long)config.config.rank);

@@ -79,6 +79,7 @@ static graft_status copy_patterns(const gr_pattern **out, gr_arena *arena, const
 }
 
 static graft_status check_values(const gr_adapter_config *c, graft_error *err) {
+    if (c->rows_alone) return GRAFT_OK;
     if (c->rank < 1 || c->rank > INT16_MAX)
         return gr_fail(err, GRAFT_BAD_USAGE, "rank is %lld, expected 1 to %d", (long long)c->rank, INT16_MAX);
     if (!(fabs(c->alpha) <= MAX_ALPHA)) /* also for NaN */
@@ -188,6 +189,7 @@ graft_status gr_adapter_build(gr_adapter **out, const gr_adapter_config *config,
     GR_TRY(copy_patterns(&a->config.alpha_pattern, &a->arena, config->alpha_pattern, config->n_alpha_pattern, err));
     GR_TRY(add_modules(a, m, wanted, err));
     GR_TRY(record_targets(a, m, wanted, err));
+    GR_TRY(gr_adapter_add_rows(a, config, m, err));
     *out = a;
     a = NULL;
 done:
@@ -200,7 +202,7 @@ graft_status gr_adapter_plan(gr_adapter **out, const gr_adapter_config *config, 
     *out = NULL;
     bool *wanted = gr_calloc(m->n_modules, sizeof *wanted);
     if (!wanted) GR_TRY(gr_fail_memory(err, "adapter"));
-    if (config->n_target_modules < 1)
+    if (config->n_target_modules < 1 && !config->rows_alone)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "target_modules is empty: name modules such as q_proj, or all-linear"));
     for (int i = 0; i < config->n_target_modules; i++) GR_TRY(mark_target(wanted, config->target_modules[i], m, err));
     GR_TRY(gr_adapter_build(out, config, m, wanted, params, err));
@@ -212,6 +214,7 @@ done:
 int64_t gr_adapter_n_parameters(const gr_adapter *a) {
     int64_t n = 0;
     for (int64_t j = 0; j < a->n_modules; j++) n += a->modules[j].rank * (a->modules[j].in + a->modules[j].out);
+    for (int i = 0; i < GR_ROWS_COUNT; i++) n += a->config.rows[i].n > 0 ? a->params->items[a->rows[i]].n : 0;
     return n;
 }
 
@@ -251,6 +254,10 @@ graft_status gr_adapter_init(gr_adapter *a, uint64_t seed, graft_error *err) {
 
 graft_status gr_adapter_copy(gr_adapter *a, const gr_adapter *from, graft_error *err) {
     bool rescaled = false;
+    graft_status st = gr_adapter_copy_rows(a, from, err);
+    if (st != GRAFT_OK || from->config.rows_alone) return st;
+    if (a->config.rows_alone)
+        return gr_fail(err, GRAFT_BAD_INPUT, "the adapter to start from has a LoRA, and rows alone are trained: merge it first");
     for (int64_t j = 0; j < GR_MAX(a->n_modules, from->n_modules); j++) {
         const gr_adapter_module *to = j < a->n_modules ? &a->modules[j] : NULL;
         const gr_adapter_module *src = j < from->n_modules ? &from->modules[j] : NULL;
@@ -298,6 +305,7 @@ static graft_status check_fits(const gr_adapter_module *module, gr_model *m, gra
 graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, graft_error *err) {
     graft_status st = GRAFT_OK;
     bool planned = !a->params->value; /* the shapes alone */
+    GR_TRY(gr_adapter_check_rows(a, m, user_scale, err));
     /* Room for all first: a failure leaves the model as it was. */
     for (int64_t j = 0; j < a->n_modules; j++) {
         GR_TRY(check_fits(&a->modules[j], m, err));
@@ -307,6 +315,7 @@ graft_status gr_adapter_attach(gr_adapter *a, gr_model *m, double user_scale, gr
         l->lora = more;
     }
     gr_model_unplace(m);
+    GR_TRY(gr_adapter_attach_rows(a, m, err));
     for (int64_t j = 0; j < a->n_modules; j++) {
         const gr_adapter_module *module = &a->modules[j];
         gr_linear *l = m->modules[module->index].linear;
@@ -322,7 +331,7 @@ done:
 }
 
 void gr_adapter_detach_all(gr_model *m) {
-    gr_model_unplace(m);
+    gr_model_detach_rows(m);
     for (int64_t i = 0; i < m->n_modules; i++) {
         gr_linear *l = m->modules[i].linear;
         free(l->lora);

@@ -78,7 +78,9 @@ static graft_status take_rows(merge_job *job, const gr_weight_entry *e, int64_t 
 
 static bool is_merged(const merge_job *job, const gr_weight_entry *e) {
     bool yes = job->parts->trained && gr_params_find(job->parts->trained, e->name) >= 0;
-    for (int i = 0; i < job->parts->n_adapters; i++) yes |= module_of(job->parts->adapters[i], e->name) != NULL;
+    for (int i = 0; i < job->parts->n_adapters; i++)
+        yes |= module_of(job->parts->adapters[i], e->name) != NULL ||
+               gr_adapter_rows_of(job->parts->adapters[i], e->name, job->m->config.tied) >= 0;
     return yes;
 }
 
@@ -95,6 +97,10 @@ static graft_status merged_rows(void *context, int64_t i, int64_t first, int64_t
     int64_t K = e->view.cols;
     graft_status st = take_rows(job, e, first, n, err);
     if (st != GRAFT_OK) return st;
+    for (int j = 0; j < job->parts->n_adapters; j++) {
+        int which = gr_adapter_rows_of(job->parts->adapters[j], e->name, job->m->config.tied);
+        if (which >= 0) gr_adapter_place_rows(job->parts->adapters[j], which, first, n, K, job->rows);
+    }
     for (int j = 0; j < job->parts->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->parts->adapters[j], e->name);
         if (module) add_adapter(job, j, module, first, n);

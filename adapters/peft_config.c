@@ -18,7 +18,6 @@ static const struct {
     {"use_dora", "DoRA is not supported: merge it with PEFT (merge_and_unload) and use the merged model as base"},
     {"modules_to_save", "whole trained modules are not supported: merge with PEFT (merge_and_unload) and use "
                         "the merged model as base"},
-    {"trainable_token_indices", "trained token rows are not supported: merge with PEFT and use the merged model as base"},
     {"layer_replication", "replicated layers are not supported: save the replicated model and use it as base"},
     {"lora_bias", "a bias of lora_B is not supported: merge with PEFT and use the merged model as base"},
     {"target_parameters", "LoRA on bare parameters is not supported: target linear modules"},
@@ -50,6 +49,7 @@ static const char *const known_keys[] = {"alpha_pattern",
                                          "graft",
                                          "inference_mode",
                                          "init_lora_weights",
+                                         "init_weights", /* of rows that are in the file */
                                          "layers_pattern",
                                          "layers_to_transform",
                                          "loftq_config",
@@ -68,6 +68,8 @@ static const char *const known_keys[] = {"alpha_pattern",
                                          "runtime_config",
                                          "target_modules",
                                          "task_type",
+                                         "token_indices",
+                                         "trainable_token_indices",
                                          "use_rslora"};
 
 static bool is_off(const json_t *v) {
@@ -78,13 +80,19 @@ static bool is_off(const json_t *v) {
 
 /* ---- reading ---- */
 
+static bool is_rows_alone(const json_t *root) {
+    const char *type = json_string_value(json_object_get(root, "peft_type"));
+    return type && strcmp(type, "TRAINABLE_TOKENS") == 0;
+}
+
 static graft_status check_supported(const json_t *root, const char *path, graft_error *err) {
     const json_t *type = json_object_get(root, "peft_type"), *bias = json_object_get(root, "bias");
     const json_t *init = json_object_get(root, "init_lora_weights"), *task = json_object_get(root, "task_type");
-    if (!json_is_string(type) || strcmp(json_string_value(type), "LORA") != 0)
+    if (!json_is_string(type) || (strcmp(json_string_value(type), "LORA") != 0 && !is_rows_alone(root)))
         return gr_fail(err, GRAFT_BAD_INPUT,
-                       "%s: peft_type is %s, expected \"LORA\": merge other kinds with PEFT and use the merged model as base", path,
-                       json_is_string(type) ? json_string_value(type) : "missing");
+                       "%s: peft_type is %s, expected \"LORA\" or \"TRAINABLE_TOKENS\": merge other kinds with PEFT and use the "
+                       "merged model as base",
+                       path, json_is_string(type) ? json_string_value(type) : "missing");
     for (int i = 0; i < GR_LEN(refused); i++)
         if (!is_off(json_object_get(root, refused[i].key)))
             return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: %s", path, refused[i].key, refused[i].advice);
@@ -178,6 +186,7 @@ static graft_status read_values(gr_peft_config *c, const json_t *root, const cha
     double rank = 8, alpha = 8, dropout = 0; /* PEFT's defaults */
     gr_adapter_config *a = &c->config;
     const json_t *base = json_object_get(root, "base_model_name_or_path"), *rslora = json_object_get(root, "use_rslora");
+    a->rows_alone = is_rows_alone(root);
     for (int i = 0; i < GR_LEN(numbers); i++)
         if (json_is_null(json_object_get(root, numbers[i])))
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s is null, expected a number: the scale of the adapter depends on it", path,
@@ -195,6 +204,7 @@ static graft_status read_values(gr_peft_config *c, const json_t *root, const cha
     for (int i = 0; i < GR_LEN(names); i++) GR_TRY(check_names(root, names[i], path, err));
     GR_TRY(read_patterns(root, path, "rank_pattern", &c->arena, &a->rank_pattern, &a->n_rank_pattern, err));
     GR_TRY(read_patterns(root, path, "alpha_pattern", &c->arena, &a->alpha_pattern, &a->n_alpha_pattern, err));
+    GR_TRY(gr_peft_rows_read(c, path, err));
     GR_TRY(read_graft_key(c, root, path, err));
     a->base = gr_arena_strdup(&c->arena, json_is_string(base) ? json_string_value(base) : "");
     if (!a->base) GR_TRY(gr_fail_memory(err, path));
@@ -266,10 +276,28 @@ static json_t *targets_json(const gr_adapter *a) {
     return list;
 }
 
+static json_t *lora_json(const gr_adapter *a) {
+    static const char *const nulls[] = {"revision",        "modules_to_save",   "layers_to_transform", "layers_pattern",
+                                        "exclude_modules", "layer_replication", "auto_mapping",        "megatron_config"};
+    const gr_adapter_config *c = &a->config;
+    json_t *root =
+        json_pack("{s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, s:o}", "peft_type",
+                  "LORA", "task_type", "CAUSAL_LM", "inference_mode", 1, "r", (json_int_t)c->rank, "lora_alpha",
+                  number_json(c->alpha), "lora_dropout", c->dropout, "target_modules", targets_json(a), "bias", "none",
+                  "fan_in_fan_out", 0, "init_lora_weights", 1, "use_rslora", (int)c->use_rslora, "use_dora", 0, "rank_pattern",
+                  patterns_json(a, true), "alpha_pattern", patterns_json(a, false), "lora_bias", 0, "loftq_config", "megatron_core",
+                  "megatron.core", "peft_version", "0.21.2", "trainable_token_indices", gr_peft_rows_json(a));
+    for (int i = 0; i < GR_LEN(nulls); i++) json_object_set_new(root, nulls[i], json_null());
+    return root;
+}
+
+static json_t *rows_json(const gr_adapter *a) {
+    return json_pack("{s:s, s:s, s:b, s:o, s:o, s:b, s:n, s:n, s:s}", "peft_type", "TRAINABLE_TOKENS", "task_type", "CAUSAL_LM",
+                     "inference_mode", 1, "target_modules", gr_peft_rows_targets_json(a), "token_indices", gr_peft_rows_json(a),
+                     "init_weights", 1, "auto_mapping", "revision", "peft_version", "0.21.2");
+}
+
 graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_error *err) {
-    static const char *const nulls[] = {"revision",          "modules_to_save", "layers_to_transform",
-                                        "layers_pattern",    "exclude_modules", "trainable_token_indices",
-                                        "layer_replication", "auto_mapping",    "megatron_config"};
     const gr_adapter_config *c = &a->config;
     graft_status st = GRAFT_OK;
     const char *slash = strrchr(path, '/');
@@ -281,14 +309,9 @@ graft_status gr_peft_config_write(const gr_adapter *a, const char *path, graft_e
     if (base_path) json_object_set_new(own, "base_path", json_string(base_path));
     free(base_path);
     free(folder);
-    json_t *root =
-        json_pack("{s:s, s:s, s:s, s:b, s:I, s:o, s:f, s:o, s:s, s:b, s:b, s:b, s:b, s:o, s:o, s:b, s:{}, s:s, s:s, s:o}",
-                  "peft_type", "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", c->base, "inference_mode", 1, "r",
-                  (json_int_t)c->rank, "lora_alpha", number_json(c->alpha), "lora_dropout", c->dropout, "target_modules",
-                  targets_json(a), "bias", "none", "fan_in_fan_out", 0, "init_lora_weights", 1, "use_rslora", (int)c->use_rslora,
-                  "use_dora", 0, "rank_pattern", patterns_json(a, true), "alpha_pattern", patterns_json(a, false), "lora_bias", 0,
-                  "loftq_config", "megatron_core", "megatron.core", "peft_version", "0.21.2", "graft", own);
-    for (int i = 0; i < GR_LEN(nulls); i++) json_object_set_new(root, nulls[i], json_null());
+    json_t *root = c->rows_alone ? rows_json(a) : lora_json(a);
+    json_object_set_new(root, "graft", own);
+    json_object_set_new(root, "base_model_name_or_path", json_string(c->base));
     if (!root || !(text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_ENSURE_ASCII)))
         GR_TRY(gr_fail(err, GRAFT_FAILED, "%s: out of memory, or a base name that is not UTF-8", path));
     GR_TRY(gr_file_write(path, text, (int64_t)strlen(text), err));

@@ -13,13 +13,21 @@ typedef struct adapter_export {
     float *staging; /* room for the largest matrix */
 } adapter_export;
 
-/* Tensor i: A (even) or B (odd) of module i/2, in PEFT's layout. */
+/* The parameters of tensor i: A (even) and B (odd) of each module, then rows of tokens. */
+static int64_t item_of(const gr_adapter *a, int64_t i) {
+    const gr_adapter_module *module = &a->modules[i / 2];
+    int64_t beyond = i - 2 * a->n_modules;
+    if (beyond < 0) return i % 2 ? module->b : module->a;
+    return a->rows[a->config.rows[GR_ROWS_EMBED].n > 0 ? beyond : GR_ROWS_HEAD];
+}
+
+/* Tensor i in PEFT's layout. */
 static graft_status produce(void *context, int64_t i, void *dst, graft_error *err) {
     const adapter_export *x = context;
     const gr_adapter *a = x->a;
-    const gr_adapter_module *module = &a->modules[i / 2];
-    int64_t index = i % 2 ? module->b : module->a, n = a->params->items[index].n;
-    bool turned = i % 2 == 0 && gr_adapter_is_embedding(module);
+    const gr_adapter_module *module = i < 2 * a->n_modules ? &a->modules[i / 2] : NULL;
+    int64_t index = item_of(a, i), n = a->params->items[index].n;
+    bool turned = module && i % 2 == 0 && gr_adapter_is_embedding(module);
     float *to = dst, *value = turned ? x->staging : to;
     gr_params_read(a->params, GR_PARAMS_VALUE, index, value);
     for (int64_t k = 0; k < n; k++)
@@ -33,23 +41,29 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
 static graft_status save_tensors(const gr_adapter *a, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_arena names = {0};
-    gr_tensor *tensors = gr_arena_alloc(&names, 2 * a->n_modules * (int64_t)sizeof *tensors);
+    int64_t n = 2 * a->n_modules + (a->config.rows[GR_ROWS_EMBED].n > 0) + (a->config.rows[GR_ROWS_HEAD].n > 0);
+    gr_tensor *tensors = gr_arena_alloc(&names, n * (int64_t)sizeof *tensors);
     float *staging = gr_calloc(gr_params_largest(a->params), sizeof *staging);
     if (!tensors || !staging) GR_TRY(gr_fail_memory(err, path));
-    for (int64_t i = 0; i < 2 * a->n_modules; i++) {
-        const gr_adapter_module *module = &a->modules[i / 2];
+    for (int64_t i = 0; i < n; i++) {
+        const gr_param *item = &a->params->items[item_of(a, i)];
+        bool turned = i < 2 * a->n_modules && i % 2 == 0 && gr_adapter_is_embedding(&a->modules[i / 2]);
         char name[160];
-        snprintf(name, sizeof name, "%s%s", PREFIX, a->params->items[i % 2 ? module->b : module->a].name);
+        snprintf(name, sizeof name, "%s%s", PREFIX, item->name);
         tensors[i] = (gr_tensor){.name = gr_arena_strdup(&names, name), .dtype = GR_DTYPE_F32, .n_dims = 2};
-        tensors[i].shape[0] = i % 2 ? module->out : module->rank;
-        tensors[i].shape[1] = i % 2 ? module->rank : module->in;
+        tensors[i].shape[0] = turned ? item->cols : item->rows;
+        tensors[i].shape[1] = turned ? item->rows : item->cols;
         if (!tensors[i].name) GR_TRY(gr_fail_memory(err, path));
     }
-    GR_TRY(gr_safetensors_write(path, tensors, 2 * a->n_modules, produce, &(adapter_export){a, staging}, err));
+    GR_TRY(gr_safetensors_write(path, tensors, n, produce, &(adapter_export){a, staging}, err));
 done:
     gr_arena_release(&names);
     free(staging);
     return st;
+}
+
+static bool same_ids(const gr_ids_list *a, const gr_ids_list *b) {
+    return a->n == b->n && (a->n == 0 || memcmp(a->ids, b->ids, (size_t)a->n * sizeof *a->ids) == 0);
 }
 
 /* The tensors were compared by their writer; here the configuration is. */
@@ -58,9 +72,12 @@ static graft_status check_config(const gr_adapter *a, const char *path, graft_er
     if (gr_peft_config_read(&back, path, err) != GRAFT_OK)
         return gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
     const gr_adapter_config *c = &back.config;
-    bool same = c->rank == a->config.rank && fabs(c->alpha - a->config.alpha) <= 1e-12 * fabs(c->alpha) &&
-                c->use_rslora == a->config.use_rslora && strcmp(c->base, a->config.base) == 0 &&
+    bool same = c->rows_alone == a->config.rows_alone && strcmp(c->base, a->config.base) == 0 &&
                 back.tokenizer_hash == a->tokenizer_hash && back.vocab == a->vocab;
+    if (!c->rows_alone)
+        same = same && c->rank == a->config.rank && fabs(c->alpha - a->config.alpha) <= 1e-12 * fabs(c->alpha) &&
+               c->use_rslora == a->config.use_rslora;
+    for (int i = 0; i < GR_ROWS_COUNT; i++) same = same && same_ids(&c->rows[i], &a->config.rows[i]);
     gr_peft_config_release(&back);
     return same ? GRAFT_OK : gr_fail(err, GRAFT_FAILED, "%s: what was written reads back differently", path);
 }

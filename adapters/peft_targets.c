@@ -125,6 +125,7 @@ graft_status gr_peft_check_targets(const gr_peft_config *c, gr_model *m, const b
     rules r = {0};
     int64_t n_targets = 0, n_missing = 0;
     const char *missing = NULL;
+    if (c->config.rows_alone) return GRAFT_OK; /* they are of what has rows */
     GR_TRY(read_rules(&r, c->root, path, err));
     if (!r.targets || json_is_null(r.targets)) goto done; /* it names none: what is there is meant */
     for (int64_t i = 0; i < m->n_modules; i++) {

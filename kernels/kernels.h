@@ -54,6 +54,7 @@ typedef struct gr_linear {
     int n_lora;
     float *dw;    /* [N,K] += or NULL: frozen */
     float *dbias; /* [N] += or NULL */
+    bool exact;   /* w is of an adapter: its products are never of int8 */
 } gr_linear;
 
 /* How the products of frozen weights are made. */

@@ -118,8 +118,13 @@ static gr_linear embed_B(const gr_decoder *d, const gr_lora *lora) {
 static void embed_forward(gr_decoder *d, gr_rows x, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_linear *embed = &d->m->embed;
+    float scale = gr_config_embed_scale(&d->m->config);
     enter(d, -1);
-    op->embed_forward(d->dev, x, &embed->w, r->b.tokens, r->n, gr_config_embed_scale(&d->m->config));
+    op->embed_forward(d->dev, x, &embed->w, r->b.tokens, r->n, scale);
+    if (r->b.n_placed) { /* tokens of the other segment */
+        op->embed_forward(d->dev, d->embed_y, &d->m->embed_rows.linear.w, r->b.placed_row, r->b.n_placed, scale);
+        op->scatter_rows(d->dev, x, d->embed_y, r->b.placed, r->b.n_placed, d->w.C);
+    }
     for (int i = 0; i < embed->n_lora; i++) {
         gr_weight A = embed_A(d, &embed->lora[i]);
         gr_linear B = embed_B(d, &embed->lora[i]);
@@ -138,7 +143,12 @@ static void embed_backward(gr_decoder *d, const pass *r) {
     const gr_linear *embed = &d->m->embed;
     float scale = gr_config_embed_scale(&d->m->config);
     enter(d, -1);
+    float *drows = d->m->embed_rows.linear.dw;
     if (embed->dw) op->embed_backward(d->dev, embed->dw, d->dx, r->b.tokens, r->n, d->w.C, scale);
+    if (drows && r->b.n_placed) {
+        op->gather_rows(d->dev, d->embed_y, d->dx, r->b.placed, r->b.n_placed, d->w.C);
+        op->embed_backward(d->dev, drows, d->embed_y, r->b.placed_row, r->b.n_placed, d->w.C, scale);
+    }
     for (int i = 0; i < embed->n_lora; i++) {
         const gr_lora *lora = &embed->lora[i];
         if (!lora->dA && !lora->dB) continue;
@@ -319,6 +329,24 @@ static void stack_backward(gr_decoder *d, const pass *r) {
 
 /* ---- head and loss: only rows that have a target, some at a time ---- */
 
+/* Logits of tokens whose rows are in the head's segment, where it is a product of its own, in place of those that the file gives;
+ * and their gradients, which the file's rows do not see: dx is the segment's part alone. */
+static void segment_forward(gr_decoder *d, int64_t n) {
+    const gr_segment *s = &d->m->head_rows;
+    if (!d->m->rows_group.n) return;
+    gr_product p = product(d, &d->m->rows_group, NULL, d->head_x, d->head_columns);
+    d->dev->ops->linear_forward(d->dev, &p, n);
+    d->dev->ops->scatter_columns(d->dev, d->logits, d->head_columns, s->columns, n, s->n);
+}
+
+static void segment_backward(gr_decoder *d, gr_rows dx, int64_t n) {
+    const gr_segment *s = &d->m->head_rows;
+    if (!d->m->rows_group.n) return;
+    gr_product p = product(d, &d->m->rows_group, NULL, d->head_x, d->head_columns);
+    d->dev->ops->take_columns(d->dev, d->head_columns, d->logits, s->columns, n, s->n);
+    d->dev->ops->linear_backward(d->dev, &p, dx, false, n);
+}
+
 /* Logits of the head's rows first.. (at most d->head_rows of them) in d->logits; how many. */
 static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_dropout *drop, const pass *r) {
     int64_t count = GR_MIN(d->head_rows, r->b.n_head - first);
@@ -326,6 +354,7 @@ static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_drop
     *p = product(d, &d->m->head_group, d->head_h, d->head_x, d->logits);
     if (r->train) with_dropout(d, p, drop, d->m->config.n_layers * GR_SITE_COUNT, r->b.head_key + first);
     d->dev->ops->linear_forward(d->dev, p, count);
+    segment_forward(d, count);
     return count;
 }
 
@@ -344,7 +373,8 @@ static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
         if (loss && loss->stats)
             op->loss_sum(d->dev, loss->stats, d->nll + first, b->head_weight + first, b->head_row + first, count, loss->first_row);
         if (!r->train) continue;
-        op->linear_backward(d->dev, &p, d->head_dx, false, count);
+        segment_backward(d, d->head_dx, count);
+        op->linear_backward(d->dev, &p, d->head_dx, d->m->rows_group.n > 0, count);
         op->scatter_rows(d->dev, d->dbranch, d->head_dx, b->head_row + first, count, d->w.C);
     }
 }
@@ -371,13 +401,27 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
     return GRAFT_OK;
 }
 
+static int64_t count_placed(const gr_segment *s, const gr_batch *b) {
+    int64_t n = 0;
+    for (int64_t i = 0; s->n && i < b->n; i++) n += s->place[b->tokens[i]] >= 0;
+    return n;
+}
+
+/* Rows whose token is in the embedding's segment. */
+static void stage_placed(const gr_segment *s, const gr_batch *b, gr_device_batch *host) {
+    int64_t at = 0;
+    for (int64_t i = 0; s->n && i < b->n; i++)
+        if (s->place[b->tokens[i]] >= 0) host->placed[at] = (int32_t)i, host->placed_row[at++] = s->place[b->tokens[i]];
+}
+
 /* The arrays of b, with n_head rows for the head, where the batch's upload begins. */
 static gr_device_batch stage(gr_decoder *d, const gr_batch *b, int64_t n_head, bool cached) {
-    gr_device_batch host = {.n = b->n, .n_seqs = b->n_seqs, .n_head = n_head};
+    gr_device_batch host = {.n = b->n, .n_seqs = b->n_seqs, .n_head = n_head, .n_placed = count_placed(&d->m->embed_rows, b)};
     (void)gr_device_batch_place(&host, d->staging, cached);
     memcpy(host.tokens, b->tokens, (size_t)b->n * sizeof *b->tokens);
     memcpy(host.positions, b->positions, (size_t)b->n * sizeof *b->positions);
     memcpy(host.row_key, b->row_key, (size_t)b->n * sizeof *b->row_key);
+    stage_placed(&d->m->embed_rows, b, &host);
     for (int64_t s = 0; s < b->n_seqs; s++) {
         int64_t start = b->offset[s], len = b->offset[s + 1] - start;
         host.seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = start, .kv_len = len};

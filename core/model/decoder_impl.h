@@ -30,13 +30,14 @@ typedef struct gr_widths { /* of buffers, in elements a row */
 
 /* A batch on the device, in one piece. The head's rows are those that have a target, or whose logits are asked for. */
 typedef struct gr_device_batch {
-    int64_t n, n_seqs, n_head;
+    int64_t n, n_seqs, n_head, n_placed;
     uint64_t *row_key, *head_key;       /* [n], [n_head] randomness keys */
     gr_seq *seqs, *last_seqs;           /* [n_seqs]; with a cache: queries of the last row of each alone */
     int32_t *tokens, *positions;        /* [n] */
     int32_t *cache_row, *last_row;      /* [n] where keys and values go; [n_seqs]; with a cache alone */
     int32_t *head_row, *head_target;    /* [n_head] */
     float *head_weight, *head_gradient; /* [n_head] of the loss; of its gradient */
+    int32_t *placed, *placed_row;       /* [n_placed] rows whose token has its row in the embedding's segment; which one */
 } gr_device_batch;
 
 struct gr_decoder {
@@ -60,6 +61,7 @@ struct gr_decoder {
     int64_t head_rows;       /* of logits at once */
     void *xd, *dxd;          /* [n,widest input] a LoRA input after dropout, and its gradient */
     gr_rows embed_h, embed_y;
+    gr_rows head_columns; /* [head_rows,n] logits of the head's segment, where it is no range */
     /* backward */
     gr_rows dx, dbranch;            /* [n,C] */
     gr_rows dqkv, datt, dact, dout; /* dout: of a branch before its norm */

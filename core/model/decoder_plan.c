@@ -112,6 +112,7 @@ static void plan_head(gr_decoder *d, planner *p, const gr_widths *w) {
     d->head_x = branch(p, d->head_rows, w->C);
     d->head_h = floats(p, d->head_rows, w->head_rank);
     d->nll = floats(p, d->o.max_tokens, 1);
+    if (d->m->rows_group.n) d->head_columns = stream(p, d->head_rows, d->m->head_rows.n);
     if (d->o.training) d->head_dx = branch(p, d->head_rows, w->C);
 }
 
@@ -127,23 +128,31 @@ int64_t gr_device_batch_place(gr_device_batch *p, void *base, bool cached) {
     p->head_weight = place(&at, p->n_head, sizeof *p->head_weight);
     p->head_gradient = place(&at, p->n_head, sizeof *p->head_gradient);
     p->head_key = place(&at, p->n_head, sizeof *p->head_key);
+    p->placed = place(&at, p->n_placed, sizeof *p->placed);
+    p->placed_row = place(&at, p->n_placed, sizeof *p->placed_row);
     p->cache_row = place(&at, n_cached, sizeof *p->cache_row);
     p->last_row = place(&at, seqs_cached, sizeof *p->last_row);
     p->last_seqs = place(&at, seqs_cached, sizeof *p->last_seqs);
     return at.bytes;
 }
 
+static gr_device_batch largest_batch(const gr_decoder *d) {
+    int64_t n = d->o.max_tokens;
+    return (gr_device_batch){.n = n, .n_seqs = n, .n_head = n, .n_placed = d->m->embed_rows.n > 0 ? n : 0};
+}
+
 static void plan(gr_decoder *d, planner *p) {
     gr_widths w = d->w = widths_of(d->m);
     int64_t n = d->o.max_tokens;
-    gr_device_batch largest = {.n = n, .n_seqs = n, .n_head = n};
+    gr_device_batch largest = largest_batch(d);
     d->head_rows = gr_decoder_head_rows(d->m, &d->o);
     plan_layers(d, p, &w);
     plan_head(d, p, &w);
     d->batch = place(p, gr_device_batch_place(&largest, NULL, !d->o.training), 1);
     d->xf = branch(p, n, w.C);
     d->rstdf = floats(p, n, 1);
-    if (w.embed_rank) d->embed_h = stream(p, n, w.embed_rank), d->embed_y = stream(p, n, w.C);
+    if (w.embed_rank) d->embed_h = stream(p, n, w.embed_rank);
+    if (w.embed_rank || d->m->embed_rows.n) d->embed_y = stream(p, n, w.C);
     if (d->o.dropout > 0 && d->o.training) d->xd = branch(p, n, w.widest).data, d->dxd = branch(p, n, w.widest).data;
     if (d->o.training) {
         d->dx = stream(p, n, w.C);
@@ -191,7 +200,7 @@ static bool layer_trains(const gr_layer *l) {
 }
 
 static void find_lowest(gr_decoder *d) {
-    d->embed_trains = linear_trains(&d->m->embed);
+    d->embed_trains = linear_trains(&d->m->embed) || linear_trains(&d->m->embed_rows.linear);
     d->lowest = 0;
     while (!d->embed_trains && d->lowest < d->m->config.n_layers && !layer_trains(&d->m->layers[d->lowest])) d->lowest++;
 }
@@ -208,7 +217,7 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     GR_TRY(gr_model_place(m, err));
     planner measure = {.d = d}, real = {.d = d};
     plan(d, &measure);
-    gr_device_batch largest = {.n = o->max_tokens, .n_seqs = o->max_tokens, .n_head = o->max_tokens};
+    gr_device_batch largest = largest_batch(d);
     d->staging = gr_alloc_aligned(gr_device_batch_place(&largest, NULL, !o->training));
     d->nll_staging = gr_calloc(o->max_tokens, sizeof *d->nll_staging);
     real.base = d->memory = d->dev->alloc(d->dev, measure.bytes);

@@ -55,10 +55,13 @@ static void tie_head(gr_model *m) {
 
 /* ---- slots ---- */
 
-static int64_t n_groups(const gr_model *m) { return m->config.n_layers * GR_SITE_COUNT + 1; }
+/* Those of the layers, the head's, and that of its segment where there is one. */
+static int64_t n_groups(const gr_model *m) { return m->config.n_layers * GR_SITE_COUNT + 1 + (m->rows_group.n > 0); }
 
 static gr_group *group_at(const gr_model *m, int64_t i) {
-    return i < n_groups(m) - 1 ? &m->layers[i / GR_SITE_COUNT].group[i % GR_SITE_COUNT] : (gr_group *)&m->head_group;
+    int64_t of_layers = m->config.n_layers * GR_SITE_COUNT;
+    if (i >= of_layers) return (gr_group *)(i == of_layers ? &m->head_group : &m->rows_group);
+    return &m->layers[i / GR_SITE_COUNT].group[i % GR_SITE_COUNT];
 }
 
 static void make_groups(gr_model *m) {
@@ -72,7 +75,7 @@ static void make_groups(gr_model *m) {
         l->group[GR_SITE_GATE_UP] = (gr_group){.member = {&l->gate, &l->up}, .n = n_gate_up};
         l->group[GR_SITE_DOWN] = (gr_group){.member = {&l->down}, .n = 1};
     }
-    m->head_group = (gr_group){.member = {&m->head}, .n = 1};
+    gr_model_split_head(m);
     for (int64_t i = 0; i < n_groups(m); i++) group_at(m, i)->compute = m->compute;
 }
 
@@ -185,7 +188,7 @@ graft_status gr_model_open(gr_model **out, const char *path, gr_machine machine,
 
 void gr_model_free(gr_model *m) {
     if (!m) return;
-    gr_model_unplace(m);
+    gr_model_detach_rows(m);
     for (int64_t i = 0; i < m->n_modules; i++) free(m->modules[i].linear->lora);
     for (int64_t i = 0; m->mapped && i < gr_weights_count(m->weights); i++) m->device->unmap(m->device, m->mapped[i]);
     for (int i = 0; m->rope && i < gr_config_n_ropes(&m->config); i++) m->device->free(m->device, m->rope[i]);
@@ -230,6 +233,7 @@ static graft_status map_weights(gr_model *m, graft_error *err) {
         if (*slot != data) gr_weights_rest(m->weights, e->view.data);
     }
     tie_head(m);
+    gr_model_split_head(m);
     return GRAFT_OK;
 }
 

@@ -6,6 +6,7 @@
 #include "core/model/config.h"
 #include "core/model/machine.h"
 #include "core/model/params.h"
+#include "core/model/rows.h"
 #include "core/model/weights.h"
 
 /* A norm's weight, or another vector that may be trained. */
@@ -49,7 +50,10 @@ typedef struct gr_model {
     gr_vector norm;
     gr_linear head; /* tied: head.w is embed.w, head.dw is embed.dw */
     gr_group head_group;
-    gr_module *modules; /* [n_modules]: the embedding, linears in layer order, the head */
+    gr_segment embed_rows, head_rows;  /* tokens whose rows are not the file's */
+    gr_linear head_part[GR_GROUP_MAX]; /* the head's own rows before and after a segment that is a range */
+    gr_group rows_group;               /* a segment of the head that is none; no members otherwise */
+    gr_module *modules;                /* [n_modules]: the embedding, linears in layer order, the head */
     int64_t n_modules;
     float **rope; /* [gr_config_n_ropes] of [rope_positions, D], device memory; NULL before gr_model_load */
     int64_t rope_positions;

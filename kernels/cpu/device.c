@@ -183,7 +183,8 @@ static int64_t cpu_row_stride(gr_device *d, int64_t width, gr_dtype type) {
 /* ---- groups: int8 forms ---- */
 
 static bool takes_int8(const gr_group *g, const gr_linear *l) {
-    return !l->dw && (g->base == GR_BASE_INT8 || (g->base == GR_BASE_INT8_QUANTISED && gr_dtype_get(l->w.dtype)->block > 1));
+    return !l->dw && !l->exact &&
+           (g->base == GR_BASE_INT8 || (g->base == GR_BASE_INT8_QUANTISED && gr_dtype_get(l->w.dtype)->block > 1));
 }
 
 /* Of one member; whole cache lines. */

@@ -200,6 +200,33 @@ void gr_scatter_rows_generic(gr_device *d, gr_rows x, gr_rows src, const int32_t
     gr_cpu_for(d, n, gr_cpu_row_grain(C), scatter, &a);
 }
 
+static void scatter_row(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        float *out = gr_f32_row(a->out, r);
+        const float *x = gr_f32_row(a->x, r);
+        for (int64_t j = 0; j < a->C; j++) out[a->ids[j]] = x[j];
+    }
+}
+
+static void take_from_row(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        float *out = gr_f32_row(a->out, r), *x = gr_f32_row(a->x, r);
+        for (int64_t j = 0; j < a->C; j++) out[j] = x[a->ids[j]], x[a->ids[j]] = 0;
+    }
+}
+
+void gr_scatter_columns_generic(gr_device *d, gr_rows x, gr_rows src, const int32_t *idx, int64_t n, int64_t C) {
+    row_args a = {.out = x, .x = src, .ids = idx, .C = C};
+    gr_cpu_for(d, n, gr_cpu_row_grain(C), scatter_row, &a);
+}
+
+void gr_take_columns_generic(gr_device *d, gr_rows out, gr_rows x, const int32_t *idx, int64_t n, int64_t C) {
+    row_args a = {.out = out, .x = x, .ids = idx, .C = C};
+    gr_cpu_for(d, n, gr_cpu_row_grain(C), take_from_row, &a);
+}
+
 /* The panels of a slot whose rows change hold nothing from there on but whole blocks before. */
 static void forget_panels(gr_cpu_kv *form, int64_t row) {
     int64_t slot = row / form->max_len, position = row % form->max_len;

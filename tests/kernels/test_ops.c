@@ -450,6 +450,41 @@ static void call_scatter_rows(call *c) {
     out_whole(c, x, all, C);
 }
 
+/* Every third column, and the last. */
+static int32_t *some_columns(call *c, int64_t all, int64_t *n) {
+    int32_t *ids = (int32_t *)buffer(c, all / 3 + 2);
+    *n = 0;
+    for (int64_t j = 0; j + 1 < all; j += 3) ids[(*n)++] = (int32_t)j;
+    ids[(*n)++] = (int32_t)(all - 1);
+    return ids;
+}
+
+static void call_scatter_columns(call *c) {
+    int64_t all = width(c), n;
+    int32_t *ids = some_columns(c, all, &n);
+    gr_rows x = rows(c, 1, all), before = rows(c, 1, all), src = rows(c, 2, n);
+    c->d->ops->scatter_columns(c->d, x, src, ids, c->n, n);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0, k = 0; j < all; j++)
+            assert_true(gr_f32_row(x, r)[j] == (ids[k] == j ? gr_f32_row(src, r)[k++] : gr_f32_row(before, r)[j]));
+    out_rows(c, x, all);
+}
+
+static void call_take_columns(call *c) {
+    int64_t all = width(c), n;
+    int32_t *ids = some_columns(c, all, &n);
+    gr_rows x = rows(c, 1, all), before = rows(c, 1, all), out = rows(c, 2, n);
+    c->d->ops->take_columns(c->d, out, x, ids, c->n, n);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0, k = 0; j < all; j++) {
+            float was = gr_f32_row(before, r)[j];
+            bool taken = ids[k] == j;
+            assert_true(gr_f32_row(x, r)[j] == (taken ? 0 : was));
+            if (taken) assert_true(gr_f32_row(out, r)[k++] == was);
+        }
+    out_rows(c, x, all), out_rows(c, out, n);
+}
+
 static void call_dropout(call *c) {
     int64_t C = width(c);
     gr_rows out = rows(c, 1, C), x = rows(c, 2, C);

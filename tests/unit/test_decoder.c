@@ -247,6 +247,98 @@ static void sums_stay_on_the_device(void **state) {
     close_world(&w);
 }
 
+/* ---- rows of tokens: a second segment of embedding and head ---- */
+
+enum { LISTS = 4 };
+static const struct {
+    int32_t ids[V];
+    int64_t n;
+} lists[LISTS] = {{{3, 7, 8, 49}, 4}, {{0, 1, 2, 3, 4, 5}, 6}, {{20, 21, 22}, 3}, {{47, 48, 49}, 3}};
+
+static int32_t every_token[V];
+
+static void freeze(world *w) {
+    w->m->embed.dw = w->m->head.dw = w->m->norm.dw = NULL;
+    for (int64_t i = 0; i < L; i++) {
+        gr_layer *l = &w->m->layers[i];
+        gr_linear *linears[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+        gr_vector *norms[] = {&l->input_norm, &l->post_norm, &l->q_norm, &l->k_norm, &l->attention_norm, &l->mlp_norm};
+        for (int k = 0; k < 7; k++) linears[k]->dw = NULL;
+        for (int k = 0; k < 6; k++) norms[k]->dw = NULL;
+    }
+}
+
+/* Rows ids[n] of a matrix [V,C] at from into rows close together at to; spoil: and what they were becomes nonsense. */
+static void move_rows(float *to, float *from, const int32_t *ids, int64_t n, bool spoil) {
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(to + i * C, from + ids[i] * C, C * sizeof *to);
+        for (int64_t k = 0; spoil && k < C; k++) from[ids[i] * C + k] = 9;
+    }
+}
+
+static double distance(const float *a, const float *b, int64_t n) {
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++)
+        difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]), norm += (double)b[i] * (double)b[i];
+    return sqrt(difference / norm);
+}
+
+/* Rows of a segment in a world where all else is frozen and those of the whole matrix are nonsense: the loss is that of a world that
+ * trains everything, bit for bit; gradients pass a head in parts, whose sums end in other places. */
+static void check_segment(const int32_t *ids, int64_t n, bool tied) {
+    world full = open_world(true, false), part = open_world(true, false);
+    world *worlds[] = {&full, &part};
+    for (int i = 0; tied && i < 2; i++) {
+        gr_model *m = worlds[i]->m;
+        m->config.tied = true, m->head.w = m->embed.w, m->head.dw = m->embed.dw;
+    }
+    float nll[TOKENS], again[TOKENS], *want = gradients(&full, GR_RECOMPUTE_NONE, nll, NULL), wanted[2][V * C], made[2][2][V * C];
+    gr_params rows = {0};
+    int64_t index;
+    for (int i = 0; i < 2 - tied; i++) assert_ok(gr_params_add(&rows, i ? "head" : "embed", n, C, true, &index, &err));
+    assert_ok(gr_params_allocate(&rows, machine.device, true, &err));
+    freeze(&part);
+    for (int i = 0; i < 2 - tied; i++) {
+        float *matrix = calloc(V * C, sizeof *matrix);
+        gr_params_read(&part.p, GR_PARAMS_VALUE, i, matrix);
+        move_rows(wanted[i], matrix, ids, n, true);
+        gr_params_write(&part.p, GR_PARAMS_VALUE, i, matrix);
+        gr_params_write(&rows, GR_PARAMS_VALUE, i, wanted[i]);
+        move_rows(wanted[i], want + full.p.items[i].offset, ids, n, false);
+        free(matrix);
+    }
+    for (int i = 0; i < 2 - tied; i++) {
+        gr_rows_values values = {ids, n, gr_params_value(&rows, i), gr_params_grad(&rows, i)};
+        assert_ok(gr_model_attach_rows(part.m, i > 0, &values, &err));
+    }
+    assert_int_equal(gr_model_attach_rows(part.m, false, &(gr_rows_values){.ids = ids, .n = n}, &err), GRAFT_BAD_USAGE);
+    for (int policy = GR_RECOMPUTE_NONE; policy <= GR_RECOMPUTE_FULL; policy++) {
+        machine.device->zero(machine.device, rows.grad, rows.n_floats * (int64_t)sizeof(float));
+        free(gradients(&part, (gr_recompute)policy, again, NULL));
+        assert_memory_equal(nll, again, sizeof nll);
+        for (int i = 0; i < 2 - tied; i++) {
+            gr_params_read(&rows, GR_PARAMS_GRAD, i, made[i][policy > 0]);
+            assert_true(distance(made[i][policy > 0], wanted[i], n * C) < 1e-6);
+            if (policy > 0) assert_memory_equal(made[i][0], made[i][1], (size_t)(n * C) * sizeof(float));
+        }
+    }
+    assert_true(mean_loss(&full) == mean_loss(&part));
+    gr_model_detach_rows(part.m);
+    assert_true(mean_loss(&full) != mean_loss(&part));
+    free(want);
+    gr_params_release(&rows);
+    close_world(&full), close_world(&part);
+}
+
+static void a_segment_trains_as_the_whole_does(void **state) {
+    (void)state;
+    for (int i = 0; i < V; i++) every_token[i] = i;
+    for (int tied = 0; tied < 2; tied++) {
+        for (int i = 0; i < LISTS; i++) check_segment(lists[i].ids, lists[i].n, tied);
+        check_segment(every_token, V, tied);
+    }
+}
+
 static char told[256];
 
 static void tell(char what, int64_t layer) {
@@ -283,7 +375,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_slopes),        cmocka_unit_test(recomputation_gives_the_same_bits),
         cmocka_unit_test(cache_gives_the_same_logits), cmocka_unit_test(sums_stay_on_the_device),
-        cmocka_unit_test(hooks_bracket_layers),
+        cmocka_unit_test(hooks_bracket_layers),        cmocka_unit_test(a_segment_trains_as_the_whole_does),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
