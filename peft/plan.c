@@ -182,6 +182,14 @@ static int64_t result_bytes(const gr_run *run) {
     return (gr_params_largest(&run->params) + run->params.n_floats) * (int64_t)sizeof(float);
 }
 
+/* Of each buffer of the parameter set, with so much of the adapter's rank; rows of tokens have none. */
+static int64_t trained_floats(const gr_run *run, double rank) {
+    int64_t rows = 0;
+    for (int i = 0; run->adapter && i < GR_ROWS_COUNT; i++)
+        if (run->adapter->config.rows[i].n > 0) rows += run->params.items[run->adapter->rows[i]].n;
+    return rows + (int64_t)((double)(run->params.n_floats - rows) * rank);
+}
+
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->session.model;
@@ -195,7 +203,7 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
     a.made += footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
-    a.trained = 4 * footprint(run, (int64_t)((double)run->params.n_floats * w->rank) * (int64_t)sizeof(float));
+    a.trained = 4 * footprint(run, trained_floats(run, w->rank) * (int64_t)sizeof(float));
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
@@ -245,7 +253,7 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
         gr_str_printf(out, "data.max_length=%lld", (long long)((double)longest * w->length));
         return true;
     default:
-        if (!run->adapter || r->adapter_rank < 2) return false;
+        if (!run->adapter || run->adapter->n_modules == 0 || r->adapter_rank < 2) return false;
         w->rank /= 2;
         gr_str_printf(out, "adapter.rank=%lld", (long long)GR_MAX(1, r->adapter_rank / 2));
         return true;

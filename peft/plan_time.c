@@ -86,6 +86,18 @@ static void make_layers(rig *g, const gr_run *run) {
     }
 }
 
+static graft_status make_rows(rig *g, const gr_run *run, graft_error *err) {
+    for (int i = 0; run->adapter && i < GR_ROWS_COUNT; i++) {
+        const gr_ids_list *list = &run->adapter->config.rows[i];
+        int64_t n = list->n * g->model->config.hidden;
+        if (n == 0) continue;
+        gr_rows_values rows = {list->ids, list->n, made_up(g, n * (int64_t)sizeof(float), 0x3c), gradient(g, n)};
+        graft_status st = gr_model_attach_rows(g->model, i == GR_ROWS_HEAD, &rows, err);
+        if (st != GRAFT_OK) return st;
+    }
+    return GRAFT_OK;
+}
+
 static graft_status make_rig(rig *g, const gr_run *run, graft_error *err) {
     const gr_model *from = run->session.model;
     gr_model_config c = from->config;
@@ -99,6 +111,7 @@ static graft_status make_rig(rig *g, const gr_run *run, graft_error *err) {
     make_linear(g, &m->embed, &(gr_linear){.w = from->embed.w}, run, false);
     make_linear(g, &m->head, &from->head, run, false);
     if (c.tied) m->head.w = m->embed.w, m->head.dw = m->embed.dw;
+    if ((st = make_rows(g, run, err)) != GRAFT_OK) return st;
     gr_model_use(m, run->r->model_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
     return g->failed ? gr_fail_memory(err, "measuring") : GRAFT_OK;
 }

@@ -72,8 +72,10 @@ static const struct peer {
     {"sample_packing", "leave it out: batches are never padded here"},
     {"packing", "leave it out: batches are never padded here"},
     {"group_by_length", "leave it out: batches are never padded here"},
-    {"rows", "method embeddings, and it, are not in this version"},
-    {"trainable_tokens", "it is not in this version"},
+    {"trainable_token_indices", "use adapter.trainable_tokens, or adapter.method: embeddings"},
+    {"modules_to_save", "use adapter.trainable_tokens, or adapter.method: embeddings"},
+    {"lora_modules_to_save", "use adapter.trainable_tokens, or adapter.method: embeddings"},
+    {"additional_target", "use adapter.trainable_tokens, or adapter.method: embeddings"},
     {"sharding", "it is not in this version, which trains in one process"},
 };
 
@@ -89,7 +91,6 @@ static const struct later {
 } later[] = {
     {"train", "objective", "dpo", "is not in this version; sft and pretrain are"},
     {"train", "objective", "kto", "is not in this version; sft and pretrain are"},
-    {"adapter", "method", "embeddings", "is not in this version; lora and full are"},
     {"", "device", "cuda", "is not in this version yet: this build computes on CPUs; use cpu"},
 };
 
@@ -162,8 +163,18 @@ static bool whole_ranks(const gr_recipe *r) {
     return true;
 }
 
+static bool names_word(const gr_list *list, const char *word) {
+    for (int i = 0; i < list->n; i++)
+        if (strcmp(list->items[i], word) == 0) return true;
+    return false;
+}
+
+/* "new" and "all" are no tokens among others. */
+static bool mixes_words(const gr_list *list) { return list->n > 1 && (names_word(list, "new") || names_word(list, "all")); }
+
 graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
     bool has_eval = r->data_eval.n > 0 || r->data_eval.share > 0, lora = r->adapter_method == GR_METHOD_LORA;
+    bool full = r->adapter_method == GR_METHOD_FULL, embeddings = r->adapter_method == GR_METHOD_EMBEDDINGS;
     const char *metric = unknown_metric(r);
     char metric_why[120] = "";
     if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
@@ -175,17 +186,26 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         int row;
         const char *why;
     } rules[] = {
-        {r->model_quantize != GR_QUANTIZE_NONE && r->adapter_method == GR_METHOD_FULL, GR_ROW_model_quantize,
+        {r->model_quantize != GR_QUANTIZE_NONE && full, GR_ROW_model_quantize,
          "method full trains the base's own weights, which must not be quantised; use adapter.method: lora or "
          "model.quantize: none"},
-        {r->model_compute == GR_COMPUTE_INT8 && r->adapter_method == GR_METHOD_FULL, GR_ROW_model_compute,
+        {r->model_compute == GR_COMPUTE_INT8 && full, GR_ROW_model_compute,
          "int8 is for a frozen base; method full trains the weights, use exact"},
         {lora && r->adapter_target_modules.n == 0, GR_ROW_adapter_target_modules,
          "it names no module; use all-linear or a list of names"},
         {!whole_ranks(r), GR_ROW_adapter_rank_pattern, "a rank is a whole number"},
-        {!lora && r->adapter_init_from, GR_ROW_adapter_init_from, "only method lora starts from an adapter"},
-        {r->adapter_method == GR_METHOD_FULL && r->adapter_dropout > 0, GR_ROW_adapter_dropout,
-         "method full has no adapter to drop inputs of"},
+        {full && r->adapter_init_from, GR_ROW_adapter_init_from,
+         "method full does not start from an adapter: merge it, and train that"},
+        {full && r->adapter_dropout > 0, GR_ROW_adapter_dropout, "method full has no adapter to drop inputs of"},
+        {embeddings && r->adapter_dropout > 0, GR_ROW_adapter_dropout, "method embeddings has no LoRA to drop inputs of"},
+        {embeddings && (r->adapter_rows.n == 0 || mixes_words(&r->adapter_rows)), GR_ROW_adapter_rows,
+         "expected new, all, or a list of tokens by text or id"},
+        {!embeddings && (r->adapter_rows.n != 1 || !names_word(&r->adapter_rows, "new")), GR_ROW_adapter_rows,
+         "it is of method embeddings; with lora, rows are trained by adapter.trainable_tokens"},
+        {!lora && r->adapter_trainable_tokens.n > 0, GR_ROW_adapter_trainable_tokens,
+         "it is of method lora; method embeddings has adapter.rows, and full trains all of them"},
+        {lora && (mixes_words(&r->adapter_trainable_tokens) || names_word(&r->adapter_trainable_tokens, "all")),
+         GR_ROW_adapter_trainable_tokens, "expected new, or a list of tokens by text or id"},
         {n_shares > 0 && !pretrain, GR_ROW_data_train, "share is for objective pretrain; use weight"},
         {n_shares > 0 && n_shares < r->data_train.n, GR_ROW_data_train, "all sources have a share, or none"},
         {r->data_attention != GR_ATTENTION_ACROSS && !pretrain, GR_ROW_data_attention,

@@ -15,7 +15,7 @@ typedef struct gr_run {
     gr_session session;       /* without adapters: the one that is trained is below */
     int64_t base_bytes;       /* of the quantised matrices; 0: none */
     gr_params params;         /* what is trained: the adapter's matrices, or every weight */
-    gr_adapter *adapter;      /* method lora, else NULL */
+    gr_adapter *adapter;      /* method full: NULL */
     gr_dataset *train, *eval; /* eval: NULL when there is none */
     gr_decoder *decoder;
     gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */

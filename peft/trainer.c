@@ -11,6 +11,7 @@
 #include "peft/interrupt.h"
 #include "peft/plan.h"
 #include "peft/run.h"
+#include "peft/tokens.h"
 
 /* Between the parts of a set-up, which takes long for much data. */
 static graft_status check_interrupt(graft_error *err) {
@@ -44,7 +45,7 @@ static graft_status open_shape(gr_run *run, graft_error *err) {
 }
 
 static graft_status open_text(gr_run *run, graft_error *err) {
-    graft_status st = gr_session_open_tokenizer(&run->session, err);
+    graft_status st = run->session.tokenizer ? GRAFT_OK : gr_session_open_tokenizer(&run->session, err);
     gr_chat_options chat = gr_recipe_chat(run->r, run->session.tokenizer);
     return st == GRAFT_OK ? gr_chat_open(&run->session.chat, &chat, run->session.tokenizer, err) : st;
 }
@@ -111,11 +112,23 @@ done:
     return st;
 }
 
+/* Tokens are the tokenizer's, which is opened for them. */
+static graft_status plan_rows(gr_run *run, gr_adapter_config *c, gr_arena *arena, graft_error *err) {
+    gr_model *m = run->session.model;
+    graft_status st = GRAFT_OK;
+    if (!gr_weights_shape_only(m->weights) && !run->session.tokenizer) GR_TRY(gr_session_open_tokenizer(&run->session, err));
+    GR_TRY(gr_recipe_tokens(&c->rows[GR_ROWS_EMBED], arena, run->r, m, run->session.tokenizer, err));
+    if (!m->config.tied && run->r->adapter_head_rows) c->rows[GR_ROWS_HEAD] = c->rows[GR_ROWS_EMBED];
+done:
+    return st;
+}
+
 /* Decide what is trained, and give the model its shape with it; nothing is allocated. */
 static graft_status plan_params(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     char *base = NULL;
     graft_status st;
+    gr_arena arena = {0};
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -129,11 +142,15 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                            .n_rank_pattern = r->adapter_rank_pattern.n,
                            .alpha_pattern = r->adapter_alpha_pattern.items,
                            .n_alpha_pattern = r->adapter_alpha_pattern.n,
+                           .rows_alone = r->adapter_method == GR_METHOD_EMBEDDINGS,
                            .base = base};
+    if (c.rows_alone) c.n_target_modules = 0;
+    if (gr_recipe_trains_rows(r)) GR_TRY(plan_rows(run, &c, &arena, err));
     GR_TRY(gr_adapter_plan(&run->adapter, &c, run->session.model, &run->params, err));
     GR_TRY(gr_adapter_attach(run->adapter, run->session.model, 1.0, err));
 done:
     free(base);
+    gr_arena_release(&arena);
     return st;
 }
 
@@ -156,6 +173,7 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     if (template && !(run->adapter->chat_template = gr_arena_strdup(&run->adapter->arena, template)))
         GR_TRY(gr_fail_memory(err, "chat template"));
     GR_TRY(gr_adapter_init(run->adapter, (uint64_t)r->train_seed, err));
+    GR_TRY(gr_adapter_init_rows(run->adapter, run->session.model, err));
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->session.model, false, err));
         GR_TRY(gr_adapter_copy(run->adapter, from, err));
