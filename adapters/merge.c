@@ -274,3 +274,29 @@ done:
     free(job.right);
     return st;
 }
+
+/* ---- the rows alone ---- */
+
+graft_status gr_merge_rows(gr_adapter *plain, gr_adapter *a, gr_model *m, const gr_tokenizer *t, const gr_merge_options *o,
+                           const char *base_path, graft_error *err) {
+    graft_status st;
+    double one = 1;
+    gr_adapter rows = *a, *only = &rows;
+    gr_merge_parts parts = {.model = m, .tokenizer = t, .adapters = &only, .scales = &one, .n_adapters = 1};
+    if (!gr_adapter_has_rows(a))
+        return gr_fail(err, GRAFT_BAD_USAGE, "the adapter has no trained rows of tokens: it is a plain LoRA for its own base");
+    if (a->n_modules == 0)
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "the adapter has trained rows alone, no LoRA would be left: graft merge writes the model");
+    rows.n_modules = 0;
+    gr_adapter_detach_all(m);
+    GR_TRY(gr_adapter_attach(&rows, m, 1, err));
+    GR_TRY(gr_merge(&parts, o, base_path, NULL, err));
+    gr_adapter_detach_all(m);
+    GR_TRY(gr_adapter_attach(a, m, 1, err));
+    *plain = *a;
+    for (int i = 0; i < GR_ROWS_COUNT; i++) plain->config.rows[i] = (gr_ids_list){0};
+    plain->config.base = base_path;
+done:
+    return st;
+}

@@ -1,5 +1,5 @@
-/* rows.h - the second segment of an embedding or a head: rows of some tokens that stand in place of the file's, as float, and may be
- * trained while all others are frozen. The model has the slots, the decoder does what they say. A tied head has the embedding's.
+/* rows.h - the second segment of an embedding or a head: rows of some tokens that stand in place of the file's, as float, and may
+ * be trained while all others are frozen. The model has the slots, the decoder does what they say. A tied head has the embedding's.
  * An embedding takes a row from one segment or the other. A head whose segment is a range of tokens is a product of up to three
  * members (file | segment | file); of other tokens, the segment is a product of its own, whose columns are written over those of
  * the whole. */

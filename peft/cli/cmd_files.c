@@ -1,10 +1,13 @@
 /* graft merge, graft export, graft inspect */
 #include <jansson.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "adapters/inspect.h"
 #include "adapters/merge.h"
 #include "core/base/file.h"
+#include "core/base/log.h"
+#include "core/base/output.h"
 #include "peft/cli/session_args.h"
 
 /* Whether it may be written is checked with the session's inputs. */
@@ -55,31 +58,69 @@ done:
     return st;
 }
 
+/* The adapter that is written: the session's, or, with --base-out, what is left of it when its rows are in that base. */
+static graft_status take_rows_apart(const gr_args *a, gr_session *s, const char *out, gr_adapter *plain, char **base_path,
+                                    graft_error *err) {
+    graft_status st = GRAFT_OK;
+    const char *base = gr_args_text(a, "base-out", NULL), *dtype = gr_args_text(a, "dtype", NULL);
+    gr_merge_options o = {.overwrite = gr_args_has(a, "overwrite")};
+    *plain = *s->adapters[0];
+    if (!base && dtype) return gr_fail(err, GRAFT_BAD_USAGE, "--dtype is of --base-out: adapters are written as fp32");
+    if (!base && gr_adapter_has_rows(plain))
+        gr_note(
+            "%s: trained rows of tokens are in it, as PEFT has them; vLLM and llama.cpp serve it as the base with these rows and a "
+            "plain LoRA: --base-out PATH",
+            out);
+    if (!base) return GRAFT_OK;
+    GR_TRY(gr_written_type(&o.dtype, dtype, err));
+    GR_TRY(gr_format_of(&o.format, base, NULL, "hf", err));
+    if (gr_path_within(base, out) || gr_path_within(out, base))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--base-out %s and --out %s: one lies in the other", base, out));
+    GR_TRY(gr_output_check(&(gr_output){.path = base,
+                                        .folder = o.format == GR_FORMAT_HF,
+                                        .overwrite = o.overwrite,
+                                        .inputs = (const char *const *)s->inputs,
+                                        .n_inputs = s->n_inputs},
+                           err));
+    if (!(*base_path = gr_path_absolute(base))) GR_TRY(gr_fail_memory(err, base));
+    GR_TRY(gr_merge_rows(plain, s->adapters[0], s->model, s->tokenizer, &o, *base_path, err));
+done:
+    return st;
+}
+
+static void print_export(const gr_args *a, const char *out, const char *base_path, gr_model_format format, const gr_adapter *x) {
+    if (gr_args_has(a, "json")) {
+        json_t *json = json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
+                                 (json_int_t)x->n_modules, "parameters", (json_int_t)gr_adapter_n_parameters(x));
+        if (base_path) json_object_set_new(json, "base", json_string(base_path));
+        json_dumpf(json, stdout, JSON_INDENT(2));
+        putchar('\n');
+        json_decref(json);
+        return;
+    }
+    char text[32];
+    if (base_path) printf("%s: the base with the adapter's rows, read back and compared\n", base_path);
+    printf("%s: %lld modules, %s parameters\n", out, (long long)x->n_modules, gr_thousands(gr_adapter_n_parameters(x), text));
+}
+
 graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_session s = {0};
     const char *out;
+    char *base_path = NULL;
+    gr_adapter plain;
     gr_model_format format;
     GR_TRY(need_out(a, &out, err));
     GR_TRY(gr_format_of(&format, out, gr_args_text(a, "format", NULL), "peft", err));
     GR_TRY(gr_open_session(a, GR_FOR_FILES, &s, NULL, err));
     if (s.n_adapters != 1)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "export writes one adapter: give one --adapter (found %d)", s.n_adapters));
-    if (format == GR_FORMAT_GGUF) GR_TRY(gr_adapter_export_gguf(s.adapters[0], s.model, out, err));
-    else GR_TRY(gr_adapter_save(s.adapters[0], out, gr_args_has(a, "overwrite"), err));
-    if (gr_args_has(a, "json")) {
-        json_t *json =
-            json_pack("{s:s,s:s,s:I,s:I}", "out", out, "format", format == GR_FORMAT_GGUF ? "gguf" : "peft", "modules",
-                      (json_int_t)s.adapters[0]->n_modules, "parameters", (json_int_t)gr_adapter_n_parameters(s.adapters[0]));
-        json_dumpf(json, stdout, JSON_INDENT(2));
-        putchar('\n');
-        json_decref(json);
-    } else {
-        char text[32];
-        printf("%s: %lld modules, %s parameters\n", out, (long long)s.adapters[0]->n_modules,
-               gr_thousands(gr_adapter_n_parameters(s.adapters[0]), text));
-    }
+    GR_TRY(take_rows_apart(a, &s, out, &plain, &base_path, err));
+    if (format == GR_FORMAT_GGUF) GR_TRY(gr_adapter_export_gguf(&plain, s.model, out, err));
+    else GR_TRY(gr_adapter_save(&plain, out, gr_args_has(a, "overwrite"), err));
+    print_export(a, out, base_path, format, &plain);
 done:
+    free(base_path);
     gr_session_close(&s);
     return st;
 }

@@ -191,7 +191,7 @@ static void test_hostile_config(void **state) {
     } cases[] = {
         {"use_dora", "true", "DoRA"},
         {"modules_to_save", "[\"lm_head\"]", "modules_to_save"},
-        {"trainable_token_indices", "[1, 2]", "trainable_token_indices"},
+        {"trainable_token_indices", "[1, 2]", "saved in part"},
         {"bias", "\"all\"", "bias"},
         {"bias", "true", "bias"},
         {"layer_replication", "[[0, 2]]", "layer_replication"},
@@ -308,7 +308,7 @@ static void test_hostile_tensors(void **state) {
         {{Q0 "lora_B.other.weight", 64, 4, GR_DTYPE_F32, 1}, "are of two adapters"},
         {{Q0 "lora_magnitude_vector", 1, 64, GR_DTYPE_F32, 1}, "DoRA"},
         {{"base_model.model.lm_head.weight", 640, 64, GR_DTYPE_F32, 1}, "a head other than the base's"},
-        {{"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta", 2, 64, GR_DTYPE_F32, 1}, "token rows"},
+        {{Q0 "token_adapter.trainable_tokens_delta", 2, 64, GR_DTYPE_F32, 1}, "neither the embedding nor the head"},
         {{"base_model.model.model.layers.2.self_attn.q_proj.lora_B.weight", 64, 4, GR_DTYPE_F32, 1}, "no linear"},
         {{"base_model.model.model.embed_tokens.lora_A.weight", 4, 640, GR_DTYPE_F32, 1}, "no linear"},
         {{"x", 1, 1, GR_DTYPE_F32, 1}, "no LoRA matrix"},

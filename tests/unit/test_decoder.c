@@ -283,8 +283,8 @@ static double distance(const float *a, const float *b, int64_t n) {
     return sqrt(difference / norm);
 }
 
-/* Rows of a segment in a world where all else is frozen and those of the whole matrix are nonsense: the loss is that of a world that
- * trains everything, bit for bit; gradients pass a head in parts, whose sums end in other places. */
+/* Rows of a segment in a world where all else is frozen and those of the whole matrix are nonsense: the loss is that of a world
+ * that trains everything, bit for bit; gradients pass a head in parts, whose sums end in other places. */
 static void check_segment(const int32_t *ids, int64_t n, bool tied) {
     world full = open_world(true, false), part = open_world(true, false);
     world *worlds[] = {&full, &part};

@@ -92,7 +92,7 @@ static void bad_cases(void **state) {
         {"adapter:\n  alpha: 1e999\n", "expected a number"},
         {"adapter:\n  dropout: 1.0\n", "expected a number from 0 to 0.99"},
         {"adapter:\n  use_rslora: maybe\n", "expected true or false, found \"maybe\""},
-        {"adapter:\n  method: lorra\n", "one of lora|full (did you mean lora?)"},
+        {"adapter:\n  method: lorra\n", "one of lora|full|embeddings (did you mean lora?)"},
         {"adapter:\n  target_modules: {a: b}\n", "expected a list of names"},
         {"adapter:\n  target_modules: [a, [b]]\n", "@2:23: adapter.target_modules: expected a name, found a list"},
         {"adapter:\n  target_modules: []\n", "it names no module"},
@@ -100,8 +100,13 @@ static void bad_cases(void **state) {
         {"adapter:\n  rank_pattern: {q_proj: x}\n", "expected a number, found \"x\""},
         {"adapter:\n  rank_pattern: {q_proj: 0}\n", "expected a number from 1 to 4096"},
         {"adapter:\n  rank_pattern: {q_proj: 2.5}\n", "a rank is a whole number"},
-        {"adapter:\n  method: full\n  init_from: x\n", "@3:14: adapter.init_from: only method lora"},
-        {"adapter:\n  method: embeddings\n", "@2:11: adapter.method: embeddings is not in this version"},
+        {"adapter:\n  method: full\n  init_from: x\n", "@3:14: adapter.init_from: method full does not start"},
+        {"adapter:\n  method: embeddings\n  rows: [new, a]\n", "@3:9: adapter.rows: expected new, all, or a list"},
+        {"adapter:\n  method: embeddings\n  rows: []\n", "adapter.rows: expected new, all, or a list"},
+        {"adapter:\n  method: embeddings\n  dropout: 0.1\n", "no LoRA to drop inputs of"},
+        {"adapter:\n  method: embeddings\n  trainable_tokens: new\n", "method embeddings has adapter.rows"},
+        {"adapter:\n  rows: all\n", "@2:9: adapter.rows: it is of method embeddings"},
+        {"adapter:\n  trainable_tokens: all\n", "adapter.trainable_tokens: expected new, or a list"},
         {"train:\n  objective: dpo\n", "dpo is not in this version"},
         {"model:\n  quantize: nf4\nadapter:\n  method: full\n", "@2:13: model.quantize: method full trains the base's own weights"},
         {"model:\n  quantize: nf5\n", "@2:13: model.quantize: expected one of none|q8_0|q4_0|q4_k|nf4"},
@@ -109,7 +114,7 @@ static void bad_cases(void **state) {
         {"device: cuda\n", "@1:9: device: cuda is not in this version"},
         {"device: cuda:1\n", "device: cuda:1 is not in this version"},
         {"device: cud\n", "expected one of auto|cpu, found"},
-        {"adapter:\n  method: embedings\n", "expected one of lora|full, found"},
+        {"adapter:\n  method: embedings\n", "expected one of lora|full|embeddings"},
         {"train:\n  objective: dpp\n", "expected one of sft|pretrain, found"},
         {"train:\n  sharding: zero1\n", "not in this version"},
         {"train:\n  every: 3\n", "it is written eval.every or save.every or log.every"},
@@ -315,7 +320,7 @@ static void choices(void **state) {
             gr_recipe_free(r);
         }
     }
-    assert_int_equal(n_choices, 38);
+    assert_int_equal(n_choices, 39);
     assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");
