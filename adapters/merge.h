@@ -38,8 +38,8 @@ graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, co
                       graft_error *err);
 
 /* An adapter with rows of tokens as others serve it: the base with the rows put in, written to base_path as gr_merge writes, and
- * what is left, a plain LoRA for it, in *plain (a's matrices and strings, borrowed; it names base_path as its base). m is the opened
- * base; a is attached to it, whole, afterwards as well. BAD_USAGE where a has no rows, or nothing else. */
+ * what is left, a plain LoRA for it, in *plain (a's matrices and strings, borrowed; it names base_path as its base). m is the
+ * opened base; a is attached to it, whole, afterwards as well. BAD_USAGE where a has no rows, or nothing else. */
 graft_status gr_merge_rows(gr_adapter *plain, gr_adapter *a, gr_model *m, const gr_tokenizer *t, const gr_merge_options *o,
                            const char *base_path, graft_error *err);
 

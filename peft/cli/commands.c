@@ -120,8 +120,8 @@ static const gr_option export_options[] = {
     {"out", "PATH", "folder or .gguf file to write", NULL},
     {"format", "NAME", "peft (a folder) or gguf, llama.cpp's LoRA (told from the name of --out)", NULL},
     {"base-out", "PATH",
-     "of an adapter with trained rows of tokens: where the base with these rows goes, HF folder or .gguf file; --out is then a plain "
-     "LoRA for it, as vLLM and llama.cpp serve it",
+     "of an adapter with trained rows of tokens: where the base with these rows goes, HF folder or .gguf file; --out is then a "
+     "plain LoRA for it, as vLLM and llama.cpp serve it",
      NULL},
     {"dtype", "TYPE", "of --base-out: fp32, fp16, bf16 (the base's own; bf16 for a quantised base)", NULL},
     {"overwrite", NULL, "replace what is there", NULL},

@@ -31,7 +31,9 @@ train() { # train NAME [options]
 loss() { # loss ARGUMENTS: of an evaluation
     "$G" eval "$@" --data d.jsonl --dtype fp32 --json 2>/dev/null | sed -n 's/.*"loss": \([0-9.]*\).*/\1/p'
 }
-near() { awk -v a="$1" -v b="$2" 'BEGIN {exit !(a > 0 && b > 0 && (a - b < 2e-5 * b) && (b - a < 2e-5 * b))}' || { echo "$1 $2"; return 1; }; }
+near() {
+    awk -v a="$1" -v b="$2" 'BEGIN {exit !(a > 0 && b > 0 && a - b < 2e-5 * b && b - a < 2e-5 * b)}' || { echo "$1 $2"; return 1; }
+}
 less() { awk -v a="$1" -v b="$2" 'BEGIN {exit !(a > 0 && a < b)}' || { echo "$1 $2"; return 1; }; }
 
 check "the new rows alone are trained" train a
@@ -95,7 +97,8 @@ check "are all" holds all.out 'trainable parameters  40,960'
 check "learn more" less "$(loss --adapter runs/all)" "$(loss --adapter runs/a)"
 check "tokens by text and id" train t 'adapter.rows=[<|im_end|>, " a", 100]'
 check "are found" holds runs/t/recipe.yaml 'rows: ['
-refused "no token" 2 'adapter.rows: "<|im_ned|>" is no token of base, it takes' "$G" train rows.yaml output_dir=x 'adapter.rows=[<|im_ned|>]'
+refused "no token" 2 'adapter.rows: "<|im_ned|>" is no token of base, it takes' \
+    "$G" train rows.yaml output_dir=x 'adapter.rows=[<|im_ned|>]'
 refused "the nearest one is named" 2 'did you mean "<|im_end|>"?' "$G" train rows.yaml output_dir=x 'adapter.rows=[<|im_ned|>]'
 refused "no such id" 2 'rows 0 to 639 (a number is an id)' "$G" train rows.yaml output_dir=x 'adapter.rows=[640]'
 refused "one token twice" 2 'are the same token, 2' "$G" train rows.yaml output_dir=x 'adapter.rows=[2, <|im_end|>]'
