@@ -321,31 +321,60 @@ done:
     return st;
 }
 
+/* Rows of tokens in a line of the table: how many, and of what. */
+static void card_rows(const gr_adapter *a, gr_str *s) {
+    for (int i = 0; i < GR_ROWS_COUNT; i++) {
+        const gr_ids_list *list = &a->config.rows[i];
+        if (list->n > 0)
+            gr_str_printf(s, "| rows of %s | %lld, tokens %d to %d |\n", gr_last_component(gr_rows_module(i)), (long long)list->n,
+                          list->ids[0], list->ids[list->n - 1]);
+    }
+}
+
+static void card_lora(const gr_adapter *a, gr_str *s) {
+    const gr_adapter_config *c = &a->config;
+    gr_str_printf(s, "| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | %lld |\n| targets |", (long long)c->rank,
+                  c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "", c->dropout,
+                  (long long)gr_adapter_n_parameters(a));
+    for (int i = 0; i < c->n_target_modules; i++) gr_str_printf(s, "%s %s", i ? "," : "", c->target_modules[i]);
+    gr_str_puts(s, " |\n");
+}
+
+/* vLLM and llama.cpp take a plain LoRA; one with rows of tokens is split for them. */
+static void card_serving(const gr_adapter *a, gr_str *s) {
+    int64_t served_rank = 16; /* vLLM's default limit; it takes powers of two */
+    while (served_rank < a->config.rank) served_rank *= 2;
+    if (a->config.rows_alone) return;
+    if (gr_adapter_has_rows(a))
+        gr_str_puts(s, "\nIts rows of tokens go into the base for vLLM and llama.cpp, and a plain LoRA is left:\n\n```sh\n"
+                       "graft export --adapter THIS_FOLDER --base-out BASE_WITH_ROWS --out LORA\n```\n");
+    gr_str_printf(s, "\nvLLM:\n\n```sh\nvllm serve %s --enable-lora --max-lora-rank %lld --lora-modules name=%s\n```\n",
+                  gr_adapter_has_rows(a) ? "BASE_WITH_ROWS" : "BASE", (long long)served_rank,
+                  gr_adapter_has_rows(a) ? "LORA" : "THIS_FOLDER");
+}
+
 graft_status gr_model_card_write(const gr_adapter *a, const char *path, graft_error *err) {
     const gr_adapter_config *c = &a->config;
     graft_status st;
     gr_str s = {0};
-    int64_t served_rank = 16; /* vLLM's default limit; it takes powers of two */
-    while (served_rank < c->rank) served_rank *= 2;
-    gr_str_puts(&s, "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [lora, graft]\nbase_model: '");
+    const char *tag = c->rows_alone ? "trainable-tokens" : "lora",
+               *title = c->rows_alone ? "Trained rows of tokens" : "LoRA adapter";
+    gr_str_printf(&s, "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags: [%s, graft]\nbase_model: '", tag);
     for (const char *p = c->base; *p; p++) gr_str_printf(&s, *p == '\'' ? "''" : "%c", *p);
-    gr_str_printf(&s, "'\n---\n\n# LoRA adapter\n\nTrained with graft %s on `%s`.\n\n", GRAFT_VERSION, c->base);
-    gr_str_printf(&s, "| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n| parameters | %lld |\n| targets |",
-                  (long long)c->rank, c->alpha, c->use_rslora ? " (rsLoRA: alpha / sqrt(rank))" : "", c->dropout,
-                  (long long)gr_adapter_n_parameters(a));
-    for (int i = 0; i < c->n_target_modules; i++) gr_str_printf(&s, "%s %s", i ? "," : "", c->target_modules[i]);
-    gr_str_printf(&s,
-                  " |\n\n## Use\n\nPEFT:\n\n```python\nfrom peft import PeftModel\n"
-                  "from transformers import AutoModelForCausalLM\n\nmodel = "
-                  "AutoModelForCausalLM.from_pretrained(\"BASE\")\n"
-                  "model = PeftModel.from_pretrained(model, \"THIS_FOLDER\")\n```\n\nvLLM:\n\n```sh\n"
-                  "vllm serve BASE --enable-lora --max-lora-rank %lld --lora-modules "
-                  "name=THIS_FOLDER\n```\n\ngraft:\n\n```sh\n"
-                  "graft generate --model BASE --adapter THIS_FOLDER --prompt 'Hello'\n"
-                  "graft merge --model BASE --adapter THIS_FOLDER --out merged --format hf\n"
-                  "graft export --model BASE --adapter THIS_FOLDER --format gguf --out adapter.gguf   # for "
-                  "llama.cpp --lora\n```\n",
-                  (long long)served_rank);
+    gr_str_printf(&s, "'\n---\n\n# %s\n\nTrained with graft %s on `%s`.\n\n| | |\n|---|---|\n", title, GRAFT_VERSION, c->base);
+    if (c->rows_alone) gr_str_printf(&s, "| parameters | %lld |\n", (long long)gr_adapter_n_parameters(a));
+    else card_lora(a, &s);
+    card_rows(a, &s);
+    gr_str_puts(&s, "\n## Use\n\nPEFT:\n\n```python\nfrom peft import PeftModel\n"
+                    "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained(\"BASE\")\n"
+                    "model = PeftModel.from_pretrained(model, \"THIS_FOLDER\")\n```\n");
+    card_serving(a, &s);
+    gr_str_puts(&s, "\ngraft:\n\n```sh\ngraft generate --model BASE --adapter THIS_FOLDER --prompt 'Hello'\n"
+                    "graft merge --model BASE --adapter THIS_FOLDER --out merged --format hf\n");
+    if (!gr_adapter_has_rows(a))
+        gr_str_puts(&s, "graft export --model BASE --adapter THIS_FOLDER --format gguf --out adapter.gguf   # for "
+                        "llama.cpp --lora\n");
+    gr_str_puts(&s, "```\n");
     st = s.failed ? gr_fail_memory(err, path) : gr_file_write(path, s.data, s.len, err);
     gr_str_release(&s);
     return st;
