@@ -41,7 +41,8 @@ int64_t gr_model_file_bytes(const gr_model *m, int quantise, bool replaced) {
     for (int64_t i = 1; i < m->n_modules; i++) { /* those that are not read any more */
         const gr_weight *w = &m->modules[i].linear->w;
         bool quantised = quantise >= 0 && in_layers(m, i) && gr_model_quantized_type(w, (gr_dtype)quantise) != w->dtype;
-        if (quantised || replaced) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
+        bool trained = m->modules[i].linear == &m->head && m->head_rows.n == w->rows; /* all rows are in the segment */
+        if (quantised || replaced || trained) bytes -= gr_dtype_bytes(shape ? GR_DTYPE_BF16 : w->dtype, w->rows * w->cols);
     }
     return bytes;
 }
