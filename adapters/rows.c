@@ -76,6 +76,7 @@ graft_status gr_adapter_init_rows(gr_adapter *a, const gr_model *m, graft_error 
         for (int64_t r = 0; r < list->n; r++)
             gr_dtype_get(w->dtype)->to_f32(staging + r * w->cols, (const char *)w->data + list->ids[r] * row_bytes, w->cols);
         gr_params_write(a->params, GR_PARAMS_VALUE, a->rows[i], staging);
+        if (list->n == w->rows) gr_weights_rest(m->weights, w->data);
     }
 done:
     free(staging);
