@@ -257,7 +257,8 @@ static json_t *value_schema(const gr_key *k) {
                          "^(auto|[0-9.]+ ?([KMGT]i?)?B?)$");
     case GR_KEY_INT_NULL: return json_pack("{s:[o,{s:s}]}", "anyOf", number_schema(k, "integer"), "type", "null");
     case GR_KEY_LIST:
-        return json_pack("{s:[{s:s},{s:s,s:{s:s}}]}", "anyOf", "type", "string", "type", "array", "items", "type", "string");
+        return json_pack("{s:[{s:[s,s]},{s:s,s:{s:[s,s]}}]}", "anyOf", "type", "string", "integer", "type", "array", "items",
+                         "type", "string", "integer"); /* a token may be its id */
     case GR_KEY_VALUES: return json_pack("{s:[s,s]}", "type", "object", "null");
     case GR_KEY_MAP:
         return json_pack("{s:[s,s],s:o}", "type", "object", "null", "additionalProperties", number_schema(k, "number"));
