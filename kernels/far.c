@@ -271,7 +271,7 @@ static uint64_t trained_values(const gr_group *g) {
     uint64_t hash = 0;
     for (int i = 0; i < g->n; i++) {
         const gr_linear *l = g->member[i];
-        hash = mix(hash, l->w.data, l->w.rows * l->w.cols, l->dw);
+        hash = mix(hash, l->w.data, gr_dtype_bytes(l->w.dtype, l->w.rows * l->w.cols) / (int64_t)sizeof(float), l->dw);
         hash = mix(hash, l->bias, l->w.rows, l->dbias);
         for (int j = 0; j < l->n_lora; j++) {
             const gr_lora *lora = &l->lora[j];
@@ -315,6 +315,19 @@ static void check_attention(const far *f, const char *who, const char *argument,
     check_kv(f, who, "kv", a->kv);
 }
 
+static void check_trained(const far *f, const char *who, const char *argument, const gr_trained *w) {
+    check_memory(f, who, argument, w->f32), check_memory(f, who, argument, w->bf16), check_memory(f, who, argument, w->low);
+}
+
+static void check_moments8(const far *f, const char *who, const char *argument, const gr_moments8 *m) {
+    check_memory(f, who, argument, m->m), check_memory(f, who, argument, m->v);
+    check_memory(f, who, argument, m->m_scale), check_memory(f, who, argument, m->v_scale);
+}
+
+static void check_factors(const far *f, const char *who, const char *argument, const gr_factors *x) {
+    check_memory(f, who, argument, x->row), check_memory(f, who, argument, x->col), check_memory(f, who, argument, x->all);
+}
+
 static void check_nothing(const far *f, const char *who, const char *argument, ...) { (void)f, (void)who, (void)argument; }
 
 #define CHECK(x)                                                                                                                   \
@@ -330,6 +343,9 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         const gr_attention *: check_attention,                                                                                     \
         const gr_kv *: check_kv,                                                                                                   \
         const gr_norm *: check_norm,                                                                                              \
+        const gr_trained *: check_trained,                                                                                         \
+        const gr_moments8 *: check_moments8,                                                                                       \
+        const gr_factors *: check_factors,                                                                                         \
         const gr_dropout *: check_dropout,                                                                                         \
         default: check_nothing)(far_, who_, #x, x);
 #define EACH_1(x)                                              CHECK(x)

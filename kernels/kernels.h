@@ -177,6 +177,31 @@ typedef struct gr_adamw {
     float lr, beta1, beta2, epsilon, weight_decay;
 } gr_adamw;
 
+/* Values that an optimizer updates: float32, or bfloat16 with or without what float32 has more. With it, bf16 is the nearest to the
+ * float32 (halves away from zero): that has the bits (bf16 - (low >> 15)) << 16 | low. Without it a new value is rounded up or down
+ * at random, so that its mean is right: by Philox (seed, GR_PURPOSE_ROUND), counter hi = optimizer_step, lo = e / 8 of element
+ * e = first + i, of whose words it takes half e % 8. */
+typedef struct gr_trained {
+    float *f32;     /* [n], or NULL: */
+    uint16_t *bf16; /* [n] */
+    uint16_t *low;  /* [n], or NULL */
+    uint64_t seed, first;
+} gr_trained;
+
+/* Both moments of AdamW in 8 bits (arXiv 2110.02861): value i is map[code[i]] * scale[i / 256], the scale the largest magnitude of
+ * its block. map is bitsandbytes' dynamic one, signed for m, unsigned for v. All zero is 0. */
+enum { GR_MOMENTS_BLOCK = 256 };
+typedef struct gr_moments8 {
+    uint8_t *m, *v;           /* [n] codes */
+    float *m_scale, *v_scale; /* [n / 256, rounded up] */
+} gr_moments8;
+
+/* What Adafactor (arXiv 1804.04235) keeps of g^2: of a matrix the means of its rows and columns, of a vector all. */
+typedef struct gr_factors {
+    float *row, *col; /* [rows], [cols], or NULL: */
+    float *all;       /* [rows * cols] */
+} gr_factors;
+
 typedef struct gr_ops {
 #define GR_OP(name, params, args) void(*name) params;
 #include "kernels/ops.def"

@@ -11,7 +11,8 @@ enum gr_purpose { /* the second half of the key: what the numbers are for */
                   GR_PURPOSE_INIT = 3,
                   GR_PURPOSE_SAMPLE = 4, /* sampling of generated tokens */
                   GR_PURPOSE_SPLIT = 5,  /* train/eval split, data set weights */
-                  GR_PURPOSE_MAKER = 6   /* made data */
+                  GR_PURPOSE_MAKER = 6,  /* made data */
+                  GR_PURPOSE_ROUND = 7   /* rounding of trained values to bfloat16 */
 };
 
 static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t counter_hi, uint64_t counter_lo) {

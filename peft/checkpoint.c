@@ -71,44 +71,58 @@ done:
     return st;
 }
 
-/* The three sets of tensors of a checkpoint: group and buffer. */
-static const struct {
-    const char *group;
-    gr_params_buffer buffer;
-} groups[] = {{"parameters", GR_PARAMS_VALUE}, {"adam_exp_avg", GR_PARAMS_M}, {"adam_exp_avg_sq", GR_PARAMS_V}};
-
-/* staging: room for the largest item, here and below. */
+/* The tensors of a checkpoint are datasets /parameters/NAME, float32 whatever the type of the trained weights, and one for each
+ * part of what the optimizer keeps: /adam_exp_avg/NAME ... staging: room for the largest item, here and below. */
 static graft_status put_tensors(gr_h5 *h, const gr_params *p, float *staging, graft_error *err) {
     graft_status st = GRAFT_OK;
     char name[256];
-    for (int g = 0; g < GR_LEN(groups); g++)
-        for (int64_t i = 0; i < p->n_items; i++) {
-            const gr_param *item = &p->items[i];
-            int64_t shape[2] = {item->rows, item->cols};
-            snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
-            gr_params_read(p, groups[g].buffer, i, staging);
-            GR_TRY(gr_h5_put(h, name, GR_H5_F32, 2, shape, staging, err));
+    for (int64_t i = 0; i < p->n_items; i++) {
+        gr_state_part part[GR_STATE_PARTS];
+        snprintf(name, sizeof name, "/parameters/%s", p->items[i].name);
+        gr_params_read(p, GR_PARAMS_VALUE, i, staging);
+        GR_TRY(gr_h5_put(h, name, GR_H5_F32, 2, (int64_t[]){p->items[i].rows, p->items[i].cols}, staging, err));
+        for (int k = 0, n = gr_params_state(p, i, part); k < n; k++) {
+            int64_t count = part[k].rows * part[k].cols;
+            snprintf(name, sizeof name, "/%s/%s", part[k].name, p->items[i].name);
+            p->device->download(p->device, staging, part[k].data, count * (part[k].codes ? 1 : (int64_t)sizeof(float)), 0);
+            GR_TRY(
+                gr_h5_put(h, name, part[k].codes ? GR_H5_U8 : GR_H5_F32, 2, (int64_t[]){part[k].rows, part[k].cols}, staging, err));
         }
+    }
 done:
     return st;
 }
 
-static graft_status get_tensors(gr_h5 *h, gr_params *p, int n_groups, float *staging, const char *path, graft_error *err) {
-    graft_status st = GRAFT_OK;
+static graft_status get_tensor(gr_h5 *h, const gr_state_part *as, const char *item, void *staging, const char *path,
+                               graft_error *err) {
     char name[256];
-    for (int g = 0; g < n_groups; g++)
-        for (int64_t i = 0; i < p->n_items; i++) {
-            const gr_param *item = &p->items[i];
-            int64_t shape[2];
-            snprintf(name, sizeof name, "/%s/%s", groups[g].group, item->name);
-            GR_TRY(gr_h5_shape(h, name, GR_H5_F32, 2, shape, err));
-            if (shape[0] != item->rows || shape[1] != item->cols)
-                GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                               "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path, name,
-                               (long long)shape[0], (long long)shape[1], (long long)item->rows, (long long)item->cols));
-            GR_TRY(gr_h5_get(h, name, GR_H5_F32, staging, item->n, err));
-            gr_params_write(p, groups[g].buffer, i, staging);
+    int64_t shape[2];
+    graft_status st;
+    gr_h5_type type = as->codes ? GR_H5_U8 : GR_H5_F32;
+    snprintf(name, sizeof name, "/%s/%s", as->name, item);
+    GR_TRY(gr_h5_shape(h, name, type, 2, shape, err));
+    if (shape[0] != as->rows || shape[1] != as->cols)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: %s is %lld x %lld, the recipe makes it %lld x %lld: another adapter.rank?", path,
+                       name, (long long)shape[0], (long long)shape[1], (long long)as->rows, (long long)as->cols));
+    GR_TRY(gr_h5_get(h, name, type, staging, as->rows * as->cols, err));
+done:
+    return st;
+}
+
+static graft_status get_tensors(gr_h5 *h, gr_params *p, bool state, float *staging, const char *path, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    for (int64_t i = 0; i < p->n_items; i++) {
+        const gr_param *item = &p->items[i];
+        const gr_state_part value = {.name = "parameters", .rows = item->rows, .cols = item->cols};
+        gr_state_part part[GR_STATE_PARTS];
+        GR_TRY(get_tensor(h, &value, item->name, staging, path, err));
+        gr_params_write(p, GR_PARAMS_VALUE, i, staging);
+        for (int k = 0, n = state ? gr_params_state(p, i, part) : 0; k < n; k++) {
+            GR_TRY(get_tensor(h, &part[k], item->name, staging, path, err));
+            int64_t count = part[k].rows * part[k].cols;
+            p->device->upload(p->device, part[k].data, staging, count * (part[k].codes ? 1 : (int64_t)sizeof(float)));
         }
+    }
 done:
     return st;
 }
@@ -182,7 +196,7 @@ graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                        "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
                        (long long)n_tensors, (long long)p->n_items));
-    GR_TRY(get_tensors(h, p, s ? GR_LEN(groups) : 1, staging, path, err));
+    GR_TRY(get_tensors(h, p, s != NULL, staging, path, err));
     if (s) *s = state;
 done:
     gr_h5_close(h);

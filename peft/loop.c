@@ -30,12 +30,51 @@ typedef struct loop {
     gr_progress progress;
     double window_started; /* seconds; evaluation and saving do not count */
     double speed;          /* tokens/s of the last logged window */
+    double learning_rate;  /* of the step that is made */
     bool stop;             /* early stopping */
 } loop;
 
 /* ---- one step ---- */
 
 static gr_device *device_of(const loop *l) { return l->run->session.machine.device; }
+
+static gr_adamw adamw_of(const gr_recipe *r) {
+    return (gr_adamw){.beta1 = (float)r->train_adam_beta1,
+                      .beta2 = (float)r->train_adam_beta2,
+                      .epsilon = (float)r->train_adam_epsilon,
+                      .weight_decay = (float)r->train_weight_decay};
+}
+
+static void zero_gradients(loop *l, int64_t from, int64_t to) {
+    float *grad = l->run->params.grad;
+    device_of(l)->zero(device_of(l), grad + from, (to - from) * (int64_t)sizeof *grad);
+}
+
+/* Gradient release: those of a layer are whole, and their place is another's next. The head comes first, after the loss. */
+static void update_layer(void *context, int64_t layer) {
+    loop *l = context;
+    gr_params *p = &l->run->params;
+    gr_device *dev = device_of(l);
+    const gr_adamw how = adamw_of(l->run->r);
+    int64_t first = 0, end, from, to;
+    if (layer == l->run->session.model->config.n_layers) dev->ops->step_prepare(dev, l->stats, 0, true);
+    while (first < p->n_items && p->items[first].layer != layer) first++;
+    if (first == p->n_items) return;
+    for (end = first + 1; end < p->n_items && p->items[end].layer == layer;) end++;
+    from = p->items[first].grad_at, to = p->items[end - 1].grad_at + p->items[end - 1].n;
+    dev->ops->sum_squares(dev, l->stats, p->grad + from, to - from);
+    dev->ops->step_check(dev, l->stats, true);
+    gr_params_update(p, first, end, l->learning_rate, &how, l->stats);
+    zero_gradients(l, from, to);
+}
+
+static void ignore_layer(void *context, int64_t layer) { (void)context, (void)layer; }
+
+void gr_run_release_gradients(gr_run *run) {
+    if (!run->params.form.release) return;
+    run->hooks = (gr_layer_hooks){.enter = ignore_layer, .leave = ignore_layer, .gradient_ready = update_layer};
+    run->plan.hooks = &run->hooks;
+}
 
 /* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the
  * mean over all targets of the step, whatever the split. */
@@ -46,7 +85,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
     step->targets = gr_count_targets(run->train, idx, n);
     gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .z_loss = (float)run->r->train_z_loss, .stats = l->stats};
     dev->ops->step_begin(dev, l->stats);
-    dev->zero(dev, run->params.grad, run->params.n_floats * (int64_t)sizeof(float));
+    zero_gradients(l, 0, run->params.n_grads);
     for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {
         (void)gr_plan_micro_batch(run, idx, first, n, &end);
         GR_TRY(gr_batch_fill(&l->batch, run->train, idx + first, end - first, run->state.epoch, err));
@@ -80,10 +119,12 @@ static const char *nonfinite_gradient(const gr_params *p) {
 /* A NaN or infinity in a step: stop with what and where, or count it as skipped. */
 static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_stats *sums, graft_error *err) {
     gr_train_state *s = &l->run->state;
+    bool released = l->run->params.form.release && isfinite(sums->nll);
     char what[256];
     if (sums->bad_row >= 0)
         snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sample_of(l, step, sums->bad_row) + 1);
-    else if (l->n_queued > 0) snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now */
+    else if (l->n_queued > 0 || l->run->params.form.release)
+        snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now */
     else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(&l->run->params));
     s->skipped_in_a_row++;
     if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
@@ -92,9 +133,9 @@ static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_st
     }
     s->step = step->step - 1; /* the last one that was done */
     return gr_fail(err, GRAFT_FAILED,
-                   "step %lld: %s is not finite; nothing was updated. Lower train.learning_rate (now %g), check the data, or "
+                   "step %lld: %s is not finite; %s was updated. Lower train.learning_rate (now %g), check the data, or "
                    "continue from the last checkpoint with --resume",
-                   (long long)step->step, what, l->run->r->train_learning_rate);
+                   (long long)step->step, what, released ? "what is above its layer" : "nothing", l->run->r->train_learning_rate);
 }
 
 /* The sums of the oldest queued step, once the device has them. */
@@ -155,23 +196,16 @@ done:
     return st;
 }
 
-static void update(loop *l, double learning_rate) {
-    const gr_recipe *r = l->run->r;
-    gr_params *p = &l->run->params;
+static void update(loop *l) {
+    gr_run *run = l->run;
     gr_device *dev = device_of(l);
-    for (int64_t i = 0, end; i < p->n_items; i = end) { /* runs of tensors that are updated alike */
-        const gr_param *item = &p->items[i];
-        for (end = i + 1; end < p->n_items && p->items[end].decay == item->decay && p->items[end].lr_scale == item->lr_scale;)
-            end++;
-        int64_t from = GR_MAX(item->offset, p->begin), to = GR_MIN(end < p->n_items ? p->items[end].offset : p->n_floats, p->end);
-        gr_adamw a = {.lr = (float)(learning_rate * (double)item->lr_scale),
-                      .beta1 = (float)r->train_adam_beta1,
-                      .beta2 = (float)r->train_adam_beta2,
-                      .epsilon = (float)r->train_adam_epsilon,
-                      .weight_decay = item->decay ? (float)r->train_weight_decay : 0.0f};
-        if (from < to) dev->ops->adamw(dev, p->value + from, p->m + from, p->v + from, p->grad + from, to - from, &a, l->stats);
+    const gr_adamw how = adamw_of(run->r);
+    if (!run->params.form.release) {
+        dev->ops->sum_squares(dev, l->stats, run->params.grad, run->params.n_floats);
+        dev->ops->step_prepare(dev, l->stats, run->r->train_max_grad_norm, run->r->train_on_nonfinite != GR_NONFINITE_SKIP);
+        gr_params_update(&run->params, 0, run->params.n_items, l->learning_rate, &how, l->stats);
     }
-    gr_model_renew(l->run->session.model);
+    gr_model_renew(run->session.model);
 }
 
 /* One step is queued; on a device that works beside the host, the sums of the step before are read while it runs. */
@@ -183,10 +217,9 @@ static graft_status train_step(loop *l, graft_error *err) {
     int64_t end;
     GR_TRY(next_samples(l, &end, err));
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
+    l->learning_rate = gr_learning_rate(run->r, step.step, run->total_steps);
     GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &step, err));
-    dev->ops->sum_squares(dev, l->stats, run->params.grad, run->params.n_floats);
-    dev->ops->step_prepare(dev, l->stats, run->r->train_max_grad_norm, run->r->train_on_nonfinite != GR_NONFINITE_SKIP);
-    update(l, gr_learning_rate(run->r, step.step, run->total_steps));
+    update(l);
     dev->copy(dev, l->stats + 1 + step.step % QUEUED_STEPS, l->stats, sizeof *l->stats);
     step.done = dev->mark(dev, GR_QUEUE_COMPUTE);
     l->queued[l->n_queued++] = step;
@@ -370,6 +403,7 @@ static graft_status check_interrupt(loop *l, graft_error *err) {
 
 graft_status gr_run_steps(gr_run *run, graft_error *err) {
     loop l = {.run = run, .saved_step = run->state.step};
+    run->hooks.context = &l;
     graft_status st = GRAFT_OK;
     gr_device *dev = device_of(&l);
     gr_step_stats begun = {.optimizer_step = run->state.optimizer_step};

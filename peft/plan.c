@@ -190,6 +190,15 @@ static int64_t trained_floats(const gr_run *run, double rank) {
     return rows + (int64_t)((double)(run->params.n_floats - rows) * rank);
 }
 
+/* Values, gradients and optimizer states, with adapters of another rank. */
+static int64_t trained_bytes(const gr_run *run, double rank) {
+    int64_t each[GR_PARAMS_BUFFERS], bytes = 0;
+    double share = run->params.n_floats > 0 ? (double)trained_floats(run, rank) / (double)run->params.n_floats : 0;
+    gr_params_bytes(&run->params, each);
+    for (int i = 0; i < GR_PARAMS_BUFFERS; i++) bytes += each[i] ? footprint(run, (int64_t)((double)each[i] * share)) : 0;
+    return bytes;
+}
+
 static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->session.model;
@@ -203,7 +212,7 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
     a.made += footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
-    a.trained = 4 * footprint(run, trained_floats(run, w->rank) * (int64_t)sizeof(float));
+    a.trained = trained_bytes(run, w->rank);
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
@@ -232,7 +241,7 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
         gr_str_puts(out, "train.gradient_checkpointing=full");
         return true;
     case 1:
-        if (run->plan.max_tokens <= longest) return false;
+        if (run->plan.max_tokens <= longest || r->train_gradient_release) return false;
         run->plan.max_tokens = longest;
         gr_str_printf(out, "train.micro_batch_tokens=%lld", (long long)longest);
         return true;
@@ -327,10 +336,16 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     gr_decoder_options *o = &run->plan;
     *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
     set_limit(run);
+    if (r->train_gradient_release) wanted = longest * r->train_batch_size; /* the whole step at once */
     int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));
     for (run->micro_tokens = most;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
         graft_status st = largest_micro_batch(run, longest, &o->max_tokens, &o->max_targets, err);
         if (st != GRAFT_OK) return st;
+        if (r->train_gradient_release && r->train_micro_batch_tokens > 0 && r->train_micro_batch_tokens < o->max_tokens)
+            return gr_fail(err, GRAFT_BAD_USAGE,
+                           "train.gradient_release needs one micro-batch a step: the largest step has %lld tokens, "
+                           "train.micro_batch_tokens is %lld; raise it, or lower train.batch_size",
+                           (long long)o->max_tokens, (long long)r->train_micro_batch_tokens);
         for (int policy = first; policy <= last; policy++) {
             o->recompute = (gr_recompute)policy;
             run->memory = memory_of(run, &w);
@@ -338,7 +353,7 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
             tell_choice(run, most, first);
             return GRAFT_OK;
         }
-        if (run->micro_tokens == longest || r->train_micro_batch_tokens > 0) break;
+        if (run->micro_tokens == longest || r->train_micro_batch_tokens > 0 || r->train_gradient_release) break;
     }
     return refuse(run, err);
 }

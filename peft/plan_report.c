@@ -14,7 +14,10 @@ static const double GIB = 1 << 30;
 static void disk_of(const gr_run *run, gr_plan_facts *f) {
     const gr_recipe *r = run->r;
     int64_t n = run->params.n_parameters, saves = run->save_every > 0 ? run->total_steps / run->save_every + 1 : 1;
-    f->checkpoint_bytes = n * 3 * (int64_t)sizeof(float);
+    int64_t each[GR_PARAMS_BUFFERS];
+    gr_params_bytes(&run->params, each);
+    bool moments = run->params.form.optimizer == GR_OPTIMIZER_ADAMW;
+    f->checkpoint_bytes = n * (moments ? 3 : 1) * (int64_t)sizeof(float) + each[GR_PARAMS_BUFFERS - 1];
     f->result_bytes = n * (int64_t)sizeof(float);
     bool cached = r->data_cache && strcmp(r->data_cache, "none") != 0 && !(run->train && run->train->from_cache);
     int64_t tokens = run->train ? run->train->offset[run->train->n_samples] : run->samples * run->mean_tokens;

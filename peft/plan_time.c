@@ -182,7 +182,7 @@ static double update_seconds(rig *g, const gr_run *run) {
     d->ops->step_begin(d, stats);
     d->ops->sum_squares(d, stats, p[3], n);
     d->ops->step_prepare(d, stats, 1, false);
-    d->ops->adamw(d, p[0], p[1], p[2], p[3], n, &a, stats);
+    d->ops->adamw(d, &(gr_trained){.f32 = p[0]}, p[1], p[2], p[3], n, &a, stats);
     d->zero(d, p[3], n * (int64_t)sizeof(float));
     (void)d->sync(d);
     return (gr_now() - start) * (double)run->params.n_floats / (double)n;

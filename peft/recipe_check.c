@@ -174,7 +174,9 @@ static bool mixes_words(const gr_list *list) { return list->n > 1 && (names_word
 
 graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
     bool has_eval = r->data_eval.n > 0 || r->data_eval.share > 0, lora = r->adapter_method == GR_METHOD_LORA;
-    bool full = r->adapter_method == GR_METHOD_FULL, embeddings = r->adapter_method == GR_METHOD_EMBEDDINGS;
+    bool full = r->adapter_method == GR_METHOD_FULL, embeddings = r->adapter_method == GR_METHOD_EMBEDDINGS,
+         adafactor = r->train_optimizer == GR_OPTIMIZER_ADAFACTOR;
+    const char *const no_adam = "adafactor has no such number: it is adamw's";
     const char *metric = unknown_metric(r);
     char metric_why[120] = "";
     if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
@@ -219,6 +221,17 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         {r->train_adam_beta2 >= 1, GR_ROW_train_adam_beta2, "must be below 1"},
         {r->train_warmup_steps > 0 && r->train_warmup_ratio > 0, GR_ROW_train_warmup_ratio,
          "give warmup_steps or warmup_ratio, not both"},
+        {!full && r->train_weights != GR_TRAINED_FP32, GR_ROW_train_weights,
+         "only method full has weights to hold so; what an adapter trains is fp32"},
+        {!full && r->train_gradient_release, GR_ROW_train_gradient_release,
+         "only method full has gradients worth it; an adapter's are small"},
+        {full && r->train_gradient_release && r->train_max_grad_norm > 0, GR_ROW_train_gradient_release,
+         "needs train.max_grad_norm: 0: layers are updated before the norm of all gradients is known"},
+        {full && r->train_gradient_release && r->train_on_nonfinite == GR_NONFINITE_SKIP, GR_ROW_train_on_nonfinite,
+         "skip cannot be had with train.gradient_release: layers are updated before all gradients are known"},
+        {adafactor && r->train_adam_beta1 != 0.9, GR_ROW_train_adam_beta1, no_adam},
+        {adafactor && r->train_adam_beta2 != 0.999, GR_ROW_train_adam_beta2, no_adam},
+        {adafactor && r->train_adam_epsilon != 1e-8, GR_ROW_train_adam_epsilon, no_adam},
         {r->_output_dir && !*r->_output_dir, GR_ROW__output_dir, "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)

@@ -18,6 +18,7 @@ typedef struct gr_run {
     gr_adapter *adapter;      /* method full: NULL */
     gr_dataset *train, *eval; /* eval: NULL when there is none */
     gr_decoder *decoder;
+    gr_layer_hooks hooks;                      /* of the decoder, with gradient release */
     gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */
     int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
     gr_memory memory;                          /* as planned */
@@ -40,6 +41,8 @@ typedef struct gr_run {
     int64_t started; /* time(2) */
 } gr_run;
 
+/* With train.gradient_release: the decoder of run->plan tells of gradients that are whole. Before it is made. */
+void gr_run_release_gradients(gr_run *run);
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
 graft_status gr_run_steps(gr_run *run, graft_error *err);
 

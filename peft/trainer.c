@@ -129,6 +129,10 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
     char *base = NULL;
     graft_status st;
     gr_arena arena = {0};
+    run->params.form = (gr_params_form){.optimizer = (gr_optimizer)r->train_optimizer,
+                                        .weights = (gr_trained_type)r->train_weights,
+                                        .release = r->train_gradient_release,
+                                        .seed = (uint64_t)r->train_seed};
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -276,6 +280,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));
     gr_model_use(run.session.model, r->model_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
+    gr_run_release_gradients(&run);
     GR_TRY(gr_decoder_new(&run.decoder, run.session.model, &run.plan, err));
     GR_TRY(gr_folder_open(&run, o, err));
     result->n_trainable = run.params.n_parameters;

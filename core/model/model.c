@@ -291,6 +291,9 @@ graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err) {
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         GR_TRY(gr_params_add(p, e->name, e->view.rows, e->view.cols, !e->is_vector, &index, err));
+        bool embedding = e->slot == GR_SLOT_EMBED;
+        p->items[index].layer = e->layer >= 0 ? e->layer : embedding ? -1 : m->config.n_layers;
+        p->items[index].early = embedding && m->config.tied;
     }
 done:
     return st;
@@ -298,7 +301,7 @@ done:
 
 enum { PIECE = 1 << 18 }; /* elements converted at a time; whole blocks of every type */
 
-static graft_status initialise_param(gr_model *m, float *value, const gr_weight_entry *e, graft_error *err) {
+static graft_status initialise_param(gr_model *m, gr_params *p, int64_t index, const gr_weight_entry *e, graft_error *err) {
     const gr_dtype_info *info = gr_dtype_get(e->view.dtype);
     int64_t n = e->view.rows * e->view.cols;
     float *piece = gr_alloc_aligned(GR_MIN(n, PIECE) * (int64_t)sizeof *piece);
@@ -306,7 +309,7 @@ static graft_status initialise_param(gr_model *m, float *value, const gr_weight_
     for (int64_t at = 0, count; at < n; at += count) {
         count = GR_MIN(PIECE, n - at);
         info->to_f32(piece, (const char *)e->view.data + at / info->block * info->block_bytes, count);
-        m->device->upload(m->device, value + at, piece, count * (int64_t)sizeof *piece);
+        gr_params_write_part(p, GR_PARAMS_VALUE, index, at, count, piece);
     }
     free(piece);
     gr_weights_rest(m->weights, e->view.data);
@@ -320,12 +323,13 @@ graft_status gr_model_attach_params(gr_model *m, gr_params *p, bool initialise, 
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         int64_t index = gr_params_find(p, e->name);
         if (index < 0) return gr_fail(err, GRAFT_BAD_INPUT, "trained weights: %s is missing", e->name);
-        float *value = gr_params_value(p, index), *grad = gr_params_grad(p, index);
-        if (initialise) GR_TRY(initialise_param(m, value, e, err));
+        gr_weight value = gr_params_weight(p, index);
+        float *grad = gr_params_grad(p, index);
+        if (initialise) GR_TRY(initialise_param(m, p, index, e, err));
         target t = target_of(m, e);
-        if (t.norm) *t.norm = (gr_vector){.w = value, .dw = grad};
-        else if (e->is_bias) t.linear->bias = value, t.linear->dbias = grad;
-        else t.linear->w.dtype = GR_DTYPE_F32, t.linear->w.data = value, t.linear->dw = grad;
+        if (t.norm) *t.norm = (gr_vector){.w = value.data, .dw = grad};
+        else if (e->is_bias) t.linear->bias = value.data, t.linear->dbias = grad;
+        else t.linear->w.dtype = value.dtype, t.linear->w.data = value.data, t.linear->dw = grad;
     }
     tie_head(m);
 done:

@@ -22,17 +22,98 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
     return GRAFT_OK;
 }
 
+/* ---- where everything lies ---- */
+
+/* Bytes of a piece of state, so that the next is aligned. */
+static int64_t piece(int64_t n, int64_t size) { return (n * size + 63) / 64 * 64; }
+
+static int64_t blocks_of(const gr_param *item) { return (item->n + GR_MOMENTS_BLOCK - 1) / GR_MOMENTS_BLOCK; }
+
+enum { SMALL = 4096 }; /* elements below which 8 bits save nothing, as in bitsandbytes */
+static bool in_8_bits(const gr_params *p, const gr_param *item) {
+    return p->form.optimizer == GR_OPTIMIZER_ADAMW_8BIT && item->rows > 1 && item->n >= SMALL;
+}
+
+static int64_t state_bytes(const gr_params *p, const gr_param *item) {
+    switch (p->form.optimizer) {
+    case GR_OPTIMIZER_ADAMW_8BIT:
+        return 2 * (in_8_bits(p, item) ? piece(item->n, 1) + piece(blocks_of(item), sizeof(float)) : piece(item->n, sizeof(float)));
+    case GR_OPTIMIZER_ADAFACTOR:
+        return item->rows > 1 ? piece(item->rows, sizeof(float)) + piece(item->cols, sizeof(float)) : piece(item->n, sizeof(float));
+    default: return 0;
+    }
+}
+
+static gr_dtype type_of(const gr_params *p, const gr_param *item) {
+    return p->form.weights == GR_TRAINED_FP32 || item->rows == 1 ? GR_DTYPE_F32 : GR_DTYPE_BF16;
+}
+
+typedef struct lengths {
+    int64_t floats, halves, grads; /* elements */
+    int64_t state;                 /* bytes */
+} lengths;
+
+static int64_t whole(int64_t n) { return (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS; }
+
+/* The length of everything and, with `set`, where each item lies in it. */
+static lengths lay_out(const gr_params *p, gr_param *set) {
+    lengths all = {0};
+    int64_t kept = 0, shared = 0, of_layer = 0;
+    for (int64_t i = 0; i < p->n_items; i++)
+        if (p->items[i].early) kept += whole(p->items[i].n);
+    int64_t early = 0;
+    for (int64_t i = 0; i < p->n_items; i++) {
+        const gr_param *item = &p->items[i];
+        int64_t n = whole(item->n), *values = type_of(p, item) == GR_DTYPE_F32 ? &all.floats : &all.halves;
+        bool next_layer = i == 0 || item->layer != p->items[i - 1].layer;
+        int64_t *grads = item->early ? &early : &of_layer;
+        if (next_layer) of_layer = 0;
+        if (set) {
+            set[i].type = type_of(p, item);
+            set[i].value_at = *values;
+            set[i].grad_at = !p->form.release ? item->offset : item->early ? early : kept + of_layer;
+            set[i].state_at = all.state;
+        }
+        *values += n, *grads += n;
+        shared = GR_MAX(shared, of_layer);
+        all.state += state_bytes(p, item);
+    }
+    all.grads = p->form.release ? kept + shared : p->n_floats;
+    return all;
+}
+
+void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
+    const lengths all = lay_out(p, NULL);
+    const int64_t moments = p->form.optimizer == GR_OPTIMIZER_ADAMW ? p->n_floats * (int64_t)sizeof(float) : 0;
+    const int64_t halves = all.halves * (int64_t)sizeof(uint16_t);
+    const int64_t each[GR_PARAMS_BUFFERS] = {all.floats * (int64_t)sizeof(float),
+                                             halves,
+                                             p->form.weights == GR_TRAINED_BF16 ? halves : 0,
+                                             all.grads * (int64_t)sizeof(float),
+                                             moments,
+                                             moments,
+                                             all.state};
+    memcpy(bytes, each, sizeof each);
+}
+
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err) {
-    int64_t bytes = p->n_floats * (int64_t)sizeof(float);
-    float **buffers[] = {&p->value, &p->grad, &p->m, &p->v};
+    void *buffers[GR_PARAMS_BUFFERS] = {0};
+    int64_t bytes[GR_PARAMS_BUFFERS];
+    bool made = true;
+    gr_params_bytes(p, bytes);
+    (void)lay_out(p, p->items);
     p->device = device;
     p->begin = 0, p->end = p->n_floats;
-    for (int i = 0; i < (training ? GR_LEN(buffers) : 1); i++) {
-        *buffers[i] = device->alloc(device, bytes);
-        if (!*buffers[i]) return gr_fail_memory(err, "trained parameters and optimizer states");
-        device->zero(device, *buffers[i], bytes);
+    for (int i = 0; i < GR_PARAMS_BUFFERS; i++) {
+        if ((i >= 3 && !training) || (bytes[i] == 0 && i > 0)) continue;
+        buffers[i] = device->alloc(device, bytes[i]);
+        made = made && buffers[i];
+        if (buffers[i]) device->zero(device, buffers[i], bytes[i]);
     }
-    return GRAFT_OK;
+    p->value = buffers[0], p->half = buffers[1], p->low = buffers[2], p->grad = buffers[3], p->m = buffers[4], p->v = buffers[5];
+    p->state = buffers[6];
+    p->n_grads = training ? bytes[3] / (int64_t)sizeof(float) : 0;
+    return made ? GRAFT_OK : gr_fail_memory(err, "trained parameters and optimizer states");
 }
 
 int64_t gr_params_find(const gr_params *p, const char *name) {
@@ -47,30 +128,162 @@ int64_t gr_params_largest(const gr_params *p) {
     return largest;
 }
 
+/* ---- to the host and back ---- */
+
 static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item) {
+    const gr_param *x = &p->items[item];
     float *const buffers[] = {p->value, p->grad, p->m, p->v};
+    const int64_t at[] = {x->value_at, x->grad_at, x->offset, x->offset};
     GR_ASSERT(buffers[which]);
-    return buffers[which] + p->items[item].offset;
+    return buffers[which] + at[which];
+}
+
+enum { CONVERTED = 2048 }; /* values at a time */
+
+static void read_halves(const gr_params *p, int64_t at, int64_t n, float *dst) {
+    uint16_t half[CONVERTED], low[CONVERTED] = {0};
+    for (int64_t i = 0, count; i < n; i += count) {
+        count = GR_MIN(CONVERTED, n - i);
+        p->device->download(p->device, half, p->half + at + i, count * (int64_t)sizeof *half, 0);
+        if (p->low) p->device->download(p->device, low, p->low + at + i, count * (int64_t)sizeof *low, 0);
+        for (int64_t k = 0; k < count; k++) { /* see gr_trained */
+            uint32_t bits = ((uint32_t)half[k] - (low[k] >> 15)) << 16 | low[k];
+            memcpy(&dst[i + k], &bits, sizeof bits);
+        }
+    }
+}
+
+static void write_halves(gr_params *p, int64_t at, int64_t n, const float *src) {
+    uint16_t half[CONVERTED], low[CONVERTED];
+    for (int64_t i = 0, count; i < n; i += count) {
+        count = GR_MIN(CONVERTED, n - i);
+        for (int64_t k = 0; k < count; k++) {
+            uint32_t bits;
+            memcpy(&bits, &src[i + k], sizeof bits);
+            low[k] = (uint16_t)bits;
+            half[k] = p->low ? (uint16_t)((bits + 0x8000) >> 16) : gr_f32_to_bf16(src[i + k]);
+        }
+        p->device->upload(p->device, p->half + at + i, half, count * (int64_t)sizeof *half);
+        if (p->low) p->device->upload(p->device, p->low + at + i, low, count * (int64_t)sizeof *low);
+    }
+}
+
+static bool halved(const gr_params *p, gr_params_buffer which, int64_t item) {
+    return which == GR_PARAMS_VALUE && p->items[item].type == GR_DTYPE_BF16;
 }
 
 void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
     GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
-    p->device->download(p->device, dst, place_of(p, which, item) + first, n * (int64_t)sizeof *dst, 0);
+    if (halved(p, which, item)) read_halves(p, p->items[item].value_at + first, n, dst);
+    else p->device->download(p->device, dst, place_of(p, which, item) + first, n * (int64_t)sizeof *dst, 0);
 }
 
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
     gr_params_read_part(p, which, item, 0, p->items[item].n, dst);
 }
 
+void gr_params_write_part(gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, const float *src) {
+    GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
+    if (halved(p, which, item)) write_halves(p, p->items[item].value_at + first, n, src);
+    else p->device->upload(p->device, place_of(p, which, item) + first, src, n * (int64_t)sizeof *src);
+}
+
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {
-    p->device->upload(p->device, place_of(p, which, item), src, p->items[item].n * (int64_t)sizeof *src);
+    gr_params_write_part(p, which, item, 0, p->items[item].n, src);
+}
+
+gr_weight gr_params_weight(const gr_params *p, int64_t i) {
+    const gr_param *item = &p->items[i];
+    const void *data = item->type == GR_DTYPE_F32 ? (const void *)gr_params_value(p, i) : p->half + item->value_at;
+    return (gr_weight){.dtype = item->type, .rows = item->rows, .cols = item->cols, .data = data};
+}
+
+/* ---- the optimizer ---- */
+
+int gr_params_state(const gr_params *p, int64_t i, gr_state_part parts[GR_STATE_PARTS]) {
+    const gr_param *x = &p->items[i];
+    char *at = p->state ? p->state + x->state_at : NULL;
+    int64_t blocks = blocks_of(x), floats = piece(x->n, sizeof(float));
+    if (p->form.optimizer == GR_OPTIMIZER_ADAFACTOR && x->rows == 1) {
+        parts[0] = (gr_state_part){"adafactor_all", at, 1, x->n, false};
+        return 1;
+    }
+    if (p->form.optimizer == GR_OPTIMIZER_ADAFACTOR) {
+        parts[0] = (gr_state_part){"adafactor_row", at, 1, x->rows, false};
+        parts[1] = (gr_state_part){"adafactor_col", at + piece(x->rows, sizeof(float)), 1, x->cols, false};
+        return 2;
+    }
+    if (!in_8_bits(p, x)) {
+        bool flat = p->form.optimizer == GR_OPTIMIZER_ADAMW;
+        parts[0] = (gr_state_part){"adam_exp_avg", flat ? (void *)(p->m + x->offset) : at, x->rows, x->cols, false};
+        parts[1] = (gr_state_part){"adam_exp_avg_sq", flat ? (void *)(p->v + x->offset) : at + floats, x->rows, x->cols, false};
+        return 2;
+    }
+    char *scales = at + 2 * piece(x->n, 1);
+    parts[0] = (gr_state_part){"adam8_exp_avg", at, x->rows, x->cols, true};
+    parts[1] = (gr_state_part){"adam8_exp_avg_sq", at + piece(x->n, 1), x->rows, x->cols, true};
+    parts[2] = (gr_state_part){"adam8_exp_avg_scale", scales, 1, blocks, false};
+    parts[3] = (gr_state_part){"adam8_exp_avg_sq_scale", scales + piece(blocks, sizeof(float)), 1, blocks, false};
+    return 4;
+}
+
+static gr_trained trained_of(const gr_params *p, const gr_param *x) {
+    if (x->type == GR_DTYPE_F32) return (gr_trained){.f32 = p->value + x->value_at};
+    return (gr_trained){.bf16 = p->half + x->value_at,
+                        .low = p->low ? p->low + x->value_at : NULL,
+                        .seed = p->form.seed,
+                        .first = (uint64_t)x->offset};
+}
+
+/* One item, with states of its own. */
+static void update_item(const gr_params *p, int64_t i, const gr_adamw *a, const gr_step_stats *s) {
+    const gr_param *x = &p->items[i];
+    const gr_ops *op = p->device->ops;
+    const gr_trained w = trained_of(p, x);
+    const float *grad = gr_params_grad(p, i);
+    gr_state_part part[GR_STATE_PARTS];
+    if (x->offset < p->begin || x->offset >= p->end) return;
+    int n = gr_params_state(p, i, part);
+    if (p->form.optimizer == GR_OPTIMIZER_ADAFACTOR) {
+        const gr_factors f = n == 2 ? (gr_factors){.row = part[0].data, .col = part[1].data} : (gr_factors){.all = part[0].data};
+        op->adafactor(p->device, &w, &f, grad, x->rows, x->cols, a, s);
+    } else if (n == 4) {
+        const gr_moments8 m = {.m = part[0].data, .v = part[1].data, .m_scale = part[2].data, .v_scale = part[3].data};
+        op->adamw_8bit(p->device, &w, &m, grad, x->n, a, s);
+    } else op->adamw(p->device, &w, part[0].data, part[1].data, grad, x->n, a, s);
+}
+
+static gr_adamw how_for(const gr_param *item, double learning_rate, const gr_adamw *how) {
+    gr_adamw a = *how;
+    a.lr = (float)(learning_rate * (double)item->lr_scale);
+    if (!item->decay) a.weight_decay = 0;
+    return a;
+}
+
+void gr_params_update(gr_params *p, int64_t first, int64_t last, double learning_rate, const gr_adamw *how,
+                      const gr_step_stats *s) {
+    bool flat = p->form.optimizer == GR_OPTIMIZER_ADAMW && p->form.weights == GR_TRAINED_FP32;
+    for (int64_t i = first, end; i < last; i = end) { /* runs of tensors that are updated alike */
+        const gr_param *item = &p->items[i];
+        const gr_adamw a = how_for(item, learning_rate, how);
+        end = i + 1;
+        if (!flat) {
+            update_item(p, i, &a, s);
+            continue;
+        }
+        while (end < last && p->items[end].decay == item->decay && p->items[end].lr_scale == item->lr_scale) end++;
+        int64_t from = GR_MAX(item->offset, p->begin), to = GR_MIN(end < p->n_items ? p->items[end].offset : p->n_floats, p->end);
+        const gr_trained w = {.f32 = p->value + from};
+        const float *grad = p->grad + item->grad_at + (from - item->offset);
+        if (from < to) p->device->ops->adamw(p->device, &w, p->m + from, p->v + from, grad, to - from, &a, s);
+    }
 }
 
 void gr_params_release(gr_params *p) {
     for (int64_t i = 0; i < p->n_items; i++) free(p->items[i].name);
     free(p->items);
-    float *buffers[] = {p->value, p->grad, p->m, p->v};
-    for (int i = 0; i < GR_LEN(buffers); i++)
+    void *buffers[GR_PARAMS_BUFFERS] = {p->value, p->half, p->low, p->grad, p->m, p->v, p->state};
+    for (int i = 0; i < GR_PARAMS_BUFFERS; i++)
         if (buffers[i]) p->device->free(p->device, buffers[i]);
     *p = (gr_params){0};
 }

@@ -9,10 +9,8 @@
 enum { PIECE = 16384, LANES = 16, DRAWS = 48 }; /* elements of a task; partial sums; random draws at a time */
 
 typedef struct flat_args {
-    float *x, *m, *v;
+    float *x;
     const float *y;
-    const gr_adamw *p;
-    const gr_step_stats *s;
     double *sums;
 } flat_args;
 
@@ -43,28 +41,7 @@ void LEVEL(gr_add)(gr_device *d, gr_rows x, gr_rows y, int64_t n, int64_t C) {
     else gr_cpu_for(d, n, gr_cpu_row_grain(C), add_rows, &rows);
 }
 
-static void adamw_range(const void *args, int64_t begin, int64_t end) {
-    const flat_args *a = args;
-    float *restrict w = a->x, *restrict m = a->m, *restrict v = a->v;
-    const float *restrict g = a->y;
-    const gr_adamw p = *a->p;
-    const float clip = a->s->clip;
-    const double t = (double)a->s->optimizer_step;
-    float step = (float)(p.lr / (1 - pow(p.beta1, t)));
-    float v_scale = (float)(1 / sqrt(1 - pow(p.beta2, t))), decay = 1 - p.lr * p.weight_decay;
-    for (int64_t i = begin; i < end; i++) {
-        float grad = g[i] * clip;
-        m[i] = p.beta1 * m[i] + (1 - p.beta1) * grad;
-        v[i] = p.beta2 * v[i] + (1 - p.beta2) * grad * grad;
-        w[i] = w[i] * decay - step * m[i] / (sqrtf(v[i]) * v_scale + p.epsilon);
-    }
-}
-
-void LEVEL(gr_adamw)(gr_device *d, float *w, float *m, float *v, const float *g, int64_t n, const gr_adamw *p,
-                     const gr_step_stats *s) {
-    flat_args a = {.x = w, .m = m, .v = v, .y = g, .p = p, .s = s};
-    if (!s->nonfinite && !s->halt) gr_cpu_for(d, n, PIECE, adamw_range, &a);
-}
+#include "kernels/cpu/optimizer_tmpl.h"
 
 static double squares(const float *x, int64_t n) {
     double lane[LANES] = {0}, sum = 0;

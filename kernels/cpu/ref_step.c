@@ -12,15 +12,17 @@ void gr_loss_sum_generic(gr_device *d, gr_step_stats *s, const float *nll, const
     }
 }
 
+void gr_step_check_generic(gr_device *d, gr_step_stats *s, bool halt_on_nonfinite) {
+    (void)d;
+    s->nonfinite = !isfinite(s->nll) || !isfinite(sqrt(s->squares));
+    s->halt |= s->nonfinite && halt_on_nonfinite;
+}
+
 void gr_step_prepare_generic(gr_device *d, gr_step_stats *s, double max_norm, bool halt_on_nonfinite) {
     double norm = sqrt(s->squares);
-    (void)d;
-    s->nonfinite = !isfinite(s->nll) || !isfinite(norm);
+    gr_step_check_generic(d, s, halt_on_nonfinite);
     s->clip = 1;
-    if (s->nonfinite) {
-        s->halt |= halt_on_nonfinite;
-        return;
-    }
+    if (s->nonfinite) return;
     if (max_norm > 0 && max_norm / (norm + 1e-6) < 1) s->clip = (float)(max_norm / (norm + 1e-6));
     if (!s->halt) s->optimizer_step++;
 }

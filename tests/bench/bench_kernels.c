@@ -254,6 +254,9 @@ static void bench_rows(gr_device *d) {
     if (!ids || !key) abort();
     memset(v, 0, (size_t)N * C * 4);
     memset(ids, 0, N * 4), memset(key, 0, N * 8);
+    const gr_trained f32 = {.f32 = m}, bf16 = {.bf16 = (uint16_t *)m};
+    const gr_moments8 codes = {(uint8_t *)x, (uint8_t *)x + N * C, v, v + N};
+    const gr_factors factors = {.row = rstd, .col = w};
     const gr_loss_terms plain = {0}, capped = {.softcap = 30};
     const gr_dropout drop = {.p = 0.1f, .seed = 1, .row_key = key, .site = 3};
     const gr_rows xc = rows_of(x, C), yc = rows_of(y, C), gu = rows_of(x, 2 * F);
@@ -272,7 +275,10 @@ static void bench_rows(gr_device *d) {
     TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, yc, xc, N, C, &drop, false));
     TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, yc, xc, N, C));
     TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &stats, x, N * C));
-    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, m, x, v, y, N * C, &p, &stats));
+    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, &f32, x, v, y, N * C, &p, &stats));
+    TIME("adamw_8bit 589824", 12.0 * N * C, d->ops->adamw_8bit(d, &f32, &codes, y, N * C, &p, &stats));
+    TIME("adamw_8bit 589824 at random", 12.0 * N * C, d->ops->adamw_8bit(d, &bf16, &codes, y, N * C, &p, &stats));
+    TIME("adafactor 1024x576", 12.0 * N * C, d->ops->adafactor(d, &f32, &factors, y, N, C, &p, &stats));
     float *all[] = {x, y, w, rstd, logits, m, v, table, (float *)ids, (float *)key};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
 }

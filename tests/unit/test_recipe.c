@@ -310,8 +310,9 @@ static void choices(void **state) {
             int more = k == &gr_recipe_keys[GR_ROW_data_attention] ? 2 : 1;
             snprintf(override, sizeof override, "%s%s%s=%s", k->section, *k->section ? "." : "", k->name, c->name);
             snprintf(line, sizeof line, "%s%s: %s\n", *k->section ? "  " : "", k->name, c->name);
-            if (gr_recipe_load(&r, NULL, (const char *const[]){override, "train.objective=pretrain"}, more, &err) != GRAFT_OK)
-                fail_msg("%s", err.msg);
+            const char *with = k == &gr_recipe_keys[GR_ROW_train_weights] ? "adapter.method=full" : "train.objective=pretrain";
+            if (k == &gr_recipe_keys[GR_ROW_train_weights]) more = 2;
+            if (gr_recipe_load(&r, NULL, (const char *const[]){override, with}, more, &err) != GRAFT_OK) fail_msg("%s", err.msg);
             assert_int_equal(*(const int *)((const char *)r + k->offset), c->value);
             assert_int_equal(gr_recipe_print(r, &text, &err), GRAFT_OK);
             assert_non_null(strstr(text.data, line));
@@ -320,7 +321,7 @@ static void choices(void **state) {
             gr_recipe_free(r);
         }
     }
-    assert_int_equal(n_choices, 39);
+    assert_int_equal(n_choices, 44);
     assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");
