@@ -14,6 +14,7 @@ struct gr_threads;
 
 typedef struct gr_learn_options {
     int64_t size;       /* new pieces, characters among them */
+    int64_t there;      /* pieces of the base that the asker's --size counts as well: for messages */
     double coverage;    /* SentencePiece: the share of all characters that have pieces; the others stay bytes */
     uint64_t only;      /* bits of scripts (scripts.h): no piece has other characters; 0: all */
     int64_t max_length; /* of a piece in characters */

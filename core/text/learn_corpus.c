@@ -91,9 +91,9 @@ static graft_status add_alphabet(gr_learner *l, gr_learned *out, graft_error *er
     n = k;
     if (n_new > l->o.size)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "--size: %lld new pieces, but the text has %lld characters that need one of their own at "
-                       "--character-coverage %g: ask for more pieces, or less coverage",
-                       (long long)l->o.size, (long long)n_new, l->o.coverage));
+                       "--size %lld: the text has %lld characters that need pieces of their own at --character-coverage %g, which "
+                       "takes a --size of %lld at least; or less coverage",
+                       (long long)(l->o.size + l->o.there), (long long)n_new, l->o.coverage, (long long)(n_new + l->o.there)));
     for (k = 0; k < n; k++) {
         if (!list[k].count) continue;
         int len = gr_utf8_encode(list[k].point, text);

@@ -519,9 +519,9 @@ graft_status gr_learn_pairs(gr_learner *l, struct gr_threads *threads, gr_learne
         } else if (m.limit > l->o.min_count) {
             if (!hold_pairs(&m, threads)) GR_TRY(gr_fail_memory(err, "pairs"));
         } else {
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
-                           "the text has no more than %lld new pieces for a --size of %lld: take that, more text%s",
-                           (long long)out->n, (long long)l->o.size, l->o.min_count > 1 ? ", or a lower --min-count" : ""));
+            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "--size %lld: the text has no more than %lld pieces: take that, more text%s",
+                           (long long)(l->o.size + l->o.there), (long long)(out->n + l->o.there),
+                           l->o.min_count > 1 ? ", or a lower --min-count" : ""));
         }
     }
 done:

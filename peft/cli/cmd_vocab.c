@@ -215,6 +215,7 @@ graft_status gr_cmd_vocab_train(const gr_args *a, graft_error *err) {
         if (j.o.size <= there)
             GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--size: %lld pieces, but bytes and control tokens alone are %lld",
                            (long long)j.o.size, (long long)there));
+        j.o.there = there;
         j.o.size -= there;
     }
     threads = gr_threads_new((int)GR_MIN(j.recipe->_threads, 1024));

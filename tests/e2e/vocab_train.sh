@@ -58,8 +58,11 @@ refused "no text" 2 "--text" learn --size 900 --out b.model
 refused "no size" 2 "--size" learn --text math.txt --out b.model
 refused "no place" 2 "--out" learn --text math.txt --size 900
 refused "a size below bytes" 2 "260" learn --text math.txt --size 200 --out b.model
-refused "a size below the characters" 2 "--character-coverage" learn --text math.txt --size 270 --out b.model
+refused "a size below the characters" 2 "at least" learn --text math.txt --size 270 --out b.model
 refused "a size beyond the text" 3 "no more than" learn --text math.txt --size 900000 --out b.model
+most=$(learn --text math.txt --size 900000 --out b.model 2>&1 | sed -n 's/.*no more than \([0-9]*\) pieces.*/\1/p')
+check "that many it has" learn --text math.txt --size "$most" --out most.model
+refused "and not one more" 3 "no more than $most" learn --text math.txt --size $((most + 1)) --out b.model
 refused "a kind that the name is not" 2 "NAME.json" learn --text math.txt --kind bpe --size 900 --out b.model
 refused "a kind that the model is not" 2 "other kind" learn --text math.txt --model "$TINY" --kind spm --size 9 --out b.model
 refused "coverage of bytes" 2 "--character-coverage" learn --text math.txt --character-coverage 0.9 --size 900 --out b.json
