@@ -54,6 +54,19 @@ static void check_ids(const gr_tokenizer *t, const json_t *texts, const json_t *
     }
 }
 
+/* HF tokenizers gives an added token the id that it has in the vocabulary, else the next free one: all must be in it. */
+static void check_added(const char *folder) {
+    char *path = gr_path_join(folder, "tokenizer.json");
+    json_t *root = json_load_file(path, JSON_ALLOW_NUL, NULL), *vocab = json_object_get(json_object_get(root, "model"), "vocab"),
+           *a;
+    size_t i;
+    assert_true(json_array_size(json_object_get(root, "added_tokens")) > 0);
+    json_array_foreach(json_object_get(root, "added_tokens"), i, a)
+        assert_true(json_equal(json_object_get(vocab, json_string_value(json_object_get(a, "content"))), json_object_get(a, "id")));
+    json_decref(root);
+    free(path);
+}
+
 /* What was written is x again. */
 static void check_files(const gr_tokenizer *x, const json_t *texts, const json_t *row, const char *what) {
     char *folder = at("saved"), *alone = at("alone");
@@ -65,6 +78,7 @@ static void check_files(const gr_tokenizer *x, const json_t *texts, const json_t
     assert_ok(gr_make_dirs(folder, &err));
     assert_ok(gr_make_dirs(alone, &err));
     assert_ok(gr_tokenizer_save_hf(x, folder, &err));
+    check_added(folder);
     back = open_base(folder);
     assert_int_equal(gr_tokenizer_get_info(back)->n_vocab, gr_tokenizer_get_info(x)->n_vocab);
     check_ids(back, texts, json_object_get(row, "ids"), what);
@@ -218,6 +232,72 @@ static void test_continued(void **state) {
     gr_tokenizer_free(t);
 }
 
+/* Also where a piece's own text comes to be spelt otherwise: "abc" is "ab" "c" by the base's merge, (a, bc) makes it elsewhere. */
+static void test_own_merges(void **state) {
+    (void)state;
+    static const char form[] = "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"xa\":4,\"x\":5%s},"
+                               "\"merges\":[[\"a\",\"b\"]%s]},"
+                               "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
+                               "\"decoder\":{\"type\":\"ByteLevel\"}}";
+    char *base = gr_format(form, "", ""), *more = gr_format(form, ",\"bc\":6,\"abc\":7", ",[\"b\",\"c\"],[\"a\",\"bc\"]");
+    static const char *const texts[] = {"abc", "bc", "abbc", "cabcab"};
+    gr_tokenizer *t, *v, *x = NULL;
+    gr_vocab_report r;
+    write_text(at("old.json"), base);
+    write_text(at("more.json"), more);
+    t = open_vocab(at("old.json"));
+    v = open_vocab(at("more.json"));
+    assert_ok(gr_vocab_extend(&x, t, v, 0, &r, &err));
+    assert_int_equal(r.n_merges, 2);
+    assert_int_equal(r.n_unproved, 1);
+    assert_string_equal(r.unproved, "\"abc\"");
+    for (int i = 0; i < GR_LEN(texts); i++) {
+        gr_ids a = {0}, b = {0};
+        assert_ok(gr_tokenizer_encode(x, texts[i], (int64_t)strlen(texts[i]), true, &a, &err));
+        assert_ok(gr_tokenizer_encode(v, texts[i], (int64_t)strlen(texts[i]), true, &b, &err));
+        assert_true(a.n == b.n && memcmp(a.data, b.data, (size_t)a.n * sizeof *a.data) == 0);
+        gr_ids_release(&a);
+        gr_ids_release(&b);
+    }
+    gr_tokenizer_free(x);
+    gr_tokenizer_free(v);
+    gr_tokenizer_free(t);
+    free(base);
+    free(more);
+}
+
+/* No way leads to an old piece that did not before, nor is one made a second time: "bc" is a piece here, but no merge makes it. */
+static void test_old_pieces(void **state) {
+    (void)state;
+    static const char base[] = "{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"d\":3,\"bc\":4}},"
+                               "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
+                               "\"decoder\":{\"type\":\"ByteLevel\"}}";
+    static const char more[] =
+        "{\"added_tokens\":[{\"id\":0,\"content\":\"<unk>\",\"special\":true}],\"model\":{\"type\":\"BPE\","
+        "\"unk_token\":\"<unk>\",\"byte_fallback\":true,\"merges\":[],\"vocab\":{\"<unk>\":0,\"abcd\":1,\"xyz\":2}}}";
+    static const int32_t wanted[2][2] = {{1, 2}, {7, -1}}; /* of "bc", "abcd": after "ab" and "abc" */
+    static const char *const texts[] = {"bc", "abcd"};
+    gr_tokenizer *t, *v, *x = NULL;
+    gr_vocab_report r;
+    write_text(at("old.json"), base);
+    write_text(at("more.json"), more);
+    t = open_vocab(at("old.json"));
+    v = open_vocab(at("more.json"));
+    assert_ok(gr_vocab_extend(&x, t, v, 0, &r, &err));
+    assert_int_equal(r.n_new, 3);
+    assert_int_equal(r.n_intermediate, 2);
+    assert_int_equal(r.fates[GR_VOCAB_UNREACHABLE], 1); /* "xyz": bytes without a piece */
+    for (int i = 0; i < GR_LEN(texts); i++) {
+        gr_ids ids = {0};
+        assert_ok(gr_tokenizer_encode(x, texts[i], (int64_t)strlen(texts[i]), true, &ids, &err));
+        for (int64_t k = 0; k < ids.n; k++) assert_int_equal(ids.data[k], wanted[i][k]);
+        gr_ids_release(&ids);
+    }
+    gr_tokenizer_free(x);
+    gr_tokenizer_free(v);
+    gr_tokenizer_free(t);
+}
+
 /* ---- rows ---- */
 
 static void read_row(const gr_weights *w, const char *name, int64_t r, float *row) {
@@ -266,7 +346,7 @@ static void test_rows(void **state) {
         int64_t multiple, rows;
     } cases[] = {
         {TINY, "smollm2", "extended", GR_EXTEND_PIECES, 64, 896},
-        {TINY, "smollm2", "extended.gguf", GR_EXTEND_MEAN, 0, 887},
+        {TINY, "smollm2", "extended.gguf", GR_EXTEND_MEAN, 100, 900},
         {QWEN, "smollm2", "untied", GR_EXTEND_PIECES, 0, 887},
         {QWEN, "qwen2", "untied.gguf", GR_EXTEND_PIECES, 1000, 1000},
     };
@@ -357,8 +437,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ids),  cmocka_unit_test(test_fates), cmocka_unit_test(test_continued),
-        cmocka_unit_test(test_rows), cmocka_unit_test(test_twice), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_ids),        cmocka_unit_test(test_fates),      cmocka_unit_test(test_continued),
+        cmocka_unit_test(test_old_pieces), cmocka_unit_test(test_own_merges), cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_twice),      cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
