@@ -403,6 +403,45 @@ static void gguf_keys_are_honoured_harmless_or_refused(void **state) {
     assert_string_equal(c.arch->hf_type, "mistral"); /* a llama with a window */
 }
 
+/* What config.json says of layers, scores and rotations comes back from a GGUF, also what llama.cpp takes for granted. */
+static void layers_come_back_from_a_gguf(void **state) {
+    static const struct {
+        const char *changes, *slides;
+    } rows[] = {
+        {"{" QWEN3 ", \"num_hidden_layers\": 8}", "--------"},
+        {"{" QWEN3 ", \"num_hidden_layers\": 8, \"use_sliding_window\": true, \"max_window_layers\": 5}", "-----SSS"},
+        {"{" MISTRAL ", \"num_hidden_layers\": 8, \"sliding_window\": 16}", "SSSSSSSS"},
+        {"{" GEMMA2 ", \"num_hidden_layers\": 8, \"query_pre_attn_scalar\": 100, \"attn_logit_softcapping\": 20}", "S-S-S-S-"},
+        {"{" GEMMA2 ", \"layer_types\": [\"full_attention\", \"full_attention\"]}", "--"},
+        {"{" GEMMA3 ", \"num_hidden_layers\": 8, \"final_logit_softcapping\": 12}", "SSSSS-SS"},
+        {"{" GEMMA3 ", \"num_hidden_layers\": 8, \"sliding_window_pattern\": 3, \"rope_local_base_freq\": 2e4}", "SS-SS-SS"},
+        {"{" GEMMA3 ", \"num_hidden_layers\": 62, \"sliding_window_pattern\": 1}", NULL}, /* llama.cpp's 27B by its layers */
+    };
+    (void)state;
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        gr_model_config c, back;
+        gr_gguf_builder b = {0};
+        gr_gguf *g = NULL;
+        expect_config(TINY, rows[i].changes, NULL, NULL, &c);
+        gr_tensor embed = {.name = "token_embd.weight", .dtype = GR_DTYPE_F32, .n_dims = 2, .shape = {c.vocab, c.hidden}};
+        gr_config_put_gguf(&c, &b);
+        assert_ok(gr_gguf_write(at("layers.gguf"), &b, &embed, 1, no_data, NULL, &err));
+        gr_gguf_builder_release(&b);
+        assert_ok(gr_gguf_open(&g, at("layers.gguf"), &err));
+        assert_ok(gr_config_read_gguf(&back, g, &err));
+        gr_gguf_close(g);
+        if (rows[i].slides) assert_string_equal(sliding(&back), rows[i].slides);
+        assert_true(back.arch == c.arch && back.window == c.window && back.rope_theta == c.rope_theta);
+        assert_true(back.head_softcap == c.head_softcap);
+        for (int64_t k = 0; k < c.n_layers; k++) {
+            gr_layer_desc a = gr_config_layer(&c, k), d = gr_config_layer(&back, k);
+            assert_true(a.window == d.window && a.softcap == d.softcap && a.attention_scale == d.attention_scale &&
+                        a.rope == d.rope);
+        }
+        assert_true(c.window == 0 || back.rope_local == c.rope_local);
+    }
+}
+
 /* One model, the ways to say linear scaling by 4. */
 static void gguf_rope_scaling_old_and_new(void **state) {
     static const gguf_change type = {"llama.rope.scaling.type", TEXT, 0, "linear"},
@@ -602,6 +641,7 @@ int main(void) {
         cmocka_unit_test(text_of_a_model_of_pictures),
         cmocka_unit_test(rope_is_read_as_transformers_reads_it),
         cmocka_unit_test(gguf_keys_are_honoured_harmless_or_refused),
+        cmocka_unit_test(layers_come_back_from_a_gguf),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),
         cmocka_unit_test(tensors_are_listed_by_slot),
         cmocka_unit_test(layers_are_described),
