@@ -105,7 +105,7 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
     put_row(out, "data", m->data, run->train ? "tokenised" : "tokenised, assumed");
     put_row(out, "base", m->base, "mapped from its files; the system may take these pages back");
     put_row(out, "base, made", m->made, made);
-    put_row(out, "trained state", m->trained, "values, gradients, two moments");
+    put_row(out, "trained state", m->trained, "values, gradients, what the optimizer keeps");
     put_row(out, "threads", m->threads, "scratch that operations share");
     put_row(out, "step scratch", m->scratch, "activations and what backward needs");
     put_row(out, "evaluation", m->evaluation,

@@ -24,7 +24,7 @@ typedef struct gr_memory {
     int64_t data;       /* tokenised samples */
     int64_t base;       /* weights as they lie in their files, mapped: the system may take these pages back */
     int64_t made;       /* of the base: quantised weights, int8 forms, rotary table, floats of norms */
-    int64_t trained;    /* values, gradients, two moments */
+    int64_t trained;    /* values, gradients, what the optimizer keeps */
     int64_t threads;    /* scratch that operations share */
     int64_t scratch;    /* of a step: activations, gradients of them, logits */
     int64_t evaluation; /* the larger of loss and exact match, with its KV cache */
