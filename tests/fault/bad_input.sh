@@ -169,11 +169,6 @@ model m && sed -i '1s/{/{"embedding_multiplier": 12.0,/' m/config.json
 bad 3 "a multiplier that is not computed" "m/config.json embedding_multiplier 12.0" generate --model m
 model m && sed -i 's/LlamaForCausalLM/LlamaForSequenceClassification/' m/config.json
 bad 3 "a model with another head" "m/config.json LlamaForSequenceClassification" generate --model m
-model m && sed -i 's/"model_type": "llama"/"model_type": "mistral", "sliding_window": 8/; s/LlamaForCausalLM/MistralForCausalLM/' \
-    m/config.json
-bad 2 "a prompt longer than the sliding window" "sliding window 8" generate --model m --prompt "$(printf 'x %.0s' $(seq 40))"
-bad 2 "max_length beyond the sliding window" "data.max_length 64 sliding window 8" train model.base=m data.max_length=64
-bad 2 "a sample longer than the sliding window" "sliding window max_length" "$GRAFT" eval --model m --data "$TINY/train.jsonl"
 model m && sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 1/' m/config.json
 bad 3 "layers that nothing reads" "m/model.safetensors model.layers.1." generate --model m
 model m && mv m/model.safetensors m/pytorch_model.bin
