@@ -389,6 +389,8 @@ static graft_status rope_by_layer(gr_model_config *c, rope_dict *r, const rope_d
             return gr_fail(err, GRAFT_BAD_INPUT,
                            "%s: rope_parameters.%s: expected full_attention and sliding_attention, each with its own", r->path,
                            key);
+    if (!is_empty(local.object) && !json_is_object(local.object))
+        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s: expected an object", r->path, local.where);
     GR_TRY(find_rope_type(&type, &local, err));
     GR_TRY(rope_check(&local, type, err));
     if (type->scaling != GR_ROPE_NONE)

@@ -232,6 +232,8 @@ static void rotations_of_two_kinds(void **state) {
          0},
         {"{" GEMMA3 ", \"rope_parameters\": {\"sliding_attention\": {\"rope_type\": \"linear\", \"factor\": 8}}}",
          "graft scales the layers alone that do not slide", 0, 0, 0},
+        {"{" GEMMA3 ", \"rope_parameters\": {\"sliding_attention\": 5}}", "rope_parameters.sliding_attention: expected an object",
+         0, 0, 0},
         {"{" GEMMA3 ", \"rope_local_base_freq\": \"x\"}", "rope_local_base_freq: expected a number", 0, 0, 0},
     };
     float tables[2][4 * 16];
