@@ -170,9 +170,10 @@ static void backward_keys(const attention *t, float *scratch, const gr_seq *s, i
                           int64_t ldq) {
     const backward_parts *at = &t->backward;
     int64_t D = t->D, per_head = t->H / t->K, step = t->blocks * KEYS, window = window_of(t, s);
-    if (window) { /* not every query of the range sees its first keys */
-        int64_t rows = (begin ? seen_until(t, s, end) : s->q_len) - begin;
-        for (int64_t i = 0; i < rows; i++) memset(dq + i * ldq + head * per_head * D, 0, (size_t)(per_head * D) * sizeof *dq);
+    const int64_t last = begin ? seen_until(t, s, end) : s->q_len; /* rows of dq end there: what follows is another task's */
+    if (window) {                                                  /* not every query of the range sees its first keys */
+        for (int64_t i = 0; i < last - begin; i++)
+            memset(dq + i * ldq + head * per_head * D, 0, (size_t)(per_head * D) * sizeof *dq);
     }
     for (int64_t key = begin; key < end; key += step) {
         int64_t keys = least(step, end - key), row = (s->kv_start + key) * t->ldkv + head * D;
@@ -185,7 +186,7 @@ static void backward_keys(const attention *t, float *scratch, const gr_seq *s, i
         }
         for (int64_t h = head * per_head; h < (head + 1) * per_head; h++)
             for (int64_t i = key; i < seen_until(t, s, key + keys); i += QUERIES) {
-                int64_t rows = least(QUERIES, s->q_len - i);
+                int64_t rows = least(QUERIES, last - i);
                 bool first_of_rows = true;
                 pack_queries(t, scratch, s->q_start + i, rows, h);
                 for (int64_t j = 0; j < keys && key + j <= i; j += KEYS) {
