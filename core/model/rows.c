@@ -23,6 +23,7 @@ static void add_part(gr_model *m, int64_t first, int64_t n) {
 void gr_model_split_head(gr_model *m) {
     gr_segment *s = &m->head_rows;
     m->head_group.n = m->rows_group.n = 0;
+    m->rows_group.compute = m->compute;
     if (is_range(s)) {
         int64_t end = s->ids[0] + s->n;
         add_part(m, 0, s->ids[0]);
