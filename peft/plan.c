@@ -211,7 +211,8 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
     if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
-    a.made += footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) + (full ? 0 : vector_bytes(m));
+    a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
+              (full ? 0 : vector_bytes(m));
     a.trained = trained_bytes(run, w->rank);
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
