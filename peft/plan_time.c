@@ -65,7 +65,7 @@ static void make_vector(rig *g, gr_vector *v, int64_t n, bool full) {
     *v = (gr_vector){made_up(g, n * 4, 0x3c), full ? gradient(g, n) : NULL};
 }
 
-/* A layer's weights, which the second one shares; norms that it may have, of which those of heads are no wider than the stream. */
+/* A layer's weights, which the second one shares, and the norms that it may have: of the stream, and of heads. */
 static void make_layers(rig *g, const gr_run *run) {
     const gr_layer *from = &run->session.model->layers[0];
     gr_layer *first = &g->model->layers[0], *second = &g->model->layers[1];
@@ -81,7 +81,8 @@ static void make_layers(rig *g, const gr_run *run) {
             *second->group[s].member[i] = *first->group[s].member[i];
         }
     for (int i = 0; i < GR_LEN(norms); i++) {
-        make_vector(g, norms[i][0], g->model->config.hidden, !run->adapter);
+        bool of_heads = i >= GR_LEN(norms) - 2;
+        make_vector(g, norms[i][0], of_heads ? g->model->config.head_dim : g->model->config.hidden, !run->adapter);
         *norms[i][1] = *norms[i][0];
     }
 }
