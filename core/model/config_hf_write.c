@@ -25,6 +25,11 @@ static bool says(const json_t *root, const char *key) {
     return v && !json_is_null(v);
 }
 
+/* What root says of the head, or the class where it says nothing. */
+static bool is_tied(const json_t *root, const gr_arch *arch) {
+    return says(root, "tie_word_embeddings") ? json_is_true(json_object_get(root, "tie_word_embeddings")) : arch->tied;
+}
+
 /* rope_parameters of transformers 5: one dictionary, or one for each type of layer. */
 static json_t *parameters_json(const gr_model_config *c) {
     json_t *all = rope_json(c);
@@ -172,8 +177,7 @@ graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name
     json_object_set_new(root, "torch_dtype", json_string(dtype_name));         /* what transformers 4 reads, and 5 as well */
     if (base) json_object_set_new(root, "vocab_size", json_integer(c->vocab)); /* may have been extended */
     if (c->base_vocab > 0) json_object_set_new(root, GR_CONFIG_BASE_VOCAB, json_integer(c->base_vocab));
-    if (!base || json_is_true(json_object_get(root, "tie_word_embeddings")) != c->tied)
-        json_object_set_new(root, "tie_word_embeddings", json_boolean(c->tied));
+    if (!base || is_tied(root, c->arch) != c->tied) json_object_set_new(root, "tie_word_embeddings", json_boolean(c->tied));
     if (base && c->led) json_object_set_new(root, "eos_token_id", stop_json(c));
     json_object_del(root, "auto_map"); /* names Python files that are not written */
     json_object_del(root, "quantization_config");

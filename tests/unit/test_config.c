@@ -444,6 +444,29 @@ static void layers_come_back_from_a_gguf(void **state) {
     }
 }
 
+/* What is written says of the head what it is, also where the base leaves that to its class. */
+static void a_written_head_is_not_left_to_the_class(void **state) {
+    static const struct {
+        const char *changes;
+        bool tied;
+    } rows[] = {
+        {"{" GEMMA3 ", \"-\": [\"tie_word_embeddings\"]}", false},
+        {"{" GEMMA3 ", \"-\": [\"tie_word_embeddings\"]}", true},
+        {"{\"tie_word_embeddings\": true}", false},
+        {"{\"-\": [\"tie_word_embeddings\"]}", true},
+    };
+    (void)state;
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        gr_model_config c, back;
+        expect_config(TINY, rows[i].changes, NULL, NULL, &c);
+        assert_ok(gr_make_dirs(at("written"), &err));
+        c.tied = rows[i].tied;
+        assert_ok(gr_config_write_hf(&c, "float32", dir, at("written"), &err));
+        assert_ok(gr_config_read_json(&back, at("written/config.json"), &err));
+        assert_int_equal(back.tied, rows[i].tied);
+    }
+}
+
 /* One model, the ways to say linear scaling by 4. */
 static void gguf_rope_scaling_old_and_new(void **state) {
     static const gguf_change type = {"llama.rope.scaling.type", TEXT, 0, "linear"},
@@ -644,6 +667,7 @@ int main(void) {
         cmocka_unit_test(rope_is_read_as_transformers_reads_it),
         cmocka_unit_test(gguf_keys_are_honoured_harmless_or_refused),
         cmocka_unit_test(layers_come_back_from_a_gguf),
+        cmocka_unit_test(a_written_head_is_not_left_to_the_class),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),
         cmocka_unit_test(tensors_are_listed_by_slot),
         cmocka_unit_test(layers_are_described),
