@@ -141,6 +141,10 @@ static void tell_limits(const gr_model_config *c) {
     if (c->window > 0 && !arch->gguf_slides)
         gr_warn("llama.cpp computes no sliding window for %s: within %lld tokens its answers are this model's, beyond they are not",
                 arch->gguf, (long long)c->window);
+    if ((arch->attention_softcap > 0 && c->attention_softcap == 0) || (arch->head_softcap > 0 && c->head_softcap == 0))
+        gr_warn("llama.cpp computes %s only with soft caps, which this model does not have: graft reads this GGUF, llama.cpp will "
+                "give no numbers",
+                arch->gguf);
     if (!gr_config_llama_scales(c))
         gr_warn("llama.cpp does not divide the scores of %s by the root of %lld (query_pre_attn_scalar): graft reads this GGUF, "
                 "llama.cpp will compute otherwise",
