@@ -471,8 +471,10 @@ graft_status gr_gguf_array_int(const gr_gguf *g, const char *key, int64_t i, int
     const entry *e;
     graft_status st = find_element(g, key, i, &e, err);
     if (st != GRAFT_OK) return st;
-    bool ok = load_int(out, e->element, e->value + i * type_bytes[e->element]);
-    return ok ? GRAFT_OK : wrong_type(g, key, e, "an array of integers", err);
+    const uint8_t *at = e->value + i * type_bytes[e->element];
+    bool flag = e->element == GR_GGUF_BOOL, ok = flag || load_int(out, e->element, at);
+    if (flag) *out = *at != 0;
+    return ok ? GRAFT_OK : wrong_type(g, key, e, "an array of integers or flags", err);
 }
 
 graft_status gr_gguf_array_float(const gr_gguf *g, const char *key, int64_t i, double *out, graft_error *err) {

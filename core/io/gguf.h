@@ -44,7 +44,7 @@ graft_status gr_gguf_get_string(const gr_gguf *g, const char *key, const char **
 graft_status gr_gguf_int_or(const gr_gguf *g, const char *key, int64_t fallback, int64_t *out, graft_error *err);
 graft_status gr_gguf_float_or(const gr_gguf *g, const char *key, double fallback, double *out, graft_error *err);
 graft_status gr_gguf_bool_or(const gr_gguf *g, const char *key, bool fallback, bool *out, graft_error *err);
-/* Arrays: length and element type; string elements borrowed from the map (not NUL-terminated). */
+/* Arrays: length and element type; string elements borrowed from the map (not NUL-terminated); flags are integers, 0 or 1. */
 graft_status gr_gguf_get_array(const gr_gguf *g, const char *key, gr_gguf_type *element, int64_t *n, graft_error *err);
 graft_status gr_gguf_array_string(const gr_gguf *g, const char *key, int64_t i, const char **s, int64_t *len, graft_error *err);
 graft_status gr_gguf_array_int(const gr_gguf *g, const char *key, int64_t i, int64_t *out, graft_error *err);

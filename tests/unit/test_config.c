@@ -444,6 +444,37 @@ static void layers_come_back_from_a_gguf(void **state) {
     }
 }
 
+/* Which layers slide as a list of flags, as gguf-py writes it: the writer's list of integers with another type. */
+static void flags_say_which_layers_slide(void **state) {
+    static const char key[] = "gemma3.attention.sliding_window_pattern";
+    static const int32_t flags[] = {0x00010100, 0x01000001}; /* bytes */
+    const uint32_t type = GR_GGUF_BOOL;
+    const uint64_t count = sizeof flags;
+    gr_model_config c;
+    gr_gguf_builder b = {0};
+    gr_gguf *g = NULL;
+    char head[4096];
+    (void)state;
+    expect_config(TINY, "{" GEMMA3 ", \"num_hidden_layers\": 8, \"sliding_window_pattern\": 6}", NULL, NULL, &c);
+    gr_tensor embed = {.name = "token_embd.weight", .dtype = GR_DTYPE_F32, .n_dims = 2, .shape = {c.vocab, c.hidden}};
+    gr_config_put_gguf(&c, &b);
+    gr_gguf_put_i32s(&b, key, flags, GR_LEN(flags));
+    assert_ok(gr_gguf_write(at("flags.gguf"), &b, &embed, 1, no_data, NULL, &err));
+    gr_gguf_builder_release(&b);
+    FILE *file = fopen(at("flags.gguf"), "r+b");
+    assert_non_null(file);
+    size_t len = fread(head, 1, sizeof head, file);
+    const char *found = memmem(head, len, key, strlen(key));
+    assert_non_null(found); /* behind the key: array, type, count */
+    fseek(file, found - head + (long)(strlen(key) + sizeof type), SEEK_SET);
+    fwrite(&type, sizeof type, 1, file), fwrite(&count, sizeof count, 1, file);
+    fclose(file);
+    assert_ok(gr_gguf_open(&g, at("flags.gguf"), &err));
+    assert_ok(gr_config_read_gguf(&c, g, &err));
+    gr_gguf_close(g);
+    assert_string_equal(sliding(&c), "-SS-S--S");
+}
+
 /* What is written says of the head what it is, also where the base leaves that to its class. */
 static void a_written_head_is_not_left_to_the_class(void **state) {
     static const struct {
@@ -667,6 +698,7 @@ int main(void) {
         cmocka_unit_test(rope_is_read_as_transformers_reads_it),
         cmocka_unit_test(gguf_keys_are_honoured_harmless_or_refused),
         cmocka_unit_test(layers_come_back_from_a_gguf),
+        cmocka_unit_test(flags_say_which_layers_slide),
         cmocka_unit_test(a_written_head_is_not_left_to_the_class),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),
         cmocka_unit_test(tensors_are_listed_by_slot),
