@@ -128,7 +128,7 @@ static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weights
     bool shifted = e->offset != 0 && !gr_weights_gguf(back_to);
     const gr_dtype_info *info = gr_dtype_get(found->dtype);
     gr_dtype written = shifted ? x->dtype : found->dtype;
-    double offset = shifted ? (double)e->offset : 0;
+    double offset = shifted ? (double)e->offset : 0, sum_error = shifted ? 2e-7 : 0; /* of the float32 sum */
     int64_t rows = e->view.rows, K = e->view.cols, n = GR_MIN(rows, RUN_ROWS), row_bytes = gr_dtype_bytes(found->dtype, K);
     double error = 0, power = 0, smallest = smallest_of(written);
     for (int run = 0; run < (n == rows ? 1 : RUNS); run++) {
@@ -139,9 +139,8 @@ static graft_status check_tensor(const gr_export *x, int64_t i, const gr_weights
         for (int64_t k = 0; k < n * K; k++) {
             double difference = fabs((double)wanted[k] - (double)back[k]);
             if (!(difference < INFINITY)) error = INFINITY;
-            else if (difference > smallest) error += difference * difference;
+            else if (difference > GR_MAX(smallest, sum_error * fabs((double)wanted[k]))) error += difference * difference;
             power += ((double)wanted[k] - offset) * ((double)wanted[k] - offset);
-            if (shifted) smallest = GR_MAX(smallest, 2e-7 * fabs((double)wanted[k])); /* of the float32 sum */
         }
     }
     double bound = rounding_of(written);
