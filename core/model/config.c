@@ -121,7 +121,7 @@ graft_status gr_config_check(const gr_model_config *c, const char *file, graft_e
     if (c->head_dim % 2) return gr_fail(err, GRAFT_BAD_INPUT, "%s: head size %lld is odd", file, (long long)c->head_dim);
     if (c->window == 0 && gr_config_n_sliding(c) > 0)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: layers have sliding attention, but there is no sliding_window", file);
-    GR_TRY(check_range(file, "query_pre_attn_scalar", c->score_divisor, 0, 1 << 20, err));
+    GR_TRY(check_range(file, "query_pre_attn_scalar", c->score_divisor, c->arch->score_keys, 1 << 20, err));
     if (!(c->attention_softcap >= 0 && c->attention_softcap < 1e6f && c->head_softcap >= 0 && c->head_softcap < 1e6f))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: a soft cap (%g of scores, %g of logits) is impossible", file,
                        (double)c->attention_softcap, (double)c->head_softcap);

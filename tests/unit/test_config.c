@@ -154,6 +154,7 @@ static void windows_are_those_of_transformers(void **state) {
         {TINY, "{" GEMMA3 ", \"num_hidden_layers\": 7, \"sliding_window\": 512}", NULL, 512, "SSSSS-S"},
         {TINY, "{" GEMMA3 ", \"sliding_window_pattern\": 1}", NULL, 0, "--"},
         {TINY, "{" GEMMA3 ", \"sliding_window_pattern\": 0}", "sliding_window_pattern is 0", 0, ""},
+        {TINY, "{" GEMMA3 ", \"query_pre_attn_scalar\": 0}", "query_pre_attn_scalar is 0, expected 1 to", 0, ""},
     };
     (void)state;
     for (int i = 0; i < GR_LEN(rows); i++) {
