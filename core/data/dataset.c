@@ -142,7 +142,8 @@ static graft_status flush(builder *b, int64_t next_source, int64_t next, bool al
 typedef struct source_walk {
     int source;
     int64_t first;       /* the sample to begin with */
-    int64_t done;        /* samples of the files before */
+    int64_t done;        /* samples of the files before, a piece of a long document being one */
+    int64_t taken;       /* of what a limit counts: there a document is one, whatever its pieces */
     bool quiet;          /* many files: no progress of each */
     gr_data_source file; /* the source, with the path of a file */
     gr_tally tally;      /* of all files */
@@ -173,6 +174,7 @@ static graft_status add_file(builder *b, gr_encoding *j, source_walk *walk, stru
     if (shown) gr_progress_end(&progress);
     gr_tally_merge(&walk->tally, r->tally);
     walk->done += n;
+    walk->taken += r->raw == GR_RAW_DOCUMENT ? 1 : n;
 done:
     gr_reader_close(r);
     return st;
@@ -191,9 +193,9 @@ static graft_status add_source(builder *b, gr_encoding *j, int source, int64_t f
     GR_TRY(gr_source_files(&files, &n_files, o->path, j->o->pretrain, err));
     walk.quiet = n_files > 1;
     if (walk.quiet) gr_progress_start(&progress, "tokenising", n_files);
-    for (int64_t i = 0; i < n_files && st == GRAFT_OK && (o->limit == 0 || walk.done < o->limit); i++) {
+    for (int64_t i = 0; i < n_files && st == GRAFT_OK && (o->limit == 0 || walk.taken < o->limit); i++) {
         walk.file.path = files[i];
-        walk.file.limit = o->limit ? o->limit - walk.done : 0;
+        walk.file.limit = o->limit ? o->limit - walk.taken : 0;
         st = add_file(b, j, &walk, threads, err);
         if (walk.quiet) gr_progress_update(&progress, i + 1, "files");
     }
@@ -250,7 +252,8 @@ static graft_status make_store(const char *folder, const gr_data_options *o, con
     builder b = {.d = d, .shard_ids = o->shard_ids > 0 ? o->shard_ids : SHARD_IDS};
     gr_encoding *j = gr_encoding_new(o, t, chat);
     if (!d || !j) GR_TRY(gr_fail_memory(err, "data set"));
-    GR_TRY(gr_store_begin(&b.store, folder, o->n_sources, gr_tokenizer_get_info(t)->n_vocab, &part, err));
+    const gr_store_limits most = {o->n_sources, gr_tokenizer_get_info(t)->n_vocab, o->max_length};
+    GR_TRY(gr_store_begin(&b.store, folder, &most, &part, err));
     GR_TRY(begin_from(&b, &part, err));
     if (part.next || part.next_source) {
         gr_note("%s: tokenising goes on at sample %lld of source %lld", folder, (long long)part.next + 1,

@@ -28,7 +28,7 @@ typedef struct gr_data_source {
     int n_columns;
     double weight;             /* 1 = each sample once an epoch, 0.5 = half of them, 2 = twice */
     double share;              /* pretrain: its part of all tokens, in any unit; 0: none. All sources have one, or none */
-    int64_t limit;             /* at most so many samples from the file's start; 0 = all */
+    int64_t limit;             /* at most so many samples from the file's start, a document being one; 0 = all */
     const char *const *ignore; /* fields of samples and messages that are left aside without a word */
     int n_ignore;
     const char *encoding; /* utf-8 (NULL), replace (bytes that are no UTF-8 read as U+FFFD), or a name that iconv knows */

@@ -374,6 +374,7 @@ static graft_status list_folder(file_list *l, const char *folder, int depth, gra
         if (!path) continue;
         bool inner = gr_is_dir(path), taken = !inner && is_data_file(e->d_name);
         if (inner && depth < DEEPEST) st = list_folder(l, path, depth + 1, err);
+        else if (inner) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: more than %d folders deep: a link that leads back?", path, DEEPEST);
         if (taken && !gr_grow(&l->files, &l->capacity, l->n + 1, sizeof *l->files)) st = gr_fail_memory(err, folder), taken = false;
         if (taken) l->files[l->n++] = path;
         else free(path);

@@ -73,9 +73,10 @@ static graft_status get(gr_h5 *h, const char *name, gr_h5_type type, int64_t *n,
 static bool consistent(const gr_store *s, int n_sources, int64_t n_vocab) {
     if (s->n_blocks < 1 || s->n_shards < 1 || s->offset[0] != 0 || s->shards[FIRST] != 0 || s->max_id >= n_vocab) return false;
     for (int64_t b = 0; b < s->n_blocks; b++) {
+        if (s->offset[b + 1] <= s->offset[b] || s->offset[b + 1] > INT64_MAX / 8) return false;
         int64_t n = s->offset[b + 1] - s->offset[b];
-        if (s->offset[b + 1] > INT64_MAX / 8 || n < 2 || n > INT32_MAX || s->documents[b] < 0 || s->documents[b] >= n ||
-            s->source[b] < (b ? s->source[b - 1] : 0) || s->source[b] >= n_sources)
+        if (n < 2 || n > INT32_MAX || s->documents[b] < 0 || s->documents[b] >= n || s->source[b] < (b ? s->source[b - 1] : 0) ||
+            s->source[b] >= n_sources)
             return false;
     }
     for (int64_t i = 0; i < s->n_shards; i++) {
@@ -278,19 +279,33 @@ static void forget_part(gr_store_writer *w) {
     w->ids = NULL, w->target = NULL, w->offset = NULL, w->source = NULL;
 }
 
-/* The ids of the open block. */
-static graft_status get_open(gr_store_writer *w, gr_h5 *h, int64_t n_open, graft_error *err) {
+static bool are_tokens(const int32_t *ids, const uint8_t *target, int64_t n, int64_t n_vocab) {
+    for (int64_t k = 0; k < n; k++)
+        if (ids[k] < 0 || ids[k] >= n_vocab || target[k] > GR_TARGET_START) return false;
+    return true;
+}
+
+/* The ids of the open block, to the writer once they are right: those of the shard before stay otherwise. */
+static graft_status get_open(gr_store_writer *w, gr_h5 *h, int64_t n_open, int64_t n_vocab, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    int32_t *ids = NULL;
+    uint8_t *target = NULL;
     int64_t n;
+    if (n_open > 0) GR_TRY(get(h, "/open_ids", GR_H5_I32, &n, n_open, &ids, err));
+    if (n_open > 0) GR_TRY(get(h, "/open_target", GR_H5_U8, &n, n_open, &target, err));
+    if (!are_tokens(ids, target, n_open, n_vocab)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "its open block holds no tokens"));
     free(w->open_ids);
     free(w->open_target);
-    w->open_ids = NULL, w->open_target = NULL;
-    if (n_open == 0) return GRAFT_OK;
-    graft_status st = get(h, "/open_ids", GR_H5_I32, &n, n_open, &w->open_ids, err);
-    return st == GRAFT_OK ? get(h, "/open_target", GR_H5_U8, &n, n_open, &w->open_target, err) : st;
+    w->open_ids = ids, w->open_target = target;
+    ids = NULL, target = NULL;
+done:
+    free(ids);
+    free(target);
+    return st;
 }
 
 /* A shard as a part, checked; the arrays are the writer's. */
-static graft_status get_part(gr_store_writer *w, gr_h5 *h, gr_store_part *p, int n_sources, int64_t n_vocab, graft_error *err) {
+static graft_status get_part(gr_store_writer *w, gr_h5 *h, gr_store_part *p, const gr_store_limits *most, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t version, n, n_ids;
     forget_part(w);
@@ -304,19 +319,21 @@ static graft_status get_part(gr_store_writer *w, gr_h5 *h, gr_store_part *p, int
     GR_TRY(get(h, "/target", GR_H5_U8, &n, n_ids, &w->target, err));
     GR_TRY(get(h, "/source", GR_H5_I32, &p->n_blocks, -1, &w->source, err));
     GR_TRY(get(h, "/offset", GR_H5_I64, &n, p->n_blocks + 1, &w->offset, err));
-    bool whole = version == STORE_VERSION && p->n_blocks > 0 && p->n_open >= 0 && p->n_open <= INT32_MAX && p->next_source >= 0 &&
-                 p->next_source <= n_sources && p->next >= 0 && p->n_empty >= 0 && w->offset[0] == 0 && w->offset[n - 1] == n_ids;
+    bool whole = version == STORE_VERSION && p->n_blocks > 0 && p->n_open >= 0 && p->n_open < most->block && p->next_source >= 0 &&
+                 p->next_source <= most->n_sources && p->next >= 0 && p->n_empty >= 0 && w->offset[0] == 0 &&
+                 w->offset[n - 1] == n_ids;
     for (int64_t b = 0; b < p->n_blocks && whole; b++)
-        whole = w->offset[b] < w->offset[b + 1] && w->offset[b + 1] <= n_ids && w->source[b] >= (b ? w->source[b - 1] : 0) &&
-                w->source[b] < n_sources;
-    for (int64_t k = 0; k < n_ids && whole; k++) whole = w->ids[k] >= 0 && w->ids[k] < n_vocab && w->target[k] <= GR_TARGET_START;
-    if (!whole) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "its parts do not fit each other"));
+        whole = w->offset[b] + 1 < w->offset[b + 1] && w->offset[b + 1] <= n_ids &&
+                w->offset[b + 1] - w->offset[b] <= most->block && w->source[b] >= (b ? w->source[b - 1] : 0) &&
+                w->source[b] < most->n_sources;
+    if (!whole || !are_tokens(w->ids, w->target, n_ids, most->n_vocab))
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "its parts do not fit each other"));
     p->offset = w->offset, p->source = w->source, p->ids = w->ids, p->target = w->target;
 done:
     return st;
 }
 
-graft_status gr_store_begin(gr_store_writer **out, const char *folder, int n_sources, int64_t n_vocab, gr_store_part *part,
+graft_status gr_store_begin(gr_store_writer **out, const char *folder, const gr_store_limits *most, gr_store_part *part,
                             graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_store_writer *w = gr_calloc(1, sizeof *w);
@@ -330,10 +347,9 @@ graft_status gr_store_begin(gr_store_writer **out, const char *folder, int n_sou
         int64_t shard[SHARD_FIELDS] = {w->s.n_blocks};
         char *path = shard_path(&w->s, w->s.n_shards);
         if (!path) GR_TRY(gr_fail_memory(err, "token cache"));
-        more = gr_exists(path) && gr_h5_open(&h, path, NULL) == GRAFT_OK &&
-               get_part(w, h, &p, n_sources, n_vocab, NULL) == GRAFT_OK && place_shard(shard, h, path, NULL) == GRAFT_OK;
+        more = gr_exists(path) && gr_h5_open(&h, path, NULL) == GRAFT_OK && get_part(w, h, &p, most, NULL) == GRAFT_OK &&
+               place_shard(shard, h, path, NULL) == GRAFT_OK && get_open(w, h, p.n_open, most->n_vocab, NULL) == GRAFT_OK;
         if (more) st = index_part(w, &p, shard, err);
-        if (more && st == GRAFT_OK) st = get_open(w, h, p.n_open, err);
         if (more) *part = p;
         gr_h5_close(h);
         free(path);

@@ -47,9 +47,14 @@ typedef struct gr_store_part {
 } gr_store_part;
 
 typedef struct gr_store_writer gr_store_writer;
+/* What a shard that lies there may hold at most. */
+typedef struct gr_store_limits {
+    int n_sources;
+    int64_t n_vocab, block; /* ids of a block */
+} gr_store_limits;
 /* Begin in folder (which is made), or go on behind the shards that lie there whole: *part is where making goes on, without blocks;
  * its n_open ids are the writer's. */
-graft_status gr_store_begin(gr_store_writer **out, const char *folder, int n_sources, int64_t n_vocab, gr_store_part *part,
+graft_status gr_store_begin(gr_store_writer **out, const char *folder, const gr_store_limits *most, gr_store_part *part,
                             graft_error *err);
 graft_status gr_store_add(gr_store_writer *w, const gr_store_part *part, graft_error *err);
 /* Write the index: the store is whole. */

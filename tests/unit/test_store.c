@@ -322,6 +322,48 @@ static void test_hostile_index(void **state) {
     gr_dataset_free(a);
 }
 
+/* A shard with a right seal and wrong contents, of a making that was killed: tokenised again. */
+static void test_hostile_shard(void **state) {
+    (void)state;
+    gr_data_options in_memory = options(NULL, false), on_disk = options("shard", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    char path[300], index[300];
+    snprintf(path, sizeof path, "%s/shard-000001.h5", tokens_of("shard"));
+    snprintf(index, sizeof index, "%s/index.h5", tokens_of("shard"));
+    gr_dataset_free(b);
+    for (int which = 0; which < 7; which++) {
+        int64_t offset[2] = {0, LENGTH}, two = 2, one = 1, n = LENGTH, n_open = 3, n_open_ids = 3;
+        int32_t ids[4 * LENGTH] = {0}, source = 0;
+        uint8_t target[4 * LENGTH] = {0};
+        if (which == 0) n_open = n_open_ids = LENGTH; /* a block that is open and whole */
+        if (which == 1) n_open = n_open_ids = LENGTH + 1;
+        if (which == 2) n_open_ids = 2;
+        if (which == 3) ids[LENGTH + 1] = 1 << 30;
+        if (which == 4) ids[LENGTH + 1] = -1;
+        if (which == 5) target[LENGTH + 2] = 3;
+        if (which == 6) n = offset[1] = LENGTH + 2;
+        gr_h5 *h = NULL;
+        assert_ok(gr_h5_create(&h, path, &err));
+        assert_ok(gr_h5_put(h, "/ids", GR_H5_I32, 1, &n, ids, &err));
+        assert_ok(gr_h5_put(h, "/target", GR_H5_U8, 1, &n, target, &err));
+        assert_ok(gr_h5_put(h, "/offset", GR_H5_I64, 1, &two, offset, &err));
+        assert_ok(gr_h5_put(h, "/source", GR_H5_I32, 1, &one, &source, &err));
+        assert_ok(gr_h5_put(h, "/open_ids", GR_H5_I32, 1, &n_open_ids, ids + n, &err));
+        assert_ok(gr_h5_put(h, "/open_target", GR_H5_U8, 1, &n_open_ids, target + n, &err));
+        assert_ok(gr_h5_put_int(h, "version", 1, &err));
+        assert_ok(gr_h5_put_int(h, "n_open", n_open, &err));
+        assert_ok(gr_h5_put_int(h, "next_source", 0, &err));
+        assert_ok(gr_h5_put_int(h, "next", 1, &err));
+        assert_ok(gr_h5_put_int(h, "n_empty", 0, &err));
+        assert_ok(gr_h5_commit(h, &err));
+        assert_int_equal(unlink(index), 0);
+        b = load(&on_disk, threads);
+        assert_same(a, b);
+        gr_dataset_free(b);
+    }
+    gr_dataset_free(a);
+}
+
 /* A folder that cannot be written costs memory, not the run. */
 static void test_unwritable(void **state) {
     (void)state;
@@ -482,6 +524,16 @@ static void test_long_document(void **state) {
     assert_int_equal(d->ids[n - 1], gr_tokenizer_get_info(tokenizer)->eos);
     assert_int_equal(d->n_targets, n - d->n_samples); /* no document begins inside */
     gr_dataset_free(d);
+    static char longs[128]; /* a limit counts documents, not their pieces */
+    snprintf(longs, sizeof longs, "%s", at("longs"));
+    assert_ok(gr_make_dirs(longs, &err));
+    assert_ok(gr_file_write(at("longs/1.txt"), s.data, s.len, &err));
+    assert_ok(gr_file_write(at("longs/2.txt"), s.data, s.len, &err));
+    assert_ok(gr_file_write(at("longs/3.txt"), "no more", 7, &err));
+    source = (gr_data_source){.path = longs, .weight = 1, .limit = 2};
+    d = load(&o, threads);
+    assert_int_equal(d->offset[d->n_samples], 2 * n);
+    gr_dataset_free(d);
     gr_ids_release(&ids);
     gr_str_release(&s);
 }
@@ -544,21 +596,18 @@ static void test_folder(void **state) {
     b.pretrain = true;
     assert_int_equal(gr_dataset_load(&y, &b, tokenizer, NULL, threads, &err), GRAFT_BAD_INPUT);
     assert_non_null(strstr(err.msg, "without data"));
+    assert_int_equal(symlink("..", at("corpus/2/up")), 0); /* a folder within itself */
+    many.path = corpus;
+    assert_int_equal(gr_dataset_load(&y, &b, tokenizer, NULL, threads, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "folders deep"));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_as_memory),
-        cmocka_unit_test(test_documents),
-        cmocka_unit_test(test_resumed_making),
-        cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_hostile_index),
-        cmocka_unit_test(test_unwritable),
-        cmocka_unit_test(test_mix),
-        cmocka_unit_test(test_mix_refusals),
-        cmocka_unit_test(test_raw_forms),
-        cmocka_unit_test(test_long_document),
-        cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_same_as_memory), cmocka_unit_test(test_documents),     cmocka_unit_test(test_resumed_making),
+        cmocka_unit_test(test_damage),         cmocka_unit_test(test_hostile_index), cmocka_unit_test(test_hostile_shard),
+        cmocka_unit_test(test_unwritable),     cmocka_unit_test(test_mix),           cmocka_unit_test(test_mix_refusals),
+        cmocka_unit_test(test_raw_forms),      cmocka_unit_test(test_long_document), cmocka_unit_test(test_folder),
     };
     return cmocka_run_group_tests_name("store", tests, set_up, tear_down);
 }
