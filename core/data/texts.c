@@ -27,7 +27,6 @@ typedef struct reading {
 static bool has_samples(const char *path) {
     static const char *const ends[] = {".json", ".jsonl", ".csv", ".tsv"};
     size_t n = strlen(path);
-    if (gr_is_dir(path)) return true;
     if (n > 3 && strcasecmp(path + n - 3, ".gz") == 0) n -= 3;
     for (int i = 0; i < GR_LEN(ends); i++) {
         size_t len = strlen(ends[i]);
@@ -106,8 +105,8 @@ static void read_chunk(void *context, int64_t k, int worker) {
     r->status[k] = r->reader ? read_samples(r, chunk, worker, &r->err[k]) : read_stretch(r, chunk, worker, &r->err[k]);
 }
 
-static graft_status read_source(reading *r, const gr_data_source *source, struct gr_threads *threads, int64_t *bytes,
-                                graft_error *err) {
+static graft_status read_file(reading *r, const gr_data_source *source, struct gr_threads *threads, int64_t *bytes,
+                              graft_error *err) {
     gr_reader *reader = NULL;
     graft_status st = GRAFT_OK;
     gr_progress progress;
@@ -137,6 +136,21 @@ done:
     gr_reader_close(reader);
     gr_map_close(&r->map);
     free(r->ends);
+    return st;
+}
+
+/* A file, or all of a folder. */
+static graft_status read_source(reading *r, const gr_data_source *source, struct gr_threads *threads, int64_t *bytes,
+                                graft_error *err) {
+    char **files = NULL;
+    int64_t n_files = 0;
+    gr_data_source file = *source;
+    graft_status st = gr_source_files(&files, &n_files, source->path, true, err);
+    for (int64_t i = 0; i < n_files && st == GRAFT_OK; i++) {
+        file.path = files[i];
+        st = read_file(r, &file, threads, bytes, err);
+    }
+    gr_source_files_free(files, n_files);
     return st;
 }
 

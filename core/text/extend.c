@@ -27,16 +27,24 @@ const char *gr_vocab_fate_name(gr_vocab_fate fate) { return fate_names[fate]; }
 
 /* ---- the other vocabulary ---- */
 
+/* A GGUF may be larger than a vocabulary that is read whole. */
+static graft_status begins_as_gguf(bool *gguf, const char *path, graft_error *err) {
+    gr_map map;
+    graft_status st = gr_map_open(&map, path, err);
+    *gguf = st == GRAFT_OK && map.size >= 4 && memcmp(map.data, "GGUF", 4) == 0;
+    if (st == GRAFT_OK) gr_map_close(&map);
+    return st;
+}
+
 graft_status gr_vocab_open(gr_tokenizer **out, const char *path, graft_error *err) {
     char *text = NULL;
     int64_t n, start = 0;
+    bool gguf = false;
     graft_status st;
     if (gr_is_dir(path)) return gr_tokenizer_open(out, path, err);
+    GR_TRY(begins_as_gguf(&gguf, path, err));
+    if (gguf) return gr_tokenizer_open(out, path, err);
     GR_TRY(gr_file_read(&text, &n, path, GR_JSON_MAX, err));
-    if (n >= 4 && memcmp(text, "GGUF", 4) == 0) {
-        st = gr_tokenizer_open(out, path, err);
-        goto done;
-    }
     while (start < n && strchr(" \t\r\n", text[start]) && text[start]) start++;
     bool json = start < n && text[start] == '{';
     st = json ? gr_tokenizer_parse_json(out, text, n, path, err) : gr_tokenizer_parse_spm(out, text, n, path, err);
@@ -162,7 +170,9 @@ static void note_example(char *examples, size_t size, const gr_tokenizer *t, con
     gr_str text = {0};
     if (t->byte_level && !gr_utf8_valid(raw, len)) put_alphabet(&text, raw, len);
     else gr_str_add(&text, raw, len);
-    if (!text.failed && text.len > 0 && at + (size_t)text.len + 6 < size && !memchr(text.data, '\n', (size_t)text.len))
+    bool plain = text.len > 0;
+    for (int64_t i = 0; i < text.len; i++) plain &= (uint8_t)text.data[i] >= 0x20 && text.data[i] != 0x7F;
+    if (!text.failed && plain && at + (size_t)text.len + 6 < size)
         snprintf(examples + at, size - at, "%s\"%s\"", at ? ", " : "", text.data);
     gr_str_release(&text);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "adapters/extend.h"
+#include "core/data/content.h"
 #include "core/data/texts.h"
 #include "core/text/extend.h"
 #include "core/text/utf8.h"
@@ -45,8 +46,10 @@ static graft_status measure_files(const gr_args *a, const gr_tokenizer *x, gr_th
     gr_data_source *sources = gr_calloc(a->n_given + 1, sizeof *sources);
     measure *parts = gr_calloc(n_parts, sizeof *parts);
     if (!paths || !sources || !parts) GR_TRY(gr_fail_memory(err, "held-out text"));
+    const char *encoding = gr_args_text(a, "encoding", NULL);
     int n = gr_args_all(a, "text", paths);
-    for (int i = 0; i < n; i++) sources[i] = (gr_data_source){.path = paths[i], .format = "auto", .weight = 1};
+    for (int i = 0; i < n; i++)
+        sources[i] = (gr_data_source){.path = paths[i], .format = "auto", .weight = 1, .encoding = encoding};
     if (n == 0) goto done;
     int64_t bytes;
     GR_TRY(gr_texts_read(sources, n, threads, measure_text, &(measuring){x, parts}, &bytes, err));
@@ -148,6 +151,9 @@ static graft_status read_options(const gr_args *a, gr_extend_options *o, extensi
     if (o->multiple > 1 << 20) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--pad-to-multiple: expected 1 to %d", 1 << 20));
     GR_TRY(gr_written_type(&o->file.dtype, gr_args_text(a, "dtype", NULL), err));
     GR_TRY(gr_format_of(&o->file.format, x->out, gr_args_text(a, "format", NULL), "hf", err));
+    GR_TRY(gr_encoding_check(gr_args_text(a, "encoding", NULL), err));
+    if (gr_args_has(a, "encoding") && !gr_args_has(a, "text"))
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "--encoding: is of the files of --text, and there are none"));
 done:
     return st;
 }

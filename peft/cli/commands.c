@@ -171,8 +171,8 @@ static const gr_option make_options[] = {
 };
 
 static const gr_option vocab_train_options[] = {
-    {"text", "FILE", "raw text, or samples in .json, .jsonl, .csv, .tsv: all their text; .gz of these; more files may follow",
-     NULL},
+    {"text", "FILE",
+     "raw text, or samples in .json, .jsonl, .csv, .tsv: all their text; .gz of these; a folder of them; more may follow", NULL},
     {"size", "N", "pieces of the vocabulary; with --model: new ones", NULL},
     {"out", "PATH", "NAME.model (SentencePiece), NAME.json (a tokenizer.json) or a folder", NULL},
     {"kind", "NAME",
@@ -204,6 +204,7 @@ static const gr_option vocab_extend_options[] = {
      "new rows: pieces, the mean of the old tokens that a piece was spelt with (the default), or mean, of all tokens", NULL},
     {"pad-to-multiple", "N", "rows of embedding and head are a multiple of N", NULL},
     {"text", "FILE", "held-out text or samples: tokens a line before and after; may be repeated", NULL},
+    {"encoding", "NAME", NULL, "data.encoding"},
     {"format", "NAME", "hf or gguf (told from the name of --out)", NULL},
     {"dtype", "TYPE", "as in graft merge (the base's own; bf16 for a quantised base)", NULL},
     {"overwrite", NULL, "replace what is there", NULL},

@@ -70,7 +70,19 @@ check "bf16 it is" has q.json dtype '"bf16"'
 check "which is explained" grep -q "q8.gguf is quantised (q8_0): the extended model is written as bf16, as" q.err
 check "or what is asked for" $X q8.gguf --vocab "$V/bpe.json" --out q2.gguf --dtype q8_0
 
+# Held-out text in another encoding; a vocabulary in a GGUF that is larger than what is read whole
+iconv -f utf-8 -t gb18030 held.txt >gb.txt
+$X base --vocab "$V/bpe.json" --out utf8.gguf --text held.txt >utf8.txt 2>/dev/null
+check "text in another encoding" bash -c '"$@" >gb.out' - $X base --vocab "$V/bpe.json" --out gb.gguf --text gb.txt --encoding gb18030
+check "is the same text" bash -c 'grep -h "^held-out" utf8.txt >u.line && grep -h "^held-out" gb.out | cmp - u.line'
+cp own.gguf large.gguf
+truncate -s 300M large.gguf
+check "a large GGUF as vocabulary" $X base --vocab large.gguf --out from-large.gguf
+
 # Refused
+refused "text in an encoding that is not named" 3 "--encoding" $X base --vocab "$V/bpe.json" --out x --text gb.txt
+refused "an unknown encoding" 2 "klingon" $X base --vocab "$V/bpe.json" --out x --text gb.txt --encoding klingon
+refused "an encoding of no text" 2 "--text" $X base --vocab "$V/bpe.json" --out x --encoding gb18030
 head -c 3000 "$V/sp.model" >cut.model
 : >none.txt
 refused "no model" 2 "give --model" "$G" vocab extend --vocab "$V/bpe.json" --out x

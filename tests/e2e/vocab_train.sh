@@ -27,6 +27,12 @@ learn --text half.ab half.aa --size 900 --out halves.model >/dev/null 2>&1
 check "another encoding is the same text" same a.model gb.model
 check "packed text is the same text" same a.model gz.model
 check "files in any order are the same text" same a.model halves.model
+mkdir -p folder/sub
+cp half.aa folder/1.txt
+cp half.ab folder/sub/2.txt
+echo "not data" >folder/README.md
+learn --text folder --size 900 --out folder.model >/dev/null 2>&1
+check "a folder is the text of its files" same a.model folder.model
 check "samples of a data file" learn --text math.jsonl zh.jsonl --size 700 --out samples --json
 check "into a folder that graft opens" bash -c "echo 'Tom has 5 apples.' | '$GRAFT' tokenize --model samples --plain >ids && \
     '$GRAFT' tokenize --model samples --decode --plain ids | grep -x 'Tom has 5 apples.'"
