@@ -8,6 +8,7 @@
 #include "core/text/learn.h"
 #include "core/text/encode.h"
 #include "core/text/read.h"
+#include "core/text/write_spm.h"
 
 enum { FILE_MAX = 256 << 20 };
 
@@ -17,40 +18,7 @@ void gr_vocab_release(gr_vocab *v) {
     *v = (gr_vocab){0};
 }
 
-/* ---- protobuf ---- */
-
-static void put_varint(gr_str *s, uint64_t v) {
-    for (; v >= 0x80; v >>= 7) gr_str_putc(s, (char)(0x80 | (v & 0x7F)));
-    gr_str_putc(s, (char)v);
-}
-
-static void put_number(gr_str *s, uint32_t field, int64_t v) {
-    put_varint(s, (uint64_t)field << 3);
-    put_varint(s, (uint64_t)v);
-}
-
-static void put_float(gr_str *s, uint32_t field, float v) {
-    char bytes[4];
-    memcpy(bytes, &v, 4);
-    put_varint(s, (uint64_t)field << 3 | 5);
-    gr_str_add(s, bytes, 4);
-}
-
-static void put_bytes(gr_str *s, uint32_t field, const char *bytes, int64_t n) {
-    put_varint(s, (uint64_t)field << 3 | 2);
-    put_varint(s, (uint64_t)n);
-    gr_str_add(s, bytes, n);
-}
-
-static void put_piece(gr_str *s, const char *text, int64_t len, double score, gr_piece_type type) {
-    gr_str piece = {0};
-    put_bytes(&piece, 1, text, len);
-    put_float(&piece, 2, (float)score);
-    if (type != GR_PIECE_NORMAL) put_number(&piece, 3, type);
-    put_bytes(s, 1, piece.data, piece.len);
-    s->failed |= piece.failed;
-    gr_str_release(&piece);
-}
+/* ---- a SentencePiece model ---- */
 
 typedef struct model_settings {
     int32_t unk, bos, eos, pad;
@@ -62,24 +30,24 @@ typedef struct model_settings {
 /* The trainer's and the normaliser's fields. */
 static void put_settings(gr_str *s, const model_settings *m) {
     gr_str part = {0};
-    put_number(&part, 3, 2); /* BPE */
-    put_number(&part, 4, m->n_vocab);
-    put_number(&part, 25, m->split_digits);
-    put_number(&part, 26, 1); /* pieces of spaces alone */
-    put_number(&part, 35, m->bytes);
-    put_number(&part, 40, m->unk);
-    put_number(&part, 41, m->bos);
-    put_number(&part, 42, m->eos);
-    put_number(&part, 43, m->pad);
-    put_bytes(s, 2, part.data, part.len);
+    gr_spm_put_number(&part, 3, 2); /* BPE */
+    gr_spm_put_number(&part, 4, m->n_vocab);
+    gr_spm_put_number(&part, 25, m->split_digits);
+    gr_spm_put_number(&part, 26, 1); /* pieces of spaces alone */
+    gr_spm_put_number(&part, 35, m->bytes);
+    gr_spm_put_number(&part, 40, m->unk);
+    gr_spm_put_number(&part, 41, m->bos);
+    gr_spm_put_number(&part, 42, m->eos);
+    gr_spm_put_number(&part, 43, m->pad);
+    gr_spm_put_bytes(s, 2, part.data, part.len);
     s->failed |= part.failed;
     gr_str_clear(&part);
-    put_bytes(&part, 1, m->name, (int64_t)strlen(m->name));
-    if (m->map_len > 0) put_bytes(&part, 2, m->map, m->map_len);
-    put_number(&part, 3, m->prefix);
-    put_number(&part, 4, m->squeeze);
-    put_number(&part, 5, m->spaces);
-    put_bytes(s, 3, part.data, part.len);
+    gr_spm_put_bytes(&part, 1, m->name, (int64_t)strlen(m->name));
+    if (m->map_len > 0) gr_spm_put_bytes(&part, 2, m->map, m->map_len);
+    gr_spm_put_number(&part, 3, m->prefix);
+    gr_spm_put_number(&part, 4, m->squeeze);
+    gr_spm_put_number(&part, 5, m->spaces);
+    gr_spm_put_bytes(s, 3, part.data, part.len);
     s->failed |= part.failed;
     gr_str_release(&part);
 }
@@ -109,15 +77,15 @@ static void start_model(gr_str *s, const gr_vocab_start *o) {
                         .spaces = true,
                         .name = "identity",
                         .n_vocab = 3 + o->n_special + 256 + 1};
-    put_piece(s, "<unk>", 5, 0, GR_PIECE_UNKNOWN);
-    put_piece(s, "<s>", 3, 0, GR_PIECE_CONTROL);
-    put_piece(s, "</s>", 4, 0, GR_PIECE_CONTROL);
-    for (int i = 0; i < o->n_special; i++) put_piece(s, o->special[i], (int64_t)strlen(o->special[i]), 0, GR_PIECE_CONTROL);
+    gr_spm_put_piece(s, "<unk>", 5, 0, GR_PIECE_UNKNOWN);
+    gr_spm_put_piece(s, "<s>", 3, 0, GR_PIECE_CONTROL);
+    gr_spm_put_piece(s, "</s>", 4, 0, GR_PIECE_CONTROL);
+    for (int i = 0; i < o->n_special; i++) gr_spm_put_piece(s, o->special[i], (int64_t)strlen(o->special[i]), 0, GR_PIECE_CONTROL);
     for (unsigned b = 0; b < 256; b++) {
         snprintf(name, sizeof name, "<0x%02X>", b);
-        put_piece(s, name, 6, 0, GR_PIECE_BYTE);
+        gr_spm_put_piece(s, name, 6, 0, GR_PIECE_BYTE);
     }
-    put_piece(s, GR_META_SPACE, 3, 0, GR_PIECE_NORMAL); /* a space, whatever the text's characters are */
+    gr_spm_put_piece(s, GR_META_SPACE, 3, 0, GR_PIECE_NORMAL); /* a space, whatever the text's characters are */
     if (o->nfkc) {
         s->failed |= !gr_charsmap_nfkc(&map);
         m.name = "nmt_nfkc", m.squeeze = true, m.map = map.data, m.map_len = map.len;
@@ -220,8 +188,8 @@ static graft_status make_model(const gr_tokenizer *t, gr_str *s, graft_error *er
         const gr_piece *p = &t->pieces[i];
         char name[GR_PADDING_LEN];
         int len = gr_padding_name(name, i);
-        if (p->len > 0) put_piece(s, p->text, p->len, scores[i], p->type);
-        else put_piece(s, name, len, 0, GR_PIECE_UNUSED);
+        if (p->len > 0) gr_spm_put_piece(s, p->text, p->len, scores[i], p->type);
+        else gr_spm_put_piece(s, name, len, 0, GR_PIECE_UNUSED);
     }
     put_settings(s, &m);
     free(scores);
@@ -263,7 +231,9 @@ static graft_status with_pieces(const gr_vocab *v, const gr_learned *learned, ch
     for (int64_t i = 0; i < t->info.n_vocab; i++) least = GR_MIN(least, t->pieces[i].score);
     gr_str_add(&s, v->bytes, v->n);
     for (int64_t i = 0; i < learned->n; i++) /* whole numbers: floats hold them apart */
-        put_piece(&s, learned->pieces[i].text, learned->pieces[i].len, floor(least) - 1 - (double)i, GR_PIECE_NORMAL);
+        gr_spm_put_piece(&s, learned->pieces[i].text, learned->pieces[i].len, (float)(floor(least) - 1 - (double)i),
+                         GR_PIECE_NORMAL);
+    gr_spm_put_size(&s, t->info.n_vocab + learned->n);
     *n = s.len;
     if (!(*out = gr_str_take(&s))) GR_TRY(gr_fail_memory(err, "vocabulary"));
 done:

@@ -7,6 +7,7 @@
 #include "core/base/log.h"
 #include "core/text/extend_impl.h"
 #include "core/text/read.h"
+#include "core/text/write_spm.h"
 
 /* ---- tokenizer.json ---- */
 
@@ -63,40 +64,6 @@ done:
 
 /* ---- tokenizer.model ---- */
 
-static void put_varint(gr_str *out, uint64_t value) {
-    for (; value >= 0x80; value >>= 7) gr_str_putc(out, (char)(value | 0x80));
-    gr_str_putc(out, (char)value);
-}
-
-/* SentencePiece piece, field 1 of ModelProto: piece 1, score 2, type 3. */
-static void put_piece(gr_str *out, const char *text, int32_t len, float score, gr_piece_type type) {
-    gr_str body = {0};
-    gr_str_putc(&body, 1 << 3 | 2);
-    put_varint(&body, (uint64_t)len);
-    gr_str_add(&body, text, len);
-    gr_str_putc(&body, 2 << 3 | 5);
-    gr_str_add(&body, (const char *)&score, sizeof score);
-    gr_str_putc(&body, 3 << 3 | 0);
-    put_varint(&body, (uint64_t)type);
-    gr_str_putc(out, 1 << 3 | 2);
-    put_varint(out, (uint64_t)body.len);
-    gr_str_add(out, body.data, body.len);
-    out->failed |= body.failed;
-    gr_str_release(&body);
-}
-
-/* A message of fields may go on after its end: more pieces, and a trainer_spec (field 2) whose vocab_size (field 4) is added to the
- * one before. */
-static void put_size(gr_str *out, int64_t n) {
-    gr_str body = {0};
-    gr_str_putc(&body, 4 << 3 | 0);
-    put_varint(&body, (uint64_t)n);
-    gr_str_putc(out, 2 << 3 | 2);
-    put_varint(out, (uint64_t)body.len);
-    gr_str_add(out, body.data, body.len);
-    gr_str_release(&body);
-}
-
 /* Is the model, read back, one in which every new piece has its id? */
 static graft_status check_model(const gr_tokenizer *x, const gr_str *bytes, const char *path, graft_error *err) {
     gr_tokenizer *back = NULL;
@@ -129,10 +96,10 @@ static graft_status write_model(const gr_tokenizer *x, const char *from, const c
         const gr_piece *p = &x->pieces[i];
         char name[GR_PADDING_LEN];
         if (i >= x->first_new) score = gr_next_score(score);
-        if (p->len > 0) put_piece(&out, p->text, p->len, i < x->first_new ? 0 : (float)score, p->type);
-        else put_piece(&out, name, gr_padding_name(name, i), 0, GR_PIECE_UNUSED);
+        if (p->len > 0) gr_spm_put_piece(&out, p->text, p->len, i < x->first_new ? 0 : (float)score, p->type);
+        else gr_spm_put_piece(&out, name, gr_padding_name(name, i), 0, GR_PIECE_UNUSED);
     }
-    put_size(&out, x->info.n_vocab);
+    gr_spm_put_size(&out, x->info.n_vocab);
     if (out.failed) GR_TRY(gr_fail_memory(err, to));
     GR_TRY(check_model(x, &out, to, err));
     GR_TRY(gr_file_write(to, out.data, out.len, err));

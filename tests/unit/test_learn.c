@@ -11,6 +11,7 @@
 #include "core/base/log.h"
 #include "core/text/learn.h"
 #include "core/text/read.h"
+#include "core/text/write_spm.h"
 #include "core/text/scripts.h"
 #include "kernels/threads.h"
 #include "assert_ok.h"
@@ -191,6 +192,13 @@ static void read_back(gr_tokenizer **t, const gr_vocab *v, const gr_learned *l) 
     int64_t n;
     assert_ok(gr_vocab_with(v, l, &bytes, &n, &err));
     assert_ok(v->spm ? gr_tokenizer_parse_spm(t, bytes, n, "V", &err) : gr_tokenizer_parse_json(t, bytes, n, "V", &err));
+    if (v->spm) { /* what it says last of its size is so */
+        gr_str size = {0};
+        gr_spm_put_size(&size, gr_tokenizer_get_info(*t)->n_vocab);
+        assert_true(n > size.len);
+        assert_memory_equal(bytes + n - size.len, size.data, (size_t)size.len);
+        gr_str_release(&size);
+    }
     free(bytes);
 }
 
