@@ -413,6 +413,15 @@ done:
     return st;
 }
 
+graft_status gr_vocab_check_ids(const gr_tokenizer *t, graft_error *err) {
+    if (!t->left_out || t->left_out_id < gr_tokenizer_n_tokens(t)) return GRAFT_OK;
+    return gr_fail(
+        err, GRAFT_BAD_INPUT,
+        "%s: the added token \"%.60s\" has the id %lld, which a new piece would get, and no vocabulary file has it: save "
+        "the tokenizer with transformers first, which writes a whole tokenizer.json",
+        t->info.folder, t->left_out, (long long)t->left_out_id);
+}
+
 graft_status gr_vocab_extend(gr_tokenizer **out, const gr_tokenizer *base, const gr_tokenizer *more, int64_t max_pieces,
                              gr_vocab_report *report, graft_error *err) {
     gr_growth g = {.t = base, .first_new = gr_tokenizer_n_tokens(base)};
@@ -425,6 +434,7 @@ graft_status gr_vocab_extend(gr_tokenizer **out, const gr_tokenizer *base, const
                        "change no text of the old ones"));
     if (!base->byte_level && !base->byte_fallback && base->model_unk < 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the model's tokenizer has neither bytes nor an unknown token"));
+    GR_TRY(gr_vocab_check_ids(base, err));
     GR_TRY(choose(&g, more, max_pieces, report, err));
     if (g.n == 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,

@@ -47,7 +47,8 @@ typedef struct gr_vocab_report {
 graft_status gr_vocab_open(gr_tokenizer **out, const char *path, graft_error *err);
 
 /* base with at most max_pieces (0: all) of more's pieces. *out borrows from base, which must outlive it; its files are base's with
- * the pieces in them (gr_tokenizer_save_hf, gr_tokenizer_save_gguf). BAD_INPUT for a unigram base, and where nothing is new.
+ * the pieces in them (gr_tokenizer_save_hf, gr_tokenizer_save_gguf). BAD_INPUT for a unigram base, one with added tokens that
+ * no vocabulary file has, and where nothing is new.
  * *report (not NULL) is filled in any case but for lack of memory. */
 graft_status gr_vocab_extend(gr_tokenizer **out, const gr_tokenizer *base, const gr_tokenizer *more, int64_t max_pieces,
                              gr_vocab_report *report, graft_error *err);

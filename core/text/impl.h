@@ -83,8 +83,10 @@ struct gr_tokenizer {
     const char *carried; /* gr_tokenizer_carry: what files get instead of info.chat_template and info.eos; NULL: nothing */
     int32_t carried_end, carried_eos;
     const gr_tokenizer
-        *extends;            /* the tokenizer that this one has more pieces than (extend.h), whose strings it shares; else NULL */
-    int64_t first_new;       /* of those */
+        *extends;         /* the tokenizer that this one has more pieces than (extend.h), whose strings it shares; else NULL */
+    int64_t first_new;    /* of those */
+    const char *left_out; /* of the added tokens that the vocabulary lacks the one with the highest id; NULL: none */
+    int64_t left_out_id;
     atomic_bool *told_drops; /* in the arena: bytes without a piece were spoken of */
     gr_arena arena;          /* every string and array below, unless said otherwise */
 

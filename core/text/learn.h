@@ -64,7 +64,7 @@ typedef struct gr_vocab_start {
 } gr_vocab_start;
 /* A vocabulary of bytes alone. */
 graft_status gr_vocab_start_new(gr_vocab *v, const gr_vocab_start *o, graft_error *err);
-/* A model's tokenizer, which stays the caller's. */
+/* A model's tokenizer, which stays the caller's. BAD_INPUT where it has added tokens that no vocabulary file has. */
 graft_status gr_vocab_of(gr_vocab *v, gr_tokenizer *t, graft_error *err);
 /* The bytes of v's file with the new pieces, *out owned: a tokenizer.json with vocabulary and merges added, or a .model with pieces
  * of falling scores. */

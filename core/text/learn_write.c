@@ -7,6 +7,7 @@
 #include "core/base/file.h"
 #include "core/text/learn.h"
 #include "core/text/encode.h"
+#include "core/text/extend_impl.h"
 #include "core/text/read.h"
 #include "core/text/write_spm.h"
 
@@ -201,6 +202,7 @@ graft_status gr_vocab_of(gr_vocab *v, gr_tokenizer *t, graft_error *err) {
     gr_str model = {0};
     json_t *root = NULL;
     *v = (gr_vocab){.tokenizer = t, .spm = !t->byte_level};
+    GR_TRY(gr_vocab_check_ids(t, err));
     GR_TRY(read_own(t, v->spm ? "tokenizer.model" : "tokenizer.json", &v->bytes, &v->n, err));
     if (v->bytes) goto done;
     if (v->spm) {
@@ -228,12 +230,21 @@ static graft_status with_pieces(const gr_vocab *v, const gr_learned *learned, ch
     double least = 0;
     graft_status st;
     GR_TRY(gr_tokenizer_parse_spm(&t, v->bytes, v->n, "the model's tokenizer.model", err));
+    if (t->info.n_vocab > learned->first_id)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "the model's tokenizer.model has %lld pieces, its tokenizer.json %lld tokens",
+                       (long long)t->info.n_vocab, (long long)learned->first_id));
     for (int64_t i = 0; i < t->info.n_vocab; i++) least = GR_MIN(least, t->pieces[i].score);
     gr_str_add(&s, v->bytes, v->n);
+    for (int64_t i = t->info.n_vocab; i < learned->first_id; i++) { /* added tokens, which tokenizer.json alone has */
+        const gr_piece *p = &v->tokenizer->pieces[i];
+        char name[GR_PADDING_LEN];
+        if (p->len > 0) gr_spm_put_piece(&s, p->text, p->len, 0, p->type);
+        else gr_spm_put_piece(&s, name, gr_padding_name(name, i), 0, GR_PIECE_UNUSED);
+    }
     for (int64_t i = 0; i < learned->n; i++) /* whole numbers: floats hold them apart */
         gr_spm_put_piece(&s, learned->pieces[i].text, learned->pieces[i].len, (float)(floor(least) - 1 - (double)i),
                          GR_PIECE_NORMAL);
-    gr_spm_put_size(&s, t->info.n_vocab + learned->n);
+    gr_spm_put_size(&s, learned->first_id + learned->n);
     *n = s.len;
     if (!(*out = gr_str_take(&s))) GR_TRY(gr_fail_memory(err, "vocabulary"));
 done:

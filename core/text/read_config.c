@@ -36,16 +36,22 @@ static void read_special(gr_tokenizer *t, const json_t *config, const json_t *ma
 }
 
 /* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */
-static void check_added(const gr_tokenizer *t, const json_t *tokens, const char *folder) {
+static graft_status check_added(gr_tokenizer *t, const json_t *tokens, const char *folder, graft_error *err) {
     const char *key;
     const json_t *value;
     json_object_foreach((json_t *)(uintptr_t)tokens, key, value) {
-        const char *text = json_is_object(value) ? gr_json_str(value, "content") : key;
-        if (text && gr_tokenizer_find(t, text) < 0)
-            gr_warn("%s: the added token \"%.60s\" is not in the vocabulary and is left out; saving the "
-                    "tokenizer again with transformers writes a whole tokenizer.json",
-                    folder, text);
+        bool by_id = json_is_object(value);
+        const char *text = by_id ? gr_json_str(value, "content") : key;
+        if (!text || gr_tokenizer_find(t, text) >= 0) continue;
+        gr_warn("%s: the added token \"%.60s\" is not in the vocabulary and is left out; saving the "
+                "tokenizer again with transformers writes a whole tokenizer.json",
+                folder, text);
+        double id = by_id ? strtod(key, NULL) : json_number_value(value);
+        if (!(id >= 0 && id < INT32_MAX) || (t->left_out && id < (double)t->left_out_id)) continue;
+        if (!(t->left_out = gr_arena_strdup(&t->arena, text))) return gr_fail_memory(err, "added tokens");
+        t->left_out_id = (int64_t)id;
     }
+    return GRAFT_OK;
 }
 
 static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
@@ -94,7 +100,7 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
     read_special(t, config, map, "eos_token", &t->info.eos, folder);
     read_special(t, config, map, "pad_token", &t->info.pad, folder);
     read_special(t, config, map, "unk_token", &t->info.unk, folder);
-    check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder);
+    GR_TRY(check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder, err));
     t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
     t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
     GR_TRY(check_sides(t, first, last, folder, err));

@@ -433,6 +433,19 @@ static void test_refusals(void **state) {
     assert_error(gr_vocab_extend(&x, unigram, t, 0, &r, &err), GRAFT_BAD_INPUT, "is a unigram");
     gr_tokenizer_free(t);
     gr_tokenizer_free(unigram);
+    assert_ok(gr_make_dirs(at("left-out"), &err)); /* an added token that no vocabulary file has, at the first new id */
+    copy(GOLDEN "tokenizers/sp-bpe", at("left-out"), "tokenizer.model");
+    write_text(at("left-out/added_tokens.json"), "{\"<pad>\": 640}");
+    t = open_base(at("left-out"));
+    v = open_vocab(GOLDEN "vocab/sp.model");
+    assert_error(gr_vocab_extend(&x, t, v, 0, &r, &err), GRAFT_BAD_INPUT, "the added token \"<pad>\" has the id 640");
+    gr_tokenizer_free(t);
+    write_text(at("left-out/added_tokens.json"), "{\"<pad>\": 7}"); /* a name of an old id takes none of the new */
+    t = open_base(at("left-out"));
+    assert_ok(gr_vocab_extend(&x, t, v, 0, &r, &err));
+    gr_tokenizer_free(x);
+    gr_tokenizer_free(v);
+    gr_tokenizer_free(t);
 }
 
 int main(void) {

@@ -306,6 +306,58 @@ static void test_on_top(void **state) {
 }
 
 /* The character map that is made: wide forms, ligatures, marks, controls, spaces; words are then the same ones. */
+/* Added tokens beside a tokenizer.model: new pieces come after those of tokenizer.json, and are refused where none has them. */
+static void test_added(void **state) {
+    (void)state;
+    static const char *const from = TESTS_DIR "/golden/tokenizers/sp-bpe", *const file = "tokenizer.model";
+    char folder[] = "/tmp/graft-learn-XXXXXX", *text = make_text(5, 500, true);
+    assert_non_null(mkdtemp(folder));
+    char *model = gr_path_join(folder, file), *json = gr_path_join(folder, "tokenizer.json"),
+         *added = gr_path_join(folder, "added_tokens.json"), *source = gr_path_join(from, file),
+         *source_json = gr_path_join(from, "tokenizer.json");
+    gr_tokenizer *base, *t;
+    gr_vocab v;
+    gr_learned l;
+    gr_learn_options o = plain;
+    o.size = 20;
+    assert_ok(gr_file_copy(source, model, &err));
+    assert_ok(gr_file_write(added, "{\"<pad>\": 640}", 14, &err));
+    assert_ok(gr_tokenizer_open(&base, folder, &err));
+    assert_int_equal(gr_vocab_of(&v, base, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "<pad>"));
+    gr_tokenizer_free(base);
+    json_t *root = json_load_file(source_json, JSON_ALLOW_NUL, NULL);
+    assert_non_null(root);
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", 640, "content", "<pad>", "single_word", 0,
+                                    "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1));
+    assert_int_equal(json_dump_file(root, json, 0), 0);
+    json_decref(root);
+    assert_ok(gr_tokenizer_open(&base, folder, &err));
+    assert_int_equal(gr_tokenizer_n_tokens(base), 641);
+    assert_ok(gr_vocab_of(&v, base, &err));
+    assert_ok(learn(&l, base, &o, text, 2));
+    read_back(&t, &v, &l);
+    assert_int_equal(gr_tokenizer_get_info(t)->n_vocab, 661);
+    assert_int_equal(gr_tokenizer_find(t, "<pad>"), 640);
+    for (int64_t i = 0; i < l.n; i++) {
+        char *name = gr_format("%.*s", (int)l.pieces[i].len, l.pieces[i].text);
+        assert_int_equal(gr_tokenizer_find(t, name), l.first_id + i);
+        free(name);
+    }
+    gr_tokenizer_free(t);
+    gr_learned_release(&l);
+    gr_vocab_release(&v);
+    gr_tokenizer_free(base);
+    gr_remove_all(folder);
+    free(model);
+    free(json);
+    free(added);
+    free(source);
+    free(source_json);
+    free(text);
+}
+
 static void test_normalized(void **state) {
     (void)state;
     gr_vocab v;
@@ -413,9 +465,9 @@ static void test_odd_text(void **state) {
 int main(void) {
     gr_log_quiet(true);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_the_book), cmocka_unit_test(test_written), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_on_top),      cmocka_unit_test(test_options), cmocka_unit_test(test_normalized),
-        cmocka_unit_test(test_odd_text),
+        cmocka_unit_test(test_by_the_book), cmocka_unit_test(test_written),  cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_on_top),      cmocka_unit_test(test_added),    cmocka_unit_test(test_options),
+        cmocka_unit_test(test_normalized),  cmocka_unit_test(test_odd_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
