@@ -81,6 +81,7 @@ static graft_status open_shape(init_job *j, const char *path, graft_error *err) 
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s: expected a config.json, or the folder that has one", inside));
     GR_TRY(gr_weights_open_headers(&j->shape, inside, err));
     j->config = *gr_weights_config(j->shape);
+    j->config.base_vocab = 0; /* random rows extend nothing */
     if (!(j->config.init_range > 0))
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: initializer_range is %g, expected more than 0", inside,
                        (double)j->config.init_range));

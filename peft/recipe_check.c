@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "peft/tokens.h"
+
 /* Keys of axolotl, LLaMA-Factory, torchtune, transformers, TRL and MLX, and what to write instead. */
 static const struct peer {
     const char *key, *hint;
@@ -208,6 +210,8 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
          "it is of method lora; method embeddings has adapter.rows, and full trains all of them"},
         {lora && (mixes_words(&r->adapter_trainable_tokens) || names_word(&r->adapter_trainable_tokens, "all")),
          GR_ROW_adapter_trainable_tokens, "expected new, or a list of tokens by text or id"},
+        {!r->adapter_head_rows && !gr_recipe_trains_rows(r), GR_ROW_adapter_head_rows,
+         "is of trained rows: adapter.method: embeddings, or adapter.trainable_tokens"},
         {n_shares > 0 && !pretrain, GR_ROW_data_train, "share is for objective pretrain; use weight"},
         {n_shares > 0 && n_shares < r->data_train.n, GR_ROW_data_train, "all sources have a share, or none"},
         {r->data_attention != GR_ATTENTION_ACROSS && !pretrain, GR_ROW_data_attention,

@@ -176,6 +176,7 @@ graft_status gr_config_write_hf(const gr_model_config *c, const char *dtype_name
     if (!base || says(root, "dtype") || !says(root, "torch_dtype")) json_object_set_new(root, "dtype", json_string(dtype_name));
     json_object_set_new(root, "torch_dtype", json_string(dtype_name));         /* what transformers 4 reads, and 5 as well */
     if (base) json_object_set_new(root, "vocab_size", json_integer(c->vocab)); /* may have been extended */
+    json_object_del(root, GR_CONFIG_BASE_VOCAB);
     if (c->base_vocab > 0) json_object_set_new(root, GR_CONFIG_BASE_VOCAB, json_integer(c->base_vocab));
     if (!base || is_tied(root, c->arch) != c->tied) json_object_set_new(root, "tie_word_embeddings", json_boolean(c->tied));
     if (base && c->led) json_object_set_new(root, "eos_token_id", stop_json(c));

@@ -96,7 +96,8 @@ static void test_configuration(void **state) {
     (void)state;
     gr_weights *w = NULL;
     gr_init_report r;
-    write_config("shapes/wide.json", "\"vocab_size\": 700, \"eos_token_id\": 5, \"tie_word_embeddings\": false");
+    write_config("shapes/wide.json",
+                 "\"vocab_size\": 700, \"graft_base_vocab_size\": 640, \"eos_token_id\": 5, \"tie_word_embeddings\": false");
     assert_ok(make(at("shapes/wide.json"), TINY, GR_FORMAT_HF, GR_DTYPE_F32, 3, at("wide"), &r));
     assert_int_equal(r.vocab, 700);
     assert_true(r.n_pieces > 0 && r.n_pieces < 700 && r.range == 0.5);
@@ -106,6 +107,7 @@ static void test_configuration(void **state) {
     assert_int_equal(gr_weights_config(w)->eos, gr_tokenizer_get_info(t)->eos); /* not 5 */
     assert_int_equal(gr_weights_config(w)->bos, gr_tokenizer_get_info(t)->bos);
     check_normal(&gr_weights_find(w, "lm_head.weight")->view, 0.5);
+    assert_int_equal(gr_weights_config(w)->base_vocab, 0); /* random rows extend nothing */
     gr_tokenizer_free(t);
     gr_weights_close(w);
     write_config("shapes/bare.json", "\"vocab_size\": 64");

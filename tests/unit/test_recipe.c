@@ -106,6 +106,7 @@ static void bad_cases(void **state) {
         {"adapter:\n  method: embeddings\n  dropout: 0.1\n", "no LoRA to drop inputs of"},
         {"adapter:\n  method: embeddings\n  trainable_tokens: new\n", "method embeddings has adapter.rows"},
         {"adapter:\n  rows: all\n", "@2:9: adapter.rows: it is of method embeddings"},
+        {"adapter:\n  head_rows: false\n", "@2:14: adapter.head_rows: is of trained rows"},
         {"adapter:\n  trainable_tokens: all\n", "adapter.trainable_tokens: expected new, or a list"},
         {"train:\n  objective: dpo\n", "dpo is not in this version"},
         {"model:\n  quantize: nf4\nadapter:\n  method: full\n", "@2:13: model.quantize: method full trains the base's own weights"},
