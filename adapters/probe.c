@@ -19,17 +19,21 @@ static const char *const texts[] = {
     "Dear customer, thank you for your letter of the third of March.",
 };
 
-/* Of a large vocabulary fewer: the logits of both models are there at once. */
-static int64_t text_tokens(int64_t vocab) { return GR_MIN(TEXT_TOKENS, GR_MAX(FEW_TOKENS, LOGITS / vocab / GR_LEN(texts))); }
+/* Of a large vocabulary fewer: the logits of both models are there at once. No more than the model was opened for. */
+static int64_t text_tokens(const gr_model *m) {
+    int64_t most = GR_MIN(TEXT_TOKENS, m->rope_positions);
+    return GR_MIN(most, GR_MAX(FEW_TOKENS, LOGITS / m->config.vocab / GR_LEN(texts)));
+}
 
-static graft_status probe_batch(gr_batch *b, const gr_tokenizer *t, int64_t vocab, graft_error *err) {
+/* Ids below vocab, at most `most` of each text. */
+static graft_status probe_batch(gr_batch *b, const gr_tokenizer *t, int64_t vocab, int64_t most, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_ids ids = {0};
     for (int i = 0; i < GR_LEN(texts); i++) {
         int64_t n = 0;
         ids.n = 0;
         GR_TRY(gr_tokenizer_encode(t, texts[i], (int64_t)strlen(texts[i]), false, &ids, err));
-        while (n < GR_MIN(ids.n, text_tokens(vocab)) && ids.data[n] >= 0 && ids.data[n] < vocab) n++;
+        while (n < GR_MIN(ids.n, most) && ids.data[n] >= 0 && ids.data[n] < vocab) n++;
         if (n > 0) GR_TRY(gr_batch_append(b, ids.data, NULL, n, (uint64_t)i, err));
     }
     if (b->n == 0) st = gr_fail(err, GRAFT_BAD_INPUT, "the tokenizer gives no ids that the model has: do they belong together?");
@@ -57,7 +61,7 @@ done:
 }
 
 int64_t gr_merge_probe_bytes(const gr_model *m) {
-    int64_t rows = GR_LEN(texts) * text_tokens(m->config.vocab);
+    int64_t rows = GR_LEN(texts) * text_tokens(m);
     return 2 * rows * m->config.vocab * (int64_t)sizeof(float) +
            m->device->footprint(m->device, gr_decoder_plan_bytes(m, &(gr_decoder_options){.max_tokens = rows}));
 }
@@ -233,7 +237,7 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     gr_batch b = {0};
     float *expected = NULL, *found = NULL;
     int64_t V = x->n_kept > 0 ? x->n_kept : m->config.vocab;
-    GR_TRY(probe_batch(&b, x->tokenizer, V, err));
+    GR_TRY(probe_batch(&b, x->tokenizer, V, text_tokens(m), err));
     GR_TRY(all_logits(&expected, m, &b, err));
     gr_log_mute(true);
     st = gr_model_open(&merged, path, (gr_machine){m->threads, m->device}, GR_DTYPE_F32, TEXT_TOKENS, err);

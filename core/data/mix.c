@@ -62,8 +62,11 @@ graft_status gr_mix_order(const gr_dataset *d, uint64_t seed, int64_t epoch, boo
     fill_urns(urns, &span, d);
     for (int s = 0; s < d->n_sources; s++)
         if (urns[s].n == 0)
-            GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "data.train: source %d has no whole block of %lld tokens: a mix takes no others",
-                           s + 1, (long long)gr_mix_block(d)));
+            GR_TRY(
+                gr_fail(err, GRAFT_BAD_INPUT,
+                        "data.train: source %d has no whole block of %lld tokens, and a mix takes no others: more text, a smaller "
+                        "data.max_length or a smaller data.eval",
+                        s + 1, (long long)gr_mix_block(d)));
     for (int s = 0; s < d->n_sources; s++) {
         urns[s].drawn = draws_until(&urns[s], (double)epoch * span);
         urns[s].end = draws_until(&urns[s], (double)(epoch + 1) * span);

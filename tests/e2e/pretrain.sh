@@ -98,6 +98,10 @@ refused "resumed with another share" 2 data.train \
 check "the model that was trained is evaluated" \
     "$GRAFT" eval --model runs/a/model --data zh.jsonl --template none --limit 2
 
+# Blocks shorter than the texts that the written model is tried with.
+check "short blocks" train short data.max_length=4 train.max_steps=2
+check "give a model" test -e runs/short/model/model.safetensors
+
 # ---- refusals ----
 refused "a share beside a weight" 2 'not both' "$GRAFT" validate recipe.yaml 'data.train=[{path: zh.jsonl, share: 1, weight: 1}]'
 refused "a share for some" 2 'all sources have a share' \
