@@ -113,8 +113,8 @@ static void tell(const gr_ids_list *list, const gr_recipe *r, const gr_model *m)
                         : r->adapter_head_rows ? "embedding and head"
                                                : "the embedding; those of the head stay (adapter.head_rows: false)";
     if (list->n > 1)
-        gr_note("trained rows: %lld of %lld (%s%d to %d) of %s", (long long)list->n, (long long)m->config.vocab,
-                range ? "" : "between ", list->ids[0], list->ids[list->n - 1], where);
+        gr_note("trained rows: %lld of %lld (%s%d %s %d) of %s", (long long)list->n, (long long)m->config.vocab,
+                range ? "" : "between ", list->ids[0], range ? "to" : "and", list->ids[list->n - 1], where);
     else gr_note("trained rows: token %d of %s", list->ids[0], where);
 }
 

@@ -142,6 +142,8 @@ static void bad_cases(void **state) {
         {"train: {warmup_steps: 5, warmup_ratio: 0.1}\n", "not both"},
         {"eval:\n  metrics: [loss, bleu]\n", "expected loss and exact_match"},
         {"eval:\n  early_stopping_patience: 2\n", "needs data.eval"},
+        {"train: {objective: pretrain}\ndata: {truncation: drop}\n", "@2:20: data.truncation: is for objective sft"},
+        {"train: {objective: pretrain}\ndata: {loss_on: last}\n", "@2:17: data.loss_on: last is for objective sft"},
         {"train: {objective: pretrain}\neval: {metrics: exact_match}\n", "which pretrain does not have"},
         {"model:\n  base: a\nmodel:\n  base: b\n", "@3:1: key \"model\" is given twice (first in line 1)"},
         {"model:\n  base: a\n  base: b\n", "@3:3: key \"base\" is given twice"},
