@@ -6,6 +6,8 @@
 
 #include "core/text/learn_impl.h"
 
+enum { MOST_PIECES = 1 << 24 }; /* rows of an embedding that a configuration may have */
+
 void gr_learned_release(gr_learned *l) {
     gr_arena_release(&l->arena);
     free(l->pieces);
@@ -60,8 +62,9 @@ void gr_learner_free(gr_learner *l) {
 graft_status gr_learner_run(gr_learner *l, struct gr_threads *threads, gr_learned *out, graft_error *err) {
     graft_status st = GRAFT_OK;
     *out = (gr_learned){.first_id = gr_tokenizer_n_tokens(l->base)};
-    if (l->o.size > INT32_MAX / 2 - out->first_id)
-        return gr_fail(err, GRAFT_BAD_USAGE, "--size: %lld pieces are too many", (long long)l->o.size);
+    if (l->o.size > MOST_PIECES - out->first_id)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--size: %lld pieces are too many, a model has %d at most",
+                       (long long)(l->o.size + l->o.there), MOST_PIECES);
     if (!(out->pieces = gr_calloc(l->o.size, sizeof *out->pieces))) return gr_fail_memory(err, "pieces");
     GR_TRY(gr_learn_corpus(l, threads, out, err));
     if (out->before == 0)

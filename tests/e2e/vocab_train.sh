@@ -69,6 +69,7 @@ refused "a size beyond the text" 3 "no more than" learn --text math.txt --size 9
 most=$(learn --text math.txt --size 900000 --out b.model 2>&1 | sed -n 's/.*no more than \([0-9]*\) pieces.*/\1/p')
 check "that many it has" learn --text math.txt --size "$most" --out most.model
 refused "and not one more" 3 "no more than $most" learn --text math.txt --size $((most + 1)) --out b.model
+refused "a size that no model has" 2 "at most" learn --text math.txt --size 900000000 --out b.model
 refused "a kind that the name is not" 2 "NAME.json" learn --text math.txt --kind bpe --size 900 --out b.model
 refused "a kind that the model is not" 2 "other kind" learn --text math.txt --model "$TINY" --kind spm --size 9 --out b.model
 refused "coverage of bytes" 2 "--character-coverage" learn --text math.txt --character-coverage 0.9 --size 900 --out b.json
