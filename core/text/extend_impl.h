@@ -37,7 +37,7 @@ bool gr_growth_add_merge(gr_growth *g, const char *raw, int64_t len, int32_t lef
 int32_t gr_growth_find(const gr_growth *g, const char *raw, int64_t len); /* id of the base's or a new piece, -1 */
 void gr_growth_release(gr_growth *g);
 
-/* BAD_INPUT where an added token that t leaves out has an id that new pieces would get: the files of the base would still say so. */
+/* BAD_INPUT where an added token that t leaves out has an id that new pieces would get: the base's files would still say so. */
 graft_status gr_vocab_check_ids(const gr_tokenizer *t, graft_error *err);
 /* The score of the next new piece: below the one before, as a float too. */
 double gr_next_score(double score);

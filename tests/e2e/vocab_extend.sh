@@ -73,7 +73,8 @@ check "or what is asked for" $X q8.gguf --vocab "$V/bpe.json" --out q2.gguf --dt
 # Held-out text in another encoding; a vocabulary in a GGUF that is larger than what is read whole
 iconv -f utf-8 -t gb18030 held.txt >gb.txt
 $X base --vocab "$V/bpe.json" --out utf8.gguf --text held.txt >utf8.txt 2>/dev/null
-check "text in another encoding" bash -c '"$@" >gb.out' - $X base --vocab "$V/bpe.json" --out gb.gguf --text gb.txt --encoding gb18030
+check "text in another encoding" bash -c '"$@" >gb.out' - \
+    $X base --vocab "$V/bpe.json" --out gb.gguf --text gb.txt --encoding gb18030
 check "is the same text" bash -c 'grep -h "^held-out" utf8.txt >u.line && grep -h "^held-out" gb.out | cmp - u.line'
 cp own.gguf large.gguf
 truncate -s 300M large.gguf
