@@ -66,11 +66,6 @@ static graft_status take_rows_apart(const gr_args *a, gr_session *s, const char 
     gr_merge_options o = {.overwrite = gr_args_has(a, "overwrite")};
     *plain = *s->adapters[0];
     if (!base && dtype) return gr_fail(err, GRAFT_BAD_USAGE, "--dtype is of --base-out: adapters are written as fp32");
-    if (!base && gr_adapter_has_rows(plain))
-        gr_note(
-            "%s: trained rows of tokens are in it, as PEFT has them; vLLM and llama.cpp serve it as the base with these rows and a "
-            "plain LoRA: --base-out PATH",
-            out);
     if (!base) return GRAFT_OK;
     GR_TRY(gr_written_type(&o.dtype, dtype, err));
     GR_TRY(gr_format_of(&o.format, base, NULL, "hf", err));
@@ -118,6 +113,11 @@ graft_status gr_cmd_export(const gr_args *a, graft_error *err) {
     GR_TRY(take_rows_apart(a, &s, out, &plain, &base_path, err));
     if (format == GR_FORMAT_GGUF) GR_TRY(gr_adapter_export_gguf(&plain, s.model, out, err));
     else GR_TRY(gr_adapter_save(&plain, out, gr_args_has(a, "overwrite"), err));
+    if (gr_adapter_has_rows(&plain))
+        gr_note(
+            "%s: trained rows of tokens are in it, as PEFT has them; vLLM and llama.cpp serve it as the base with these rows and a "
+            "plain LoRA: --base-out PATH",
+            out);
     print_export(a, out, base_path, format, &plain);
 done:
     free(base_path);

@@ -74,7 +74,10 @@ check "generation" "$G" generate --adapter runs/l --prompt "1 + 1 = ?" --max-tok
 check "exported as PEFT has it" "$G" export --adapter runs/l --out peft
 check "the same adapter" same peft/adapter_model.safetensors runs/l/adapter/adapter_model.safetensors
 refused "no GGUF LoRA holds rows" 2 'with --base-out' "$G" export --adapter runs/l --out l.gguf
-check "a base with the rows and a plain LoRA" "$G" export --adapter runs/l --base-out served --dtype fp32 --out plain
+check "nor is it said to" bash -c '"$1" export --adapter runs/l --out l.gguf 2>l.err; [ "$(grep -c "are in it" l.err)" = 0 ]' - "$G"
+check "a base with the rows and a plain LoRA" bash -c '"$@" 2>plain.err' - \
+    "$G" export --adapter runs/l --base-out served --dtype fp32 --out plain
+check "which has no rows in it" bash -c '[ "$(grep -c "are in it" plain.err)" = 0 ]'
 check "are the same model" near "$(loss --adapter runs/l)" "$(loss --adapter plain)"
 check "the LoRA is plain" lacks plain/adapter_config.json '600,'
 check "as GGUF" "$G" export --adapter runs/l --base-out served.gguf --dtype fp32 --out plain.gguf
