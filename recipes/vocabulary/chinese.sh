@@ -30,7 +30,8 @@ jq -c '{prompt: .instruction}' alpaca-held.jsonl | awk 'NR <= 40' >prompts.jsonl
 
 say 'vocabulary'
 # Instructions count twice: they are a third of the text.
-"$graft" vocab train --model "$model" --text alpaca.jsonl alpaca.jsonl text/train.jsonl --only cjk --size 6000 --out zh.json --overwrite
+"$graft" vocab train --model "$model" --text alpaca.jsonl alpaca.jsonl text/train.jsonl --only cjk --size 6000 \
+    --out zh.json --overwrite
 "$graft" vocab extend --model "$model" --vocab zh.json --out extended --text alpaca-held.jsonl --overwrite
 "$graft" merge --model "$model" --out plain --overwrite # in the type of the extended one
 
@@ -64,7 +65,8 @@ after=$(TEMPLATE=none per_character lines.jsonl adapted)
 
 say 'instructions'
 for m in plain adapted; do
-    timeout -s INT "$seconds" "$graft" train "$here/sft.yaml" model.base=$m data.train=alpaca-train.json output_dir=sft-$m --overwrite ||
+    timeout -s INT "$seconds" "$graft" train "$here/sft.yaml" \
+        model.base=$m data.train=alpaca-train.json output_dir=sft-$m --overwrite ||
         [ $? -ge 124 ]
 done
 

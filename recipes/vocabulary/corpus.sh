@@ -16,7 +16,11 @@ mkdir "$work/text"
 cd "$work"
 apt-get download -q "${packages[@]}"
 
-# Web pages with each paragraph on one line; manual pages without their requests and escapes.
+# Of a manual page: no comments, requests, fonts and other escapes.
+manual=(-e '/^[.'\'']\\"/d; s/^\.[A-Za-z]\{1,3\} *//; s/\\f[A-Z(][A-Z]*//g; s/\\-/-/g'
+    -e 's/\\[&%|^]//g; s/\\(em/-/g; s/\\e/\\/g')
+
+# Web pages with each paragraph on one line; manual pages.
 for deb in *.deb; do
     mkdir files && dpkg-deb -x "$deb" files
     n=0
@@ -24,7 +28,7 @@ for deb in *.deb; do
         n=$((n + 1)) text=$work/text/${deb%%_*}-$(printf %05d $n)
         case $page in
         *.html) w3m -dump -cols 100000 -I utf-8 -O utf-8 -T text/html "$page" >"$text" || true ;;
-        *) zcat "$page" | sed -e '/^[.'\'']\\"/d; s/^\.[A-Za-z]\{1,3\} *//; s/\\f[A-Z(][A-Z]*//g; s/\\-/-/g; s/\\[&%|^]//g; s/\\(em/-/g; s/\\e/\\/g' >"$text" ;;
+        *) zcat "$page" | sed "${manual[@]}" >"$text" ;;
         esac
     done < <(find files \( -name '*.html' -o -path '*/zh_CN/*.gz' \) -print0 | sort -z)
     rm -r files

@@ -77,7 +77,8 @@ says "steps of an assumed set" 0 "steps                 75 (25 an epoch" \
 says "tokens without samples" 2 "--samples" "$GRAFT" plan tiny.yaml --mean-tokens 40
 says "a shape alone" 0 "weights counted as bf16" "$GRAFT" plan tiny.yaml model.base="$TINY/config.json"
 # norms of heads that are wider than the stream are measured too
-sed 's/"head_dim": 16/"head_dim": 128/; s/"hidden_size": 32/"hidden_size": 8/' "$SOURCE/tests/golden/tiny-qwen3/config.json" >wide.json
+sed 's/"head_dim": 16/"head_dim": 128/; s/"hidden_size": 32/"hidden_size": 8/' \
+    "$SOURCE/tests/golden/tiny-qwen3/config.json" >wide.json
 says "heads wider than the stream" 0 "measured on this machine" \
     "$GRAFT" plan tiny.yaml model.base=wide.json adapter.method=full data.max_length=128
 says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" \
