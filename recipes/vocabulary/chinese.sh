@@ -1,13 +1,13 @@
 #!/bin/bash
 # chinese.sh MODEL ALPACA_ZH.json WORK [STEPS [SECONDS]] - Chinese for a model that hardly knows it, from beginning to end.
 #
-# Learns 6,000 pieces on top of MODEL's tokenizer, extends the model by them, trains their rows alone for STEPS steps (2000), then
+# Learns 6,000 pieces on top of MODEL's tokenizer, extends the model by them, trains their rows alone for STEPS steps (415), then
 # LoRA on alpaca's instructions for SECONDS (300) on the extended model and on MODEL, and prints a table of both. Everything lies
 # in WORK. GRAFT names the program (graft). Needs what corpus.sh needs.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) graft=${GRAFT:-graft}
-model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-2000} seconds=${5:-300}
+model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-415} seconds=${5:-300}
 mkdir -p "$work/text"
 cd "$work"
 export LC_ALL=C.UTF-8
