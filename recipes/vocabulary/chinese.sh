@@ -5,6 +5,7 @@
 # LoRA on alpaca's instructions for SECONDS (300) on the extended model and on MODEL, and prints a table of both. Everything lies
 # in WORK. GRAFT names the program (graft). Needs what corpus.sh needs.
 set -euo pipefail
+shopt -s inherit_errexit
 [ $# -ge 3 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) graft=${GRAFT:-graft}
 model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-415} seconds=${5:-300}
@@ -38,7 +39,8 @@ say 'vocabulary'
 # per_character DATA MODEL [ADAPTER]: bits for a character of the answers
 per_character() {
     local answers
-    "$graft" eval --model "$2" ${3:+--adapter "$3"} --data "$1" --out scores.jsonl ${TEMPLATE:+--template "$TEMPLATE"} >/dev/null
+    "$graft" eval --model "$2" ${3:+--adapter "$3"} --data "$1" ${TEMPLATE:+--template "$TEMPLATE"} \
+        --out scores.jsonl --overwrite >/dev/null
     answers=$(jq -s '[.[] | (.completion // .output) | length] | add' "$1")
     jq -s --argjson n "$answers" '([.[].nll] | add) / 0.6931471805599453 / $n * 1000 | round / 1000' scores.jsonl
 }
@@ -74,9 +76,11 @@ say 'result'
 printf '%-44s %10s %10s\n' '' plain extended
 printf '%-44s %10s %10s\n' 'bits a character, before instructions' "$before" "$after"
 row() { # row TEXT COMMAND...: of both models
-    local text=$1
+    local text=$1 plain adapted
     shift
-    printf '%-44s %10s %10s\n' "$text" "$("$@" plain sft-plain)" "$("$@" adapted sft-adapted)"
+    plain=$("$@" plain sft-plain)
+    adapted=$("$@" adapted sft-adapted)
+    printf '%-44s %10s %10s\n' "$text" "$plain" "$adapted"
 }
 row "bits a character after $seconds s of instructions" per_character alpaca-held.jsonl
 row 'seconds to generate 1,000 characters' per_thousand
