@@ -71,29 +71,11 @@ graft_status gr_raw_index(gr_reader *r, int64_t limit, graft_error *err) {
     return r->raw == GR_RAW_DOCUMENT ? index_document(r, at, err) : index_parts(r, at, limit, err);
 }
 
-/* Bytes that are no UTF-8, named with their line. */
-static graft_status fail_bytes(const gr_reader *r, const gr_span *span, graft_error *err) {
-    const char *text = (const char *)r->map.data + span->start;
-    int64_t line = span->line;
-    for (int64_t at = 0; at < span->len;) {
-        int size;
-        if (gr_utf8_decode(text + at, span->len - at, &size, NULL) < 0)
-            return gr_fail(
-                err, GRAFT_BAD_INPUT,
-                "%s:%lld: byte 0x%02X is no UTF-8: name the file's encoding (data.encoding: gb18030, big5, latin1 ...), or "
-                "read such bytes as U+FFFD (data.encoding: replace)",
-                r->path, (long long)line, (uint8_t)text[at]);
-        line += text[at] == '\n';
-        at += size;
-    }
-    return gr_fail_memory(err, r->path);
-}
-
 graft_status gr_raw_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err) {
     const gr_span *span = &r->spans[i];
     const char *text = (const char *)r->map.data + span->start;
     bool valid = gr_utf8_valid(text, span->len), nul = memchr(text, '\0', (size_t)span->len) != NULL;
-    if (!valid && !r->replace) return fail_bytes(r, span, err);
+    if (!valid && !r->replace) return gr_reader_check_bytes(r, span, err);
     s->continues = r->raw == GR_RAW_DOCUMENT && i > 0;
     s->continued = r->raw == GR_RAW_DOCUMENT && i + 1 < r->n_spans;
     gr_str mended = {0};

@@ -287,8 +287,7 @@ static graft_status parse_text(const gr_reader *r, int64_t i, const char *text, 
     return GRAFT_OK;
 }
 
-/* Bytes that are no UTF-8, or half of a surrogate pair: what else a reader refuses that reads the mended text. */
-static graft_status fail_text(const gr_reader *r, const gr_span *span, graft_error *err) {
+graft_status gr_reader_check_bytes(const gr_reader *r, const gr_span *span, graft_error *err) {
     const char *text = (const char *)r->map.data + span->start;
     int64_t line = span->line;
     for (int64_t at = 0; at < span->len;) {
@@ -302,6 +301,13 @@ static graft_status fail_text(const gr_reader *r, const gr_span *span, graft_err
                 r->path, (long long)line, (uint8_t)text[at]);
         at += size;
     }
+    return GRAFT_OK;
+}
+
+/* Bytes that are no UTF-8, or half of a surrogate pair: what else a reader refuses that reads the mended text. */
+static graft_status fail_text(const gr_reader *r, const gr_span *span, graft_error *err) {
+    graft_status st = gr_reader_check_bytes(r, span, err);
+    if (st != GRAFT_OK) return st;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s:%lld: \\ud800 to \\udfff alone is half a character; data.encoding: replace reads it as U+FFFD", r->path,
                    (long long)span->line);

@@ -90,4 +90,7 @@ bool gr_form_has_turns(const gr_form *f);          /* messages, not raw text */
 /* s->root to s->messages or s->text. */
 graft_status gr_form_convert(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
 
+/* BAD_INPUT naming file, line and byte when the span's bytes are no UTF-8, with the keys that read them. */
+graft_status gr_reader_check_bytes(const gr_reader *r, const gr_span *span, graft_error *err);
+
 #endif
