@@ -3,11 +3,12 @@
 #
 # Learns 6,000 pieces on top of MODEL's tokenizer, extends the model by them, trains their rows alone for STEPS steps (415), then
 # LoRA on alpaca's instructions for SECONDS (300) on the extended model and on MODEL, and prints a table of both. Everything lies
-# in WORK. GRAFT names the program (graft). Needs what corpus.sh needs.
+# in WORK. GRAFT names the program (graft), ENGLISH samples on which to see what English has lost. Needs what corpus.sh needs.
 set -euo pipefail
 shopt -s inherit_errexit
 [ $# -ge 3 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) graft=${GRAFT:-graft}
+english=${ENGLISH:+$(realpath "$ENGLISH")}
 model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-415} seconds=${5:-300}
 mkdir -p "$work/text"
 cd "$work"
@@ -75,6 +76,10 @@ done
 say 'result'
 printf '%-44s %10s %10s\n' '' plain extended
 printf '%-44s %10s %10s\n' 'bits a character, before instructions' "$before" "$after"
+if [ "$english" ]; then
+    printf '%-44s %10s %10s\n' 'bits a character of English' \
+        "$(TEMPLATE=none per_character "$english" plain)" "$(TEMPLATE=none per_character "$english" adapted)"
+fi
 row() { # row TEXT COMMAND...: of both models
     local text=$1 plain adapted
     shift
