@@ -335,7 +335,9 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
     int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
     gr_decoder_options *o = &run->plan;
-    *o = (gr_decoder_options){.training = true, .dropout = (float)r->adapter_dropout, .seed = (uint64_t)r->train_seed};
+    *o = (gr_decoder_options){.training = true,
+                              .dropout = r->adapter_method == GR_METHOD_LORA ? (float)r->adapter_dropout : 0,
+                              .seed = (uint64_t)r->train_seed};
     set_limit(run);
     if (r->train_gradient_release) wanted = longest * r->train_batch_size; /* the whole step at once */
     int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));

@@ -112,6 +112,15 @@ done:
 
 /* ---- files, extends, overrides ---- */
 
+/* What files of `tree` say of adapters lies beneath the method that is chosen on top of it. */
+static void put_beneath(const gr_yaml *tree) {
+    const gr_yaml *adapter = gr_yaml_find(tree, "adapter");
+    if (!adapter || adapter->kind != GR_YAML_MAP) return;
+    for (gr_yaml *c = adapter->child; c; c = c->next) c->beneath = c->beneath || c->from_file;
+}
+
+static bool chooses_method(const gr_yaml *over) { return gr_yaml_find(gr_yaml_find(over, "adapter"), "method") != NULL; }
+
 /* The file's tree laid over what it extends. chain[0..depth) are the files on the way here. */
 static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, const char **chain, int depth, graft_error *err) {
     graft_status st = GRAFT_OK;
@@ -127,6 +136,7 @@ static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, con
                             gr_yaml_describe(tree, found, sizeof found)));
     *out = tree;
     extends = gr_yaml_find(tree, "extends");
+    if (extends && gr_yaml_is_null(extends)) put_beneath(tree); /* the recipe of a run has every key, whatever its method */
     if (!extends || gr_yaml_is_null(extends)) goto done;
     if (extends->kind != GR_YAML_SCALAR || !*extends->text)
         GR_TRY(gr_yaml_fail(extends, false, err, "extends: expected the path of a recipe, found %s",
@@ -140,6 +150,7 @@ static graft_status load_tree(gr_yaml **out, gr_recipe *r, const char *path, con
     st = load_tree(&base, r, base_path, chain, depth + 1, err);
     if (st == GRAFT_BAD_INPUT) st = gr_yaml_fail(extends, false, err, "extends: no recipe \"%s\"", extends->text);
     if (st != GRAFT_OK) goto done;
+    if (chooses_method(tree)) put_beneath(base);
     extends->text = "null"; /* done: the resolved recipe extends nothing */
     extends->plain = true;
     *out = gr_yaml_is_null(base) ? tree : gr_yaml_merge(base, tree);
@@ -182,6 +193,7 @@ static graft_status apply_override(gr_yaml **root, gr_recipe *r, const char *ove
         *section = (gr_yaml){.kind = GR_YAML_MAP, .key = name, .file = label, .child = value};
         value = section;
     }
+    if (chooses_method(&(gr_yaml){.kind = GR_YAML_MAP, .child = value})) put_beneath(*root);
     gr_yaml *old = gr_yaml_find(*root, value->key);
     gr_yaml_set(*root, old && dot ? gr_yaml_merge(old, value) : value);
 done:

@@ -55,7 +55,9 @@ typedef struct gr_recipe {
 /* Read path (NULL: the defaults; a run's folder: its recipe.yaml, with that folder as output_dir; with its `extends` chain;
  * relative paths of extends, data and model are relative to the working directory first, then to the recipe's folder), apply
  * overrides ("section.key=value"), check. Errors (BAD_USAGE) carry file:line:column, the key, what was expected and the nearest
- * known key (peers' names such as lora_r are known). What this version does not do is refused by name. */
+ * known key (peers' names such as lora_r are known). What this version does not do is refused by name; so is a key of a LoRA that
+ * was written beside adapter.method full or embeddings, or on top of that. One that lies beneath, in a recipe on which the method
+ * was chosen, is inherited and says nothing. */
 graft_status gr_recipe_load(gr_recipe **out, const char *path, const char *const *overrides, int n_overrides, graft_error *err);
 
 /* What is wrong with a recipe, all of it: zero-initialise, release frees. */

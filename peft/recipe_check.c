@@ -171,6 +171,30 @@ static bool names_word(const gr_list *list, const char *word) {
     return false;
 }
 
+/* Was the key written where the method was chosen, or on top of that? What lies beneath comes with a recipe that is extended. */
+static bool written(const gr_yaml *n) { return n && !n->beneath && !gr_yaml_is_null(n); }
+
+/* Keys of a LoRA that say something: false, 0 and {} are true of every method. */
+static void refuse_lora_keys(const gr_recipe *r, const gr_yaml *const *nodes, const bool *wrong, gr_problems *p) {
+    const struct {
+        int row;
+        bool says;
+    } keys[] = {
+        {GR_ROW_adapter_rank, true},
+        {GR_ROW_adapter_alpha, true},
+        {GR_ROW_adapter_dropout, r->adapter_dropout > 0},
+        {GR_ROW_adapter_target_modules, true},
+        {GR_ROW_adapter_use_rslora, r->adapter_use_rslora},
+        {GR_ROW_adapter_rank_pattern, r->adapter_rank_pattern.n > 0},
+        {GR_ROW_adapter_alpha_pattern, r->adapter_alpha_pattern.n > 0},
+    };
+    char why[120];
+    snprintf(why, sizeof why, "is of method lora and says nothing of method %s: leave it out, or use adapter.method: lora",
+             gr_key_choice(&gr_recipe_keys[GR_ROW_adapter_method], r->adapter_method));
+    for (int i = 0; i < GR_LEN(keys); i++)
+        if (keys[i].says && written(nodes[keys[i].row]) && !wrong[keys[i].row]) refuse(r, nodes, keys[i].row, why, p);
+}
+
 /* "new" and "all" are no tokens among others. */
 static bool mixes_words(const gr_list *list) { return list->n > 1 && (names_word(list, "new") || names_word(list, "all")); }
 
@@ -200,11 +224,9 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         {!whole_ranks(r), GR_ROW_adapter_rank_pattern, "a rank is a whole number"},
         {full && r->adapter_init_from, GR_ROW_adapter_init_from,
          "method full does not start from an adapter: merge it, and train that"},
-        {full && r->adapter_dropout > 0, GR_ROW_adapter_dropout, "method full has no adapter to drop inputs of"},
-        {embeddings && r->adapter_dropout > 0, GR_ROW_adapter_dropout, "method embeddings has no LoRA to drop inputs of"},
         {embeddings && (r->adapter_rows.n == 0 || mixes_words(&r->adapter_rows)), GR_ROW_adapter_rows,
          "expected new, all, or a list of tokens by text or id"},
-        {!embeddings && (r->adapter_rows.n != 1 || !names_word(&r->adapter_rows, "new")), GR_ROW_adapter_rows,
+        {!embeddings && written(nodes[GR_ROW_adapter_rows]), GR_ROW_adapter_rows,
          "it is of method embeddings; with lora, rows are trained by adapter.trainable_tokens"},
         {!lora && r->adapter_trainable_tokens.n > 0, GR_ROW_adapter_trainable_tokens,
          "it is of method lora; method embeddings has adapter.rows, and full trains all of them"},
@@ -244,6 +266,7 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
     };
     for (int i = 0; i < GR_LEN(rules); i++)
         if (rules[i].bad && !wrong[rules[i].row]) refuse(r, nodes, rules[i].row, rules[i].why, p);
+    if (!lora) refuse_lora_keys(r, nodes, wrong, p);
     return GRAFT_OK;
 }
 

@@ -253,6 +253,7 @@ void gr_yaml_set(gr_yaml *map, gr_yaml *entry) {
 
 gr_yaml *gr_yaml_merge(gr_yaml *base, gr_yaml *over) {
     if (base->kind != GR_YAML_MAP || over->kind != GR_YAML_MAP) return over;
+    base->beneath = base->beneath && over->beneath;
     for (gr_yaml *c = over->child, *following; c; c = following) {
         following = c->next;
         gr_yaml *old = gr_yaml_find(base, c->key);

@@ -15,6 +15,7 @@ typedef struct gr_yaml {
     const char *key;  /* entry of a map: its key */
     const char *file; /* for messages and relative paths */
     bool from_file;   /* false: `file` is a label such as "train.seed=x" and there is no line */
+    bool beneath;     /* written in a recipe on top of which adapter.method was chosen, or as one of all keys of a run */
     int line, column; /* of the value, from 1 */
     int key_line, key_column;
     struct gr_yaml *child; /* first entry of a list or map */

@@ -45,7 +45,7 @@ says "a recipe whose files are elsewhere" 3 "2 not there|--no-files" "$GRAFT" va
 says "is a valid recipe" 0 "away.yaml: valid" "$GRAFT" validate away.yaml --no-files
 says "validate takes overrides and options" 2 "train.seed=x: train.seed|device=cuda" \
     "$GRAFT" validate away.yaml train.seed=x --device cuda --no-files
-for r in "$SOURCE"/recipes/*.yaml "$SOURCE"/recipes/belle/llama-*.yaml; do
+for r in "$SOURCE"/recipes/*.yaml "$SOURCE"/recipes/{belle/llama,ct-llm/ct-llm,vocabulary/}*.yaml; do
     says "validate ${r#"$SOURCE"/}" 0 valid "$GRAFT" validate "$r" --no-files
 done
 

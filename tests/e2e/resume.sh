@@ -210,7 +210,7 @@ check "and a run is resumed when what it began with is gone" train from --resume
 mv runs/b runs/a
 check "the last one is the run's adapter, bit for bit" bash -c '"$0" train tiny.yaml output_dir=runs/l save.best=false' "$G"
 check "as its file says" same runs/l/adapter/adapter_model.safetensors runs/l/checkpoint-12/adapter_model.safetensors
-check "a run of every weight" train full adapter.method=full adapter.dropout=0 train.learning_rate=1e-3 train.max_steps=2
+check "a run of every weight" train full adapter.method=full train.learning_rate=1e-3 train.max_steps=2
 refused "whose checkpoint is none" 3 "is a checkpoint without an adapter" "$G" generate runs/full/checkpoint-2 --prompt x
 
 # ---- inspect ----

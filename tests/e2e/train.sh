@@ -84,7 +84,7 @@ check "and are not the exact ones" differ int8.loss a.loss
 check "int8 products with one thread" train int8one model.compute=int8 threads=1
 check "are the same, bit for bit" same_run int8 int8one
 check "weights from another run" train from adapter.init_from=runs/a train.max_steps=2
-check "every weight" train full adapter.method=full adapter.dropout=0 train.learning_rate=1e-3 train.max_steps=4
+check "every weight" train full adapter.method=full train.learning_rate=1e-3 train.max_steps=4
 check "every weight: a HF folder" test -s runs/full/model/config.json
 check "every weight: it generates" "$GRAFT" generate --model runs/full/model --prompt 'Say hello.' --max-tokens 8
 check "dry run" train dry --dry-run

@@ -103,7 +103,16 @@ static void bad_cases(void **state) {
         {"adapter:\n  method: full\n  init_from: x\n", "@3:14: adapter.init_from: method full does not start"},
         {"adapter:\n  method: embeddings\n  rows: [new, a]\n", "@3:9: adapter.rows: expected new, all, or a list"},
         {"adapter:\n  method: embeddings\n  rows: []\n", "adapter.rows: expected new, all, or a list"},
-        {"adapter:\n  method: embeddings\n  dropout: 0.1\n", "no LoRA to drop inputs of"},
+        {"adapter:\n  method: embeddings\n  dropout: 0.1\n",
+         "@3:12: adapter.dropout: is of method lora and says nothing of method embeddings: leave it out, or use adapter.method"},
+        {"adapter:\n  rank: 8\n  method: full\n", "@2:9: adapter.rank: is of method lora and says nothing of method full"},
+        {"adapter:\n  alpha: 16\n  method: full\n", "@2:10: adapter.alpha: is of method lora"},
+        {"adapter: {method: full, dropout: 0.5}\n", "adapter.dropout: is of method lora"},
+        {"adapter: {method: full, target_modules: all-linear}\n", "adapter.target_modules: is of method lora"},
+        {"adapter: {method: full, use_rslora: true}\n", "adapter.use_rslora: is of method lora"},
+        {"adapter: {method: embeddings, rank_pattern: {q_proj: 2}}\n", "adapter.rank_pattern: is of method lora"},
+        {"adapter: {method: embeddings, alpha_pattern: {q_proj: 2}}\n", "adapter.alpha_pattern: is of method lora"},
+        {"adapter: {method: full, rows: new}\n", "adapter.rows: it is of method embeddings"},
         {"adapter:\n  method: embeddings\n  trainable_tokens: new\n", "method embeddings has adapter.rows"},
         {"adapter:\n  rows: all\n", "@2:9: adapter.rows: it is of method embeddings"},
         {"adapter:\n  head_rows: false\n", "@2:14: adapter.head_rows: is of trained rows"},
@@ -403,6 +412,51 @@ static void extending(void **state) {
     assert_non_null(strstr(err.msg, "/base.yaml:1:17: adapter.rank"));
 }
 
+/* Keys of a LoRA beside another method: refused where both were written, and on top of that; silent where they are inherited. */
+static void keys_of_lora(void **state) {
+    static const struct {
+        const char *base, *top, *overrides[2], *message; /* NULL: good */
+    } cases[] = {
+        {"adapter: {rank: 4, alpha: 3, dropout: 0.5, target_modules: [a], rank_pattern: {a: 2}}\n",
+         "extends: base.yaml\nadapter: {method: full}\n",
+         {0},
+         NULL},
+        {"{}\n", "adapter: {rank: 4, dropout: 0.5}\n", {"adapter.method=embeddings"}, NULL},
+        {"{}\n", "adapter: {rank: 4}\n", {"adapter={method: full}"}, NULL},
+        {"{}\n", "adapter: {method: full, dropout: 0, use_rslora: false, rank_pattern: {}}\n", {0}, NULL},
+        {"adapter: {rank: 4, method: full}\n", "extends: base.yaml\n", {0}, "/base.yaml:1:17: adapter.rank: is of method lora"},
+        {"adapter: {method: full}\n", "extends: base.yaml\nadapter: {rank: 4}\n", {0}, "/r.yaml:2:17: adapter.rank: is of"},
+        {"adapter: {rank_pattern: {a: 2}}\n",
+         "extends: base.yaml\nadapter: {method: full, rank_pattern: {b: 2}}\n",
+         {0},
+         "adapter.rank_pattern: is of"},
+        {"{}\n", "adapter: {method: full}\n", {"adapter.rank=4"}, "adapter.rank=4: adapter.rank: is of method lora"},
+        {"{}\n", "{}\n", {"adapter.rank=4", "adapter.method=full"}, "adapter.rank=4: adapter.rank: is of method lora"},
+        {"{}\n", "{}\n", {"adapter.method=full", "adapter.rank=4"}, "adapter.rank=4: adapter.rank: is of method lora"},
+    };
+    graft_error err = {0};
+    gr_str text = {0};
+    (void)state;
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        gr_recipe *r = NULL;
+        int n = cases[i].overrides[1] ? 2 : cases[i].overrides[0] ? 1 : 0;
+        put("base.yaml", cases[i].base, -1);
+        graft_status st = gr_recipe_load(&r, put("r.yaml", cases[i].top, -1), cases[i].overrides, n, &err);
+        if (!cases[i].message && st != GRAFT_OK) fail_msg("case %d: %s", i, err.msg);
+        if (cases[i].message && st != GRAFT_BAD_USAGE) fail_msg("case %d: not refused", i);
+        if (cases[i].message && !strstr(err.msg, cases[i].message)) fail_msg("case %d: %s", i, err.msg);
+        if (i == 0) assert_int_equal(gr_recipe_print(r, &text, &err), GRAFT_OK);
+        gr_recipe_free(r);
+    }
+    gr_recipe *r = good(text.data); /* as the run of the first case keeps it: every key */
+    assert_int_equal(r->adapter_rank, 4);
+    gr_recipe_free(r);
+    static const char *const more[] = {"adapter.rank=4"};
+    assert_int_equal(gr_recipe_load(&r, put("r.yaml", text.data, -1), more, 1, &err), GRAFT_BAD_USAGE);
+    assert_non_null(strstr(err.msg, "adapter.rank=4: adapter.rank: is of method lora"));
+    gr_str_release(&text);
+}
+
 static void overriding(void **state) {
     static const char *const overrides[] = {"data.train=a.jsonl", "adapter.target_modules=[q_proj,v_proj]",
                                             "train.seed=7",       "data.system=You are: a",
@@ -500,19 +554,13 @@ static void documentation(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(bad_cases),
-        cmocka_unit_test(all_problems),
-        cmocka_unit_test(missing_paths),
-        cmocka_unit_test(missing_and_huge_files),
-        cmocka_unit_test(defaults),
-        cmocka_unit_test(values),
-        cmocka_unit_test(choices),
-        cmocka_unit_test(anchors),
-        cmocka_unit_test(extending),
-        cmocka_unit_test(overriding),
-        cmocka_unit_test(printing_round_trips),
-        cmocka_unit_test(requirements),
-        cmocka_unit_test(documentation),
+        cmocka_unit_test(bad_cases),     cmocka_unit_test(all_problems),
+        cmocka_unit_test(missing_paths), cmocka_unit_test(missing_and_huge_files),
+        cmocka_unit_test(defaults),      cmocka_unit_test(values),
+        cmocka_unit_test(choices),       cmocka_unit_test(anchors),
+        cmocka_unit_test(extending),     cmocka_unit_test(keys_of_lora),
+        cmocka_unit_test(overriding),    cmocka_unit_test(printing_round_trips),
+        cmocka_unit_test(requirements),  cmocka_unit_test(documentation),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
