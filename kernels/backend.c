@@ -1,17 +1,76 @@
 /* backend.c - the device of a name. */
 #include "kernels/backend.h"
 
+#include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+#include "kernels/cuda/open.h"
+
+static _Thread_local char said[512]; /* what *why points to where it is put together */
+
+/* libgraft_cuda.so: the one that GRAFT_CUDA_LIB names, else beside the program or library that this is part of, in graft/ there, or
+ * where the system looks. It stays loaded. */
+static void *load(void) {
+    const char *named = getenv("GRAFT_CUDA_LIB"), *file = "libgraft_cuda.so";
+    char path[4096];
+    Dl_info here;
+    if (named) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
+    if (dladdr((void *)(uintptr_t)gr_device_open, &here) && here.dli_fname && strrchr(here.dli_fname, '/')) {
+        static const char *const folders[] = {"", "graft/", "../lib/graft/"};
+        int length = (int)(strrchr(here.dli_fname, '/') - here.dli_fname) + 1;
+        for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+            int n = snprintf(path, sizeof path, "%.*s%s%s", length, here.dli_fname, folders[i], file);
+            if (n < (int)sizeof path && access(path, F_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        }
+    }
+    return dlopen(file, RTLD_NOW | RTLD_LOCAL);
+}
+
+/* The driver's own library; ours and cuBLASLt take long to load, which a machine without a card does not wait for. */
+static bool has_driver(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver) dlclose(driver);
+    return driver != NULL;
+}
+
+static gr_device *open_cuda(int index, const char **why) {
+    *why = NULL;
+    void *library = load();
+    gr_backend_open_fn *open = library ? (gr_backend_open_fn *)(uintptr_t)dlsym(library, "gr_backend_open") : NULL;
+    gr_device *d = open ? open(GR_ABI, index, said, sizeof said) : NULL;
+    const char *wrong = open ? NULL : dlerror();
+    if (!open) snprintf(said, sizeof said, "%.500s", wrong ? wrong : "libgraft_cuda.so is not graft's");
+    if (!d) *why = said;
+    return d;
+}
+
+/* The number of "cuda" or "cuda:N"; -1: another name. */
+static int card_of(const char *name) {
+    char *end;
+    if (strcmp(name, "cuda") == 0) return 0;
+    if (strncmp(name, "cuda:", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
+    long n = strtol(name + 5, &end, 10);
+    return *end == '\0' && n < 1024 ? (int)n : -1;
+}
 
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why) {
     const char *debug = getenv("GRAFT_DEVICE");
     bool automatic = strcmp(name, "auto") == 0;
-    if (strcmp(name, "cpu") == 0 || (automatic && (!debug || strcmp(debug, "cpu") == 0))) return gr_cpu_device_new(threads, why);
-    if (automatic && strcmp(debug, "far") == 0) return gr_far_device_new(threads, why);
-    *why = "expected auto, cpu or cuda";
-    if (automatic) *why = "GRAFT_DEVICE must be cpu or far";
-    if (strcmp(name, "cuda") == 0) *why = "this graft has no CUDA backend";
+    if (automatic && debug) {
+        *why = "GRAFT_DEVICE must be cpu, far, cuda or cuda:N";
+        name = debug;
+        if (strcmp(name, "far") == 0) return gr_far_device_new(threads, why);
+    }
+    if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
+    if (card_of(name) >= 0) return open_cuda(card_of(name), why);
+    if (automatic && !debug) {
+        gr_device *d = has_driver() ? open_cuda(0, why) : NULL;
+        return d ? d : gr_cpu_device_new(threads, why);
+    }
+    if (!automatic) *why = "expected auto, cpu, cuda or cuda:N";
     return NULL;
 }
 

@@ -132,6 +132,7 @@ typedef struct gr_kv {
 
 typedef struct gr_kv_shape {
     int64_t n_layers, n_slots, max_len, K, D;
+    gr_dtype compute; /* of the model: what act_type makes the rows' type of */
 } gr_kv_shape;
 
 /* Causal attention, block-diagonal over sequences (FlashAttention's recurrence, arXiv 2205.14135; no score matrix kept).
@@ -256,9 +257,10 @@ struct gr_device {
     void *impl; /* the backend's own */
 };
 
-/* The device of a name: "auto" or "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run). The CPU's level is
- * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the
- * CPU lacks is an error). GRAFT_DEVICE=far, for tests: see far.c. NULL and *why on failure. */
+/* The device of a name: "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run), "cuda" or "cuda:N" (card N,
+ * by libgraft_cuda.so, which GRAFT_CUDA_LIB may name), "auto": the first card, else the CPU. The CPU's level is the best there is,
+ * or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an
+ * error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure. */
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 void gr_device_close(gr_device *d); /* NULL is fine */
 

@@ -516,7 +516,12 @@ graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *
 
 static gr_kv_shape shape_of(const gr_model *m, int64_t n_slots, int64_t max_len) {
     const gr_model_config *c = &m->config;
-    return (gr_kv_shape){.n_layers = c->n_layers, .n_slots = n_slots, .max_len = max_len, .K = c->n_kv_heads, .D = c->head_dim};
+    return (gr_kv_shape){.n_layers = c->n_layers,
+                         .n_slots = n_slots,
+                         .max_len = max_len,
+                         .K = c->n_kv_heads,
+                         .D = c->head_dim,
+                         .compute = m->compute};
 }
 
 graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots, int64_t max_len, graft_error *err) {

@@ -181,7 +181,7 @@ static void test_group(void **state) {
 /* Tokens decoded one by one in two slots of a cache of two layers. */
 static void decode(float out[2 * 4 * 16]) {
     enum { LAYERS = 2, SLOTS = 2, LEN = 100, KV = 2, H = 4, D = 16 };
-    const gr_kv_shape shape = {LAYERS, SLOTS, LEN, KV, D};
+    const gr_kv_shape shape = {LAYERS, SLOTS, LEN, KV, D, GR_DTYPE_F32};
     gr_kv layer[LAYERS] = {0};
     float x[SLOTS * 2 * KV * D], q[SLOTS * H * D];
     assert_true(d->kv_bytes(d, &shape) >= LAYERS * SLOTS * LEN * 2 * KV * D * (int64_t)sizeof(float));
@@ -229,7 +229,7 @@ static void test_kv(void **state) {
     float out[2 * 4 * 16];
     gr_kv layer[1];
     decode(out);
-    assert_false(d->kv_open(d, layer, &(gr_kv_shape){1, 1 << 20, INT64_C(1) << 40, 8, 128}));
+    assert_false(d->kv_open(d, layer, &(gr_kv_shape){1, 1 << 20, INT64_C(1) << 40, 8, 128, GR_DTYPE_F32}));
     d->kv_close(d, layer);
 }
 

@@ -13,6 +13,7 @@
 #include "kernels/cpu/impl.h"
 #include "kernels/dynamic8.h"
 #include "kernels/philox.h"
+#include "mirror.h"
 
 enum { GUARD = 16, OUTPUTS = 16, BUFFERS = 64 };
 static const float guard = 12345.0f;
@@ -39,6 +40,11 @@ typedef struct call {
     double tolerance;
 } call;
 
+static call *running;      /* the one whose operation is being called */
+static bool on_card;       /* the level under test is a card's: */
+static gr_dtype card_type; /* some rows are of this type there, */
+static bool few_digits;    /* and values have no more digits than bfloat16 */
+
 /* n rows of ld floats, the first one float off alignment, guarded on both sides and after their first cols. */
 static float *guarded_rows(call *c, int64_t n, int64_t cols, int64_t ld) {
     int64_t all = n * ld + 2 * GUARD + 1;
@@ -59,7 +65,10 @@ static gr_rows filled_rows(call *c, int tag, int64_t row0, int64_t n, int64_t co
         for (int64_t j = 0; j < cols; j += 4) {
             uint32_t word[4];
             gr_philox(word, 7, (uint32_t)tag, (uint64_t)(row0 + i), (uint64_t)j);
-            for (int64_t k = 0; k < 4 && j + k < cols; k++) x[i * ld + j + k] = (float)(word[k] >> 8) * 0x1p-23f - 1;
+            for (int64_t k = 0; k < 4 && j + k < cols; k++) {
+                float value = (float)(word[k] >> 8) * 0x1p-23f - 1;
+                x[i * ld + j + k] = few_digits ? gr_bf16_to_f32(gr_f32_to_bf16(value)) : value;
+            }
         }
     return (gr_rows){x, ld, GR_DTYPE_F32};
 }
@@ -496,7 +505,8 @@ static void call_dropout(call *c) {
             uint32_t word[4];
             gr_philox(word, 42, GR_PURPOSE_DROPOUT, p.row_key[i], (uint64_t)17 << 32 | (uint64_t)(j / 4));
             float kept = gr_f32_row(x, i)[j] * (1 / (1 - 0.3f));
-            assert_true(gr_f32_row(out, i)[j] == (word[j % 4] >= (double)0.3f * 4294967296.0 ? kept : 0));
+            float expected = word[j % 4] >= (double)0.3f * 4294967296.0 ? kept : 0, off = gr_f32_row(out, i)[j] - expected;
+            assert_true(fabsf(off) <= (few_digits ? fabsf(expected) / 256 : 0));
         }
     out_rows(c, out, C);
 }
@@ -707,10 +717,35 @@ static int variants(const operation *op) {
     return linear ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT;
 }
 
-static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
+static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx", "cuda"};
+
+static bool is_card(const char *level) { return strcmp(level, "cuda") == 0; }
+
+/* A card is tested where GRAFT_DEVICE names it, and nothing else then. */
+static bool available(const char *level) {
+    const char *named = getenv("GRAFT_DEVICE");
+    bool card = named && strncmp(named, "cuda", 4) == 0;
+    return card ? is_card(level) : !is_card(level) && gr_cpu_ops(level);
+}
+
+static bool find_buffer(void *context, const void *p, mirror_buffer *b) {
+    (void)context;
+    for (const guarded *g = running->buffers; g < running->buffers + running->n_buffers; g++) {
+        const float *begin = g->p, *end = g->p + GUARD + 1 + g->size + GUARD;
+        if ((const char *)p < (const char *)begin || (const char *)p > (const char *)end) continue;
+        *b = (mirror_buffer){g->p + GUARD + 1, g->ld ? g->size / g->ld : 0, g->cols, g->ld, GUARD + 1};
+        return true;
+    }
+    return false;
+}
 
 static gr_device *device(const char *level, int n_threads) {
     const char *why = NULL;
+    if (is_card(level)) {
+        gr_device *card = gr_device_open(getenv("GRAFT_DEVICE"), NULL, &why);
+        if (!card) fail_msg("%s", why);
+        return &mirror_new(card, find_buffer, NULL)->device;
+    }
     gr_threads *threads = gr_threads_new(n_threads);
     assert_int_equal(gr_threads_count(threads), n_threads);
     setenv("GRAFT_CPU", level, 1);
@@ -720,6 +755,10 @@ static gr_device *device(const char *level, int n_threads) {
 }
 
 static void close_device(gr_device *d) {
+    if (d->close == mirror_close) {
+        gr_device_close(d);
+        return;
+    }
     gr_threads *threads = gr_cpu_threads(d);
     gr_device_close(d);
     gr_threads_free(threads);
@@ -727,7 +766,25 @@ static void close_device(gr_device *d) {
 
 static void make_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n) {
     *c = (call){.d = d, .variant = variant, .row0 = row0, .n = n, .tolerance = 2e-5};
+    running = c;
+    if (d->close == mirror_close) {
+        bool floats = strcmp(op->name, "cross_entropy") == 0 || strcmp(op->name, "softcap") == 0; /* logits always are */
+        ((mirror *)d)->variant = variant, ((mirror *)d)->activations = floats ? GR_DTYPE_F32 : card_type;
+    }
     op->run(c);
+    /* a card's products have factors of bfloat16 or half; rows of these types are rounded once more */
+    bool linear = strncmp(op->name, "linear", 6) == 0, attention = strncmp(op->name, "attention", 9) == 0;
+    double of_type = card_type == GR_DTYPE_BF16 ? 4e-3 : card_type == GR_DTYPE_F16 ? 1e-3 : 0;
+    if (on_card && (linear || attention) && c->tolerance > 2e-5) of_type = fmax(of_type, 4e-3);
+    if (on_card && attention) of_type *= 2.5;
+    if (on_card) c->tolerance = fmax(c->tolerance, of_type);
+}
+
+/* GRAFT_OPS="rope,add": these alone, while one works on them. */
+static bool chosen(const operation *op) {
+    const char *some = getenv("GRAFT_OPS"), *at = some ? strstr(some, op->name) : op->name;
+    char after = at ? at[strlen(op->name)] : 'x';
+    return (!on_card || strncmp(op->name, "int8", 4) != 0) && at && (after == '\0' || after == ',');
 }
 
 /* Norm of the difference over norm, each output. */
@@ -762,12 +819,15 @@ static void compare_bits(const call *a, const call *b, const operation *op, cons
 /* Level number *state against the reference, and itself with other threads and fewer rows. */
 static void test_level(void **state) {
     const char *level = levels[*(int *)*state];
-    if (!gr_cpu_ops(level)) skip();
+    if (!available(level)) skip();
     gr_device *reference = device("generic", 1), *one = device(level, 1), *three = device(level, 3);
+    on_card = is_card(level);
     for (size_t i = 0; i < sizeof operations / sizeof *operations; i++)
-        for (int variant = 0; variant < variants(&operations[i]); variant++) {
+        for (int variant = 0; chosen(&operations[i]) && variant < variants(&operations[i]); variant++) {
+            static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_BF16, GR_DTYPE_F16};
             const operation *op = &operations[i];
             call a, b, c;
+            if (on_card) card_type = types[variant / 2 % 3], few_digits = card_type != GR_DTYPE_F32;
             make_call(&a, op, three, variant, 0, 37 + variant % 3 * 32);
             make_call(&b, op, reference, variant, 0, a.n);
             compare(&a, &b, op, level);
@@ -786,13 +846,14 @@ static void test_level(void **state) {
             release(&a);
         }
     close_device(reference), close_device(one), close_device(three);
+    on_card = few_digits = false, card_type = GR_DTYPE_F32;
 }
 
 /* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without
  * them. */
 static void test_kept_panels(void **state) {
     const char *level = levels[*(int *)*state];
-    if (!gr_cpu_ops(level)) skip();
+    if (!available(level)) skip();
     enum { H = 4, K = 2, D = 40, ROWS = 200, SLOTS = 2, WIDE = 2 * K * D, SET_BACK = 150, TO = 100 };
     gr_device *d = device(level, 2);
     for (int variant = 0; variant < 4; variant++) {
@@ -800,7 +861,7 @@ static void test_kept_panels(void **state) {
         const int64_t window = variant & 2 ? 50 : 0;
         call c = {.d = d, .n = SLOTS};
         gr_kv kv;
-        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, SLOTS, ROWS, K, D}));
+        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, SLOTS, ROWS, K, D, GR_DTYPE_F32}));
         const int32_t *packed = gr_cpu_kv_of(&kv)->packed;
         gr_rows text = filled_rows(&c, 1, 0, SLOTS * ROWS, WIDE, WIDE + 5), out = filled_rows(&c, 3, 0, SLOTS, H * D, H * D);
         gr_attention a = {.q = filled_rows(&c, 2, 0, SLOTS, H * D, H * D),
@@ -846,7 +907,7 @@ static void test_kept_panels(void **state) {
  * keys before the window are not read at all: they are NaN. */
 static void test_window(void **state) {
     const char *level = levels[*(int *)*state];
-    if (!gr_cpu_ops(level)) skip();
+    if (!available(level)) skip();
     enum { H = 2, K = 1, D = 33, ROWS = 700, WIDE = 2 * K * D, WINDOW = 100 };
     static const int positions[] = {600, 601, 639, 640, 650, 400, 401, 20, 21, 64, 300, 370, 390};
     gr_device *d = device(level, 2);
@@ -854,7 +915,7 @@ static void test_window(void **state) {
         const bool blank = variant & 2;
         call c = {.d = d, .n = 1};
         gr_kv kv;
-        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, 1, ROWS, K, D}));
+        assert_true(d->kv_open(d, &kv, &(gr_kv_shape){1, 1, ROWS, K, D, GR_DTYPE_F32}));
         gr_rows text = filled_rows(&c, 1, 0, ROWS, WIDE, WIDE), out = rows(&c, 3, H * D), expected = rows(&c, 4, H * D);
         gr_seq seq = {.q_len = 1};
         gr_attention a = {.q = rows(&c, 2, H * D),
@@ -903,7 +964,7 @@ static void test_forgotten_panels(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         call c = {.d = d, .n = 20};
         gr_kv kv[2];
-        assert_true(d->kv_open(d, kv, &(gr_kv_shape){2, SLOTS, ROWS, K, D}));
+        assert_true(d->kv_open(d, kv, &(gr_kv_shape){2, SLOTS, ROWS, K, D, GR_DTYPE_F32}));
         for (int j = 0; j < 2 * SLOTS * K; j++) gr_cpu_kv_of(&kv[j / (SLOTS * K)])->packed[j % (SLOTS * K)] = cases[i].packed;
         int32_t at[20];
         for (int j = 0; j < 20; j++) at[j] = SLOT * ROWS + cases[i].first + j;
@@ -920,7 +981,7 @@ static void test_forgotten_panels(void **state) {
 /* A contraction and a number of rows beyond what is rounded at once (bfloat16 on tiles, int8), against the reference. */
 static void test_long_contraction(void **state) {
     const char *level = levels[*(int *)*state];
-    if (!gr_cpu_ops(level)) skip();
+    if (!available(level)) skip();
     enum { N = 40000, K = 33, ROWS = 450 };
     gr_device *devices[2] = {device("generic", 1), device(level, 3)};
     for (int int8 = 0; int8 < 2; int8++) {
@@ -959,7 +1020,7 @@ static void attend(call *c, int64_t first, int64_t n_seqs, gr_dtype compute, int
 
 static void test_long_attention(void **state) {
     const char *level = levels[*(int *)*state];
-    if (!gr_cpu_ops(level)) skip();
+    if (!available(level)) skip();
     const operation op = {.name = "long attention"};
     gr_device *reference = device("generic", 2), *one = device(level, 1), *three = device(level, 3);
     static const int64_t windows[] = {0, 300, 1090};
@@ -1036,7 +1097,7 @@ static void test_pool(void **state) {
 }
 
 int main(void) {
-    static int level[] = {0, 1, 2, 3, 4};
+    static int level[] = {0, 1, 2, 3, 4, 5};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_philox),
         cmocka_unit_test(test_pool),
@@ -1047,6 +1108,7 @@ int main(void) {
         {"avx512", test_level, NULL, NULL, &level[2]},
         {"avx512bf16", test_level, NULL, NULL, &level[3]},
         {"amx", test_level, NULL, NULL, &level[4]},
+        {"cuda", test_level, NULL, NULL, &level[5]},
         {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
         {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},

@@ -1,0 +1,140 @@
+/* cuda.h - what the files of the CUDA backend share: the device, its streams and errors, scratch, and the forms of groups.
+ * Private to kernels/cuda; all of it is compiled into libgraft_cuda.so. Usable from C and from CUDA C. */
+#ifndef GR_CUDA_H
+#define GR_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "kernels/kernels.h"
+
+enum {
+    GR_CUDA_QUEUES = 3,
+    GR_CUDA_MARKS = 64,           /* that are told apart; an older one is waited for as a newer */
+    GR_CUDA_RING = 2,             /* pieces of pinned memory that uploads go through */
+    GR_CUDA_PIECE = 32 << 20,     /* bytes of each */
+    GR_CUDA_WORKSPACE = 32 << 20, /* of cuBLASLt: constant, so that it never chooses by it */
+    GR_CUDA_PAD = 64              /* contractions are multiples of it; rows of activations have as many spare columns */
+};
+
+/* What scratch is for; each use has memory of its own, so that none overwrites another within an operation. */
+typedef enum gr_cuda_use {
+    GR_CUDA_OPERAND, /* the left factor of a product, where it is not as the product wants it */
+    GR_CUDA_MATRIX,  /* a group's matrix, where it has no form */
+    GR_CUDA_PARTS,   /* partial sums */
+    GR_CUDA_RESULT,  /* of a product that goes elsewhere */
+    GR_CUDA_USES
+} gr_cuda_use;
+
+typedef struct gr_cuda_gemm gr_cuda_gemm; /* gemm.c: the algorithms that were chosen */
+
+typedef struct gr_cuda {
+    gr_device device; /* first: a pointer to it is one to all */
+    int index;        /* of the card */
+    int cc;           /* compute capability: 80, 90 */
+    int sms;          /* multiprocessors */
+    char level[48];   /* "cuda:0" */
+    cudaStream_t stream[GR_CUDA_QUEUES];
+    cudaEvent_t event[GR_CUDA_MARKS];
+    gr_mark marks; /* made so far */
+    char *ring[GR_CUDA_RING];
+    cudaEvent_t ring_done[GR_CUDA_RING];
+    int ring_at;
+    char *down; /* pinned, [GR_CUDA_PIECE]: downloads */
+    cublasLtHandle_t lt;
+    void *workspace;
+    gr_cuda_gemm *gemm;
+    void *scratch[GR_CUDA_USES];
+    int64_t scratch_bytes[GR_CUDA_USES];
+    char wrong[256]; /* the first thing that failed; empty: nothing */
+} gr_cuda;
+
+static inline gr_cuda *gr_cuda_of(gr_device *d) { return (gr_cuda *)d; }
+static inline cudaStream_t gr_cuda_stream(gr_device *d) { return gr_cuda_of(d)->stream[GR_QUEUE_COMPUTE]; }
+
+/* ---- device.c: errors, memory ---- */
+
+/* Whether something failed since the device was opened. From then on nothing is launched or copied any more: no weight changes
+ * after a failure, and sync says what it was. */
+static inline bool gr_cuda_failed(gr_device *d) { return gr_cuda_of(d)->wrong[0] != '\0'; }
+/* Notes a failure of `what` ("rmsnorm_forward", "cuBLASLt: ..."); success is fine. false where it failed, now or before. */
+bool gr_cuda_check(gr_device *d, cudaError_t e, const char *what);
+bool gr_cuda_check_blas(gr_device *d, cublasStatus_t e, const char *what);
+/* Notes a refusal in words. */
+void gr_cuda_refuse(gr_device *d, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Memory of at least so many bytes for a use, 256-byte aligned, until the next call for that use; grows when it must (which waits
+ * for the device). NULL when out of memory, which is noted. */
+void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes);
+
+/* ---- linear.cu: forms of groups ---- */
+
+/* gr_group.form: one matrix of the type of the products, rows of ld elements:
+ *     [ W  sB ]   N rows: the members' one after the other, filled up to a multiple of GR_CUDA_PAD with zeros
+ *     [ A   0 ]   R rows: those of all LoRAs in order, filled up likewise; W and A have K columns, filled up likewise
+ * so that y = [x|h] [W|sB]^T and dx = [dy|dh] [W;A] are single products. */
+typedef struct gr_cuda_form {
+    gr_dtype type;
+    int64_t N, K, R; /* filled up */
+    int64_t ld;      /* K + R */
+    void *matrix;    /* [N + R, ld]; NULL: the weights stay as the file has them, and are expanded before each product */
+} gr_cuda_form;
+
+int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g);
+bool gr_cuda_place(gr_device *d, gr_group *g);
+void gr_cuda_renew(gr_device *d, gr_group *g);
+void gr_cuda_release(gr_device *d, gr_group *g);
+/* Elements from a row of activations to the next: whole multiples of GR_CUDA_PAD, and as many spare for h. */
+int64_t gr_cuda_row_stride(gr_device *d, int64_t width, gr_dtype type);
+
+/* ---- gemm.c: products by cuBLASLt ---- */
+
+/* D[m,n] = alpha * op(A) op(B) + beta * D with row-major matrices: a is [m,k] (a_transposed: [k,m]), b is [k,n] (b_transposed:
+ * [n,k]); ld: elements from a row to the next. Sums are float32. The algorithm depends on what is product of what (types, layout,
+ * n, k), never on m's size alone: a row's bits are the same among any number of rows, and never by split-K. */
+typedef struct gr_cuda_product {
+    int64_t m, n, k;
+    const void *a, *b;
+    void *d;
+    int64_t lda, ldb, ldd;
+    bool a_transposed, b_transposed;
+    gr_dtype type;   /* of a and b */
+    gr_dtype d_type; /* F32 or `type` */
+    float alpha, beta;
+} gr_cuda_product;
+
+bool gr_cuda_gemm_open(gr_device *d);
+void gr_cuda_gemm_close(gr_device *d);
+void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p);
+
+/* ---- dequant.cu ---- */
+
+/* to[rows, cols] of type F32, BF16 or F16, ld elements from a row to the next, = w; what is between cols and fill_cols becomes 0. */
+void gr_cuda_expand(gr_device *d, void *to, int64_t ld, gr_dtype type, const gr_weight *w, int64_t fill_cols);
+
+/* ---- gemv.cu: few rows ---- */
+
+/* Whether linear_forward of n rows goes the way of few rows: for a group that is not trained. */
+bool gr_cuda_few_rows(gr_device *d, const gr_product *p, int64_t n);
+void gr_cuda_linear_few(gr_device *d, const gr_product *p, int64_t n);
+
+/* ---- attention_*.cu: KV caches ---- */
+
+int64_t gr_cuda_kv_bytes(gr_device *d, const gr_kv_shape *shape);
+bool gr_cuda_kv_open(gr_device *d, gr_kv *layers, const gr_kv_shape *shape);
+void gr_cuda_kv_close(gr_device *d, gr_kv *layers);
+
+/* ---- the operations ---- */
+
+#define GR_OP(name, params, args) void gr_##name##_cuda params;
+#include "kernels/ops.def"
+#undef GR_OP
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,259 @@
+/* device.c - the CUDA device: opening, errors, memory, queues. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/open.h"
+
+/* ---- errors ---- */
+
+void gr_cuda_refuse(gr_device *d, const char *format, ...) {
+    gr_cuda *c = gr_cuda_of(d);
+    va_list args;
+    if (gr_cuda_failed(d)) return;
+    va_start(args, format);
+    vsnprintf(c->wrong, sizeof c->wrong, format, args);
+    va_end(args);
+}
+
+bool gr_cuda_check(gr_device *d, cudaError_t e, const char *what) {
+    if (e == cudaSuccess) return !gr_cuda_failed(d);
+    (void)cudaGetLastError(); /* one that does not stick */
+    gr_cuda_refuse(d, "%s: %s", what, cudaGetErrorString(e));
+    return false;
+}
+
+bool gr_cuda_check_blas(gr_device *d, cublasStatus_t e, const char *what) {
+    if (e == CUBLAS_STATUS_SUCCESS) return !gr_cuda_failed(d);
+    gr_cuda_refuse(d, "cuBLASLt: %s: %s", what, cublasLtGetStatusString(e));
+    return false;
+}
+
+/* ---- memory ---- */
+
+static void *cuda_alloc(gr_device *d, int64_t bytes) {
+    void *p = NULL;
+    (void)cudaSetDevice(gr_cuda_of(d)->index);
+    if (bytes < 0 || cudaMalloc(&p, bytes > 0 ? (size_t)bytes : 1) == cudaSuccess) return p;
+    (void)cudaGetLastError();
+    return NULL;
+}
+
+/* Work that uses the memory may be under way: cudaFree waits for it. */
+static void cuda_free(gr_device *d, void *p) {
+    if (p) gr_cuda_check(d, cudaFree(p), "cudaFree");
+}
+
+static void cuda_zero(gr_device *d, void *p, int64_t bytes) {
+    if (bytes > 0 && !gr_cuda_failed(d)) gr_cuda_check(d, cudaMemsetAsync(p, 0, (size_t)bytes, gr_cuda_stream(d)), "zero");
+}
+
+static void cuda_copy(gr_device *d, void *to, const void *from, int64_t bytes) {
+    if (bytes <= 0 || gr_cuda_failed(d)) return;
+    gr_cuda_check(d, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, gr_cuda_stream(d)), "copy");
+}
+
+/* Through pinned memory, in pieces: the host goes on as soon as its bytes are there, the copy comes where it is in the queue. */
+static void cuda_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
+    gr_cuda *c = gr_cuda_of(d);
+    for (int64_t at = 0, n; at < bytes && !gr_cuda_failed(d); at += n) {
+        int piece = c->ring_at;
+        n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
+        c->ring_at = (piece + 1) % GR_CUDA_RING;
+        if (!gr_cuda_check(d, cudaEventSynchronize(c->ring_done[piece]), "upload")) return;
+        memcpy(c->ring[piece], (const char *)host + at, (size_t)n);
+        gr_cuda_check(d, cudaMemcpyAsync((char *)to + at, c->ring[piece], (size_t)n, cudaMemcpyHostToDevice, gr_cuda_stream(d)),
+                      "upload");
+        gr_cuda_check(d, cudaEventRecord(c->ring_done[piece], gr_cuda_stream(d)), "upload");
+    }
+}
+
+/* ---- queues ---- */
+
+static gr_mark cuda_mark(gr_device *d, gr_queue queue) {
+    gr_cuda *c = gr_cuda_of(d);
+    if (gr_cuda_failed(d)) return c->marks;
+    gr_mark mark = ++c->marks;
+    gr_cuda_check(d, cudaEventRecord(c->event[mark % GR_CUDA_MARKS], c->stream[queue]), "mark");
+    return mark;
+}
+
+static void cuda_wait(gr_device *d, gr_queue queue, gr_mark mark) {
+    gr_cuda *c = gr_cuda_of(d);
+    if (mark > 0 && !gr_cuda_failed(d))
+        gr_cuda_check(d, cudaStreamWaitEvent(c->stream[queue], c->event[mark % GR_CUDA_MARKS], 0), "wait");
+}
+
+/* Beside the work that was given out after the mark. What a failed device holds is not told: zeros are. */
+static void cuda_download(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after) {
+    gr_cuda *c = gr_cuda_of(d);
+    cudaStream_t copy = c->stream[GR_QUEUE_COPY];
+    cuda_wait(d, GR_QUEUE_COPY, after > 0 ? after : cuda_mark(d, GR_QUEUE_COMPUTE));
+    for (int64_t at = 0, n; at < bytes; at += n) {
+        n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
+        bool good = !gr_cuda_failed(d) &&
+                    gr_cuda_check(d, cudaMemcpyAsync(c->down, (const char *)from + at, (size_t)n, cudaMemcpyDeviceToHost, copy),
+                                  "download") &&
+                    gr_cuda_check(d, cudaStreamSynchronize(copy), "download");
+        if (good) memcpy((char *)host + at, c->down, (size_t)n);
+        else memset((char *)host + at, 0, (size_t)n);
+    }
+}
+
+static const char *cuda_sync(gr_device *d) {
+    gr_cuda *c = gr_cuda_of(d);
+    for (int i = 0; i < GR_CUDA_QUEUES && !gr_cuda_failed(d); i++)
+        gr_cuda_check(d, cudaStreamSynchronize(c->stream[i]), "a kernel");
+    return gr_cuda_failed(d) ? c->wrong : NULL;
+}
+
+static const void *cuda_map(gr_device *d, const void *host, int64_t bytes) {
+    void *p = cuda_alloc(d, bytes);
+    if (p) cuda_upload(d, p, host, bytes);
+    return p;
+}
+
+static void cuda_unmap(gr_device *d, const void *p) { cuda_free(d, (void *)(uintptr_t)p); }
+
+static bool cuda_memory(gr_device *d, int64_t *total, int64_t *available) {
+    size_t of_all, is_free;
+    if (cudaSetDevice(gr_cuda_of(d)->index) != cudaSuccess || cudaMemGetInfo(&is_free, &of_all) != cudaSuccess) return false;
+    *total = (int64_t)of_all, *available = (int64_t)is_free;
+    return true;
+}
+
+/* cudaMalloc gives out whole pages of 2 MiB; what is small shares one. */
+static int64_t cuda_footprint(gr_device *d, int64_t bytes) {
+    (void)d;
+    const int64_t page = 2 << 20;
+    return bytes < page / 2 ? (bytes + 511) / 512 * 512 : (bytes + page - 1) / page * page;
+}
+
+void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {
+    gr_cuda *c = gr_cuda_of(d);
+    if (gr_cuda_failed(d)) return NULL;
+    if (bytes <= c->scratch_bytes[use]) return c->scratch[use];
+    cuda_free(d, c->scratch[use]);
+    c->scratch[use] = cuda_alloc(d, bytes);
+    c->scratch_bytes[use] = c->scratch[use] ? bytes : 0;
+    if (!c->scratch[use]) gr_cuda_refuse(d, "out of memory: %lld bytes of scratch", (long long)bytes);
+    return c->scratch[use];
+}
+
+static gr_dtype cuda_act_type(gr_device *d, gr_dtype compute) {
+    (void)d;
+    return compute;
+}
+
+/* ---- opening ---- */
+
+#define GR_OP(name, params, args) .name = gr_##name##_cuda,
+static const gr_ops cuda_ops = {
+#include "kernels/ops.def"
+};
+#undef GR_OP
+
+static void cuda_close(gr_device *d) {
+    gr_cuda *c = gr_cuda_of(d);
+    (void)cudaSetDevice(c->index);
+    (void)cudaDeviceSynchronize();
+    gr_cuda_gemm_close(d);
+    if (c->lt) (void)cublasLtDestroy(c->lt);
+    (void)cudaFree(c->workspace);
+    for (int i = 0; i < GR_CUDA_USES; i++) (void)cudaFree(c->scratch[i]);
+    for (int i = 0; i < GR_CUDA_RING; i++) {
+        if (c->ring[i]) (void)cudaFreeHost(c->ring[i]);
+        if (c->ring_done[i]) (void)cudaEventDestroy(c->ring_done[i]);
+    }
+    if (c->down) (void)cudaFreeHost(c->down);
+    for (int i = 0; i < GR_CUDA_MARKS; i++)
+        if (c->event[i]) (void)cudaEventDestroy(c->event[i]);
+    for (int i = 0; i < GR_CUDA_QUEUES; i++)
+        if (c->stream[i]) (void)cudaStreamDestroy(c->stream[i]);
+    free(c);
+}
+
+static const gr_device cuda_device = {
+    .ops = &cuda_ops,
+    .fast_bf16 = true,
+    .queues = true,
+    .in_host = false,
+    .alloc = cuda_alloc,
+    .free = cuda_free,
+    .zero = cuda_zero,
+    .copy = cuda_copy,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .map = cuda_map,
+    .unmap = cuda_unmap,
+    .mark = cuda_mark,
+    .wait = cuda_wait,
+    .sync = cuda_sync,
+    .memory = cuda_memory,
+    .footprint = cuda_footprint,
+    .act_type = cuda_act_type,
+    .row_stride = gr_cuda_row_stride,
+    .group_bytes = gr_cuda_group_bytes,
+    .place = gr_cuda_place,
+    .renew = gr_cuda_renew,
+    .release = gr_cuda_release,
+    .kv_bytes = gr_cuda_kv_bytes,
+    .kv_open = gr_cuda_kv_open,
+    .kv_close = gr_cuda_kv_close,
+    .close = cuda_close,
+};
+
+static bool open_card(gr_cuda *c) {
+    gr_device *d = &c->device;
+    struct cudaDeviceProp card;
+    if (!gr_cuda_check(d, cudaSetDevice(c->index), "cudaSetDevice") ||
+        !gr_cuda_check(d, cudaGetDeviceProperties(&card, c->index), "cudaGetDeviceProperties"))
+        return false;
+    c->cc = card.major * 10 + card.minor, c->sms = card.multiProcessorCount;
+    if (c->cc < 80) {
+        gr_cuda_refuse(d, "%.64s has compute capability %d.%d; 8.0 or later is needed", card.name, card.major, card.minor);
+        return false;
+    }
+    for (int i = 0; i < GR_CUDA_QUEUES; i++)
+        gr_cuda_check(d, cudaStreamCreateWithFlags(&c->stream[i], cudaStreamNonBlocking), "cudaStreamCreate");
+    for (int i = 0; i < GR_CUDA_MARKS; i++)
+        gr_cuda_check(d, cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming), "cudaEventCreate");
+    for (int i = 0; i < GR_CUDA_RING; i++) {
+        gr_cuda_check(d, cudaEventCreateWithFlags(&c->ring_done[i], cudaEventDisableTiming), "cudaEventCreate");
+        gr_cuda_check(d, cudaHostAlloc((void **)&c->ring[i], GR_CUDA_PIECE, cudaHostAllocDefault), "pinned memory");
+    }
+    gr_cuda_check(d, cudaHostAlloc((void **)&c->down, GR_CUDA_PIECE, cudaHostAllocDefault), "pinned memory");
+    gr_cuda_check(d, cudaMalloc(&c->workspace, GR_CUDA_WORKSPACE), "the workspace of cuBLASLt");
+    return gr_cuda_check_blas(d, cublasLtCreate(&c->lt), "cublasLtCreate") && gr_cuda_gemm_open(d);
+}
+
+gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {
+    int n = 0;
+    if (strcmp(abi, GR_ABI) != 0) {
+        snprintf(why, size, "libgraft_cuda.so is of another version of graft: install both together");
+        return NULL;
+    }
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || index >= n) {
+        (void)cudaGetLastError();
+        if (e != cudaSuccess) snprintf(why, size, "%s", cudaGetErrorString(e));
+        else snprintf(why, size, "there are %d cards here, numbered from 0", n);
+        return NULL;
+    }
+    gr_cuda *c = calloc(1, sizeof *c);
+    if (!c) {
+        snprintf(why, size, "out of memory");
+        return NULL;
+    }
+    c->device = cuda_device;
+    c->device.impl = c;
+    c->index = index;
+    snprintf(c->level, sizeof c->level, "cuda:%d", index);
+    c->device.level = c->level;
+    if (open_card(c)) return &c->device;
+    snprintf(why, size, "%s", c->wrong);
+    cuda_close(&c->device);
+    return NULL;
+}
