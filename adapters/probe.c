@@ -240,7 +240,7 @@ graft_status gr_merge_probe(const gr_export *x, gr_model *m, const char *path, g
     GR_TRY(probe_batch(&b, x->tokenizer, V, text_tokens(m), err));
     GR_TRY(all_logits(&expected, m, &b, err));
     gr_log_mute(true);
-    st = gr_model_open(&merged, path, (gr_machine){m->threads, m->device}, GR_DTYPE_F32, TEXT_TOKENS, err);
+    st = gr_model_open(&merged, path, (gr_machine){.threads = m->threads, .device = m->device}, GR_DTYPE_F32, TEXT_TOKENS, err);
     gr_log_mute(false);
     if (st != GRAFT_OK) {
         st = gr_fail_context(err, GRAFT_FAILED, "reading back what was written");

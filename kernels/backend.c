@@ -56,6 +56,10 @@ static int card_of(const char *name) {
     return *end == '\0' && n < 1024 ? (int)n : -1;
 }
 
+bool gr_device_is_name(const char *name) {
+    return name && (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0 || card_of(name) >= 0);
+}
+
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why) {
     const char *debug = getenv("GRAFT_DEVICE");
     bool automatic = strcmp(name, "auto") == 0;
@@ -67,8 +71,11 @@ gr_device *gr_device_open(const char *name, gr_threads *threads, const char **wh
     if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
     if (card_of(name) >= 0) return open_cuda(card_of(name), why);
     if (automatic && !debug) {
-        gr_device *d = has_driver() ? open_cuda(0, why) : NULL;
-        return d ? d : gr_cpu_device_new(threads, why);
+        const char *no_card = "there is no NVIDIA driver (libcuda.so.1)";
+        gr_device *d = has_driver() ? open_cuda(0, &no_card) : NULL;
+        if (d) return d;
+        if ((d = gr_cpu_device_new(threads, why))) *why = no_card;
+        return d;
     }
     if (!automatic) *why = "expected auto, cpu, cuda or cuda:N";
     return NULL;

@@ -216,6 +216,7 @@ typedef int64_t gr_mark; /* a point in a queue: the work given to it before; 0: 
 struct gr_device {
     const gr_ops *ops;
     const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
+    const char *about; /* what it is and what drives it, for people; NULL: nothing but the level */
     bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
     bool queues;       /* work may be under way when a call returns: read results late */
     bool in_host;      /* its memory is the host's: host memory may be handed to operations, and is touched by them alone */
@@ -247,6 +248,8 @@ struct gr_device {
     bool (*place)(gr_device *d, gr_group *g);
     void (*renew)(gr_device *d, gr_group *g);
     void (*release)(gr_device *d, gr_group *g);
+    /* Is the form all that products read of members that are not trained? Their data may be given back then, and w.data be NULL. */
+    bool (*holds)(gr_device *d, const gr_group *g);
 
     /* layers[n_layers] of a KV cache. bytes: once every position was filled; open: false when out of memory. */
     int64_t (*kv_bytes)(gr_device *d, const gr_kv_shape *shape);
@@ -260,8 +263,11 @@ struct gr_device {
 /* The device of a name: "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run), "cuda" or "cuda:N" (card N,
  * by libgraft_cuda.so, which GRAFT_CUDA_LIB may name), "auto": the first card, else the CPU. The CPU's level is the best there is,
  * or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU lacks is an
- * error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure. */
+ * error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure; where auto is the CPU, *why says
+ * why it is no card (valid until the next call of this thread), else NULL. */
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
+/* Is it such a name? */
+bool gr_device_is_name(const char *name);
 void gr_device_close(gr_device *d); /* NULL is fine */
 
 /* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "avx512bf16",

@@ -220,8 +220,10 @@ static void begin_log(gr_run *run) {
     time_text(when, run->started);
     fprintf(run->log, "graft %s, started %s\n", GRAFT_VERSION, when);
     put_command(run->log);
-    fprintf(run->log, "machine: %s, %d threads\n", run->session.machine.device->level,
-            gr_threads_count(run->session.machine.threads));
+    const gr_machine *machine = &run->session.machine;
+    const char *more = machine->device->about ? machine->device->about : machine->no_card;
+    fprintf(run->log, "machine: %s, %d threads%s%s%s\n", machine->device->level, gr_threads_count(machine->threads),
+            more ? machine->device->about ? " (" : " (no card: " : "", more ? more : "", more ? ")" : "");
     gr_log_tee(NULL);
     fclose(run->early);
     run->early = NULL;

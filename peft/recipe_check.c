@@ -93,16 +93,12 @@ static const struct later {
 } later[] = {
     {"train", "objective", "dpo", "is not in this version; sft and pretrain are"},
     {"train", "objective", "kto", "is not in this version; sft and pretrain are"},
-    {"", "device", "cuda", "is not in this version yet: this build computes on CPUs; use cpu"},
 };
 
 const char *gr_recipe_later(const gr_key *k, const char *choice) {
     for (int i = 0; i < GR_LEN(later); i++) {
         const struct later *l = &later[i];
-        size_t n = strlen(l->choice); /* "cuda:1" is cuda as well */
-        if (strcmp(k->section, l->section) == 0 && strcmp(k->name, l->name) == 0 && strncmp(choice, l->choice, n) == 0 &&
-            (choice[n] == '\0' || choice[n] == ':'))
-            return l->why;
+        if (strcmp(k->section, l->section) == 0 && strcmp(k->name, l->name) == 0 && strcmp(choice, l->choice) == 0) return l->why;
     }
     return NULL;
 }
@@ -204,7 +200,9 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
          adafactor = r->train_optimizer == GR_OPTIMIZER_ADAFACTOR;
     const char *const no_adam = "adafactor has no such number: it is adamw's";
     const char *metric = unknown_metric(r);
-    char metric_why[120] = "";
+    char metric_why[120] = "", device_why[120];
+    snprintf(device_why, sizeof device_why, "expected auto, cpu, cuda or cuda:N, found \"%.40s\"",
+             r->_device ? r->_device : "null");
     if (metric) snprintf(metric_why, sizeof metric_why, "expected loss and exact_match, found \"%.60s\"", metric);
     int n_shares = 0;
     bool pretrain = r->train_objective == GR_OBJECTIVE_PRETRAIN;
@@ -262,6 +260,9 @@ graft_status gr_recipe_check(const gr_recipe *r, const gr_yaml *const *nodes, co
         {adafactor && r->train_adam_beta1 != 0.9, GR_ROW_train_adam_beta1, no_adam},
         {adafactor && r->train_adam_beta2 != 0.999, GR_ROW_train_adam_beta2, no_adam},
         {adafactor && r->train_adam_epsilon != 1e-8, GR_ROW_train_adam_epsilon, no_adam},
+        {!gr_device_is_name(r->_device), GR_ROW__device, device_why},
+        {r->model_compute == GR_COMPUTE_INT8 && gr_starts_with(r->_device ? r->_device : "", "cuda"), GR_ROW_model_compute,
+         "int8 is of the CPU; a card multiplies bf16 faster than it could be rounded: use exact"},
         {r->_output_dir && !*r->_output_dir, GR_ROW__output_dir, "expected the path of a folder, found nothing"},
     };
     for (int i = 0; i < GR_LEN(rules); i++)

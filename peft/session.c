@@ -120,8 +120,7 @@ int gr_quantize_type(int recipe_quantize) {
 }
 
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err) {
-    const char *device = gr_key_choice(&gr_recipe_keys[GR_ROW__device], o->device);
-    graft_status st = gr_machine_open(&s->machine, device, (int)GR_MIN(o->threads, 1024), err);
+    graft_status st = gr_machine_open(&s->machine, o->device ? o->device : "auto", (int)GR_MIN(o->threads, 1024), err);
     if (st != GRAFT_OK) return st;
     return gr_model_open_shape(&s->model, o->model, s->machine, gr_compute_type(o->dtype, s->machine.device), o->max_length, err);
 }

@@ -28,7 +28,7 @@ typedef struct gr_session_options {
     int dtype;                 /* enum gr_recipe_model_dtype */
     int compute;               /* enum gr_recipe_model_compute; auto: int8 for quantised weights, unless a dtype is named */
     int quantize;              /* enum gr_recipe_model_quantize */
-    int device;                /* enum gr_recipe__device */
+    const char *device;        /* as the recipe's; NULL: auto */
     int64_t threads;           /* <= 0: all */
     int64_t max_length;        /* longest sequence that will be run, 0: what the model has room for */
     const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */

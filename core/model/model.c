@@ -217,46 +217,62 @@ static graft_status host_data(gr_model *m, const gr_weight_entry *e, const void 
     return GRAFT_OK;
 }
 
-/* A slot that nothing else has filled (trained or quantised weights) gets the file's data. */
-static graft_status map_weights(gr_model *m, graft_error *err) {
+static bool has_member(const gr_group *g, const gr_linear *l) {
+    for (int i = 0; i < g->n; i++)
+        if (g->member[i] == l) return true;
+    return false;
+}
+
+/* Is it a matrix of a layer? Those are mapped with their group, and what a form replaces is given back before the next. */
+static bool in_layers(const gr_weight_entry *e) { return e->layer >= 0 && !e->is_vector; }
+
+/* A slot that nothing else has filled (trained or quantised weights) gets the file's data: of the members of g, which is of the
+ * layers, or (NULL) of all that is in no such group. */
+static graft_status map_weights(gr_model *m, const gr_group *g, graft_error *err) {
     for (int64_t i = 0; m->weights && i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         target t = target_of(m, e);
         const void **slot = t.norm ? (const void **)&t.norm->w : e->is_bias ? (const void **)&t.linear->bias : &t.linear->w.data;
         const void *data;
         int64_t bytes;
-        if (*slot) continue;
+        if (*slot || in_layers(e) != (g != NULL) || (g && !has_member(g, t.linear))) continue;
         graft_status st = host_data(m, e, &data, &bytes, err);
         if (st != GRAFT_OK) return st;
         *slot = m->mapped[i] = m->device->map(m->device, data, bytes);
         if (!*slot) return gr_fail_memory(err, e->name);
         if (*slot != data) gr_weights_rest(m->weights, e->view.data);
     }
-    tie_head(m);
-    gr_model_split_head(m);
     return GRAFT_OK;
 }
 
-/* The files' pages of weights that are read through a form from now on. */
-static void rest(const gr_model *m, const gr_group *g) {
+/* What is read through a form from now on: the files' pages rest, and a copy that the device made goes where the form is all. */
+static void rest(gr_model *m, const gr_group *g) {
     for (int i = 0; g->form && i < g->n; i++) gr_weights_rest(m->weights, g->member[i]->w.data);
+    if (!m->device->holds(m->device, g)) return;
+    for (int64_t i = 0; m->weights && i < gr_weights_count(m->weights); i++) {
+        const gr_weight_entry *e = gr_weights_get(m->weights, i);
+        target t = target_of(m, e);
+        if (!m->mapped[i] || !in_layers(e) || !has_member(g, t.linear)) continue;
+        m->device->unmap(m->device, m->mapped[i]);
+        m->mapped[i] = t.linear->w.data = NULL;
+    }
 }
 
 graft_status gr_model_place(gr_model *m, graft_error *err) {
     if (m->placed) return GRAFT_OK;
-    graft_status st = map_weights(m, err);
-    if (st != GRAFT_OK) return st;
-    for (int64_t i = 0; i < n_groups(m); i++) {
+    graft_status st = map_weights(m, NULL, err);
+    tie_head(m);
+    gr_model_split_head(m);
+    for (int64_t i = 0; st == GRAFT_OK && i < n_groups(m); i++) {
         gr_group *g = group_at(m, i);
         g->base = m->base, g->backward = m->backward;
-        if (!m->device->place(m->device, g)) {
-            gr_model_unplace(m); /* those that were made */
-            return gr_fail_memory(err, "forms of the weights");
-        }
-        rest(m, g);
+        if (i < m->config.n_layers * GR_SITE_COUNT) st = map_weights(m, g, err);
+        if (st == GRAFT_OK && !m->device->place(m->device, g)) st = gr_fail_memory(err, "forms of the weights");
+        if (st == GRAFT_OK) rest(m, g);
     }
-    m->placed = true;
-    return GRAFT_OK;
+    if (st != GRAFT_OK) gr_model_unplace(m); /* those that were made */
+    m->placed = st == GRAFT_OK;
+    return st;
 }
 
 void gr_model_unplace(gr_model *m) {

@@ -254,6 +254,12 @@ static bool cpu_place(gr_device *d, gr_group *g) {
 /* Nothing is made of what is trained. */
 static void cpu_renew(gr_device *d, gr_group *g) { (void)d, (void)g; }
 
+/* The weights are the files' pages, which the system may take back. */
+static bool cpu_holds(gr_device *d, const gr_group *g) {
+    (void)d, (void)g;
+    return false;
+}
+
 static void cpu_release(gr_device *d, gr_group *g) {
     gr_cpu *cpu = d->impl;
     gr_cpu_form *form = g->form;
@@ -386,6 +392,7 @@ gr_device *gr_cpu_device_new(gr_threads *threads, const char **why) {
                      .place = cpu_place,
                      .renew = cpu_renew,
                      .release = cpu_release,
+                     .holds = cpu_holds,
                      .kv_bytes = cpu_kv_bytes,
                      .kv_open = cpu_kv_open,
                      .kv_close = cpu_kv_close,

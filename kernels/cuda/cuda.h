@@ -38,6 +38,7 @@ typedef struct gr_cuda {
     int cc;           /* compute capability: 80, 90 */
     int sms;          /* multiprocessors */
     char level[48];   /* "cuda:0" */
+    char about[256];
     cudaStream_t stream[GR_CUDA_QUEUES];
     cudaEvent_t event[GR_CUDA_MARKS];
     gr_mark marks; /* made so far */

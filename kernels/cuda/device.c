@@ -147,6 +147,12 @@ static gr_dtype cuda_act_type(gr_device *d, gr_dtype compute) {
     return compute;
 }
 
+static bool cuda_holds(gr_device *d, const gr_group *g) {
+    const gr_cuda_form *form = g->form;
+    (void)d;
+    return form && form->matrix;
+}
+
 /* ---- opening ---- */
 
 #define GR_OP(name, params, args) .name = gr_##name##_cuda,
@@ -199,6 +205,7 @@ static const gr_device cuda_device = {
     .place = gr_cuda_place,
     .renew = gr_cuda_renew,
     .release = gr_cuda_release,
+    .holds = cuda_holds,
     .kv_bytes = gr_cuda_kv_bytes,
     .kv_open = gr_cuda_kv_open,
     .kv_close = gr_cuda_kv_close,
@@ -216,6 +223,12 @@ static bool open_card(gr_cuda *c) {
         gr_cuda_refuse(d, "%.64s has compute capability %d.%d; 8.0 or later is needed", card.name, card.major, card.minor);
         return false;
     }
+    int driver = 0, runtime = 0;
+    (void)cudaDriverGetVersion(&driver), (void)cudaRuntimeGetVersion(&runtime);
+    snprintf(c->about, sizeof c->about,
+             "%.100s, compute capability %d.%d, %d multiprocessors, %.1f GiB; driver for CUDA %d.%d, runtime %d.%d, cuBLASLt %zu",
+             card.name, card.major, card.minor, c->sms, (double)card.totalGlobalMem / (1 << 30), driver / 1000, driver % 1000 / 10,
+             runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion());
     for (int i = 0; i < GR_CUDA_QUEUES; i++)
         gr_cuda_check(d, cudaStreamCreateWithFlags(&c->stream[i], cudaStreamNonBlocking), "cudaStreamCreate");
     for (int i = 0; i < GR_CUDA_MARKS; i++)
@@ -252,6 +265,7 @@ gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {
     c->index = index;
     snprintf(c->level, sizeof c->level, "cuda:%d", index);
     c->device.level = c->level;
+    c->device.about = c->about;
     if (open_card(c)) return &c->device;
     snprintf(why, size, "%s", c->wrong);
     cuda_close(&c->device);
