@@ -146,6 +146,13 @@ static bool streams(const gr_recipe *r) {
 
 static int64_t data_bytes(const gr_dataset *d) { return d ? gr_dataset_bytes(d) : 0; }
 
+/* Does the device have memory of its own? */
+static bool on_card(const gr_run *run) {
+    gr_device *d = run->session.machine.device;
+    int64_t total, available;
+    return d->memory(d, &total, &available);
+}
+
 static int64_t vector_bytes(const gr_model *m) { /* norms and biases that the file does not hold as floats */
     int64_t bytes = 0;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
@@ -208,11 +215,11 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * (streams(r) ? BYTES_PER_BLOCK : run->mean_tokens * BYTES_PER_ID)};
     a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
-    a.base = full ? 0 : gr_model_file_bytes(m, w->quantize, int8);
+    a.base = full ? 0 : on_card(run) ? gr_model_copied_bytes(m, full, true) : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
-    if (int8) a.made += gr_model_form_bytes(m, GR_BASE_INT8, true);
+    if (int8 || on_card(run)) a.made += gr_model_form_bytes(m, int8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
     a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
-              (full ? 0 : vector_bytes(m));
+              (full || on_card(run) ? 0 : vector_bytes(m));
     a.trained = trained_bytes(run, w->rank);
     a.threads = shared_bytes(run, plan.max_tokens);
     a.scratch =
@@ -222,6 +229,9 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     int64_t saving = gr_params_largest(&run->params) * (int64_t)sizeof(float); /* of a checkpoint, an item at a time */
     int64_t steps = a.scratch + GR_MAX(a.evaluation, full ? saving : a.result);
     a.total = a.program + a.data + a.base + a.made + a.trained + a.threads + (full ? GR_MAX(steps, a.result) : steps);
+    if (!on_card(run)) return a;
+    a.host = a.program + a.data + a.result;
+    a.total = a.base + a.made + a.trained + a.threads + a.scratch + a.evaluation;
     return a;
 }
 
@@ -294,13 +304,19 @@ static void set_limit(gr_run *run) {
     run->resident = gr_memory_resident();
     run->available = gr_memory_available(&run->by_cgroup);
     run->memory_limit = run->r->train_memory_limit > 0 ? run->r->train_memory_limit : run->resident + run->available / 4 * 3;
+    gr_device *d = run->session.machine.device;
+    int64_t total, available;
+    if (!d->memory(d, &total, &available)) return;
+    run->available = available; /* what is free may change: the plan goes by all that there is */
+    if (run->r->train_memory_limit <= 0) run->memory_limit = total - total / 16;
 }
 
 static graft_status refuse(gr_run *run, graft_error *err) {
     gr_str advice = {0};
     gr_plan_advice(run, &advice);
-    const char *which =
-        run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "train.memory_limit allows, three quarters of what is free,";
+    const char *which = run->r->train_memory_limit > 0 ? "train.memory_limit allows"
+                        : on_card(run)                 ? "of the card's memory it may have"
+                                                       : "train.memory_limit allows, three quarters of what is free,";
     graft_status st = gr_fail(err, GRAFT_BAD_USAGE,
                               "training needs %.1f MiB with micro-batches of %lld tokens, %s %.1f MiB; less is needed with %s",
                               (double)run->memory.total / (1 << 20), (long long)run->plan.max_tokens, which,

@@ -95,15 +95,19 @@ static void put_row(gr_str *out, const char *name, int64_t bytes, const char *wh
 }
 
 static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
-    char made[80] = "rotary table, norms, packed forms";
+    char made[80] = "rotary table, norms, forms of the weights";
     if (run->base_bytes > 0)
         snprintf(made, sizeof made, "base in %s, rotary table",
                  gr_dtype_get((gr_dtype)gr_quantize_type(run->r->model_quantize))->name);
     bool match = run->eval && gr_recipe_has_metric(run->r, "exact_match");
-    gr_str_printf(out, "memory                %.2f GiB at most\n", (double)m->total / GIB);
+    bool card = m->host > 0;
+    gr_str_printf(out, "memory                %.2f GiB at most", (double)m->total / GIB);
+    if (card) gr_str_printf(out, " on the card, %.2f GiB of the host", (double)m->host / GIB);
+    gr_str_puts(out, "\n");
     put_row(out, "program", m->program, "measured now: program, libraries, tokenizer");
     put_row(out, "data", m->data, run->train ? "tokenised" : "tokenised, assumed");
-    put_row(out, "base", m->base, "mapped from its files; the system may take these pages back");
+    put_row(out, "base", m->base,
+            card ? "the card's copies of its files' weights" : "mapped from its files; the system may take these pages back");
     put_row(out, "base, made", m->made, made);
     put_row(out, "trained state", m->trained, "values, gradients, what the optimizer keeps");
     put_row(out, "threads", m->threads, "scratch that operations share");
@@ -118,8 +122,10 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
 static void put_fit(gr_run *run, const gr_plan_facts *f, gr_str *out) {
     gr_str_printf(out, "fits                  %s: %s %.2f GiB", f->fits ? "yes" : "NO",
                   run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "the limit is", (double)f->limit / GIB);
-    if (run->r->train_memory_limit <= 0) gr_str_puts(out, ", three quarters of what is free and what the program holds");
-    gr_str_printf(out, "; this machine has %.2f GiB free%s", (double)f->available / GIB,
+    bool card = f->memory.host > 0;
+    if (run->r->train_memory_limit <= 0)
+        gr_str_puts(out, card ? ", 15/16 of the card" : ", three quarters of what is free and what the program holds");
+    gr_str_printf(out, "; %s has %.2f GiB free%s", card ? "it" : "this machine", (double)f->available / GIB,
                   f->by_cgroup ? " (a control group's limit)" : "");
     if (f->memory.total > run->resident + f->available && run->r->train_memory_limit > 0)
         gr_str_puts(out, ", which is less than the run takes");

@@ -149,7 +149,9 @@ static gr_base_products products(const gr_session_options *o) {
 static graft_status check_memory(const gr_session *s, const gr_session_options *o, graft_error *err) {
     const gr_model *m = s->model;
     int quantize = gr_quantize_type(o->quantize);
-    int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL);
+    int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL),
+            total;
+    (void)s->machine.device->memory(s->machine.device, &total, &available);
     bytes += gr_model_form_bytes(m, products(o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
     if (bytes <= available) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: quantised, or as int8, it takes %.2f GiB besides its files, and %.2f GiB are free",

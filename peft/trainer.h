@@ -29,7 +29,8 @@ typedef struct gr_memory {
     int64_t scratch;    /* of a step: activations, gradients of them, logits */
     int64_t evaluation; /* the larger of loss and exact match, with its KV cache */
     int64_t result;     /* writing the adapter or the model, and reading it back */
-    int64_t total;      /* peak */
+    int64_t total;      /* peak: of the card where there is one, else of all */
+    int64_t host;       /* beside a card: peak of program, data and result, which are the host's */
 } gr_memory;
 
 /* What `graft plan` tells besides steps and parameters. Times are seconds, NaN: not known; disk is bytes, -1: not known. */

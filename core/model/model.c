@@ -299,6 +299,33 @@ int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backw
     return bytes;
 }
 
+static int64_t copied_bytes(const gr_model *m, const gr_weight_entry *e) {
+    int64_t n = e->view.rows * e->view.cols;
+    gr_dtype dtype = gr_weights_shape_only(m->weights) ? GR_DTYPE_BF16 : e->view.dtype;
+    return m->device->footprint(m->device, e->is_vector ? n * (int64_t)sizeof(float) : gr_dtype_bytes(dtype, n));
+}
+
+int64_t gr_model_copied_bytes(const gr_model *m, bool full, bool backward) {
+    int64_t kept = 0, largest = 0;
+    if (m->device->in_host || full) return 0;
+    for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+        const gr_weight_entry *e = gr_weights_get(m->weights, i);
+        if (!in_layers(e)) kept += copied_bytes(m, e);
+    }
+    for (int64_t g = 0; g < m->config.n_layers * GR_SITE_COUNT; g++) {
+        gr_group group = *group_at(m, g);
+        int64_t bytes = 0;
+        group.backward = backward;
+        for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
+            const gr_weight_entry *e = gr_weights_get(m->weights, i);
+            if (in_layers(e) && has_member(&group, target_of((gr_model *)m, e).linear)) bytes += copied_bytes(m, e);
+        }
+        if (m->device->group_bytes(m->device, &group) > 0) largest = GR_MAX(largest, bytes);
+        else kept += bytes;
+    }
+    return kept + largest;
+}
+
 /* ---- full-parameter training ---- */
 
 graft_status gr_model_add_params(gr_model *m, gr_params *p, graft_error *err) {

@@ -87,6 +87,10 @@ void gr_model_renew(gr_model *m);
 void gr_model_use(gr_model *m, gr_base_products base, bool backward);
 /* Memory of the forms that place would make then. */
 int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backward);
+/* Memory of the copies of the file's weights that the device keeps beside its forms, and those of the largest group, which are
+ * there while its form is made. 0 where the device reads the files themselves. full: every weight is trained, and in a set of
+ * parameters. */
+int64_t gr_model_copied_bytes(const gr_model *m, bool full, bool backward);
 /* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and
  * with forms of all frozen linears in their place; a shape without files counts as bf16. */
 int64_t gr_model_file_bytes(const gr_model *m, int quantise, bool replaced);
