@@ -70,6 +70,7 @@ gr_device *gr_device_open(const char *name, gr_threads *threads, const char **wh
     }
     if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
     if (card_of(name) >= 0) return open_cuda(card_of(name), why);
+    if (gr_planned_is_name(name)) return gr_planned_device_new(name, why);
     if (automatic && !debug) {
         const char *no_card = "there is no NVIDIA driver (libcuda.so.1)";
         gr_device *d = has_driver() ? open_cuda(0, &no_card) : NULL;

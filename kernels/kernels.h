@@ -215,11 +215,13 @@ typedef int64_t gr_mark; /* a point in a queue: the work given to it before; 0: 
 
 struct gr_device {
     const gr_ops *ops;
-    const char *level; /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
-    const char *about; /* what it is and what drives it, for people; NULL: nothing but the level */
-    bool fast_bf16;    /* multiplies bfloat16 faster than float32 */
-    bool queues;       /* work may be under way when a call returns: read results late */
-    bool in_host;      /* its memory is the host's: host memory may be handed to operations, and is touched by them alone */
+    const char *level;       /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
+    const char *about;       /* what it is and what drives it, for people; NULL: nothing but the level */
+    double flops, bandwidth; /* of products of bfloat16, and bytes, a second: where a plan goes by them; 0: it measures */
+    bool fast_bf16;          /* multiplies bfloat16 faster than float32 */
+    bool int8;               /* makes products of int8 (gr_base_products) */
+    bool queues;             /* work may be under way when a call returns: read results late */
+    bool in_host;            /* its memory is the host's: host memory may be handed to operations, and is touched by them alone */
 
     void *(*alloc)(gr_device *d, int64_t bytes); /* 64-byte aligned, not zeroed; NULL when out of memory */
     void (*free)(gr_device *d, void *p);         /* NULL is fine */
@@ -268,6 +270,9 @@ struct gr_device {
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 /* Is it such a name? */
 bool gr_device_is_name(const char *name);
+/* Cards that graft plan knows without having one: a100-40gb, a100-80gb, h100, h200. gr_device_open takes these names too; such a
+ * device has no operations. */
+bool gr_planned_is_name(const char *name);
 void gr_device_close(gr_device *d); /* NULL is fine */
 
 /* For tests and benches: the table of a level, NULL when this CPU lacks it. levels: "generic", "avx2", "avx512", "avx512bf16",

@@ -344,10 +344,18 @@ static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
             (long long)run->micro_tokens, gr_plan_policy(run), (double)run->memory_limit / (1 << 30));
 }
 
+/* Rows that keep the device busy: a card wants more of them, the more the narrower the model is. */
+static int64_t rows_wanted(const gr_run *run) {
+    int64_t rows = 4096;
+    if (!on_card(run)) return MICRO_BATCH_TOKENS;
+    while (rows < 16384 && rows * run->session.model->config.hidden < 4096 * 4096) rows *= 2;
+    return rows;
+}
+
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
     what_if w = as_it_is(run);
-    int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : MICRO_BATCH_TOKENS;
+    int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : rows_wanted(run);
     bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
     int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
     gr_decoder_options *o = &run->plan;

@@ -140,7 +140,11 @@ static void put_time(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
     if (!isfinite(f->step_seconds)) return;
     gr_str_puts(out, "time                  about ");
     put_duration(out, f->step_seconds);
-    gr_str_printf(out, " for a step of %lld tokens (measured on this machine)", (long long)f->tokens_per_step);
+    gr_str_printf(out, " for a step of %lld tokens", (long long)f->tokens_per_step);
+    if (f->share_of_peak > 0)
+        gr_str_printf(out, " (assumed: %.0f %% of the rate of %s's products)", 100 * f->share_of_peak,
+                      run->session.machine.device->level);
+    else gr_str_puts(out, " (measured on this machine)");
     if (isfinite(f->run_seconds)) {
         gr_str_puts(out, "; ");
         put_duration(out, f->run_seconds);

@@ -122,6 +122,11 @@ int gr_quantize_type(int recipe_quantize) {
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err) {
     graft_status st = gr_machine_open(&s->machine, o->device ? o->device : "auto", (int)GR_MIN(o->threads, 1024), err);
     if (st != GRAFT_OK) return st;
+    if (o->compute == GR_COMPUTE_INT8 && !s->machine.device->int8)
+        return gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "model.compute: int8 is of the CPU; %s multiplies bf16 faster than it could be rounded: use exact, or device: cpu",
+            s->machine.device->level);
     return gr_model_open_shape(&s->model, o->model, s->machine, gr_compute_type(o->dtype, s->machine.device), o->max_length, err);
 }
 
@@ -140,7 +145,8 @@ graft_status gr_session_open_tokenizer(gr_session *s, graft_error *err) {
 
 /* ---- all of it ---- */
 
-static gr_base_products products(const gr_session_options *o) {
+static gr_base_products products(const gr_session *s, const gr_session_options *o) {
+    if (!s->machine.device->int8) return GR_BASE_EXACT;
     if (o->compute == GR_COMPUTE_INT8) return GR_BASE_INT8;
     return o->compute == GR_COMPUTE_AUTO && o->dtype == GR_DT_AUTO ? GR_BASE_INT8_QUANTISED : GR_BASE_EXACT;
 }
@@ -152,7 +158,7 @@ static graft_status check_memory(const gr_session *s, const gr_session_options *
     int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL),
             total;
     (void)s->machine.device->memory(s->machine.device, &total, &available);
-    bytes += gr_model_form_bytes(m, products(o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
+    bytes += gr_model_form_bytes(m, products(s, o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
     if (bytes <= available) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: quantised, or as int8, it takes %.2f GiB besides its files, and %.2f GiB are free",
                    o->model, (double)bytes / (1 << 30), (double)available / (1 << 30));
@@ -214,7 +220,7 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     if (st != GRAFT_OK) goto done;
     if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
     for (int i = 0; i < o->n_adapters; i++) GR_TRY(add_adapter(s, o->adapters[i], err));
-    if (products(o) != GR_BASE_EXACT) gr_model_use(s->model, products(o), false);
+    if (products(s, o) != GR_BASE_EXACT) gr_model_use(s->model, products(s, o), false);
     GR_TRY(open_chat(s, o, first ? first : run, err));
 done:
     free(base);

@@ -20,19 +20,20 @@ static graft_status check_interrupt(graft_error *err) {
 
 /* ---- opening what the recipe names ---- */
 
-static gr_session_options session_options(const gr_recipe *r) {
+static gr_session_options session_options(const gr_recipe *r, const char *device) {
     return (gr_session_options){.model = r->model_base,
                                 .dtype = r->model_dtype,
+                                .compute = r->model_compute,
                                 .quantize = r->model_quantize,
-                                .device = r->_device,
+                                .device = device ? device : r->_device,
                                 .threads = r->_threads,
                                 .max_length = r->data_max_length};
 }
 
 /* The headers of the model's files: sizes, no weights yet. */
-static graft_status open_shape(gr_run *run, graft_error *err) {
+static graft_status open_shape(gr_run *run, const char *device, graft_error *err) {
     const gr_recipe *r = run->r;
-    const gr_session_options o = session_options(r);
+    const gr_session_options o = session_options(r, device);
     graft_status st = gr_session_open_shape(&run->session, &o, err);
     if (st != GRAFT_OK) return st;
     gr_model *m = run->session.model;
@@ -161,7 +162,7 @@ done:
 /* ---- reading and allocating what was planned ---- */
 
 static graft_status load_model(gr_run *run, graft_error *err) {
-    const gr_session_options o = session_options(run->r);
+    const gr_session_options o = session_options(run->r, NULL);
     gr_adapter_detach_all(run->session.model); /* the shapes alone */
     return gr_session_load(&run->session, &o, err);
 }
@@ -263,7 +264,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
     if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
-    GR_TRY(open_shape(&run, err));
+    GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
         goto done;

@@ -39,6 +39,7 @@ typedef struct gr_plan_facts {
     int64_t limit, available; /* of memory: what the run may take in all; what this process could still take when it began */
     int by_cgroup, fits;      /* a control group says what is available; total <= limit */
     double step_seconds, evaluation_seconds, run_seconds;
+    double share_of_peak; /* of a card's products that the times assume, 0: they are measured */
     int64_t checkpoint_bytes, result_bytes, cache_bytes, disk_bytes, disk_free; /* disk_bytes: all of the run */
     int64_t tokens_per_step;
 } gr_plan_facts;
@@ -50,6 +51,8 @@ typedef struct gr_train_options {
     gr_str *report;       /* dry_run: the plan as text for people (may be NULL); written also where the run would be refused */
     gr_plan_facts *facts; /* dry_run: the same as numbers (may be NULL) */
     bool calibrate;       /* dry_run: measure the time of a step */
+    const char
+        *device; /* dry_run: in place of the recipe's; also a card that is not here (gr_planned_is_name); NULL: the recipe's */
     int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
     gr_train_callback *progress;  /* may be NULL */
     void *payload;

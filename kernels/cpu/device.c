@@ -372,6 +372,7 @@ gr_device *gr_cpu_device_new(gr_threads *threads, const char **why) {
     *why = "out of memory for the CPU device";
     if (!d) return NULL;
     *d = (gr_device){.in_host = true,
+                     .int8 = true,
                      .shared_bytes = GR_CPU_SHARED,
                      .alloc = cpu_alloc,
                      .free = cpu_free,

@@ -10,6 +10,7 @@
 extern "C" {
 #endif
 
+#include "kernels/cuda/shape.h"
 #include "kernels/kernels.h"
 
 enum {
@@ -17,8 +18,7 @@ enum {
     GR_CUDA_MARKS = 64,           /* that are told apart; an older one is waited for as a newer */
     GR_CUDA_RING = 2,             /* pieces of pinned memory that uploads go through */
     GR_CUDA_PIECE = 32 << 20,     /* bytes of each */
-    GR_CUDA_WORKSPACE = 32 << 20, /* of cuBLASLt: constant, so that it never chooses by it */
-    GR_CUDA_PAD = 64              /* contractions are multiples of it; rows of activations have as many spare columns */
+    GR_CUDA_WORKSPACE = 32 << 20 /* of cuBLASLt: constant, so that it never chooses by it */
 };
 
 /* What scratch is for; each use has memory of its own, so that none overwrites another within an operation. */

@@ -124,11 +124,9 @@ static bool cuda_memory(gr_device *d, int64_t *total, int64_t *available) {
     return true;
 }
 
-/* cudaMalloc gives out whole pages of 2 MiB; what is small shares one. */
 static int64_t cuda_footprint(gr_device *d, int64_t bytes) {
     (void)d;
-    const int64_t page = 2 << 20;
-    return bytes < page / 2 ? (bytes + 511) / 512 * 512 : (bytes + page - 1) / page * page;
+    return gr_cuda_pages(bytes);
 }
 
 void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {

@@ -143,6 +143,11 @@ graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
     if (st == GRAFT_OK) st = gr_args_int(a, "samples", 1, 0, &o.samples, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "mean-tokens", 1, 0, &o.mean_tokens, err);
     if (st != GRAFT_OK) return st;
+    o.device = gr_args_text(a, "device", NULL);
+    if (o.device && !gr_device_is_name(o.device) && !gr_planned_is_name(o.device))
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "--device %.40s: expected cpu, cuda, cuda:N, or a card to plan for: a100-40gb, a100-80gb, h100, h200",
+                       o.device);
     if (o.mean_tokens > 0 && o.samples == 0) return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens goes with --samples N");
     if (ranks > 1) return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
     return run(a, &o, err);

@@ -73,6 +73,9 @@ static const gr_option plan_options[] = {
     {"ranks", "N", "processes that train together (1)", NULL},
     {"samples", "N", "plan for so many samples in place of the recipe's data", NULL},
     {"mean-tokens", "L", "tokens of such a sample (data.max_length)", NULL},
+    {"device", "NAME", "in place of the recipe's; a100-40gb, a100-80gb, h100 and h200 need not be here", NULL},
+    {"dtype", "TYPE", NULL, "model.dtype"},
+    {"threads", "N", NULL, "threads"},
     END,
 };
 
@@ -229,7 +232,7 @@ const gr_command gr_commands[] = {
      1, GR_ANY_NUMBER, gr_cmd_validate, {validate_options, machine_options, json_option}},
     {"plan", "parameters, steps, memory, time and disk of a recipe, without running it",
      "RECIPE [section.key=value ...] [options]", "graft plan recipes/belle/llama-7b-lora-2m.yaml",
-     1, GR_ANY_NUMBER, gr_cmd_plan, {plan_options, machine_options, json_option}},
+     1, GR_ANY_NUMBER, gr_cmd_plan, {plan_options, json_option}},
     {"generate", "complete one prompt, or many in batches", "[RUN] (--prompt TEXT | --prompts FILE) [options]",
      "graft generate --model model.gguf --adapter runs/quickstart --prompt \"What is 12 + 30?\"",
      0, 1, gr_cmd_generate, {generate_options, model_options, text_options, sampling}},

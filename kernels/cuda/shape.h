@@ -1,0 +1,33 @@
+/* shape.h - how the CUDA backend lays things out, as far as a plan must know it: plain C, for machines without a card too. */
+#ifndef GR_CUDA_SHAPE_H
+#define GR_CUDA_SHAPE_H
+
+#include "kernels/kernels.h"
+
+enum { GR_CUDA_PAD = 64 }; /* contractions are multiples of it; rows of activations have as many spare columns */
+
+static inline int64_t gr_cuda_fill(int64_t n) { return (n + GR_CUDA_PAD - 1) / GR_CUDA_PAD * GR_CUDA_PAD; }
+
+/* Elements from a row of activations to the next: whole multiples of GR_CUDA_PAD, and as many spare for a product's h. */
+static inline int64_t gr_cuda_stride(int64_t width) { return gr_cuda_fill(width) + GR_CUDA_PAD; }
+
+/* cudaMalloc gives out whole pages of 2 MiB; what is small shares one. */
+static inline int64_t gr_cuda_pages(int64_t bytes) {
+    const int64_t page = 2 << 20;
+    return bytes < page / 2 ? (bytes + 511) / 512 * 512 : (bytes + page - 1) / page * page;
+}
+
+/* A group's matrix (gr_cuda_form): N + R rows of K + R elements of its compute type, each filled up. */
+static inline int64_t gr_cuda_matrix_bytes(const gr_group *g) {
+    int64_t N = gr_cuda_fill(gr_group_outputs(g)), K = gr_cuda_fill(gr_group_inputs(g)), R = gr_cuda_fill(gr_group_rank(g));
+    return (N + R) * (K + R) * (g->compute == GR_DTYPE_F32 ? 4 : 2);
+}
+
+/* Is the matrix made once, or, of quantised weights that are only read forward, before each product? */
+static inline bool gr_cuda_resident(const gr_group *g) {
+    for (int i = 0; i < g->n; i++)
+        if (!g->backward && gr_dtype_get(g->member[i]->w.dtype)->block > 1) return false;
+    return true;
+}
+
+#endif

@@ -1,0 +1,101 @@
+/* planned.c - cards for `graft plan` alone: what they have, and how the CUDA backend would lay things out on them. They compute
+ * nothing and hold no memory. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/shape.h"
+
+typedef struct card {
+    const char *name;
+    int64_t mib;             /* of memory, as the driver tells it */
+    double flops, bandwidth; /* of dense bfloat16 products; bytes; a second, by NVIDIA's data sheets */
+} card;
+
+static const card cards[] = {
+    {"a100-40gb", 40354, 312e12, 1.555e12},
+    {"a100-80gb", 81050, 312e12, 2.039e12},
+    {"h100", 81079, 989e12, 3.35e12},
+    {"h200", 143156, 989e12, 4.8e12},
+};
+
+typedef struct planned {
+    gr_device device; /* first */
+    const card *card;
+} planned;
+
+static bool planned_memory(gr_device *d, int64_t *total, int64_t *available) {
+    *total = *available = ((planned *)d)->card->mib << 20;
+    return true;
+}
+
+static int64_t planned_footprint(gr_device *d, int64_t bytes) {
+    (void)d;
+    return gr_cuda_pages(bytes);
+}
+
+static gr_dtype planned_act_type(gr_device *d, gr_dtype compute) {
+    (void)d;
+    return compute;
+}
+
+static int64_t planned_row_stride(gr_device *d, int64_t width, gr_dtype type) {
+    (void)d, (void)type;
+    return gr_cuda_stride(width);
+}
+
+static int64_t planned_group_bytes(gr_device *d, const gr_group *g) {
+    (void)d;
+    return gr_cuda_resident(g) ? gr_cuda_pages(gr_cuda_matrix_bytes(g)) : 0;
+}
+
+static int64_t planned_kv_bytes(gr_device *d, const gr_kv_shape *s) {
+    int64_t row = 2 * s->K * s->D * (s->compute == GR_DTYPE_F32 ? 4 : 2);
+    (void)d;
+    if (__builtin_mul_overflow(row, s->n_slots, &row) || __builtin_mul_overflow(row, s->max_len, &row) ||
+        __builtin_mul_overflow(row, s->n_layers, &row))
+        return INT64_MAX / 2;
+    return gr_cuda_pages(row);
+}
+
+/* What a plan never calls fails. */
+static void *no_memory(gr_device *d, int64_t bytes) {
+    (void)d, (void)bytes;
+    return NULL;
+}
+
+static void release_nothing(gr_device *d, gr_group *g) { (void)d, (void)g; }
+static void free_nothing(gr_device *d, void *p) { (void)d, (void)p; }
+static void unmap_nothing(gr_device *d, const void *p) { (void)d, (void)p; }
+static void planned_close(gr_device *d) { free(d); }
+
+bool gr_planned_is_name(const char *name) {
+    for (size_t i = 0; i < sizeof cards / sizeof *cards; i++)
+        if (strcmp(cards[i].name, name) == 0) return true;
+    return false;
+}
+
+gr_device *gr_planned_device_new(const char *name, const char **why) {
+    planned *p = calloc(1, sizeof *p);
+    *why = "out of memory";
+    for (size_t i = 0; p && i < sizeof cards / sizeof *cards; i++)
+        if (strcmp(cards[i].name, name) == 0) p->card = &cards[i];
+    if (!p) return NULL;
+    p->device = (gr_device){.level = p->card->name,
+                            .fast_bf16 = true,
+                            .queues = true,
+                            .flops = p->card->flops,
+                            .bandwidth = p->card->bandwidth,
+                            .alloc = no_memory,
+                            .free = free_nothing,
+                            .unmap = unmap_nothing,
+                            .release = release_nothing,
+                            .memory = planned_memory,
+                            .footprint = planned_footprint,
+                            .act_type = planned_act_type,
+                            .row_stride = planned_row_stride,
+                            .group_bytes = planned_group_bytes,
+                            .kv_bytes = planned_kv_bytes,
+                            .close = planned_close};
+    return &p->device;
+}
