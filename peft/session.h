@@ -37,8 +37,8 @@ typedef struct gr_session_options {
 graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_error *err);
 void gr_session_close(gr_session *s); /* a zeroed one is fine */
 
-/* The steps of opening, for who opens a model's files for training. Of o count model (the base itself), dtype, compute, quantize, device,
- * threads, max_length. First the machine and the headers of the model's files: it is a shape, of which sizes are known. */
+/* The steps of opening, for who opens a model's files for training. Of o count model (the base itself), dtype, compute, quantize,
+ * device, threads, max_length. First the machine and the headers of the model's files: it is a shape, of which sizes are known. */
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err);
 /* The weights, quantised when asked for; nothing may be attached yet. */
 graft_status gr_session_load(gr_session *s, const gr_session_options *o, graft_error *err);

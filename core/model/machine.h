@@ -13,7 +13,8 @@ typedef struct gr_machine {
     const char *no_card; /* why auto did not take one, NULL: it did, or was not asked */
 } gr_machine;
 
-/* name: as gr_device_open takes it. n_threads <= 0: one per CPU that this process may use. BAD_USAGE when there is no such device here. */
+/* name: as gr_device_open takes it. n_threads <= 0: one per CPU that this process may use. BAD_USAGE when there is no such device
+ * here. */
 graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, graft_error *err);
 void gr_machine_close(gr_machine *m); /* a zeroed one is fine, and one is left */
 

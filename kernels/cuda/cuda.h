@@ -15,9 +15,9 @@ extern "C" {
 
 enum {
     GR_CUDA_QUEUES = 3,
-    GR_CUDA_MARKS = 64,           /* that are told apart; an older one is waited for as a newer */
-    GR_CUDA_RING = 2,             /* pieces of pinned memory that uploads go through */
-    GR_CUDA_PIECE = 32 << 20,     /* bytes of each */
+    GR_CUDA_MARKS = 64,          /* that are told apart; an older one is waited for as a newer */
+    GR_CUDA_RING = 2,            /* pieces of pinned memory that uploads go through */
+    GR_CUDA_PIECE = 32 << 20,    /* bytes of each */
     GR_CUDA_WORKSPACE = 32 << 20 /* of cuBLASLt: constant, so that it never chooses by it */
 };
 
@@ -113,7 +113,7 @@ void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p);
 
 /* ---- dequant.cu ---- */
 
-/* to[rows, cols] of type F32, BF16 or F16, ld elements from a row to the next, = w; what is between cols and fill_cols becomes 0. */
+/* to[rows, cols] of type F32, BF16 or F16, ld elements from a row to the next, = w; columns from cols to fill_cols become 0. */
 void gr_cuda_expand(gr_device *d, void *to, int64_t ld, gr_dtype type, const gr_weight *w, int64_t fill_cols);
 
 /* ---- gemv.cu: few rows ---- */

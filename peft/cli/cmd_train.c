@@ -66,6 +66,8 @@ static void put_facts(json_t *out, const gr_plan_facts *f) {
         json_pack("{s:I,s:I,s:I,s:I,s:I}", "checkpoint", (json_int_t)f->checkpoint_bytes, "result", (json_int_t)f->result_bytes,
                   "cache", (json_int_t)f->cache_bytes, "total", (json_int_t)f->disk_bytes, "free", (json_int_t)f->disk_free);
     json_object_set_new(out, "memory", memory);
+    if (f->memory.host > 0) json_object_set_new(out, "memory_host", json_integer(f->memory.host));
+    if (f->share_of_peak > 0) json_object_set_new(out, "assumed_share_of_peak", json_real(f->share_of_peak));
     json_object_set_new(out, "memory_limit", json_integer(f->limit));
     json_object_set_new(out, "memory_available", json_integer(f->available));
     json_object_set_new(out, "fits", json_boolean(f->fits));

@@ -27,10 +27,10 @@ cat >bad.yaml <<Y
 model: {base: nowhere.gguf, dtype: fp12}
 adapter: {rank: 0, lora_alpha: 3}
 data: {train: [nothing.jsonl, $TINY/train.jsonl], loss_on: everything}
-device: cuda
+device: cudo
 Y
 words="bad.yaml:1:36: model.dtype|bad.yaml:2:17: adapter.rank|bad.yaml:2:20: unknown key \"lora_alpha\""
-words+="|bad.yaml:3:$((${#TINY} + 55)): data.loss_on|bad.yaml:4:9: device: cuda is not in this version yet"
+words+="|bad.yaml:3:$((${#TINY} + 55)): data.loss_on|bad.yaml:4:9: device: expected auto, cpu, cuda or cuda:N, found \"cudo\""
 says "validate tells all errors at once" 2 "$words|output_dir is missing|6 wrong, 2 not there" "$GRAFT" validate bad.yaml
 check "paths that lead nowhere come after what is wrong" \
     bash -c 'tail -n 3 err.log | head -n 1 | grep -q "bad.yaml:1:15: model.base: nothing is there"'
@@ -43,8 +43,8 @@ check "is one line of JSON" test "$(wc -l <out.log)" = 1
 printf 'model: {base: nowhere.gguf}\ndata: {train: nothing.jsonl}\noutput_dir: x\n' >away.yaml
 says "a recipe whose files are elsewhere" 3 "2 not there|--no-files" "$GRAFT" validate away.yaml
 says "is a valid recipe" 0 "away.yaml: valid" "$GRAFT" validate away.yaml --no-files
-says "validate takes overrides and options" 2 "train.seed=x: train.seed|device=cuda" \
-    "$GRAFT" validate away.yaml train.seed=x --device cuda --no-files
+says "validate takes overrides and options" 2 "train.seed=x: train.seed|device" \
+    "$GRAFT" validate away.yaml train.seed=x --device cudo --no-files
 for r in "$SOURCE"/recipes/*.yaml "$SOURCE"/recipes/{belle/llama,ct-llm/ct-llm,vocabulary/}*.yaml; do
     says "validate ${r#"$SOURCE"/}" 0 valid "$GRAFT" validate "$r" --no-files
 done
@@ -75,7 +75,7 @@ says "an option where a value belongs" 2 "--prompt needs a value: --prompt TEXT 
 says "a value that looks like an option" 0 "" "$GRAFT" generate --model "$TINY" --prompt=--model --max-tokens 1
 says "the last option without its value" 2 "--model needs a value: --model PATH" "$GRAFT" generate --model
 for option in '--dtype fp12|error: --dtype fp12: model.dtype' \
-    '--device cuda|error: --device cuda: device: cuda is not in this version' '--device gpu|auto|cpu' \
+    '--device cuda:999|error: device cuda:999: ' '--device gpu|auto, cpu, cuda or cuda:N' \
     '--threads 0|error: --threads 0' '--template klingon|error: --template klingon: data.template: unknown template' \
     '--compute fast|exact' '--quantize q9|nf4'; do
     # shellcheck disable=SC2086 # two words

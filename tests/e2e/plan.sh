@@ -81,6 +81,24 @@ sed 's/"head_dim": 16/"head_dim": 128/; s/"hidden_size": 32/"hidden_size": 8/' \
     "$SOURCE/tests/golden/tiny-qwen3/config.json" >wide.json
 says "heads wider than the stream" 0 "measured on this machine" \
     "$GRAFT" plan tiny.yaml model.base=wide.json adapter.method=full data.max_length=128
+# cards that are not here: a 7B is 12.3 GiB in bf16, and a token keeps 4.2 MB and more of a graph that computes nothing again
+cat >llama-7b.json <<'EOF'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+ "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
+ "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "hidden_act": "silu"}
+EOF
+card() { # card RECIPE DEVICE KEY: the first number of that name in the plan as JSON, for samples of 256 tokens
+    "$GRAFT" plan "$SOURCE/recipes/belle/$1.yaml" model.base=llama-7b.json --device "$2" --samples 2000000 --mean-tokens 256 \
+        --json 2>/dev/null | sed -nE "s/.*\"$3\": ([0-9.]+).*/\1/p" | head -n 1
+}
+between() { # between NAME LOW HIGH VALUE
+    if awk -v x="$4" "BEGIN {exit !(x >= $2 && x <= $3)}"; then ok "$1"; else not_ok "$1" "$4, expected $2 to $3"; fi
+}
+between "LoRA of a 7B on 40 GB" 29e9 35.5e9 "$(card llama-7b-lora-2m a100-40gb total)"
+between "seconds of a step of 128 samples at half the products' rate" 5.4 5.9 "$(card llama-7b-lora-2m a100-40gb seconds_per_step)"
+between "every weight of a 7B on 141 GB" 110e9 140e9 "$(card llama-7b-ft-2m h200 total)"
+says "every weight of a 7B on 40 GB: no" 0 "NO: the limit is 36.95 GiB, 15/16 of the card" \
+    "$GRAFT" plan "$SOURCE/recipes/belle/llama-7b-ft-2m.yaml" model.base=llama-7b.json --device a100-40gb --samples 1000
 says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" \
     "$GRAFT" plan large.yaml train.memory_limit=100MiB
 says "with what to change" 2 "less is needed with train.gradient_checkpointing=full (" \

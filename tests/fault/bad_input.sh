@@ -94,7 +94,8 @@ for c in serve fetch study bench "data stats" "data mix"; do
 done
 bad 2 "data without a verb" "preview make" "$GRAFT" data
 bad 2 "plan for several ranks" "--ranks 4" "$GRAFT" plan good.yaml --ranks 4
-bad 2 "plan for a device that is not there" "device cuda" "$GRAFT" plan good.yaml --device cuda
+bad 2 "plan for a device that is not there" "device cuda:999" "$GRAFT" plan good.yaml --device cuda:999
+bad 2 "plan for a card of another name" "a100-40gb" "$GRAFT" plan good.yaml --device a100-20gb
 bad 2 "less memory than a step needs" "train.memory_limit MiB" "$GRAFT" plan good.yaml train.memory_limit=1MiB
 
 # ---- recipes ----

@@ -9,7 +9,8 @@ if ! git rev-parse --git-dir >/dev/null 2>&1; then
     finish
 fi
 if clang-format --version 2>/dev/null | grep -F 'version 14.' >/dev/null; then
-    git ls-files '*.c' '*.h' | xargs clang-format --dry-run 2>&1 | grep 'code should be clang-formatted' >"$WORK/wrong"
+    git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run 2>&1 |
+        grep 'code should be clang-formatted' >"$WORK/wrong"
     none "C is formatted as .clang-format says" "clang-format -i" "$WORK/wrong"
 else
     skip "C is formatted as .clang-format says" "clang-format 14 is not here, and other versions differ"

@@ -16,7 +16,7 @@ height() {
     *) echo 0 ;;
     esac
 }
-grep -rnoE '^#include "[^"]+"' --include='*.[ch]' --include='*.def' kernels core adapters peft |
+grep -rnoE '^#include "[^"]+"' --include='*.[ch]' --include='*.cu' --include='*.cuh' --include='*.def' kernels core adapters peft |
     sed -E 's/^([^:]+):([0-9]+):#include "([^"]+)"/\1 \2 \3/' >"$WORK/includes"
 while read -r file line included; do
     from=$(height "$file") to=$(height "$included")
