@@ -9,6 +9,7 @@
 #endif
 
 #include "kernels/dtype.h"
+#include "kernels/nf4.h"
 
 static inline float gr_bits_float(uint32_t bits) {
     float f;
@@ -164,11 +165,7 @@ static inline void gr_dequant_q6_k(float *restrict y, const void *src, int64_t n
     }
 }
 
-/* NF4 of QLoRA (arXiv 2305.14314): quantiles of a normal distribution over [-1,1], the numbers of its appendix E and of
- * bitsandbytes. */
-static const float gr_nf4_values[16] = {-1.0f,          -0.696192801f, -0.525073051f, -0.394917488f, -0.284441382f, -0.184773430f,
-                                        -0.0910500363f, 0.0f,          0.0795802996f, 0.160930201f,  0.246112302f,  0.337915242f,
-                                        0.440709829f,   0.562617004f,  0.722956836f,  1.0f};
+static const float gr_nf4_values[16] = {GR_NF4_VALUES};
 
 /* Blocks of 64 = a half as scale (the largest magnitude), then 32 bytes of codes: low nibbles are elements 0..31, high nibbles
  * 32..63. 34 bytes, 4.25 bits a weight.
