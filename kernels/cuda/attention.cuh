@@ -116,6 +116,33 @@ static __device__ bool gr_work_next(gr_work *w, gr_piece *p) {
     return true;
 }
 
+/* ---- on tensor cores ---- */
+
+static const float GR_LOG2_E = 1.44269504f;
+
+/* A score after scale and cap; tanh x = 1 - 2 / (e^2x + 1), to 1e-7 of the cap. */
+static __device__ __forceinline__ float gr_capped(const gr_attend &a, float score) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(score * (2 * GR_LOG2_E * a.scale / a.softcap)));
+    return a.softcap - a.softcap * __fdividef(2, y + 1);
+}
+
+/* Whether a call goes there: factors may be rounded, all its rows are of one type of 2 bytes and move in whole pieces of 8 columns. No
+ * number of rows decides. */
+static inline bool gr_attention_in_tiles(const gr_attention *a, const gr_rows *all, int n) {
+    bool good = a->compute != GR_DTYPE_F32 && a->q.type != GR_DTYPE_F32 && a->D % 8 == 0 && a->D <= 256 && a->scale > 0;
+    for (int i = 0; i < n; i++) good = good && all[i].type == a->q.type && gr_view_of(all[i]).wide;
+    return good;
+}
+
+/* A launch whose blocks share out the work. */
+#define GR_ATTEND(d, a, kernel, n_blocks, n_threads, bytes)                                                                        \
+    do {                                                                                                                           \
+        if ((a)->n_seqs > 0 && !gr_cuda_failed(d) &&                                                                               \
+            gr_cuda_check(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)), #kernel))    \
+            GR_LAUNCH(d, kernel, (unsigned)(n_blocks), n_threads, bytes, gr_attend_of(a));                                         \
+    } while (0)
+
 /* attention_plain.cu: any rows, any size of head up to this. */
 enum { GR_PLAIN_HEAD = 1024 };
 void gr_attention_forward_plain(gr_device *d, const gr_attention *a);

@@ -256,22 +256,18 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_dkv_plain(gr_atte
     }
 }
 
-/* A launch for as many blocks as the card runs at once. */
-static void launch(gr_device *d, void (*kernel)(gr_attend), const char *name, const gr_attention *a, int sums) {
-    const size_t bytes = plain_bytes(a->D, sums);
-    gr_attend args = gr_attend_of(a);
-    if (a->D > GR_PLAIN_HEAD) gr_cuda_refuse(d, "attention with heads of %lld columns: at most %d", (long long)a->D, GR_PLAIN_HEAD);
-    if (gr_cuda_failed(d) || a->n_seqs == 0) return;
-    if (!gr_cuda_check(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), name)) return;
-    kernel<<<(unsigned)gr_cuda_of(d)->sms * 4, THREADS, bytes, gr_cuda_stream(d)>>>(args);
-    gr_cuda_check(d, cudaGetLastError(), name);
+static bool refused(gr_device *d, const gr_attention *a) {
+    if (a->D <= GR_PLAIN_HEAD) return false;
+    gr_cuda_refuse(d, "attention with heads of %lld columns: at most %d", (long long)a->D, GR_PLAIN_HEAD);
+    return true;
 }
 
 void gr_attention_forward_plain(gr_device *d, const gr_attention *a) {
-    launch(d, attention_forward_plain, "attention_forward_plain", a, 1);
+    if (!refused(d, a)) GR_ATTEND(d, a, attention_forward_plain, 4 * gr_cuda_of(d)->sms, THREADS, plain_bytes(a->D, 1));
 }
 
 void gr_attention_backward_plain(gr_device *d, const gr_attention *a) {
-    launch(d, attention_dq_plain, "attention_dq_plain", a, 1);
-    launch(d, attention_dkv_plain, "attention_dkv_plain", a, 2);
+    if (refused(d, a)) return;
+    GR_ATTEND(d, a, attention_dq_plain, 4 * gr_cuda_of(d)->sms, THREADS, plain_bytes(a->D, 1));
+    GR_ATTEND(d, a, attention_dkv_plain, 4 * gr_cuda_of(d)->sms, THREADS, plain_bytes(a->D, 2));
 }

@@ -42,7 +42,8 @@ typedef struct mirror {
     mirror_find *find;
     void *context;
     gr_dtype activations; /* that some rows have instead of float32 */
-    int variant;          /* which rows those are, and which are laid out */
+    int variant;          /* which rows those are, and which are laid out: */
+    bool as_decoder;      /* all are both */
     twin twins[TWINS];
     int n_twins;
     gr_step_stats *stats, *stats_there;
@@ -92,7 +93,7 @@ static inline twin *mirror_twin(mirror *m, const void *p, bool rows) {
     if (!m->find(m->context, p, &b)) return NULL;
     assert_true(m->n_twins < TWINS);
     twin *t = &m->twins[m->n_twins++];
-    uint32_t draw = mirror_hash((uint32_t)(m->variant * TWINS + m->n_twins));
+    uint32_t draw = m->as_decoder ? 3 : mirror_hash((uint32_t)(m->variant * TWINS + m->n_twins));
     *t = (twin){.host = b.data - b.before, .b = b, .type = rows && draw & 1 ? m->activations : GR_DTYPE_F32};
     if (rows && draw & 2) t->ld = m->real->row_stride(m->real, b.cols, t->type);
     int64_t n = t->ld ? b.rows * t->ld : 2 * b.before + b.rows * b.ld;

@@ -1054,6 +1054,90 @@ static void test_long_attention(void **state) {
     close_device(reference), close_device(one), close_device(three);
 }
 
+/* Sequences of mixed lengths in rows as the decoder has them on a card: of one type, laid out, q, k and v side by side. */
+typedef struct packed_case {
+    int64_t H, K, D, window;
+    float softcap;
+    gr_dtype type;
+} packed_case;
+
+static const packed_case packed_cases[] = {
+    {3, 3, 64, 0, 0, GR_DTYPE_BF16},    {4, 2, 128, 0, 0, GR_DTYPE_BF16},  {2, 1, 256, 0, 0, GR_DTYPE_BF16},
+    {3, 1, 64, 0, 0, GR_DTYPE_F16},     {2, 2, 128, 90, 0, GR_DTYPE_F16},  {2, 1, 256, 70, 2, GR_DTYPE_F16},
+    {2, 1, 80, 0, 1.5f, GR_DTYPE_BF16}, {2, 2, 40, 33, 0, GR_DTYPE_BF16},  {2, 1, 200, 5, 0, GR_DTYPE_BF16},
+    {4, 1, 128, 64, 2, GR_DTYPE_BF16},  {1, 1, 64, 150, 3, GR_DTYPE_BF16}, {1, 1, 36, 0, 0, GR_DTYPE_BF16},
+};
+static const gr_seq packed_seqs[] = {
+    {0, 200, 0, 200}, {200, 1, 200, 1}, {201, 300, 201, 300}, {501, 64, 501, 64}, {565, 70, 565, 70}};
+enum { PACKED_SEQS = sizeof packed_seqs / sizeof *packed_seqs, PACKED_ROWS = 635 };
+
+/* Outputs are those of rows row0..row0 + n. */
+static void attend_packed(call *c, const packed_case *s, const gr_seq *seqs, int64_t n_seqs, int64_t row0, int64_t n,
+                          bool backward) {
+    const int64_t HD = s->H * s->D, KD = s->K * s->D, all = HD + 2 * KD;
+    running = c;
+    c->row0 = row0, c->n = n, c->tolerance = 1e-2;
+    gr_rows qkv = filled_rows(c, 1, 0, PACKED_ROWS, all, all), dqkv = filled_rows(c, 2, 0, PACKED_ROWS, all, all);
+    gr_attention a = {.q = qkv,
+                      .k = gr_rows_at(qkv, 0, HD),
+                      .v = gr_rows_at(qkv, 0, HD + KD),
+                      .out = filled_rows(c, 3, 0, PACKED_ROWS, HD, HD),
+                      .lse = fixed(c, 4, PACKED_ROWS, s->H),
+                      .dq = dqkv,
+                      .dk = gr_rows_at(dqkv, 0, HD),
+                      .dv = gr_rows_at(dqkv, 0, HD + KD),
+                      .dout = filled_rows(c, 5, 0, PACKED_ROWS, HD, HD),
+                      .delta = fixed(c, 6, PACKED_ROWS, s->H),
+                      .seqs = seqs,
+                      .n_seqs = n_seqs,
+                      .H = s->H,
+                      .K = s->K,
+                      .D = s->D,
+                      .scale = 1.7f / sqrtf((float)s->D),
+                      .window = s->window,
+                      .softcap = s->softcap,
+                      .compute = s->type};
+    c->d->ops->attention_forward(c->d, &a);
+    if (backward) c->d->ops->attention_backward(c->d, &a);
+    out_rows(c, gr_rows_at(a.out, row0, 0), HD), out_rows(c, gr_rows_at(closed(a.lse, s->H), row0, 0), s->H);
+    for (int i = 0; backward && i < 3; i++) out_rows(c, gr_rows_at(i == 0 ? a.dq : i == 1 ? a.dk : a.dv, row0, 0), i ? KD : HD);
+}
+
+/* Against the reference; the bits of a sequence alone and of a query alone are those it has among others. */
+static void test_packed_attention(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!available(level) || !chosen(&(operation){.name = "attention_forward"})) skip();
+    gr_device *reference = device("generic", 1), *d = device(level, 1);
+    for (size_t i = 0; i < sizeof packed_cases / sizeof *packed_cases; i++) {
+        const packed_case *s = &packed_cases[i];
+        const operation op = {.name = "packed attention"};
+        call exact = {.d = reference, .variant = (int)i}, a = {.d = d, .variant = (int)i};
+        few_digits = true;
+        ((mirror *)d)->activations = s->type, ((mirror *)d)->as_decoder = true;
+        attend_packed(&exact, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, true);
+        attend_packed(&a, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, true);
+        compare(&a, &exact, &op, level);
+        release(&exact);
+        for (int j = 0; j < PACKED_SEQS; j++) {
+            const gr_seq *one = &packed_seqs[j];
+            call b = {.d = d};
+            attend_packed(&b, s, one, 1, one->q_start, one->q_len, true);
+            compare_bits(&a, &b, &op, "a sequence alone");
+            release(&b);
+            for (int64_t at = one->q_len - 1; at > 0; at = at * 2 / 3) {
+                const gr_seq row = {one->q_start + at, 1, one->kv_start, at + 1};
+                b = (call){.d = d};
+                attend_packed(&b, s, &row, 1, row.q_start, 1, false);
+                compare_bits(&a, &b, &op, "a query alone");
+                release(&b);
+            }
+        }
+        release(&a);
+    }
+    few_digits = false;
+    close_device(reference), close_device(d);
+}
+
 static void test_philox(void **state) {
     (void)state; /* Random123 kat_vectors, philox4x32 10: the key's second half is purpose * 0x9E3779B1 */
     uint32_t out[4];
@@ -1111,6 +1195,7 @@ int main(void) {
         {"avx512bf16", test_level, NULL, NULL, &level[3]},
         {"amx", test_level, NULL, NULL, &level[4]},
         {"cuda", test_level, NULL, NULL, &level[5]},
+        {"cuda, packed attention", test_packed_attention, NULL, NULL, &level[5]},
         {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
         {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
