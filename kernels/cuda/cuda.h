@@ -24,6 +24,7 @@ enum {
 /* What scratch is for; each use has memory of its own, so that none overwrites another within an operation. */
 typedef enum gr_cuda_use {
     GR_CUDA_OPERAND, /* the left factor of a product, where it is not as the product wants it */
+    GR_CUDA_FACTOR,  /* the other one, where neither is */
     GR_CUDA_MATRIX,  /* a group's matrix, where it has no form */
     GR_CUDA_PARTS,   /* partial sums */
     GR_CUDA_RESULT,  /* of a product that goes elsewhere */
@@ -74,9 +75,10 @@ void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes);
 /* ---- linear.cu: forms of groups ---- */
 
 /* gr_group.form: one matrix of the type of the products, rows of ld elements:
- *     [ W  sB ]   N rows: the members' one after the other, filled up to a multiple of GR_CUDA_PAD with zeros
- *     [ A   0 ]   R rows: those of all LoRAs in order, filled up likewise; W and A have K columns, filled up likewise
- * so that y = [x|h] [W|sB]^T and dx = [dy|dh] [W;A] are single products. */
+ *     [ W  sB b ]   N rows: the members' one after the other, filled up to a multiple of GR_CUDA_PAD with zeros
+ *     [ A  0  0 ]   R rows: those of all LoRAs in order, filled up likewise; W and A have K columns, filled up likewise
+ * so that y = [x|h|1 1] [W|sB|b]^T and dx = [dy|dh] [W;A] are single products. b, where a member has a bias, are two columns: the
+ * bias as the type has it, and what is left of it. */
 typedef struct gr_cuda_form {
     gr_dtype type;
     int64_t N, K, R; /* filled up */
@@ -88,7 +90,8 @@ int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g);
 bool gr_cuda_place(gr_device *d, gr_group *g);
 void gr_cuda_renew(gr_device *d, gr_group *g);
 void gr_cuda_release(gr_device *d, gr_group *g);
-/* Elements from a row of activations to the next: whole multiples of GR_CUDA_PAD, and as many spare for h. */
+/* Elements from a row of activations to the next: whole multiples of GR_CUDA_PAD, and as many spare for h. What linear_forward and
+ * linear_backward are given as x and y has all of its row to itself: of rows that are laid out so the spare columns are written. */
 int64_t gr_cuda_row_stride(gr_device *d, int64_t width, gr_dtype type);
 
 /* ---- gemm.c: products by cuBLASLt ---- */

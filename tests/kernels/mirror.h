@@ -164,6 +164,33 @@ static inline const gr_dropout *mirror_dropout(mirror *m, const gr_dropout *p) {
     return &m->dropout;
 }
 
+/* What is trained of the group as it is on the host, or blank. */
+static inline void mirror_trained_values(mirror *m, const gr_group *host, bool blank) {
+    for (int i = 0; i < host->n; i++) {
+        const gr_linear *l = host->member[i];
+        int64_t bytes = gr_dtype_bytes(l->w.dtype, l->w.rows * l->w.cols);
+        void *w = (void *)(uintptr_t)m->linear[i].w.data;
+        if (l->dw && blank) m->real->zero(m->real, w, bytes);
+        else if (l->dw) m->real->upload(m->real, w, l->w.data, bytes);
+        for (int j = 0; j < l->n_lora; j++) {
+            void *A = (void *)(uintptr_t)m->lora[i][j].A, *B = (void *)(uintptr_t)m->lora[i][j].B;
+            int64_t of_A = l->lora[j].rank * l->w.cols * 4, of_B = l->lora[j].rank * l->w.rows * 4;
+            if (!l->lora[j].dA) continue;
+            if (blank) m->real->zero(m->real, A, of_A), m->real->zero(m->real, B, of_B);
+            else m->real->upload(m->real, A, l->lora[j].A, of_A), m->real->upload(m->real, B, l->lora[j].B, of_B);
+        }
+    }
+}
+
+/* With the device's form of the group; of other values at first where that is wanted, which are renewed. */
+static inline void mirror_place(mirror *m, const gr_group *host, bool renewed) {
+    if (renewed) mirror_trained_values(m, host, true);
+    assert_true(m->real->place(m->real, &m->group));
+    if (!renewed) return;
+    mirror_trained_values(m, host, false);
+    m->real->renew(m->real, &m->group);
+}
+
 static inline const gr_product *mirror_product(mirror *m, const gr_product *p) {
     gr_product *q = &m->product;
     *q = *p;
@@ -186,7 +213,7 @@ static inline const gr_product *mirror_product(mirror *m, const gr_product *p) {
     q->h = mirror_at(m, p->h), q->dh = mirror_at(m, p->dh);
     q->dropout = mirror_dropout(m, p->dropout);
     m->group.backward = true;
-    if (m->variant & 1) assert_true(m->real->place(m->real, &m->group)); /* odd variants: with the device's form of it */
+    if (m->variant & 1) mirror_place(m, p->group, m->variant & 8); /* odd variants */
     return q;
 }
 

@@ -187,27 +187,35 @@ typedef struct linears {
     int64_t K, N, rank;
 } linears;
 
+/* Inputs, outputs of the first, how many more of the second, rank. With the last two, rows of a card's own layout are whole pieces
+ * of 64 columns, with room for what the ranks add behind them, and without. */
+static const int64_t linear_sizes[][4] = {{64, 64, 9, 8},    {33, 7, 9, 1},    {100, 65, 9, 5},  {576, 192, 9, 16},
+                                          {300, 331, 9, 40}, {256, 128, 0, 8}, {256, 64, 64, 63}};
+enum { LINEAR_SIZES = sizeof linear_sizes / sizeof *linear_sizes };
+
+/* A card's products are of the type of its activations. */
+static gr_dtype linear_compute(const call *c) {
+    if (card_type != GR_DTYPE_F32) return card_type;
+    return c->variant % 7 == 5 ? GR_DTYPE_BF16 : c->variant % 7 == 6 ? GR_DTYPE_F16 : GR_DTYPE_F32;
+}
+
 static void make_linears(call *c, linears *g, bool trained) {
-    static const int64_t sizes[][3] = {{64, 64, 8}, {33, 7, 1}, {100, 65, 5}, {576, 192, 16}, {300, 331, 40}};
-    const int64_t *s = sizes[c->variant / GR_DTYPE_COUNT % 5];
+    const int64_t *s = linear_sizes[c->variant / GR_DTYPE_COUNT % LINEAR_SIZES], more = s[1] + s[2];
     gr_dtype dtype = variant_dtype(c);
     memset(g, 0, sizeof *g);
     g->l[0].w = weight(c, dtype, 20, s[1], s[0]);
     g->K = g->l[0].w.cols;
-    g->l[1].w = weight(c, dtype, 21, s[1] + 9, g->K);
+    g->l[1].w = weight(c, dtype, 21, more, g->K);
     g->l[0].bias = fixed(c, 22, 1, s[1]);
+    if (c->variant & 4) g->l[1].bias = fixed(c, 33, 1, more);
     for (int j = 0; j < 2; j++) {
-        int64_t rank = s[2] + j;
-        g->lora[j] = (gr_lora){
-            .rank = rank, .scale = 0.5f + (float)j, .A = fixed(c, 23 + j, rank, g->K), .B = fixed(c, 25 + j, s[1] + 9, rank)};
-        if (trained) g->lora[j].dA = fixed(c, 27 + j, rank, g->K), g->lora[j].dB = fixed(c, 29 + j, s[1] + 9, rank);
+        int64_t rank = s[3] + j;
+        g->lora[j] =
+            (gr_lora){.rank = rank, .scale = 0.5f + (float)j, .A = fixed(c, 23 + j, rank, g->K), .B = fixed(c, 25 + j, more, rank)};
+        if (trained) g->lora[j].dA = fixed(c, 27 + j, rank, g->K), g->lora[j].dB = fixed(c, 29 + j, more, rank);
     }
     g->l[1].lora = g->lora, g->l[1].n_lora = 2;
-    g->group = (gr_group){.member = {&g->l[0], &g->l[1]},
-                          .n = 2,
-                          .compute = c->variant % 7 == 5   ? GR_DTYPE_BF16
-                                     : c->variant % 7 == 6 ? GR_DTYPE_F16
-                                                           : GR_DTYPE_F32};
+    g->group = (gr_group){.member = {&g->l[0], &g->l[1]}, .n = 2, .compute = linear_compute(c)};
     g->N = gr_group_outputs(&g->group), g->rank = gr_group_rank(&g->group);
     g->dropout = (gr_dropout){.p = 0.3f, .seed = 42, .row_key = row_keys(c), .site = 17};
     c->tolerance = g->group.compute == GR_DTYPE_F32 ? 2e-5 : 1e-4;
@@ -230,7 +238,7 @@ static void call_linear_forward(call *c) {
     make_linears(c, &g, false);
     gr_product p = product_of(c, &g);
     c->d->ops->linear_forward(c->d, &p, c->n);
-    out_rows(c, p.y, g.N), out_numbers(c, p.h, g.rank), out_rows(c, p.xd, g.K);
+    out_rows(c, p.y, g.N), out_numbers(c, p.h, g.rank);
     gr_group plain = {.member = {&g.l[0]}, .n = 1}; /* without LoRA nothing is dropped */
     gr_product q = {.group = &plain, .x = p.x, .y = rows(c, 7, g.l[0].w.rows), .dropout = &g.dropout};
     c->d->ops->linear_forward(c->d, &q, c->n);
@@ -243,8 +251,12 @@ static void call_linear_backward(call *c) {
     gr_product p = product_of(c, &g);
     gr_rows dx = rows(c, 7, g.K);
     g.l[0].dw = fixed(c, 8, g.l[0].w.rows, g.K), g.l[0].dbias = fixed(c, 9, 1, g.l[0].w.rows);
+    if (c->variant & 4) g.l[1].dw = fixed(c, 10, g.l[1].w.rows, g.K); /* beside its LoRAs */
+    if (c->variant % 11 == 10) dx.data = NULL;
     c->d->ops->linear_backward(c->d, &p, dx, c->variant & 1, c->n);
-    out_rows(c, dx, g.K), out_rows(c, p.xd, g.K), out_numbers(c, p.dh, g.rank);
+    if (dx.data) out_rows(c, dx, g.K);
+    if (g.l[1].dw) out_sum(c, g.l[1].dw, g.l[1].w.rows * g.K);
+    out_numbers(c, p.dh, g.rank);
     out_sum(c, g.l[0].dw, g.l[0].w.rows * g.K), out_sum(c, g.l[0].dbias, g.l[0].w.rows);
     for (int j = 0; j < 2; j++) {
         out_sum(c, g.lora[j].dA, g.lora[j].rank * g.K);
@@ -715,7 +727,7 @@ static int variants(const operation *op) {
     if (strcmp(op->name, "embed_forward") == 0) return 3 * GR_DTYPE_COUNT;
     bool linear = strncmp(op->name, "linear", 6) == 0 || strncmp(op->name, "int8", 4) == 0;
     if (strncmp(op->name, "attention", 9) == 0) return ATTENTIONS;
-    return linear ? 5 * GR_DTYPE_COUNT : GR_DTYPE_COUNT;
+    return linear ? LINEAR_SIZES * GR_DTYPE_COUNT : GR_DTYPE_COUNT;
 }
 
 static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx", "cuda"};

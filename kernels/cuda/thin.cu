@@ -1,0 +1,161 @@
+/* thin.cu - products with the few columns of adapters, in float32: h = xd A^T, dh = dy sB, dx += mask (dh A), dA, dB.
+ *
+ * One kernel does them all: tiles of 64 x 32 results, factors through shared memory, a thread has 4 x 4 sums. Each result is one
+ * chain of FMAs in the order of the contraction, whatever the number of rows is. Sums over tokens are cut in chunks of CHUNK rows
+ * that are added in order. */
+#include "kernels/cuda/mask.cuh"
+#include "kernels/cuda/thin.h"
+
+enum { THREADS = 128, TILE_M = 64, TILE_N = 32, TILE_K = 16, CHUNK = 512 };
+
+/* Element (i, k) of a factor lies at row i, column k, or by_k: row k, column i. */
+struct factor {
+    gr_view x;
+    bool by_k;
+};
+
+enum becomes { ROWS, PARTS, DROPPED };
+
+struct result {
+    becomes what;
+    float *out;      /* ROWS: [m, n]; PARTS: [chunks, m, n] */
+    gr_view rows;    /* ROWS: spare columns, or absent; DROPPED: += under the mask */
+    int64_t columns; /* spare ones */
+    int ones;
+};
+
+static __device__ void finish(const result &to, const gr_mask &mask, int64_t i, int64_t j, int64_t m, int64_t n, float sum) {
+    if (to.what == PARTS && i < m && j < n) to.out[((int64_t)blockIdx.z * m + i) * n + j] = sum;
+    if (to.what == DROPPED && i < m && j < n) gr_store(to.rows, i, j, gr_load(to.rows, i, j) + gr_mask_at(mask, i, j) * sum);
+    if (to.what == ROWS && i < m) {
+        if (j < n) to.out[i * n + j] = sum;
+        if (to.rows.data && j < to.columns) gr_store(to.rows, i, j, j < n ? sum : j < n + to.ones ? 1.0f : 0.0f);
+    }
+}
+
+/* The mask is a's: of its row and column as they lie in memory. */
+static __global__ void __launch_bounds__(THREADS)
+    multiply(factor a, factor b, gr_mask mask, int64_t m, int64_t n, int64_t k, int64_t chunk, result to) {
+    __shared__ __align__(16) float as[TILE_K][TILE_M + 4], bs[TILE_K][TILE_N + 4];
+    const int64_t i0 = (int64_t)blockIdx.x * TILE_M, j0 = (int64_t)blockIdx.y * TILE_N, first = (int64_t)blockIdx.z * chunk;
+    const int64_t end = k - first < chunk ? k : first + chunk;
+    const int t = threadIdx.x, ti = t / 8 * 4, tj = t % 8 * 4;
+    const bool masked = mask.row_key && to.what != DROPPED;
+    float sum[4][4] = {};
+    for (int64_t k0 = first; k0 < end; k0 += TILE_K) {
+#pragma unroll
+        for (int e = 0; e < TILE_M * TILE_K / THREADS; e++) {
+            int at = t + e * THREADS, p = a.by_k ? at / TILE_M : at % TILE_K, i = a.by_k ? at % TILE_M : at / TILE_K;
+            int64_t row = a.by_k ? k0 + p : i0 + i, col = a.by_k ? i0 + i : k0 + p;
+            bool inside = i0 + i < m && k0 + p < end;
+            float x = inside ? gr_load(a.x, row, col) : 0.0f;
+            as[p][i] = inside && masked ? x * gr_mask_at(mask, row, col) : x;
+        }
+#pragma unroll
+        for (int e = 0; e < TILE_N * TILE_K / THREADS; e++) {
+            int at = t + e * THREADS, p = b.by_k ? at / TILE_N : at % TILE_K, j = b.by_k ? at % TILE_N : at / TILE_K;
+            bool inside = j0 + j < n && k0 + p < end;
+            bs[p][j] = !inside ? 0.0f : b.by_k ? gr_load(b.x, k0 + p, j0 + j) : gr_load(b.x, j0 + j, k0 + p);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int p = 0; p < TILE_K; p++) {
+            float4 x = *(const float4 *)&as[p][ti], y = *(const float4 *)&bs[p][tj];
+            const float u[4] = {x.x, x.y, x.z, x.w}, v[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(u[i], v[j], sum[i][j]);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) finish(to, mask, i0 + ti + i, j0 + tj + j, m, n, sum[i][j]);
+}
+
+static gr_view floats(const float *x, int64_t ld) { return gr_view_of(gr_rows{(void *)(uintptr_t)x, ld, GR_DTYPE_F32}); }
+
+void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, bool w_by_rows, int64_t n,
+                  int64_t C, int64_t rank) {
+    result r = {ROWS, to->h, gr_view_of(to->spare), to->R, to->ones};
+    int64_t columns = to->spare.data && to->R > rank ? to->R : rank;
+    dim3 grid(gr_blocks(n, TILE_M), gr_blocks(columns, TILE_N));
+    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{gr_view_of(x), false}, factor{gr_view_of(w), !w_by_rows}, gr_mask_of(mask), n,
+              rank, C, C, r);
+}
+
+void gr_thin_dropped(gr_device *d, gr_rows dx, const gr_dropout *mask, const float *dh, gr_rows A, int64_t n, int64_t K,
+                     int64_t rank) {
+    result r = {DROPPED, NULL, gr_view_of(dx), 0, 0};
+    dim3 grid(gr_blocks(n, TILE_M), gr_blocks(K, TILE_N));
+    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{floats(dh, rank), false}, factor{gr_view_of(A), true}, gr_mask_of(mask), n, K,
+              rank, rank, r);
+}
+
+/* ---- gradients: sums over tokens ---- */
+
+/* dB (of_B) or dA of every LoRA += what the chunks of [C, rank] have in order. */
+static __global__ void add_chunks(const __grid_constant__ gr_thin t, const float *parts, int64_t chunks, int64_t C, bool of_B) {
+    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= C * t.rank) return;
+    int64_t c = at / t.rank;
+    int32_t r = (int32_t)(at % t.rank);
+    float sum = 0;
+    for (int64_t z = 0; z < chunks; z++) sum += parts[z * C * t.rank + at];
+    for (int i = 0; i < t.n; i++) {
+        int32_t column = r - t.lora[i].first;
+        if (column < 0 || column >= t.lora[i].rank) continue;
+        int64_t row = c - t.lora[i].row;
+        if (!of_B && t.lora[i].dA) t.lora[i].dA[column * C + c] += sum;
+        if (of_B && t.lora[i].dB && row >= 0 && row < t.lora[i].rows)
+            t.lora[i].dB[row * t.lora[i].rank + column] += t.lora[i].scale * sum;
+    }
+}
+
+static void gradient(gr_device *d, const gr_thin *t, gr_rows x, const gr_dropout *mask, const float *g, int64_t n, int64_t C,
+                     bool of_B) {
+    int64_t chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, chunks * C * t->rank * 4);
+    dim3 grid(gr_blocks(C, TILE_M), gr_blocks(t->rank, TILE_N), (unsigned)chunks);
+    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{gr_view_of(x), true}, factor{floats(g, t->rank), true}, gr_mask_of(mask), C,
+              t->rank, n, CHUNK, result{PARTS, parts, gr_view{}, 0, 0});
+    GR_LAUNCH(d, add_chunks, gr_blocks(C * t->rank, 256), 256, 0, *t, parts, chunks, C, of_B);
+}
+
+void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
+                       const float *dh, int64_t n, int64_t K) {
+    int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows;
+    if (dy.data) gradient(d, t, dy, NULL, h, n, N, true);
+    if (x.data) gradient(d, t, x, mask, dh, n, K, false);
+}
+
+/* ---- gradients of biases ---- */
+
+/* parts[chunk, N]: a thread per column, rows of the chunk in order. */
+static __global__ void sum_columns(float *parts, gr_view dy, int64_t n, int64_t N) {
+    int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, begin = (int64_t)blockIdx.y * CHUNK;
+    if (c >= N) return;
+    float sum = 0;
+    for (int64_t r = begin; r < n && r < begin + CHUNK; r++) sum += gr_load(dy, r, c);
+    parts[blockIdx.y * N + c] = sum;
+}
+
+static __global__ void add_columns(const __grid_constant__ gr_thin t, const float *parts, int64_t chunks, int64_t N) {
+    int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= N) return;
+    float sum = 0;
+    for (int64_t z = 0; z < chunks; z++) sum += parts[z * N + c];
+    for (int i = 0; i < t.members; i++) {
+        int64_t row = c - t.member[i].row;
+        if (t.member[i].dbias && row >= 0 && row < t.member[i].rows) t.member[i].dbias[row] += sum;
+    }
+}
+
+void gr_thin_bias(gr_device *d, const gr_thin *t, gr_rows dy, int64_t n) {
+    int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows, chunks = (n + CHUNK - 1) / CHUNK;
+    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, chunks * N * 4);
+    GR_LAUNCH(d, sum_columns, dim3(gr_blocks(N, 128), (unsigned)chunks), 128, 0, parts, gr_view_of(dy), n, N);
+    GR_LAUNCH(d, add_columns, gr_blocks(N, 128), 128, 0, *t, parts, chunks, N);
+}
