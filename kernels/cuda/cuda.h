@@ -78,12 +78,13 @@ void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes);
  *     [ W  sB b ]   N rows: the members' one after the other, filled up to a multiple of GR_CUDA_PAD with zeros
  *     [ A  0  0 ]   R rows: those of all LoRAs in order, filled up likewise; W and A have K columns, filled up likewise
  * so that y = [x|h|1 1] [W|sB|b]^T and dx = [dy|dh] [W;A] are single products. b, where a member has a bias, are two columns: the
- * bias as the type has it, and what is left of it. */
+ * bias as the type has it, and what is left of it. Behind them lies the transposed sB [R, N] for dh = dy sB, which reads it along
+ * rows. */
 typedef struct gr_cuda_form {
     gr_dtype type;
     int64_t N, K, R; /* filled up */
     int64_t ld;      /* K + R */
-    void *matrix;    /* [N + R, ld]; NULL: the weights stay as the file has them, and are expanded before each product */
+    void *matrix; /* [N + R, ld], then [R, N]; NULL: the weights stay as the file has them, and are expanded before each product */
 } gr_cuda_form;
 
 int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g);

@@ -56,7 +56,10 @@ static gr_rows matrix_at(const gr_cuda_form *f, int64_t row, int64_t col) {
     return gr_rows_at(gr_rows{f->matrix, f->ld, f->type}, row, col);
 }
 
-static int64_t matrix_bytes(const gr_cuda_form *f) { return (f->N + f->R) * f->ld * size_of(f->type); }
+/* The transposed sB. */
+static gr_rows across_of(const gr_cuda_form *f) { return gr_rows{matrix_at(f, f->N + f->R, 0).data, f->N, f->type}; }
+
+static int64_t matrix_bytes(const gr_cuda_form *f) { return ((f->N + f->R) * f->ld + f->R * f->N) * size_of(f->type); }
 
 /* x as the type has it. */
 static __device__ float rounded(float x, int32_t type) {
@@ -88,15 +91,21 @@ static __device__ float below(const gr_thin &t, int64_t r, int64_t j, int64_t K)
     return 0;
 }
 
-/* All of a matrix but the weights: R columns beside them, the rows from N to filled_N + R below. */
-static __global__ void fill_around(const __grid_constant__ gr_thin t, gr_view matrix, int64_t N, int64_t filled_N, int64_t K,
-                                   int64_t filled_K, int64_t R) {
+/* All of a matrix but the weights: R columns beside them, the rows from N to filled_N + R below, what lies across. */
+static __global__ void fill_around(const __grid_constant__ gr_thin t, gr_view matrix, gr_view across, int64_t N, int64_t filled_N,
+                                   int64_t K, int64_t filled_K, int64_t R) {
     int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x, ld = filled_K + R;
     if (at < N * R) {
         gr_store(matrix, at / R, filled_K + at % R, beside(t, matrix.type, at / R, at % R));
         return;
     }
     at -= N * R;
+    if (at < R * filled_N) {
+        int64_t j = at / filled_N, row = at % filled_N;
+        gr_store(across, j, row, j < t.rank && row < N ? beside(t, matrix.type, row, j) : 0.0f);
+        return;
+    }
+    at -= R * filled_N;
     int64_t row = N + at / ld;
     if (row < filled_N + R) gr_store(matrix, row, at % ld, row < filled_N ? 0.0f : below(t, row - filled_N, at % ld, K));
 }
@@ -106,8 +115,8 @@ static void fill(gr_device *d, const gr_cuda_form *f, const gr_group *g, const g
     int64_t N = gr_group_outputs(g), K = gr_group_inputs(g), row = 0;
     for (int i = 0; i < g->n; row += g->member[i++]->w.rows)
         if (all_weights || g->member[i]->dw) gr_cuda_expand(d, matrix_at(f, row, 0).data, f->ld, f->type, &g->member[i]->w, f->K);
-    GR_LAUNCH(d, fill_around, gr_blocks(N * f->R + (f->N - N + f->R) * f->ld, THREADS), THREADS, 0, *t,
-              gr_view_of(matrix_at(f, 0, 0)), N, f->N, K, f->K, f->R);
+    GR_LAUNCH(d, fill_around, gr_blocks(N * f->R + f->R * f->N + (f->N - N + f->R) * f->ld, THREADS), THREADS, 0, *t,
+              gr_view_of(matrix_at(f, 0, 0)), gr_view_of(across_of(f)), N, f->N, K, f->K, f->R);
 }
 
 /* ---- forms ---- */
@@ -199,13 +208,20 @@ static void move(gr_device *d, gr_rows to, gr_rows from, int64_t n, int64_t C, i
               add);
 }
 
-/* x[n,C] of the type of products, with zeros up to `wide` columns and R more behind them that can be written: itself, or a copy. */
-static gr_rows operand(gr_device *d, gr_cuda_use use, gr_rows x, gr_dtype type, int64_t n, int64_t C, int64_t wide, int64_t R) {
+/* x[n,C] of the type of products, with zeros up to `wide` columns and R more behind them that can be written: itself, or memory for a
+ * copy, which is made here unless `later`. */
+static gr_rows operand(gr_device *d, gr_cuda_use use, gr_rows x, gr_dtype type, int64_t n, int64_t C, int64_t wide, int64_t R,
+                       bool later) {
     if (x.type == type && C == wide && x.ld >= C + R && aligned(x)) return x;
     gr_rows to = {NULL, wide + R, type};
     to.data = gr_cuda_scratch(d, use, n * to.ld * size_of(type));
-    if (to.data) move(d, to, x, n, C, wide, false);
+    if (to.data && !later) move(d, to, x, n, C, wide, false);
     return to;
+}
+
+/* Where thin products of x make the copy as they go: x is it itself, or they are of float32. */
+static gr_rows copy_of(gr_rows operand, gr_rows x) {
+    return operand.data == x.data || operand.type == GR_DTYPE_F32 ? none() : operand;
 }
 
 /* c[m, b's columns] (+)= a b through a result of its own where cuBLASLt cannot write c. */
@@ -232,11 +248,11 @@ void gr_linear_forward_cuda(gr_device *d, const gr_product *p, int64_t n) {
     }
     if (!describe(d, &t, g) || !matrix_of(d, &f, g, &t)) return;
     int64_t K = gr_group_inputs(g);
-    gr_rows x = operand(d, GR_CUDA_OPERAND, p->x, f.type, n, K, f.K, f.R);
+    gr_rows x = operand(d, GR_CUDA_OPERAND, p->x, f.type, n, K, f.K, f.R, f.R > 0 && f.type != GR_DTYPE_F32);
     if (!x.data) return;
     if (f.R > 0) {
-        gr_thin_rows to = {p->h, gr_rows_at(x, 0, f.K), f.R, t.biased ? 2 : 0};
-        gr_thin_down(d, &to, x, t.rank ? p->dropout : NULL, matrix_at(&f, f.N, 0), true, n, K, t.rank);
+        gr_thin_rows to = {p->h, gr_rows_at(x, 0, f.K), f.R, t.biased ? 2 : 0, copy_of(x, p->x)};
+        gr_thin_down(d, &to, p->x, t.rank ? p->dropout : NULL, matrix_at(&f, f.N, 0), n, K, t.rank);
     }
     gr_cuda_product y = {};
     y.m = n, y.n = gr_group_outputs(g), y.k = f.K + f.R;
@@ -285,11 +301,12 @@ void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool
     const int64_t N = gr_group_outputs(g), K = gr_group_inputs(g), beside = t.rank && wants_dx && !dropout ? f.R : 0;
     for (int i = 0; i < t.n; i++) wants_A |= t.lora[i].dA != NULL, wants_B |= t.lora[i].dB != NULL;
     for (int i = 0; i < g->n; i++) wants_w |= g->member[i]->dw != NULL, wants_bias |= g->member[i]->dbias != NULL;
-    gr_rows dy = operand(d, GR_CUDA_OPERAND, p->y, f.type, n, N, f.N, beside);
+    const bool wants_dh = t.rank && (wants_A || wants_dx);
+    gr_rows dy = operand(d, GR_CUDA_OPERAND, p->y, f.type, n, N, f.N, beside, wants_dh && f.type != GR_DTYPE_F32);
     if (!dy.data) return;
-    if (t.rank && (wants_A || wants_dx)) {
-        gr_thin_rows to = {p->dh, beside ? gr_rows_at(dy, 0, f.N) : none(), beside, 0};
-        gr_thin_down(d, &to, dy, NULL, matrix_at(&f, 0, f.K), false, n, N, t.rank);
+    if (wants_dh) {
+        gr_thin_rows to = {p->dh, beside ? gr_rows_at(dy, 0, f.N) : none(), beside, 0, copy_of(dy, p->y)};
+        gr_thin_down(d, &to, p->y, NULL, across_of(&f), n, N, t.rank);
     }
     if (wants_dx) {
         gr_cuda_product product = {};
@@ -298,9 +315,10 @@ void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool
         multiply(d, &product, dx, accumulate);
         if (dropout) gr_thin_dropped(d, dx, dropout, p->dh, matrix_at(&f, f.N, 0), n, K, t.rank);
     }
-    if (wants_A || wants_B) gr_thin_gradients(d, &t, wants_B ? dy : none(), p->h, wants_A ? p->x : none(), dropout, p->dh, n, K);
+    if (wants_A || wants_B)
+        gr_thin_gradients(d, &t, f.type, wants_B ? dy : none(), p->h, wants_A ? p->x : none(), dropout, p->dh, n, K);
     if (wants_w) {
-        gr_rows x = operand(d, GR_CUDA_FACTOR, p->x, f.type, n, K, f.K, 0);
+        gr_rows x = operand(d, GR_CUDA_FACTOR, p->x, f.type, n, K, f.K, 0, false);
         if (x.data) weight_gradients(d, g, &t, dy, x, n);
     }
     if (wants_bias) gr_thin_bias(d, &t, p->y, n);

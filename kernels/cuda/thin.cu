@@ -1,4 +1,5 @@
-/* thin.cu - products with the few columns of adapters, in float32: h = xd A^T, dh = dy sB, dx += mask (dh A), dA, dB.
+/* thin.cu - products with the few columns of adapters: h = xd A^T, dh = dy sB, dx += mask (dh A), dA, dB; dbias. Those of float32
+ * are here, those of bfloat16 and half in thin_mma.cu.
  *
  * One kernel does them all: tiles of 64 x 32 results, factors through shared memory, a thread has 4 x 4 sums. Each result is one
  * chain of FMAs in the order of the contraction, whatever the number of rows is. Sums over tokens are cut in chunks of CHUNK rows
@@ -17,30 +18,40 @@ struct factor {
 enum becomes { ROWS, PARTS, DROPPED };
 
 struct result {
-    becomes what;
     float *out;      /* ROWS: [m, n]; PARTS: [chunks, m, n] */
     gr_view rows;    /* ROWS: spare columns, or absent; DROPPED: += under the mask */
     int64_t columns; /* spare ones */
     int ones;
 };
 
-static __device__ void finish(const result &to, const gr_mask &mask, int64_t i, int64_t j, int64_t m, int64_t n, float sum) {
-    if (to.what == PARTS && i < m && j < n) to.out[((int64_t)blockIdx.z * m + i) * n + j] = sum;
-    if (to.what == DROPPED && i < m && j < n) gr_store(to.rows, i, j, gr_load(to.rows, i, j) + gr_mask_at(mask, i, j) * sum);
-    if (to.what == ROWS && i < m) {
-        if (j < n) to.out[i * n + j] = sum;
-        if (to.rows.data && j < to.columns) gr_store(to.rows, i, j, j < n ? sum : j < n + to.ones ? 1.0f : 0.0f);
+/* Results (i, j..j+4). */
+template <becomes WHAT>
+static __device__ __forceinline__ void finish(const result &to, const gr_mask &mask, int64_t i, int64_t j, int64_t m, int64_t n,
+                                              const float sum[4]) {
+    if (i >= m) return;
+    uint4 word = make_uint4(0, 0, 0, 0);
+    if (WHAT == DROPPED && j < n)
+        word = gr_philox_device(mask.seed, GR_PURPOSE_DROPOUT, mask.row_key[i], (uint64_t)mask.site << 32 | (uint64_t)(j / 4));
+    const uint32_t words[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+    for (int e = 0; e < 4; e++, j++) {
+        if (WHAT == PARTS && j < n) to.out[((int64_t)blockIdx.z * m + i) * n + j] = sum[e];
+        if (WHAT == DROPPED && j < n && words[e] >= mask.threshold)
+            gr_store(to.rows, i, j, gr_load(to.rows, i, j) + mask.scale * sum[e]);
+        if (WHAT == ROWS && j < n) to.out[i * n + j] = sum[e];
+        if (WHAT == ROWS && to.rows.data && j < to.columns) gr_store(to.rows, i, j, j < n ? sum[e] : j < n + to.ones ? 1.0f : 0.0f);
     }
 }
 
 /* The mask is a's: of its row and column as they lie in memory. */
+template <becomes WHAT>
 static __global__ void __launch_bounds__(THREADS)
     multiply(factor a, factor b, gr_mask mask, int64_t m, int64_t n, int64_t k, int64_t chunk, result to) {
     __shared__ __align__(16) float as[TILE_K][TILE_M + 4], bs[TILE_K][TILE_N + 4];
     const int64_t i0 = (int64_t)blockIdx.x * TILE_M, j0 = (int64_t)blockIdx.y * TILE_N, first = (int64_t)blockIdx.z * chunk;
     const int64_t end = k - first < chunk ? k : first + chunk;
     const int t = threadIdx.x, ti = t / 8 * 4, tj = t % 8 * 4;
-    const bool masked = mask.row_key && to.what != DROPPED;
+    const bool masked = mask.row_key && WHAT != DROPPED;
     float sum[4][4] = {};
     for (int64_t k0 = first; k0 < end; k0 += TILE_K) {
 #pragma unroll
@@ -70,65 +81,73 @@ static __global__ void __launch_bounds__(THREADS)
         __syncthreads();
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) finish(to, mask, i0 + ti + i, j0 + tj + j, m, n, sum[i][j]);
+    for (int i = 0; i < 4; i++) finish<WHAT>(to, mask, i0 + ti + i, j0 + tj, m, n, sum[i]);
 }
 
 static gr_view floats(const float *x, int64_t ld) { return gr_view_of(gr_rows{(void *)(uintptr_t)x, ld, GR_DTYPE_F32}); }
 
-void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, bool w_by_rows, int64_t n,
-                  int64_t C, int64_t rank) {
-    result r = {ROWS, to->h, gr_view_of(to->spare), to->R, to->ones};
+void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
+                  int64_t rank) {
+    if (w.type != GR_DTYPE_F32) {
+        gr_thin_down_mma(d, to, x, mask, w, n, C, rank);
+        return;
+    }
+    result r = {to->h, gr_view_of(to->spare), to->R, to->ones};
     int64_t columns = to->spare.data && to->R > rank ? to->R : rank;
     dim3 grid(gr_blocks(n, TILE_M), gr_blocks(columns, TILE_N));
-    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{gr_view_of(x), false}, factor{gr_view_of(w), !w_by_rows}, gr_mask_of(mask), n,
+    GR_LAUNCH(d, multiply<ROWS>, grid, THREADS, 0, factor{gr_view_of(x), false}, factor{gr_view_of(w), false}, gr_mask_of(mask), n,
               rank, C, C, r);
 }
 
 void gr_thin_dropped(gr_device *d, gr_rows dx, const gr_dropout *mask, const float *dh, gr_rows A, int64_t n, int64_t K,
                      int64_t rank) {
-    result r = {DROPPED, NULL, gr_view_of(dx), 0, 0};
+    result r = {NULL, gr_view_of(dx), 0, 0};
     dim3 grid(gr_blocks(n, TILE_M), gr_blocks(K, TILE_N));
-    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{floats(dh, rank), false}, factor{gr_view_of(A), true}, gr_mask_of(mask), n, K,
-              rank, rank, r);
+    GR_LAUNCH(d, multiply<DROPPED>, grid, THREADS, 0, factor{floats(dh, rank), false}, factor{gr_view_of(A), true},
+              gr_mask_of(mask), n, K, rank, rank, r);
 }
 
 /* ---- gradients: sums over tokens ---- */
 
-/* dB (of_B) or dA of every LoRA += what the chunks of [C, rank] have in order. */
-static __global__ void add_chunks(const __grid_constant__ gr_thin t, const float *parts, int64_t chunks, int64_t C, bool of_B) {
-    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= C * t.rank) return;
-    int64_t c = at / t.rank;
-    int32_t r = (int32_t)(at % t.rank);
+/* dB and dA of every LoRA += what the chunks of [N, rank] and [K, rank] have in order; NULL: not of these. */
+static __global__ void add_chunks(const __grid_constant__ gr_thin t, const float *of_B, const float *of_A, int64_t chunks,
+                                  int64_t N, int64_t K) {
+    int64_t at = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, first = of_B ? N * t.rank : 0;
+    const bool B = at < first;
+    const int64_t C = B ? N : K;
+    if (!B) at -= first;
+    if (at >= C * t.rank || (!B && !of_A)) return;
+    const float *parts = (B ? of_B : of_A) + at;
+    const int64_t c = at / t.rank;
+    const int32_t r = (int32_t)(at % t.rank);
     float sum = 0;
-    for (int64_t z = 0; z < chunks; z++) sum += parts[z * C * t.rank + at];
+    for (int64_t z = 0; z < chunks; z++) sum += parts[z * C * t.rank];
     for (int i = 0; i < t.n; i++) {
         int32_t column = r - t.lora[i].first;
         if (column < 0 || column >= t.lora[i].rank) continue;
         int64_t row = c - t.lora[i].row;
-        if (!of_B && t.lora[i].dA) t.lora[i].dA[column * C + c] += sum;
-        if (of_B && t.lora[i].dB && row >= 0 && row < t.lora[i].rows)
+        if (!B && t.lora[i].dA) t.lora[i].dA[column * C + c] += sum;
+        if (B && t.lora[i].dB && row >= 0 && row < t.lora[i].rows)
             t.lora[i].dB[row * t.lora[i].rank + column] += t.lora[i].scale * sum;
     }
 }
 
-static void gradient(gr_device *d, const gr_thin *t, gr_rows x, const gr_dropout *mask, const float *g, int64_t n, int64_t C,
-                     bool of_B) {
-    int64_t chunks = (n + CHUNK - 1) / CHUNK;
-    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, chunks * C * t->rank * 4);
-    dim3 grid(gr_blocks(C, TILE_M), gr_blocks(t->rank, TILE_N), (unsigned)chunks);
-    GR_LAUNCH(d, multiply, grid, THREADS, 0, factor{gr_view_of(x), true}, factor{floats(g, t->rank), true}, gr_mask_of(mask), C,
-              t->rank, n, CHUNK, result{PARTS, parts, gr_view{}, 0, 0});
-    GR_LAUNCH(d, add_chunks, gr_blocks(C * t->rank, 256), 256, 0, *t, parts, chunks, C, of_B);
-}
-
-void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
+void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_dtype type, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
                        const float *dh, int64_t n, int64_t K) {
-    int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows;
-    if (dy.data) gradient(d, t, dy, NULL, h, n, N, true);
-    if (x.data) gradient(d, t, x, mask, dh, n, K, false);
+    const int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows, chunks = (n + CHUNK - 1) / CHUNK;
+    const int64_t of_B = dy.data ? chunks * N * t->rank : 0, of_A = x.data ? chunks * K * t->rank : 0;
+    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, (of_B + of_A) * 4);
+    if (!parts) return;
+    const gr_thin_job job[2] = {{dy, N, h, NULL, parts}, {x, K, dh, mask, parts + of_B}};
+    if (type != GR_DTYPE_F32) gr_thin_parts_mma(d, job, type, n, CHUNK, t->rank);
+    for (int i = 0; i < 2 && type == GR_DTYPE_F32; i++) {
+        if (!job[i].x.data) continue;
+        dim3 grid(gr_blocks(job[i].C, TILE_M), gr_blocks(t->rank, TILE_N), (unsigned)chunks);
+        GR_LAUNCH(d, multiply<PARTS>, grid, THREADS, 0, factor{gr_view_of(job[i].x), true}, factor{floats(job[i].g, t->rank), true},
+                  gr_mask_of(job[i].mask), job[i].C, t->rank, n, CHUNK, result{job[i].parts, gr_view{}, 0, 0});
+    }
+    GR_LAUNCH(d, add_chunks, gr_blocks((dy.data ? N : 0) * t->rank + (x.data ? K : 0) * t->rank, 256), 256, 0, *t,
+              dy.data ? job[0].parts : NULL, x.data ? job[1].parts : NULL, chunks, N, K);
 }
 
 /* ---- gradients of biases ---- */

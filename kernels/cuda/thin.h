@@ -32,20 +32,37 @@ typedef struct gr_thin_rows {
     gr_rows spare; /* [n, R] of the type of products, data NULL: none. Columns of h, then `ones` times 1, then 0 */
     int64_t R;
     int ones;
+    gr_rows copy; /* of x, with zeros up to a multiple of GR_CUDA_PAD columns: of the type of products, which is not float32; data
+                     NULL: none */
 } gr_thin_rows;
 
-/* to->h[n,rank] = x[n,C] under the mask (NULL: none) times w^T, w[rank,C] (w_by_rows) or w, w[C,rank]; rank 0: the spare columns
- * alone. */
-void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, bool w_by_rows, int64_t n,
-                  int64_t C, int64_t rank);
-/* Gradients of all LoRAs of t that want them: dB += scale dy^T h, dA += dh^T x under the mask. dy NULL: not of the Bs; x: not of the
- * As. */
-void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
+/* to->h[n,rank] = x[n,C] under the mask (NULL: none) times w^T. w[rank,C], filled up to GR_CUDA_PAD rows and columns with zeros, is of
+ * the type of products. rank 0: the spare columns alone, and the copy. */
+void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
+                  int64_t rank);
+/* Gradients of all LoRAs of t: dB += scale dy^T h, dA += dh^T x under the mask, where they want it. dy NULL: not of the Bs; x: not of
+ * the As. */
+void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_dtype type, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
                        const float *dh, int64_t n, int64_t K);
 /* dx[n,K] += mask * (dh[n,rank] A), A[rank,K]. */
 void gr_thin_dropped(gr_device *d, gr_rows dx, const gr_dropout *mask, const float *dh, gr_rows A, int64_t n, int64_t K,
                      int64_t rank);
 /* dbias of each member that wants it += the sums of its columns of dy. */
 void gr_thin_bias(gr_device *d, const gr_thin *t, gr_rows dy, int64_t n);
+
+/* ---- thin_mma.cu: the same for products of bfloat16 and half ---- */
+
+/* parts[chunks, C, rank] = x[rows, C]^T g[rows, rank] of each chunk of rows, under the mask of x. x absent: nothing. */
+typedef struct gr_thin_job {
+    gr_rows x;
+    int64_t C;
+    const float *g;
+    const gr_dropout *mask;
+    float *parts;
+} gr_thin_job;
+
+void gr_thin_down_mma(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
+                      int64_t rank);
+void gr_thin_parts_mma(gr_device *d, const gr_thin_job job[2], gr_dtype type, int64_t n, int64_t chunk, int64_t rank);
 
 #endif
