@@ -202,6 +202,9 @@ typedef struct gr_factors {
     float *row, *col; /* [rows], [cols], or NULL: */
     float *all;       /* [rows * cols] */
 } gr_factors;
+enum {
+    GR_FACTORS_MOST = 8 << 20
+}; /* of a matrix 2 rows + cols: what an update keeps of it beside these is floats of that number */
 
 typedef struct gr_ops {
 #define GR_OP(name, params, args) void(*name) params;

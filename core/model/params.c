@@ -11,6 +11,10 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
     GR_ASSERT(!p->value);
     if (!gr_mul_ok(&n, rows, cols) || !gr_add_ok(&end, p->n_floats, n) || end > INT64_MAX / 64)
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: %lld x %lld is too large", name, (long long)rows, (long long)cols);
+    if (p->form.optimizer == GR_OPTIMIZER_ADAFACTOR && rows > 1 &&
+        (rows > GR_FACTORS_MOST / 2 || cols > GR_FACTORS_MOST - 2 * rows))
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: %lld x %lld is more than adafactor does; use another train.optimizer", name,
+                       (long long)rows, (long long)cols);
     if (!gr_grow(&p->items, &p->items_capacity, p->n_items + 1, sizeof *p->items)) return gr_fail_memory(err, "parameters");
     char *copy = gr_strdup(name);
     if (!copy) return gr_fail_memory(err, "parameters");

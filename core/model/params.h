@@ -43,7 +43,7 @@ typedef struct gr_params {
     int64_t n_items, items_capacity;
     int64_t n_floats;     /* length of each flat buffer, gaps included (gaps stay zero) */
     int64_t n_parameters; /* without gaps */
-    gr_params_form form;  /* float32, AdamW, all gradients at once unless changed before gr_params_allocate */
+    gr_params_form form;  /* float32, AdamW, all gradients at once unless changed before gr_params_add */
     int64_t begin, end;   /* elements begin..end are updated by this process; all once allocated. But for AdamW in float32 the
                                tensors that begin there */
     int64_t n_grads;      /* length of grad */
@@ -54,7 +54,7 @@ typedef struct gr_params {
     gr_device *device;    /* borrowed */
 } gr_params;
 
-/* Add a tensor to the plan; its index in *index. Only before allocation. */
+/* Add a tensor to the plan; its index in *index. Only before allocation. BAD_USAGE: too large for adafactor. */
 graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index,
                            graft_error *err);
 /* Allocate the buffers, zeroed; training: also gradient and optimizer states. */

@@ -8,6 +8,7 @@
 #include "kernels/dynamic8.h"
 
 enum { VALUES = GR_MOMENTS_BLOCK }; /* opened at a time */
+_Static_assert(GR_FACTORS_MOST *(int64_t)sizeof(float) <= GR_CPU_SHARED, "row_sums are two floats long");
 _Static_assert((int)PIECE % (int)VALUES == 0, "whole blocks");
 
 /* Values at..at+n (n <= VALUES) as floats: in place, or in room. */
@@ -257,7 +258,7 @@ void LEVEL(gr_adafactor)(gr_device *d, const gr_trained *w, const gr_factors *f,
         adafactor_vector(&a);
         return;
     }
-    assert(rows * (int64_t)sizeof *a.row_sums + cols * (int64_t)sizeof *a.col_factor <= GR_CPU_SHARED);
+    assert(2 * rows + cols <= GR_FACTORS_MOST);
     a.row_sums = gr_cpu_shared(d), a.col_factor = (float *)(a.row_sums + rows);
     gr_cpu_for(d, rows, gr_cpu_row_grain(cols), adafactor_row_means, &a);
     gr_cpu_for(d, cols, FACTOR_COLUMNS, adafactor_col_means, &a);

@@ -43,6 +43,9 @@ refused "release cannot skip" 2 "train.on_nonfinite: skip cannot" released train
 refused "release of adapters" 2 "train.gradient_release: only method full" released adapter.method=lora
 refused "adapters are float32" 2 "train.weights: only method full" train x train.weights=bf16 adapter.method=lora
 refused "adafactor has no betas" 2 "train.adam_beta1: adafactor has no such" train x train.optimizer=adafactor train.adam_beta1=0.8
+sed 's/"vocab_size": [0-9]*/"vocab_size": 4500000/' "$TINY/config.json" >many.json
+refused "adafactor has room for so many rows" 2 "4500000 x 64 is more than adafactor does; use another train.optimizer" \
+    "$G" plan full.yaml model.base=many.json train.optimizer=adafactor output_dir=x data.train=none.jsonl
 refused "an unknown optimizer" 2 "adamw_8bit" train x train.optimizer=lion
 refused "another optimizer's checkpoint" 2 "train.optimizer" \
     "$G" train full.yaml --resume output_dir=adamw-fp32 train.max_steps=6 train.optimizer=adafactor

@@ -98,6 +98,30 @@ static void test_golden(void **state) {
     json_decref(golden);
 }
 
+/* A matrix of more rows or columns than Adafactor has room for is refused when it is planned; vectors and others take any. */
+static void test_adafactor_limit(void **state) {
+    (void)state;
+    static const struct {
+        int64_t rows, cols;
+        bool adafactor, good;
+    } cases[] = {{GR_FACTORS_MOST / 2 - 1, 2, true, true},
+                 {GR_FACTORS_MOST / 2 - 1, 3, true, false},
+                 {GR_FACTORS_MOST / 2 + 1, 2, true, false},
+                 {2, GR_FACTORS_MOST, true, false},
+                 {INT64_MAX / 256, 2, true, false},
+                 {1, 4 * (int64_t)GR_FACTORS_MOST, true, true},
+                 {4 * (int64_t)GR_FACTORS_MOST, 2, false, true}};
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        gr_params p = {.form = {.optimizer = cases[i].adafactor ? GR_OPTIMIZER_ADAFACTOR : GR_OPTIMIZER_ADAMW}};
+        int64_t index;
+        graft_status st = gr_params_add(&p, "embed", cases[i].rows, cases[i].cols, true, &index, &err);
+        assert_int_equal(st, cases[i].good ? GRAFT_OK : GRAFT_BAD_USAGE);
+        if (!cases[i].good) assert_non_null(strstr(err.msg, "embed: "));
+        if (!cases[i].good) assert_non_null(strstr(err.msg, "train.optimizer"));
+        gr_params_release(&p);
+    }
+}
+
 /* Each item keeps its own values, gradients and states, wherever they lie. */
 static void test_places(void **state) {
     (void)state;
@@ -155,6 +179,7 @@ static void test_release(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_adafactor_limit),
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_release),
     };
