@@ -162,6 +162,15 @@ static bool read_at(int file, void *to, int64_t bytes, int64_t from) {
     return true;
 }
 
+/* The index goes, so that the next run looks at every shard and makes anew what is not whole. */
+static graft_status damaged_block(const gr_store *s, const char *path, int64_t block, const char *what, graft_error *err) {
+    char *index = gr_path_join(s->folder, "index.h5");
+    bool gone = index && (unlink(index) == 0 || errno == ENOENT);
+    free(index);
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: block %lld of the token cache %s; %s", path, (long long)block, what,
+                   gone ? "start again: the shard will be made anew" : "remove the folder, it will be made again");
+}
+
 graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8_t *target, graft_error *err) {
     int64_t low = 0, high = s->n_shards; /* the last shard that begins at block or before */
     while (high - low > 1) {
@@ -180,13 +189,10 @@ graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8
                 read_at(file, target, n, shard[TARGET] + skip);
     if (!read && errno) st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
     else if (!read || sum_of(ids, target, n) != s->sum[block])
-        st = gr_fail(err, GRAFT_BAD_INPUT,
-                     "%s: block %lld of the token cache does not match its checksum: remove the folder, it will be made again",
-                     path, (long long)(block - shard[FIRST]));
+        st = damaged_block(s, path, block - shard[FIRST], "does not match its checksum", err);
     for (int64_t k = 0; k < n && st == GRAFT_OK; k++)
         if (ids[k] < 0 || ids[k] > s->max_id || target[k] > GR_TARGET_START)
-            st = gr_fail(err, GRAFT_BAD_INPUT, "%s: block %lld holds what no tokenizer makes", path,
-                         (long long)(block - shard[FIRST]));
+            st = damaged_block(s, path, block - shard[FIRST], "holds what no tokenizer makes", err);
     if (file >= 0) close(file);
     free(path);
     return st;

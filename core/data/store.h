@@ -29,7 +29,7 @@ typedef struct gr_store {
 graft_status gr_store_open(gr_store **out, const char *folder, int n_sources, int64_t n_vocab, graft_error *err);
 void gr_store_free(gr_store *s);
 /* ids[n] and target[n] of a block, n = offset[block+1] - offset[block]. Any thread. BAD_INPUT naming the file where it is
- * damaged. */
+ * damaged: its index is removed then, so that gr_store_begin keeps what is whole and the rest is made again. */
 graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8_t *target, graft_error *err);
 
 /* ---- making one ---- */

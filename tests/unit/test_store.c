@@ -256,10 +256,20 @@ static void test_damage(void **state) {
         if (st != GRAFT_OK) assert_true(st == GRAFT_BAD_INPUT && strstr(err.msg, "shard-000001.h5") && strstr(err.msg, "checksum"));
     }
     assert_int_equal(wrong, 1);
+    assert_non_null(strstr(err.msg, "made anew"));
+    gr_dataset_free(b);
+    b = load(&on_disk, threads); /* the next run makes the shard again */
+    assert_false(b->from_cache);
+    assert_same(a, b);
+    gr_dataset_free(b);
+    b = load(&on_disk, threads); /* once */
+    assert_true(b->from_cache);
+    assert_same(a, b);
     gr_dataset_free(b);
     snprintf(path, sizeof path, "%s/index.h5", tokens_of("damaged"));
     flip(path, 40);
-    b = load(&on_disk, threads); /* the index is made again, and with it the damaged shard */
+    b = load(&on_disk, threads); /* the index is made again */
+    assert_false(b->from_cache);
     assert_same(a, b);
     gr_dataset_free(b);
     snprintf(path, sizeof path, "%s/shard-000000.h5", tokens_of("damaged"));
