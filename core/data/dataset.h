@@ -46,6 +46,7 @@ typedef struct gr_data_options {
     const char *cache_dir; /* NULL: no cache; else "<dir>/<key>.h5", key = hash of contents, tokenizer, template, options. pretrain:
                               the folder "<dir>/<key>.tokens" (store.h), from which blocks are read when they are wanted */
     int64_t shard_ids;     /* of a file of that folder, about; 0: 16 M */
+    int64_t sums_from;     /* bytes of a source from which on it is remembered there what they are (sums.h); 0: 64 MiB */
 } gr_data_options;
 
 /* What max_length took from how many samples. */

@@ -8,13 +8,16 @@
 
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <math.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/data/dataset.h"
 #include "core/data/store.h"
+#include "core/data/sums.h"
 #include "core/io/h5.h"
 #include "core/model/batch.h"
 
@@ -612,12 +615,117 @@ static void test_folder(void **state) {
     assert_non_null(strstr(err.msg, "folders deep"));
 }
 
+/* ---- what files are, remembered ---- */
+
+static gr_file_sum sum_of(const char *file, const char *cache, int64_t from) {
+    gr_file_sum sum = {0};
+    char *name = gr_strdup(file);
+    assert_ok(gr_file_sums(&sum, &name, 1, file, cache, from, &err));
+    free(name);
+    return sum;
+}
+
+static bool same_sum(gr_file_sum a, gr_file_sum b) { return a.high == b.high && a.low == b.low; }
+
+/* The table of the one source of a cache, NULL: none. */
+static const char *table_of(const char *cache) {
+    static char path[200];
+    char command[200];
+    snprintf(command, sizeof command, "ls %s/*.sums.h5 2>/dev/null", cache);
+    FILE *f = popen(command, "r");
+    assert_non_null(f);
+    bool found = fgets(path, sizeof path, f) != NULL;
+    pclose(f);
+    path[strcspn(path, "\n")] = '\0';
+    return found ? path : NULL;
+}
+
+/* A table with the rows of the one that is there, sealed: field k of its row changed by x, or with one field less. */
+static void forge(const char *path, int k, int64_t x, int64_t fields) {
+    int64_t row[8], version, shape[2] = {1, fields};
+    gr_h5 *h = NULL;
+    assert_ok(gr_h5_open(&h, path, &err));
+    assert_ok(gr_h5_get(h, "/files", GR_H5_I64, row, 8, &err));
+    assert_ok(gr_h5_get_int(h, "version", &version, &err));
+    gr_h5_close(h);
+    row[k] ^= x;
+    assert_ok(gr_h5_create(&h, path, &err));
+    assert_ok(gr_h5_put(h, "/files", GR_H5_I64, 2, shape, row, &err));
+    assert_ok(gr_h5_put_int(h, "version", version, &err));
+    assert_ok(gr_h5_commit(h, &err));
+}
+
+static void set_time(const char *file, struct timespec changed) {
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, changed};
+    assert_int_equal(utimensat(AT_FDCWD, file, times, 0), 0);
+}
+
+/* A file that is as it was is not read: a table with another sum shows it. Any other file is, and damage says nothing. */
+static void test_sums(void **state) {
+    (void)state;
+    static char file[128], cache[128];
+    struct stat before;
+    snprintf(file, sizeof file, "%s", at("sums.txt"));
+    snprintf(cache, sizeof cache, "%s", at("sums-cache"));
+    assert_ok(gr_file_write(file, "some text", 9, &err));
+    gr_file_sum good = sum_of(file, NULL, 1), other = good;
+    other.low ^= 4;
+    assert_true(same_sum(sum_of(file, cache, 1), good));
+    assert_null(table_of(cache)); /* it has only just changed */
+    usleep(2100000);
+    assert_true(same_sum(sum_of(file, cache, 0), good));
+    assert_null(table_of(cache)); /* it is small */
+    assert_true(same_sum(sum_of(file, cache, 1), good));
+    assert_non_null(table_of(cache));
+    forge(table_of(cache), 7, 4, 8);
+    assert_true(same_sum(sum_of(file, cache, 1), other));
+    for (int k = 0; k < 6; k++) { /* path, size, times, device, inode */
+        forge(table_of(cache), k, 1, 8);
+        assert_true(same_sum(sum_of(file, cache, 1), good)); /* which the table has then, too */
+        forge(table_of(cache), 7, 4, 8);
+        assert_true(same_sum(sum_of(file, cache, 1), other));
+    }
+    forge(table_of(cache), 0, 0, 7);
+    assert_true(same_sum(sum_of(file, cache, 1), good));
+    forge(table_of(cache), 7, 4, 8);
+    assert_true(same_sum(sum_of(file, cache, 1), other));
+    flip(table_of(cache), 40);
+    assert_true(same_sum(sum_of(file, cache, 1), good));
+    forge(table_of(cache), 7, 4, 8);
+    assert_int_equal(stat(file, &before), 0);
+    set_time(file, (struct timespec){.tv_sec = 1000});
+    assert_true(same_sum(sum_of(file, cache, 1), good));
+    assert_ok(gr_file_write(file, "same size", 9, &err)); /* with the time of before */
+    set_time(file, before.st_mtim);
+    assert_false(same_sum(sum_of(file, cache, 1), good));
+    assert_false(same_sum(sum_of(file, cache, 1), other));
+}
+
+/* The tokens of files whose times changed are found all the same. */
+static void test_touched(void **state) {
+    (void)state;
+    gr_data_options o = options("touched", false);
+    o.sums_from = 1;
+    usleep(2100000);
+    gr_dataset *a = load(&o, threads), *b = load(&o, threads), *c;
+    assert_true(!a->from_cache && b->from_cache);
+    assert_non_null(table_of(o.cache_dir));
+    for (int i = 0; i < N_SOURCES; i++) set_time(sources[i].path, (struct timespec){.tv_sec = 1000 + i});
+    c = load(&o, threads);
+    assert_true(c->from_cache);
+    assert_same(a, c);
+    gr_dataset_free(a);
+    gr_dataset_free(b);
+    gr_dataset_free(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_as_memory), cmocka_unit_test(test_documents),     cmocka_unit_test(test_resumed_making),
         cmocka_unit_test(test_damage),         cmocka_unit_test(test_hostile_index), cmocka_unit_test(test_hostile_shard),
         cmocka_unit_test(test_unwritable),     cmocka_unit_test(test_mix),           cmocka_unit_test(test_mix_refusals),
         cmocka_unit_test(test_raw_forms),      cmocka_unit_test(test_long_document), cmocka_unit_test(test_folder),
+        cmocka_unit_test(test_sums),           cmocka_unit_test(test_touched),
     };
     return cmocka_run_group_tests_name("store", tests, set_up, tear_down);
 }
