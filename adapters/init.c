@@ -90,12 +90,28 @@ done:
     return st;
 }
 
+/* A vocabulary's file says neither which tokens end a text nor how a chat is written: files beside it do. */
+static graft_status refuse_vocabulary(const char *path, graft_error *err) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    const char *as = gr_ends_with(name, ".model") ? "tokenizer.model" : gr_ends_with(name, ".json") ? "tokenizer.json" : NULL;
+    if (!as || gr_is_dir(path) || !gr_exists(path)) return GRAFT_OK;
+    if (slash && strcmp(name, as) == 0)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--tokenizer %s: name its folder: %.*s", path, (int)(slash - path), path);
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "--tokenizer %s: a vocabulary alone; expected a folder that has it as %s (graft vocab train --out FOLDER writes "
+                   "one), a .gguf file or a run",
+                   path, as);
+}
+
 /* The tokenizer that was named, or that lies beside the configuration; *out NULL: neither. */
 static graft_status open_tokenizer(gr_tokenizer **out, const gr_init_options *o, graft_error *err) {
     static const char *const files[] = {"tokenizer.json", "tokenizer.model"};
     const char *slash = strrchr(o->config, '/');
     bool folder = gr_is_dir(o->config), beside = false;
-    if (o->tokenizer) return gr_tokenizer_open(out, o->tokenizer, err);
+    if (o->tokenizer) {
+        graft_status st = refuse_vocabulary(o->tokenizer, err);
+        return st == GRAFT_OK ? gr_tokenizer_open(out, o->tokenizer, err) : st;
+    }
     char *place = folder ? gr_strdup(o->config) : slash ? gr_strndup(o->config, slash - o->config) : gr_strdup(".");
     if (!place) return gr_fail_memory(err, o->config);
     for (int i = 0; i < GR_LEN(files); i++) {

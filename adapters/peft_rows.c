@@ -181,7 +181,8 @@ graft_status gr_peft_rows_load(gr_adapter *a, const gr_peft_config *c, const gr_
     const gr_tensor *again = a->config.rows[GR_ROWS_HEAD].n == 0 ? found[GR_ROWS_HEAD] : NULL; /* of a tied head */
     int64_t largest = gr_params_largest(a->params);
     float *staging = gr_calloc(largest, sizeof *staging), *rows = gr_calloc(largest, sizeof *rows);
-    if (!staging || !rows) GR_TRY(gr_fail_memory(err, "adapter"));
+    float *twice = again ? gr_calloc(largest, sizeof *twice) : NULL;
+    if (!staging || !rows || (again && !twice)) GR_TRY(gr_fail_memory(err, "adapter"));
     for (int i = 0; i < GR_ROWS_COUNT; i++) {
         const gr_ids_list *sorted = &a->config.rows[i];
         if (sorted->n == 0) continue;
@@ -189,9 +190,9 @@ graft_status gr_peft_rows_load(gr_adapter *a, const gr_peft_config *c, const gr_
         GR_TRY(load_sorted(found[i], &c->rows[i], sorted, C, staging, rows, err));
         gr_params_write(a->params, GR_PARAMS_VALUE, a->rows[i], rows);
         if (!again) continue;
-        GR_TRY(gr_adapter_load_matrix(found[i], staging, sorted->n, C, false, "the tokens in its configuration", err));
-        GR_TRY(gr_adapter_load_matrix(again, rows, sorted->n, C, false, "the tokens in its configuration", err));
-        if (memcmp(staging, rows, (size_t)(sorted->n * C) * sizeof *rows) != 0)
+        const gr_ids_list *order = &c->rows[c->rows[GR_ROWS_HEAD].n > 0 ? GR_ROWS_HEAD : i];
+        GR_TRY(load_sorted(again, order, sorted, C, staging, twice, err));
+        if (memcmp(twice, rows, (size_t)(sorted->n * C) * sizeof *rows) != 0)
             GR_TRY(gr_fail(err, GRAFT_BAD_INPUT,
                            "%s: tensors %s and %s differ, and this base's head is its embedding: is this the adapter's base model?",
                            again->file, found[i]->name, again->name));
@@ -199,5 +200,6 @@ graft_status gr_peft_rows_load(gr_adapter *a, const gr_peft_config *c, const gr_
 done:
     free(staging);
     free(rows);
+    free(twice);
     return st;
 }

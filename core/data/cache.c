@@ -25,7 +25,8 @@ static graft_status add_source(gr_str *text, const gr_data_source *source, const
     for (int64_t i = 0; i < n_files; i++) {
         gr_str_printf(text, "%s %016llx%016llx %lld %s\n", i ? "and" : "source", (unsigned long long)sums[i].high,
                       (unsigned long long)sums[i].low, (long long)source->limit, source->format ? source->format : "auto");
-        if (gr_raw_is_named(files[i])) gr_str_puts(text, "named as text\n");
+        const char *ending = gr_data_ending(files[i]);
+        if (ending && strcmp(ending, "txt") == 0) gr_str_puts(text, "named as text\n");
     }
     for (int i = 0; i < source->n_columns; i++)
         gr_str_printf(text, "column %s %s\n", source->columns[i].name, source->columns[i].column);

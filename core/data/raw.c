@@ -1,6 +1,5 @@
 /* raw.c - files that are text and nothing else: the whole a document, or one a paragraph or a line. */
 #include <string.h>
-#include <strings.h>
 
 #include "core/data/reader.h"
 #include "core/text/utf8.h"
@@ -8,12 +7,6 @@
 enum { PIECE_BYTES = 1 << 20 }; /* of a document that are tokenised as one text */
 
 static bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
-
-bool gr_raw_is_named(const char *path) {
-    int64_t n = (int64_t)strlen(path);
-    if (gr_ends_with(path, ".gz")) n -= 3;
-    return n > 4 && strncasecmp(path + n - 4, ".txt", 4) == 0;
-}
 
 /* A document in pieces: each ends behind a line whose next one begins with a letter, so that no pre-tokenizer sees the seam. */
 static graft_status index_document(gr_reader *r, int64_t at, graft_error *err) {

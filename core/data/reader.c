@@ -168,13 +168,27 @@ done:
     return st;
 }
 
+const char *gr_data_ending(const char *name) {
+    static const char *const endings[] = {"jsonl", "json", "csv", "tsv", "txt"};
+    size_t n = strlen(name);
+    if (n > 3 && strcasecmp(name + n - 3, ".gz") == 0) n -= 3;
+    for (int i = 0; i < GR_LEN(endings); i++) {
+        size_t len = strlen(endings[i]);
+        if (n > len + 1 && name[n - len - 1] == '.' && strncasecmp(name + n - len, endings[i], len) == 0) return endings[i];
+    }
+    return NULL;
+}
+
+static bool has_ending(const char *path, const char *ending) {
+    const char *found = gr_data_ending(path);
+    return found && strcmp(found, ending) == 0;
+}
+
 /* Whether the file is CSV, by its name or because its first line is a list of columns that a form has; sets its delimiter. */
 static bool find_csv(gr_reader *r, int64_t at) {
-    const char *text = (const char *)r->map.data + at, *end = strrchr(r->path, '.');
+    const char *text = (const char *)r->map.data + at;
     int64_t n = r->map.size - at, size, known = 0;
-    int len = (int)strlen(r->path);
-    if (end && !strcasecmp(end, ".gz")) len -= 3;
-    bool csv = len > 4 && !strncasecmp(r->path + len - 4, ".csv", 4), tsv = len > 4 && !strncasecmp(r->path + len - 4, ".tsv", 4);
+    bool csv = has_ending(r->path, "csv"), tsv = has_ending(r->path, "tsv");
     gr_csv_record names = {0};
     r->delimiter = tsv ? '\t' : gr_csv_delimiter(text, n);
     if (!csv && !tsv && !gr_csv_read(&names, text, n, r->delimiter, &size) && names.n > 1)
@@ -351,17 +365,6 @@ graft_status gr_source_file(char **file, const char *path, graft_error *err) {
     return gr_fail(err, GRAFT_BAD_INPUT, "%s: no such file", path);
 }
 
-/* .jsonl, .json, .csv, .tsv or .txt, also packed. */
-static bool is_data_file(const char *name) {
-    static const char *const endings[] = {".jsonl", ".json", ".csv", ".tsv", ".txt"};
-    size_t n = strlen(name) - (gr_ends_with(name, ".gz") ? 3 : 0);
-    for (int i = 0; i < GR_LEN(endings); i++) {
-        size_t len = strlen(endings[i]);
-        if (name[0] != '.' && n > len && strncasecmp(name + n - len, endings[i], len) == 0) return true;
-    }
-    return false;
-}
-
 static int by_path(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
 typedef struct file_list {
@@ -378,7 +381,7 @@ static graft_status list_folder(file_list *l, const char *folder, int depth, gra
     while (st == GRAFT_OK && (e = readdir(d))) {
         char *path = e->d_name[0] == '.' ? NULL : gr_path_join(folder, e->d_name);
         if (!path) continue;
-        bool inner = gr_is_dir(path), taken = !inner && is_data_file(e->d_name);
+        bool inner = gr_is_dir(path), taken = !inner && gr_data_ending(e->d_name);
         if (inner && depth < DEEPEST) st = list_folder(l, path, depth + 1, err);
         else if (inner) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: more than %d folders deep: a link that leads back?", path, DEEPEST);
         if (taken && !gr_grow(&l->files, &l->capacity, l->n + 1, sizeof *l->files)) st = gr_fail_memory(err, folder), taken = false;
@@ -440,7 +443,7 @@ static gr_raw raw_form(gr_reader *r, const char *format) {
     const char *text = (const char *)r->map.data;
     int64_t at = 0;
     if (format && strcmp(format, "auto") != 0) return gr_form_raw(format);
-    if (!gr_raw_is_named(r->path)) return GR_RAW_NONE;
+    if (!has_ending(r->path, "txt")) return GR_RAW_NONE;
     while (at < r->map.size && is_space(text[at])) at++;
     if (at < r->map.size && text[at] == '[')
         for (at++; at < r->map.size && is_space(text[at]);) at++;

@@ -56,6 +56,8 @@ struct gr_reader {
     gr_sample sample; /* of gr_reader_next */
 };
 
+/* The ending of a data file's name, which may have .gz behind it: "jsonl", "json", "csv", "tsv" or "txt", in any case; else NULL. */
+const char *gr_data_ending(const char *name);
 /* The file behind a source's path: the path itself or, for a folder, its train.jsonl. Owned. */
 graft_status gr_source_file(char **file, const char *path, graft_error *err);
 /* The files behind a source's path: that one or, where `many`, of a folder without train.jsonl all that have a data file's name,
@@ -71,7 +73,6 @@ graft_status gr_reader_add_span(gr_reader *r, int64_t start, int64_t end, int64_
 
 /* ---- raw.c ---- */
 
-bool gr_raw_is_named(const char *path); /* .txt, also packed */
 graft_status gr_raw_index(gr_reader *r, int64_t limit, graft_error *err);
 graft_status gr_raw_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
 

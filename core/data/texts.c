@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
 #include "core/base/log.h"
 #include "core/data/content.h"
@@ -25,14 +24,8 @@ typedef struct reading {
 } reading;
 
 static bool has_samples(const char *path) {
-    static const char *const ends[] = {".json", ".jsonl", ".csv", ".tsv"};
-    size_t n = strlen(path);
-    if (n > 3 && strcasecmp(path + n - 3, ".gz") == 0) n -= 3;
-    for (int i = 0; i < GR_LEN(ends); i++) {
-        size_t len = strlen(ends[i]);
-        if (n > len && strncasecmp(path + n - len, ends[i], len) == 0) return true;
-    }
-    return false;
+    const char *ending = gr_data_ending(path);
+    return ending && strcmp(ending, "txt") != 0;
 }
 
 /* ---- raw text ---- */

@@ -53,6 +53,18 @@ static void put_settings(gr_str *s, const model_settings *m) {
     gr_str_release(&part);
 }
 
+/* The bytes of a vocabulary: the model's, or the text of root. */
+static graft_status take_bytes(gr_vocab *v, gr_str *model, const json_t *root, graft_error *err) {
+    if (v->spm) {
+        v->n = model->len;
+        v->bytes = gr_str_take(model);
+    } else {
+        v->bytes = root ? json_dumps(root, JSON_COMPACT) : NULL;
+        v->n = v->bytes ? (int64_t)strlen(v->bytes) : 0;
+    }
+    return v->bytes ? GRAFT_OK : gr_fail_memory(err, "vocabulary");
+}
+
 /* ---- from nothing ---- */
 
 static graft_status check_special(const gr_vocab_start *o, graft_error *err) {
@@ -127,16 +139,9 @@ graft_status gr_vocab_start_new(gr_vocab *v, const gr_vocab_start *o, graft_erro
     json_t *root = NULL;
     *v = (gr_vocab){.owned = true, .spm = o->spm};
     GR_TRY(check_special(o, err));
-    if (o->spm) {
-        start_model(&model, o);
-        v->n = model.len;
-        v->bytes = gr_str_take(&model);
-    } else {
-        root = start_json(o);
-        v->bytes = root ? json_dumps(root, JSON_COMPACT) : NULL;
-        v->n = v->bytes ? (int64_t)strlen(v->bytes) : 0;
-    }
-    if (!v->bytes) GR_TRY(gr_fail_memory(err, "vocabulary"));
+    if (o->spm) start_model(&model, o);
+    else root = start_json(o);
+    GR_TRY(take_bytes(v, &model, root, err));
     GR_TRY(o->spm ? gr_tokenizer_parse_spm(&v->tokenizer, v->bytes, v->n, "the vocabulary", err)
                   : gr_tokenizer_parse_json(&v->tokenizer, v->bytes, v->n, "the vocabulary", err));
 done:
@@ -205,16 +210,8 @@ graft_status gr_vocab_of(gr_vocab *v, gr_tokenizer *t, graft_error *err) {
     GR_TRY(gr_vocab_check_ids(t, err));
     GR_TRY(read_own(t, v->spm ? "tokenizer.model" : "tokenizer.json", &v->bytes, &v->n, err));
     if (v->bytes) goto done;
-    if (v->spm) {
-        GR_TRY(make_model(t, &model, err));
-        v->n = model.len;
-        v->bytes = gr_str_take(&model);
-    } else {
-        GR_TRY(gr_tokenizer_to_json(t, &root, err));
-        v->bytes = json_dumps(root, JSON_COMPACT);
-        v->n = v->bytes ? (int64_t)strlen(v->bytes) : 0;
-    }
-    if (!v->bytes) GR_TRY(gr_fail_memory(err, "vocabulary"));
+    GR_TRY(v->spm ? make_model(t, &model, err) : gr_tokenizer_to_json(t, &root, err));
+    GR_TRY(take_bytes(v, &model, root, err));
 done:
     json_decref(root);
     gr_str_release(&model);

@@ -52,6 +52,11 @@ close() { # close FILE FILE TOLERANCE
 check "init from a folder with a tokenizer" "$GRAFT" init --config "$TINY" --out base --seed 3
 check "the same seed gives the same model" "$GRAFT" init --config "$TINY" --out again --seed 3 --threads 1
 check "byte for byte" same base/model.safetensors again/model.safetensors
+cp "$SOURCE/tests/golden/vocab/sp.model" v.model
+refused "a vocabulary alone is no tokenizer" 2 "v.model: a vocabulary alone; expected a folder that has it as tokenizer.model" \
+    "$GRAFT" init --config "$TINY/config.json" --tokenizer v.model --out no
+refused "nor is a file of a folder" 2 "tokenizer.json: name its folder: $TINY" \
+    "$GRAFT" init --config "$TINY/config.json" --tokenizer "$TINY/tokenizer.json" --out no
 check "another seed" "$GRAFT" init --config "$TINY" --out other --seed 4
 check "gives another" differ base/model.safetensors other/model.safetensors
 check "as JSON, for a GGUF" bash -c \

@@ -12,6 +12,7 @@
 
 #include "core/base/file.h"
 #include "core/data/dataset.h"
+#include "core/data/reader.h"
 
 static char folder[64]; /* of this run's files */
 
@@ -398,6 +399,22 @@ static void test_encodings(void **state) {
     gr_str_release(&got);
 }
 
+/* One rule for all who ask: in any case, before .gz, and only behind a dot and a name. */
+static void test_endings(void **state) {
+    static const struct {
+        const char *name, *ending;
+    } cases[] = {
+        {"a.jsonl", "jsonl"}, {"a.json", "json"}, {"b/a.CSV", "csv"}, {"a.tsv.gz", "tsv"}, {"a.TXT.GZ", "txt"}, {"a.b.Txt", "txt"},
+        {"a.gz", NULL},       {"atxt", NULL},     {".txt", NULL},     {"a.txt.xz", NULL},  {"a.md", NULL},      {"", NULL},
+    };
+    (void)state;
+    for (int i = 0; i < GR_LEN(cases); i++) {
+        const char *found = gr_data_ending(cases[i].name);
+        if (!cases[i].ending != !found || (found && strcmp(found, cases[i].ending) != 0))
+            fail_msg("%s: found %s", cases[i].name, found ? found : "none");
+    }
+}
+
 static void test_csv(void **state) {
     static const struct {
         const char *name, *text, *expected;
@@ -575,9 +592,16 @@ static void test_shared_files(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),       cmocka_unit_test(test_messages),  cmocka_unit_test(test_refused_fields),
-        cmocka_unit_test(test_hostile_files), cmocka_unit_test(test_encodings), cmocka_unit_test(test_csv),
-        cmocka_unit_test(test_gzip),          cmocka_unit_test(test_hints),     cmocka_unit_test(test_source_options),
+        cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_refused_fields),
+        cmocka_unit_test(test_hostile_files),
+        cmocka_unit_test(test_encodings),
+        cmocka_unit_test(test_endings),
+        cmocka_unit_test(test_csv),
+        cmocka_unit_test(test_gzip),
+        cmocka_unit_test(test_hints),
+        cmocka_unit_test(test_source_options),
         cmocka_unit_test(test_shared_files),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

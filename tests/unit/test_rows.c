@@ -333,11 +333,88 @@ static void hostile_files_are_refused(void **state) {
     for (int i = 0; i < GR_LEN(files); i++) check_config(files[i].name, files[i].config, files[i].part);
 }
 
+enum { TIED = 6 }; /* tokens of the case lora-tied */
+
+typedef struct two_lists {
+    const gr_tensor *tensors;
+    const gr_tensor *embed;
+    const int *order; /* row k of the head is this row of the embedding */
+} two_lists;
+
+static graft_status produce(void *context, int64_t i, void *dst, graft_error *e) {
+    const two_lists *x = context;
+    const gr_tensor *t = &x->tensors[i];
+    size_t row = t->n_bytes / TIED;
+    (void)e;
+    if (t->data) memcpy(dst, t->data, t->n_bytes);
+    else
+        for (int k = 0; k < TIED; k++)
+            memcpy((char *)dst + (size_t)k * row, (const char *)x->embed->data + (size_t)x->order[k] * row, row);
+    return GRAFT_OK;
+}
+
+/* A tied head whose tokens stand in another order than the embedding's, in the configuration as in the tensor: the same rows. */
+static void tied_lists_are_sets(void **state) {
+    static const char name[] = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+                      head_name[] = "base_model.model.lm_head.token_adapter.trainable_tokens_delta",
+                      format[] = LORA "\"trainable_token_indices\": {\"embed_tokens\": [104, 2, 7, 8, 63, 300], \"lm_head\": %s}}";
+    static const struct {
+        const char *list;
+        int order[TIED];
+        const char *message; /* NULL: good */
+    } ways[] = {
+        {"[104, 2, 7, 8, 63, 300]", {0, 1, 2, 3, 4, 5}, NULL},
+        {"[300, 63, 8, 7, 2, 104]", {5, 4, 3, 2, 1, 0}, NULL},
+        {"[2, 104, 7, 8, 63, 300]", {1, 0, 2, 3, 4, 5}, NULL},
+        {"[2, 104, 7, 8, 63, 300]", {0, 1, 2, 3, 4, 5}, "differ"},
+        {"[104, 2, 7, 8, 63, 301]", {0, 1, 2, 3, 4, 5}, "rows of other tokens"},
+    };
+    (void)state;
+    golden g = open_golden("lora-tied");
+    gr_model *m = open_model(g.model);
+    gr_safetensors *s;
+    gr_adapter *a, *b;
+    gr_tensor tensors[64];
+    assert_ok(gr_safetensors_open(&s, g.folder, &err));
+    int64_t n = gr_safetensors_count(s);
+    assert_true(n < GR_LEN(tensors));
+    for (int64_t i = 0; i < n; i++) tensors[i] = *gr_safetensors_get(s, i);
+    const gr_tensor *embed = gr_safetensors_find(s, name);
+    assert_non_null(embed);
+    tensors[n] = *embed, tensors[n].name = head_name, tensors[n].data = NULL;
+    assert_ok(gr_adapter_load(&a, g.folder, m, false, &err));
+    int64_t of_rows = a->params->items[a->rows[GR_ROWS_EMBED]].n;
+    float *x = calloc((size_t)of_rows, sizeof *x), *y = calloc((size_t)of_rows, sizeof *y);
+    gr_params_read(a->params, GR_PARAMS_VALUE, a->rows[GR_ROWS_EMBED], x);
+    assert_ok(gr_make_dirs(at("sets"), &err));
+    for (int i = 0; i < GR_LEN(ways); i++) {
+        char *config = gr_format(format, ways[i].list);
+        assert_ok(gr_file_write(at("sets/adapter_config.json"), config, (int64_t)strlen(config), &err));
+        free(config);
+        two_lists write = {tensors, embed, ways[i].order};
+        assert_ok(gr_safetensors_write(at("sets/adapter_model.safetensors"), tensors, n + 1, produce, &write, &err));
+        if (ways[i].message) {
+            assert_error(gr_adapter_load(&b, at("sets"), m, false, &err), GRAFT_BAD_INPUT, ways[i].message);
+            continue;
+        }
+        assert_ok(gr_adapter_load(&b, at("sets"), m, false, &err));
+        gr_params_read(b->params, GR_PARAMS_VALUE, b->rows[GR_ROWS_EMBED], y);
+        assert_memory_equal(x, y, (size_t)of_rows * sizeof *x);
+        gr_adapter_free(b);
+    }
+    free(x), free(y);
+    gr_adapter_free(a);
+    gr_safetensors_close(s);
+    gr_model_free(m);
+    close_golden(&g);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(peft_computes_the_same),    cmocka_unit_test(files_come_back), cmocka_unit_test(rows_are_merged),
-        cmocka_unit_test(rows_begin_as_the_bases),   cmocka_unit_test(rows_are_copied), cmocka_unit_test(what_cannot_be_is_refused),
-        cmocka_unit_test(hostile_files_are_refused),
+        cmocka_unit_test(peft_computes_the_same),    cmocka_unit_test(files_come_back),
+        cmocka_unit_test(rows_are_merged),           cmocka_unit_test(rows_begin_as_the_bases),
+        cmocka_unit_test(rows_are_copied),           cmocka_unit_test(what_cannot_be_is_refused),
+        cmocka_unit_test(hostile_files_are_refused), cmocka_unit_test(tied_lists_are_sets),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
