@@ -56,7 +56,7 @@ struct gr_reader {
     gr_sample sample; /* of gr_reader_next */
 };
 
-/* The ending of a data file's name, which may have .gz behind it: "jsonl", "json", "csv", "tsv" or "txt", in any case; else NULL. */
+/* The ending of a data file's name, perhaps with .gz behind it: "jsonl", "json", "csv", "tsv" or "txt", in any case; else NULL. */
 const char *gr_data_ending(const char *name);
 /* The file behind a source's path: the path itself or, for a folder, its train.jsonl. Owned. */
 graft_status gr_source_file(char **file, const char *path, graft_error *err);
