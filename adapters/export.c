@@ -1,7 +1,9 @@
 /* What the formats share: a source's tensors as a file lists them, and their values rounded to its types. */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "adapters/impl.h"
+#include "core/base/file.h"
 #include "kernels/threads.h"
 
 /* Rows of a chunk on their way into the file, one at a time. */
@@ -64,4 +66,43 @@ graft_status gr_export_tensors(gr_tensor **out, const gr_export *x, gr_dtype_rul
     }
     *out = list;
     return GRAFT_OK;
+}
+
+/* ---- to its place ---- */
+
+static graft_status write_folder(const gr_export *x, bool overwrite, const char *out_path, gr_export_proof *proof, void *context,
+                                 graft_error *err) {
+    graft_status st;
+    char *tmp = NULL;
+    GR_TRY(gr_dir_begin(&tmp, out_path, overwrite, err));
+    GR_TRY(gr_export_hf(x, tmp, err));
+    GR_TRY(proof(context, x, tmp, err));
+    GR_TRY(gr_dir_commit(tmp, out_path, overwrite, err));
+done:
+    if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
+    free(tmp);
+    return st;
+}
+
+static graft_status write_file(const gr_export *x, bool overwrite, const char *out_path, gr_export_proof *proof, void *context,
+                               graft_error *err) {
+    graft_status st;
+    char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
+    if (!tmp) return gr_fail_memory(err, out_path);
+    if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
+    if (gr_exists(out_path) && !overwrite)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));
+    GR_TRY(gr_export_gguf(x, tmp, err));
+    GR_TRY(proof(context, x, tmp, err));
+    if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
+done:
+    if (st != GRAFT_OK) gr_remove_all(tmp);
+    free(tmp);
+    return st;
+}
+
+graft_status gr_export_write(const gr_export *x, gr_model_format format, bool overwrite, const char *out_path,
+                             gr_export_proof *proof, void *context, graft_error *err) {
+    return format == GR_FORMAT_HF ? write_folder(x, overwrite, out_path, proof, context, err)
+                                  : write_file(x, overwrite, out_path, proof, context, err);
 }

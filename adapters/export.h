@@ -37,6 +37,12 @@ typedef struct gr_export {
 graft_status gr_export_hf(const gr_export *x, const char *folder, graft_error *err);
 graft_status gr_export_gguf(const gr_export *x, const char *path, graft_error *err);
 
+/* The same to out_path, under another name until proof, which gets context, has looked at what was written. BAD_USAGE: something
+ * lies there and it is not to be replaced, or a folder where a GGUF goes. */
+typedef graft_status gr_export_proof(void *context, const gr_export *x, const char *path, graft_error *err);
+graft_status gr_export_write(const gr_export *x, gr_model_format format, bool overwrite, const char *out_path,
+                             gr_export_proof *proof, void *context, graft_error *err);
+
 /* The read-back: the configuration of `written`, opened from path, is x's, and rows of every tensor are the source's within what
  * their type rounds away. FAILED, naming what is wrong, when they are not. */
 graft_status gr_export_check(const gr_export *x, const gr_weights *written, const char *path, graft_error *err);

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include "adapters/impl.h"
@@ -150,41 +149,15 @@ static graft_status join_tokenizer(init_job *j, const gr_tokenizer *t, graft_err
 
 /* ---- writing ---- */
 
-static graft_status read_back(const gr_export *x, const char *path, graft_error *err) {
+static graft_status read_back(void *context, const gr_export *x, const char *path, graft_error *err) {
     gr_weights *back = NULL;
+    (void)context;
     gr_log_mute(true);
     graft_status st = gr_weights_open(&back, path, err);
     gr_log_mute(false);
     if (st != GRAFT_OK) return gr_fail_context(err, GRAFT_FAILED, "reading back what was written");
     st = gr_export_check(x, back, path, err);
     gr_weights_close(back);
-    return st;
-}
-
-static graft_status write_folder(const gr_export *x, bool overwrite, const char *out_path, graft_error *err) {
-    graft_status st;
-    char *tmp = NULL;
-    GR_TRY(gr_dir_begin(&tmp, out_path, overwrite, err));
-    GR_TRY(gr_export_hf(x, tmp, err));
-    GR_TRY(read_back(x, tmp, err));
-    GR_TRY(gr_dir_commit(tmp, out_path, overwrite, err));
-done:
-    if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
-    free(tmp);
-    return st;
-}
-
-/* Under another name until it has been read back. */
-static graft_status write_file(const gr_export *x, const char *out_path, graft_error *err) {
-    graft_status st;
-    char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
-    if (!tmp) return gr_fail_memory(err, out_path);
-    GR_TRY(gr_export_gguf(x, tmp, err));
-    GR_TRY(read_back(x, tmp, err));
-    if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
-done:
-    if (st != GRAFT_OK) gr_remove_all(tmp);
-    free(tmp);
     return st;
 }
 
@@ -230,7 +203,7 @@ graft_status gr_init_model(const gr_init_options *o, const char *out_path, gr_th
     const char *slash = strrchr(out_path, '/');
     x.name = slash ? slash + 1 : out_path;
     gr_progress_start(&j.progress, "init", n);
-    GR_TRY(o->format == GR_FORMAT_HF ? write_folder(&x, o->overwrite, out_path, err) : write_file(&x, out_path, err));
+    GR_TRY(gr_export_write(&x, o->format, o->overwrite, out_path, read_back, NULL, err));
     if (report) describe(report, &j, &x);
 done:
     gr_progress_end(&j.progress);

@@ -4,7 +4,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "adapters/impl.h"
 #include "core/base/file.h"
@@ -203,42 +202,19 @@ done:
     return st;
 }
 
-static graft_status write_folder(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
-                                 graft_error *err) {
-    graft_status st;
-    char *tmp = NULL;
-    GR_TRY(gr_dir_begin(&tmp, out_path, overwrite, err));
-    GR_TRY(gr_export_hf(x, tmp, err));
-    GR_TRY(gr_merge_probe(x, m, tmp, report, err));
-    GR_TRY(gr_dir_commit(tmp, out_path, overwrite, err));
-done:
-    if (tmp && st != GRAFT_OK) gr_remove_all(tmp);
-    free(tmp);
-    return st;
-}
+typedef struct probing {
+    gr_model *m;
+    gr_merge_report *report;
+} probing;
 
-/* Under another name until it has been probed. */
-static graft_status write_file(const gr_export *x, gr_model *m, bool overwrite, const char *out_path, gr_merge_report *report,
-                               graft_error *err) {
-    graft_status st;
-    char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
-    if (!tmp) return gr_fail_memory(err, out_path);
-    if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
-    if (gr_exists(out_path) && !overwrite)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));
-    GR_TRY(gr_export_gguf(x, tmp, err));
-    GR_TRY(gr_merge_probe(x, m, tmp, report, err));
-    if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
-done:
-    if (st != GRAFT_OK) gr_remove_all(tmp);
-    free(tmp);
-    return st;
+static graft_status probe(void *context, const gr_export *x, const char *path, graft_error *err) {
+    const probing *p = context;
+    return gr_merge_probe(x, p->m, path, p->report, err);
 }
 
 graft_status gr_write_model(const gr_export *x, gr_model *m, const gr_merge_options *o, const char *out_path,
                             gr_merge_report *report, graft_error *err) {
-    return o->format == GR_FORMAT_HF ? write_folder(x, m, o->overwrite, out_path, report, err)
-                                     : write_file(x, m, o->overwrite, out_path, report, err);
+    return gr_export_write(x, o->format, o->overwrite, out_path, probe, &(probing){m, report}, err);
 }
 
 graft_status gr_merge(const gr_merge_parts *parts, const gr_merge_options *o, const char *out_path, gr_merge_report *report,
