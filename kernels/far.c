@@ -328,6 +328,10 @@ static void check_factors(const far *f, const char *who, const char *argument, c
     check_memory(f, who, argument, x->row), check_memory(f, who, argument, x->col), check_memory(f, who, argument, x->all);
 }
 
+static void check_terms(const far *f, const char *who, const char *argument, const gr_loss_terms *p) {
+    check_memory(f, who, argument, p->scale);
+}
+
 static void check_nothing(const far *f, const char *who, const char *argument, ...) { (void)f, (void)who, (void)argument; }
 
 #define CHECK(x)                                                                                                                   \
@@ -347,6 +351,7 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         const gr_moments8 *: check_moments8,                                                                                       \
         const gr_factors *: check_factors,                                                                                         \
         const gr_dropout *: check_dropout,                                                                                         \
+        const gr_loss_terms *: check_terms,                                                                                        \
         default: check_nothing)(far_, who_, #x, x);
 #define EACH_1(x)                                              CHECK(x)
 #define EACH_2(x, ...)                                         CHECK(x) EACH_1(__VA_ARGS__)

@@ -155,14 +155,17 @@ typedef struct gr_attention {
 } gr_attention;
 
 /* What one step adds up on the device, from which AdamW takes what it needs; the host reads it later. */
+enum { GR_LOSS_SCALE_FIRST = 1 << 16, GR_LOSS_SCALE_MOST = 1 << 24, GR_LOSS_SCALE_STEPS = 2000 }; /* as torch's GradScaler */
 typedef struct gr_step_stats {
     double nll;             /* sum over targets of weight * nll */
-    double squares;         /* of all gradients */
+    double squares;         /* of all gradients; from step_prepare on without the loss scale */
     int64_t bad_row;        /* the first row whose nll is not finite, -1: none */
     int64_t optimizer_step; /* updates made, this one included: AdamW's bias correction */
     float clip;             /* what gradients are multiplied with */
-    int32_t nonfinite;      /* nll or gradients are: nothing is updated */
-    int32_t halt;           /* nothing is updated any more */
+    float loss_scale;   /* what they were made larger by, so that half floats hold them (arXiv 1710.03740); 0: nothing, always */
+    int32_t good_steps; /* in a row at this loss_scale */
+    int32_t nonfinite;  /* nll or gradients are: nothing is updated */
+    int32_t halt;       /* nothing is updated any more */
 } gr_step_stats;
 
 /* Of a gated unit (arXiv 2002.05202). GELU_TANH: x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, torch's approximate="tanh". */
@@ -170,8 +173,9 @@ typedef enum gr_activation { GR_ACTIVATION_SILU, GR_ACTIVATION_GELU_TANH } gr_ac
 
 /* What the loss of a row of logits is made of beside its cross entropy. */
 typedef struct gr_loss_terms {
-    float softcap; /* logits become softcap * tanh(logit / softcap) first (Gemma 2), 0: not */
-    float z_loss;  /* the loss of a row has + z_loss * logsumexp^2 (PaLM, arXiv 2204.02311), 0: not */
+    float softcap;      /* logits become softcap * tanh(logit / softcap) first (Gemma 2), 0: not */
+    float z_loss;       /* the loss of a row has + z_loss * logsumexp^2 (PaLM, arXiv 2204.02311), 0: not */
+    const float *scale; /* device memory: what gradients are multiplied with (gr_step_stats.loss_scale); NULL: 1 */
 } gr_loss_terms;
 
 typedef struct gr_adamw {

@@ -16,16 +16,20 @@ enum { CHECKPOINT_VERSION = 1 };
 typedef struct field {
     const char *name;
     size_t offset;
-    bool is_double;
+    bool is_double, later; /* later: older files lack it, it was 0 */
 } field;
 
 #define FIELD(name, is_double)                                                                                                     \
-    { #name, offsetof(gr_train_state, name), is_double }
+    { #name, offsetof(gr_train_state, name), is_double, false }
+#define LATER(name, is_double)                                                                                                     \
+    { #name, offsetof(gr_train_state, name), is_double, true }
 static const field state_fields[] = {
     FIELD(step, false),
     FIELD(epoch, false),
     FIELD(cursor, false),
     FIELD(optimizer_step, false),
+    LATER(loss_scale, true),
+    LATER(good_steps, false),
     FIELD(num_tokens, false),
     FIELD(num_target_tokens, false),
     FIELD(best_step, false),
@@ -39,9 +43,10 @@ static const field state_fields[] = {
     FIELD(window_grad_norm, true),
 };
 #undef FIELD
+#undef LATER
 
 #define FIELD(name)                                                                                                                \
-    { #name, offsetof(gr_train_identity, name), false }
+    { #name, offsetof(gr_train_identity, name), false, false }
 static const field identity_fields[] = {FIELD(data_key), FIELD(total_steps), FIELD(batch_size), FIELD(seed)};
 #undef FIELD
 
@@ -64,6 +69,7 @@ static graft_status get_fields(gr_h5 *h, const field *fields, int n, void *to, g
     graft_status st = GRAFT_OK;
     for (int i = 0; i < n; i++) {
         char *at = (char *)to + fields[i].offset;
+        if (fields[i].later && !gr_h5_has_attribute(h, fields[i].name)) continue;
         if (fields[i].is_double) GR_TRY(gr_h5_get_double(h, fields[i].name, (double *)(void *)at, err));
         else GR_TRY(gr_h5_get_int(h, fields[i].name, (int64_t *)(void *)at, err));
     }

@@ -10,6 +10,8 @@ typedef struct gr_train_state {
     int64_t step;           /* optimizer steps done */
     int64_t epoch, cursor;  /* epoch from 0; samples of it that are done */
     int64_t optimizer_step; /* updates made (skipped steps make none) */
+    double loss_scale;      /* see gr_step_stats, as the next */
+    int64_t good_steps;
     int64_t num_tokens, num_target_tokens;
     int64_t skipped_in_a_row;
     double best_eval_loss; /* NaN: not evaluated yet */

@@ -83,7 +83,10 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
     gr_device *dev = device_of(l);
     graft_status st = GRAFT_OK;
     step->targets = gr_count_targets(run->train, idx, n);
-    gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1), .z_loss = (float)run->r->train_z_loss, .stats = l->stats};
+    gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1),
+                    .z_loss = (float)run->r->train_z_loss,
+                    .stats = l->stats,
+                    .scaled = run->state.loss_scale > 0};
     dev->ops->step_begin(dev, l->stats);
     zero_gradients(l, 0, run->params.n_grads);
     for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {
@@ -148,6 +151,12 @@ static graft_status settle_one(loop *l, graft_error *err) {
     l->n_queued--;
     dev->download(dev, &sums, l->stats + 1 + step.step % QUEUED_STEPS, sizeof sums, step.done);
     s->optimizer_step = sums.optimizer_step;
+    s->loss_scale = (double)sums.loss_scale, s->good_steps = sums.good_steps;
+    if (sums.nonfinite && s->loss_scale > 0 && isfinite(sums.nll) && !sums.halt) {
+        gr_note("step %lld: gradients beyond half floats, not updated; the loss scale is %g now", (long long)step.step,
+                s->loss_scale);
+        return GRAFT_OK;
+    }
     if (sums.nonfinite) return nonfinite(l, &step, &sums, err);
     s->skipped_in_a_row = 0;
     s->window_loss += sums.nll;
@@ -406,7 +415,17 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     run->hooks.context = &l;
     graft_status st = GRAFT_OK;
     gr_device *dev = device_of(&l);
-    gr_step_stats begun = {.optimizer_step = run->state.optimizer_step};
+    bool halves = run->session.model->compute == GR_DTYPE_F16 && dev->act_type(dev, GR_DTYPE_F16) == GR_DTYPE_F16;
+    if (halves && run->state.loss_scale <= 0) run->state.loss_scale = GR_LOSS_SCALE_FIRST;
+    if (halves && run->params.form.release)
+        return gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "model.dtype fp16 needs a loss scale that is known when all gradients are there, which train.gradient_release "
+            "does not have: use bf16, or no gradient_release");
+    if (!halves) run->state.loss_scale = 0; /* of a run that began where gradients are half floats */
+    gr_step_stats begun = {.optimizer_step = run->state.optimizer_step,
+                           .loss_scale = (float)run->state.loss_scale,
+                           .good_steps = (int32_t)run->state.good_steps};
     l.stats = dev->alloc(dev, (1 + QUEUED_STEPS) * (int64_t)sizeof *l.stats);
     if (!l.stats) return gr_fail_memory(err, "training");
     dev->upload(dev, l.stats, &begun, sizeof begun);

@@ -359,6 +359,11 @@ graft_status gr_h5_put_int(gr_h5 *h, const char *name, int64_t value, graft_erro
     return put_attribute(h, name, H5T_STD_I64LE, &value, err);
 }
 
+bool gr_h5_has_attribute(gr_h5 *h, const char *name) {
+    h5_begin();
+    return H5Aexists(h->file, name) > 0;
+}
+
 graft_status gr_h5_get_int(gr_h5 *h, const char *name, int64_t *value, graft_error *err) {
     h5_begin();
     return get_attribute(h, name, H5T_STD_I64LE, "an integer", value, err);

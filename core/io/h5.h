@@ -25,6 +25,7 @@ graft_status gr_h5_get(gr_h5 *h, const char *name, gr_h5_type type, void *data, 
 /* The byte of the file, opened for reading, at which the elements of a dataset begin: they lie there one after the other. */
 graft_status gr_h5_place(gr_h5 *h, const char *name, gr_h5_type type, int64_t *offset, graft_error *err);
 bool gr_h5_has(gr_h5 *h, const char *name);
+bool gr_h5_has_attribute(gr_h5 *h, const char *name);
 /* Calls visit for each dataset ("/group/name") and then each attribute of the root group, in order of their names; stops at the
  * first status that is not OK and returns it. */
 typedef graft_status gr_h5_visitor(void *context, gr_h5 *h, const char *name, bool is_attribute, graft_error *err);

@@ -362,7 +362,9 @@ static int64_t head_forward(gr_decoder *d, int64_t first, gr_product *p, gr_drop
 static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_device_batch *b = &r->b;
-    const gr_loss_terms terms = {.softcap = d->m->config.head_softcap, .z_loss = loss ? loss->z_loss : 0};
+    const gr_loss_terms terms = {.softcap = d->m->config.head_softcap,
+                                 .z_loss = loss ? loss->z_loss : 0,
+                                 .scale = loss && loss->scaled ? &loss->stats->loss_scale : NULL};
     gr_product p;
     gr_dropout drop;
     if (r->train) d->dev->zero(d->dev, d->dbranch.data, r->n * d->dbranch.ld * gr_dtype_get(d->dbranch.type)->block_bytes);

@@ -49,6 +49,7 @@ typedef struct gr_loss {
     float scale;          /* of the loss: gradients are those of sum over rows of scale * weight * (nll + z_loss * logsumexp^2) */
     float z_loss;         /* see gr_loss_terms; in the gradients alone, not in nll */
     gr_step_stats *stats; /* device memory: nll and bad_row; NULL: not wanted */
+    bool scaled;          /* gradients are those of the loss times stats->loss_scale */
     int64_t first_row;    /* of the batch among the rows of its step, for bad_row */
     float *nll;           /* [n] on the host, as gr_decoder_eval; NULL: not wanted, and nothing is waited for */
 } gr_loss;

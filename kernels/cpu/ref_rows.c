@@ -166,10 +166,11 @@ static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
         for (int64_t j = 1; j < a->C; j++) largest = fmaxf(largest, logits[j]);
         for (int64_t j = 0; j < a->C; j++) sum += exp((double)logits[j] - largest);
         const double lse = log(sum) + largest, pull = 1 + 2 * (double)a->loss->z_loss * lse; /* of a softmax's share */
+        const float w = a->w ? a->w[r] * (a->loss->scale ? *a->loss->scale : 1) : 0;
         a->f32[r] = (float)(lse - logits[a->ids[r]]);
         for (int64_t j = 0; a->w && j < a->C; j++) {
             double x = logits[j], slope = cap > 0 ? 1 - x / cap * (x / cap) : 1;
-            logits[j] = (float)(a->w[r] * (pull * exp(x - largest) / sum - (j == a->ids[r])) * slope);
+            logits[j] = (float)(w * (pull * exp(x - largest) / sum - (j == a->ids[r])) * slope);
         }
     }
 }

@@ -201,13 +201,13 @@ static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {
         double sum = exp_sum(logits, a->C, largest, a->w != NULL && cap == 0), lse = log(sum) + (double)largest;
         a->f32[r] = (float)(lse - (double)target_logit);
         if (!a->w) continue;
+        const float w = a->w[r] * (a->loss->scale ? *a->loss->scale : 1);
         double pull = 1 + 2 * (double)a->loss->z_loss * lse, share = cap > 0 ? (double)target_logit / (double)cap : 0;
-        float scale = (float)(a->w[r] * pull / sum);
+        float scale = (float)(w * pull / sum);
         if (cap > 0) capped_gradient(logits, a->C, largest, scale, cap);
         else EACH_VECTOR(a->C) v_store_n(logits + j, v_mul(v_load_n(logits + j, count), v_set(scale)), count);
         /* softmax - 1 of the target from its logit, rounded once */
-        logits[a->target[r]] =
-            (float)(a->w[r] * (pull * exp((double)target_logit - (double)largest) / sum - 1) * (1 - share * share));
+        logits[a->target[r]] = (float)(w * (pull * exp((double)target_logit - (double)largest) / sum - 1) * (1 - share * share));
     }
 }
 

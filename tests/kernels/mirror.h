@@ -65,6 +65,7 @@ typedef struct mirror {
     gr_trained trained;
     gr_moments8 moments;
     gr_factors factors;
+    gr_loss_terms terms;
 } mirror;
 
 static inline uint32_t mirror_hash(uint32_t x) {
@@ -296,8 +297,13 @@ MIRROR_SCALAR(f32, float)
 MIRROR_SCALAR(f64, double)
 MIRROR_SCALAR(bool, bool)
 MIRROR_SCALAR(activation, gr_activation)
-MIRROR_SCALAR(terms, const gr_loss_terms *)
 MIRROR_SCALAR(adamw, const gr_adamw *)
+static inline const gr_loss_terms *mirror_terms(mirror *m, const gr_loss_terms *p) {
+    m->terms = *p;
+    m->terms.scale = mirror_at(m, p->scale);
+    return &m->terms;
+}
+
 static inline gr_device *mirror_device(mirror *m, const gr_device *d) {
     (void)d;
     return m->real;

@@ -419,7 +419,10 @@ static void call_cross_entropy(call *c) {
     float *nll = numbers(c, 1, 1), *w = numbers(c, 3, 1);
     for (int64_t r = 0; r < c->n; r++)
         for (int64_t j = 0; j < V; j++) gr_f32_row(logits, r)[j] *= 30;
-    const gr_loss_terms terms = {.softcap = c->variant & 2 ? 20 : 0, .z_loss = c->variant & 4 ? 1e-2f : 0};
+    float *scale = buffer(c, 1);
+    *scale = 1024;
+    const gr_loss_terms terms = {
+        .softcap = c->variant & 2 ? 20 : 0, .z_loss = c->variant & 4 ? 1e-2f : 0, .scale = c->variant % 3 ? NULL : scale};
     c->d->ops->cross_entropy(c->d, nll, logits, indices(c, V), c->variant & 1 ? NULL : w, c->n, V, &terms);
     out_numbers(c, nll, 1);
     if (!(c->variant & 1)) out_rows(c, logits, V);
@@ -570,6 +573,25 @@ static void call_step_prepare(call *c) {
     s.nll = 3, s.squares = 16; /* what halted stays so */
     c->d->ops->step_prepare(c->d, &s, 1.0, true);
     assert_true(!s.nonfinite && s.halt && s.optimizer_step == 6);
+    /* a loss scale of 4: a norm of 4 was 16; what overflows halves it, at 1 it is an error; many good steps double it */
+    s = (gr_step_stats){.nll = 3, .squares = 256, .loss_scale = 4, .good_steps = GR_LOSS_SCALE_STEPS - 2};
+    c->d->ops->step_prepare(c->d, &s, 1.0, true);
+    assert_true(s.squares == 16 && s.clip == (float)(1.0 / (4 + 1e-6)) / 4 && s.loss_scale == 4 && s.optimizer_step == 1);
+    s.squares = 256;
+    c->d->ops->step_prepare(c->d, &s, 0, true);
+    assert_true(s.clip == 0.25f && s.loss_scale == 8 && s.good_steps == 0 && s.optimizer_step == 2);
+    for (float scale = 4; scale >= 1; scale /= 2) {
+        s.squares = INFINITY;
+        c->d->ops->step_prepare(c->d, &s, 1.0, true);
+        assert_true(s.nonfinite && !s.halt && s.loss_scale == scale && s.good_steps == 0 && s.optimizer_step == 2);
+    }
+    c->d->ops->step_prepare(c->d, &s, 1.0, true);
+    assert_true(s.nonfinite && s.halt && s.loss_scale == 1);
+    s = (gr_step_stats){.nll = NAN, .squares = 16, .loss_scale = 4};
+    c->d->ops->step_prepare(c->d, &s, 1.0, true);
+    assert_true(s.nonfinite && s.halt);
+    c->d->ops->step_begin(c->d, &s);
+    assert_true(s.loss_scale == 2 && s.good_steps == 0);
 }
 
 static float of_halves(const gr_trained *w, int64_t i) {
