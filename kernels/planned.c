@@ -46,7 +46,7 @@ static int64_t planned_row_stride(gr_device *d, int64_t width, gr_dtype type) {
 
 static int64_t planned_group_bytes(gr_device *d, const gr_group *g) {
     (void)d;
-    return gr_cuda_resident(g) ? gr_cuda_pages(gr_cuda_matrix_bytes(g)) : 0;
+    return gr_cuda_resident(g) ? gr_cuda_pages(gr_cuda_sizes_of(g).bytes) : 0;
 }
 
 static int64_t planned_kv_bytes(gr_device *d, const gr_kv_shape *s) {

@@ -17,17 +17,26 @@ static inline int64_t gr_cuda_pages(int64_t bytes) {
     return bytes < page / 2 ? (bytes + 511) / 512 * 512 : (bytes + page - 1) / page * page;
 }
 
-/* A group's matrix (gr_cuda_form): N + R rows of K + R elements of its compute type, each filled up. */
-static inline int64_t gr_cuda_matrix_bytes(const gr_group *g) {
-    int64_t N = gr_cuda_fill(gr_group_outputs(g)), K = gr_cuda_fill(gr_group_inputs(g)), R = gr_cuda_fill(gr_group_rank(g));
-    return (N + R) * (K + R) * (g->compute == GR_DTYPE_F32 ? 4 : 2);
+/* A group's matrix (gr_cuda_form): N + R rows of K + R elements of its compute type, each filled up; two of the R columns are the
+ * bias, high and low part. Behind it what lies across: R rows of N. */
+typedef struct gr_cuda_sizes {
+    int64_t N, K, R, bytes;
+} gr_cuda_sizes;
+
+static inline gr_cuda_sizes gr_cuda_sizes_of(const gr_group *g) {
+    bool biased = false;
+    for (int i = 0; i < g->n; i++) biased |= g->member[i]->bias != NULL;
+    gr_cuda_sizes s = {gr_cuda_fill(gr_group_outputs(g)), gr_cuda_fill(gr_group_inputs(g)),
+                       gr_cuda_fill(gr_group_rank(g) + (biased ? 2 : 0)), 0};
+    s.bytes = ((s.N + s.R) * (s.K + s.R) + s.R * s.N) * (g->compute == GR_DTYPE_F32 ? 4 : 2);
+    return s;
 }
 
 /* Is the matrix made once, or, of quantised weights that are only read forward, before each product? */
 static inline bool gr_cuda_resident(const gr_group *g) {
     for (int i = 0; i < g->n; i++)
         if (!g->backward && gr_dtype_get(g->member[i]->w.dtype)->block > 1) return false;
-    return true;
+    return g->n > 0;
 }
 
 #endif
