@@ -80,11 +80,14 @@ if [ "$english" ]; then
     printf '%-44s %10s %10s\n' 'bits a character of English' \
         "$(TEMPLATE=none per_character "$english" plain)" "$(TEMPLATE=none per_character "$english" adapted)"
 fi
+newest() { # newest RUN: its last checkpoint
+    find "$1" -maxdepth 1 -name 'checkpoint-*' | sort -V | tail -n 1
+}
 row() { # row TEXT COMMAND...: of both models
     local text=$1 plain adapted
     shift
-    plain=$("$@" plain sft-plain)
-    adapted=$("$@" adapted sft-adapted)
+    plain=$("$@" plain "$(newest sft-plain)")
+    adapted=$("$@" adapted "$(newest sft-adapted)")
     printf '%-44s %10s %10s\n' "$text" "$plain" "$adapted"
 }
 row "bits a character after $seconds s of instructions" per_character alpaca-held.jsonl
