@@ -5,6 +5,8 @@
 
 #include <stdint.h>
 
+#include "kernels/dtype.h"
+
 enum gr_purpose { /* the second half of the key: what the numbers are for */
                   GR_PURPOSE_DROPOUT = 1,
                   GR_PURPOSE_SHUFFLE = 2,
@@ -15,7 +17,8 @@ enum gr_purpose { /* the second half of the key: what the numbers are for */
                   GR_PURPOSE_ROUND = 7   /* rounding of trained values to bfloat16 */
 };
 
-static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t counter_hi, uint64_t counter_lo) {
+GR_HOST_DEVICE static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, uint64_t counter_hi,
+                                            uint64_t counter_lo) {
     uint32_t c0 = (uint32_t)counter_lo, c1 = (uint32_t)(counter_lo >> 32);
     uint32_t c2 = (uint32_t)counter_hi, c3 = (uint32_t)(counter_hi >> 32);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B1u);
@@ -29,14 +32,14 @@ static inline void gr_philox(uint32_t out[4], uint64_t seed, uint32_t purpose, u
 }
 
 /* One 32-bit number; hi and lo are free-form counters. */
-static inline uint32_t gr_random_u32(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
+GR_HOST_DEVICE static inline uint32_t gr_random_u32(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
     uint32_t out[4];
     gr_philox(out, seed, purpose, hi, lo);
     return out[0];
 }
 
 /* Uniform in [0, 1), 24 bits. */
-static inline float gr_random_uniform(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
+GR_HOST_DEVICE static inline float gr_random_uniform(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
     return (float)(gr_random_u32(seed, purpose, hi, lo) >> 8) * (1.0f / 16777216.0f);
 }
 

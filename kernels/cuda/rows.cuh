@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/philox.h"
 
 /* gr_rows as a kernel takes it. wide: every piece of 8 columns that starts at a multiple of 8 is aligned to 16 bytes. The type is
  * the same for all threads, so that branches on it cost nothing where memory is the limit. data NULL: absent. */
@@ -89,6 +90,40 @@ static __device__ __forceinline__ void gr_store8(const gr_view &x, int64_t row, 
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (col + i < C) gr_store(x, row, col + i, v[i]);
+}
+
+/* Where piece i of 8 columns lies, of rows of `pieces` each. */
+struct gr_place {
+    int64_t row, col;
+};
+
+static __device__ __forceinline__ gr_place gr_place_of(int64_t i, int64_t pieces) {
+    int64_t row = i / pieces;
+    return gr_place{row, (i - row * pieces) * 8};
+}
+
+/* gr_dropout as a kernel takes it. */
+struct gr_mask {
+    uint64_t seed;
+    const uint64_t *row_key;
+    uint32_t site, below; /* words that drop their element */
+    float keep;           /* what the others are multiplied with */
+};
+
+static inline gr_mask gr_mask_of(const gr_dropout *p) {
+    return gr_mask{p->seed, p->row_key, p->site, (uint32_t)((double)p->p * 4294967296.0), 1 / (1 - p->p)};
+}
+
+/* The mask on columns col..col+8 of a row; col a multiple of 8. */
+static __device__ __forceinline__ void gr_drop8(float v[8], const gr_mask &m, int64_t row, int64_t col) {
+    uint64_t key = m.row_key[row], at = (uint64_t)m.site << 32 | (uint64_t)(col / 4);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        uint32_t word[4];
+        gr_philox(word, m.seed, GR_PURPOSE_DROPOUT, key, at + (uint64_t)half);
+#pragma unroll
+        for (int i = 0; i < 4; i++) v[4 * half + i] = word[i] >= m.below ? v[4 * half + i] * m.keep : 0.0f;
+    }
 }
 
 /* Sum over the lanes of a warp: a tree of one shape, the same in all lanes. All 32 lanes take part. */
