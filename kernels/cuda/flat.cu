@@ -9,17 +9,24 @@
 
 enum { THREADS = 256 };
 
+/* Two pieces under way together. */
+static __device__ __forceinline__ void load_two(float a[8], const gr_view &x, float b[8], const gr_view &y, gr_place at,
+                                                int64_t C) {
+    gr_raw8 of_x = gr_fetch8(x, at.row, at.col, C), of_y = gr_fetch8(y, at.row, at.col, C);
+    gr_take8(a, of_x, x.type), gr_take8(b, of_y, y.type);
+}
+
 static __device__ __forceinline__ int64_t my_number() { return (int64_t)blockIdx.x * THREADS + threadIdx.x; }
-static inline int64_t pieces_of(int64_t C) { return (C + 7) / 8; }
+static __host__ __device__ inline int64_t pieces_of(int64_t C) { return (C + 7) / 8; }
 
 /* ---- sums of rows, dropout, caps ---- */
 
 static __global__ void add_pieces(gr_view x, gr_view y, int64_t n, int64_t C) {
-    int64_t pieces = (C + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(C), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float a[8], b[8];
-    gr_load8(a, x, at.row, at.col, C), gr_load8(b, y, at.row, at.col, C);
+    load_two(a, x, b, y, at, C);
 #pragma unroll
     for (int j = 0; j < 8; j++) a[j] += b[j];
     gr_store8(x, at.row, at.col, C, a);
@@ -30,12 +37,12 @@ void gr_add_cuda(gr_device *d, gr_rows x, gr_rows y, int64_t n, int64_t C) {
 }
 
 static __global__ void dropout_pieces(gr_view out, gr_view x, gr_mask mask, int64_t n, int64_t C, bool accumulate) {
-    int64_t pieces = (C + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(C), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float v[8], sum[8];
-    gr_load8(v, x, at.row, at.col, C);
-    if (accumulate) gr_load8(sum, out, at.row, at.col, C);
+    gr_raw8 raw = gr_fetch8(x, at.row, at.col, C), before = gr_fetch8(out, at.row, at.col, accumulate ? C : 0);
+    gr_take8(v, raw, x.type), gr_take8(sum, before, out.type);
     gr_drop8(v, mask, at.row, at.col);
 #pragma unroll
     for (int j = 0; j < 8; j++)
@@ -49,7 +56,7 @@ void gr_dropout_cuda(gr_device *d, gr_rows out, gr_rows x, int64_t n, int64_t C,
 }
 
 static __global__ void softcap_pieces(gr_view x, int64_t n, int64_t C, float cap) {
-    int64_t pieces = (C + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(C), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float v[8];
@@ -68,13 +75,14 @@ void gr_softcap_cuda(gr_device *d, gr_rows x, int64_t n, int64_t C, float cap) {
 /* A thread turns 8 pairs of a head. */
 static __global__ void rope_pieces(gr_view x, const int32_t *pos, gr_view table, int64_t n, int64_t n_heads, int64_t D,
                                    float sign) {
-    int64_t half = D / 2, pieces = (half + 7) / 8, i = my_number();
+    int64_t half = D / 2, pieces = pieces_of(half), i = my_number();
     if (i >= n * n_heads * pieces) return;
     gr_place in_head = gr_place_of(i, pieces);
     int64_t row = in_head.row / n_heads, head = (in_head.row - row * n_heads) * D, col = in_head.col, p = pos[row];
     float u[8], v[8], c[8], s[8], turned[8];
-    gr_load8(u, x, row, head + col, head + half), gr_load8(v, x, row, head + half + col, head + D);
+    gr_raw8 first = gr_fetch8(x, row, head + col, head + half), second = gr_fetch8(x, row, head + half + col, head + D);
     gr_load8(c, table, p, col, half), gr_load8(s, table, p, half + col, D);
+    gr_take8(u, first, x.type), gr_take8(v, second, x.type);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         s[j] *= sign;
@@ -105,11 +113,11 @@ static __device__ __forceinline__ float gate_of(bool gelu, float x, float *slope
 static __device__ __forceinline__ float sigmoid_of(float z) { return __fdividef(1.0f, 1.0f + __expf(-z)); }
 
 static __global__ void glu_pieces(gr_view out, gr_view gate, gr_view up, int64_t n, int64_t F, bool gelu) {
-    int64_t pieces = (F + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(F), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float g[8], u[8], slope;
-    gr_load8(g, gate, at.row, at.col, F), gr_load8(u, up, at.row, at.col, F);
+    load_two(g, gate, u, up, at, F);
 #pragma unroll
     for (int j = 0; j < 8; j++) g[j] = g[j] * sigmoid_of(gate_of(gelu, g[j], &slope)) * u[j];
     gr_store8(out, at.row, at.col, F, g);
@@ -122,11 +130,13 @@ void gr_glu_forward_cuda(gr_device *d, gr_rows out, gr_rows gu, int64_t n, int64
 
 static __global__ void glu_backward_pieces(gr_view dgate, gr_view dup, gr_view dout, gr_view gate, gr_view up, int64_t n, int64_t F,
                                            bool gelu) {
-    int64_t pieces = (F + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(F), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float g[8], u[8], dy[8];
-    gr_load8(g, gate, at.row, at.col, F), gr_load8(u, up, at.row, at.col, F), gr_load8(dy, dout, at.row, at.col, F);
+    gr_raw8 raw = gr_fetch8(dout, at.row, at.col, F);
+    load_two(g, gate, u, up, at, F);
+    gr_take8(dy, raw, dout.type);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         float slope, s = sigmoid_of(gate_of(gelu, g[j], &slope)), dg = dy[j] * u[j] * s * (1 + g[j] * slope * (1 - s));
@@ -146,7 +156,7 @@ void gr_glu_backward_cuda(gr_device *d, gr_rows dgu, gr_rows dout, gr_rows gu, i
 
 /* Row to[r] = row from[r], or r itself where there is no list. */
 static __global__ void copy_pieces(gr_view out, const int32_t *to, gr_view x, const int32_t *from, int64_t n, int64_t C) {
-    int64_t pieces = (C + 7) / 8, i = my_number();
+    int64_t pieces = pieces_of(C), i = my_number();
     if (i >= n * pieces) return;
     gr_place at = gr_place_of(i, pieces);
     float v[8];

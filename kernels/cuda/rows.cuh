@@ -38,31 +38,61 @@ static __device__ __forceinline__ void gr_store(const gr_view &x, int64_t row, i
     else ((__half *)x.data)[at] = __float2half_rn(value);
 }
 
-/* v = columns col..col+8 of a row (col a multiple of 8); those from C on are not read and become 0. */
-static __device__ __forceinline__ void gr_load8(float v[8], const gr_view &x, int64_t row, int64_t col, int64_t C) {
+/* 8 columns as they are in memory: low alone where they have 16 bits. A kernel that reads several pieces fetches all of them before
+ * it takes one, so that they are under way together. */
+struct gr_raw8 {
+    uint4 low, high;
+};
+
+/* Columns col..col+8 of a row (col a multiple of 8); those from C on are not read and become 0. */
+static __device__ __forceinline__ gr_raw8 gr_fetch8(const gr_view &x, int64_t row, int64_t col, int64_t C) {
+    int64_t at = row * x.ld + col;
+    gr_raw8 raw = {};
     if (x.wide && col + 8 <= C) {
-        int64_t at = row * x.ld + col;
         if (x.type == GR_DTYPE_F32) {
-            const float4 *p = (const float4 *)((const float *)x.data + at);
-            float4 a = p[0], b = p[1];
-            v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-            return;
-        }
-        union {
-            uint4 all;
-            __nv_bfloat162 bf16[4];
-            __half2 f16[4];
-        } u;
-        u.all = *(const uint4 *)((const uint16_t *)x.data + at);
+            const uint4 *p = (const uint4 *)((const float *)x.data + at);
+            raw.low = p[0], raw.high = p[1];
+        } else raw.low = *(const uint4 *)((const uint16_t *)x.data + at);
+        return raw;
+    }
+    uint32_t word[8];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float2 pair = x.type == GR_DTYPE_BF16 ? __bfloat1622float2(u.bf16[i]) : __half22float2(u.f16[i]);
-            v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
-        }
+    for (int i = 0; i < 8; i++) {
+        if (col + i >= C) word[i] = 0;
+        else word[i] = x.type == GR_DTYPE_F32 ? ((const uint32_t *)x.data)[at + i] : ((const uint16_t *)x.data)[at + i];
+    }
+    if (x.type == GR_DTYPE_F32) {
+        raw.low = make_uint4(word[0], word[1], word[2], word[3]), raw.high = make_uint4(word[4], word[5], word[6], word[7]);
+    } else {
+        raw.low.x = word[0] | word[1] << 16, raw.low.y = word[2] | word[3] << 16;
+        raw.low.z = word[4] | word[5] << 16, raw.low.w = word[6] | word[7] << 16;
+    }
+    return raw;
+}
+
+static __device__ __forceinline__ void gr_take8(float v[8], const gr_raw8 &raw, int32_t type) {
+    if (type == GR_DTYPE_F32) {
+        v[0] = __uint_as_float(raw.low.x), v[1] = __uint_as_float(raw.low.y);
+        v[2] = __uint_as_float(raw.low.z), v[3] = __uint_as_float(raw.low.w);
+        v[4] = __uint_as_float(raw.high.x), v[5] = __uint_as_float(raw.high.y);
+        v[6] = __uint_as_float(raw.high.z), v[7] = __uint_as_float(raw.high.w);
         return;
     }
+    union {
+        uint4 all;
+        __nv_bfloat162 bf16[4];
+        __half2 f16[4];
+    } u;
+    u.all = raw.low;
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = col + i < C ? gr_load(x, row, col + i) : 0.0f;
+    for (int i = 0; i < 4; i++) {
+        float2 pair = type == GR_DTYPE_BF16 ? __bfloat1622float2(u.bf16[i]) : __half22float2(u.f16[i]);
+        v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+    }
+}
+
+static __device__ __forceinline__ void gr_load8(float v[8], const gr_view &x, int64_t row, int64_t col, int64_t C) {
+    gr_take8(v, gr_fetch8(x, row, col, C), x.type);
 }
 
 /* And the way back; columns from C on stay as they are. */
