@@ -126,7 +126,7 @@ void gr_cuda_expand(gr_device *d, void *to, int64_t ld, gr_dtype type, const gr_
 bool gr_cuda_few_rows(gr_device *d, const gr_product *p, int64_t n);
 void gr_cuda_linear_few(gr_device *d, const gr_product *p, int64_t n);
 
-/* ---- attention_*.cu: KV caches ---- */
+/* ---- kv.cu: KV caches ---- */
 
 int64_t gr_cuda_kv_bytes(gr_device *d, const gr_kv_shape *shape);
 bool gr_cuda_kv_open(gr_device *d, gr_kv *layers, const gr_kv_shape *shape);

@@ -34,6 +34,7 @@ typedef struct call {
     gr_device *d;
     int64_t row0, n;
     int variant;
+    int64_t columns; /* instead of the variant's; 0: those */
     guarded buffers[BUFFERS];
     int n_buffers, n_outputs;
     output outputs[OUTPUTS];
@@ -103,7 +104,7 @@ static void release(call *c) {
 }
 
 static const int64_t widths[] = {64, 1, 17, 100, 576, 1031}; /* by variant */
-static int64_t width(const call *c) { return widths[c->variant % 6]; }
+static int64_t width(const call *c) { return c->columns ? c->columns : widths[c->variant % 6]; }
 
 /* A weight of random blocks; scales are kept small and finite. */
 static gr_weight weight(call *c, gr_dtype dtype, int tag, int64_t n_rows, int64_t n_cols) {
@@ -143,11 +144,17 @@ static void call_embed_forward(call *c) {
     out_rows(c, x, table.cols);
 }
 
+/* The sums are those of a loop, to the last bit: their order is that of rows. */
 static void call_embed_backward(call *c) {
-    int64_t C = width(c);
-    float *dtable = fixed(c, 1, 5, C);
-    c->d->ops->embed_backward(c->d, dtable, rows(c, 2, C), indices(c, 5), c->n, C, 1.5f);
-    out_sum(c, dtable, 5 * C);
+    const int64_t C = width(c), V = c->n > 1000 ? 701 : 5;
+    float *dtable = fixed(c, 1, V, C), *exact = fixed(c, 1, V, C);
+    const int32_t *ids = indices(c, V);
+    const gr_rows dx = rows(c, 2, C);
+    c->d->ops->embed_backward(c->d, dtable, dx, ids, c->n, C, 1.5f);
+    for (int64_t r = 0; r < c->n; r++)
+        for (int64_t j = 0; j < C; j++) exact[ids[r] * C + j] += 1.5f * gr_f32_row(dx, r)[j];
+    assert_memory_equal(dtable, exact, (size_t)(V * C) * sizeof(float));
+    out_sum(c, dtable, V * C);
 }
 
 /* Heads of a row, or one. */
@@ -799,8 +806,8 @@ static void close_device(gr_device *d) {
     gr_threads_free(threads);
 }
 
-static void make_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n) {
-    *c = (call){.d = d, .variant = variant, .row0 = row0, .n = n, .tolerance = 2e-5};
+static void make_wide_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n, int64_t columns) {
+    *c = (call){.d = d, .variant = variant, .row0 = row0, .n = n, .columns = columns, .tolerance = 2e-5};
     running = c;
     if (d->close == mirror_close) {
         bool floats = strcmp(op->name, "cross_entropy") == 0 || strcmp(op->name, "softcap") == 0; /* logits always are */
@@ -816,6 +823,11 @@ static void make_call(call *c, const operation *op, gr_device *d, int variant, i
 }
 
 /* GRAFT_OPS="rope,add": these alone, while one works on them; "packed attention" too. */
+static void make_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n) {
+    make_wide_call(c, op, d, variant, row0, n, 0);
+}
+
+/* GRAFT_OPS="rope,add": these alone, while one works on them. */
 static bool chosen(const operation *op) {
     const char *some = getenv("GRAFT_OPS"), *at = some ? strstr(some, op->name) : op->name;
     char after = at ? at[strlen(op->name)] : 'x';
@@ -881,6 +893,44 @@ static void test_level(void **state) {
             }
             release(&a);
         }
+    close_device(reference), close_device(one), close_device(three);
+    on_card = few_digits = false, card_type = GR_DTYPE_F32;
+}
+
+/* Rows, and numbers of them, beyond what is done at once: held in registers, sorted or summed in one go. */
+static void test_large(void **state) {
+    const char *level = levels[*(int *)*state];
+    if (!available(level)) skip();
+    static const struct {
+        operation op;
+        int variant;
+        int64_t n, columns;
+    } cases[] = {
+        {{"rmsnorm_forward", call_rmsnorm_forward}, 0, 5, 4096},     {{"rmsnorm_forward", call_rmsnorm_forward}, 0, 3, 16395},
+        {{"rmsnorm_forward", call_rmsnorm_forward}, 1, 3, 16448},    {{"rmsnorm_forward", call_rmsnorm_forward}, 4, 2, 256},
+        {{"rmsnorm_backward", call_rmsnorm_backward}, 0, 20, 4096},  {{"rmsnorm_backward", call_rmsnorm_backward}, 0, 19, 8301},
+        {{"rmsnorm_backward", call_rmsnorm_backward}, 2, 11, 16448}, {{"rmsnorm_backward", call_rmsnorm_backward}, 3, 3, 8256},
+        {{"rmsnorm_backward", call_rmsnorm_backward}, 0, 1100, 40},  {{"rmsnorm_backward", call_rmsnorm_backward}, 4, 1100, 64},
+        {{"embed_backward", call_embed_backward}, 0, 3000, 24},      {{"embed_backward", call_embed_backward}, 0, 1025, 1}};
+    static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_BF16, GR_DTYPE_F16};
+    gr_device *reference = device("generic", 1), *one = device(level, 1), *three = device(level, 3);
+    on_card = is_card(level);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const operation *op = &cases[i].op;
+        if (!chosen(op)) continue;
+        call a, b;
+        if (on_card) card_type = types[i % 3], few_digits = card_type != GR_DTYPE_F32;
+        make_wide_call(&a, op, three, cases[i].variant, 0, cases[i].n, cases[i].columns);
+        make_wide_call(&b, op, reference, cases[i].variant, 0, cases[i].n, cases[i].columns);
+        compare(&a, &b, op, level);
+        release(&b);
+        make_wide_call(&b, op, one, cases[i].variant, 0, cases[i].n, cases[i].columns);
+        compare_bits(&a, &b, op, "one thread");
+        release(&b);
+        make_wide_call(&b, op, one, cases[i].variant, a.n - 1, 1, cases[i].columns);
+        compare_bits(&a, &b, op, "the last row");
+        release(&b), release(&a);
+    }
     close_device(reference), close_device(one), close_device(three);
     on_card = few_digits = false, card_type = GR_DTYPE_F32;
 }
@@ -1230,6 +1280,10 @@ int main(void) {
         {"amx", test_level, NULL, NULL, &level[4]},
         {"cuda", test_level, NULL, NULL, &level[5]},
         {"cuda, packed attention", test_packed_attention, NULL, NULL, &level[5]},
+        {"generic, large", test_large, NULL, NULL, &level[0]},
+        {"avx2, large", test_large, NULL, NULL, &level[1]},
+        {"avx512, large", test_large, NULL, NULL, &level[2]},
+        {"cuda, large", test_large, NULL, NULL, &level[5]},
         {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
         {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
