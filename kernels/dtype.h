@@ -5,13 +5,6 @@
 
 #include <stdint.h>
 
-/* Before a function of a header that CUDA's kernels call too. */
-#ifdef __CUDACC__
-#define GR_HOST_DEVICE __host__ __device__
-#else
-#define GR_HOST_DEVICE
-#endif
-
 typedef enum gr_dtype {
     GR_DTYPE_F32 = 0,
     GR_DTYPE_F16,

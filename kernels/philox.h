@@ -5,7 +5,12 @@
 
 #include <stdint.h>
 
-#include "kernels/dtype.h"
+/* Before a function that CUDA's compiler makes for the card too. */
+#ifdef __CUDACC__
+#define GR_HOST_DEVICE __host__ __device__
+#else
+#define GR_HOST_DEVICE
+#endif
 
 enum gr_purpose { /* the second half of the key: what the numbers are for */
                   GR_PURPOSE_DROPOUT = 1,
@@ -32,14 +37,14 @@ GR_HOST_DEVICE static inline void gr_philox(uint32_t out[4], uint64_t seed, uint
 }
 
 /* One 32-bit number; hi and lo are free-form counters. */
-GR_HOST_DEVICE static inline uint32_t gr_random_u32(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
+static inline uint32_t gr_random_u32(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
     uint32_t out[4];
     gr_philox(out, seed, purpose, hi, lo);
     return out[0];
 }
 
 /* Uniform in [0, 1), 24 bits. */
-GR_HOST_DEVICE static inline float gr_random_uniform(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
+static inline float gr_random_uniform(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
     return (float)(gr_random_u32(seed, purpose, hi, lo) >> 8) * (1.0f / 16777216.0f);
 }
 

@@ -5,7 +5,7 @@
  * element, of a stream in float32 (4) and branches in bfloat16 (2): add 4 + 4 + 2; rope 2 + 2 (the table's row comes from the
  * cache, once a block); glu_forward 4 + 2, glu_backward 2 + 4 + 4; dropout 2 + 2 (about 30 integer instructions for it are hidden
  * behind them). */
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/mask.cuh"
 
 enum { THREADS = 256 };
 
@@ -43,10 +43,9 @@ static __global__ void dropout_pieces(gr_view out, gr_view x, gr_mask mask, int6
     float v[8], sum[8];
     gr_raw8 raw = gr_fetch8(x, at.row, at.col, C), before = gr_fetch8(out, at.row, at.col, accumulate ? C : 0);
     gr_take8(v, raw, x.type), gr_take8(sum, before, out.type);
-    gr_drop8(v, mask, at.row, at.col);
+    const uint32_t kept = gr_mask_bits8(mask, at.row, at.col);
 #pragma unroll
-    for (int j = 0; j < 8; j++)
-        if (accumulate) v[j] += sum[j];
+    for (int j = 0; j < 8; j++) v[j] = (kept >> j & 1 ? v[j] * mask.scale : 0.0f) + sum[j];
     gr_store8(out, at.row, at.col, C, v);
 }
 

@@ -8,7 +8,6 @@
 #include <cuda_runtime.h>
 
 #include "kernels/cuda/cuda.h"
-#include "kernels/philox.h"
 
 /* gr_rows as a kernel takes it. wide: every piece of 8 columns that starts at a multiple of 8 is aligned to 16 bytes. The type is
  * the same for all threads, so that branches on it cost nothing where memory is the limit. data NULL: absent. */
@@ -36,6 +35,60 @@ static __device__ __forceinline__ void gr_store(const gr_view &x, int64_t row, i
     if (x.type == GR_DTYPE_F32) ((float *)x.data)[at] = value;
     else if (x.type == GR_DTYPE_BF16) ((__nv_bfloat16 *)x.data)[at] = __float2bfloat16_rn(value);
     else ((__half *)x.data)[at] = __float2half_rn(value);
+}
+
+/* v = columns col..col+8 of a row (col a multiple of 8); those from C on are not read and become 0. */
+static __device__ __forceinline__ void gr_load8(float v[8], const gr_view &x, int64_t row, int64_t col, int64_t C) {
+    if (x.wide && col + 8 <= C) {
+        int64_t at = row * x.ld + col;
+        if (x.type == GR_DTYPE_F32) {
+            const float4 *p = (const float4 *)((const float *)x.data + at);
+            float4 a = p[0], b = p[1];
+            v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+            return;
+        }
+        union {
+            uint4 all;
+            __nv_bfloat162 bf16[4];
+            __half2 f16[4];
+        } u;
+        u.all = *(const uint4 *)((const uint16_t *)x.data + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 pair = x.type == GR_DTYPE_BF16 ? __bfloat1622float2(u.bf16[i]) : __half22float2(u.f16[i]);
+            v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = col + i < C ? gr_load(x, row, col + i) : 0.0f;
+}
+
+/* And the way back; columns from C on stay as they are. */
+static __device__ __forceinline__ void gr_store8(const gr_view &x, int64_t row, int64_t col, int64_t C, const float v[8]) {
+    if (x.wide && col + 8 <= C) {
+        int64_t at = row * x.ld + col;
+        if (x.type == GR_DTYPE_F32) {
+            float4 *p = (float4 *)((float *)x.data + at);
+            p[0] = make_float4(v[0], v[1], v[2], v[3]), p[1] = make_float4(v[4], v[5], v[6], v[7]);
+            return;
+        }
+        union {
+            uint4 all;
+            __nv_bfloat162 bf16[4];
+            __half2 f16[4];
+        } u;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (x.type == GR_DTYPE_BF16) u.bf16[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+            else u.f16[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+        }
+        *(uint4 *)((uint16_t *)x.data + at) = u.all;
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        if (col + i < C) gr_store(x, row, col + i, v[i]);
 }
 
 /* 8 columns as they are in memory: low alone where they have 16 bits. A kernel that reads several pieces fetches all of them before
@@ -91,37 +144,6 @@ static __device__ __forceinline__ void gr_take8(float v[8], const gr_raw8 &raw, 
     }
 }
 
-static __device__ __forceinline__ void gr_load8(float v[8], const gr_view &x, int64_t row, int64_t col, int64_t C) {
-    gr_take8(v, gr_fetch8(x, row, col, C), x.type);
-}
-
-/* And the way back; columns from C on stay as they are. */
-static __device__ __forceinline__ void gr_store8(const gr_view &x, int64_t row, int64_t col, int64_t C, const float v[8]) {
-    if (x.wide && col + 8 <= C) {
-        int64_t at = row * x.ld + col;
-        if (x.type == GR_DTYPE_F32) {
-            float4 *p = (float4 *)((float *)x.data + at);
-            p[0] = make_float4(v[0], v[1], v[2], v[3]), p[1] = make_float4(v[4], v[5], v[6], v[7]);
-            return;
-        }
-        union {
-            uint4 all;
-            __nv_bfloat162 bf16[4];
-            __half2 f16[4];
-        } u;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (x.type == GR_DTYPE_BF16) u.bf16[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-            else u.f16[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-        }
-        *(uint4 *)((uint16_t *)x.data + at) = u.all;
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        if (col + i < C) gr_store(x, row, col + i, v[i]);
-}
-
 /* Where piece i of 8 columns lies, of rows of `pieces` each. */
 struct gr_place {
     int64_t row, col;
@@ -130,30 +152,6 @@ struct gr_place {
 static __device__ __forceinline__ gr_place gr_place_of(int64_t i, int64_t pieces) {
     int64_t row = i / pieces;
     return gr_place{row, (i - row * pieces) * 8};
-}
-
-/* gr_dropout as a kernel takes it. */
-struct gr_mask {
-    uint64_t seed;
-    const uint64_t *row_key;
-    uint32_t site, below; /* words that drop their element */
-    float keep;           /* what the others are multiplied with */
-};
-
-static inline gr_mask gr_mask_of(const gr_dropout *p) {
-    return gr_mask{p->seed, p->row_key, p->site, (uint32_t)((double)p->p * 4294967296.0), 1 / (1 - p->p)};
-}
-
-/* The mask on columns col..col+8 of a row; col a multiple of 8. */
-static __device__ __forceinline__ void gr_drop8(float v[8], const gr_mask &m, int64_t row, int64_t col) {
-    uint64_t key = m.row_key[row], at = (uint64_t)m.site << 32 | (uint64_t)(col / 4);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t word[4];
-        gr_philox(word, m.seed, GR_PURPOSE_DROPOUT, key, at + (uint64_t)half);
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[4 * half + i] = word[i] >= m.below ? v[4 * half + i] * m.keep : 0.0f;
-    }
 }
 
 /* Sum over the lanes of a warp: a tree of one shape, the same in all lanes. All 32 lanes take part. */
