@@ -44,6 +44,7 @@ typedef struct mirror {
     gr_dtype activations; /* that some rows have instead of float32 */
     int variant;          /* which rows those are, and which are laid out: */
     bool as_decoder;      /* all are both */
+    bool close;           /* those of a cache stand close */
     twin twins[TWINS];
     int n_twins;
     gr_step_stats *stats, *stats_there;
@@ -96,7 +97,8 @@ static inline twin *mirror_twin(mirror *m, const void *p, bool rows) {
     twin *t = &m->twins[m->n_twins++];
     uint32_t draw = m->as_decoder ? 3 : mirror_hash((uint32_t)(m->variant * TWINS + m->n_twins));
     *t = (twin){.host = b.data - b.before, .b = b, .type = rows && draw & 1 ? m->activations : GR_DTYPE_F32};
-    if (rows && draw & 2) t->ld = m->real->row_stride(m->real, b.cols, t->type);
+    if (m->close) t->ld = b.cols;
+    else if (rows && draw & 2) t->ld = m->real->row_stride(m->real, b.cols, t->type);
     int64_t n = t->ld ? b.rows * t->ld : 2 * b.before + b.rows * b.ld;
     t->bytes = n * (t->type == GR_DTYPE_F32 ? 4 : 2);
     t->was = calloc(1, (size_t)t->bytes + 1);
@@ -221,7 +223,9 @@ static inline const gr_product *mirror_product(mirror *m, const gr_product *p) {
 static inline const gr_kv *mirror_kv(mirror *m, const gr_kv *kv) {
     if (!kv) return NULL;
     m->kv = *kv;
+    m->close = true;
     m->kv.rows = mirror_rows(m, kv->rows);
+    m->close = false;
     return &m->kv;
 }
 
