@@ -822,12 +822,11 @@ static void make_wide_call(call *c, const operation *op, gr_device *d, int varia
     if (on_card) c->tolerance = fmax(c->tolerance, of_type);
 }
 
-/* GRAFT_OPS="rope,add": these alone, while one works on them; "packed attention" too. */
 static void make_call(call *c, const operation *op, gr_device *d, int variant, int64_t row0, int64_t n) {
     make_wide_call(c, op, d, variant, row0, n, 0);
 }
 
-/* GRAFT_OPS="rope,add": these alone, while one works on them. */
+/* GRAFT_OPS="rope,add": these alone, while one works on them; "packed attention" too. */
 static bool chosen(const operation *op) {
     const char *some = getenv("GRAFT_OPS"), *at = some ? strstr(some, op->name) : op->name;
     char after = at ? at[strlen(op->name)] : 'x';
