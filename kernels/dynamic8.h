@@ -1,6 +1,6 @@
 /* dynamic8.h - the 8-bit map of optimizer states (arXiv 2110.02861, 1.3; bitsandbytes' create_dynamic_map): 0, 1 and, for each
  * decade from 1e-6 to 1, the middles of twice as many equal parts of [0.1, 1) as for the one below, with both signs or with none.
- * Plain C: every level compiles it for itself. */
+ * Plain C: every level compiles it for itself, CUDA for the card. */
 #ifndef GR_DYNAMIC8_H
 #define GR_DYNAMIC8_H
 
@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "kernels/philox.h" /* GR_HOST_DEVICE */
 
 /* Places by the upper half of a float's bits: from 2^-22, below which all is 0, to 1. Between two neighbours lies at most one
  * middle of two values. */
@@ -44,7 +46,7 @@ static inline void gr_dynamic8_make(gr_dynamic8 *map, bool negative) {
 
 /* The code of the value nearest to x, whose magnitude is 1 or, by rounding, a little more; without a sign x >= 0. No branch: loops
  * over it are vectors with gathers where a level has them. */
-static inline int32_t gr_dynamic8_code(const gr_dynamic8 *map, float x) {
+GR_HOST_DEVICE static inline int32_t gr_dynamic8_code(const gr_dynamic8 *map, float x) {
     int32_t bits;
     memcpy(&bits, &x, sizeof bits);
     bits &= 0x7fffffff;

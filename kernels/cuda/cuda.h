@@ -28,6 +28,7 @@ typedef enum gr_cuda_use {
     GR_CUDA_MATRIX,  /* a group's matrix, where it has no form */
     GR_CUDA_PARTS,   /* partial sums */
     GR_CUDA_RESULT,  /* of a product that goes elsewhere */
+    GR_CUDA_MAPS,    /* of moments in 8 bits: what it holds stays */
     GR_CUDA_USES
 } gr_cuda_use;
 

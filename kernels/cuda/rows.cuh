@@ -154,6 +154,29 @@ static __device__ __forceinline__ gr_place gr_place_of(int64_t i, int64_t pieces
     return gr_place{row, (i - row * pieces) * 8};
 }
 
+/* v = elements i..i+4 of floats from[n] (i a multiple of 4); those from n on are not read and become `fill`. wide: from is aligned
+ * to 16 bytes. */
+static __device__ __forceinline__ void gr_load4(float v[4], const float *from, int64_t i, int64_t n, bool wide, float fill) {
+    if (wide && i + 4 <= n) {
+        float4 a = *(const float4 *)(from + i);
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) v[k] = i + k < n ? from[i + k] : fill;
+}
+
+/* And the way back; elements from n on stay as they are. */
+static __device__ __forceinline__ void gr_store4(float *to, int64_t i, int64_t n, bool wide, const float v[4]) {
+    if (wide && i + 4 <= n) {
+        *(float4 *)(to + i) = make_float4(v[0], v[1], v[2], v[3]);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        if (i + k < n) to[i + k] = v[k];
+}
+
 /* Sum over the lanes of a warp: a tree of one shape, the same in all lanes. All 32 lanes take part. */
 template <class T> static __device__ __forceinline__ T gr_warp_sum(T x) {
 #pragma unroll
