@@ -73,16 +73,14 @@ static cublasStatus_t pose(problem *q, const gr_cuda_product *p) {
 
 /* ---- choosing ---- */
 
-static int64_t filled(int64_t n) { return (n + GR_CUDA_PAD - 1) / GR_CUDA_PAD * GR_CUDA_PAD; }
-
 /* The product that stands for a kind when the library is asked: it sees neither pointers nor distances of rows of one call. */
 static gr_cuda_product example(const kind *k, int64_t m) {
     return (gr_cuda_product){.m = m,
                              .n = k->n,
                              .k = k->k,
-                             .lda = filled(k->a_transposed ? m : k->k),
-                             .ldb = filled(k->b_transposed ? k->k : k->n),
-                             .ldd = filled(k->n),
+                             .lda = gr_cuda_fill(k->a_transposed ? m : k->k),
+                             .ldb = gr_cuda_fill(k->b_transposed ? k->k : k->n),
+                             .ldd = gr_cuda_fill(k->n),
                              .a_transposed = k->a_transposed,
                              .b_transposed = k->b_transposed,
                              .type = (gr_dtype)k->type,

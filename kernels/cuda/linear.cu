@@ -9,12 +9,11 @@
 
 enum { THREADS = 256, ALIGNED = 16 };
 
-static int64_t filled(int64_t n) { return (n + GR_CUDA_PAD - 1) / GR_CUDA_PAD * GR_CUDA_PAD; }
 static int64_t size_of(gr_dtype type) { return type == GR_DTYPE_F32 ? 4 : 2; }
 static gr_rows none() { return gr_rows{NULL, 0, GR_DTYPE_F32}; }
 static bool aligned(gr_rows x) { return (uintptr_t)x.data % ALIGNED == 0 && x.ld * size_of(x.type) % ALIGNED == 0; }
 
-int64_t gr_cuda_row_stride(gr_device *d, int64_t width, gr_dtype type) { return filled(width) + GR_CUDA_PAD; }
+int64_t gr_cuda_row_stride(gr_device *d, int64_t width, gr_dtype type) { return gr_cuda_stride(width); }
 
 /* ---- what a group is made of ---- */
 
@@ -44,12 +43,8 @@ static bool describe(gr_device *d, gr_thin *t, const gr_group *g) {
 }
 
 static gr_cuda_form shape_of(const gr_group *g) {
-    bool biased = false;
-    for (int i = 0; i < g->n; i++) biased |= g->member[i]->bias != NULL;
-    gr_cuda_form f = {
-        g->compute, filled(gr_group_outputs(g)), filled(gr_group_inputs(g)), filled(gr_group_rank(g) + (biased ? 2 : 0)), 0, NULL};
-    f.ld = f.K + f.R;
-    return f;
+    const gr_cuda_sizes s = gr_cuda_sizes_of(g);
+    return gr_cuda_form{g->compute, s.N, s.K, s.R, s.K + s.R, NULL};
 }
 
 static gr_rows matrix_at(const gr_cuda_form *f, int64_t row, int64_t col) {
@@ -58,8 +53,6 @@ static gr_rows matrix_at(const gr_cuda_form *f, int64_t row, int64_t col) {
 
 /* The transposed sB. */
 static gr_rows across_of(const gr_cuda_form *f) { return gr_rows{matrix_at(f, f->N + f->R, 0).data, f->N, f->type}; }
-
-static int64_t matrix_bytes(const gr_cuda_form *f) { return ((f->N + f->R) * f->ld + f->R * f->N) * size_of(f->type); }
 
 /* x as the type has it. */
 static __device__ float rounded(float x, int32_t type) {
@@ -121,18 +114,8 @@ static void fill(gr_device *d, const gr_cuda_form *f, const gr_group *g, const g
 
 /* ---- forms ---- */
 
-static bool quantised(const gr_group *g) {
-    for (int i = 0; i < g->n; i++)
-        if (gr_dtype_get(g->member[i]->w.dtype)->block > 1) return true;
-    return false;
-}
-
-/* Weights that are quantised stay so where nothing is learned. */
-static bool resident(const gr_group *g) { return g->backward || !quantised(g); }
-
 int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g) {
-    gr_cuda_form f = shape_of(g);
-    return g->n > 0 && resident(g) ? d->footprint(d, matrix_bytes(&f)) : 0;
+    return gr_cuda_resident(g) ? gr_cuda_pages(gr_cuda_sizes_of(g).bytes) : 0;
 }
 
 bool gr_cuda_place(gr_device *d, gr_group *g) {
@@ -146,7 +129,7 @@ bool gr_cuda_place(gr_device *d, gr_group *g) {
     gr_cuda_form *f = (gr_cuda_form *)malloc(sizeof *f);
     if (!f) return false;
     *f = shape_of(g);
-    if (resident(g) && !(f->matrix = d->alloc(d, matrix_bytes(f)))) {
+    if (gr_cuda_resident(g) && !(f->matrix = d->alloc(d, gr_cuda_sizes_of(g).bytes))) {
         free(f);
         return false;
     }
@@ -181,7 +164,7 @@ static bool matrix_of(gr_device *d, gr_cuda_form *f, const gr_group *g, const gr
         return true;
     }
     *f = shape_of(g);
-    f->matrix = gr_cuda_scratch(d, GR_CUDA_MATRIX, matrix_bytes(f));
+    f->matrix = gr_cuda_scratch(d, GR_CUDA_MATRIX, gr_cuda_sizes_of(g).bytes);
     if (f->matrix) fill(d, f, g, t, true);
     return f->matrix != NULL;
 }
@@ -227,7 +210,7 @@ static gr_rows copy_of(gr_rows operand, gr_rows x) {
 /* c[m, b's columns] (+)= a b through a result of its own where cuBLASLt cannot write c. */
 static void multiply(gr_device *d, gr_cuda_product *p, gr_rows c, bool accumulate) {
     bool direct = aligned(c) && (c.type == GR_DTYPE_F32 || c.type == p->type);
-    gr_rows to = direct ? c : gr_rows{NULL, filled(p->n), GR_DTYPE_F32};
+    gr_rows to = direct ? c : gr_rows{NULL, gr_cuda_fill(p->n), GR_DTYPE_F32};
     if (!direct && !(to.data = gr_cuda_scratch(d, GR_CUDA_RESULT, p->m * to.ld * 4))) return;
     p->d = to.data, p->ldd = to.ld, p->d_type = to.type;
     p->alpha = 1, p->beta = direct && accumulate ? 1.0f : 0.0f;
@@ -274,7 +257,7 @@ static void weight_gradients(gr_device *d, const gr_group *g, const gr_thin *t, 
     gr_cuda_product p = {};
     p.n = K, p.k = n, p.a_transposed = true, p.type = x.type, p.b = x.data, p.ldb = x.ld, p.lda = dy.ld;
     if (!direct) {
-        gr_rows all = {gr_cuda_scratch(d, GR_CUDA_RESULT, N * filled(K) * 4), filled(K), GR_DTYPE_F32};
+        gr_rows all = {gr_cuda_scratch(d, GR_CUDA_RESULT, N * gr_cuda_fill(K) * 4), gr_cuda_fill(K), GR_DTYPE_F32};
         if (!all.data) return;
         p.m = N, p.a = dy.data;
         multiply(d, &p, all, false);
@@ -304,9 +287,15 @@ void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool
     const bool wants_dh = t.rank && (wants_A || wants_dx);
     gr_rows dy = operand(d, GR_CUDA_OPERAND, p->y, f.type, n, N, f.N, beside, wants_dh && f.type != GR_DTYPE_F32);
     if (!dy.data) return;
-    if (wants_dh) {
-        gr_thin_rows to = {p->dh, beside ? gr_rows_at(dy, 0, f.N) : none(), beside, 0, copy_of(dy, p->y)};
-        gr_thin_down(d, &to, p->y, NULL, across_of(&f), n, N, t.rank);
+    gr_rows x = none();
+    if (wants_A || wants_w) {
+        x = operand(d, GR_CUDA_FACTOR, p->x, f.type, n, K, f.K, 0, false);
+        if (!x.data) return;
+    }
+    if (wants_dh || wants_B) {
+        const gr_thin_rows to = {p->dh, beside ? gr_rows_at(dy, 0, f.N) : none(), beside, 0, wants_dh ? copy_of(dy, p->y) : none()};
+        const gr_thin_backward_args args = {p->y, dy, across_of(&f), to, wants_A ? x : none(), dropout, p->h, wants_dh, wants_B};
+        gr_thin_backward(d, &t, &args, n, K);
     }
     if (wants_dx) {
         gr_cuda_product product = {};
@@ -315,11 +304,6 @@ void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool
         multiply(d, &product, dx, accumulate);
         if (dropout) gr_thin_dropped(d, dx, dropout, p->dh, matrix_at(&f, f.N, 0), n, K, t.rank);
     }
-    if (wants_A || wants_B)
-        gr_thin_gradients(d, &t, f.type, wants_B ? dy : none(), p->h, wants_A ? p->x : none(), dropout, p->dh, n, K);
-    if (wants_w) {
-        gr_rows x = operand(d, GR_CUDA_FACTOR, p->x, f.type, n, K, f.K, 0, false);
-        if (x.data) weight_gradients(d, g, &t, dy, x, n);
-    }
+    if (wants_w) weight_gradients(d, g, &t, dy, x, n);
     if (wants_bias) gr_thin_bias(d, &t, p->y, n);
 }

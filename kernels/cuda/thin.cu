@@ -120,34 +120,44 @@ static __global__ void add_chunks(const __grid_constant__ gr_thin t, const float
     const float *parts = (B ? of_B : of_A) + at;
     const int64_t c = at / t.rank;
     const int32_t r = (int32_t)(at % t.rank);
-    float sum = 0;
-    for (int64_t z = 0; z < chunks; z++) sum += parts[z * C * t.rank];
     for (int i = 0; i < t.n; i++) {
         int32_t column = r - t.lora[i].first;
-        if (column < 0 || column >= t.lora[i].rank) continue;
         int64_t row = c - t.lora[i].row;
-        if (!B && t.lora[i].dA) t.lora[i].dA[column * C + c] += sum;
-        if (B && t.lora[i].dB && row >= 0 && row < t.lora[i].rows)
-            t.lora[i].dB[row * t.lora[i].rank + column] += t.lora[i].scale * sum;
+        bool inside = column >= 0 && column < t.lora[i].rank && (!B || (row >= 0 && row < t.lora[i].rows));
+        if (!inside || !(B ? t.lora[i].dB : t.lora[i].dA)) continue;
+        float sum = 0;
+        for (int64_t z = 0; z < chunks; z++) sum += parts[z * C * t.rank];
+        if (B) t.lora[i].dB[row * t.lora[i].rank + column] += t.lora[i].scale * sum;
+        else t.lora[i].dA[column * C + c] += sum;
     }
 }
 
-void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_dtype type, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
-                       const float *dh, int64_t n, int64_t K) {
-    const int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows, chunks = (n + CHUNK - 1) / CHUNK;
-    const int64_t of_B = dy.data ? chunks * N * t->rank : 0, of_A = x.data ? chunks * K * t->rank : 0;
-    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, (of_B + of_A) * 4);
-    if (!parts) return;
-    const gr_thin_job job[2] = {{dy, N, h, NULL, parts}, {x, K, dh, mask, parts + of_B}};
-    if (type != GR_DTYPE_F32) gr_thin_parts_mma(d, job, type, n, CHUNK, t->rank);
+/* Parts of both gradients, where their rows are given. */
+static void make_parts(gr_device *d, const gr_thin_job job[2], gr_dtype type, int64_t n, int64_t rank) {
+    if (type != GR_DTYPE_F32) gr_thin_parts_mma(d, job, n, CHUNK, rank);
     for (int i = 0; i < 2 && type == GR_DTYPE_F32; i++) {
         if (!job[i].x.data) continue;
-        dim3 grid(gr_blocks(job[i].C, TILE_M), gr_blocks(t->rank, TILE_N), (unsigned)chunks);
-        GR_LAUNCH(d, multiply<PARTS>, grid, THREADS, 0, factor{gr_view_of(job[i].x), true}, factor{floats(job[i].g, t->rank), true},
-                  gr_mask_of(job[i].mask), job[i].C, t->rank, n, CHUNK, result{job[i].parts, gr_view{}, 0, 0});
+        dim3 grid(gr_blocks(job[i].C, TILE_M), gr_blocks(rank, TILE_N), gr_blocks(n, CHUNK));
+        GR_LAUNCH(d, multiply<PARTS>, grid, THREADS, 0, factor{gr_view_of(job[i].x), true}, factor{floats(job[i].g, rank), true},
+                  gr_mask_of(job[i].mask), job[i].C, rank, n, CHUNK, result{job[i].parts, gr_view{}, 0, 0});
     }
-    GR_LAUNCH(d, add_chunks, gr_blocks((dy.data ? N : 0) * t->rank + (x.data ? K : 0) * t->rank, 256), 256, 0, *t,
-              dy.data ? job[0].parts : NULL, x.data ? job[1].parts : NULL, chunks, N, K);
+}
+
+void gr_thin_backward(gr_device *d, const gr_thin *t, const gr_thin_backward_args *p, int64_t n, int64_t K) {
+    const int64_t N = gr_thin_outputs(t), chunks = (n + CHUNK - 1) / CHUNK;
+    const int64_t of_B = p->wants_B ? chunks * N * t->rank : 0, of_A = p->x.data ? chunks * K * t->rank : 0;
+    const int64_t of_dh = p->wants_B && p->wants_dh && p->across.type != GR_DTYPE_F32 ? gr_thin_dy_floats(t, n) : 0;
+    float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, (of_B + of_A + of_dh) * 4);
+    if (!parts) return;
+    if (of_dh) gr_thin_dy(d, t, &p->to, p->dy, p->across, p->h, parts, parts + of_B + of_A, n, CHUNK);
+    else if (p->wants_dh) gr_thin_down(d, &p->to, p->dy, NULL, p->across, n, N, t->rank);
+    const bool read_again = of_B && !of_dh;
+    const gr_thin_job job[2] = {{read_again ? p->taken : gr_rows{NULL, 0, GR_DTYPE_F32}, N, p->h, NULL, parts},
+                                {p->x, K, p->to.h, p->mask, parts + of_B}};
+    if (read_again || of_A) make_parts(d, job, p->across.type, n, t->rank);
+    const int64_t sums = ((of_B ? N : 0) + (of_A ? K : 0)) * t->rank;
+    GR_LAUNCH(d, add_chunks, gr_blocks(sums, 256), 256, 0, *t, of_B ? job[0].parts : NULL, of_A ? job[1].parts : NULL, chunks, N,
+              K);
 }
 
 /* ---- gradients of biases ---- */
@@ -173,7 +183,7 @@ static __global__ void add_columns(const __grid_constant__ gr_thin t, const floa
 }
 
 void gr_thin_bias(gr_device *d, const gr_thin *t, gr_rows dy, int64_t n) {
-    int64_t N = t->member[t->members - 1].row + t->member[t->members - 1].rows, chunks = (n + CHUNK - 1) / CHUNK;
+    int64_t N = gr_thin_outputs(t), chunks = (n + CHUNK - 1) / CHUNK;
     float *parts = (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, chunks * N * 4);
     GR_LAUNCH(d, sum_columns, dim3(gr_blocks(N, 128), (unsigned)chunks), 128, 0, parts, gr_view_of(dy), n, N);
     GR_LAUNCH(d, add_columns, gr_blocks(N, 128), 128, 0, *t, parts, chunks, N);

@@ -26,6 +26,8 @@ typedef struct gr_thin {
     } member[GR_GROUP_MAX];
 } gr_thin;
 
+static inline int64_t gr_thin_outputs(const gr_thin *t) { return t->member[t->members - 1].row + t->member[t->members - 1].rows; }
+
 /* What becomes of a product of rank columns. */
 typedef struct gr_thin_rows {
     float *h;      /* [n, rank], close */
@@ -40,10 +42,20 @@ typedef struct gr_thin_rows {
  * the type of products. rank 0: the spare columns alone, and the copy. */
 void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
                   int64_t rank);
-/* Gradients of all LoRAs of t: dB += scale dy^T h, dA += dh^T x under the mask, where they want it. dy NULL: not of the Bs; x: not of
- * the As. */
-void gr_thin_gradients(gr_device *d, const gr_thin *t, gr_dtype type, gr_rows dy, const float *h, gr_rows x, const gr_dropout *mask,
-                       const float *dh, int64_t n, int64_t K);
+/* What backward makes of the adapters of t. */
+typedef struct gr_thin_backward_args {
+    gr_rows dy;             /* [n,N] as it came */
+    gr_rows taken;          /* the same as products take it: to.copy where that is given */
+    gr_rows across;         /* (sB)^T [R, N], filled up */
+    gr_thin_rows to;        /* dh */
+    gr_rows x;              /* [n,K] as products take it; absent: no gradients of the As */
+    const gr_dropout *mask; /* of x */
+    const float *h;
+    bool wants_dh, wants_B;
+} gr_thin_backward_args;
+
+/* dh = dy sB; dB += scale dy^T h, dA += dh^T x under the mask, of all LoRAs that want them. */
+void gr_thin_backward(gr_device *d, const gr_thin *t, const gr_thin_backward_args *p, int64_t n, int64_t K);
 /* dx[n,K] += mask * (dh[n,rank] A), A[rank,K]. */
 void gr_thin_dropped(gr_device *d, gr_rows dx, const gr_dropout *mask, const float *dh, gr_rows A, int64_t n, int64_t K,
                      int64_t rank);
@@ -52,7 +64,8 @@ void gr_thin_bias(gr_device *d, const gr_thin *t, gr_rows dy, int64_t n);
 
 /* ---- thin_mma.cu: the same for products of bfloat16 and half ---- */
 
-/* parts[chunks, C, rank] = x[rows, C]^T g[rows, rank] of each chunk of rows, under the mask of x. x absent: nothing. */
+/* parts[chunks, C, rank] = x[rows, C]^T g[rows, rank] of each chunk of rows, under the mask of x. x is aligned to 16 bytes in every
+ * row, with zeros from C to a multiple of 8; absent: nothing. */
 typedef struct gr_thin_job {
     gr_rows x;
     int64_t C;
@@ -63,6 +76,13 @@ typedef struct gr_thin_job {
 
 void gr_thin_down_mma(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
                       int64_t rank);
-void gr_thin_parts_mma(gr_device *d, const gr_thin_job job[2], gr_dtype type, int64_t n, int64_t chunk, int64_t rank);
+void gr_thin_parts_mma(gr_device *d, const gr_thin_job job[2], int64_t n, int64_t chunk, int64_t rank);
+
+/* ---- thin_dy.cu: dh and the parts of dB, [chunks, N, rank], in one read of dy ---- */
+
+/* Floats of of_dh; 0: the adapters are too wide for it. */
+int64_t gr_thin_dy_floats(const gr_thin *t, int64_t n);
+void gr_thin_dy(gr_device *d, const gr_thin *t, const gr_thin_rows *to, gr_rows dy, gr_rows across, const float *h, float *of_B,
+                float *of_dh, int64_t n, int64_t chunk);
 
 #endif

@@ -967,6 +967,37 @@ static void test_large(void **state) {
     on_card = few_digits = false, card_type = GR_DTYPE_F32;
 }
 
+/* More rows than a card sums at once, against the reference; and its bits among fewer. */
+static void test_many_rows(void **state) {
+    enum { ROWS = 1100 };
+    static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_BF16, GR_DTYPE_F16};
+    static const int64_t fewer[] = {1, 7, 100, 512};
+    static const operation ops[] = {{"linear_forward", call_linear_forward}, {"linear_backward", call_linear_backward}};
+    (void)state;
+    if (!available("cuda")) skip();
+    gr_device *reference = device("generic", 1), *card = device("cuda", 1);
+    on_card = true;
+    for (int i = 0; i < 12; i++) {
+        const operation *op = &ops[i % 2];
+        const int variant = 5 * GR_DTYPE_COUNT + i; /* whole pieces of 64 columns */
+        call a, b;
+        if (!chosen(op)) continue;
+        card_type = types[i / 4], few_digits = card_type != GR_DTYPE_F32;
+        make_call(&a, op, card, variant, 0, ROWS);
+        make_call(&b, op, reference, variant, 0, ROWS);
+        compare(&a, &b, op, "many rows");
+        release(&b);
+        for (int j = 0; j < 4; j++) {
+            make_call(&b, op, card, variant, 0, fewer[j]);
+            compare_bits(&a, &b, op, "fewer rows");
+            release(&b);
+        }
+        release(&a);
+    }
+    close_device(reference), close_device(card);
+    on_card = few_digits = false, card_type = GR_DTYPE_F32;
+}
+
 /* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without
  * them. */
 static void test_kept_panels(void **state) {
@@ -1311,6 +1342,7 @@ int main(void) {
         {"avx512bf16", test_level, NULL, NULL, &level[3]},
         {"amx", test_level, NULL, NULL, &level[4]},
         {"cuda", test_level, NULL, NULL, &level[5]},
+        {"cuda, many rows", test_many_rows, NULL, NULL, NULL},
         {"cuda, packed attention", test_packed_attention, NULL, NULL, &level[5]},
         {"generic, large", test_large, NULL, NULL, &level[0]},
         {"avx2, large", test_large, NULL, NULL, &level[1]},
