@@ -9,15 +9,12 @@ struct kv_cache {
     int64_t n_layers;
 };
 
-/* Bytes of one layer, which begins at a whole line of memory; false when those of all overflow. */
+/* Bytes of one layer, whole rows; false when those of all overflow. */
 static bool layer_bytes(gr_device *d, const gr_kv_shape *s, int64_t *bytes) {
-    const int64_t size = d->act_type(d, s->compute) == GR_DTYPE_F32 ? 4 : 2, line = 256;
+    const int64_t row = 2 * s->K * s->D * (d->act_type(d, s->compute) == GR_DTYPE_F32 ? 4 : 2);
     int64_t all;
-    if (__builtin_mul_overflow(2 * s->K * s->D * size, s->n_slots, bytes) || __builtin_mul_overflow(*bytes, s->max_len, bytes) ||
-        __builtin_add_overflow(*bytes, line - 1, bytes))
-        return false;
-    *bytes = *bytes / line * line;
-    return !__builtin_mul_overflow(*bytes, s->n_layers, &all);
+    return !__builtin_mul_overflow(row, s->n_slots, bytes) && !__builtin_mul_overflow(*bytes, s->max_len, bytes) &&
+           !__builtin_mul_overflow(*bytes, s->n_layers, &all);
 }
 
 int64_t gr_cuda_kv_bytes(gr_device *d, const gr_kv_shape *s) {

@@ -998,6 +998,60 @@ static void test_many_rows(void **state) {
     on_card = few_digits = false, card_type = GR_DTYPE_F32;
 }
 
+/* A card's own KV cache: layers apart, of the type of activations; what is appended lies there, as what is asked for. */
+static void test_card_cache(void **state) {
+    const char *level = levels[*(int *)*state], *why = NULL;
+    if (!available(level)) skip();
+    enum { LAYERS = 3, SLOTS = 2, LEN = 7, K = 2, D = 5, WIDE = 2 * K * D, N = 4 };
+    const int32_t at[N] = {0, LEN + 6, 3, LEN};
+    gr_device *d = gr_device_open(getenv("GRAFT_DEVICE"), NULL, &why);
+    if (!d) fail_msg("%s", why);
+    for (gr_dtype type = GR_DTYPE_F32; type <= GR_DTYPE_BF16; type++) {
+        const gr_kv_shape shape = {LAYERS, SLOTS, LEN, K, D, type};
+        const int64_t size = type == GR_DTYPE_F32 ? 4 : 2;
+        gr_kv kv[LAYERS] = {0};
+        float x[LAYERS][N * WIDE];
+        d->kv_close(d, kv);
+        assert_true(d->kv_open(d, kv, &shape));
+        assert_true(d->kv_bytes(d, &shape) >= LAYERS * SLOTS * LEN * WIDE * size);
+        float *there = d->alloc(d, sizeof x[0]);
+        int32_t *rows_there = d->alloc(d, sizeof at);
+        d->upload(d, rows_there, at, sizeof at);
+        for (int i = 0; i < LAYERS; i++) {
+            assert_true(kv[i].rows.data && kv[i].rows.ld == WIDE && kv[i].rows.type == d->act_type(d, type));
+            d->zero(d, kv[i].rows.data, SLOTS * LEN * WIDE * size);
+        }
+        for (int i = 0; i < LAYERS; i++) {
+            for (int j = 0; j < N * WIDE; j++) x[i][j] = (float)(j + 1 - i * 50); /* of few digits */
+            d->upload(d, there, x[i], sizeof x[i]);
+            d->ops->kv_append(d, &kv[i], (gr_rows){there, WIDE, GR_DTYPE_F32}, rows_there, N);
+        }
+        for (int i = 0; i < LAYERS; i++) {
+            uint8_t back[SLOTS * LEN * WIDE * 4];
+            float row[WIDE], zero[WIDE] = {0};
+            d->download(d, back, kv[i].rows.data, SLOTS * LEN * WIDE * size, 0);
+            for (int r = 0; r < SLOTS * LEN; r++) {
+                const float *expected = zero;
+                gr_dtype_get(type)->to_f32(row, back + r * WIDE * size, WIDE);
+                for (int k = 0; k < N; k++)
+                    if (at[k] == r) expected = x[i] + k * WIDE;
+                assert_memory_equal(row, expected, sizeof row);
+            }
+        }
+        assert_null(d->sync(d));
+        d->kv_close(d, kv);
+        for (int i = 0; i < LAYERS; i++) assert_true(!kv[i].rows.data && !kv[i].form);
+        d->free(d, there), d->free(d, rows_there);
+    }
+    gr_kv layer;
+    assert_false(d->kv_open(d, &layer, &(gr_kv_shape){1, 1 << 20, INT64_C(1) << 40, 8, 128, GR_DTYPE_BF16})); /* overflows */
+    d->kv_close(d, &layer);
+    assert_false(d->kv_open(d, &layer, &(gr_kv_shape){1, 1 << 10, 1 << 20, 8, 128, GR_DTYPE_BF16})); /* 4 TiB */
+    d->kv_close(d, &layer);
+    assert_null(d->sync(d));
+    gr_device_close(d);
+}
+
 /* Tokens decoded one by one with the packed keys and values kept beside the cache, half-way set back: the bits of attention without
  * them. */
 static void test_kept_panels(void **state) {
@@ -1348,6 +1402,7 @@ int main(void) {
         {"avx2, large", test_large, NULL, NULL, &level[1]},
         {"avx512, large", test_large, NULL, NULL, &level[2]},
         {"cuda, large", test_large, NULL, NULL, &level[5]},
+        {"cuda, cache", test_card_cache, NULL, NULL, &level[5]},
         {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
         {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
