@@ -14,8 +14,13 @@ struct gr_attend {
     const gr_seq *seqs;
     int n_seqs, H, K, D;
     float scale, softcap;
-    int window; /* INT_MAX: all */
+    int window;   /* INT_MAX: all */
+    bool decoded; /* sequences of one query go their own way (attention_decode.cu) */
 };
+
+/* By the shape of a call alone. */
+enum { GR_DECODE_HEAD = 256 };
+static inline bool gr_attention_decodes(const gr_attention *a) { return a->kv && a->D <= GR_DECODE_HEAD; }
 
 static inline gr_attend gr_attend_of(const gr_attention *a) {
     gr_attend t = {};
@@ -25,6 +30,7 @@ static inline gr_attend gr_attend_of(const gr_attention *a) {
     t.n_seqs = (int)a->n_seqs, t.H = (int)a->H, t.K = (int)a->K, t.D = (int)a->D;
     t.scale = a->scale, t.softcap = a->softcap;
     t.window = a->window > 0 && a->window < INT_MAX ? (int)a->window : INT_MAX;
+    t.decoded = gr_attention_decodes(a);
     return t;
 }
 
@@ -60,12 +66,14 @@ struct gr_work {
     const gr_seq *seqs;
     int n_seqs, tile, heads;
     bool keys;                /* tiles of keys */
+    bool decoded;             /* not of sequences of one query */
     int turn;                 /* of the block */
     int level, count, before; /* tiles of this level; pieces of those above */
 };
 
 static __device__ __forceinline__ int gr_work_tiles(const gr_work &w, int s) {
-    return s < w.n_seqs ? (int)(((w.keys ? w.seqs[s].kv_len : w.seqs[s].q_len) + w.tile - 1) / w.tile) : 0;
+    if (s >= w.n_seqs || (w.decoded && w.seqs[s].q_len == 1)) return 0;
+    return (int)(((w.keys ? w.seqs[s].kv_len : w.seqs[s].q_len) + w.tile - 1) / w.tile);
 }
 
 static __device__ int gr_work_count(const gr_work &w, int level) {
@@ -75,7 +83,7 @@ static __device__ int gr_work_count(const gr_work &w, int level) {
 }
 
 static __device__ gr_work gr_work_of(const gr_attend &a, int tile, int heads, bool keys) {
-    gr_work w = {a.seqs, a.n_seqs, tile, heads, keys, 0, 0, 0, 0};
+    gr_work w = {a.seqs, a.n_seqs, tile, heads, keys, a.decoded, 0, 0, 0, 0};
     int most = 0, lane = threadIdx.x % 32;
     for (int s = lane; s < w.n_seqs; s += 32) most = max(most, gr_work_tiles(w, s));
     most = (int)__reduce_max_sync(0xffffffffu, most);
@@ -147,5 +155,8 @@ static inline bool gr_attention_in_tiles(const gr_attention *a, const gr_rows *a
 enum { GR_PLAIN_HEAD = 1024 };
 void gr_attention_forward_plain(gr_device *d, const gr_attention *a);
 void gr_attention_backward_plain(gr_device *d, const gr_attention *a);
+
+/* attention_decode.cu: the sequences of one query of a call that decodes. */
+void gr_attention_decode(gr_device *d, const gr_attention *a);
 
 #endif

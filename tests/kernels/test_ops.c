@@ -859,7 +859,7 @@ static void make_call(call *c, const operation *op, gr_device *d, int variant, i
     make_wide_call(c, op, d, variant, row0, n, 0);
 }
 
-/* GRAFT_OPS="rope,add": these alone, while one works on them; "packed attention" too. */
+/* GRAFT_OPS="rope,add": these alone, while one works on them; "packed attention" and "cached attention" too. */
 static bool chosen(const operation *op) {
     const char *some = getenv("GRAFT_OPS"), *at = some ? strstr(some, op->name) : op->name;
     char after = at ? at[strlen(op->name)] : 'x';
@@ -1339,6 +1339,65 @@ static void test_packed_attention(void **state) {
     close_device(reference), close_device(d);
 }
 
+/* Single queries, and three of a prompt, on a cache whose slots are filled as far as kv_len says. */
+static void attend_cached(call *c, const packed_case *s, const gr_seq *seqs, int64_t n_seqs, int64_t row0) {
+    enum { QUERIES = 8, POSITIONS = 8700 };
+    const int64_t HD = s->H * s->D, KD = s->K * s->D;
+    running = c;
+    c->row0 = row0, c->n = n_seqs == 1 ? 1 : QUERIES, c->tolerance = 1e-2;
+    const gr_kv kv = {.rows = filled_rows(c, 1, 0, POSITIONS, 2 * KD, 2 * KD)};
+    gr_attention a = {.q = filled_rows(c, 2, 0, QUERIES, HD, HD),
+                      .k = kv.rows,
+                      .v = gr_rows_at(kv.rows, 0, KD),
+                      .out = filled_rows(c, 3, 0, QUERIES, HD, HD),
+                      .lse = fixed(c, 4, QUERIES, s->H),
+                      .seqs = seqs,
+                      .n_seqs = n_seqs,
+                      .H = s->H,
+                      .K = s->K,
+                      .D = s->D,
+                      .scale = 4 / sqrtf((float)s->D),
+                      .window = s->window,
+                      .softcap = s->softcap,
+                      .compute = s->type,
+                      .kv = &kv};
+    c->d->ops->attention_forward(c->d, &a);
+    out_rows(c, gr_rows_at(a.out, row0, 0), HD), out_rows(c, gr_rows_at(closed(a.lse, s->H), row0, 0), s->H);
+}
+
+/* More positions than there are pieces of them in one step, pieces that are just full, one position. */
+static void test_cached_attention(void **state) {
+    static const packed_case cases[] = {{2, 1, 64, 0, 0, GR_DTYPE_BF16},
+                                        {5, 1, 128, 0, 2, GR_DTYPE_F16},
+                                        {2, 2, 256, 300, 0, GR_DTYPE_BF16},
+                                        {3, 3, 19, 200, 0, GR_DTYPE_F32}};
+    static const gr_seq seqs[] = {{0, 1, 8200, 256}, {1, 1, 0, 8200},  {2, 1, 8456, 1},
+                                  {3, 3, 8457, 100}, {6, 1, 8557, 90}, {7, 1, 100, 700}};
+    const operation op = {.name = "cached attention"};
+    const char *level = levels[*(int *)*state];
+    if (!available(level) || !chosen(&op)) skip();
+    gr_device *reference = device("generic", 1), *d = device(level, 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        call exact = {.d = reference, .variant = (int)i}, a = {.d = d, .variant = (int)i};
+        few_digits = true;
+        ((mirror *)d)->activations = cases[i].type, ((mirror *)d)->as_decoder = true;
+        attend_cached(&exact, &cases[i], seqs, 6, 0);
+        attend_cached(&a, &cases[i], seqs, 6, 0);
+        if (cases[i].type == GR_DTYPE_F32) a.tolerance = 2e-5;
+        compare(&a, &exact, &op, level);
+        for (int j = 0; j < 6; j++) {
+            call b = {.d = d};
+            if (seqs[j].q_len > 1) continue;
+            attend_cached(&b, &cases[i], &seqs[j], 1, seqs[j].q_start);
+            compare_bits(&a, &b, &op, "a query alone");
+            release(&b);
+        }
+        release(&exact), release(&a);
+    }
+    few_digits = false;
+    close_device(reference), close_device(d);
+}
+
 static void test_philox(void **state) {
     (void)state; /* Random123 kat_vectors, philox4x32 10: the key's second half is purpose * 0x9E3779B1 */
     uint32_t out[4];
@@ -1403,6 +1462,7 @@ int main(void) {
         {"avx512, large", test_large, NULL, NULL, &level[2]},
         {"cuda, large", test_large, NULL, NULL, &level[5]},
         {"cuda, cache", test_card_cache, NULL, NULL, &level[5]},
+        {"cuda, cached attention", test_cached_attention, NULL, NULL, &level[5]},
         {"generic, kept panels", test_kept_panels, NULL, NULL, &level[0]},
         {"avx2, kept panels", test_kept_panels, NULL, NULL, &level[1]},
         {"avx512, kept panels", test_kept_panels, NULL, NULL, &level[2]},
