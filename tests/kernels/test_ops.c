@@ -181,7 +181,7 @@ static void call_rmsnorm_backward(call *c) {
 }
 
 static uint64_t *row_keys(call *c) {
-    uint64_t *key = (uint64_t *)((char *)buffer(c, 2 * c->n + 2) + 4);
+    uint64_t *key = (uint64_t *)((char *)buffer(c, 2 * c->n + 2) + 4 * c->off); /* aligned to 8 bytes */
     for (int64_t i = 0; i < c->n; i++) key[i] = (uint64_t)(c->row0 + i) << 33 | 5;
     return key;
 }
