@@ -65,13 +65,18 @@ static inline bool gr_matrix_of(gr_device *d, gr_matrix *m, gr_dtype type, const
 
 static __device__ const float gr_nf4[16] = {GR_NF4_VALUES};
 
-/* The 4 bytes at p, a multiple of ALIGN. In shared memory more may be read: what is around them must be of the block's too. */
-template <int ALIGN, bool SHARED> static __device__ __forceinline__ uint32_t gr_word(const uint8_t *p) {
-    if (ALIGN % 4 == 0) return *(const uint32_t *)p;
+/* q = the N words at p, a multiple of ALIGN. Shared memory is read in whole words, and some bytes more: what is around them must be
+ * of the block's too. */
+template <int N, int ALIGN, bool SHARED> static __device__ __forceinline__ void gr_words(uint32_t q[N], const uint8_t *p) {
+    const uint32_t odd = SHARED && ALIGN % 4 ? (uint32_t)(uintptr_t)p & 2 : 0;
+    const uint32_t *w = (const uint32_t *)(p - odd);
     const uint16_t *h = (const uint16_t *)p;
-    if (!SHARED) return h[0] | (uint32_t)h[1] << 16;
-    const uint32_t *w = (const uint32_t *)((uintptr_t)p & ~(uintptr_t)3);
-    return __funnelshift_r(w[0], w[1], ((uint32_t)(uintptr_t)p & 2) * 8);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (ALIGN % 4 == 0) q[i] = w[i];
+        else if (SHARED) q[i] = __funnelshift_r(w[i], w[i + 1], odd * 8);
+        else q[i] = h[2 * i] | (uint32_t)h[2 * i + 1] << 16;
+    }
 }
 
 static __device__ __forceinline__ float gr_half_at(const uint8_t *p) { return __half2float(*(const __half *)p); }
@@ -105,14 +110,16 @@ template <int TYPE, bool SHARED> static __device__ __forceinline__ void gr_decod
     constexpr bool five = TYPE == GR_DTYPE_Q5_0 || TYPE == GR_DTYPE_Q5_1, min = TYPE == GR_DTYPE_Q4_1 || TYPE == GR_DTYPE_Q5_1;
     constexpr int align = gr_block<TYPE>::align, bits_at = min ? 4 : 2, at = bits_at + (five ? 4 : 0);
     const uint8_t *p = row + col / 32 * gr_block<TYPE>::bytes;
-    uint32_t j = col % 32, shift = j / 16 * 4, q[2], head = min ? gr_word<align, SHARED>(p) : 0;
-#pragma unroll
-    for (int i = 0; i < 2; i++) q[i] = gr_word<align, SHARED>(p + at + j % 16 + 4 * i) >> shift & 0x0F0F0F0Fu;
+    const uint32_t j = col % 32, shift = j / 16 * 4;
+    uint32_t q[2], high[1], head[1];
+    gr_words<2, align, SHARED>(q, p + at + j % 16);
+    q[0] = q[0] >> shift & 0x0F0F0F0Fu, q[1] = q[1] >> shift & 0x0F0F0F0Fu;
     if (five) {
-        uint32_t high = gr_word<align, SHARED>(p + bits_at) >> j;
-        q[0] |= gr_fifth_bits(high), q[1] |= gr_fifth_bits(high >> 4);
+        gr_words<1, align, SHARED>(high, p + bits_at);
+        q[0] |= gr_fifth_bits(high[0] >> j), q[1] |= gr_fifth_bits(high[0] >> j >> 4);
     }
-    if (min) gr_scaled_plus(v, q, gr_half_of(head), gr_half_of(head >> 16));
+    if (min) gr_words<1, align, SHARED>(head, p);
+    if (min) gr_scaled_plus(v, q, gr_half_of(head[0]), gr_half_of(head[0] >> 16));
     else gr_scaled(v, q, five ? 16 : 8, gr_half_at(p));
 }
 
@@ -137,12 +144,12 @@ template <int TYPE> static __device__ __forceinline__ void gr_decode_k(float v[8
 /* Q6_K: 128 bytes of low nibbles, 64 of two high bits, 16 scales of 16 elements each, a half. */
 template <bool SHARED> static __device__ __forceinline__ void gr_decode_q6_k(float v[8], const uint8_t *row, uint32_t col) {
     const uint8_t *p = row + col / 256 * 210;
-    uint32_t group = col % 256 / 32, j = col % 32, low_shift = group % 4 / 2 * 4, high_shift = group % 4 * 2, q[2];
-    const uint8_t *low = p + group / 4 * 64 + group % 2 * 32 + j, *high = p + 128 + group / 4 * 32 + j;
+    const uint32_t group = col % 256 / 32, j = col % 32, low_shift = group % 4 / 2 * 4, high_shift = group % 4 * 2;
+    uint32_t q[2], two[2];
+    gr_words<2, 2, SHARED>(q, p + group / 4 * 64 + group % 2 * 32 + j);
+    gr_words<2, 2, SHARED>(two, p + 128 + group / 4 * 32 + j);
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        q[i] = (gr_word<2, SHARED>(low + 4 * i) >> low_shift & 0x0F0F0F0Fu) |
-               (gr_word<2, SHARED>(high + 4 * i) >> high_shift & 0x03030303u) << 4;
+    for (int i = 0; i < 2; i++) q[i] = (q[i] >> low_shift & 0x0F0F0F0Fu) | (two[i] >> high_shift & 0x03030303u) << 4;
     float scale = gr_small(p[192 + group * 2 + j / 16] ^ 0x80u) - 128;
     gr_scaled(v, q, 32, gr_half_at(p + 208) * scale);
 }
@@ -150,22 +157,21 @@ template <bool SHARED> static __device__ __forceinline__ void gr_decode_q6_k(flo
 template <bool SHARED> static __device__ __forceinline__ void gr_decode_q8_0(float v[8], const uint8_t *row, uint32_t col) {
     const uint8_t *p = row + col / 32 * 34;
     uint32_t q[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) q[i] = gr_word<2, SHARED>(p + 2 + col % 32 + 4 * i) ^ 0x80808080u;
+    gr_words<2, 2, SHARED>(q, p + 2 + col % 32);
+    q[0] ^= 0x80808080u, q[1] ^= 0x80808080u;
     gr_scaled(v, q, 128, gr_half_at(p));
 }
 
 /* NF4: low nibbles are elements 0..31, high nibbles 32..63. The 16 values lie in one line of the cache. */
 template <bool SHARED> static __device__ __forceinline__ void gr_decode_nf4(float v[8], const uint8_t *row, uint32_t col) {
     const uint8_t *p = row + col / 64 * 34;
-    uint32_t j = col % 64;
-    float scale = gr_half_at(p);
+    const uint32_t j = col % 64;
+    const float scale = gr_half_at(p);
+    uint32_t q[2];
+    gr_words<2, 2, SHARED>(q, p + 2 + j % 32);
+    q[0] >>= j / 32 * 4, q[1] >>= j / 32 * 4;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t q = gr_word<2, SHARED>(p + 2 + j % 32 + 4 * i) >> (j / 32 * 4);
-#pragma unroll
-        for (int k = 0; k < 4; k++) v[4 * i + k] = gr_nf4[q >> (8 * k) & 15] * scale;
-    }
+    for (int i = 0; i < 8; i++) v[i] = gr_nf4[q[i / 4] >> (i % 4 * 8) & 15] * scale;
 }
 
 /* v = elements col..col+8 (col a multiple of 8) of the quantised row that starts at `row`. */
