@@ -45,7 +45,7 @@ static __device__ __forceinline__ void finish(const result &to, const gr_mask &m
 
 /* The mask is a's: of its row and column as they lie in memory. */
 template <becomes WHAT>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 4)
     multiply(factor a, factor b, gr_mask mask, int64_t m, int64_t n, int64_t k, int64_t chunk, result to) {
     __shared__ __align__(16) float as[TILE_K][TILE_M + 4], bs[TILE_K][TILE_N + 4];
     const int64_t i0 = (int64_t)blockIdx.x * TILE_M, j0 = (int64_t)blockIdx.y * TILE_N, first = (int64_t)blockIdx.z * chunk;
