@@ -51,14 +51,16 @@ static __device__ __forceinline__ void make_scores(const gr_attend &a, kept *t, 
 static __device__ __forceinline__ void soften(kept *t, int heads, int n) {
     const int lane = threadIdx.x % 32, h = threadIdx.x / 32;
     if (h >= heads) return;
-    float m = t->largest[h], sum = 0;
+    const float before = t->largest[h];
+    float m = before, sum = 0;
     for (int j = lane; j < n; j += 32) m = fmaxf(m, t->score[h][j]);
     m = gr_warp_max(m);
     for (int j = lane; j < n; j += 32) sum += t->score[h][j] = expf(t->score[h][j] - m);
     sum = gr_warp_sum(sum);
+    __syncwarp(); /* all have read the largest */
     if (lane == 0) {
-        t->shrink[h] = expf(t->largest[h] - m);
-        t->largest[h] = m, t->total[h] = t->total[h] * t->shrink[h] + sum;
+        const float shrink = expf(before - m);
+        t->largest[h] = m, t->shrink[h] = shrink, t->total[h] = t->total[h] * shrink + sum;
     }
     __syncwarp();
 }
