@@ -61,6 +61,10 @@ static world open_world(const char *folder, int flags, int threads) {
     size_t i;
     json_t *seq;
     MUST(gr_machine_open(&w.machine, "auto", threads, err));
+    if (flags & INT8 && !w.machine.device->int8) {
+        gr_machine_close(&w.machine);
+        skip(); /* refused by name there */
+    }
     MUST(gr_model_open(&w.m, folder, w.machine, flags & BF16 ? GR_DTYPE_BF16 : GR_DTYPE_F32, 0, err));
     if (flags & FULL) {
         w.params = calloc(1, sizeof *w.params);
@@ -424,7 +428,7 @@ static void frozen_weights_stay(void **state) {
     uint64_t before = gr_weights_hash(w.m->weights);
     train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
     assert_true(before == gr_weights_hash(w.m->weights));
-    gr_model_use(w.m, GR_BASE_INT8, true);
+    gr_model_use(w.m, w.machine.device->int8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
     MUST(gr_model_place(w.m, err)); /* pages that are given back come again */
     assert_true(before == gr_weights_hash(w.m->weights));
     close_world(&w);
@@ -442,7 +446,7 @@ static void quantised_layers_are_the_files(void **state) {
         MUST(gr_model_place(plain.m, err));
         assert_true(planned > 0 && gr_model_quantized_bytes(w.m, types[t]) == 0);
         for (int64_t i = 0; i < w.m->n_modules - 2; i++) {
-            const gr_weight *from = &plain.m->modules[i + 1].linear->w, *to = &w.m->modules[i + 1].linear->w;
+            const gr_weight *from = &plain.m->modules[i + 1].entry->view, *to = &w.m->modules[i + 1].linear->w;
             const gr_dtype_info *info = gr_dtype_get(to->dtype);
             int64_t n = from->rows * from->cols, bytes = gr_dtype_bytes(to->dtype, n);
             uint8_t *expected = malloc((size_t)bytes), *made = malloc((size_t)bytes);
@@ -450,7 +454,7 @@ static void quantised_layers_are_the_files(void **state) {
             assert_true(expected && made && floats && from->dtype == GR_DTYPE_F32 && to->rows == from->rows &&
                         to->cols == from->cols);
             assert_int_equal(to->dtype, from->cols % gr_dtype_get(types[t])->block ? GR_DTYPE_Q5_0 : types[t]);
-            plain.machine.device->download(plain.machine.device, floats, from->data, n * (int64_t)sizeof *floats, 0);
+            memcpy(floats, from->data, (size_t)n * sizeof *floats); /* as the file has it */
             w.machine.device->download(w.machine.device, made, to->data, bytes, 0);
             info->from_f32(expected, floats, n);
             assert_memory_equal(expected, made, (size_t)bytes);
