@@ -387,6 +387,8 @@ static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_er
     if (b->n > d->o.max_tokens)
         return gr_fail(err, GRAFT_FAILED, "a batch of %lld tokens is larger than the planned %lld", (long long)b->n,
                        (long long)d->o.max_tokens);
+    graft_status st = gr_model_place(d->m, err); /* adapters may have come or gone since the decoder was made */
+    if (st != GRAFT_OK) return st;
     for (int64_t i = 0; i < b->n; i++) {
         if (b->positions[i] < 0 || b->positions[i] >= d->m->rope_positions)
             return gr_fail(err, GRAFT_BAD_USAGE,

@@ -59,9 +59,9 @@ struct gr_piece {
 };
 
 /* The pieces of a block. Tiles of queries see more keys the later they are, tiles of keys are seen by more queries the earlier they
- * are: level by level from the heaviest on, each level the tiles of all sequences that have so many, all heads of a tile next to each
- * other. Blocks take turns, every other time in the other direction, so that all get about the same. Kept in the registers of each
- * warp, whose lanes look at 32 sequences at a time. */
+ * are: level by level from the heaviest on, each level the tiles of all sequences that have so many, all heads of a tile next to
+ * each other. Blocks take turns, every other time in the other direction, so that all get about the same. Kept in the registers
+ * of each warp, whose lanes look at 32 sequences at a time. */
 struct gr_work {
     const gr_seq *seqs;
     int n_seqs, tile, heads;
@@ -135,8 +135,8 @@ static __device__ __forceinline__ float gr_capped(const gr_attend &a, float scor
     return a.softcap - a.softcap * __fdividef(2, y + 1);
 }
 
-/* Whether a call goes there: factors may be rounded, all its rows are of one type of 2 bytes and move in whole pieces of 8 columns. No
- * number of rows decides. */
+/* Whether a call goes there: factors may be rounded, all its rows are of one type of 2 bytes and move in whole pieces of 8
+ * columns. No number of rows decides. */
 static inline bool gr_attention_in_tiles(const gr_attention *a, const gr_rows *all, int n) {
     bool good = a->compute != GR_DTYPE_F32 && a->q.type != GR_DTYPE_F32 && a->D % 8 == 0 && a->D <= 256 && a->scale > 0;
     for (int i = 0; i < n; i++) good = good && all[i].type == a->q.type && gr_view_of(all[i]).wide;

@@ -1,11 +1,11 @@
-/* attention_backward.cu - FlashAttention's backward (arXiv 2307.08691) on tensor cores for rows of bfloat16 or half; all else goes the
- * plain way.
+/* attention_backward.cu - FlashAttention's backward (arXiv 2307.08691) on tensor cores for rows of bfloat16 or half; all else
+ * goes the plain way.
  *
  * Two kernels without atomics and without sums in memory; scores are made in both: 7 products of tiles instead of 5, bound by the
- * tensor cores at long sequences (14 H D FLOPs a pair of tokens, half of them below the diagonal) and by bytes at short ones (24 H D
- * a token). First dq, a block for 64 queries of a head, which also makes delta = dout . out. Then dk and dv, a block for 64 keys of a
- * key/value head: its warps have 16 keys each, whose scores are made transposed, so that weights and gradients of scores are the left
- * factor of the second product where they are, in registers.
+ * tensor cores at long sequences (14 H D FLOPs a pair of tokens, half of them below the diagonal) and by bytes at short ones (24
+ * H D a token). First dq, a block for 64 queries of a head, which also makes delta = dout . out. Then dk and dv, a block for 64
+ * keys of a key/value head: its warps have 16 keys each, whose scores are made transposed, so that weights and gradients of
+ * scores are the left factor of the second product where they are, in registers.
  *
  * Sums have one order: dq of a row over its tiles of keys, which begin at the sequence's first; dk and dv of a key over the group's
  * heads one after the other, each over its tiles of queries, which begin at the sequence's first. */
@@ -14,8 +14,8 @@
 
 enum { THREADS = 128, ROWS = 64 };
 
-/* c[j] = 16 rows, which x begins with, times rows 8 j.. of y, both of a tile. Rows of zeros, which stand for those that are not there,
- * make scores, gradients and sums of zero. */
+/* c[j] = 16 rows, which x begins with, times rows 8 j.. of y, both of a tile. Rows of zeros, which stand for those that are not
+ * there, make scores, gradients and sums of zero. */
 template <class T, int D, int N> static __device__ __forceinline__ void multiply(float c[N / 8][4], uint32_t x, uint32_t y) {
 #pragma unroll
     for (int j = 0; j < N / 8; j++) c[j][0] = c[j][1] = c[j][2] = c[j][3] = 0;

@@ -2,8 +2,8 @@
  *
  * Bound by reading keys and values once (2 K D elements a position). A block has a piece of a sequence's positions and a key/value
  * head, for the heads of its group HEADS at a time: pieces of PIECE positions, or of as many times PIECE as make PIECES of them at
- * most, by the number of positions alone. A lane has 8 columns, its neighbours the next. Pieces, each with its own largest score, are
- * added up in their order by a second kernel: what other sequences there are changes no bit. */
+ * most, by the number of positions alone. A lane has 8 columns, its neighbours the next. Pieces, each with its own largest score,
+ * are added up in their order by a second kernel: what other sequences there are changes no bit. */
 #include "kernels/cuda/attention.cuh"
 
 enum { THREADS = 128, WARPS = THREADS / 32, PIECE = 256, PIECES = 32, HEADS = WARPS };

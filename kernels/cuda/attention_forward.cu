@@ -1,4 +1,5 @@
-/* attention_forward.cu - FlashAttention (arXiv 2307.08691) on tensor cores for rows of bfloat16 or half; all else goes the plain way.
+/* attention_forward.cu - FlashAttention (arXiv 2307.08691) on tensor cores for rows of bfloat16 or half; all else goes the plain
+ * way.
  *
  * A block of 4 warps has 64 M rows of queries of a head and walks their keys, 64 at a time. A warp has 16 rows of each 64, so that
  * all warps have as much to do below the diagonal; its part of the scores and of the sums stays in registers. The next keys are
@@ -6,8 +7,8 @@
  * (4 H D FLOPs a pair of tokens); at 256 tokens as much by bytes (8 H D a token at least), and by starting a piece, which is hidden
  * by the other blocks of the multiprocessor.
  *
- * Sums have one order: tiles of keys begin at multiples of 64 from the sequence's first key, a row meets those it sees in order; one
- * that it does not see, met because of other rows, changes no bit. Which rows share its tile does not matter. */
+ * Sums have one order: tiles of keys begin at multiples of 64 from the sequence's first key, a row meets those it sees in order;
+ * one that it does not see, met because of other rows, changes no bit. Which rows share its tile does not matter. */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/mma.cuh"
 

@@ -2,8 +2,8 @@
  * in float32. What trains in 16 bits goes another way (attention_forward.cu) where it can.
  *
  * A block has ROWS rows of one side (queries, or for dk and dv keys) and walks those of the other side, COLS at a time; products go
- * through shared memory in pieces of COLUMNS columns. A warp has 4 of the rows: its lanes are the other side's rows where scores are
- * made, and columns of the head where they are used. Bound by shared memory: 5 reads of 16 bytes for 16 multiplications and
+ * through shared memory in pieces of COLUMNS columns. A warp has 4 of the rows: its lanes are the other side's rows where scores
+ * are made, and columns of the head where they are used. Bound by shared memory: 5 reads of 16 bytes for 16 multiplications and
  * additions a lane in the first, 2 reads for 4 in the second.
  *
  * Sums have one order: tiles of keys begin at multiples of COLS from the sequence's first key, and a row of queries meets them in

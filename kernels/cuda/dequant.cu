@@ -1,7 +1,8 @@
-/* dequant.cu - rows of matrices of any type to rows of activations, or of a matrix of the products' type: embeddings, expanded weights.
+/* dequant.cu - rows of matrices of any type to rows of activations, or of a matrix of the products' type: embeddings, expanded
+ * weights.
  *
- * Bound by memory: of an element 0.5 to 4 bytes are read and 2 (float32: 4) written. A thread makes 8 columns and writes them at once;
- * its neighbours read what lies beside. Nothing is summed. */
+ * Bound by memory: of an element 0.5 to 4 bytes are read and 2 (float32: 4) written. A thread makes 8 columns and writes them at
+ * once; its neighbours read what lies beside. Nothing is summed. */
 #include "kernels/cuda/dequant.cuh"
 
 enum { THREADS = 256 };

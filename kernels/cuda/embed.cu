@@ -1,9 +1,9 @@
 /* embed.cu - the gradient of an embedding: rows of gradients are added to the table's rows that their tokens took.
  *
  * The sum of a table's row is in the order of the batch's rows, without atomics: rows are sorted by (id, row) first, then a thread
- * per row of the batch and piece of 8 columns looks whether its row is the first of its id; if so, it adds them all. Each element of
- * dx is read once (2 or 4 bytes), each row of the table that occurs is read and written once (8). Sorting is counting: a row's place
- * is how many rows come before it, n^2 comparisons of 2 instructions, about 30 us for 16,384 rows. */
+ * per row of the batch and piece of 8 columns looks whether its row is the first of its id; if so, it adds them all. Each element
+ * of dx is read once (2 or 4 bytes), each row of the table that occurs is read and written once (8). Sorting is counting: a row's
+ * place is how many rows come before it, n^2 comparisons of 2 instructions, about 30 us for 16,384 rows. */
 #include "kernels/cuda/rows.cuh"
 
 enum { THREADS = 256, SORT = 128, TILE = 1024, AHEAD = 4 }; /* TILE: a multiple of SORT */

@@ -1,14 +1,15 @@
 /* gemv.cu - linears of few rows: tokens that are decoded. The weights are read once, as the file has them.
  *
- * Bound by memory: the bytes of W, of which each weight makes 2n FLOPs. Cores alone would be too slow for that from 4-bit weights on
- * (33 elements a clock and multiprocessor, each some instructions to unpack), so tensor cores multiply: 16 rows of W by up to 8 rows of
- * x cost what one does, and each row of x has columns of its own there: its bits depend neither on n nor on the other rows.
+ * Bound by memory: the bytes of W, of which each weight makes 2n FLOPs. Cores alone would be too slow for that from 4-bit weights
+ * on (33 elements a clock and multiprocessor, each some instructions to unpack), so tensor cores multiply: 16 rows of W by up to
+ * 8 rows of x cost what one does, and each row of x has columns of its own there: its bits depend neither on n nor on the other
+ * rows.
  *
- * A block makes 16 outputs of all rows. Pieces of 1,024 columns of its 16 rows of W come into shared memory as they lie in memory, 16
- * bytes a thread at a time, one or two pieces ahead of the work. Each of 8 warps takes 128 columns of a piece: a lane unpacks 8
- * consecutive elements of two rows and rounds them to the type of the products. So the sum of an output is 8 sums, one a warp, each in
- * the order of its columns; they are added in order. That order depends on K alone, not on how W is stored: a weight that is
- * expanded has the same bits.
+ * A block makes 16 outputs of all rows. Pieces of 1,024 columns of its 16 rows of W come into shared memory as they lie in
+ * memory, 16 bytes a thread at a time, one or two pieces ahead of the work. Each of 8 warps takes 128 columns of a piece: a lane
+ * unpacks 8 consecutive elements of two rows and rounds them to the type of the products. So the sum of an output is 8 sums, one
+ * a warp, each in the order of its columns; they are added in order. That order depends on K alone, not on how W is stored: a
+ * weight that is expanded has the same bits.
  *
  * LoRA: h = x A^T in a launch before, a block for each row of A, its threads' columns fixed; scale B h is added to an output by the
  * thread that stores it, in the order of ranks. */

@@ -191,8 +191,8 @@ static void move(gr_device *d, gr_rows to, gr_rows from, int64_t n, int64_t C, i
               add);
 }
 
-/* x[n,C] of the type of products, with zeros up to `wide` columns and R more behind them that can be written: itself, or memory for a
- * copy, which is made here unless `later`. */
+/* x[n,C] of the type of products, with zeros up to `wide` columns and R more behind them that can be written: itself, or memory
+ * for a copy, which is made here unless `later`. */
 static gr_rows operand(gr_device *d, gr_cuda_use use, gr_rows x, gr_dtype type, int64_t n, int64_t C, int64_t wide, int64_t R,
                        bool later) {
     if (x.type == type && C == wide && x.ld >= C + R && aligned(x)) return x;

@@ -72,8 +72,9 @@ template <int D> static __device__ __forceinline__ uint32_t gr_tile_at(uint32_t 
     return tile + (uint32_t)(row * (2 * D) + ((piece ^ (row & 7)) << 4));
 }
 
-/* Matrices of a tile for gr_ldmatrix: where the lane's row is, of rows row.. and columns 16 k... With row a multiple of 8 and k known
- * when compiled, one register serves all: k turns bits that the tile's address (a multiple of 512) has clear, rows are offsets. */
+/* Matrices of a tile for gr_ldmatrix: where the lane's row is, of rows row.. and columns 16 k... With row a multiple of 8 and k
+ * known when compiled, one register serves all: k turns bits that the tile's address (a multiple of 512) has clear, rows are
+ * offsets. */
 template <int D> static __device__ __forceinline__ uint32_t gr_tile_lane(uint32_t tile, int lane_row, int half, int row, int k) {
     return (gr_tile_at<D>(tile, lane_row, half) ^ (uint32_t)(k << 5)) + (uint32_t)(row * (2 * D));
 }

@@ -1,9 +1,9 @@
 /* norm.cu - RMSNorm of rows or of their heads ("parts" of a row).
  *
- * Bound by bytes. An element of the residual stream (float32) with its branch (bfloat16) takes 4 + 2 read and 4 + 2 written forward,
- * 2 + 4 + 4 read and 4 written backward, once each: a part stays in registers between its sum and its result. Threads that share a
- * part ("lanes") are a power of two within a warp, or a block; each has up to P pieces of 8 columns at a time, which it fetches
- * together. Parts beyond all lanes' pieces take turns and are read twice.
+ * Bound by bytes. An element of the residual stream (float32) with its branch (bfloat16) takes 4 + 2 read and 4 + 2 written
+ * forward, 2 + 4 + 4 read and 4 written backward, once each: a part stays in registers between its sum and its result. Threads
+ * that share a part ("lanes") are a power of two within a warp, or a block; each has up to P pieces of 8 columns at a time, which
+ * it fetches together. Parts beyond all lanes' pieces take turns and are read twice.
  * What a part's sum is made of, and in which order (pieces of a lane, a tree over a warp's lanes, warps), follows from its width
  * alone. The gradient of the weight is a sum over fixed chunks of parts, whose partial sums are added 64 at a time in order. */
 #include "kernels/cuda/rows.cuh"

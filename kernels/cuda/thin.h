@@ -38,8 +38,8 @@ typedef struct gr_thin_rows {
                      NULL: none */
 } gr_thin_rows;
 
-/* to->h[n,rank] = x[n,C] under the mask (NULL: none) times w^T. w[rank,C], filled up to GR_CUDA_PAD rows and columns with zeros, is of
- * the type of products. rank 0: the spare columns alone, and the copy. */
+/* to->h[n,rank] = x[n,C] under the mask (NULL: none) times w^T. w[rank,C], filled up to GR_CUDA_PAD rows and columns with zeros,
+ * is of the type of products. rank 0: the spare columns alone, and the copy. */
 void gr_thin_down(gr_device *d, const gr_thin_rows *to, gr_rows x, const gr_dropout *mask, gr_rows w, int64_t n, int64_t C,
                   int64_t rank);
 /* What backward makes of the adapters of t. */

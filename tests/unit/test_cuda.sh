@@ -1,5 +1,5 @@
 #!/bin/bash
-# The CUDA backend as compiled, on the CPU: the tests of the kernels and of the model, then a training run. Needs the library
+# The CUDA backend as compiled, on the CPU: the tests of the kernels and of the model, then runs of the program. Needs the library
 # (CUDA's toolkit) and the emulator, which lies outside the project.
 emulator=$SOURCE/../shared/cudaemu/run
 if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
@@ -7,9 +7,80 @@ if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
     exit 77
 fi
 . "$(dirname "$0")/../lib.sh"
-export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so GRAFT_DEVICE=cuda CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
-for name in test_ops test_decoder test_model test_training test_merge test_adapters test_adapter_files test_params test_rows; do
-    log=$BUILD/cuda-$name.log
-    if "$emulator" -- "$BUILD/tests/$name" >"$log" 2>&1; then ok "$name on cuda"; else not_ok "$name on cuda" "see $log" "$log"; fi
+cd "$WORK" || exit 1
+export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
+emulated() { env -u SHELLOPTS "$emulator" -- "$@"; }
+
+# ---- kernels and model ----
+# The emulator keeps the stacks of each device that was opened, and the model's tests open many: by parts.
+parts=(test_ops test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers
+    test_model:l\* test_model:f\* test_model:grad\* test_model:batch_\* test_model:[c-eq-z]\* test_model:a_t\* test_model:greedy\*)
+one_part() {
+    local name=${1%%:*} filter=${1#*:}
+    [ "$filter" = "$1" ] || export GRAFT_TEST=$filter
+    GRAFT_DEVICE=cuda emulated "$BUILD/tests/$name" >"${1//[^a-z_:]/}.log" 2>&1
+    echo $? >"${1//[^a-z_:]/}.rc"
+}
+export -f one_part emulated
+export emulator
+printf '%s\n' "${parts[@]}" | xargs -P "$(nproc)" -I{} bash -c 'one_part "$1"' _ {}
+for part in "${parts[@]}"; do
+    file=${part//[^a-z_:]/}
+    if [ "$(cat "$file.rc")" = 0 ]; then ok "$part on cuda"; else not_ok "$part on cuda" "gave $(cat "$file.rc")" "$file.log"; fi
 done
+
+# ---- runs ----
+cat >tiny.yaml <<Y
+model: {base: $TINY, dtype: fp32}
+adapter: {rank: 4, alpha: 8, dropout: 0.1}
+data: {train: $TINY/train.jsonl, eval: 0.2, cache: none}
+train: {max_steps: 8, batch_size: 5, learning_rate: 1.0e-2}
+eval: {every: 4}
+save: {every: 4}
+log: {every: 1}
+Y
+sed 's/^adapter: .*/adapter: {method: full}/' tiny.yaml >full.yaml
+recipe=tiny.yaml
+train() { # train NAME DEVICE [options]
+    local name=$1 device=$2
+    shift 2
+    emulated "$GRAFT" train $recipe "device=$device" "output_dir=$name" "$@"
+}
+losses() { sed -nE 's/.*"(eval_)?loss": ([^,]*),.*/\2/p' "$1/metrics.jsonl"; }
+close() { # close NAME NAME TOLERANCE: the losses of two runs
+    paste <(losses "$1") <(losses "$2") | awk -v t="$3" '{d = $1 - $2; if (d < 0) d = -d; if (NF != 2 || d > t * $1) {print; bad = 1}}
+        END {exit bad || NR != 10}'
+}
+check "a run on the CPU" train cpu cpu
+check "the same on cuda" train cuda cuda
+check "in float32 the losses are the CPU's" close cpu cuda 2e-5
+check "it says which card that was" grep -q '^machine: cuda:0' cuda/run.log
+check "once more on cuda" train again cuda
+check "the same bits" same cuda/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors
+cp -r cuda resumed && rm -rf resumed/checkpoint-8 resumed/adapter
+check "resumed from step 4" train resumed cuda --resume
+check "the same bits, too" same cuda/adapter/adapter_model.safetensors resumed/adapter/adapter_model.safetensors
+cp -r cuda moved && rm -rf moved/checkpoint-8 moved/adapter
+check "resumed on the CPU" train moved cpu --resume
+check "goes on alike" close cpu moved 2e-5
+check "in bfloat16 on the CPU" train cpu16 cpu model.dtype=bf16
+check "and on cuda" train cuda16 cuda model.dtype=bf16
+check "the losses are near" close cpu16 cuda16 5e-3
+check "in half floats" train half cuda model.dtype=fp16
+check "the losses are near, too" close cpu half 5e-3
+check "nf4 on the CPU" train nf4 cpu model.quantize=nf4
+check "and on cuda" train cudanf4 cuda model.quantize=nf4
+check "the losses are the CPU's" close nf4 cudanf4 2e-5
+recipe=full.yaml
+check "every weight on the CPU" train full cpu train.learning_rate=1e-3
+check "and on cuda" train cudafull cuda train.learning_rate=1e-3
+check "the losses are the CPU's, again" close full cudafull 2e-5
+for device in cpu cuda; do
+    echo '{"prompt": "What is 3 + 4?"}' >prompts.jsonl
+    check "text by $device" emulated "$GRAFT" generate --model "$TINY" --adapter cuda --dtype fp32 --device $device \
+        --prompts prompts.jsonl --max-tokens 16 --out $device.txt
+done
+check "is the same" same cpu.txt cuda.txt
+refused "int8 is refused by name" 2 "int8 is of the CPU" emulated "$GRAFT" eval --model "$TINY" --device cuda --compute int8 \
+    --data "$TINY/train.jsonl"
 finish

@@ -205,7 +205,9 @@ static void cache_gives_the_same_logits(void **state) {
                 for (int64_t i = 0; i < n; i++) piece.positions[i] = (int32_t)(at - w.b.offset[s] + i);
                 assert_ok(gr_decoder_step(d, &piece, &cache, &s, stepped, &err));
             }
-            assert_memory_equal(stepped, whole[s], sizeof stepped);
+            bool card = gr_starts_with(machine.device->level, "cuda"); /* few rows are other products there */
+            for (int64_t v = 0; card && v < V; v++) assert_true(fabsf(stepped[v] - whole[s][v]) < 1e-5f * (1 + fabsf(whole[s][v])));
+            if (!card) assert_memory_equal(stepped, whole[s], sizeof stepped);
         }
         gr_batch_release(&piece);
         gr_kv_cache_release(&cache);

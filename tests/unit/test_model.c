@@ -515,7 +515,10 @@ static void check_cache(const char *model, int flags) {
             MUST(gr_decoder_step(d, &b, &cache, &slot, stepped, err));
             gr_batch_release(&b);
         }
-        assert_memory_equal(stepped, whole, (size_t)V * sizeof *whole);
+        /* a card makes few rows and single queries by other products (kernels/cuda/README.md) */
+        if (gr_starts_with(w.machine.device->level, "cuda"))
+            assert_true(relative_difference(stepped, whole, V) < (flags & BF16 ? 2e-2 : 1e-5));
+        else assert_memory_equal(stepped, whole, (size_t)V * sizeof *whole);
         gr_kv_cache_release(&cache);
     }
     free(whole);
