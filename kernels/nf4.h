@@ -1,5 +1,5 @@
-/* nf4.h - the values of NF4 of QLoRA (arXiv 2305.14314): quantiles of a normal distribution over [-1,1], the numbers of its appendix
- * E and of bitsandbytes. An initialiser of 16 floats, for every backend. */
+/* nf4.h - the values of NF4 of QLoRA (arXiv 2305.14314): quantiles of a normal distribution over [-1,1], the numbers of its
+ * appendix E and of bitsandbytes. An initialiser of 16 floats, for every backend. */
 #ifndef GR_NF4_H
 #define GR_NF4_H
 

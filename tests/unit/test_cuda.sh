@@ -48,7 +48,8 @@ train() { # train NAME DEVICE [options]
 }
 losses() { sed -nE 's/.*"(eval_)?loss": ([^,]*),.*/\2/p' "$1/metrics.jsonl"; }
 close() { # close NAME NAME TOLERANCE: the losses of two runs
-    paste <(losses "$1") <(losses "$2") | awk -v t="$3" '{d = $1 - $2; if (d < 0) d = -d; if (NF != 2 || d > t * $1) {print; bad = 1}}
+    paste <(losses "$1") <(losses "$2") | awk -v t="$3" '
+        {d = $1 - $2; if (d < 0) d = -d; if (NF != 2 || d > t * $1) {print; bad = 1}}
         END {exit bad || NR != 10}'
 }
 check "a run on the CPU" train cpu cpu
