@@ -82,6 +82,23 @@ for device in cpu cuda; do
         --prompts prompts.jsonl --max-tokens 16 --out $device.txt
 done
 check "is the same" same cpu.txt cuda.txt
+
+# ---- what a step calls, of the same samples each: that of 4 steps less that of 3 ----
+calls() { # calls CALL [options]
+    local call=$1 n
+    shift
+    for n in 3 4; do
+        CUDAEMU_TRACE=1 emulated "$GRAFT" train tiny.yaml device=cuda model.dtype=bf16 adapter.dropout=0 data.eval=null eval.every=0 \
+            train.batch_size=20 log.every=100 save.every=100 output_dir=counted --overwrite "train.max_steps=$n" "$@" 2>&1 |
+            grep -oE "$call\\b" | wc -l
+    done | paste -s -d ' ' | awk '{print $2 - $1}'
+}
+is() { if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "$2, expected $3"; fi; }
+is "a step allocates nothing" "$(calls 'cuda(Malloc|HostAlloc|Free)')" 0
+is "products of a step with adapters on all linears" "$(calls cublasLtMatmul)" 21
+is "are as many as with one" "$(calls cublasLtMatmul 'adapter.target_modules=[q_proj]')" 21
+is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 94
+
 refused "int8 is refused by name" 2 "int8 is of the CPU" emulated "$GRAFT" eval --model "$TINY" --device cuda --compute int8 \
     --data "$TINY/train.jsonl"
 finish
