@@ -247,6 +247,9 @@ struct gr_device {
     bool (*memory)(gr_device *d, int64_t *total, int64_t *available); /* bytes of its own; false: it lives in the host's */
     int64_t (*footprint)(gr_device *d, int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
     int64_t shared_bytes; /* that operations share as scratch, at most; what is never touched takes no memory */
+    /* A rehearsal: from begin on operations are only noted, and at the end the scratch that the largest of them want is there, so
+     * that none of them allocates when it comes; false when out of memory. NULL: operations need none. */
+    bool (*rehearse)(gr_device *d, bool begin);
     /* Activations: their type, and the elements from a row to the next that rows of so many want. */
     gr_dtype (*act_type)(gr_device *d, gr_dtype compute);
     int64_t (*row_stride)(gr_device *d, int64_t width, gr_dtype type);
@@ -254,6 +257,8 @@ struct gr_device {
     /* The form of a group. bytes: memory that place takes. place: members are filled; false when out of memory. renew: trained
      * members have changed. */
     int64_t (*group_bytes)(gr_device *d, const gr_group *g);
+    /* Scratch of its own that products of so many rows take; NULL: none (shared_bytes is all). */
+    int64_t (*scratch_bytes)(gr_device *d, const gr_group *g, int64_t rows);
     bool (*place)(gr_device *d, gr_group *g);
     void (*renew)(gr_device *d, gr_group *g);
     void (*release)(gr_device *d, gr_group *g);

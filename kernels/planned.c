@@ -49,6 +49,11 @@ static int64_t planned_group_bytes(gr_device *d, const gr_group *g) {
     return gr_cuda_resident(g) ? gr_cuda_pages(gr_cuda_sizes_of(g).bytes) : 0;
 }
 
+static int64_t planned_scratch_bytes(gr_device *d, const gr_group *g, int64_t rows) {
+    (void)d;
+    return gr_cuda_scratch_of(g, rows);
+}
+
 static int64_t planned_kv_bytes(gr_device *d, const gr_kv_shape *s) {
     int64_t row = 2 * s->K * s->D * (s->compute == GR_DTYPE_F32 ? 4 : 2);
     (void)d;
@@ -95,6 +100,7 @@ gr_device *gr_planned_device_new(const char *name, const char **why) {
                             .act_type = planned_act_type,
                             .row_stride = planned_row_stride,
                             .group_bytes = planned_group_bytes,
+                            .scratch_bytes = planned_scratch_bytes,
                             .kv_bytes = planned_kv_bytes,
                             .close = planned_close};
     return &p->device;

@@ -463,6 +463,21 @@ static void fetch_nll(gr_decoder *d, const gr_batch *b, float *nll) {
     for (int64_t i = 0; i < b->n; i++) nll[i] = b->weight[i] != 0 ? d->nll_staging[at++] : 0;
 }
 
+graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, graft_error *err) {
+    const gr_layer_hooks *hooks = d->o.hooks;
+    pass r = {.b = *largest, .n = largest->n, .train = d->o.training};
+    if (!d->dev->rehearse) return GRAFT_OK;
+    (void)gr_device_batch_place(&r.b, d->batch, false);
+    d->o.hooks = NULL;
+    (void)d->dev->rehearse(d->dev, true);
+    stack_forward(d, &r);
+    head_loss(d, NULL, &r);
+    if (d->o.training) stack_backward(d, &r);
+    d->o.hooks = hooks;
+    if (d->dev->rehearse(d->dev, false)) return GRAFT_OK;
+    return gr_device_status(d->dev, err);
+}
+
 /* ---- entry points ---- */
 
 graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err) {

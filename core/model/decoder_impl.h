@@ -70,6 +70,11 @@ struct gr_decoder {
     bool embed_trains;
 };
 
+/* ---- decoder.c ---- */
+
+/* Has the device rehearse the largest pass there will be, of `largest` rows. */
+graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, graft_error *err);
+
 /* ---- decoder_plan.c ---- */
 
 /* Rows of `width` elements at data, as the device wants them. */

@@ -227,6 +227,7 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
                        (double)measure.bytes / (1 << 30)));
     plan(d, &real);
     find_lowest(d);
+    GR_TRY(gr_decoder_rehearse(d, &largest, err));
     *out = d;
     d = NULL;
 done:

@@ -299,6 +299,13 @@ int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backw
     return bytes;
 }
 
+int64_t gr_model_scratch_bytes(const gr_model *m, int64_t rows) {
+    int64_t most = 0;
+    for (int64_t i = 0; m->device->scratch_bytes && i < m->config.n_layers * GR_SITE_COUNT; i++)
+        most = GR_MAX(most, m->device->scratch_bytes(m->device, group_at(m, i), rows));
+    return most;
+}
+
 static int64_t copied_bytes(const gr_model *m, const gr_weight_entry *e) {
     int64_t n = e->view.rows * e->view.cols;
     gr_dtype dtype = gr_weights_shape_only(m->weights) ? GR_DTYPE_BF16 : e->view.dtype;

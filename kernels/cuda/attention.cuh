@@ -146,7 +146,7 @@ static inline bool gr_attention_in_tiles(const gr_attention *a, const gr_rows *a
 /* A launch whose blocks share out the work. */
 #define GR_ATTEND(d, a, kernel, n_blocks, n_threads, bytes)                                                                        \
     do {                                                                                                                           \
-        if ((a)->n_seqs > 0 && !gr_cuda_failed(d) &&                                                                               \
+        if ((a)->n_seqs > 0 && !gr_cuda_idle(d) &&                                                                                 \
             gr_cuda_check(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)), #kernel))    \
             GR_LAUNCH(d, kernel, (unsigned)(n_blocks), n_threads, bytes, gr_attend_of(a));                                         \
     } while (0)

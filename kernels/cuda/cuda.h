@@ -53,6 +53,8 @@ typedef struct gr_cuda {
     gr_cuda_gemm *gemm;
     void *scratch[GR_CUDA_USES];
     int64_t scratch_bytes[GR_CUDA_USES];
+    bool rehearsing; /* operations are noted alone */
+    int64_t wanted[GR_CUDA_USES];
     char wrong[256]; /* the first thing that failed; empty: nothing */
 } gr_cuda;
 
@@ -64,6 +66,8 @@ static inline cudaStream_t gr_cuda_stream(gr_device *d) { return gr_cuda_of(d)->
 /* Whether something failed since the device was opened. From then on nothing is launched or copied any more: no weight changes
  * after a failure, and sync says what it was. */
 static inline bool gr_cuda_failed(gr_device *d) { return gr_cuda_of(d)->wrong[0] != '\0'; }
+/* Whether nothing is to be launched: after a failure, and in a rehearsal. */
+static inline bool gr_cuda_idle(gr_device *d) { return gr_cuda_failed(d) || gr_cuda_of(d)->rehearsing; }
 /* Notes a failure of `what` ("rmsnorm_forward", "cuBLASLt: ..."); success is fine. false where it failed, now or before. */
 bool gr_cuda_check(gr_device *d, cudaError_t e, const char *what);
 bool gr_cuda_check_blas(gr_device *d, cublasStatus_t e, const char *what);

@@ -47,18 +47,18 @@ static void cuda_free(gr_device *d, void *p) {
 }
 
 static void cuda_zero(gr_device *d, void *p, int64_t bytes) {
-    if (bytes > 0 && !gr_cuda_failed(d)) gr_cuda_check(d, cudaMemsetAsync(p, 0, (size_t)bytes, gr_cuda_stream(d)), "zero");
+    if (bytes > 0 && !gr_cuda_idle(d)) gr_cuda_check(d, cudaMemsetAsync(p, 0, (size_t)bytes, gr_cuda_stream(d)), "zero");
 }
 
 static void cuda_copy(gr_device *d, void *to, const void *from, int64_t bytes) {
-    if (bytes <= 0 || gr_cuda_failed(d)) return;
+    if (bytes <= 0 || gr_cuda_idle(d)) return;
     gr_cuda_check(d, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, gr_cuda_stream(d)), "copy");
 }
 
 /* Through pinned memory, in pieces: the host goes on as soon as its bytes are there, the copy comes where it is in the queue. */
 static void cuda_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
     gr_cuda *c = gr_cuda_of(d);
-    for (int64_t at = 0, n; at < bytes && !gr_cuda_failed(d); at += n) {
+    for (int64_t at = 0, n; at < bytes && !gr_cuda_idle(d); at += n) {
         int piece = c->ring_at;
         n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
         c->ring_at = (piece + 1) % GR_CUDA_RING;
@@ -132,6 +132,10 @@ static int64_t cuda_footprint(gr_device *d, int64_t bytes) {
 void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {
     gr_cuda *c = gr_cuda_of(d);
     if (gr_cuda_failed(d)) return NULL;
+    if (c->rehearsing) {
+        if (bytes > c->wanted[use]) c->wanted[use] = bytes;
+        return (void *)(uintptr_t)256; /* any aligned address: nobody looks */
+    }
     if (bytes <= c->scratch_bytes[use]) return c->scratch[use];
     cuda_free(d, c->scratch[use]);
     c->scratch[use] = cuda_alloc(d, bytes);
@@ -140,9 +144,22 @@ void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {
     return c->scratch[use];
 }
 
+static bool cuda_rehearse(gr_device *d, bool begin) {
+    gr_cuda *c = gr_cuda_of(d);
+    c->rehearsing = begin;
+    if (begin) memset(c->wanted, 0, sizeof c->wanted);
+    for (int use = 0; !begin && use < GR_CUDA_USES; use++) (void)gr_cuda_scratch(d, (gr_cuda_use)use, c->wanted[use]);
+    return !gr_cuda_failed(d);
+}
+
 static gr_dtype cuda_act_type(gr_device *d, gr_dtype compute) {
     (void)d;
     return compute;
+}
+
+static int64_t cuda_scratch_bytes(gr_device *d, const gr_group *g, int64_t rows) {
+    (void)d;
+    return gr_cuda_scratch_of(g, rows);
 }
 
 static bool cuda_holds(gr_device *d, const gr_group *g) {
@@ -197,9 +214,11 @@ static const gr_device cuda_device = {
     .sync = cuda_sync,
     .memory = cuda_memory,
     .footprint = cuda_footprint,
+    .rehearse = cuda_rehearse,
     .act_type = cuda_act_type,
     .row_stride = gr_cuda_row_stride,
     .group_bytes = gr_cuda_group_bytes,
+    .scratch_bytes = cuda_scratch_bytes,
     .place = gr_cuda_place,
     .renew = gr_cuda_renew,
     .release = gr_cuda_release,

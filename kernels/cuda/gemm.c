@@ -203,7 +203,7 @@ void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p) {
         return;
     }
     const cublasLtMatmulAlgo_t *algo = algorithm(d, p);
-    if (!algo || !gr_cuda_check_blas(d, pose(&q, p), "a product")) return;
+    if (!algo || c->rehearsing || !gr_cuda_check_blas(d, pose(&q, p), "a product")) return;
     gr_cuda_check_blas(d,
                        cublasLtMatmul(c->lt, &q.operation, &p->alpha, p->b, &q.a, p->a, &q.b, &p->beta, p->d, &q.d, p->d, &q.d,
                                       algo, c->workspace, GR_CUDA_WORKSPACE, gr_cuda_stream(d)),

@@ -206,7 +206,7 @@ template <class T> static __device__ __forceinline__ T gr_block_sum(T x, T *part
 #define GR_LAUNCH(d, kernel, n_blocks, n_threads, shared, ...)                                                                     \
     do {                                                                                                                           \
         dim3 grid_ = (n_blocks);                                                                                                   \
-        if (!gr_cuda_failed(d) && grid_.x > 0 && grid_.y > 0 && grid_.z > 0) {                                                     \
+        if (!gr_cuda_idle(d) && grid_.x > 0 && grid_.y > 0 && grid_.z > 0) {                                                       \
             kernel<<<grid_, (n_threads), (shared), gr_cuda_stream(d)>>>(__VA_ARGS__);                                              \
             gr_cuda_check(d, cudaGetLastError(), #kernel);                                                                         \
         }                                                                                                                          \

@@ -32,6 +32,15 @@ static inline gr_cuda_sizes gr_cuda_sizes_of(const gr_group *g) {
     return s;
 }
 
+/* Scratch of products of a group with so many rows, forward and backward: a copy of either factor, partial sums of gradients. */
+static inline int64_t gr_cuda_scratch_of(const gr_group *g, int64_t rows) {
+    gr_cuda_sizes s = gr_cuda_sizes_of(g);
+    int64_t size = g->compute == GR_DTYPE_F32 ? 4 : 2, rank = gr_group_rank(g), chunks = (rows + 511) / 512;
+    int64_t parts = chunks * (s.N + s.K) * rank + (rank > 0 ? (s.N + 127) / 128 * rows * (rank <= 8 ? 8 : 24) : 0);
+    return gr_cuda_pages(rows * ((s.N > s.K ? s.N : s.K) + s.R) * size) + gr_cuda_pages(rows * s.K * size) +
+           gr_cuda_pages(parts * 4);
+}
+
 /* Is the matrix made once, or, of quantised weights that are only read forward, before each product? */
 static inline bool gr_cuda_resident(const gr_group *g) {
     for (int i = 0; i < g->n; i++)

@@ -396,10 +396,12 @@ static void test_names(void **state) {
                  {"auto", "cpu", NULL},
                  {"auto", "far", NULL},
                  {"cpu", "near", NULL},
-                 {"auto", "near", "GRAFT_DEVICE must be cpu or far"},
-                 {"cuda", NULL, "this graft has no CUDA backend"},
-                 {"cuda", "far", "this graft has no CUDA backend"},
-                 {"tpu", NULL, "auto, cpu or cuda"}};
+                 {"h100", NULL, NULL}, /* a plan's */
+                 {"auto", "near", "GRAFT_DEVICE must be cpu, far, cuda or cuda:N"},
+                 {"cuda:1000", NULL, ""}, /* no library, no driver, or fewer cards */
+                 {"cuda:1000", "far", ""},
+                 {"cuda:", NULL, "auto, cpu, cuda or cuda:N"},
+                 {"tpu", NULL, "auto, cpu, cuda or cuda:N"}};
     pool = gr_threads_new(1);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *why = NULL;
