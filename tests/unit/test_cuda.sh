@@ -89,7 +89,8 @@ calls() { # calls CALL [options]
     shift
     for n in 3 4; do
         CUDAEMU_TRACE=1 emulated "$GRAFT" train tiny.yaml device=cuda model.dtype=bf16 adapter.dropout=0 data.eval=null \
-            eval.every=0 train.batch_size=20 log.every=100 save.every=100 output_dir=counted --overwrite "train.max_steps=$n" "$@" 2>&1 |
+            eval.every=0 train.batch_size=20 log.every=100 save.every=100 output_dir=counted --overwrite \
+            "train.max_steps=$n" "$@" 2>&1 |
             grep -oE "$call\\b" | wc -l
     done | paste -s -d ' ' | awk '{print $2 - $1}'
 }
