@@ -67,6 +67,7 @@ gr_device *gr_device_open(const char *name, gr_threads *threads, const char **wh
         *why = "GRAFT_DEVICE must be cpu, far, cuda or cuda:N";
         name = debug;
         if (strcmp(name, "far") == 0) return gr_far_device_new(threads, why);
+        if (strcmp(name, "cpu") != 0 && card_of(name) < 0) return NULL;
     }
     if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
     if (card_of(name) >= 0) return open_cuda(card_of(name), why);

@@ -1,5 +1,5 @@
 /* planned.c - cards for `graft plan` alone: what they have, and how the CUDA backend would lay things out on them. They compute
- * nothing and hold no memory. */
+ * nothing and hold no weights. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,14 +63,23 @@ static int64_t planned_kv_bytes(gr_device *d, const gr_kv_shape *s) {
     return gr_cuda_pages(row);
 }
 
-/* What a plan never calls fails. */
-static void *no_memory(gr_device *d, int64_t bytes) {
-    (void)d, (void)bytes;
-    return NULL;
+/* A plan attaches rows of tokens, whose ids are a device's: small, and in the host's memory here. */
+static void *planned_alloc(gr_device *d, int64_t bytes) {
+    (void)d;
+    return bytes < 0 ? NULL : malloc(bytes > 0 ? (size_t)bytes : 1);
+}
+
+static void planned_free(gr_device *d, void *p) {
+    (void)d;
+    free(p);
+}
+
+static void planned_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
+    (void)d;
+    if (bytes > 0) memcpy(to, host, (size_t)bytes);
 }
 
 static void release_nothing(gr_device *d, gr_group *g) { (void)d, (void)g; }
-static void free_nothing(gr_device *d, void *p) { (void)d, (void)p; }
 static void unmap_nothing(gr_device *d, const void *p) { (void)d, (void)p; }
 static void planned_close(gr_device *d) { free(d); }
 
@@ -91,8 +100,9 @@ gr_device *gr_planned_device_new(const char *name, const char **why) {
                             .queues = true,
                             .flops = p->card->flops,
                             .bandwidth = p->card->bandwidth,
-                            .alloc = no_memory,
-                            .free = free_nothing,
+                            .alloc = planned_alloc,
+                            .free = planned_free,
+                            .upload = planned_upload,
                             .unmap = unmap_nothing,
                             .release = release_nothing,
                             .memory = planned_memory,

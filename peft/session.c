@@ -157,9 +157,13 @@ static graft_status check_memory(const gr_session *s, const gr_session_options *
     int quantize = gr_quantize_type(o->quantize);
     int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL),
             total;
-    (void)s->machine.device->memory(s->machine.device, &total, &available);
+    bool card = s->machine.device->memory(s->machine.device, &total, &available);
+    if (card) bytes += gr_model_copied_bytes(m, false, false);
     bytes += gr_model_form_bytes(m, products(s, o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
     if (bytes <= available) return GRAFT_OK;
+    if (card)
+        return gr_fail(err, GRAFT_BAD_USAGE, "%s: its weights take %.2f GiB of %s, and %.2f GiB are free there", o->model,
+                       (double)bytes / (1 << 30), s->machine.device->level, (double)available / (1 << 30));
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: quantised, or as int8, it takes %.2f GiB besides its files, and %.2f GiB are free",
                    o->model, (double)bytes / (1 << 30), (double)available / (1 << 30));
 }

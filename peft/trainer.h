@@ -51,8 +51,7 @@ typedef struct gr_train_options {
     gr_str *report;       /* dry_run: the plan as text for people (may be NULL); written also where the run would be refused */
     gr_plan_facts *facts; /* dry_run: the same as numbers (may be NULL) */
     bool calibrate;       /* dry_run: measure the time of a step */
-    const char
-        *device; /* dry_run: in place of the recipe's; also a card that is not here (gr_planned_is_name); NULL: the recipe's */
+    const char *device;   /* dry_run: in place of the recipe's (NULL); also one that gr_planned_is_name knows */
     int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
     gr_train_callback *progress;  /* may be NULL */
     void *payload;

@@ -18,6 +18,7 @@ static inline gr_mask gr_mask_of(const gr_dropout *p) {
     return gr_mask{p->row_key, p->seed, p->site, (uint32_t)((double)p->p * 4294967296.0), 1 / (1 - p->p)};
 }
 
+/* gr_philox of philox.h once more: with its array of results the kernels of thin.cu spill. */
 static __device__ __forceinline__ uint4 gr_philox_device(uint64_t seed, uint32_t purpose, uint64_t hi, uint64_t lo) {
     uint32_t c0 = (uint32_t)lo, c1 = (uint32_t)(lo >> 32), c2 = (uint32_t)hi, c3 = (uint32_t)(hi >> 32);
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32) ^ (purpose * 0x9E3779B1u);

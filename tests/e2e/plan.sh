@@ -97,6 +97,8 @@ between() { # between NAME LOW HIGH VALUE
 between "LoRA of a 7B on 40 GB" 29e9 35.5e9 "$(card llama-7b-lora-2m a100-40gb total)"
 between "seconds of a step of 128 samples at half the products' rate" 5.4 5.9 "$(card llama-7b-lora-2m a100-40gb seconds_per_step)"
 between "every weight of a 7B on 141 GB" 110e9 140e9 "$(card llama-7b-ft-2m h200 total)"
+says "rows of tokens on a card that is not here" 0 "of the rate of h100's products" \
+    "$GRAFT" plan tiny.yaml --device h100 'adapter.trainable_tokens=[5, 9, 12]'
 says "every weight of a 7B on 40 GB: no" 0 "NO: the limit is 36.95 GiB, 15/16 of the card" \
     "$GRAFT" plan "$SOURCE/recipes/belle/llama-7b-ft-2m.yaml" model.base=llama-7b.json --device a100-40gb --samples 1000
 says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" \

@@ -398,7 +398,8 @@ static void test_names(void **state) {
                  {"cpu", "near", NULL},
                  {"h100", NULL, NULL}, /* a plan's */
                  {"auto", "near", "GRAFT_DEVICE must be cpu, far, cuda or cuda:N"},
-                 {"cuda:1000", NULL, ""}, /* no library, no driver, or fewer cards */
+                 {"auto", "h100", "GRAFT_DEVICE must be cpu, far, cuda or cuda:N"}, /* computes nothing */
+                 {"cuda:1000", NULL, ""},                                           /* no library, no driver, or fewer cards */
                  {"cuda:1000", "far", ""},
                  {"cuda:", NULL, "auto, cpu, cuda or cuda:N"},
                  {"tpu", NULL, "auto, cpu, cuda or cuda:N"}};
