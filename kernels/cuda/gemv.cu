@@ -14,6 +14,7 @@
  * LoRA: h = x A^T in a launch before, a block for each row of A, its threads' columns fixed; scale B h is added to an output by the
  * thread that stores it, in the order of ranks. */
 #include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/mma.cuh"
 
 enum {
     MOST = 8, /* rows */
@@ -77,38 +78,14 @@ static __device__ __forceinline__ void fetch(uint8_t *slot, const gr_matrix &w, 
         int64_t left = end - from;
         if (from >= begin + P::bytes) continue;
         int size = left >= 16 ? 16 : left > 0 ? (int)left : 0;
-        uint32_t to = (uint32_t)__cvta_generic_to_shared(slot + r * P::stride + chunk * 16);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(size > 0 ? from : w.data - start_of(w.data)),
-                     "r"(size)
-                     : "memory");
+        gr_copy16_first(gr_shared_address(slot + r * P::stride + chunk * 16), size > 0 ? from : w.data - start_of(w.data), size);
     }
-}
-
-static __device__ __forceinline__ void fetched() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LATER> static __device__ __forceinline__ void wait_for() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 }
 
 /* ---- factors of the tensor cores: 8 elements in 4 words ---- */
 
-template <class T> static __device__ __forceinline__ uint4 packed(const float v[8]);
-template <> __device__ __forceinline__ uint4 packed<__nv_bfloat16>(const float v[8]) {
-    union {
-        __nv_bfloat162 pair[4];
-        uint4 all;
-    } u;
-#pragma unroll
-    for (int i = 0; i < 4; i++) u.pair[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-    return u.all;
-}
-template <> __device__ __forceinline__ uint4 packed<__half>(const float v[8]) {
-    union {
-        __half2 pair[4];
-        uint4 all;
-    } u;
-#pragma unroll
-    for (int i = 0; i < 4; i++) u.pair[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-    return u.all;
+template <class T> static __device__ __forceinline__ uint4 packed(const float v[8]) {
+    return make_uint4(gr_pair(T(), v[0], v[1]), gr_pair(T(), v[2], v[3]), gr_pair(T(), v[4], v[5]), gr_pair(T(), v[6], v[7]));
 }
 
 template <class T> struct few_type;
@@ -147,14 +124,8 @@ template <class T, int TYPE> static __device__ __forceinline__ uint4 w_at(const 
 template <class T>
 static __device__ __forceinline__ void multiply(float c[4], uint32_t w0, uint32_t w8, uint32_t w1, uint32_t w9, uint32_t x0,
                                                 uint32_t x1) {
-    if (few_type<T>::dtype == GR_DTYPE_BF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(w0), "r"(w8), "r"(w1), "r"(w9), "r"(x0), "r"(x1));
-    else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(w0), "r"(w8), "r"(w1), "r"(w9), "r"(x0), "r"(x1));
+    const uint32_t w[4] = {w0, w8, w1, w9};
+    gr_mma(T(), c, w, x0, x1);
 }
 
 /* ---- the product ---- */
@@ -172,7 +143,7 @@ static __device__ __forceinline__ void sums(float c[4], uint8_t *slots, const fe
 #pragma unroll 1
     for (int piece = 0; piece < P::slots - 1; piece++) {
         if (piece < pieces) fetch<TYPE>(slots + piece * TILE * P::stride, w, row0, rows, piece);
-        fetched();
+        gr_copies();
     }
 #pragma unroll 1
     for (int piece = 0; piece < pieces; piece++) {
@@ -182,11 +153,11 @@ static __device__ __forceinline__ void sums(float c[4], uint8_t *slots, const fe
         uint4 x[STEP / 32];
 #pragma unroll
         for (int j = 0; j < STEP / 32; j++) x[j] = mine ? x_at<T>(a, g, begin + j * 32 + t * 8) : make_uint4(0, 0, 0, 0);
-        wait_for<P::slots - 2>();
+        gr_copies_wait<P::slots - 2>();
         __syncthreads(); /* the piece is there, for all; the one before is no longer read */
         const int next = piece + P::slots - 1;
         if (next < pieces) fetch<TYPE>(slots + next % P::slots * TILE * P::stride, w, row0, rows, next);
-        fetched();
+        gr_copies();
         if (!mine) continue;
         const uint8_t *here = slots + piece % P::slots * TILE * P::stride + g * P::stride;
         const uint8_t *w0 = here + start_of(row[0] + (int64_t)piece * P::bytes);

@@ -51,9 +51,13 @@ static __device__ __forceinline__ void gr_ldmatrix_transposed(uint32_t r[4], uin
                  : "memory");
 }
 
-/* 16 bytes, or 4, from global to shared memory beside the work; !have: zeros, and nothing is read. */
+/* 16 bytes, or 4, from global to shared memory beside the work; !have: zeros, and nothing is read. _first: the first `bytes` of
+ * them, the rest zeros. */
+static __device__ __forceinline__ void gr_copy16_first(uint32_t to, const void *from, int bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
 static __device__ __forceinline__ void gr_copy16(uint32_t to, const void *from, bool have) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(have ? 16 : 0) : "memory");
+    gr_copy16_first(to, from, have ? 16 : 0);
 }
 static __device__ __forceinline__ void gr_copy4(uint32_t to, const void *from, bool have) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(have ? 4 : 0) : "memory");
