@@ -1,305 +1,419 @@
-/* bench_kernels.c - speed of the operations on the shapes of SmolLM2-135M, as GFLOP/s and as a share of the FMA peak
- * that the same run measures. Usage: bench_kernels [threads [PART]]; GRAFT_CPU chooses the level. PART: only operations whose line
- * contains it; "limits": only the machine's. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+/* bench_kernels.c - speed of the operations on the shapes of models, beside the limits that the same run measures.
+ *
+ *   bench_kernels [threads [PART]]   on a CPU (GRAFT_CPU chooses the level): SmolLM2-135M's shapes, as GFLOP/s and as a share of the
+ *                                    FMA peak
+ *   GRAFT_DEVICE=cuda bench_kernels  on a card: LLaMA-7B's and SmolLM2-135M's, as bytes and FLOPs a second, with their share of what
+ *                                    a copy and a large product reach; bytes are what an operation must read and write once
+ *
+ * PART: only operations whose line contains it; "limits": only the machine's; "small": a card's lines on sizes of no interest, to see
+ * that they run. */
+#include <stdint.h>
 
-#include "kernels/kernels.h"
-#include "kernels/threads.h"
+#include "limits.h"
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
+typedef struct model_shape {
+    const char *name;
+    int64_t C, H, K, D, F, V, n, length; /* n tokens in sequences of that length */
+} model_shape;
 
-#if defined(__x86_64__)
-/* 10 independent chains of FMAs: enough to hide the latency of two units. Returns floating-point operations done. */
-#define CHAINS(suffix, isa, type, set, fma, lanes)                                                                                 \
-    __attribute__((target(isa))) static double peak_##suffix(int64_t steps) {                                                      \
-        type x = set(0.999f), y = set(1e-3f), a0 = x, a1 = x, a2 = x, a3 = x, a4 = x, a5 = x, a6 = x, a7 = x;                      \
-        type a8 = x, a9 = x;                                                                                                       \
-        for (int64_t s = 0; s < steps; s++) {                                                                                      \
-            a0 = fma(a0, x, y), a1 = fma(a1, x, y), a2 = fma(a2, x, y), a3 = fma(a3, x, y);                                        \
-            a4 = fma(a4, x, y), a5 = fma(a5, x, y), a6 = fma(a6, x, y), a7 = fma(a7, x, y);                                        \
-            a8 = fma(a8, x, y), a9 = fma(a9, x, y);                                                                                \
-            /* the compiler may not see through the chains */                                                                      \
-            __asm__ volatile(""                                                                                                    \
-                             : "+v"(a0), "+v"(a1), "+v"(a2), "+v"(a3), "+v"(a4), "+v"(a5), "+v"(a6), "+v"(a7), "+v"(a8),           \
-                               "+v"(a9));                                                                                          \
-        }                                                                                                                          \
-        return (double)steps * 10 * 2 * lanes;                                                                                     \
+static bool on_card;
+static double fma_peak;                /* GFLOP/s of the CPU */
+static double copy_rate, product_rate; /* of the card, bytes and FLOPs a second */
+static const char *wanted = "";        /* a part of the labels to be measured */
+static double patience = 0.5;          /* seconds for an operation, or so */
+static gr_dtype type_of_rows = GR_DTYPE_F32;
+
+/* ---- device memory ---- */
+
+enum { PERIOD = 1009, PIECE = PERIOD * 1024 }; /* values repeat: pieces of them are all alike */
+
+/* n elements of F32 or BF16. */
+static void *filled(gr_device *d, int64_t n, gr_dtype type) {
+    static float piece[PIECE];
+    static uint16_t halves[PIECE];
+    int64_t size = type == GR_DTYPE_F32 ? 4 : 2;
+    char *p = d->alloc(d, n * size);
+    if (!p) {
+        fprintf(stderr, "out of memory: %lld bytes\n", (long long)(n * size));
+        exit(1);
     }
-#include <immintrin.h>
-CHAINS(avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, 16)
-CHAINS(avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, 8)
-#endif
-
-typedef struct peak_job {
-    double flops[64];
-    bool wide;
-} peak_job;
-
-static void peak_chunk(void *context, int64_t chunk, int worker) {
-    peak_job *job = context;
-    (void)worker;
-#if defined(__x86_64__)
-    job->flops[chunk] = job->wide ? peak_avx512(1000000) : peak_avx2(1000000);
-#else
-    job->flops[chunk] = 0;
-#endif
+    for (int i = 0; i < PIECE && piece[0] == 0; i++) piece[i] = (float)(i * 7919L % PERIOD) / PERIOD - 0.5f;
+    for (int i = 0; i < PIECE && halves[0] == 0; i++) halves[i] = gr_f32_to_bf16(piece[i]);
+    for (int64_t at = 0; at < n; at += PIECE)
+        d->upload(d, p + at * size, type == GR_DTYPE_F32 ? (void *)piece : (void *)halves,
+                  (n - at < PIECE ? n - at : PIECE) * size);
+    return p;
 }
 
-/* FMA peak of the device's threads in GFLOP/s; the generic level is measured against AVX2. */
-static double peak(gr_threads *pool, const gr_device *d) {
-    int threads = gr_threads_count(pool) < 64 ? gr_threads_count(pool) : 64;
-    double best = 0;
-    for (int i = 0; i < 100; i++) {
-        peak_job job = {.wide = strcmp(d->level, "cpu-avx512") == 0};
-        double start = now(), flops = 0;
-        gr_threads_run(pool, threads, peak_chunk, &job);
-        for (int j = 0; j < threads; j++) flops += job.flops[j];
-        if (flops / (now() - start) > best) best = flops / (now() - start);
-    }
-    return best / 1e9;
+static float *values(gr_device *d, int64_t n) { return filled(d, n, GR_DTYPE_F32); }
+
+/* Rows as the device wants activations of that type. */
+static gr_rows rows_as(gr_device *d, int64_t n, int64_t cols, gr_dtype compute) {
+    gr_dtype type = d->act_type(d, compute);
+    int64_t ld = d->row_stride(d, cols, type);
+    return (gr_rows){filled(d, n * ld, type), ld, type};
 }
 
-enum { STREAM = 64 << 20 }; /* bytes a thread reads: far more than any cache */
+static gr_rows rows(gr_device *d, int64_t n, int64_t cols) { return rows_as(d, n, cols, type_of_rows); }
 
-typedef uint64_t cache_line __attribute__((vector_size(64)));
-
-typedef struct read_job {
-    const cache_line *data;
-    uint64_t sums[64];
-} read_job;
-
-static void read_chunk(void *context, int64_t chunk, int worker) {
-    read_job *job = context;
-    enum { LINES = STREAM / sizeof(cache_line), AT_ONCE = 8 };
-    const cache_line *x = job->data + chunk * (int64_t)LINES;
-    cache_line sum[AT_ONCE] = {{0}};
-    (void)worker;
-    for (int64_t i = 0; i < LINES; i += AT_ONCE)
-        for (int j = 0; j < AT_ONCE; j++) sum[j] |= x[i + j];
-    for (int j = 0; j < AT_ONCE; j++) job->sums[chunk] |= sum[j][0];
+static int32_t *ids_below(gr_device *d, int64_t n, int64_t below) {
+    int32_t *ids = malloc((size_t)n * 4), *there = d->alloc(d, n * 4);
+    if (!ids || !there) abort();
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(i * 7919 % below);
+    d->upload(d, there, ids, n * 4);
+    free(ids);
+    return there;
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+static void *sent(gr_device *d, const void *p, int64_t bytes) {
+    void *there = d->alloc(d, bytes);
+    if (!there) abort();
+    d->upload(d, there, p, bytes);
+    return there;
 }
 
-/* Reading from memory with all threads in GB/s: the median, as neighbours on other cores read from it too. */
-static double bandwidth(gr_threads *pool, gr_device *d) {
-    enum { RUNS = 41 };
-    int threads = gr_threads_count(pool) < 64 ? gr_threads_count(pool) : 64;
-    double rates[RUNS];
-    read_job job = {.data = d->alloc(d, (int64_t)threads * STREAM)};
-    if (!job.data) abort();
-    memset((void *)(uintptr_t)job.data, 0, (size_t)threads * STREAM); /* pages that were never written are all one */
-    for (int i = 0; i < RUNS; i++) {
-        double start = now();
-        gr_threads_run(pool, threads, read_chunk, &job);
-        rates[i] = (double)threads * STREAM / (now() - start) / 1e9;
-    }
-    if (job.sums[0] != 0) abort(); /* the sums are used */
-    d->free(d, (void *)(uintptr_t)job.data);
-    qsort(rates, RUNS, sizeof *rates, ascending);
-    fprintf(stderr, "min %.1f p25 %.1f med %.1f p75 %.1f max %.1f\n", rates[0], rates[10], rates[20], rates[30], rates[40]);
-    return rates[RUNS / 2];
+/* ---- timing ---- */
+
+static void finished(gr_device *d) {
+    const char *wrong = d->sync(d);
+    if (!wrong) return;
+    fprintf(stderr, "%s\n", wrong);
+    exit(1);
 }
 
-static float *values(gr_device *d, int64_t n) {
-    float *x = d->alloc(d, n * 4);
-    if (!x) abort();
-    for (int64_t i = 0; i < n; i++) x[i] = (float)(i * 7919 % 1009) / 1009 - 0.5f;
-    return x;
+static int64_t size_of(gr_rows x) { return x.type == GR_DTYPE_F32 ? 4 : 2; }
+
+static void report(const char *label, double seconds, double flops, double bytes) {
+    if (on_card)
+        printf("%-52s %10.1f us %8.1f GB/s %5.1f %% %8.2f TFLOP/s %5.1f %%\n", label, seconds * 1e6, bytes / seconds / 1e9,
+               copy_rate > 0 ? bytes / seconds / copy_rate * 100 : 0, flops / seconds / 1e12,
+               product_rate > 0 ? flops / seconds / product_rate * 100 : 0);
+    else
+        printf("%-44s %9.3f ms %8.1f GFLOP/s %5.1f %%\n", label, seconds * 1e3, flops / seconds / 1e9,
+               flops / seconds / 1e9 / fma_peak * 100);
+    fflush(stdout);
 }
 
-static gr_rows rows_of(float *x, int64_t cols) { return (gr_rows){x, cols, GR_DTYPE_F32}; }
-
-static double fma_peak;
-static const char *wanted = ""; /* a part of the labels to be measured */
-
-/* Best of repeated runs of the statement for 0.5 s or so. */
-#define TIME(label, flops, statement)                                                                                              \
+/* Seconds of the statement: on a CPU the best of many, on a card the median of queues of it that take long beside a wait. */
+#define MEASURE(seconds, statement)                                                                                                \
     do {                                                                                                                           \
-        double best = 1e9, until = now() + 0.5;                                                                                    \
-        if (!strstr(label, wanted)) break;                                                                                         \
-        for (int run_ = 0; run_ < 3 || now() < until; run_++) {                                                                    \
+        enum { QUEUES = 5 };                                                                                                       \
+        double found[QUEUES], best = 1e9, until = now() + patience;                                                                \
+        int many = 1;                                                                                                              \
+        for (int run_ = 0; run_ < 3 || (!on_card && now() < until); run_++) {                                                      \
             double start = now();                                                                                                  \
             statement;                                                                                                             \
+            finished(d);                                                                                                           \
             if (now() - start < best) best = now() - start;                                                                        \
         }                                                                                                                          \
-        printf("%-44s %9.3f ms %8.1f GFLOP/s %5.1f %%\n", label, best * 1e3, (flops) / best / 1e9,                                 \
-               (flops) / best / 1e9 / fma_peak * 100);                                                                             \
+        if (on_card) {                                                                                                             \
+            if (best < patience / QUEUES / 2) many = (int)(patience / QUEUES / 2 / best) + 1;                                      \
+            for (int q_ = 0; q_ < QUEUES; q_++) {                                                                                  \
+                double start = now();                                                                                              \
+                for (int run_ = 0; run_ < many; run_++) statement;                                                                 \
+                finished(d);                                                                                                       \
+                found[q_] = (now() - start) / many;                                                                                \
+            }                                                                                                                      \
+            qsort(found, QUEUES, sizeof *found, ascending);                                                                        \
+            best = found[QUEUES / 2];                                                                                              \
+        }                                                                                                                          \
+        (seconds) = best;                                                                                                          \
     } while (0)
+
+#define TIME(label, flops, bytes, statement)                                                                                       \
+    do {                                                                                                                           \
+        double seconds_;                                                                                                           \
+        if (!strstr(label, wanted)) break;                                                                                         \
+        MEASURE(seconds_, statement);                                                                                              \
+        report(label, seconds_, flops, bytes);                                                                                     \
+    } while (0)
+
+/* ---- linears ---- */
 
 static gr_weight make_weight(gr_device *d, gr_dtype dtype, int64_t N, int64_t K) {
     int64_t bytes = gr_dtype_bytes(dtype, N * K);
-    unsigned char *data = d->alloc(d, bytes);
-    if (!data) abort();
-    if (dtype == GR_DTYPE_F32) {
-        float *x = values(d, N * K);
-        memcpy(data, x, (size_t)bytes);
-        d->free(d, x);
-    } else {
-        for (int64_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 31 % 48); /* halves stay small */
+    gr_weight w = {.dtype = dtype, .rows = N, .cols = K};
+    if (dtype == GR_DTYPE_F32 || dtype == GR_DTYPE_BF16) {
+        w.data = filled(d, N * K, dtype);
+        return w;
     }
-    return (gr_weight){.dtype = dtype, .rows = N, .cols = K, .data = data};
+    unsigned char *data = malloc((size_t)bytes);
+    if (!data) abort();
+    for (int64_t i = 0; i < bytes; i++) data[i] = (unsigned char)(i * 31 % 48); /* halves stay small */
+    w.data = sent(d, data, bytes);
+    free(data);
+    return w;
+}
+
+/* A group of linears with what its operations take. */
+typedef struct bench_group {
+    gr_linear member[GR_GROUP_MAX];
+    gr_lora lora[GR_GROUP_MAX];
+    gr_group group;
+    int64_t N, K, rank; /* of all */
+    double weights;     /* bytes of them */
+} bench_group;
+
+static void make_group(gr_device *d, bench_group *b, const int64_t *N, int members, int64_t K, gr_dtype dtype, int64_t rank,
+                       gr_dtype compute) {
+    *b = (bench_group){.K = K, .rank = rank * members};
+    b->group = (gr_group){.n = members, .compute = compute};
+    for (int i = 0; i < members; i++) {
+        b->lora[i] = (gr_lora){.rank = rank,
+                               .scale = 1,
+                               .A = values(d, rank * K),
+                               .B = values(d, N[i] * rank),
+                               .dA = values(d, rank * K),
+                               .dB = values(d, N[i] * rank)};
+        b->member[i] = (gr_linear){.w = make_weight(d, dtype, N[i], K), .lora = &b->lora[i], .n_lora = rank ? 1 : 0};
+        b->group.member[i] = &b->member[i];
+        b->N += N[i], b->weights += (double)gr_dtype_bytes(dtype, N[i] * K);
+    }
+}
+
+static void free_group(gr_device *d, bench_group *b) {
+    for (int i = 0; i < b->group.n; i++) {
+        d->free(d, (void *)(uintptr_t)b->member[i].w.data), d->free(d, b->member[i].dw);
+        d->free(d, (void *)(uintptr_t)b->lora[i].A), d->free(d, (void *)(uintptr_t)b->lora[i].B);
+        d->free(d, b->lora[i].dA), d->free(d, b->lora[i].dB);
+    }
+}
+
+/* Forward, backward and, of one trained F32 weight, its gradient alone, under these labels. */
+static void time_group(gr_device *d, bench_group *b, int64_t n, char label[3][96], bool placed) {
+    int64_t N = b->N, K = b->K, rank = b->rank;
+    gr_rows x = rows(d, n, K), y = rows(d, n, N), dx = rows_as(d, n, K, n > 16 && on_card ? GR_DTYPE_F32 : type_of_rows);
+    float *h = values(d, n * rank), *dh = values(d, n * rank);
+    const gr_product p = {.group = &b->group, .x = x, .y = y, .h = h, .dh = dh};
+    double flops = 2.0 * (double)n * (double)(N * K + rank * K + rank * (b->group.n ? N / b->group.n : 0)),
+           moved = b->weights + (double)n * (double)(K + N) * (double)size_of(x);
+    b->group.backward = placed && n > 16;
+    if (placed && !d->place(d, &b->group)) abort();
+    TIME(label[0], flops, moved, d->ops->linear_forward(d, &p, n));
+    if (n > 16) {
+        TIME(label[1], 2 * flops - 2.0 * (double)n * (double)(N * K), moved + 4.0 * (double)n * (double)K,
+             d->ops->linear_backward(d, &p, dx, on_card, n));
+    }
+    if (n > 16 && rank == 0 && b->group.n == 1 && b->member[0].w.dtype == GR_DTYPE_F32) { /* a trained weight's gradient alone */
+        b->member[0].dw = values(d, N * K);
+        TIME(label[2], flops, 8.0 * (double)(N * K) + (double)n * (double)(K + N) * (double)size_of(x),
+             d->ops->linear_backward(d, &p, (gr_rows){0}, false, n));
+    }
+    if (placed) d->release(d, &b->group);
+    d->free(d, x.data), d->free(d, y.data), d->free(d, dx.data), d->free(d, h), d->free(d, dh);
+}
+
+static bool any_wanted(char label[3][96]) {
+    return strstr(label[0], wanted) || strstr(label[1], wanted) || strstr(label[2], wanted);
 }
 
 static void bench_linear(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype, int64_t rank, gr_dtype compute) {
     static const char *const what[] = {"fwd", "bwd", "dw "};
-    char line[3][96];
-    bool any = false;
-    for (int i = 0; i < 3; i++) {
-        snprintf(line[i], sizeof *line, "linear %s n=%d %dx%d %s in %s r=%d", what[i], (int)n, (int)N, (int)K,
+    char label[3][96];
+    bench_group b;
+    for (int i = 0; i < 3; i++)
+        snprintf(label[i], sizeof *label, "linear %s n=%d %dx%d %s in %s r=%d", what[i], (int)n, (int)N, (int)K,
                  gr_dtype_get(dtype)->name, gr_dtype_get(compute)->name, (int)rank);
-        any |= strstr(line[i], wanted) != NULL;
-    }
-    if (!any) return;
-    gr_lora lora = {.rank = rank,
-                    .scale = 1,
-                    .A = values(d, rank * K),
-                    .B = values(d, N * rank),
-                    .dA = values(d, rank * K),
-                    .dB = values(d, N * rank)};
-    gr_linear l = {.w = make_weight(d, dtype, N, K), .lora = &lora, .n_lora = rank ? 1 : 0};
-    gr_group group = {.member = {&l}, .n = 1, .compute = compute};
-    float *x = values(d, n * K), *y = values(d, n * N), *h = values(d, n * rank), *dh = values(d, n * rank);
-    float *dx = values(d, n * K);
-    const gr_product p = {.group = &group, .x = rows_of(x, K), .y = rows_of(y, N), .h = h, .dh = dh};
-    double flops = 2.0 * (double)n * (double)(N * K + rank * (N + K));
-    TIME(line[0], flops, d->ops->linear_forward(d, &p, n));
-    if (n > 16) {
-        TIME(line[1], 2.0 * (double)n * (double)(N * K + 2 * rank * (N + K)),
-             d->ops->linear_backward(d, &p, rows_of(dx, K), false, n));
-    }
-    if (n > 16 && rank == 0 && dtype == GR_DTYPE_F32) { /* a trained weight's gradient alone */
-        l.dw = values(d, N * K);
-        TIME(line[2], flops, d->ops->linear_backward(d, &p, (gr_rows){0}, false, n));
-        d->free(d, l.dw);
-    }
-    d->free(d, x), d->free(d, y), d->free(d, h), d->free(d, dh), d->free(d, dx);
-    d->free(d, (void *)l.w.data), d->free(d, (void *)lora.A), d->free(d, (void *)lora.B);
-    d->free(d, lora.dA), d->free(d, lora.dB);
+    if (!any_wanted(label)) return;
+    make_group(d, &b, &N, 1, K, dtype, rank, compute);
+    time_group(d, &b, n, label, false);
+    free_group(d, &b);
 }
 
 /* The same with int8 forms, as a share of the float peak too. */
 static void bench_int8(gr_device *d, int64_t n, int64_t N, int64_t K, gr_dtype dtype) {
-    char line[2][96];
-    for (int i = 0; i < 2; i++)
-        snprintf(line[i], sizeof *line, "int8 %s n=%d %dx%d %s", i ? "bwd" : "fwd", (int)n, (int)N, (int)K,
+    char label[3][96];
+    bench_group b;
+    for (int i = 0; i < 3; i++)
+        snprintf(label[i], sizeof *label, "int8 %s n=%d %dx%d %s", i ? "bwd" : "fwd", (int)n, (int)N, (int)K,
                  gr_dtype_get(dtype)->name);
-    if (!strstr(line[0], wanted) && !strstr(line[1], wanted)) return;
-    gr_linear l = {.w = make_weight(d, dtype, N, K)};
-    gr_group group = {.member = {&l}, .n = 1, .base = GR_BASE_INT8, .backward = true};
-    double flops = 2.0 * (double)n * (double)N * (double)K;
-    float *x = values(d, n * K), *y = values(d, n * N);
-    const gr_product p = {.group = &group, .x = rows_of(x, K), .y = rows_of(y, N)};
-    if (!d->place(d, &group)) abort();
-    TIME(line[0], flops, d->ops->linear_forward(d, &p, n));
-    if (n > 16) TIME(line[1], flops, d->ops->linear_backward(d, &p, p.x, false, n));
-    d->release(d, &group);
-    d->free(d, x), d->free(d, y), d->free(d, (void *)l.w.data);
+    if (!any_wanted(label)) return;
+    make_group(d, &b, &N, 1, K, dtype, 0, GR_DTYPE_F32);
+    b.group.base = GR_BASE_INT8;
+    time_group(d, &b, n, label, true);
+    free_group(d, &b);
 }
 
-static void bench_attention(gr_device *d, int64_t length, int64_t n_seqs, gr_dtype compute) {
-    enum { H = 9, K = 3, D = 64 };
-    int64_t n = length * n_seqs;
-    float *q = values(d, n * H * D), *k = values(d, n * K * D), *v = values(d, n * K * D), *out = values(d, n * H * D);
-    float *lse = values(d, n * H), *delta = values(d, n * H), *dout = values(d, n * H * D), *dq = values(d, n * H * D);
-    float *dk = values(d, n * K * D), *dv = values(d, n * K * D);
-    gr_seq *seqs = d->alloc(d, n_seqs * (int64_t)sizeof *seqs);
+/* ---- attention ---- */
+
+typedef struct bench_attend {
+    gr_attention a;
+    int64_t n;
+} bench_attend;
+
+static void make_attention(gr_device *d, bench_attend *b, const model_shape *s, int64_t n_seqs, int64_t length, gr_dtype compute) {
+    int64_t n = length * n_seqs, q = s->H * s->D, k = s->K * s->D;
+    gr_seq *seqs = malloc((size_t)n_seqs * sizeof *seqs);
     if (!seqs) abort();
-    for (int64_t s = 0; s < n_seqs; s++) seqs[s] = (gr_seq){s * length, length, s * length, length};
-    double flops = 2.0 * (double)n_seqs * (double)(length * length) * H * D; /* two products, half of them masked */
+    for (int64_t i = 0; i < n_seqs; i++) seqs[i] = (gr_seq){i * length, length, i * length, length};
+    *b = (bench_attend){.n = n};
+    b->a = (gr_attention){.q = rows(d, n, q),
+                          .k = rows(d, n, k),
+                          .v = rows(d, n, k),
+                          .out = rows(d, n, q),
+                          .lse = values(d, n * s->H),
+                          .dq = rows(d, n, q),
+                          .dk = rows(d, n, k),
+                          .dv = rows(d, n, k),
+                          .dout = rows(d, n, q),
+                          .delta = values(d, n * s->H),
+                          .seqs = sent(d, seqs, n_seqs * (int64_t)sizeof *seqs),
+                          .n_seqs = n_seqs,
+                          .H = s->H,
+                          .K = s->K,
+                          .D = s->D,
+                          .scale = 0.125f,
+                          .compute = compute};
+    free(seqs);
+}
+
+static void free_attention(gr_device *d, bench_attend *b) {
+    const gr_rows all[] = {b->a.q, b->a.k, b->a.v, b->a.out, b->a.dq, b->a.dk, b->a.dv, b->a.dout};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i].data);
+    d->free(d, b->a.lse), d->free(d, b->a.delta), d->free(d, (void *)(uintptr_t)b->a.seqs);
+}
+
+static void bench_attention(gr_device *d, const model_shape *s, int64_t n_seqs, int64_t length, gr_dtype compute) {
+    bench_attend b;
     char label[96];
-    snprintf(label, sizeof label, "attention fwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    const gr_attention a = {.q = rows_of(q, H * D),
-                            .k = rows_of(k, K * D),
-                            .v = rows_of(v, K * D),
-                            .out = rows_of(out, H * D),
-                            .lse = lse,
-                            .dq = rows_of(dq, H * D),
-                            .dk = rows_of(dk, K * D),
-                            .dv = rows_of(dv, K * D),
-                            .dout = rows_of(dout, H * D),
-                            .delta = delta,
-                            .seqs = seqs,
+    int64_t q = s->H * s->D, k = s->K * s->D, n = n_seqs * length;
+    double flops = 2.0 * (double)n_seqs * (double)(length * length * q); /* two products, half of them masked */
+    make_attention(d, &b, s, n_seqs, length, compute);
+    double each = (double)n * (double)size_of(b.a.q);
+    snprintf(label, sizeof label, "%sattention fwd %d x %d %s", s->name, (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
+    TIME(label, flops, each * (double)(2 * q + 2 * k), d->ops->attention_forward(d, &b.a));
+    snprintf(label, sizeof label, "%sattention bwd %d x %d %s", s->name, (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
+    TIME(label, 2.5 * flops, each * (double)(4 * q + 4 * k), d->ops->attention_backward(d, &b.a));
+    free_attention(d, &b);
+}
+
+/* One token of each of n_seqs sequences of that length in a cache. */
+static void bench_cached(gr_device *d, const model_shape *s, int64_t n_seqs, int64_t length) {
+    char label[2][96];
+    gr_kv kv = {0};
+    gr_seq *seqs = malloc((size_t)n_seqs * sizeof *seqs);
+    int32_t *last = malloc((size_t)n_seqs * 4);
+    int64_t q = s->H * s->D, k = s->K * s->D;
+    if (!seqs || !last || !d->kv_open(d, &kv, &(gr_kv_shape){1, n_seqs, length, s->K, s->D, type_of_rows})) abort();
+    d->zero(d, kv.rows.data, n_seqs * length * 2 * k * size_of(kv.rows));
+    for (int64_t i = 0; i < n_seqs; i++) seqs[i] = (gr_seq){i, 1, i * length, length}, last[i] = (int32_t)((i + 1) * length - 1);
+    gr_rows x = rows(d, n_seqs, q), out = rows(d, n_seqs, q), new = rows(d, n_seqs, 2 * k);
+    int32_t *at = sent(d, last, n_seqs * 4);
+    gr_seq *there = sent(d, seqs, n_seqs * (int64_t)sizeof *seqs);
+    const gr_attention a = {.q = x,
+                            .k = kv.rows,
+                            .v = gr_rows_at(kv.rows, 0, k),
+                            .out = out,
+                            .seqs = there,
                             .n_seqs = n_seqs,
-                            .H = H,
-                            .K = K,
-                            .D = D,
+                            .H = s->H,
+                            .K = s->K,
+                            .D = s->D,
                             .scale = 0.125f,
-                            .compute = compute};
-    TIME(label, flops, d->ops->attention_forward(d, &a));
-    snprintf(label, sizeof label, "attention bwd %d x %d %s", (int)n_seqs, (int)length, gr_dtype_get(compute)->name);
-    TIME(label, 2.5 * flops, d->ops->attention_backward(d, &a));
-    float *all[] = {q, k, v, out, lse, delta, dout, dq, dk, dv, (float *)seqs};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
+                            .compute = type_of_rows,
+                            .kv = &kv};
+    snprintf(label[0], sizeof *label, "%skv_append %d rows", s->name, (int)n_seqs);
+    snprintf(label[1], sizeof *label, "%sattention of a token, %d x %d cached", s->name, (int)n_seqs, (int)length);
+    TIME(label[0], 0, 4.0 * (double)(n_seqs * k) * (double)size_of(x), d->ops->kv_append(d, &kv, new, at, n_seqs));
+    TIME(label[1], 4.0 * (double)(n_seqs * length * q), 2.0 * (double)(n_seqs * length * k) * (double)size_of(x),
+         d->ops->attention_forward(d, &a));
+    d->kv_close(d, &kv);
+    d->free(d, x.data), d->free(d, out.data), d->free(d, new.data), d->free(d, at), d->free(d, there);
+    free(seqs), free(last);
 }
 
-static void bench_rows(gr_device *d) {
-    enum { N = 1024, C = 576, F = 1536, V = 49152, ROWS = 64 };
-    float *x = values(d, (int64_t)N * 2 * F), *y = values(d, (int64_t)N * 2 * F), *w = values(d, F), *rstd = values(d, N);
-    float *logits = values(d, (int64_t)ROWS * V), *m = values(d, N * C), *v = values(d, N * C), *table = values(d, 64 * 64);
-    int32_t *ids = d->alloc(d, N * 4);
-    uint64_t *key = d->alloc(d, N * 8);
-    const gr_adamw p = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.01f};
-    gr_step_stats stats = {.clip = 1, .optimizer_step = 1};
-    if (!ids || !key) abort();
-    memset(v, 0, (size_t)N * C * 4);
-    memset(ids, 0, N * 4), memset(key, 0, N * 8);
-    const gr_trained f32 = {.f32 = m}, bf16 = {.bf16 = (uint16_t *)m};
-    const gr_moments8 codes = {(uint8_t *)x, (uint8_t *)x + N * C, v, v + N};
-    const gr_factors factors = {.row = rstd, .col = w};
-    const gr_loss_terms plain = {0}, capped = {.softcap = 30};
+/* ---- the rest: rows by themselves ---- */
+
+/* "name nxC" after the model's name. */
+static const char *named(const model_shape *s, const char *name, int64_t n, int64_t C) {
+    static char label[96];
+    snprintf(label, sizeof label, "%s%s %dx%d", s->name, name, (int)n, (int)C);
+    return label;
+}
+
+static void bench_norms(gr_device *d, const model_shape *s) {
+    const int64_t n = s->n, C = s->C;
+    gr_rows x = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C), add = rows(d, n, C);
+    float *w = values(d, C), *rstd = values(d, n);
+    const gr_norm norm = {.w = w, .eps = 1e-5f, .parts = 1, .width = C};
+    double nC = (double)n * (double)C, act = (double)size_of(y);
+    TIME(named(s, "rmsnorm fwd", n, C), 4 * nC, (on_card ? 8 + 2 * act : 8) * nC,
+         d->ops->rmsnorm_forward(d, y, rstd, x, on_card ? add : (gr_rows){0}, &norm, n));
+    TIME(named(s, "rmsnorm bwd", n, C), 8 * nC, (8 + 2 * act) * nC, d->ops->rmsnorm_backward(d, x, true, y, add, rstd, &norm, n));
+    d->free(d, x.data), d->free(d, y.data), d->free(d, add.data), d->free(d, w), d->free(d, rstd);
+}
+
+static void bench_flat(gr_device *d, const model_shape *s) {
+    const int64_t n = s->n, C = s->C, F = s->F;
+    gr_rows out = rows(d, n, F), gu = rows(d, n, 2 * F), dgu = rows(d, n, 2 * F), x = rows(d, n, C), y = rows(d, n, C),
+            q = rows(d, n, s->H * s->D);
+    float *table = values(d, 64 * s->D);
+    int32_t *pos = ids_below(d, n, 64);
+    void *key = values(d, 2 * n);
     const gr_dropout drop = {.p = 0.1f, .seed = 1, .row_key = key, .site = 3};
-    const gr_rows xc = rows_of(x, C), yc = rows_of(y, C), gu = rows_of(x, 2 * F);
-    gr_norm norm = {.w = w, .eps = 1e-5f, .parts = 1, .width = C};
-    TIME("rmsnorm fwd 1024x576", 4.0 * N * C, d->ops->rmsnorm_forward(d, yc, rstd, xc, (gr_rows){0}, &norm, N));
-    TIME("rmsnorm bwd 1024x576", 8.0 * N * C, d->ops->rmsnorm_backward(d, yc, true, xc, xc, rstd, &norm, N));
-    TIME("rope 1024x9x64", 3.0 * N * C, d->ops->rope(d, rows_of(m, C), ids, table, N, 9, 64, false));
-    for (int act = GR_ACTIVATION_SILU; act <= GR_ACTIVATION_GELU_TANH; act++) {
-        const char *const names[][2] = {{"glu fwd 1024x1536", "glu bwd 1024x1536"}, {"geglu fwd 1024x1536", "geglu bwd 1024x1536"}};
-        TIME(names[act][0], 20.0 * N * F, d->ops->glu_forward(d, rows_of(y, F), gu, N, F, (gr_activation)act));
-        TIME(names[act][1], 25.0 * N * F, d->ops->glu_backward(d, rows_of(y, 2 * F), rows_of(y, F), gu, N, F, (gr_activation)act));
+    double act = (double)size_of(x), nF = (double)n * (double)F, nC = (double)n * (double)C, nQ = (double)(n * s->H * s->D);
+    char heads[32];
+    snprintf(heads, sizeof heads, "rope %dx%d of", (int)s->H, (int)s->D);
+    TIME(named(s, heads, n, s->H * s->D), 3 * nQ, 2 * act * nQ, d->ops->rope(d, q, pos, table, n, s->H, s->D, false));
+    for (int act_ = GR_ACTIVATION_SILU; act_ <= GR_ACTIVATION_GELU_TANH; act_++) {
+        static const char *const names[][2] = {{"glu fwd", "glu bwd"}, {"geglu fwd", "geglu bwd"}};
+        TIME(named(s, names[act_][0], n, F), 20 * nF, 3 * act * nF, d->ops->glu_forward(d, out, gu, n, F, (gr_activation)act_));
+        TIME(named(s, names[act_][1], n, F), 25 * nF, 5 * act * nF,
+             d->ops->glu_backward(d, dgu, out, gu, n, F, (gr_activation)act_));
     }
-    TIME("cross_entropy 64x49152", 20.0 * ROWS * V, d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V, &plain));
-    TIME("cross_entropy 64x49152 capped", 40.0 * ROWS * V,
-         d->ops->cross_entropy(d, rstd, rows_of(logits, V), ids, rstd, ROWS, V, &capped));
-    TIME("dropout 1024x576", 1.0 * N * C, d->ops->dropout(d, yc, xc, N, C, &drop, false));
-    TIME("add 1024x576", 1.0 * N * C, d->ops->add(d, yc, xc, N, C));
-    TIME("sum_squares 589824", 2.0 * N * C, d->ops->sum_squares(d, &stats, x, N * C));
-    TIME("adamw 589824", 12.0 * N * C, d->ops->adamw(d, &f32, x, v, y, N * C, &p, &stats));
-    TIME("adamw_8bit 589824", 12.0 * N * C, d->ops->adamw_8bit(d, &f32, &codes, y, N * C, &p, &stats));
-    TIME("adamw_8bit 589824 at random", 12.0 * N * C, d->ops->adamw_8bit(d, &bf16, &codes, y, N * C, &p, &stats));
-    TIME("adafactor 1024x576", 12.0 * N * C, d->ops->adafactor(d, &f32, &factors, y, N, C, &p, &stats));
-    float *all[] = {x, y, w, rstd, logits, m, v, table, (float *)ids, (float *)key};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i]);
+    TIME(named(s, "dropout", n, C), nC, 2 * act * nC, d->ops->dropout(d, y, x, n, C, &drop, false));
+    TIME(named(s, "add", n, C), nC, 3 * act * nC, d->ops->add(d, y, x, n, C));
+    const gr_rows all[] = {out, gu, dgu, x, y, q};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->free(d, all[i].data);
+    d->free(d, table), d->free(d, pos), d->free(d, key);
 }
 
-int main(int argc, char **argv) {
-    const char *why = "cannot start the threads";
-    gr_threads *pool = gr_threads_new(argc > 1 ? atoi(argv[1]) : 0);
-    gr_device *d = pool ? gr_device_open("cpu", pool, &why) : NULL;
-    if (!d) {
-        fprintf(stderr, "%s\n", why);
-        return 1;
-    }
-    fma_peak = peak(pool, d);
-    printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(pool), fma_peak,
-           bandwidth(pool, d));
-    if (argc > 2) wanted = argv[2];
-    if (strcmp(wanted, "limits") == 0) {
-        gr_device_close(d);
-        gr_threads_free(pool);
-        return 0;
-    }
+/* The embedding, the head's rows, the loss. */
+static void bench_ends(gr_device *d, const model_shape *s) {
+    const int64_t n = s->n, C = s->C, V = s->V, R = on_card ? (n < 1024 ? n : 1024) : 64;
+    gr_rows logits = rows_as(d, R, V, GR_DTYPE_F32), x = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C);
+    gr_step_stats *stats = sent(d, &(gr_step_stats){.clip = 1, .optimizer_step = 1}, (int64_t)sizeof *stats);
+    int32_t *ids = ids_below(d, n, V), *index = ids_below(d, n, n);
+    float *nll = values(d, n), *weight = values(d, n), *dtable = values(d, V * C);
+    const gr_weight table = make_weight(d, on_card ? GR_DTYPE_BF16 : GR_DTYPE_F32, V, C);
+    const gr_loss_terms plain = {0}, capped = {.softcap = 30};
+    double RV = (double)R * (double)V, nC = (double)n * (double)C, act = (double)size_of(y);
+    TIME(named(s, "embed fwd", n, C), nC, 6 * nC, d->ops->embed_forward(d, x, &table, ids, n, 1));
+    TIME(named(s, "embed bwd", n, C), nC, 12 * nC, d->ops->embed_backward(d, dtable, x, ids, n, C, 1));
+    TIME(named(s, "gather_rows", n, C), 0, (4 + act) * nC, d->ops->gather_rows(d, y, x, index, n, C));
+    TIME(named(s, "cross_entropy", R, V), 20 * RV, 8 * RV, d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &plain));
+    TIME(named(s, "cross_entropy, capped,", R, V), 40 * RV, 8 * RV,
+         d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &capped));
+    TIME(named(s, "loss_sum", n, 1), 2.0 * (double)n, 12.0 * (double)n, d->ops->loss_sum(d, stats, nll, weight, index, n, 0));
+    d->free(d, logits.data), d->free(d, x.data), d->free(d, y.data), d->free(d, stats), d->free(d, ids), d->free(d, index);
+    d->free(d, nll), d->free(d, weight), d->free(d, dtable), d->free(d, (void *)(uintptr_t)table.data);
+}
+
+/* Updates of a matrix. */
+static void bench_updates(gr_device *d, const model_shape *s, int64_t n, int64_t C) {
+    const gr_adamw p = {1e-3f, 0.9f, 0.99f, 1e-8f, 0.01f};
+    const int64_t all = n * C;
+    float *w = values(d, all), *m = values(d, all), *v = values(d, all), *g = values(d, all), *row = values(d, n),
+          *col = values(d, C);
+    gr_step_stats *stats = sent(d, &(gr_step_stats){.clip = 1, .optimizer_step = 1}, (int64_t)sizeof *stats);
+    d->zero(d, v, all * 4);
+    const gr_trained f32 = {.f32 = w}, bf16 = {.bf16 = (uint16_t *)w};
+    const gr_moments8 codes = {(uint8_t *)m, (uint8_t *)m + all, v, v + all / GR_MOMENTS_BLOCK + 1};
+    const gr_factors factors = {.row = row, .col = col};
+    double N = (double)all;
+    TIME(named(s, "sum_squares", n, C), 2 * N, 4 * N, d->ops->sum_squares(d, stats, g, all));
+    TIME(named(s, "adamw", n, C), 12 * N, 28 * N, d->ops->adamw(d, &f32, m, v, g, all, &p, stats));
+    d->zero(d, v, all * 4);
+    TIME(named(s, "adamw_8bit", n, C), 12 * N, 16 * N, d->ops->adamw_8bit(d, &f32, &codes, g, all, &p, stats));
+    TIME(named(s, "adamw_8bit at random", n, C), 12 * N, 12 * N, d->ops->adamw_8bit(d, &bf16, &codes, g, all, &p, stats));
+    TIME(named(s, "adafactor", n, C), 12 * N, 12 * N, d->ops->adafactor(d, &f32, &factors, g, n, C, &p, stats));
+    d->free(d, w), d->free(d, m), d->free(d, v), d->free(d, g), d->free(d, row), d->free(d, col), d->free(d, stats);
+}
+
+/* ---- a CPU ---- */
+
+static void bench_cpu(gr_device *d) {
+    static const model_shape smol = {"", 576, 9, 3, 64, 1536, 49152, 1024, 512};
     /* SmolLM2's, its head, LLaMA-7B's */
     static const int64_t shapes[][2] = {{576, 576},   {192, 576},   {1536, 576},  {576, 1536},
                                         {49152, 576}, {4096, 4096}, {4096, 11008}};
@@ -317,11 +431,141 @@ int main(int argc, char **argv) {
             for (int n = 1; n <= 1024; n *= s == 4 ? 256 : 32) bench_int8(d, n, shapes[s][0], shapes[s][1], packed[t]);
     for (int t = 0; t < 2; t++) bench_int8(d, 1, 262144, 1024, packed[t]); /* beyond all caches */
     for (int i = 0; i < (d->fast_bf16 ? 2 : 1); i++) {
-        bench_attention(d, 256, 4, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
-        bench_attention(d, 1024, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
-        bench_attention(d, 4096, 1, i ? GR_DTYPE_BF16 : GR_DTYPE_F32);
+        bench_attention(d, &smol, 4, 256, computes[i]);
+        bench_attention(d, &smol, 1, 1024, computes[i]);
+        bench_attention(d, &smol, 1, 4096, computes[i]);
     }
-    bench_rows(d);
+    bench_norms(d, &smol), bench_flat(d, &smol), bench_ends(d, &smol), bench_updates(d, &smol, 1024, 576);
+}
+
+/* ---- a card ---- */
+
+/* A group of a model's layer: forward, backward; with adapters of the rank, without. */
+static void bench_group_of(gr_device *d, const model_shape *s, const char *name, const int64_t *N, int members, int64_t K,
+                           int64_t rank) {
+    bench_group b;
+    char label[3][96];
+    static const char *const what[] = {"fwd", "bwd", "dw"};
+    for (int i = 0; i < 3; i++)
+        snprintf(label[i], sizeof *label, "%s%s %s r=%d n=%d", s->name, name, what[i], (int)rank, (int)s->n);
+    if (!any_wanted(label)) return;
+    make_group(d, &b, N, members, K, GR_DTYPE_BF16, rank, type_of_rows);
+    time_group(d, &b, s->n, label, true);
+    free_group(d, &b);
+}
+
+/* Decoding: as many rows as sequences. */
+static void bench_few(gr_device *d, const model_shape *s, const char *name, const int64_t *N, int members, int64_t K, gr_dtype type,
+                      int64_t n) {
+    bench_group b;
+    char label[3][96];
+    for (int i = 0; i < 3; i++)
+        snprintf(label[i], sizeof *label, "%s%s of %d rows, %s", s->name, name, (int)n, gr_dtype_get(type)->name);
+    if (!any_wanted(label)) return;
+    make_group(d, &b, N, members, K, type, 0, type_of_rows);
+    time_group(d, &b, n, label, true);
+    free_group(d, &b);
+}
+
+/* A trained weight's gradient, kept in float32. */
+static void bench_trained(gr_device *d, const model_shape *s, const char *name, int64_t N, int64_t K) {
+    bench_group b;
+    char label[3][96] = {"-", "-"};
+    snprintf(label[2], sizeof *label, "%s%s dw n=%d", s->name, name, (int)s->n);
+    if (!any_wanted(label)) return;
+    const char *all = wanted;
+    wanted = label[2]; /* of a weight in bfloat16 only this is of interest */
+    make_group(d, &b, &N, 1, K, GR_DTYPE_F32, 0, type_of_rows);
+    time_group(d, &b, s->n, label, true);
+    free_group(d, &b);
+    wanted = all;
+}
+
+static void bench_model(gr_device *d, const model_shape *s) {
+    const int64_t q = s->H * s->D, k = s->K * s->D, F = s->F, C = s->C, V = s->V;
+    const int64_t qkv[] = {q, k, k}, gate_up[] = {F, F};
+    for (int64_t rank = 0; rank <= 8; rank += 8) {
+        bench_group_of(d, s, "qkv", qkv, 3, C, rank), bench_group_of(d, s, "o", &C, 1, q, rank);
+        bench_group_of(d, s, "gate_up", gate_up, 2, C, rank), bench_group_of(d, s, "down", &C, 1, F, rank);
+    }
+    const model_shape head = {s->name, C, s->H, s->K, s->D, F, V, s->n < 1024 ? s->n : 1024, s->length};
+    bench_group_of(d, &head, "head", &V, 1, C, 0);
+    bench_trained(d, s, "gate", F, C);
+    bench_attention(d, s, s->n / s->length, s->length, type_of_rows);
+    if (s->n >= 4096) bench_attention(d, s, 4, 1024, type_of_rows), bench_attention(d, s, 1, 4096, type_of_rows);
+    bench_norms(d, s), bench_flat(d, s), bench_ends(d, s), bench_updates(d, s, F, C);
+}
+
+static void bench_decoding(gr_device *d, const model_shape *s) {
+    const int64_t q = s->H * s->D, k = s->K * s->D, F = s->F, C = s->C, V = s->V, qkv[] = {q, k, k}, gate_up[] = {F, F};
+    static const gr_dtype types[] = {GR_DTYPE_BF16, GR_DTYPE_NF4, GR_DTYPE_Q4_K};
+    for (int t = 0; t < 3; t++)
+        for (int64_t n = 1; n <= 8; n += 7) {
+            if (types[t] == GR_DTYPE_Q4_K && (C % 256 || F % 256)) continue; /* whole blocks */
+            bench_few(d, s, "qkv", qkv, 3, C, types[t], n), bench_few(d, s, "o", &C, 1, q, types[t], n);
+            bench_few(d, s, "gate_up", gate_up, 2, C, types[t], n), bench_few(d, s, "down", &C, 1, F, types[t], n);
+            bench_few(d, s, "head", &V, 1, C, types[t], n);
+        }
+    for (int64_t n = 1; n <= 8; n += 7) bench_cached(d, s, n, s->length < 1024 ? s->length : 1024);
+}
+
+/* What a copy within the memory moves (bytes read and written), what a square product in bfloat16 reaches. */
+static void card_limits(gr_device *d, int64_t bytes, int64_t size) {
+    double seconds;
+    float *from = values(d, bytes / 4), *to = values(d, bytes / 4);
+    MEASURE(seconds, d->copy(d, to, from, bytes));
+    copy_rate = 2 * (double)bytes / seconds;
+    d->free(d, from), d->free(d, to);
+    bench_group b;
+    make_group(d, &b, &size, 1, size, GR_DTYPE_BF16, 0, GR_DTYPE_BF16);
+    gr_rows x = rows(d, size, size), y = rows(d, size, size);
+    const gr_product p = {.group = &b.group, .x = x, .y = y};
+    b.group.backward = true;
+    if (!d->place(d, &b.group)) abort();
+    MEASURE(seconds, d->ops->linear_forward(d, &p, size));
+    product_rate = 2.0 * (double)size * (double)size * (double)size / seconds;
+    d->release(d, &b.group);
+    d->free(d, x.data), d->free(d, y.data);
+    free_group(d, &b);
+}
+
+static void bench_card(gr_device *d) {
+    static const model_shape large[] = {{"7B ", 4096, 32, 32, 128, 11008, 32000, 4096, 256},
+                                        {"SmolLM2 ", 576, 9, 3, 64, 1536, 49152, 1024, 512},
+                                        {"SmolLM2 ", 576, 9, 3, 64, 1536, 49152, 16384, 512}},
+                             small[] = {{"small ", 128, 4, 2, 32, 192, 320, 64, 32}};
+    bool quick = strcmp(wanted, "small") == 0;
+    const model_shape *models = quick ? small : large;
+    int n_models = quick ? 1 : 3;
+    type_of_rows = GR_DTYPE_BF16;
+    patience = quick ? 1e-4 : 0.1;
+    card_limits(d, quick ? 1 << 20 : INT64_C(2) << 30, quick ? 64 : 8192);
+    printf("%s: copies %.0f GB/s (read and written), products in bfloat16 %.1f TFLOP/s\n", d->about, copy_rate / 1e9,
+           product_rate / 1e12);
+    if (strcmp(wanted, "limits") == 0) return;
+    bench_decoding(d, &models[0]);
+    for (int i = 0; i < n_models; i++) bench_model(d, &models[i]);
+}
+
+int main(int argc, char **argv) {
+    const char *why = "cannot start the threads";
+    gr_threads *pool = gr_threads_new(argc > 1 ? atoi(argv[1]) : 0);
+    gr_device *d = pool ? gr_device_open(getenv("GRAFT_DEVICE") ? "auto" : "cpu", pool, &why) : NULL;
+    if (!d) {
+        fprintf(stderr, "%s\n", why);
+        return 1;
+    }
+    if (argc > 2) wanted = argv[2];
+    on_card = !d->in_host;
+    if (on_card) {
+        bench_card(d);
+    } else {
+        fma_peak = peak(pool, d);
+        printf("%s, %d threads, FMA peak %.1f GFLOP/s, memory %.1f GB/s\n", d->level, gr_threads_count(pool), fma_peak,
+               bandwidth(pool, d));
+        if (strcmp(wanted, "limits") != 0) bench_cpu(d);
+    }
+    finished(d);
     gr_device_close(d);
     gr_threads_free(pool);
     return 0;

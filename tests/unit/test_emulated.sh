@@ -6,6 +6,7 @@ if [ "$GRAFT_SANITIZE" = 1 ] || [ ! -x "$emulator" ] || ! grep -qw avx512bw /pro
     echo "skip the model with emulated AMX: needs an AVX-512 CPU, a build without sanitizers and $emulator"
     exit 77
 fi
+cd "$SOURCE" || exit 1
 status=0
 for level in avx512bf16 amx; do
     if AMXEMU_STATS=1 GRAFT_CPU=$level "$emulator" -- "$BUILD/tests/test_model" >"$BUILD/emulated-$level.log" 2>&1 &&
