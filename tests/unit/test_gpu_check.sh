@@ -1,0 +1,30 @@
+#!/bin/bash
+# tests/gpu-check, as far as the emulator goes: its pack is unpacked elsewhere, and runs there on small sizes with nothing of this
+# folder's environment. Needs the CUDA backend and the emulator, which lies outside the project.
+emulator=$SOURCE/../shared/cudaemu/run
+if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
+    echo "skip tests/gpu-check: needs a build with CUDA's toolkit and $emulator"
+    exit 77
+fi
+. "$(dirname "$0")/../lib.sh"
+cd "$WORK" || exit 1
+cache=${CUDAEMU_CACHE:-$BUILD/cudaemu}
+check "it is packed" env BUILD="$BUILD" "$SOURCE/tests/gpu-check" pack "$WORK/pack.tar.gz"
+check "and unpacked" tar xzf pack.tar.gz
+libraries() { LD_LIBRARY_PATH=$WORK/gpu-check/lib ldd gpu-check/build/graft; }
+libraries | grep '=> /' | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
+none "all libraries but glibc's are in it" "from elsewhere" wrong
+env -i PATH="$PATH" HOME="$WORK" CUDAEMU_CACHE="$cache" CUDAEMU_THREADS=1 gpu-check/tests/gpu-check run --small --limit 900 \
+    --emulator "$emulator" --only doctor speed kernels --out out >run.log 2>&1
+code=$?
+if [ $code = 0 ]; then ok "it runs there"; else not_ok "it runs there" "code $code" run.log; fi
+# What needs neither a peer nor nvidia-smi is measured.
+for key in lora7b real7b smol1k smol16k long7b full7b gen7b_1 gen7b_8 gen7b_nf4_1 gen7b_nf4_8 copy; do
+    check "$key is measured" awk -F '\t' -v k=$key '$1 == k && $2 > 0 {found = 1} END {exit !found}' out/measured.tsv
+done
+check "every operation has a line" test "$(grep -c '^small .* us .* GB/s' out/kernels.txt)" -ge 60
+check "one sequence is beside the packs in the table" grep -E '^one sequence of 4,096 +[0-9]+ .* (met|NOT MET)' run.log
+check "all of it is JSON" grep -q '"checks": \[' out/gpu-check.json
+
+refused "an unknown part is refused" 2 "no such part" gpu-check/tests/gpu-check run --only speeds
+finish
