@@ -132,7 +132,7 @@ def generate(args):
 def rows(args):
     real = [int(x) for x in open(args.lengths).read().split()] if args.lengths else [40, 250, 170, 90] * 16
     if args.small:
-        real = [1 + x % 24 for x in real]
+        real = [2 + x % 24 for x in real]
     b = 4 if args.small else 16
     packs = [8 if args.small else 256] * b
     return {
