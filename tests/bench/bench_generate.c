@@ -1,6 +1,6 @@
 /* bench_generate.c - speed of generation. Usage: bench_generate MODEL [QUANTIZE [TOKENS [BATCH ...]]]; QUANTIZE as model.quantize
- * (none); 128 tokens, batches of 1 and 8. One line a batch: tokens/s of all its sequences, greedy, after prompts of 16 tokens or so.
- * The device is GRAFT_DEVICE or the first card. Two lengths are generated: what they share, reading the prompt, drops out. */
+ * (none); 128 tokens, batches of 1 and 8. One line a batch: tokens/s of all its sequences, greedy, after short prompts. The device
+ * is GRAFT_DEVICE or the first card. Two lengths are generated: what they share, reading the prompt, drops out. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

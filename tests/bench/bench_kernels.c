@@ -1,12 +1,12 @@
 /* bench_kernels.c - speed of the operations on the shapes of models, beside the limits that the same run measures.
  *
- *   bench_kernels [threads [PART]]   on a CPU (GRAFT_CPU chooses the level): SmolLM2-135M's shapes, as GFLOP/s and as a share of the
- *                                    FMA peak
- *   GRAFT_DEVICE=cuda bench_kernels  on a card: LLaMA-7B's and SmolLM2-135M's, as bytes and FLOPs a second, with their share of what
- *                                    a copy and a large product reach; bytes are what an operation must read and write once
+ *   bench_kernels [threads [PART]]   on a CPU (GRAFT_CPU chooses the level): SmolLM2-135M's shapes, as GFLOP/s and as a share
+ *                                    of the FMA peak
+ *   GRAFT_DEVICE=cuda bench_kernels  on a card: LLaMA-7B's and SmolLM2-135M's, as bytes and FLOPs a second, with their share of
+ *                                    what a copy and a large product reach; bytes are what an operation must read and write once
  *
- * PART: only operations whose line contains it; "limits": only the machine's; "small": a card's lines on sizes of no interest, to see
- * that they run. */
+ * PART: only operations whose line contains it; "limits": only the machine's; "small": a card's lines on sizes of no interest, to
+ * see that they run. */
 #include <stdint.h>
 
 #include "limits.h"

@@ -12,10 +12,10 @@ Rows (all, unless some are named), in order of importance:
   generate7b         greedy, one sequence, bf16, transformers' generate
   real7b_eager       real7b, nothing compiled
 
-One JSON line a row: row, value (real tokens a second), ms (of a step), peak_gb, or error. Times are those of whole steps: zero_grad,
-forward, backward, clipping, AdamW; the median of --steps after as many as it takes to compile. Needs torch, transformers, peft.
---small: sizes of no interest, on a CPU too, to see that it runs. --warm: two layers, one step each, so that what is compiled lies in
-the compiler's cache.
+One JSON line a row: row, value (real tokens a second), ms (of a step), peak_gb, or error. Times are those of whole steps:
+zero_grad, forward, backward, clipping, AdamW; the median of --steps after as many as it takes to compile. Needs torch,
+transformers, peft. --small: sizes of no interest, on a CPU too, to see that it runs. --warm: two layers, one step each, so that
+what is compiled lies in the compiler's cache.
 """
 import argparse
 import gc

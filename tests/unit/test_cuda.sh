@@ -1,6 +1,7 @@
 #!/bin/bash
 # The CUDA backend as compiled, on the CPU: the tests of the kernels and of the model, then runs of the program. Needs the library
-# (CUDA's toolkit) and the emulator, which lies outside the project. GRAFT_CARD=card: the same on the card at hand (tests/gpu-check).
+# (CUDA's toolkit) and the emulator, which lies outside the project. GRAFT_CARD=card: the same on the card at hand, for
+# tests/gpu-check.
 emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 if [ "${GRAFT_CARD:=}" != card ] && { [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; }; then
     echo "skip the CUDA backend: needs a build with CUDA's toolkit and $emulator"
@@ -13,7 +14,8 @@ emulated() { if [ "$GRAFT_CARD" = card ]; then "$@"; else env -u SHELLOPTS "$emu
 
 # ---- kernels and model ----
 # The emulator keeps the stacks of each device that was opened, and the model's tests open many: by parts.
-parts=(test_ops test_bits test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers
+parts=(test_ops test_bits test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows
+    test_optimizers
     test_model:l\* test_model:f\* test_model:grad\* test_model:batch_\* test_model:[c-eq-z]\* test_model:a_t\* test_model:greedy\*)
 one_part() { # in the repository, where tests find their files
     local name=${1%%:*} filter=${1#*:} file=$WORK/${1//[^a-z_:]/}

@@ -11,8 +11,9 @@ cd "$WORK" || exit 1
 cache=${CUDAEMU_CACHE:-$BUILD/cudaemu}
 check "it is packed" env BUILD="$BUILD" "$SOURCE/tests/gpu-check" pack "$WORK/pack.tar.gz"
 check "and unpacked" tar xzf pack.tar.gz
-libraries() { LD_LIBRARY_PATH=$WORK/gpu-check/lib ldd gpu-check/build/graft; }
-libraries | grep '=> /' | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
+env -u SHELLOPTS LD_LIBRARY_PATH="$WORK/gpu-check/lib" ldd gpu-check/build/graft >libraries
+check "it needs libraries" grep -q "libyaml.*$WORK/gpu-check/lib" libraries
+grep '=> /' libraries | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
 none "all libraries but glibc's are in it" "from elsewhere" wrong
 env -i PATH="$PATH" HOME="$WORK" CUDAEMU_CACHE="$cache" CUDAEMU_THREADS=1 gpu-check/tests/gpu-check run --small --limit 900 \
     --emulator "$emulator" --only doctor speed kernels --out out >run.log 2>&1
