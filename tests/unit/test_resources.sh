@@ -10,8 +10,8 @@ fi
 made() { # of each kernel one line: its name, the most threads of a block, registers and shared bytes on 8.0, and on 9.0
     local all
     all=$("$BUILD/tests/cubins" "$BUILD/libgraft_cuda.so") || return 1
-    echo "# Each kernel's threads of a block at most (0: as launched), then registers of a thread and bytes of static shared memory of"
-    echo "# a block: for sm_80, and for sm_90, where the system has 1,024 of these bytes."
+    echo "# Of each kernel: threads of a block at most (0: as launched), then registers of a thread and bytes of static shared"
+    echo "# memory of a block for sm_80, and for sm_90, where the system has 1,024 of these bytes."
     echo "# Made with CUDA's compiler of $(head -1 <<<"$all"), by tests/unit/test_resources.sh --renew."
     tail -n +2 <<<"$all" | c++filt | sed -E 's/^([0-9]+) (void )?(.*)\([^()]*\) ([0-9]+ [0-9]+ [0-9]+)$/\1|\3|\4/; s/, /,/g' |
         awk -F'|' '{split($3, n, " "); threads[$2] = n[1]; of[$2 " " $1] = n[2] " " n[3]}

@@ -1,0 +1,92 @@
+#!/bin/bash
+# Faults planted in the CUDA backend, one at a time in a copy of the source: a test must fail with each, and passes without. What no
+# test notices is not tested. By default those of barriers, copies and streams that need an emulator to be seen; `all`: of
+# arithmetic, masks, edges and sums too (part of tests/unit/cuda_sweep.sh); words: those whose names hold one of them.
+# Needs the CUDA backend, its compiler and the emulator, which lies outside the project.
+emulator=$SOURCE/../shared/cudaemu/run
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ] || [ -z "$nvcc" ]; then
+    echo "skip faults planted in CUDA's kernels: needs a build with CUDA's toolkit and $emulator"
+    exit 77
+fi
+. "$(dirname "$0")/../lib.sh"
+cd "$WORK" || exit 1
+export CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1 GRAFT_DEVICE=cuda emulator nvcc WORK SOURCE BUILD
+
+# Two lines each: name | file, and the .cu that includes it if it is a header | operations of test_ops | options of the emulator;
+# then sed's command.
+list() {
+    cat <<'L'
+a missing barrier|loss.cu|cross_entropy|--check
+    /tops\[threadIdx.x \/ 32\] = top/{n;d}
+a wait for one copy too few|gemv.cu|few rows|--cp lazy
+    s/gr_copies_wait<P::slots - 2>/gr_copies_wait<P::slots - 1>/
+a download that waits for no stream|device.c|loss_sum|--delay 2000
+    s/^    cuda_wait(d, GR_QUEUE_COPY, after > 0 ? after : cuda_mark(d, GR_QUEUE_COMPUTE));//
+pinned memory that is written while it is read|device.c|loss_sum|--delay 2000
+    /cudaEventSynchronize(c->ring_done/d
+L
+    [ $# = 0 ] || cat "$SOURCE/tests/fault/cuda_planted.txt"
+}
+
+flags=(-O3 -lineinfo -std=c++17 "-I$WORK/in" "-I$SOURCE" -D_GNU_SOURCE -Xcompiler=-fPIC,-fvisibility=hidden
+    --generate-code=arch=compute_90,code=compute_90)
+# build DIR FILE[,CU] SED: DIR/libgraft_cuda.so with the file edited; the PTX alone, which is all that the emulator reads.
+build() {
+    local dir=$1 file=${2%%,*} source=${2##*,} object objects=() abi
+    mkdir -p "$dir/kernels/cuda"
+    sed "$3" "$SOURCE/kernels/cuda/$file" >"$dir/kernels/cuda/$file"
+    if cmp -s "$dir/kernels/cuda/$file" "$SOURCE/kernels/cuda/$file"; then echo "sed changed nothing" && return 1; fi
+    [ -e "$dir/kernels/cuda/$source" ] || cp "$SOURCE/kernels/cuda/$source" "$dir/kernels/cuda/"
+    case $source in
+    *.cu) "$nvcc" "${flags[@]/$WORK\/in/$dir}" -c "$dir/kernels/cuda/$source" -o "$dir/planted.o" || return 1 ;;
+    *.c)
+        abi=$(strings -n 64 "$BUILD/libgraft_cuda.so" | grep -xE '[0-9a-f]{64}') || return 1
+        ${CC:-cc} -O2 -fPIC -fvisibility=hidden "-DGR_ABI=\"$abi\"" -D_GNU_SOURCE "-I$dir" "-I$SOURCE" \
+            -isystem "$(dirname "$nvcc")/../include" -c "$dir/kernels/cuda/$source" -o "$dir/planted.o" || return 1
+        ;;
+    esac
+    for object in "$SOURCE"/kernels/cuda/*.c "$SOURCE"/kernels/cuda/*.cu "$SOURCE"/kernels/dtype.c "$SOURCE"/kernels/quantize.c; do
+        object=${object#"$SOURCE/"}
+        [ "$object" = "kernels/cuda/$source" ] || objects+=("$BUILD/CMakeFiles/graft_cuda.dir/$object.o")
+    done
+    g++ -shared -o "$dir/libgraft_cuda.so" "$dir/planted.o" "${objects[@]}"
+}
+# one NUMBER HEAD SED: plants a fault and says in NUMBER/said what came of it; where `without` is set, the test passes without it.
+one() {
+    local dir=$WORK/$1 edit=$3 name file ops options
+    IFS='|' read -r name file ops options <<<"$2"
+    mkdir -p "$dir"
+    test_with() { # test_with LIBRARY LOG
+        GRAFT_OPS=$ops GRAFT_CUDA_LIB=$1 env -u SHELLOPTS timeout 600 "$emulator" $options -- "$BUILD/tests/test_ops" >"$2" 2>&1
+    }
+    if ! build "$dir" "$file" "$edit" >"$dir/log" 2>&1; then
+        echo "not ok $name|it was not planted" >"$dir/said"
+    elif test_with "$dir/libgraft_cuda.so" "$dir/log"; then
+        echo "not ok $name|no test noticed" >"$dir/said"
+    elif ! grep -qE '^\[  FAILED|cudaemu: ' "$dir/log"; then
+        echo "not ok $name|the test ended, but found nothing" >"$dir/said"
+    elif [ -n "$without" ] && ! test_with "$BUILD/libgraft_cuda.so" "$dir/log"; then
+        echo "not ok $name|the test fails without it, too" >"$dir/said"
+    else
+        echo "ok $name is caught" >"$dir/said"
+    fi
+    rm -rf "$dir/libgraft_cuda.so" "$dir/planted.o"
+    [ -z "${PROGRESS:-}" ] || cat "$dir/said" >&2
+}
+export -f build one list
+export without=1
+[ $# = 0 ] || without= # of all of them the tests run without a fault elsewhere
+words=$*
+[ "$words" != all ] || words=
+n=0
+list "$@" | while IFS= read -r head && IFS= read -r edit; do
+    [[ "$head" =~ ${words// /|} ]] && printf '%s\0%s\0%s\0' $((n += 1)) "$head" "${edit#    }"
+done >list.bin
+[ -s list.bin ] || not_ok "faults are planted" "none has such a name"
+xargs -0 -r -n 3 -P "$(nproc)" bash -c "$(declare -p flags); "'one "$1" "$2" "$3"' _ <list.bin
+for dir in $(ls -d [0-9]* 2>/dev/null | sort -n); do
+    said=$(cat "$dir/said" 2>/dev/null || echo "not ok planted fault $dir|it ended without a word")
+    case $said in ok*) echo "$said" ;; *) not_ok "$(cut -d'|' -f1 <<<"${said#not ok }")" "${said#*|}" "$dir/log" ;; esac
+done
+finish
