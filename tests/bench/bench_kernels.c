@@ -368,10 +368,13 @@ static void bench_flat(gr_device *d, const model_shape *s) {
     d->free(d, table), d->free(d, pos), d->free(d, key);
 }
 
+enum { COLUMNS = 64 }; /* of trained tokens */
+
 /* The embedding, the head's rows, the loss. */
 static void bench_ends(gr_device *d, const model_shape *s) {
     const int64_t n = s->n, C = s->C, V = s->V, R = on_card ? (n < 1024 ? n : 1024) : 64;
-    gr_rows logits = rows_as(d, R, V, GR_DTYPE_F32), x = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C);
+    gr_rows logits = rows_as(d, R, V, GR_DTYPE_F32), x = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C),
+            columns = rows_as(d, R, COLUMNS, GR_DTYPE_F32);
     gr_step_stats *stats = sent(d, &(gr_step_stats){.clip = 1, .optimizer_step = 1}, (int64_t)sizeof *stats);
     int32_t *ids = ids_below(d, n, V), *index = ids_below(d, n, n);
     float *nll = values(d, n), *weight = values(d, n), *dtable = values(d, V * C);
@@ -384,8 +387,18 @@ static void bench_ends(gr_device *d, const model_shape *s) {
     TIME(named(s, "cross_entropy", R, V), 20 * RV, 8 * RV, d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &plain));
     TIME(named(s, "cross_entropy, capped,", R, V), 40 * RV, 8 * RV,
          d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &capped));
+    TIME(named(s, "softcap", R, V), 10 * RV, 8 * RV, d->ops->softcap(d, logits, R, V, 30));
+    TIME(named(s, "scatter_rows", n, C), 0, (4 + act) * nC, d->ops->scatter_rows(d, x, y, index, n, C));
+
+    TIME(named(s, "scatter_columns", R, COLUMNS), 0, 8.0 * (double)(R * COLUMNS),
+         d->ops->scatter_columns(d, logits, columns, ids, R, COLUMNS));
+    TIME(named(s, "take_columns", R, COLUMNS), 0, 12.0 * (double)(R * COLUMNS),
+         d->ops->take_columns(d, columns, logits, ids, R, COLUMNS));
+    TIME(named(s, "step_begin", 1, 1), 0, 0, d->ops->step_begin(d, stats));
+    TIME(named(s, "step_prepare", 1, 1), 0, 0, d->ops->step_prepare(d, stats, 1, false));
     TIME(named(s, "loss_sum", n, 1), 2.0 * (double)n, 12.0 * (double)n, d->ops->loss_sum(d, stats, nll, weight, index, n, 0));
-    d->free(d, logits.data), d->free(d, x.data), d->free(d, y.data), d->free(d, stats), d->free(d, ids), d->free(d, index);
+    d->free(d, logits.data), d->free(d, x.data), d->free(d, y.data), d->free(d, columns.data), d->free(d, stats), d->free(d, ids),
+        d->free(d, index);
     d->free(d, nll), d->free(d, weight), d->free(d, dtable), d->free(d, (void *)(uintptr_t)table.data);
 }
 
