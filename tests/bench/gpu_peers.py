@@ -25,6 +25,7 @@ import time
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 SIX = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPES = {
@@ -52,8 +53,7 @@ def make_model(shape, layers=None):
     for name, p in model.named_parameters():
         with torch.no_grad():
             p.fill_(1) if p.dim() == 1 else p.normal_(0, 0.02)
-    fresh = LlamaForCausalLM(LlamaConfig(**{**SHAPES[shape], "num_hidden_layers": 1, "vocab_size": 8})).model.rotary_emb
-    model.model.rotary_emb = fresh.to(DEVICE)  # its buffers are computed, not read
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(DEVICE)  # its buffers are computed, not read
     model.tie_weights()
     return model
 
