@@ -519,7 +519,7 @@ static void bench_decoding(gr_device *d, const model_shape *s) {
             bench_few(d, s, "gate_up", gate_up, 2, C, types[t], n), bench_few(d, s, "down", &C, 1, F, types[t], n);
             bench_few(d, s, "head", &V, 1, C, types[t], n);
         }
-    for (int64_t n = 1; n <= 8; n += 7) bench_cached(d, s, n, s->length < 1024 ? s->length : 1024);
+    for (int64_t n = 1; n <= 8; n += 7) bench_cached(d, s, n, s->n < 1024 ? s->length : 1024);
 }
 
 /* What a copy within the memory moves (bytes read and written), what a square product in bfloat16 reaches. */
