@@ -114,10 +114,74 @@ static void test_two_owners(void **state) {
     gr_model_free(m);
 }
 
+static void allocate(gr_params *p, gr_device *device, gr_trained_type weights) {
+    *p = (gr_params){.form = {.weights = weights, .seed = 3}};
+    add(p, "norm", 1, 3, false);
+    add(p, "matrix", 71, 33, true);
+    assert_ok(gr_params_allocate(p, device, true, &err));
+}
+
+/* The bytes of a checkpoint's state. In the arena. */
+static const char *save(const gr_params *p, const char *name, size_t *size) {
+    const gr_train_state s = {.step = 7, .optimizer_step = 6, .loss_scale = 512};
+    char path[300], *bytes;
+    assert_ok(gr_checkpoint_save(at(name), NULL, p, &s, &(gr_train_identity){.recipe = "seed: 1\n"}, &err));
+    snprintf(path, sizeof path, "%s/checkpoint-7/state.h5", at(name));
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, 0, SEEK_END), 0);
+    *size = (size_t)ftell(f);
+    rewind(f);
+    bytes = gr_arena_alloc(&arena, (int64_t)*size);
+    assert_int_equal(fread(bytes, 1, *size, f), *size);
+    fclose(f);
+    return bytes;
+}
+
+static void load(gr_params *p, const char *name) {
+    gr_train_state s = {0};
+    char path[300];
+    snprintf(path, sizeof path, "%s/checkpoint-7", at(name));
+    assert_ok(gr_checkpoint_load(path, p, &s, NULL, NULL, &err));
+    assert_true(s.step == 7 && s.optimizer_step == 6 && s.loss_scale == 512);
+}
+
+/* What one device saves, another one loads and saves again to the same bytes; and back. */
+static void test_from_device_to_device(void **state) {
+    (void)state;
+    gr_threads *threads = gr_threads_new(1);
+    const char *why = NULL;
+    gr_device *cpu = gr_device_open("cpu", threads, &why);
+    assert_non_null(cpu);
+    for (gr_trained_type weights = GR_TRAINED_FP32; weights <= GR_TRAINED_BF16_STOCHASTIC; weights++) {
+        gr_params first, second, third;
+        size_t sizes[3];
+        float values[71 * 33];
+        allocate(&first, machine.device, weights), allocate(&second, cpu, weights), allocate(&third, machine.device, weights);
+        for (int b = 0; b < GR_LEN(buffers); b++)
+            for (int64_t i = 0; i < first.n_items; i++) {
+                for (int64_t k = 0; k < first.items[i].n; k++) values[k] = (float)sin((double)(b * 9000 + i * 5000 + k)) / 3;
+                gr_params_write(&first, buffers[b], i, values);
+            }
+        const char *begun = save(&first, "first", &sizes[0]);
+        load(&second, "first");
+        const char *moved = save(&second, "second", &sizes[1]);
+        load(&third, "second");
+        const char *back = save(&third, "third", &sizes[2]);
+        assert_true(sizes[0] > 3 * 71 * 33 * 4 * (weights == GR_TRAINED_FP32) && sizes[0] == sizes[1] && sizes[0] == sizes[2]);
+        assert_memory_equal(begun, moved, sizes[0]);
+        assert_memory_equal(begun, back, sizes[0]);
+        gr_params_release(&first), gr_params_release(&second), gr_params_release(&third);
+    }
+    gr_device_close(cpu);
+    gr_threads_free(threads);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_items),
         cmocka_unit_test(test_two_owners),
+        cmocka_unit_test(test_from_device_to_device),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
