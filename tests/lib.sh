@@ -13,6 +13,19 @@ TINY=$SOURCE/tests/golden/tiny
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/graft-test-XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 [ -x "$GRAFT" ] || { echo "not ok $(basename "$0"): $GRAFT is not built"; exit 1; }
+case ${GRAFT_DEVICE:-} in
+cuda*) # on an emulated card; the emulator never sees SHELLOPTS
+    emulator=$SOURCE/../shared/cudaemu/run
+    if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
+        echo "skip $(basename "$0" .sh) on cuda: needs a build with CUDA's toolkit and $emulator"
+        exit 77
+    fi
+    export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
+    printf '#!/bin/sh\nexec env -u SHELLOPTS "%s" -- "%s" "$@"\n' "$emulator" "$GRAFT" >"$WORK/graft"
+    chmod +x "$WORK/graft"
+    GRAFT=$WORK/graft
+    ;;
+esac
 n_failed=0
 export ASAN_OPTIONS=${ASAN_OPTIONS:-allocator_may_return_null=1:detect_leaks=1}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
