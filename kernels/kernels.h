@@ -61,8 +61,9 @@ typedef struct gr_linear {
 typedef enum gr_base_products {
     GR_BASE_EXACT,
     GR_BASE_INT8_QUANTISED, /* of int8 where the weight is quantised */
-    GR_BASE_INT8            /* of int8: the other factor is rounded to blocks of 32 along the contraction, each with a scale; sums
+    GR_BASE_INT8,           /* of int8: the other factor is rounded to blocks of 32 along the contraction, each with a scale; sums
                                over blocks are float32 */
+    GR_BASE_FP8             /* dx alone, of e4m3 (arXiv 2209.05433): a scale for each row of dy and each column of W */
 } gr_base_products;
 
 /* Linears that share an input: one product. Made once; what a backend makes of its members (packed, quantised, fused) is its
@@ -226,7 +227,7 @@ struct gr_device {
     const char *about;       /* what it is and what drives it, for people; NULL: nothing but the level */
     double flops, bandwidth; /* of products of bfloat16, and bytes, a second: where a plan goes by them; 0: it measures */
     bool fast_bf16;          /* multiplies bfloat16 faster than float32 */
-    bool int8;               /* makes products of int8 (gr_base_products) */
+    bool int8, fp8;          /* makes products of int8, of e4m3 (gr_base_products) */
     bool queues;             /* work may be under way when a call returns: read results late */
     bool in_host;            /* its memory is the host's: host memory may be handed to operations, and is touched by them alone */
 

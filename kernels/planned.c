@@ -10,13 +10,14 @@ typedef struct card {
     const char *name;
     int64_t mib;             /* of memory, as the driver tells it */
     double flops, bandwidth; /* of dense bfloat16 products; bytes; a second, by NVIDIA's data sheets */
+    bool fp8;
 } card;
 
 static const card cards[] = {
-    {"a100-40gb", 40354, 312e12, 1.555e12},
-    {"a100-80gb", 81050, 312e12, 2.039e12},
-    {"h100", 81079, 989e12, 3.35e12},
-    {"h200", 143156, 989e12, 4.8e12},
+    {"a100-40gb", 40354, 312e12, 1.555e12, false},
+    {"a100-80gb", 81050, 312e12, 2.039e12, false},
+    {"h100", 81079, 989e12, 3.35e12, true},
+    {"h200", 143156, 989e12, 4.8e12, true},
 };
 
 typedef struct planned {
@@ -97,6 +98,7 @@ gr_device *gr_planned_device_new(const char *name, const char **why) {
     if (!p) return NULL;
     p->device = (gr_device){.level = p->card->name,
                             .fast_bf16 = true,
+                            .fp8 = p->card->fp8,
                             .queues = true,
                             .flops = p->card->flops,
                             .bandwidth = p->card->bandwidth,

@@ -133,6 +133,7 @@ typedef struct what_if {
     double rank;       /* of the recipe's, as a factor */
     double length;     /* of the longest sample, likewise */
     int64_t eval_rows; /* tokens evaluated at once at most, 0: as the recipe says */
+    gr_base_products products;
 } what_if;
 
 static int64_t footprint(const gr_run *run, int64_t bytes) {
@@ -210,18 +211,18 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->session.model;
     int64_t loaded = data_bytes(run->train) + data_bytes(run->eval);
-    bool int8 = r->model_compute == GR_COMPUTE_INT8, full = !run->adapter;
+    bool int8 = w->products == GR_BASE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * (streams(r) ? BYTES_PER_BLOCK : run->mean_tokens * BYTES_PER_ID)};
     a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full ? 0 : on_card(run) ? gr_model_copied_bytes(m, full, true) : gr_model_file_bytes(m, w->quantize, int8);
     if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
-    if (int8 || on_card(run)) a.made += gr_model_form_bytes(m, int8 ? GR_BASE_INT8 : GR_BASE_EXACT, true);
+    if (int8 || on_card(run)) a.made += gr_model_form_bytes(m, w->products, true);
     a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
               (full || on_card(run) ? 0 : vector_bytes(m));
     a.trained = trained_bytes(run, w->rank);
-    a.threads = on_card(run) ? gr_model_scratch_bytes(m, plan.max_tokens) : shared_bytes(run, plan.max_tokens);
+    a.threads = on_card(run) ? gr_model_scratch_bytes(m, w->products, plan.max_tokens) : shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);
@@ -235,11 +236,13 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     return a;
 }
 
-static what_if as_it_is(const gr_run *run) { return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0}; }
+static what_if as_it_is(const gr_run *run) {
+    return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0, gr_train_products(run->r->model_compute)};
+}
 
 /* ---- choosing ---- */
 
-enum { CHANGES = 7 };
+enum { CHANGES = 8 };
 
 /* One more thing to change, in the order of what it costs, until the memory fits. */
 static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *out) {
@@ -262,12 +265,17 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
         gr_str_printf(out, "eval.batch_tokens=%lld", (long long)longest);
         return true;
     case 3:
+        if (w->products != GR_BASE_FP8) return false;
+        w->products = GR_BASE_EXACT;
+        gr_str_puts(out, "model.compute=exact");
+        return true;
+    case 4:
         if (!run->adapter || w->quantize >= 0 || !plain || r->model_compute == GR_COMPUTE_INT8) return false;
         w->quantize = GR_DTYPE_NF4;
         gr_str_puts(out, "model.quantize=nf4");
         return true;
-    case 4:
     case 5:
+    case 6:
         if (longest < 64) return false;
         w->length /= 2;
         gr_str_printf(out, "data.max_length=%lld", (long long)((double)longest * w->length));

@@ -95,10 +95,12 @@ static void put_row(gr_str *out, const char *name, int64_t bytes, const char *wh
 }
 
 static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
+    bool fp8 = gr_train_products(run->r->model_compute) == GR_BASE_FP8;
     char made[80] = "rotary table, norms, forms of the weights";
     if (run->base_bytes > 0)
         snprintf(made, sizeof made, "base in %s, rotary table",
                  gr_dtype_get((gr_dtype)gr_quantize_type(run->r->model_quantize))->name);
+    else if (fp8) snprintf(made, sizeof made, "rotary table, norms, forms of the weights, once more in fp8");
     bool match = run->eval && gr_recipe_has_metric(run->r, "exact_match");
     bool card = m->host > 0;
     gr_str_printf(out, "memory                %.2f GiB at most", (double)m->total / GIB);

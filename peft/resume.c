@@ -56,7 +56,7 @@ static bool differs(const gr_key *k, const gr_run *run, const gr_recipe *before,
     if (k == &gr_recipe_keys[GR_ROW_model_dtype] && saved->compute_dtype >= 0)
         return saved->compute_dtype != run->identity.compute_dtype;
     if (k == &gr_recipe_keys[GR_ROW_model_compute])
-        return (now->model_compute == GR_COMPUTE_INT8) != (before->model_compute == GR_COMPUTE_INT8);
+        return gr_train_products(now->model_compute) != gr_train_products(before->model_compute);
     if (k->resume == GR_RESUME_DATA && saved->data_key == run->identity.data_key) return false;
     return !same_value(k, before, now);
 }

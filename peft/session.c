@@ -122,12 +122,20 @@ int gr_quantize_type(int recipe_quantize) {
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err) {
     graft_status st = gr_machine_open(&s->machine, o->device ? o->device : "auto", (int)GR_MIN(o->threads, 1024), err);
     if (st != GRAFT_OK) return st;
-    if (o->compute == GR_COMPUTE_INT8 && !s->machine.device->int8)
+    const gr_device *d = s->machine.device;
+    gr_dtype compute = gr_compute_type(o->dtype, d);
+    if (o->compute == GR_COMPUTE_INT8 && !d->int8)
         return gr_fail(
             err, GRAFT_BAD_USAGE,
             "model.compute: int8 is of the CPU; %s multiplies bf16 faster than it could be rounded: use exact, or device: cpu",
-            s->machine.device->level);
-    return gr_model_open_shape(&s->model, o->model, s->machine, gr_compute_type(o->dtype, s->machine.device), o->max_length, err);
+            d->level);
+    if (o->compute == GR_COMPUTE_FP8 && !d->fp8)
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "model.compute: fp8 is of cards of compute capability 9.0 (H100, H200), which %s is not: use exact",
+                       d->level);
+    if (o->compute == GR_COMPUTE_FP8 && compute == GR_DTYPE_F32)
+        return gr_fail(err, GRAFT_BAD_USAGE, "model.compute: fp8 goes with model.dtype: bf16 or fp16");
+    return gr_model_open_shape(&s->model, o->model, s->machine, compute, o->max_length, err);
 }
 
 graft_status gr_session_load(gr_session *s, const gr_session_options *o, graft_error *err) {
@@ -144,6 +152,10 @@ graft_status gr_session_open_tokenizer(gr_session *s, graft_error *err) {
 }
 
 /* ---- all of it ---- */
+
+gr_base_products gr_train_products(int recipe_compute) {
+    return recipe_compute == GR_COMPUTE_INT8 ? GR_BASE_INT8 : recipe_compute == GR_COMPUTE_FP8 ? GR_BASE_FP8 : GR_BASE_EXACT;
+}
 
 static gr_base_products products(const gr_session *s, const gr_session_options *o) {
     if (!s->machine.device->int8) return GR_BASE_EXACT;
@@ -211,6 +223,8 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     *s = (gr_session){0};
     if (!o->model && o->n_adapters == 0)
         return gr_fail(err, GRAFT_BAD_USAGE, "no model: give --model, or --adapter with a run or an adapter");
+    if (o->compute == GR_COMPUTE_FP8)
+        return gr_fail(err, GRAFT_BAD_USAGE, "model.compute: fp8 is of training, whose forward is exact: use exact here");
     if (o->n_adapters > 0) GR_TRY(split_scale(o->adapters[0], &first, &scale, err));
     const char *run = o->model ? o->model : first;
     GR_TRY(gr_session_base(&base, run, err));

@@ -26,7 +26,8 @@ typedef struct gr_session_options {
     const char *system;        /* as in gr_chat_options; NULL: the one trained with, else the template's own */
     const char *template_args; /* as in gr_chat_options.args, over what was trained with */
     int dtype;                 /* enum gr_recipe_model_dtype */
-    int compute;               /* enum gr_recipe_model_compute; auto: int8 for quantised weights, unless a dtype is named */
+    int compute;               /* enum gr_recipe_model_compute; auto: int8 for quantised weights, unless a dtype is named;
+                                  fp8 is refused but by the steps below */
     int quantize;              /* enum gr_recipe_model_quantize */
     const char *device;        /* as the recipe's; NULL: auto */
     int64_t threads;           /* <= 0: all */
@@ -51,6 +52,9 @@ graft_status gr_session_base(char **base, const char *path, graft_error *err);
 /* The type of the frozen products for a recipe's model.dtype (enum gr_recipe_model_dtype) on a device: auto is bf16 where it
  * multiplies that faster than float32. */
 gr_dtype gr_compute_type(int recipe_dtype, const gr_device *device);
+
+/* How training makes the frozen products for a recipe's model.compute (enum gr_recipe_model_compute): auto is exact. */
+gr_base_products gr_train_products(int recipe_compute);
 
 /* The type that a recipe's model.quantize (enum gr_recipe_model_quantize) makes of the frozen layers, -1 for none. */
 int gr_quantize_type(int recipe_quantize);

@@ -202,6 +202,15 @@ void gr_model_free(gr_model *m) {
     free(m);
 }
 
+/* Group i as it is, or would be, placed: fp8 is of the layers' products, whose dx flows on. The head's gradient is what all others
+ * come from, and its rows of logits have few large values; the first layer's q, k and v are asked for dx where the embedding is
+ * trained, and there alone. */
+static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_base_products base, bool backward) {
+    bool exact = base == GR_BASE_FP8 && (i == GR_SITE_QKV || i >= m->config.n_layers * GR_SITE_COUNT);
+    g->base = exact ? GR_BASE_EXACT : base;
+    g->backward = backward;
+}
+
 /* ---- weights on the device ---- */
 
 /* The data of a weight as the slots want it, on the host: norms and biases as floats, matrices as the file has them. */
@@ -265,7 +274,7 @@ graft_status gr_model_place(gr_model *m, graft_error *err) {
     gr_model_split_head(m);
     for (int64_t i = 0; st == GRAFT_OK && i < n_groups(m); i++) {
         gr_group *g = group_at(m, i);
-        g->base = m->base, g->backward = m->backward;
+        set_products(m, i, g, m->base, m->backward);
         if (i < m->config.n_layers * GR_SITE_COUNT) st = map_weights(m, g, err);
         if (st == GRAFT_OK && !m->device->place(m->device, g)) st = gr_fail_memory(err, "forms of the weights");
         if (st == GRAFT_OK) rest(m, g);
@@ -293,16 +302,19 @@ int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backw
     int64_t bytes = 0;
     for (int64_t i = 0; i < n_groups(m); i++) {
         gr_group g = *group_at(m, i);
-        g.base = base, g.backward = backward;
+        set_products(m, i, &g, base, backward);
         bytes += m->device->group_bytes(m->device, &g);
     }
     return bytes;
 }
 
-int64_t gr_model_scratch_bytes(const gr_model *m, int64_t rows) {
+int64_t gr_model_scratch_bytes(const gr_model *m, gr_base_products base, int64_t rows) {
     int64_t most = 0;
-    for (int64_t i = 0; m->device->scratch_bytes && i < m->config.n_layers * GR_SITE_COUNT; i++)
-        most = GR_MAX(most, m->device->scratch_bytes(m->device, group_at(m, i), rows));
+    for (int64_t i = 0; m->device->scratch_bytes && i < m->config.n_layers * GR_SITE_COUNT; i++) {
+        gr_group g = *group_at(m, i);
+        set_products(m, i, &g, base, true);
+        most = GR_MAX(most, m->device->scratch_bytes(m->device, &g, rows));
+    }
     return most;
 }
 

@@ -87,8 +87,8 @@ void gr_model_renew(gr_model *m);
 void gr_model_use(gr_model *m, gr_base_products base, bool backward);
 /* Memory of the forms that place would make then. */
 int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backward);
-/* Scratch that a step's products of so many rows take on a device that has its own; 0: none. */
-int64_t gr_model_scratch_bytes(const gr_model *m, int64_t rows);
+/* Scratch that a training step's products of so many rows take on a device that has its own; 0: none. */
+int64_t gr_model_scratch_bytes(const gr_model *m, gr_base_products base, int64_t rows);
 /* Memory of the copies of the file's weights that the device keeps beside its forms, and those of the largest group, which are
  * there while its form is made. 0 where the device reads the files themselves. full: every weight is trained, and in a set of
  * parameters. */

@@ -28,6 +28,7 @@ typedef enum gr_cuda_use {
     GR_CUDA_MATRIX,  /* a group's matrix, where it has no form */
     GR_CUDA_PARTS,   /* partial sums */
     GR_CUDA_RESULT,  /* of a product that goes elsewhere */
+    GR_CUDA_EIGHT,   /* the left factor in e4m3 */
     GR_CUDA_MAPS,    /* of moments in 8 bits: what it holds stays */
     GR_CUDA_USES
 } gr_cuda_use;
@@ -90,6 +91,7 @@ typedef struct gr_cuda_form {
     int64_t N, K, R; /* filled up */
     int64_t ld;      /* K + R */
     void *matrix; /* [N + R, ld], then [R, N]; NULL: the weights stay as the file has them, and are expanded before each product */
+    uint8_t *eight; /* behind it: W^T in e4m3, [K, N], and [K] scales; NULL: dx is made of the matrix */
 } gr_cuda_form;
 
 int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g);
@@ -114,6 +116,8 @@ typedef struct gr_cuda_product {
     gr_dtype type;   /* of a and b */
     gr_dtype d_type; /* F32 or `type` */
     float alpha, beta;
+    const float *a_scale, *b_scale; /* [m], [n]; given: a and b are of e4m3 times these (then a is not transposed, b is, n and k are
+                                       multiples of 16, and sums are exact, not fast: no FAST_ACCUM); NULL: of `type` */
 } gr_cuda_product;
 
 bool gr_cuda_gemm_open(gr_device *d);
@@ -124,6 +128,15 @@ void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p);
 
 /* to[rows, cols] of type F32, BF16 or F16, ld elements from a row to the next, = w; columns from cols to fill_cols become 0. */
 void gr_cuda_expand(gr_device *d, void *to, int64_t ld, gr_dtype type, const gr_weight *w, int64_t fill_cols);
+
+/* ---- fp8.cu: factors in e4m3 ---- */
+
+/* to[n, ld] = x[n,C] in e4m3, zeros from C on; x = to * scale of the row: its largest magnitude becomes 448. What is 0, or below
+ * 2^-100, has the scale 1 and is 0; a row with something that is not finite is NaN, and its scale too. ld is a multiple of 64. */
+void gr_cuda_eight_rows(gr_device *d, uint8_t *to, int64_t ld, float *scale, gr_rows x, int64_t n, int64_t C);
+/* to[K,N] = the transposed w[N,K] likewise, by a scale for each of its columns: [K], and as many behind them to work with. N and K
+ * are multiples of 64. */
+void gr_cuda_eight_columns(gr_device *d, uint8_t *to, float *scale, gr_rows w, int64_t N, int64_t K);
 
 /* ---- gemv.cu: few rows ---- */
 

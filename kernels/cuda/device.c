@@ -236,6 +236,7 @@ static bool open_card(gr_cuda *c) {
         !gr_cuda_check(d, cudaGetDeviceProperties(&card, c->index), "cudaGetDeviceProperties"))
         return false;
     c->cc = card.major * 10 + card.minor, c->sms = card.multiProcessorCount;
+    d->fp8 = c->cc == 90; /* where cuBLASLt has products with a scale for each row of either factor */
     if (c->cc < 80) {
         gr_cuda_refuse(d, "%.64s has compute capability %d.%d; 8.0 or later is needed", card.name, card.major, card.minor);
         return false;

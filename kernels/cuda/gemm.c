@@ -9,11 +9,11 @@
 
 #include "kernels/cuda/cuda.h"
 
-enum { RECIPE_ROWS = 4096, OFFERS = 8, ALIGNED = 16 };
+enum { RECIPE_ROWS = 4096, OFFERS = 8, ALIGNED = 16, E4M3 = GR_DTYPE_COUNT };
 
 /* What an algorithm is chosen by: leading dimensions and pointers are aligned to 16 bytes in all. */
 typedef struct kind {
-    int32_t type, d_type;
+    int32_t type, d_type; /* gr_dtype, or E4M3 */
     int32_t a_transposed, b_transposed;
     int64_t m, n, k; /* m, and where the contraction is over tokens k: rounded up to a power of two */
 } kind;
@@ -49,12 +49,32 @@ typedef struct problem {
     cublasLtMatrixLayoutOpaque_t a, b, d; /* its own A and B: our b and a */
 } problem;
 
-static cudaDataType_t type_of(gr_dtype type) {
+static int32_t type_of(const gr_cuda_product *p) { return p->a_scale ? (int32_t)E4M3 : (int32_t)p->type; }
+
+static cudaDataType_t data_type(int32_t type) {
+    if (type == E4M3) return CUDA_R_8F_E4M3;
     return type == GR_DTYPE_F32 ? CUDA_R_32F : type == GR_DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_16F;
 }
 
-static cublasStatus_t layout(cublasLtMatrixLayout_t l, gr_dtype type, int64_t rows, int64_t cols, int64_t ld) {
-    return cublasLtMatrixLayoutInit(l, type_of(type), (uint64_t)cols, (uint64_t)rows, ld);
+static cublasStatus_t layout(cublasLtMatrixLayout_t l, int32_t type, int64_t rows, int64_t cols, int64_t ld) {
+    return cublasLtMatrixLayoutInit(l, data_type(type), (uint64_t)cols, (uint64_t)rows, ld);
+}
+
+/* A scale for each row of either: its own A is our b. */
+static cublasStatus_t put_scales(cublasLtMatmulDesc_t operation, const float *a_scale, const float *b_scale) {
+    const int32_t each = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    const struct {
+        cublasLtMatmulDescAttributes_t attribute;
+        const void *value;
+        size_t size;
+    } all[] = {{CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &each, sizeof each},
+               {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &each, sizeof each},
+               {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &b_scale, sizeof b_scale},
+               {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &a_scale, sizeof a_scale}};
+    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    for (size_t i = 0; i < sizeof all / sizeof *all && !e; i++)
+        e = cublasLtMatmulDescSetAttribute(operation, all[i].attribute, all[i].value, all[i].size);
+    return e;
 }
 
 /* A row-major [rows, cols] matrix is a column-major [cols, rows] one. */
@@ -65,16 +85,18 @@ static cublasStatus_t pose(problem *q, const gr_cuda_product *p) {
         e = cublasLtMatmulDescSetAttribute(&q->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed);
     if (!e && p->a_transposed)
         e = cublasLtMatmulDescSetAttribute(&q->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transposed, sizeof transposed);
-    if (!e) e = layout(&q->a, p->type, p->b_transposed ? p->n : p->k, p->b_transposed ? p->k : p->n, p->ldb);
-    if (!e) e = layout(&q->b, p->type, p->a_transposed ? p->k : p->m, p->a_transposed ? p->m : p->k, p->lda);
-    if (!e) e = layout(&q->d, p->d_type, p->m, p->n, p->ldd);
+    if (!e && p->a_scale) e = put_scales(&q->operation, p->a_scale, p->b_scale);
+    if (!e) e = layout(&q->a, type_of(p), p->b_transposed ? p->n : p->k, p->b_transposed ? p->k : p->n, p->ldb);
+    if (!e) e = layout(&q->b, type_of(p), p->a_transposed ? p->k : p->m, p->a_transposed ? p->m : p->k, p->lda);
+    if (!e) e = layout(&q->d, (int32_t)p->d_type, p->m, p->n, p->ldd);
     return e;
 }
 
 /* ---- choosing ---- */
 
 /* The product that stands for a kind when the library is asked: it sees neither pointers nor distances of rows of one call. */
-static gr_cuda_product example(const kind *k, int64_t m) {
+static gr_cuda_product example(gr_device *d, const kind *k, int64_t m) {
+    const float *scale = k->type == E4M3 ? gr_cuda_of(d)->workspace : NULL; /* whatever: nobody looks there */
     return (gr_cuda_product){.m = m,
                              .n = k->n,
                              .k = k->k,
@@ -83,8 +105,10 @@ static gr_cuda_product example(const kind *k, int64_t m) {
                              .ldd = gr_cuda_fill(k->n),
                              .a_transposed = k->a_transposed,
                              .b_transposed = k->b_transposed,
-                             .type = (gr_dtype)k->type,
-                             .d_type = (gr_dtype)k->d_type};
+                             .type = k->type == E4M3 ? (gr_dtype)k->d_type : (gr_dtype)k->type,
+                             .d_type = (gr_dtype)k->d_type,
+                             .a_scale = scale,
+                             .b_scale = scale};
 }
 
 /* What the library offers for m rows, best first; how many. */
@@ -95,7 +119,7 @@ static int ask(gr_device *d, const kind *k, int64_t m, cublasLtMatmulHeuristicRe
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     cublasLtMatmulPreferenceOpaque_t wish;
-    gr_cuda_product p = example(k, m);
+    gr_cuda_product p = example(d, k, m);
     problem q;
     int n = 0;
     cublasStatus_t e = pose(&q, &p);
@@ -165,7 +189,7 @@ static int64_t power_of_two(int64_t n) {
 
 static const cublasLtMatmulAlgo_t *algorithm(gr_device *d, const gr_cuda_product *p) {
     gr_cuda_gemm *g = gr_cuda_of(d)->gemm;
-    const kind k = {.type = p->type,
+    const kind k = {.type = type_of(p),
                     .d_type = p->d_type,
                     .a_transposed = p->a_transposed,
                     .b_transposed = p->b_transposed,
@@ -190,15 +214,16 @@ static const cublasLtMatmulAlgo_t *algorithm(gr_device *d, const gr_cuda_product
     return &c->algo;
 }
 
-static bool aligned(const void *p, int64_t ld, gr_dtype type) {
-    return (uintptr_t)p % ALIGNED == 0 && ld * gr_dtype_get(type)->block_bytes % ALIGNED == 0;
+static bool aligned(const void *p, int64_t ld, int32_t type) {
+    int64_t size = type == E4M3 ? 1 : gr_dtype_get((gr_dtype)type)->block_bytes;
+    return (uintptr_t)p % ALIGNED == 0 && ld * size % ALIGNED == 0;
 }
 
 void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p) {
     gr_cuda *c = gr_cuda_of(d);
     problem q;
     if (gr_cuda_failed(d) || p->m == 0 || p->n == 0) return;
-    if (!aligned(p->a, p->lda, p->type) || !aligned(p->b, p->ldb, p->type) || !aligned(p->d, p->ldd, p->d_type)) {
+    if (!aligned(p->a, p->lda, type_of(p)) || !aligned(p->b, p->ldb, type_of(p)) || !aligned(p->d, p->ldd, (int32_t)p->d_type)) {
         gr_cuda_refuse(d, "a product of matrices that are not aligned");
         return;
     }

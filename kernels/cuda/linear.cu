@@ -44,12 +44,21 @@ static bool describe(gr_device *d, gr_thin *t, const gr_group *g) {
 
 static gr_cuda_form shape_of(const gr_group *g) {
     const gr_cuda_sizes s = gr_cuda_sizes_of(g);
-    return gr_cuda_form{g->compute, s.N, s.K, s.R, s.K + s.R, NULL};
+    return gr_cuda_form{g->compute, s.N, s.K, s.R, s.K + s.R, NULL, NULL};
+}
+
+/* The form's matrix is this memory. */
+static void put_matrix(gr_cuda_form *f, const gr_group *g, void *memory) {
+    const int64_t eight = gr_cuda_sizes_of(g).eight;
+    f->matrix = memory;
+    f->eight = memory && eight ? (uint8_t *)memory + eight : NULL;
 }
 
 static gr_rows matrix_at(const gr_cuda_form *f, int64_t row, int64_t col) {
     return gr_rows_at(gr_rows{f->matrix, f->ld, f->type}, row, col);
 }
+
+static float *scales_of(const gr_cuda_form *f) { return (float *)(f->eight + f->K * f->N); }
 
 /* The transposed sB. */
 static gr_rows across_of(const gr_cuda_form *f) { return gr_rows{matrix_at(f, f->N + f->R, 0).data, f->N, f->type}; }
@@ -125,15 +134,21 @@ bool gr_cuda_place(gr_device *d, gr_group *g) {
         gr_cuda_refuse(d, "model.compute: int8 is of the CPU");
         return false;
     }
+    if (g->base == GR_BASE_FP8 && !d->fp8) {
+        gr_cuda_refuse(d, "model.compute: fp8 is of compute capability 9.0");
+        return false;
+    }
     if (!describe(d, &t, g)) return false;
     gr_cuda_form *f = (gr_cuda_form *)malloc(sizeof *f);
     if (!f) return false;
     *f = shape_of(g);
-    if (gr_cuda_resident(g) && !(f->matrix = d->alloc(d, gr_cuda_sizes_of(g).bytes))) {
+    if (gr_cuda_resident(g)) put_matrix(f, g, d->alloc(d, gr_cuda_sizes_of(g).bytes));
+    if (gr_cuda_resident(g) && !f->matrix) {
         free(f);
         return false;
     }
     if (f->matrix) fill(d, f, g, &t, true);
+    if (f->eight) gr_cuda_eight_columns(d, f->eight, scales_of(f), matrix_at(f, 0, 0), f->N, f->K);
     g->form = f;
     return true;
 }
@@ -156,16 +171,17 @@ void gr_cuda_release(gr_device *d, gr_group *g) {
     g->form = NULL;
 }
 
-/* The group's matrix for one use: its form's, else made in scratch. */
-static bool matrix_of(gr_device *d, gr_cuda_form *f, const gr_group *g, const gr_thin *t) {
+/* The group's matrix for one use: its form's, else made in scratch; there for dx in e4m3, where that is wanted, in that too. */
+static bool matrix_of(gr_device *d, gr_cuda_form *f, const gr_group *g, const gr_thin *t, bool wants_dx) {
     const gr_cuda_form *form = (const gr_cuda_form *)g->form;
     if (form && form->matrix) {
         *f = *form;
         return true;
     }
     *f = shape_of(g);
-    f->matrix = gr_cuda_scratch(d, GR_CUDA_MATRIX, gr_cuda_sizes_of(g).bytes);
+    put_matrix(f, g, gr_cuda_scratch(d, GR_CUDA_MATRIX, gr_cuda_sizes_of(g).bytes));
     if (f->matrix) fill(d, f, g, t, true);
+    if (f->eight && wants_dx) gr_cuda_eight_columns(d, f->eight, scales_of(f), matrix_at(f, 0, 0), f->N, f->K);
     return f->matrix != NULL;
 }
 
@@ -209,13 +225,15 @@ static gr_rows copy_of(gr_rows operand, gr_rows x) {
 
 /* c[m, b's columns] (+)= a b through a result of its own where cuBLASLt cannot write c. */
 static void multiply(gr_device *d, gr_cuda_product *p, gr_rows c, bool accumulate) {
-    bool direct = aligned(c) && (c.type == GR_DTYPE_F32 || c.type == p->type);
-    gr_rows to = direct ? c : gr_rows{NULL, gr_cuda_fill(p->n), GR_DTYPE_F32};
+    const int64_t columns = p->n;
+    bool direct = aligned(c) && (c.type == GR_DTYPE_F32 || c.type == p->type) && (!p->a_scale || columns % ALIGNED == 0);
+    gr_rows to = direct ? c : gr_rows{NULL, gr_cuda_fill(columns), GR_DTYPE_F32};
     if (!direct && !(to.data = gr_cuda_scratch(d, GR_CUDA_RESULT, p->m * to.ld * 4))) return;
+    if (!direct && p->a_scale) p->n = to.ld;
     p->d = to.data, p->ldd = to.ld, p->d_type = to.type;
     p->alpha = 1, p->beta = direct && accumulate ? 1.0f : 0.0f;
     gr_cuda_multiply(d, p);
-    if (!direct) move(d, c, to, p->m, p->n, p->n, accumulate);
+    if (!direct) move(d, c, to, p->m, columns, columns, accumulate);
 }
 
 /* ---- the operations ---- */
@@ -229,7 +247,7 @@ void gr_linear_forward_cuda(gr_device *d, const gr_product *p, int64_t n) {
         gr_cuda_linear_few(d, p, n);
         return;
     }
-    if (!describe(d, &t, g) || !matrix_of(d, &f, g, &t)) return;
+    if (!describe(d, &t, g) || !matrix_of(d, &f, g, &t, false)) return;
     int64_t K = gr_group_inputs(g);
     gr_rows x = operand(d, GR_CUDA_OPERAND, p->x, f.type, n, K, f.K, f.R, f.R > 0 && f.type != GR_DTYPE_F32);
     if (!x.data) return;
@@ -274,18 +292,50 @@ static void weight_gradients(gr_device *d, const gr_group *g, const gr_thin *t, 
         }
 }
 
+/* dx (+)= [dy|dh] [W;A], of the first `beside` of dh's columns. */
+static void input_gradient(gr_device *d, const gr_cuda_form *f, gr_rows dx, bool accumulate, gr_rows dy, int64_t beside, int64_t n,
+                           int64_t K) {
+    gr_cuda_product p = {};
+    p.m = n, p.n = K, p.k = f->N + beside;
+    p.a = dy.data, p.lda = dy.ld, p.b = f->matrix, p.ldb = f->ld, p.type = f->type;
+    multiply(d, &p, dx, accumulate);
+}
+
+/* The same with dy[n,N] and W in e4m3. dh A is made first, of the type, so that what is left to move is read and written where the
+ * large product's own work hides it: of 3 ways over dx, which bound both parts of it, one is its own. */
+static void input_gradient_fp8(gr_device *d, const gr_cuda_form *f, gr_rows dx, bool accumulate, gr_rows dy, int64_t beside,
+                               int64_t n, int64_t N, int64_t K) {
+    uint8_t *eight = (uint8_t *)gr_cuda_scratch(d, GR_CUDA_EIGHT, gr_cuda_eight_bytes(n, f->N));
+    if (!eight) return;
+    float *scale = (float *)(eight + n * f->N);
+    if (beside) {
+        gr_cuda_product term = {};
+        const gr_rows A = matrix_at(f, f->N, 0);
+        term.m = n, term.n = K, term.k = beside;
+        term.a = gr_rows_at(dy, 0, f->N).data, term.lda = dy.ld, term.b = A.data, term.ldb = A.ld, term.type = f->type;
+        multiply(d, &term, dx, accumulate);
+    }
+    gr_cuda_eight_rows(d, eight, f->N, scale, dy, n, N);
+    gr_cuda_product p = {};
+    p.m = n, p.n = K, p.k = f->N;
+    p.a = eight, p.lda = f->N, p.a_scale = scale;
+    p.b = f->eight, p.ldb = f->N, p.b_transposed = true, p.b_scale = scales_of(f), p.type = f->type;
+    multiply(d, &p, dx, accumulate || beside);
+}
+
 void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool accumulate, int64_t n) {
     const gr_group *g = p->group;
     gr_cuda_form f;
     gr_thin t;
     bool wants_A = false, wants_B = false, wants_w = false, wants_bias = false, wants_dx = dx.data != NULL;
-    if (n == 0 || g->n == 0 || !describe(d, &t, g) || !matrix_of(d, &f, g, &t)) return;
+    if (n == 0 || g->n == 0 || !describe(d, &t, g) || !matrix_of(d, &f, g, &t, wants_dx)) return;
     const gr_dropout *dropout = t.rank ? p->dropout : NULL;
     const int64_t N = gr_group_outputs(g), K = gr_group_inputs(g), beside = t.rank && wants_dx && !dropout ? f.R : 0;
     for (int i = 0; i < t.n; i++) wants_A |= t.lora[i].dA != NULL, wants_B |= t.lora[i].dB != NULL;
     for (int i = 0; i < g->n; i++) wants_w |= g->member[i]->dw != NULL, wants_bias |= g->member[i]->dbias != NULL;
     const bool wants_dh = t.rank && (wants_A || wants_dx);
-    gr_rows dy = operand(d, GR_CUDA_OPERAND, p->y, f.type, n, N, f.N, beside, wants_dh && f.type != GR_DTYPE_F32);
+    gr_rows dy = p->y;
+    if (!f.eight || t.rank) dy = operand(d, GR_CUDA_OPERAND, dy, f.type, n, N, f.N, beside, wants_dh && f.type != GR_DTYPE_F32);
     if (!dy.data) return;
     gr_rows x = none();
     if (wants_A || wants_w) {
@@ -298,10 +348,8 @@ void gr_linear_backward_cuda(gr_device *d, const gr_product *p, gr_rows dx, bool
         gr_thin_backward(d, &t, &args, n, K);
     }
     if (wants_dx) {
-        gr_cuda_product product = {};
-        product.m = n, product.n = K, product.k = f.N + beside;
-        product.a = dy.data, product.lda = dy.ld, product.b = f.matrix, product.ldb = f.ld, product.type = f.type;
-        multiply(d, &product, dx, accumulate);
+        if (f.eight) input_gradient_fp8(d, &f, dx, accumulate, dy, beside, n, N, K);
+        else input_gradient(d, &f, dx, accumulate, dy, beside, n, K);
         if (dropout) gr_thin_dropped(d, dx, dropout, p->dh, matrix_at(&f, f.N, 0), n, K, t.rank);
     }
     if (wants_w) weight_gradients(d, g, &t, dy, x, n);

@@ -45,18 +45,20 @@ graft_status gr_cmd_doctor(const gr_args *a, graft_error *err) {
     double total = (double)memory.totalram * memory.mem_unit,
            available = (double)(memory.freeram + memory.bufferram) * memory.mem_unit;
     json_t *libraries = library_versions();
+    const bool int8 = machine.device->int8, fp8 = machine.device->fp8;
     if (gr_args_has(a, "json")) {
-        json_t *out =
-            json_pack("{s:s,s:s,s:s?,s:s?,s:i,s:I,s:I,s:O}", "graft", GRAFT_VERSION, "device", machine.device->level, "card",
-                      machine.device->about, "no_card", machine.no_card, "threads", gr_threads_count(machine.threads),
-                      "memory_bytes", (json_int_t)total, "free_bytes", (json_int_t)available, "libraries", libraries);
+        json_t *out = json_pack("{s:s,s:s,s:s?,s:s?,s:b,s:b,s:i,s:I,s:I,s:O}", "graft", GRAFT_VERSION, "device",
+                                machine.device->level, "card", machine.device->about, "no_card", machine.no_card, "int8", int8,
+                                "fp8", fp8, "threads", gr_threads_count(machine.threads), "memory_bytes", (json_int_t)total,
+                                "free_bytes", (json_int_t)available, "libraries", libraries);
         json_dumpf(out, stdout, JSON_INDENT(2));
         putchar('\n');
         json_decref(out);
     } else {
         const char *card = machine.device->about ? machine.device->about : machine.no_card;
-        printf("graft      %s\ndevice     %s\ncard       %s\nthreads    %d\nmemory     %.1f GiB, %.1f GiB free\nlibraries ",
-               GRAFT_VERSION, machine.device->level, card ? card : "not asked for", gr_threads_count(machine.threads),
+        printf("graft      %s\ndevice     %s\ncard       %s\ncompute    exact%s%s\n", GRAFT_VERSION, machine.device->level,
+               card ? card : "not asked for", int8 ? ", int8" : "", fp8 ? ", fp8" : "");
+        printf("threads    %d\nmemory     %.1f GiB, %.1f GiB free\nlibraries ", gr_threads_count(machine.threads),
                total / 1073741824.0, available / 1073741824.0);
         json_object_foreach(libraries, name, version) printf(" %s %s", name, json_string_value(version));
         putchar('\n');

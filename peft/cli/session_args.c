@@ -20,7 +20,7 @@ graft_status gr_open_session(const gr_args *a, gr_session_use use, gr_session *s
         .system = gr_args_has(a, "system") ? r->data_system : NULL,
         .template_args = gr_args_has(a, "template-args") ? r->data_template_args : NULL,
         .dtype = use != GR_FOR_FILES ? r->model_dtype : GR_DT_FP32,
-        .compute = use == GR_FOR_WRITING || r->model_compute == GR_COMPUTE_INT8 ? r->model_compute : GR_COMPUTE_EXACT,
+        .compute = use != GR_FOR_WRITING && r->model_compute == GR_COMPUTE_AUTO ? GR_COMPUTE_EXACT : r->model_compute,
         .quantize = use != GR_FOR_FILES ? r->model_quantize : GR_QUANTIZE_NONE,
         .device = r->_device,
         .threads = r->_threads,

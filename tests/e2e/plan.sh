@@ -87,15 +87,23 @@ cat >llama-7b.json <<'EOF'
  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000,
  "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "hidden_act": "silu"}
 EOF
-card() { # card RECIPE DEVICE KEY: the first number of that name in the plan as JSON, for samples of 256 tokens
+card() { # card RECIPE DEVICE KEY [option]: the first number of that name in the plan as JSON, for samples of 256 tokens
     "$GRAFT" plan "$SOURCE/recipes/belle/$1.yaml" model.base=llama-7b.json --device "$2" --samples 2000000 --mean-tokens 256 \
-        --json 2>/dev/null | sed -nE "s/.*\"$3\": ([0-9.]+).*/\1/p" | head -n 1
+        --json ${4:+"$4"} 2>/dev/null | sed -nE "s/.*\"$3\": ([0-9.]+).*/\1/p" | head -n 1
 }
 between() { # between NAME LOW HIGH VALUE
     if awk -v x="$4" "BEGIN {exit !(x >= $2 && x <= $3)}"; then ok "$1"; else not_ok "$1" "$4, expected $2 to $3"; fi
 }
 between "LoRA of a 7B on 40 GB" 29e9 35.5e9 "$(card llama-7b-lora-2m a100-40gb total)"
 between "seconds of a step of 128 samples at half the products' rate" 5.4 5.9 "$(card llama-7b-lora-2m a100-40gb seconds_per_step)"
+# fp8 keeps a second copy of a byte a weight, of the layers but for the first q, k and v
+exact=$(card llama-7b-lora-2m h200 made model.compute=exact) fp8=$(card llama-7b-lora-2m h200 made model.compute=fp8)
+between "fp8 takes 6.4 billion bytes more" 6.42e9 6.5e9 $((fp8 - exact))
+exact=$(card llama-7b-lora-2m h100 seconds_per_step model.compute=exact)
+fp8=$(card llama-7b-lora-2m h100 seconds_per_step model.compute=fp8)
+between "and gains a third of half of a step" 0.8 0.85 "$(awk "BEGIN {print $fp8 / $exact}")"
+says "fp8 on a card that has none" 2 "which a100-80gb is not" \
+    "$GRAFT" plan tiny.yaml --device a100-80gb model.compute=fp8
 between "every weight of a 7B on 141 GB" 110e9 140e9 "$(card llama-7b-ft-2m h200 total)"
 says "rows of tokens on a card that is not here" 0 "of the rate of h100's products" \
     "$GRAFT" plan tiny.yaml --device h100 'adapter.trainable_tokens=[5, 9, 12]'

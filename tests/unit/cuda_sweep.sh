@@ -30,7 +30,7 @@ echo "$built" >"$out/built"
 # ---- the parts, one a line: name|options of the emulator|program or script[:filter of test_model|operations of test_ops] ----
 programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers)
 model=(l\* f\* grad\* batch_\* [c-eq-z]\* a_t\* greedy\*) # by parts: the emulator keeps the stacks of each device that was opened
-ops=("linear_forward,few rows" linear_backward "attention_forward,attention_backward" "packed attention" "cached attention")
+ops=("linear_forward,few rows" linear_backward fp8 "attention_forward,attention_backward" "packed attention" "cached attention")
 rest=$(sed -nE 's/^GR_OP\((\w+),.*/\1/p' "$SOURCE/kernels/ops.def" | grep -vE '^(linear|attention)_' | paste -sd,)
 ops+=("$rest")
 parts() {
@@ -49,7 +49,7 @@ parts() {
         for part in "${programs[@]}"; do echo "$part ${mode%% *}|$(options "$mode")|$part"; done
         for part in "${model[@]}"; do echo "test_model $part ${mode%% *}|$(options "$mode")|test_model:$part"; done
     done
-    for part in unit/test_resources unit/test_cuda unit/test_cuda_runs fault/cuda fault/cuda_planted; do
+    for part in unit/test_resources unit/test_cuda unit/test_cuda_runs unit/test_fp8 fault/cuda fault/cuda_planted; do
         echo "$part|-|$part.sh"
     done
     echo "fault/cuda_planted of arithmetic|-|fault/cuda_planted.sh:all"

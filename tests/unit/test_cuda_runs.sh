@@ -41,7 +41,8 @@ done
 # ---- ranks that other kernels multiply by; biases and an untied head ----
 QWEN=$SOURCE/tests/golden/tiny-qwen2
 for rank in 1 20 64; do
-    short=(train.max_steps=4 eval.every=2 "model.base=$QWEN" "data.train=$TINY/train.jsonl" "adapter.rank=$rank" train.batch_size=20)
+    short=(train.max_steps=4 eval.every=2 "model.base=$QWEN" "data.train=$TINY/train.jsonl" "adapter.rank=$rank"
+        train.batch_size=20)
     check "rank $rank on the CPU" train lora rank$rank cpu "${short[@]}"
     check "rank $rank on cuda" train lora rank$rank-32 cuda "${short[@]}"
     check "rank $rank: the losses are the CPU's" near 'loss|eval_loss' rank$rank rank$rank-32 2e-5 6
@@ -65,7 +66,8 @@ score() { # score DEVICE: loss and exact match
         --adapter quick-cuda 2>/dev/null | sed -nE 's/.*"(loss|exact_match)": *([^,]*),?.*/\2/p'
 }
 same_score() {
-    paste <(score cpu) <(score cuda) | awk '{d = $1 - $2; print} NF != 2 || d > 1e-4 || d < -1e-4 {bad = 1} END {exit bad || NR != 2}'
+    paste <(score cpu) <(score cuda) |
+        awk '{d = $1 - $2; print} NF != 2 || d > 1e-4 || d < -1e-4 {bad = 1} END {exit bad || NR != 2}'
 }
 check "data" "$GRAFT" data make school-math --n 24 --seed 1 --language en --steps 1-2 --out train.jsonl
 check "and some to test" "$GRAFT" data make school-math --n 4 --seed 2 --language en --steps 1-2 --out test.jsonl

@@ -53,7 +53,7 @@ static void append_sequence(gr_batch *b, json_t *seq, uint64_t key) {
     MUST(gr_batch_append(b, ids, mask, (int64_t)n, key, err));
 }
 
-enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4, BF16 = 8 };
+enum { FULL = 1, NO_ADAPTER = 2, INT8 = 4, BF16 = 8, FP8 = 16 };
 
 static world open_world(const char *folder, int flags, int threads) {
     world w = {0};
@@ -61,7 +61,7 @@ static world open_world(const char *folder, int flags, int threads) {
     size_t i;
     json_t *seq;
     MUST(gr_machine_open(&w.machine, "auto", threads, err));
-    if (flags & INT8 && !w.machine.device->int8) {
+    if ((flags & INT8 && !w.machine.device->int8) || (flags & FP8 && !w.machine.device->fp8)) {
         gr_machine_close(&w.machine);
         skip(); /* refused by name there */
     }
@@ -78,7 +78,7 @@ static world open_world(const char *folder, int flags, int threads) {
         MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
         w.params = w.a->params;
     }
-    if (flags & INT8) gr_model_use(w.m, GR_BASE_INT8, true);
+    if (flags & (INT8 | FP8)) gr_model_use(w.m, flags & INT8 ? GR_BASE_INT8 : GR_BASE_FP8, true);
     snprintf(path, sizeof path, "%s/golden.json", folder);
     w.golden = json_load_file(path, JSON_ALLOW_NUL, NULL); /* a generated text may hold it */
     assert_non_null(w.golden);
@@ -272,7 +272,7 @@ static void recomputation_gives_the_same_bits(void **state) {
     }
 }
 
-/* Both factors of the frozen products rounded to blocks of int8: gradients keep their direction. */
+/* Both factors of the frozen products rounded to blocks of int8, or, for dx, to e4m3: gradients keep their direction. */
 static void gradients_are_near_the_exact_ones(void **state) {
     const int flags = *(const int *)*state;
     for (int g = 0; g < GR_LEN(golden_models); g++) {
@@ -285,7 +285,8 @@ static void gradients_are_near_the_exact_ones(void **state) {
             dot += (double)x[i] * y[i], a += (double)x[i] * x[i], b += (double)y[i] * y[i];
         free(x);
         free(y);
-        if (dot / sqrt(a * b) < (flags & INT8 ? 0.995 : 0.9995)) fail_msg("%s: cosine %g", golden_models[g], dot / sqrt(a * b));
+        if (dot / sqrt(a * b) < (flags & (INT8 | FP8) ? 0.995 : 0.9995))
+            fail_msg("%s: cosine %g", golden_models[g], dot / sqrt(a * b));
         assert_true(dot / sqrt(a * b) < 1 - 1e-9); /* it was rounded */
         close_world(&exact);
         close_world(&rounded);
@@ -604,7 +605,7 @@ static void a_device_is_honoured_or_refused(void **state) {
 }
 
 int main(void) {
-    static int exact = 0, int8 = INT8, bf16 = BF16, bf16_full = BF16 | FULL;
+    static int exact = 0, int8 = INT8, bf16 = BF16, bf16_full = BF16 | FULL, fp8 = BF16 | FP8;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_device_is_honoured_or_refused),
         cmocka_unit_test(logits_are_pytorchs),
@@ -612,9 +613,11 @@ int main(void) {
         cmocka_unit_test(full_gradients_are_pytorchs),
         {"gradients_are_near_the_exact_ones, int8", gradients_are_near_the_exact_ones, NULL, NULL, &int8},
         {"gradients_are_near_the_exact_ones, bf16", gradients_are_near_the_exact_ones, NULL, NULL, &bf16},
+        {"gradients_are_near_the_exact_ones, fp8", gradients_are_near_the_exact_ones, NULL, NULL, &fp8},
         {"batch_and_threads_change_nothing", batch_and_threads_change_nothing, NULL, NULL, &exact},
         {"batch_and_threads_change_nothing, int8", batch_and_threads_change_nothing, NULL, NULL, &int8},
         {"batch_and_threads_change_nothing, bf16", batch_and_threads_change_nothing, NULL, NULL, &bf16},
+        {"batch_and_threads_change_nothing, fp8", batch_and_threads_change_nothing, NULL, NULL, &fp8},
         cmocka_unit_test(recomputation_gives_the_same_bits),
         cmocka_unit_test(zero_b_changes_no_logit),
         cmocka_unit_test(dropout_reaches_the_head),

@@ -121,6 +121,10 @@ static void bad_cases(void **state) {
         {"model:\n  quantize: nf4\nadapter:\n  method: full\n", "@2:13: model.quantize: method full trains the base's own weights"},
         {"model:\n  quantize: nf5\n", "@2:13: model.quantize: expected one of none|q8_0|q4_0|q4_k|nf4"},
         {"model:\n  compute: int8\nadapter:\n  method: full\n", "int8 is for a frozen base"},
+        {"model:\n  compute: fp8\nadapter:\n  method: full\n", "@2:12: model.compute: fp8 is for a frozen base"},
+        {"model: {compute: fp8, dtype: fp32}\n", "fp8 goes with bf16 or fp16"},
+        {"device: cpu\nmodel: {compute: fp8}\n", "fp8 is of cards (compute capability 9.0: H100, H200), not of the CPU"},
+        {"model:\n  compute: fp8-full\n", "fp8-full is not offered: a forward in fp8 costs 1.2 % of loss"},
         {"device: cud\n", "@1:9: device: expected auto, cpu, cuda or cuda:N, found \"cud\""},
         {"device: cuda:x\n", "device: expected auto, cpu, cuda or cuda:N"},
         {"device: null\n", "device: expected auto, cpu, cuda or cuda:N"},
@@ -334,7 +338,7 @@ static void choices(void **state) {
             gr_recipe_free(r);
         }
     }
-    assert_int_equal(n_choices, 42);
+    assert_int_equal(n_choices, 43);
     assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");
