@@ -13,9 +13,10 @@ TINY=$SOURCE/tests/golden/tiny
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/graft-test-XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 [ -x "$GRAFT" ] || { echo "not ok $(basename "$0"): $GRAFT is not built"; exit 1; }
-case ${GRAFT_DEVICE:-} in
-cuda*) # on an emulated card; the emulator never sees SHELLOPTS
-    emulator=$SOURCE/../shared/cudaemu/run
+case ${GRAFT_DEVICE:-}${GRAFT_CARD:-} in
+cuda*card) ;; # the card at hand
+cuda*) # an emulated one; the emulator never sees SHELLOPTS
+    emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
     if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
         echo "skip $(basename "$0" .sh) on cuda: needs a build with CUDA's toolkit and $emulator"
         exit 77

@@ -229,7 +229,7 @@ check "all of them counted" grep -q '^84 tensors' inspect.out
 # ---- the log ----
 check "run.log: version and start" grep -qE '^graft [0-9.]+.*, started 20[0-9-]+ ' runs/a/run.log
 check "run.log: the command line" grep -q "^command: .*graft train tiny.yaml output_dir=runs/a$" runs/a/run.log
-check "run.log: the machine" grep -qE '^machine: (cpu|far)-[a-z0-9]+, [0-9]+ threads' runs/a/run.log
+check "run.log: the machine" grep -qE '^machine: (cpu-|far-|cuda:)[a-z0-9]+, [0-9]+ threads' runs/a/run.log
 check "run.log: the counts" grep -q '^train: 16 samples' runs/a/run.log
 check "run.log: the end" grep -qE '^finished 20[0-9-]+ .* at step 12 of 12' runs/a/run.log
 refused "a run that fails" 1 "not finite" train fail train.learning_rate=1e38

@@ -13,8 +13,8 @@ fi
 cd "$WORK" || exit 1
 export CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1 GRAFT_DEVICE=cuda emulator nvcc WORK SOURCE BUILD
 
-# Two lines each: name | file, and the .cu that includes it if it is a header | operations of test_ops | options of the emulator;
-# then sed's command.
+# Two lines each: name | file, and the .cu that includes it if it is a header | operations of test_ops, or a test | options of the
+# emulator; then sed's command.
 list() {
     cat <<'L'
 a missing barrier|loss.cu|cross_entropy|--check
@@ -57,14 +57,16 @@ one() {
     local dir=$WORK/$1 edit=$3 name file ops options
     IFS='|' read -r name file ops options <<<"$2"
     mkdir -p "$dir"
+    local program=test_ops
+    case $ops in test_*) program=$ops ops= ;; esac
     test_with() { # test_with LIBRARY LOG
-        GRAFT_OPS=$ops GRAFT_CUDA_LIB=$1 env -u SHELLOPTS timeout 600 "$emulator" $options -- "$BUILD/tests/test_ops" >"$2" 2>&1
+        GRAFT_OPS=$ops GRAFT_CUDA_LIB=$1 env -u SHELLOPTS timeout 600 "$emulator" $options -- "$BUILD/tests/$program" >"$2" 2>&1
     }
     if ! build "$dir" "$file" "$edit" >"$dir/log" 2>&1; then
         echo "not ok $name|it was not planted" >"$dir/said"
     elif test_with "$dir/libgraft_cuda.so" "$dir/log"; then
         echo "not ok $name|no test noticed" >"$dir/said"
-    elif ! grep -qE '^\[  FAILED|cudaemu: ' "$dir/log"; then
+    elif ! grep -qE '^\[  FAILED|cudaemu: ERROR' "$dir/log"; then
         echo "not ok $name|the test ended, but found nothing" >"$dir/said"
     elif [ -n "$without" ] && ! test_with "$BUILD/libgraft_cuda.so" "$dir/log"; then
         echo "not ok $name|the test fails without it, too" >"$dir/said"
