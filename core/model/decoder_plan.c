@@ -3,7 +3,8 @@
 
 #include "core/model/decoder_impl.h"
 
-enum { HEAD_FLOATS = 12 << 20, HEAD_ROWS_MIN = 16, HEAD_ROWS_MAX = 256 }; /* rows of logits held at once: about 48 MiB */
+/* Rows of logits held at once: for each chunk of rows the whole head is read, and unpacked, once forward and once backward. */
+enum { HEAD_FLOATS = 48 << 20, HEAD_ROWS_MIN = 16, HEAD_ROWS_MAX = 256, HEAD_ROWS_MAX_FAR = 1024 };
 
 typedef struct planner {
     gr_decoder *d;
@@ -59,7 +60,7 @@ static gr_widths widths_of(const gr_model *m) {
 
 int64_t gr_decoder_head_rows(const gr_model *m, const gr_decoder_options *o) {
     int64_t rows = HEAD_FLOATS / m->config.vocab;
-    rows = GR_MIN(GR_MAX(rows, HEAD_ROWS_MIN), HEAD_ROWS_MAX);
+    rows = GR_MIN(GR_MAX(rows, HEAD_ROWS_MIN), m->device->in_host ? HEAD_ROWS_MAX : HEAD_ROWS_MAX_FAR);
     return GR_MIN(rows, o->max_targets > 0 ? GR_MIN(o->max_targets, o->max_tokens) : o->max_tokens);
 }
 

@@ -112,7 +112,8 @@ static void pack_bf16(float *scratch, const gr_gemm *g, int64_t k0, int64_t k, i
     }
 }
 
-static int64_t bf16_piece_of(const gr_gemm *g) {
+static int64_t bf16_piece_of(const gemm_job *job, const gr_gemm *g) {
+    if (job->piece) return job->piece;
     int64_t block = gr_dtype_get(g->b_type)->block, unit = block > BF16_STEP ? block : BF16_STEP, most = BF16_PIECE / unit * unit;
     int64_t pieces = (g->k + most - 1) / most;
     return pieces ? round_up((g->k + pieces - 1) / pieces, unit) : unit;
@@ -122,7 +123,7 @@ static int64_t bf16_piece_of(const gr_gemm *g) {
 static void add_bf16_product(const gemm_job *job, float *scratch, const gr_gemm *g, int64_t first, int64_t m0, int64_t n0,
                              int64_t m, int64_t n, tail more, float *c, int64_t ldc, int accumulate) {
     const rounded_a *a = find_rounded(job, g);
-    int64_t piece = bf16_piece_of(g);
+    int64_t piece = bf16_piece_of(job, g);
     for (int64_t k0 = 0; k0 < g->k || k0 == 0; k0 += piece, accumulate = 1) {
         int64_t k = g->k - k0 < piece ? g->k - k0 : piece;
         pack_bf16(scratch, g, k0, k, n0, n);

@@ -18,6 +18,8 @@ enum {
     N_BLOCK = 256,   /* columns of a packed block at most */
     K_BLOCK = 256,   /* the largest block of a dtype */
     TAIL_K = 32,     /* of a product that continues the sums of another at most */
+    LONG_K = 16384,  /* of a contraction of bfloat16 that is made in slabs of LONG_PIECES pieces */
+    LONG_PIECES = 4,
     ROWS_LARGE = 64, /* above: packing is amortised, rows may be split among threads */
 #if defined(GR_AMX)
     ROW_UNIT = BF16_ROWS,
@@ -147,6 +149,7 @@ typedef struct gemm_job {
     blocks blocks[GR_GEMM_PRODUCTS]; /* of each product */
     rounded_a rounded[GR_GEMM_TERMS];
     int n_rounded;
+    int64_t piece; /* of k, where the product is a part of a longer one; 0: of its own */
 } gemm_job;
 
 static int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
@@ -239,18 +242,46 @@ static blocks plan_blocks(gr_device *d, const gr_gemm *g, int64_t first, int64_t
 }
 
 #if defined(GR_BF16)
+static void gemm_of_rows(gemm_job *job, const gr_gemm *g, int64_t first, int64_t m) {
+    job->products = g;
+    job->n_rounded = 0;
+    place_rounded(job, g, m, 0);
+    round_placed(job, first, m, 0);
+    job->blocks[0] = plan_blocks(job->d, g, first, m);
+    gr_threads_run(gr_cpu_threads(job->d), job->blocks[0].count, gemm_task, job);
+}
+
+/* A contraction so long that neither factor stays in a cache, while C does. */
+static bool is_long(const gr_gemm *g) {
+    const int64_t floats = round_up(g->m, BF16_ROWS) * (LONG_PIECES * BF16_PIECE + BF16_STEP) / 2; /* of A's rows in a slab */
+    return g->compute == GR_DTYPE_BF16 && !g->next && g->k >= LONG_K && g->k / 64 >= g->m && floats <= rounded_floats;
+}
+
+/* It is made in slabs of k, of whole pieces: the tasks of a slab share its part of B while it is near, and go on with the sums
+ * in C. */
+static void gemm_in_slabs_of_k(gemm_job *job, const gr_gemm *g) {
+    const gr_dtype_info *type = gr_dtype_get(g->b_type);
+    job->piece = bf16_piece_of(job, g);
+    const int64_t slab = LONG_PIECES * job->piece;
+    for (int64_t k0 = 0; k0 < g->k; k0 += slab) {
+        bool last = g->k - k0 <= slab;
+        gr_gemm part = *g;
+        part.k = last ? g->k - k0 : slab;
+        part.a += k0 * g->a_col;
+        part.b = (const char *)g->b + (g->b_transposed ? k0 : k0 * g->b_ld) / type->block * type->block_bytes;
+        part.accumulate = g->accumulate || k0 > 0;
+        if (!last) part.bias = NULL;
+        gemm_of_rows(job, &part, 0, g->m);
+    }
+    job->piece = 0;
+}
+
 /* A product whose rounded rows do not all fit at once. */
 static void gemm_in_slabs(gemm_job *job, const gr_gemm *g) {
     int64_t rows = rounded_floats / place_rounded(job, g, BF16_ROWS, 0) * BF16_ROWS;
-    job->products = g;
-    for (int64_t first = 0; first < g->m && g->n; first += rows) {
-        int64_t m = g->m - first < rows ? g->m - first : rows;
-        job->n_rounded = 0;
-        place_rounded(job, g, m, 0);
-        round_placed(job, first, m, 0);
-        job->blocks[0] = plan_blocks(job->d, g, first, m);
-        gr_threads_run(gr_cpu_threads(job->d), job->blocks[0].count, gemm_task, job);
-    }
+    job->n_rounded = 0;
+    for (int64_t first = 0; first < g->m && g->n; first += rows)
+        gemm_of_rows(job, g, first, g->m - first < rows ? g->m - first : rows);
 }
 #endif
 
@@ -258,6 +289,10 @@ void LEVEL(gr_gemm)(gr_device *d, const gr_gemm *products, int n) {
     gemm_job job = {.d = d, .products = products};
     int64_t chunks = 0;
 #if defined(GR_BF16)
+    if (n == 1 && is_long(products)) {
+        gemm_in_slabs_of_k(&job, products);
+        return;
+    }
     if (!round_all(&job, n)) {
         for (int i = 0; i < n; i++) gemm_in_slabs(&job, &products[i]);
         return;

@@ -2,7 +2,7 @@
 """graft beside its peers on the machine at hand: the same model, batches and adapters in one run, in alternating order.
 
     bench.py --model SmolLM2.gguf --bin build/gcc --data gsm8k_train.jsonl [--text LINES ...] [--only lora decode ...] [--quick]
-             [--out R.json]
+             [--contenders graft "PEFT bf16" ...] [--set KEY=VALUE ...] [--out R.json]
 
 --bin: the folder with graft and tests/bench_kernels, tests/bench_tokenizer. Rows (all, unless --only names some):
   lora       LoRA rank 8 all-linear, 2 packs of 512 a step, every token trained: PEFT + PyTorch (eager, compiled, bf16)
@@ -14,6 +14,7 @@
   tokenizer  one thread, lines of --text: HF tokenizers; MB/s
   start      from the start of the process to the end of the first step (token cache present): PEFT; seconds
   growth     graft alone: late steps against early ones, one thread against all, sequences of 256 to 4,096 tokens
+--contenders keeps some of a row's alone; --set adds to graft's recipes.
 Medians over --rounds. Tokens are real ones (no padding); peak RSS is that of each process. The first steps of a run are not
 counted. Limits (peak of float32 FMAs, reading from memory) are measured in every round. Prints a table and decides nothing.
 """
@@ -202,7 +203,7 @@ def graft_train(args, recipe, **overrides):
     path, folder = os.path.join(args.folder, "recipe.yaml"), os.path.join(args.folder, "run")
     with open(path, "w", encoding="utf-8") as f:
         json.dump({**recipe, "output_dir": folder, "log": {"every": 1}, "save": {"every": 0}}, f)
-    options = [f"{key}={value}" for key, value in overrides.items()]
+    options = [f"{key}={value}" for key, value in overrides.items()] + args.set
     _, peak, seconds = child([args.graft, "train", path, "--overwrite", *options])
     with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as f:
         rows = [r for r in map(json.loads, f) if "loss" in r]
@@ -284,11 +285,11 @@ def measure_limits(args):
 def table(args, row, unit, contenders, limit=None, better=max):
     """Rounds in alternating order; prints a line for each, relative to the first of graft. limit(): what the machine allows,
     measured in every round, as neighbours take their share of memory and clocks"""
-    runs = {name: [] for name in contenders}
+    runs = {name: [] for name in contenders if not args.contenders or name in args.contenders}
     limits = []
     for r in range(args.rounds):
         limits += [limit()] if limit else []
-        for name in list(contenders) if r % 2 == 0 else reversed(list(contenders)):
+        for name in list(runs) if r % 2 == 0 else reversed(list(runs)):
             try:
                 runs[name].append(contenders[name]())
             except RuntimeError as e:
@@ -319,7 +320,8 @@ def row_lora(args):
                   "graft fp32 int8": lambda: graft_packs(args, "int8", dtype="fp32")}
     contenders.update({name: lambda name=name: peer(args, name)
                        for name in ("PEFT fp32", "PEFT fp32 compiled", "PEFT bf16", "PEFT bf16 compiled")})
-    table(args, "LoRA, packs of 512", "tokens/s", contenders, lambda: measure_limits(args)[1] / LORA_GFLOP)
+    known = "SmolLM2-135M" in args.model
+    table(args, "LoRA, packs of 512", "tokens/s", contenders, (lambda: measure_limits(args)[1] / LORA_GFLOP) if known else None)
 
 
 def row_full(args):
@@ -444,6 +446,8 @@ def main():
     p.add_argument("--data", help="a jsonl of questions and answers (GSM8K)")
     p.add_argument("--text", nargs="+", help="files whose lines the tokenizers read")
     p.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS))
+    p.add_argument("--contenders", nargs="+", help="those of a row that run")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more for graft's recipes")
     p.add_argument("--steps", type=int, default=6, help="counted steps of a training run")
     p.add_argument("--tokens", type=int, default=256, help="generated tokens")
     p.add_argument("--growth-steps", type=int, default=5000)
