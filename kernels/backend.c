@@ -11,15 +11,15 @@
 
 static _Thread_local char said[512]; /* what *why points to where it is put together */
 
-/* libgraft_cuda.so: the one that GRAFT_CUDA_LIB names, else beside the program or library that this is part of, in graft/ there, or
- * where the system looks. It stays loaded. */
+/* libgraft_cuda.so: the one that GRAFT_CUDA_LIB names, else beside the program or library that this is part of, in graft/ there,
+ * where both were installed, or where the system looks. It stays loaded. */
 static void *load(void) {
     const char *named = getenv("GRAFT_CUDA_LIB"), *file = "libgraft_cuda.so";
     char path[4096];
     Dl_info here;
     if (named) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
     if (dladdr((void *)(uintptr_t)gr_device_open, &here) && here.dli_fname && strrchr(here.dli_fname, '/')) {
-        static const char *const folders[] = {"", "graft/", "../lib/graft/"};
+        static const char *const folders[] = {"", "graft/", GRAFT_BACKENDS};
         int length = (int)(strrchr(here.dli_fname, '/') - here.dli_fname) + 1;
         for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
             int n = snprintf(path, sizeof path, "%.*s%s%s", length, here.dli_fname, folders[i], file);
