@@ -76,6 +76,7 @@ typedef struct gr_group {
                          products are always float32 */
     gr_base_products base;
     bool backward; /* dx will be asked for */
+    bool expand;   /* quantised members stay as they are; a device that multiplies other types expands them before each product */
     void *form;    /* the backend's; NULL: none. Set by place, cleared by release */
 } gr_group;
 

@@ -129,11 +129,10 @@ static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int6
 
 /* What may change to save memory. */
 typedef struct what_if {
-    int quantize;      /* gr_dtype, -1: not */
+    gr_model_forms forms;
     double rank;       /* of the recipe's, as a factor */
     double length;     /* of the longest sample, likewise */
     int64_t eval_rows; /* tokens evaluated at once at most, 0: as the recipe says */
-    gr_base_products products;
 } what_if;
 
 static int64_t footprint(const gr_run *run, int64_t bytes) {
@@ -211,18 +210,18 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     const gr_recipe *r = run->r;
     gr_model *m = run->session.model;
     int64_t loaded = data_bytes(run->train) + data_bytes(run->eval);
-    bool int8 = w->products == GR_BASE_INT8, full = !run->adapter;
+    bool int8 = w->forms.base == GR_BASE_INT8, full = !run->adapter;
     gr_decoder_options plan = run->plan;
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data = loaded ? loaded : run->samples * (streams(r) ? BYTES_PER_BLOCK : run->mean_tokens * BYTES_PER_ID)};
     a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
-    a.base = full ? 0 : on_card(run) ? gr_model_copied_bytes(m, full, true) : gr_model_file_bytes(m, w->quantize, int8);
-    if (w->quantize >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->quantize));
-    if (int8 || on_card(run)) a.made += gr_model_form_bytes(m, w->products, true);
+    a.base = full ? 0 : on_card(run) ? gr_model_copied_bytes(m, full, w->forms) : gr_model_file_bytes(m, w->forms.quantise, int8);
+    if (w->forms.quantise >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->forms.quantise));
+    if (int8 || on_card(run)) a.made += gr_model_form_bytes(m, w->forms);
     a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
               (full || on_card(run) ? 0 : vector_bytes(m));
     a.trained = trained_bytes(run, w->rank);
-    a.threads = on_card(run) ? gr_model_scratch_bytes(m, w->products, plan.max_tokens) : shared_bytes(run, plan.max_tokens);
+    a.threads = on_card(run) ? gr_model_scratch_bytes(m, w->forms, plan.max_tokens) : shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);
@@ -236,9 +235,21 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     return a;
 }
 
-static what_if as_it_is(const gr_run *run) {
-    return (what_if){gr_quantize_type(run->r->model_quantize), 1, 1, 0, gr_train_products(run->r->model_compute)};
+gr_model_forms gr_plan_forms(const gr_run *run) {
+    return (gr_model_forms){.base = gr_train_products(run->r->model_compute),
+                            .backward = true,
+                            .expand = run->expand,
+                            .quantise = gr_quantize_type(run->r->model_quantize)};
 }
+
+/* Are there quantised weights that a card may keep as they are? */
+static bool may_expand(const gr_run *run) {
+    gr_model_forms kept = gr_plan_forms(run), made = kept;
+    kept.expand = true, made.expand = false;
+    return on_card(run) && gr_model_form_bytes(run->session.model, kept) < gr_model_form_bytes(run->session.model, made);
+}
+
+static what_if as_it_is(const gr_run *run) { return (what_if){gr_plan_forms(run), 1, 1, 0}; }
 
 /* ---- choosing ---- */
 
@@ -265,13 +276,13 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
         gr_str_printf(out, "eval.batch_tokens=%lld", (long long)longest);
         return true;
     case 3:
-        if (w->products != GR_BASE_FP8) return false;
-        w->products = GR_BASE_EXACT;
+        if (w->forms.base != GR_BASE_FP8) return false;
+        w->forms.base = GR_BASE_EXACT;
         gr_str_puts(out, "model.compute=exact");
         return true;
     case 4:
-        if (!run->adapter || w->quantize >= 0 || !plain || r->model_compute == GR_COMPUTE_INT8) return false;
-        w->quantize = GR_DTYPE_NF4;
+        if (!run->adapter || w->forms.quantise >= 0 || !plain || r->model_compute == GR_COMPUTE_INT8) return false;
+        w->forms.quantise = GR_DTYPE_NF4, w->forms.expand = on_card(run);
         gr_str_puts(out, "model.quantize=nf4");
         return true;
     case 5:
@@ -334,8 +345,9 @@ static graft_status refuse(gr_run *run, graft_error *err) {
 }
 
 graft_status gr_plan_least(gr_run *run, graft_error *err) {
-    what_if w = as_it_is(run);
     set_limit(run);
+    run->expand = may_expand(run);
+    what_if w = as_it_is(run);
     run->plan = (gr_decoder_options){.max_tokens = 1, .training = true, .recompute = GR_RECOMPUTE_FULL};
     run->memory = memory_of(run, &w);
     int64_t least = run->memory.total - run->memory.evaluation - run->memory.scratch;
@@ -347,9 +359,10 @@ const char *gr_plan_policy(const gr_run *run) {
 }
 
 static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
-    if (run->micro_tokens == wanted && (int)run->plan.recompute == policy) return;
-    gr_note("memory: micro-batches of up to %lld tokens and gradient_checkpointing %s, to stay within %.2f GiB",
-            (long long)run->micro_tokens, gr_plan_policy(run), (double)run->memory_limit / (1 << 30));
+    if (run->micro_tokens == wanted && (int)run->plan.recompute == policy && !run->expand) return;
+    gr_note("memory: micro-batches of up to %lld tokens, gradient_checkpointing %s%s, to stay within %.2f GiB",
+            (long long)run->micro_tokens, gr_plan_policy(run),
+            run->expand ? ", quantised weights expanded before each product" : "", (double)run->memory_limit / (1 << 30));
 }
 
 /* Rows that keep the device busy: a card wants more of them, the more the narrower the model is. */
@@ -360,9 +373,15 @@ static int64_t rows_wanted(const gr_run *run) {
     return rows;
 }
 
+/* What saves memory, by what it costs of a step on a card: nothing, 2, 5, 7, 30 and 35 %. */
+static const struct {
+    gr_recompute recompute;
+    bool expand;
+} savings[] = {{GR_RECOMPUTE_NONE, false},     {GR_RECOMPUTE_SELECTIVE, false}, {GR_RECOMPUTE_NONE, true},
+               {GR_RECOMPUTE_SELECTIVE, true}, {GR_RECOMPUTE_FULL, false},      {GR_RECOMPUTE_FULL, true}};
+
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
-    what_if w = as_it_is(run);
     int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : rows_wanted(run);
     bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
     int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
@@ -371,6 +390,7 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
                               .dropout = r->adapter_method == GR_METHOD_LORA ? (float)r->adapter_dropout : 0,
                               .seed = (uint64_t)r->train_seed};
     set_limit(run);
+    const bool expands = may_expand(run);
     if (r->train_gradient_release) wanted = longest * r->train_batch_size; /* the whole step at once */
     int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));
     for (run->micro_tokens = most;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
@@ -381,8 +401,10 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
                            "train.gradient_release needs one micro-batch a step: the largest step has %lld tokens, "
                            "train.micro_batch_tokens is %lld; raise it, or lower train.batch_size",
                            (long long)o->max_tokens, (long long)r->train_micro_batch_tokens);
-        for (int policy = first; policy <= last; policy++) {
-            o->recompute = (gr_recompute)policy;
+        for (size_t i = 0; i < GR_LEN(savings); i++) {
+            if ((int)savings[i].recompute < first || (int)savings[i].recompute > last || (savings[i].expand && !expands)) continue;
+            o->recompute = savings[i].recompute, run->expand = savings[i].expand;
+            const what_if w = as_it_is(run);
             run->memory = memory_of(run, &w);
             if (run->memory.total > run->memory_limit) continue;
             tell_choice(run, most, first);

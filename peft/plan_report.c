@@ -190,6 +190,7 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     put_steps(run, missing, out);
     gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, gradient_checkpointing %s\n",
                   (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, gr_plan_policy(run));
+    if (run->expand) gr_str_puts(out, "weights               quantised, expanded before each product\n");
     put_memory(run, &f->memory, out);
     put_fit(run, f, out);
     put_time(run, f, out);

@@ -113,7 +113,7 @@ static graft_status make_rig(rig *g, const gr_run *run, graft_error *err) {
     make_linear(g, &m->head, &from->head, run, false);
     if (c.tied) m->head.w = m->embed.w, m->head.dw = m->embed.dw;
     if ((st = make_rows(g, run, err)) != GRAFT_OK) return st;
-    gr_model_use(m, gr_train_products(run->r->model_compute), true);
+    gr_model_use(m, gr_plan_forms(run));
     return g->failed ? gr_fail_memory(err, "measuring") : GRAFT_OK;
 }
 
@@ -237,6 +237,9 @@ static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens;
     f->step_seconds = operations * (double)f->tokens_per_step / (OF_PEAK * d->flops) +
                       7 * sizeof(float) * (double)run->params.n_floats / d->bandwidth;
+    if (run->expand) /* the layers' weights, for each pass of each micro-batch: read in about 5 bits, written in 16 */
+        f->step_seconds += passes * ceil((double)f->tokens_per_step / (double)run->plan.max_tokens) * 2.6 *
+                           layer_operations(run) / 2 / d->bandwidth;
     f->share_of_peak = OF_PEAK;
     if (run->total_steps > 0 && run->samples > 0) f->run_seconds = f->step_seconds * (double)run->total_steps;
 }

@@ -20,6 +20,7 @@ typedef struct gr_run {
     gr_decoder *decoder;
     gr_layer_hooks hooks;                      /* of the decoder, with gradient release */
     gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */
+    bool expand;                               /* quantised weights are expanded before each product (gr_model_forms) */
     int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
     gr_memory memory;                          /* as planned */
     int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */

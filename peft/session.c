@@ -170,8 +170,9 @@ static graft_status check_memory(const gr_session *s, const gr_session_options *
     int64_t bytes = quantize >= 0 ? gr_model_quantized_bytes(m, (gr_dtype)quantize) : 0, available = gr_memory_available(NULL),
             total;
     bool card = s->machine.device->memory(s->machine.device, &total, &available);
-    if (card) bytes += gr_model_copied_bytes(m, false, false);
-    bytes += gr_model_form_bytes(m, products(s, o), false) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
+    const gr_model_forms forms = {.base = products(s, o), .quantise = quantize};
+    if (card) bytes += gr_model_copied_bytes(m, false, forms);
+    bytes += gr_model_form_bytes(m, forms) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
     if (bytes <= available) return GRAFT_OK;
     if (card)
         return gr_fail(err, GRAFT_BAD_USAGE, "%s: its weights take %.2f GiB of %s, and %.2f GiB are free there", o->model,
@@ -238,7 +239,7 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
     if (st != GRAFT_OK) goto done;
     if (model_is_adapter) GR_TRY(add_adapter(s, o->model, err));
     for (int i = 0; i < o->n_adapters; i++) GR_TRY(add_adapter(s, o->adapters[i], err));
-    if (products(s, o) != GR_BASE_EXACT) gr_model_use(s->model, products(s, o), false);
+    if (products(s, o) != GR_BASE_EXACT) gr_model_use(s->model, (gr_model_forms){.base = products(s, o), .quantise = -1});
     GR_TRY(open_chat(s, o, first ? first : run, err));
 done:
     free(base);

@@ -90,6 +90,7 @@ static graft_status make_slots(gr_model **out, const gr_model_config *c, gr_mach
     m->qk_norm = c->arch->modules[GR_SLOT_Q_NORM].hf != NULL;
     m->branch_norm = c->arch->modules[GR_SLOT_ATTENTION_NORM].hf != NULL;
     m->device = machine.device, m->threads = machine.threads, m->compute = compute;
+    m->forms.quantise = -1;
     make_groups(m);
     *out = m;
     return GRAFT_OK;
@@ -202,13 +203,24 @@ void gr_model_free(gr_model *m) {
     free(m);
 }
 
+static bool is_of_layers(const gr_model *m, int64_t group) { return group < m->config.n_layers * GR_SITE_COUNT; }
+
+/* The type of a matrix once the layers were quantised. */
+static gr_dtype type_then(const gr_weight *w, gr_model_forms f, bool of_layers) {
+    return f.quantise >= 0 && of_layers ? gr_model_quantized_type(w, (gr_dtype)f.quantise) : w->dtype;
+}
+
 /* Group i as it is, or would be, placed: fp8 is of the layers' products, whose dx flows on. The head's gradient is what all others
  * come from, and its rows of logits have few large values; the first layer's q, k and v are asked for dx where the embedding is
- * trained, and there alone. */
-static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_base_products base, bool backward) {
-    bool exact = base == GR_BASE_FP8 && (i == GR_SITE_QKV || i >= m->config.n_layers * GR_SITE_COUNT);
-    g->base = exact ? GR_BASE_EXACT : base;
-    g->backward = backward;
+ * trained, and there alone. Quantised weights that are only read forward are never kept twice; the head's, of which there is one, is
+ * otherwise. */
+static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_model_forms f) {
+    const bool layers = is_of_layers(m, i);
+    bool quantised = false;
+    for (int j = 0; j < g->n; j++) quantised |= gr_dtype_get(type_then(&g->member[j]->w, f, layers))->block > 1;
+    g->base = f.base == GR_BASE_FP8 && (i == GR_SITE_QKV || !layers) ? GR_BASE_EXACT : f.base;
+    g->backward = f.backward;
+    g->expand = quantised && (!f.backward || (f.expand && layers));
 }
 
 /* ---- weights on the device ---- */
@@ -274,8 +286,8 @@ graft_status gr_model_place(gr_model *m, graft_error *err) {
     gr_model_split_head(m);
     for (int64_t i = 0; st == GRAFT_OK && i < n_groups(m); i++) {
         gr_group *g = group_at(m, i);
-        set_products(m, i, g, m->base, m->backward);
-        if (i < m->config.n_layers * GR_SITE_COUNT) st = map_weights(m, g, err);
+        set_products(m, i, g, m->forms);
+        if (is_of_layers(m, i)) st = map_weights(m, g, err);
         if (st == GRAFT_OK && !m->device->place(m->device, g)) st = gr_fail_memory(err, "forms of the weights");
         if (st == GRAFT_OK) rest(m, g);
     }
@@ -293,26 +305,26 @@ void gr_model_renew(gr_model *m) {
     for (int64_t i = 0; i < n_groups(m); i++) m->device->renew(m->device, group_at(m, i));
 }
 
-void gr_model_use(gr_model *m, gr_base_products base, bool backward) {
+void gr_model_use(gr_model *m, gr_model_forms forms) {
     gr_model_unplace(m);
-    m->base = base, m->backward = backward;
+    m->forms = forms;
 }
 
-int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backward) {
+int64_t gr_model_form_bytes(const gr_model *m, gr_model_forms forms) {
     int64_t bytes = 0;
     for (int64_t i = 0; i < n_groups(m); i++) {
         gr_group g = *group_at(m, i);
-        set_products(m, i, &g, base, backward);
+        set_products(m, i, &g, forms);
         bytes += m->device->group_bytes(m->device, &g);
     }
     return bytes;
 }
 
-int64_t gr_model_scratch_bytes(const gr_model *m, gr_base_products base, int64_t rows) {
+int64_t gr_model_scratch_bytes(const gr_model *m, gr_model_forms forms, int64_t rows) {
     int64_t most = 0;
-    for (int64_t i = 0; m->device->scratch_bytes && i < m->config.n_layers * GR_SITE_COUNT; i++) {
+    for (int64_t i = 0; m->device->scratch_bytes && is_of_layers(m, i); i++) {
         gr_group g = *group_at(m, i);
-        set_products(m, i, &g, base, true);
+        set_products(m, i, &g, forms);
         most = GR_MAX(most, m->device->scratch_bytes(m->device, &g, rows));
     }
     return most;
@@ -324,23 +336,24 @@ static int64_t copied_bytes(const gr_model *m, const gr_weight_entry *e) {
     return m->device->footprint(m->device, e->is_vector ? n * (int64_t)sizeof(float) : gr_dtype_bytes(dtype, n));
 }
 
-int64_t gr_model_copied_bytes(const gr_model *m, bool full, bool backward) {
+int64_t gr_model_copied_bytes(const gr_model *m, bool full, gr_model_forms forms) {
     int64_t kept = 0, largest = 0;
     if (m->device->in_host || full) return 0;
     for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
         const gr_weight_entry *e = gr_weights_get(m->weights, i);
         if (!in_layers(e)) kept += copied_bytes(m, e);
     }
-    for (int64_t g = 0; g < m->config.n_layers * GR_SITE_COUNT; g++) {
-        gr_group group = *group_at(m, g);
+    for (int64_t i = 0; is_of_layers(m, i); i++) {
+        gr_group g = *group_at(m, i);
         int64_t bytes = 0;
-        group.backward = backward;
-        for (int64_t i = 0; i < gr_weights_count(m->weights); i++) {
-            const gr_weight_entry *e = gr_weights_get(m->weights, i);
-            if (in_layers(e) && has_member(&group, target_of((gr_model *)m, e).linear)) bytes += copied_bytes(m, e);
+        set_products(m, i, &g, forms);
+        for (int64_t k = 0; k < gr_weights_count(m->weights); k++) {
+            const gr_weight_entry *e = gr_weights_get(m->weights, k);
+            const gr_linear *l = in_layers(e) ? target_of((gr_model *)m, e).linear : NULL;
+            if (l && has_member(&g, l) && type_then(&l->w, forms, true) == l->w.dtype) bytes += copied_bytes(m, e);
         }
-        if (m->device->group_bytes(m->device, &group) > 0) largest = GR_MAX(largest, bytes);
-        else kept += bytes;
+        if (g.expand) kept += bytes;
+        else largest = GR_MAX(largest, bytes);
     }
     return kept + largest;
 }

@@ -36,14 +36,22 @@ typedef struct gr_module {
     int64_t out, in;              /* N and K; of the embedding C and V */
 } gr_module;
 
+/* How frozen products are made, and of what. */
+typedef struct gr_model_forms {
+    gr_base_products base;
+    bool backward; /* will be run through them */
+    bool expand;   /* a card keeps the layers' quantised weights as they are, and expands them before each product: the same bits */
+    int quantise;  /* plans: the gr_dtype that gr_model_quantize will make of the layers; -1: they are what they will be */
+} gr_model_forms;
+
 typedef struct gr_model {
     gr_model_config config;
     gr_weights *weights; /* owned */
     gr_device *device;   /* borrowed, as threads: the host's pool, for work of core's own */
     gr_threads *threads;
-    gr_dtype compute;      /* of the frozen products and of attention */
-    gr_base_products base; /* set by gr_model_use */
-    bool backward, placed;
+    gr_dtype compute;     /* of the frozen products and of attention */
+    gr_model_forms forms; /* set by gr_model_use */
+    bool placed;
     bool qk_norm, branch_norm; /* which norms its layers have beside the two that all have */
     gr_linear embed;           /* its products are rows */
     gr_layer *layers;          /* [n_layers] */
@@ -83,16 +91,16 @@ graft_status gr_model_place(gr_model *m, graft_error *err);
 void gr_model_unplace(gr_model *m);
 /* Trained weights have new values, from an update or a file: forms that hold them are renewed. */
 void gr_model_renew(gr_model *m);
-/* How frozen products are made from now on, and whether backward will be run through them. What is trained stays exact. */
-void gr_model_use(gr_model *m, gr_base_products base, bool backward);
+/* How frozen products are made from now on. What is trained stays exact. */
+void gr_model_use(gr_model *m, gr_model_forms forms);
 /* Memory of the forms that place would make then. */
-int64_t gr_model_form_bytes(const gr_model *m, gr_base_products base, bool backward);
-/* Scratch that a training step's products of so many rows take on a device that has its own; 0: none. */
-int64_t gr_model_scratch_bytes(const gr_model *m, gr_base_products base, int64_t rows);
+int64_t gr_model_form_bytes(const gr_model *m, gr_model_forms forms);
+/* Scratch that products of so many rows take then on a device that has its own; 0: none. */
+int64_t gr_model_scratch_bytes(const gr_model *m, gr_model_forms forms, int64_t rows);
 /* Memory of the copies of the file's weights that the device keeps beside its forms, and those of the largest group, which are
  * there while its form is made. 0 where the device reads the files themselves. full: every weight is trained, and in a set of
  * parameters. */
-int64_t gr_model_copied_bytes(const gr_model *m, bool full, bool backward);
+int64_t gr_model_copied_bytes(const gr_model *m, bool full, gr_model_forms forms);
 /* Memory that the model's weights keep as they lie in its files when it runs, with the layers quantised to `quantise` (-1: not) and
  * with forms of all frozen linears in their place; a shape without files counts as bf16. */
 int64_t gr_model_file_bytes(const gr_model *m, int quantise, bool replaced);
