@@ -238,8 +238,8 @@ static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     f->step_seconds = operations * (double)f->tokens_per_step / (OF_PEAK * d->flops) +
                       7 * sizeof(float) * (double)run->params.n_floats / d->bandwidth;
     if (run->expand) /* the layers' weights, for each pass of each micro-batch: read in about 5 bits, written in 16 */
-        f->step_seconds += passes * ceil((double)f->tokens_per_step / (double)run->plan.max_tokens) * 2.6 *
-                           layer_operations(run) / 2 / d->bandwidth;
+        f->step_seconds += passes * ceil((double)f->tokens_per_step / (double)run->plan.max_tokens) * 2.6 * layer_operations(run) /
+                           2 / d->bandwidth;
     f->share_of_peak = OF_PEAK;
     if (run->total_steps > 0 && run->samples > 0) f->run_seconds = f->step_seconds * (double)run->total_steps;
 }
