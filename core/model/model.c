@@ -212,8 +212,8 @@ static gr_dtype type_then(const gr_weight *w, gr_model_forms f, bool of_layers) 
 
 /* Group i as it is, or would be, placed: fp8 is of the layers' products, whose dx flows on. The head's gradient is what all others
  * come from, and its rows of logits have few large values; the first layer's q, k and v are asked for dx where the embedding is
- * trained, and there alone. Quantised weights that are only read forward are never kept twice; of the head, which is one and read for
- * each chunk of rows, training always makes a matrix. */
+ * trained, and there alone. Quantised weights that are only read forward are never kept twice; of the head, which is one and read
+ * for each chunk of rows, training always makes a matrix. */
 static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_model_forms f) {
     const bool layers = is_of_layers(m, i);
     bool quantised = false;
