@@ -1,7 +1,7 @@
 #!/bin/bash
 # Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Needs the CUDA backend and the
 # emulator, which lies outside the project.
-emulator=$SOURCE/../shared/cudaemu/run
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
     echo "skip faults of CUDA: needs a build with CUDA's toolkit and $emulator"
     exit 77

@@ -3,7 +3,7 @@
 # test notices is not tested. By default those of barriers, copies and streams that need an emulator to be seen; `all`: of
 # arithmetic, masks, edges and sums too (part of tests/unit/cuda_sweep.sh); words: those whose names hold one of them.
 # Needs the CUDA backend, its compiler and the emulator, which lies outside the project.
-emulator=$SOURCE/../shared/cudaemu/run
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ] || [ -z "$nvcc" ]; then
     echo "skip faults planted in CUDA's kernels: needs a build with CUDA's toolkit and $emulator"

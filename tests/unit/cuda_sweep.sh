@@ -8,7 +8,7 @@
 # Parts that passed with this build are not run again: --out (build/cuda-sweep) keeps what was said. The last line counts.
 set -uo pipefail
 SOURCE=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd) BUILD=$(cd "${BUILD:-$SOURCE/build/gcc}" && pwd) || exit 2
-emulator=${CUDAEMU:-$SOURCE/../shared/cudaemu/run} out=$BUILD/cuda-sweep
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run} out=$BUILD/cuda-sweep
 while [ $# -gt 0 ]; do
     case $1 in
     --out) out=$2 && shift 2 ;;

@@ -1,7 +1,7 @@
 #!/bin/bash
 # model.compute: fp8 on a card: 50 steps beside those of bf16, bits, what is refused by name. Needs the CUDA backend and the
 # emulator, which lies outside the project.
-emulator=$SOURCE/../shared/cudaemu/run
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
     echo "skip fp8: needs a build with CUDA's toolkit and $emulator"
     exit 77

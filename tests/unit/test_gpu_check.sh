@@ -1,7 +1,7 @@
 #!/bin/bash
 # tests/gpu-check, as far as the emulator goes: its pack is unpacked elsewhere, and runs there on small sizes with nothing of this
 # folder's environment. Needs the CUDA backend and the emulator, which lies outside the project.
-emulator=$SOURCE/../shared/cudaemu/run
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
     echo "skip tests/gpu-check: needs a build with CUDA's toolkit and $emulator"
     exit 77
