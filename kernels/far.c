@@ -339,6 +339,7 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         gr_rows: check_rows,                                                                                                       \
         float *: check_memory,                                                                                                     \
         const float *: check_memory,                                                                                               \
+        int32_t *: check_memory,                                                                                                   \
         const int32_t *: check_memory,                                                                                             \
         gr_step_stats *: check_memory,                                                                                             \
         const gr_step_stats *: check_memory,                                                                                       \

@@ -506,16 +506,19 @@ graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *l
     return gr_device_status(d->dev, err);
 }
 
-static graft_status head_logits(gr_decoder *d, float *logits, const pass *r, graft_error *err) {
+/* Of the head's rows the logits, or the best columns alone where best is not NULL. */
+static graft_status head_logits(gr_decoder *d, float *logits, int32_t *best, const pass *r, graft_error *err) {
     gr_product p;
     float cap = d->m->config.head_softcap;
     int64_t V = d->w.V;
     for (int64_t first = 0, count; first < r->b.n_head; first += count) {
         count = head_forward(d, first, &p, NULL, r);
         if (cap > 0) d->dev->ops->softcap(d->dev, d->logits, count, V, cap);
-        for (int64_t i = 0; i < count; i++)
+        if (best) d->dev->ops->best_column(d->dev, d->best + first, d->logits, count, V);
+        for (int64_t i = 0; !best && i < count; i++)
             d->dev->download(d->dev, logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof *logits, 0);
     }
+    if (best) d->dev->download(d->dev, best, d->best, r->b.n_head * (int64_t)sizeof *best, 0);
     leave(d, d->m->config.n_layers);
     return gr_device_status(d->dev, err);
 }
@@ -528,7 +531,7 @@ graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *
     memcpy(host.head_row, rows, (size_t)n_rows * sizeof *rows);
     pass r = upload(d, &host, NULL, false);
     stack_forward(d, &r);
-    return head_logits(d, logits, &r, err);
+    return head_logits(d, logits, NULL, &r, err);
 }
 
 /* ---- the KV cache ---- */
@@ -565,8 +568,8 @@ void gr_kv_cache_release(gr_kv_cache *c) {
     *c = (gr_kv_cache){0};
 }
 
-graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
-                             graft_error *err) {
+static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, int32_t *best,
+                         graft_error *err) {
     graft_status st = check_batch(d, b, err);
     if (st != GRAFT_OK) return st;
     gr_device_batch host = stage(d, b, b->n_seqs, true);
@@ -584,7 +587,17 @@ graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, c
     }
     pass r = upload(d, &host, c->layers, false);
     stack_forward(d, &r);
-    st = head_logits(d, logits, &r, err);
+    st = head_logits(d, logits, best, &r, err);
     for (int64_t s = 0; s < b->n_seqs && st == GRAFT_OK; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
     return st;
+}
+
+graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
+                             graft_error *err) {
+    return step(d, b, c, slots, logits, NULL, err);
+}
+
+graft_status gr_decoder_step_best(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, int32_t *best,
+                                  graft_error *err) {
+    return step(d, b, c, slots, NULL, best, err);
 }

@@ -74,5 +74,8 @@ int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len);
  * each sequence's last row. */
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
                              graft_error *err);
+/* The same, but best[n_seqs] is what the device finds in these rows (best_column of kernels/ops.def): no logits are moved. */
+graft_status gr_decoder_step_best(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, int32_t *best,
+                                  graft_error *err);
 
 #endif

@@ -113,6 +113,7 @@ static void plan_head(gr_decoder *d, planner *p, const gr_widths *w) {
     d->head_x = branch(p, d->head_rows, w->C);
     d->head_h = floats(p, d->head_rows, w->head_rank);
     d->nll = floats(p, d->o.max_tokens, 1);
+    if (!d->o.training) d->best = place(p, d->o.max_tokens, sizeof *d->best);
     if (d->m->rows_group.n) d->head_columns = stream(p, d->head_rows, d->m->head_rows.n);
     if (d->o.training) d->head_dx = branch(p, d->head_rows, w->C);
 }

@@ -36,7 +36,8 @@ typedef struct generator {
     gr_decoder *decoder;
     gr_batch batch;
     int32_t *order;   /* [n_slots] slot of each sequence of the batch */
-    float *logits;    /* [n_slots,V] */
+    float *logits;    /* [n_slots,V], or NULL: the device chooses */
+    int32_t *best;    /* [n_slots] what it chose */
     int32_t *scratch; /* [V] */
     bool stopped;     /* by the callback */
 } generator;
@@ -76,11 +77,16 @@ static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr
     return slots;
 }
 
+/* Greedy choices that nothing else goes into are made where the logits are, unless the host can read them there. */
+static bool device_chooses(const gr_model *m, const gr_generate_options *o) {
+    return !m->device->in_host && o->temperature <= 0 && o->repetition_penalty == 1.0f;
+}
+
 int64_t gr_generate_bytes(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o) {
     int64_t max_len, rows, slots = slots_for(m, n, longest, o, &max_len, &rows), V = m->config.vocab;
     gr_decoder_options options = {.max_tokens = rows};
     return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(m->device, gr_decoder_plan_bytes(m, &options)) +
-           (slots + 1) * V * 4;
+           (device_chooses(m, o) ? slots : (slots + 1) * V) * 4;
 }
 
 static graft_status prepare(generator *g, graft_error *err) {
@@ -91,9 +97,13 @@ static graft_status prepare(generator *g, graft_error *err) {
     g->n_slots = slots_for(g->m, g->prompts.n, longest, g->o, &max_len, &rows);
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
     g->order = gr_calloc(g->n_slots, sizeof *g->order);
-    g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);
-    g->scratch = gr_calloc(c->vocab, sizeof *g->scratch);
-    if (!g->slots || !g->order || !g->logits || !g->scratch) GR_TRY(gr_fail_memory(err, "generation"));
+    g->best = gr_calloc(g->n_slots, sizeof *g->best);
+    if (!g->slots || !g->order || !g->best) GR_TRY(gr_fail_memory(err, "generation"));
+    if (!device_chooses(g->m, g->o)) {
+        g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);
+        g->scratch = gr_calloc(c->vocab, sizeof *g->scratch);
+        if (!g->logits || !g->scratch) GR_TRY(gr_fail_memory(err, "generation"));
+    }
     for (int64_t s = 0; s < g->n_slots; s++) g->slots[s].prompt = -1;
     GR_TRY(gr_kv_cache_init(&g->cache, g->m, g->n_slots, max_len, err));
     gr_decoder_options options = {.max_tokens = rows};
@@ -162,13 +172,21 @@ static graft_status finish(generator *g, flight *f, int64_t until, bool stopped,
     return GRAFT_OK;
 }
 
-/* The next token of a sequence from its logits; ends the flight when that was the last. */
-static graft_status advance(generator *g, int64_t slot, float *logits, graft_error *err) {
-    flight *f = &g->slots[slot];
+/* The next token of sequence i of the batch, from its logits where they are here. */
+static int32_t choose(generator *g, int64_t i) {
+    const flight *f = &g->slots[g->order[i]];
+    const int64_t V = g->m->config.vocab, generated = f->ids.n - g->prompts.ids[f->prompt].n;
+    if (!g->logits) return g->best[i];
+    float random = gr_random_uniform(g->o->seed, GR_PURPOSE_SAMPLE, f->key, (uint64_t)generated);
+    return gr_sample(g->logits + i * V, V, f->ids.data, f->ids.n, g->o, random, g->scratch);
+}
+
+/* Sequence i of the batch has its next token; ends the flight when that was the last. */
+static graft_status advance(generator *g, int64_t i, graft_error *err) {
+    flight *f = &g->slots[g->order[i]];
     graft_status st = GRAFT_OK;
     int64_t generated = f->ids.n - g->prompts.ids[f->prompt].n, cut;
-    float random = gr_random_uniform(g->o->seed, GR_PURPOSE_SAMPLE, f->key, (uint64_t)generated);
-    int32_t id = gr_sample(logits, g->m->config.vocab, f->ids.data, f->ids.n, g->o, random, g->scratch);
+    int32_t id = choose(g, i);
     if (id < 0) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the model's logits are not finite", (long long)f->prompt + 1);
     if (!gr_ids_push(&f->ids, id)) return gr_fail_memory(err, "completion");
     bool end = is_end(g, id), full = generated + 1 >= g->o->max_tokens || f->ids.n >= g->cache.max_len;
@@ -204,10 +222,10 @@ static graft_status step(generator *g, graft_error *err) {
         room -= count;
         g->order[n_seqs++] = (int32_t)s;
     }
-    GR_TRY(gr_decoder_step(g->decoder, &g->batch, &g->cache, g->order, g->logits, err));
+    if (g->logits) GR_TRY(gr_decoder_step(g->decoder, &g->batch, &g->cache, g->order, g->logits, err));
+    else GR_TRY(gr_decoder_step_best(g->decoder, &g->batch, &g->cache, g->order, g->best, err));
     for (int64_t i = 0; i < n_seqs && !g->stopped; i++)
-        if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n)
-            GR_TRY(advance(g, g->order[i], g->logits + i * g->m->config.vocab, err));
+        if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n) GR_TRY(advance(g, i, err));
         else if (g->callback && g->callback(g->payload, g->slots[g->order[i]].prompt, "", 0, false) != 0) g->stopped = true;
 done:
     return st;
@@ -248,6 +266,7 @@ done:
     free(g.slots);
     free(g.order);
     free(g.logits);
+    free(g.best);
     free(g.scratch);
     gr_kv_cache_release(&g.cache);
     gr_decoder_free(g.decoder);

@@ -13,6 +13,7 @@ typedef struct row_args {
     const float *w, *s;
     const gr_weight *table;
     const int32_t *ids;
+    int32_t *best;
     const gr_norm *norm;
     const gr_loss_terms *loss;
     int64_t n, C;
@@ -154,6 +155,22 @@ static void cap_rows(const void *args, int64_t begin, int64_t end) {
 void gr_softcap_generic(gr_device *d, gr_rows x, int64_t n, int64_t C, float cap) {
     row_args a = {.x = x, .C = C, .f = cap};
     gr_cpu_for(d, n, gr_cpu_row_grain(C), cap_rows, &a);
+}
+
+static void best_of_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        const float *x = gr_f32_row(a->x, r);
+        int64_t best = -1;
+        for (int64_t j = 0; j < a->C; j++)
+            if (isfinite(x[j]) && (best < 0 || x[j] > x[best])) best = j;
+        a->best[r] = (int32_t)best;
+    }
+}
+
+void gr_best_column_generic(gr_device *d, int32_t *best, gr_rows logits, int64_t n, int64_t V) {
+    row_args a = {.x = logits, .best = best, .C = V};
+    gr_cpu_for(d, n, gr_cpu_row_grain(V), best_of_rows, &a);
 }
 
 static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {

@@ -388,6 +388,7 @@ static void bench_ends(gr_device *d, const model_shape *s) {
     TIME(named(s, "cross_entropy, capped,", R, V), 40 * RV, 8 * RV,
          d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &capped));
     TIME(named(s, "softcap", R, V), 10 * RV, 8 * RV, d->ops->softcap(d, logits, R, V, 30));
+    TIME(named(s, "best_column", R, V), RV, 4 * RV, d->ops->best_column(d, index, logits, R, V));
     TIME(named(s, "scatter_rows", n, C), 0, (4 + act) * nC, d->ops->scatter_rows(d, x, y, index, n, C));
 
     TIME(named(s, "scatter_columns", R, COLUMNS), 0, 8.0 * (double)(R * COLUMNS),

@@ -319,6 +319,7 @@ static inline gr_device *mirror_device(mirror *m, const gr_device *d) {
         gr_rows: mirror_rows,                                                                                                      \
         float *: mirror_at,                                                                                                        \
         const float *: mirror_at,                                                                                                  \
+        int32_t *: mirror_at,                                                                                                      \
         const int32_t *: mirror_at,                                                                                                \
         gr_step_stats *: mirror_stats,                                                                                             \
         const gr_step_stats *: mirror_stats,                                                                                       \

@@ -1,5 +1,6 @@
 /* test_ops.c - every operation of ops.def, for every level this CPU has: against the reference on odd sizes with
  * unaligned, guarded buffers whose rows lie apart; one thread against three; a row alone against the same row among others. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -453,6 +454,45 @@ static void call_softcap(call *c) {
     out_rows(c, x, C);
 }
 
+/* Rows of every kind of tie, edge and value that is not finite. What is expected is put there. */
+static int32_t put_best(float *x, int64_t C, int64_t kind) {
+    const int64_t third = C / 3;
+    for (int64_t j = 0; j < C && kind > 5; j++) x[j] = kind == 6 ? NAN : kind == 7 ? -INFINITY : j % 2 ? NAN : INFINITY;
+    if (kind > 8) return x[C - 1] = -FLT_MAX, x[0] = C > 1 ? -INFINITY : x[0], (int32_t)(C - 1);
+    if (kind > 5) return -1;
+    switch (kind) {
+    case 0: return x[C - 1] = 3, (int32_t)(C - 1);
+    case 1: return x[third] = x[C / 2] = x[C - 1] = 3, (int32_t)third; /* the first of equals */
+    case 2: x[0] = NAN; return x[third] = 3, x[C - 1] = C - 1 > third ? INFINITY : 3, (int32_t)third;
+    case 3: return x[0] = 3, 0;
+    case 4:
+        for (int64_t j = 0; j < C; j++) x[j] = j < third ? -1 : j % 2 ? 0.0f : -0.0f; /* equals */
+        return (int32_t)third;
+    default:
+        for (int64_t j = 0; j < C; j++) x[j] = j < third ? -INFINITY : j % 3 ? -2 : NAN;
+        for (int64_t j = third; j < C; j++)
+            if (j % 3) return (int32_t)j;
+        return -1;
+    }
+}
+
+static void call_best_column(call *c) {
+    const bool close = c->variant == 4; /* to each other: aligned on a card; more than a block reads at once */
+    const int64_t V = c->variant == 5 ? 4999 : close ? 24004 : width(c);
+    gr_rows logits = close ? filled_rows(c, 2, c->row0, c->n, V, V) : rows(c, 2, V);
+    float *found = numbers(c, 1, 1);
+    int32_t *best = (int32_t *)buffer(c, c->n), *expected = calloc((size_t)c->n + 1, sizeof *expected);
+    assert_non_null(expected);
+    for (int64_t r = 0; r < c->n; r++) expected[r] = put_best(gr_f32_row(logits, r), V, (c->row0 + r) % 10);
+    c->d->ops->best_column(c->d, best, logits, c->n, V);
+    for (int64_t r = 0; r < c->n; r++) {
+        if (best[r] != expected[r]) fail_msg("row %d of %d: %d, not %d", (int)r, (int)V, best[r], expected[r]);
+        found[r] = (float)best[r];
+    }
+    free(expected);
+    out_numbers(c, found, 1);
+}
+
 /* In two parts, added to what was there; odd variants meet a NaN and an infinity, of which the first one counts. */
 static void call_loss_sum(call *c) {
     enum { EACH = 45 };
@@ -843,7 +883,8 @@ static void make_wide_call(call *c, const operation *op, gr_device *d, int varia
     if (on_card && variant % 4 == 0) c->off = 0; /* whole vectors are moved there where all arrays are aligned */
     running = c;
     if (d->close == mirror_close) {
-        bool floats = strcmp(op->name, "cross_entropy") == 0 || strcmp(op->name, "softcap") == 0; /* logits always are */
+        bool floats = strcmp(op->name, "cross_entropy") == 0 || strcmp(op->name, "softcap") == 0 ||
+                      strcmp(op->name, "best_column") == 0; /* logits always are */
         ((mirror *)d)->variant = variant, ((mirror *)d)->activations = floats ? GR_DTYPE_F32 : card_type;
     }
     op->run(c);

@@ -193,6 +193,7 @@ static void cache_gives_the_same_logits(void **state) {
         gr_kv_cache cache;
         gr_batch piece = {0};
         float whole[2][V], stepped[V];
+        int32_t best;
         const int32_t last[] = {14, TOKENS - 1};
         assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS}, &err));
         assert_ok(gr_decoder_logits(d, &w.b, last, 2, &whole[0][0], &err));
@@ -204,6 +205,10 @@ static void cache_gives_the_same_logits(void **state) {
                 assert_ok(gr_batch_append(&piece, w.b.tokens + at, NULL, n, 0, &err));
                 for (int64_t i = 0; i < n; i++) piece.positions[i] = (int32_t)(at - w.b.offset[s] + i);
                 assert_ok(gr_decoder_step(d, &piece, &cache, &s, stepped, &err));
+                cache.len[s] -= n; /* the same step again: the best of these logits */
+                assert_ok(gr_decoder_step_best(d, &piece, &cache, &s, &best, &err));
+                assert_int_equal(cache.len[s], at - w.b.offset[s] + n);
+                for (int64_t v = 0; v < V; v++) assert_true(v < best ? stepped[v] < stepped[best] : stepped[v] <= stepped[best]);
             }
             bool card = gr_starts_with(machine.device->level, "cuda"); /* few rows are other products there */
             for (int64_t v = 0; card && v < V; v++) assert_true(fabsf(stepped[v] - whole[s][v]) < 1e-5f * (1 + fabsf(whole[s][v])));
