@@ -532,6 +532,14 @@ static void cache_gives_the_same_logits(void **state) {
     for (int g = 0; g < GR_LEN(golden_models); g++) check_cache(golden_models[g], *(const int *)*state);
 }
 
+static void (*real_download)(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after);
+static int64_t largest_download;
+static void noted_download(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after) {
+    largest_download = GR_MAX(largest_download, bytes);
+    real_download(d, host, from, bytes, after);
+}
+
+/* From a device that the host cannot reach come ids, and no logits. */
 static void check_greedy_text(const char *model) {
     size_t i, k;
     json_t *item, *id;
@@ -549,7 +557,11 @@ static void check_greedy_text(const char *model) {
         longest = GR_MAX(longest, expected[i].n);
     }
     gr_generate_options o = {.max_tokens = longest, .top_p = 1, .repetition_penalty = 1};
+    gr_device *dev = w.m->device;
+    real_download = dev->download, dev->download = noted_download, largest_download = 0;
     MUST(gr_generate(w.m, t, (gr_prompts){prompts, n, -1}, &o, results, NULL, NULL, err));
+    dev->download = real_download;
+    if (!dev->in_host) assert_true(largest_download > 0 && largest_download <= n * (int64_t)sizeof(int32_t));
     for (int64_t p = 0; p < n; p++) {
         assert_int_equal(results[p].n_tokens, expected[p].n);
         assert_string_equal(results[p].text, json_string_value(json_object_get(json_array_get(list, (size_t)p), "text")));
