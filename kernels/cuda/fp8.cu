@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/rows.cuh"
 
-enum { MOST = 512, TILE = 64, THREADS = 256, ROWS_EACH = 512, STRIDE = TILE + 16 };
+enum { MOST = 512, TILE = 64, THREADS = 256, ROWS_EACH = 512, STRIDE = TILE / 4 + 1 };
 
 /* The scale of values whose largest magnitude has these bits, and what they are multiplied with. */
 struct scale_pair {
@@ -117,10 +117,10 @@ static __global__ void __launch_bounds__(THREADS) find_peaks(uint32_t *peak, gr_
     if (threadIdx.x < TILE) atomicMax(&peak[blockIdx.x * TILE + threadIdx.x], all[threadIdx.x]);
 }
 
-/* 64 x 64 weights a block, through shared memory the other way round. */
+/* 64 x 64 weights a block, through shared memory the other way round: a word of it holds four of a row. */
 static __global__ void __launch_bounds__(THREADS)
     round_columns(uint8_t *to, float *scale, const uint32_t *peak, gr_view w, int64_t N, int64_t K) {
-    __shared__ __align__(16) uint8_t tile[TILE][STRIDE];
+    __shared__ uint32_t tile[TILE][STRIDE];
     __shared__ float by[TILE];
     const int64_t k0 = (int64_t)blockIdx.x * TILE, n0 = (int64_t)blockIdx.y * TILE;
     if (threadIdx.x < TILE) {
@@ -134,14 +134,20 @@ static __global__ void __launch_bounds__(THREADS)
         float v[8];
         gr_load8(v, w, n0 + row, k0 + col, K);
 #pragma unroll
-        for (int j = 0; j < 8; j += 2) {
-            const uint32_t pair = pair_of(v[j] * by[col + j], v[j + 1] * by[col + j + 1]);
-            tile[col + j][row] = (uint8_t)pair, tile[col + j + 1][row] = (uint8_t)(pair >> 8);
-        }
+        for (int j = 0; j < 8; j++) v[j] *= by[col + j];
+        const uint2 eight = eight_of(v, 1);
+        tile[row][col / 4] = eight.x, tile[row][col / 4 + 1] = eight.y;
     }
     __syncthreads();
-    const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 16;
-    *(uint4 *)(to + (k0 + k) * N + n0 + n) = *(const uint4 *)&tile[k][n];
+    const int k = threadIdx.x / 4, n = threadIdx.x % 4 * 16, shift = k % 4 * 8;
+    uint32_t out[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        out[i] = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) out[i] |= (tile[n + 4 * i + j][k / 4] >> shift & 255) << 8 * j;
+    }
+    *(uint4 *)(to + (k0 + k) * N + n0 + n) = make_uint4(out[0], out[1], out[2], out[3]);
 }
 
 void gr_cuda_eight_columns(gr_device *d, uint8_t *to, float *scale, gr_rows w, int64_t N, int64_t K) {
