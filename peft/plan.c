@@ -299,7 +299,15 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
     }
 }
 
+bool gr_plan_lacks_host(const gr_run *run) { return run->memory.host > run->host_limit; }
+
+static const char less_data[] = "fewer samples in data.train, or train.objective: pretrain, which streams them";
+
 void gr_plan_advice(gr_run *run, gr_str *out) {
+    if (gr_plan_lacks_host(run)) {
+        gr_str_printf(out, "%s: the host may give %.2f GiB", less_data, (double)run->host_limit / (1 << 30));
+        return;
+    }
     int64_t longest = run->train ? gr_longest_sample(run->train) : run->r->data_max_length;
     gr_decoder_options kept = run->plan;
     what_if w = as_it_is(run);
@@ -322,16 +330,25 @@ void gr_plan_advice(gr_run *run, gr_str *out) {
 static void set_limit(gr_run *run) {
     run->resident = gr_memory_resident();
     run->available = gr_memory_available(&run->by_cgroup);
+    run->host_limit = INT64_MAX;
     run->memory_limit = run->r->train_memory_limit > 0 ? run->r->train_memory_limit : run->resident + run->available / 4 * 3;
     gr_device *d = run->session.machine.device;
     int64_t total, available;
     if (!d->memory(d, &total, &available)) return;
+    if (d->flops <= 0) run->host_limit = run->resident + run->available / 4 * 3; /* a card that is here */
     run->available = available; /* what is free may change: the plan goes by all that there is */
     if (run->r->train_memory_limit <= 0) run->memory_limit = total - total / 16;
 }
 
 static graft_status refuse(gr_run *run, graft_error *err) {
     gr_str advice = {0};
+    if (gr_plan_lacks_host(run))
+        return gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; %.1f MiB are three "
+            "quarters of what is free and the program holds; less is needed with %s",
+            (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
+            less_data);
     gr_plan_advice(run, &advice);
     const char *which = run->r->train_memory_limit > 0 ? "train.memory_limit allows"
                         : on_card(run)                 ? "of the card's memory it may have"
@@ -351,7 +368,7 @@ graft_status gr_plan_least(gr_run *run, graft_error *err) {
     run->plan = (gr_decoder_options){.max_tokens = 1, .training = true, .recompute = GR_RECOMPUTE_FULL};
     run->memory = memory_of(run, &w);
     int64_t least = run->memory.total - run->memory.evaluation - run->memory.scratch;
-    return least <= run->memory_limit ? GRAFT_OK : refuse(run, err);
+    return least <= run->memory_limit && !gr_plan_lacks_host(run) ? GRAFT_OK : refuse(run, err);
 }
 
 const char *gr_plan_policy(const gr_run *run) {
@@ -406,6 +423,7 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
             o->recompute = savings[i].recompute, run->expand = savings[i].expand;
             const what_if w = as_it_is(run);
             run->memory = memory_of(run, &w);
+            if (gr_plan_lacks_host(run)) return refuse(run, err);
             if (run->memory.total > run->memory_limit) continue;
             tell_choice(run, most, first);
             return GRAFT_OK;

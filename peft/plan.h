@@ -15,6 +15,8 @@ graft_status gr_plan_least(gr_run *run, graft_error *err);
  * BAD_USAGE, with the keys to change, when nothing fits. longest: tokens of the longest sample. */
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err);
 
+/* Is what lies on the host beside a card more than the host may give? */
+bool gr_plan_lacks_host(const gr_run *run);
 /* How the run makes frozen products, as planned. */
 gr_model_forms gr_plan_forms(const gr_run *run);
 /* The chosen train.gradient_checkpointing by name. */

@@ -33,7 +33,7 @@ void gr_plan_facts_of(const gr_run *run, gr_plan_facts *f) {
                          .limit = run->memory_limit,
                          .available = run->available,
                          .by_cgroup = run->by_cgroup,
-                         .fits = run->memory.total <= run->memory_limit,
+                         .fits = run->memory.total <= run->memory_limit && !gr_plan_lacks_host(run),
                          .step_seconds = NAN,
                          .evaluation_seconds = NAN,
                          .run_seconds = NAN};

@@ -24,6 +24,7 @@ typedef struct gr_run {
     int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
     gr_memory memory;                          /* as planned */
     int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */
+    int64_t host_limit;                        /* of the host's memory beside a card that is here */
     int by_cgroup;
     int64_t samples, mean_tokens; /* of the training set, also where it is only assumed; 0: not known */
     int64_t total_steps, steps_per_epoch, eval_every, save_every, log_every; /* 0: at the end only */

@@ -113,6 +113,9 @@ is "products of a step with adapters on all linears" "$(calls cublasLtMatmul)" 2
 is "are as many as with one" "$(calls cublasLtMatmul 'adapter.target_modules=[q_proj]')" 21
 is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 94
 
+emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none --samples 1000000000 --mean-tokens 256 >plan.txt 2>&1
+check "data that the host cannot hold beside the card do not fit" grep -q '^fits *NO' plan.txt
+check "and what to do about it is said" grep -q 'fewer samples in data.train, or train.objective: pretrain' plan.txt
 refused "int8 is refused by name" 2 "int8 is of the CPU" emulated "$GRAFT" eval --model "$TINY" --device cuda --compute int8 \
     --data "$TINY/train.jsonl"
 finish
