@@ -301,11 +301,14 @@ static bool change(gr_run *run, what_if *w, int step, int64_t longest, gr_str *o
 
 bool gr_plan_lacks_host(const gr_run *run) { return run->memory.host > run->host_limit; }
 
-static const char less_data[] = "fewer samples in data.train, or train.objective: pretrain, which streams them";
+static const char *less_data(const gr_run *run) {
+    return streams(run->r) ? "fewer samples in data.train"
+                           : "fewer samples in data.train, or train.objective: pretrain, which streams them";
+}
 
 void gr_plan_advice(gr_run *run, gr_str *out) {
     if (gr_plan_lacks_host(run)) {
-        gr_str_printf(out, "%s: the host may give %.2f GiB", less_data, (double)run->host_limit / (1 << 30));
+        gr_str_printf(out, "%s: the host may give %.2f GiB", less_data(run), (double)run->host_limit / (1 << 30));
         return;
     }
     int64_t longest = run->train ? gr_longest_sample(run->train) : run->r->data_max_length;
@@ -348,7 +351,7 @@ static graft_status refuse(gr_run *run, graft_error *err) {
             "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; %.1f MiB are three "
             "quarters of what is free and the program holds; less is needed with %s",
             (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
-            less_data);
+            less_data(run));
     gr_plan_advice(run, &advice);
     const char *which = run->r->train_memory_limit > 0 ? "train.memory_limit allows"
                         : on_card(run)                 ? "of the card's memory it may have"
