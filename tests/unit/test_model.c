@@ -276,7 +276,8 @@ static void recomputation_gives_the_same_bits(void **state) {
 static void gradients_are_near_the_exact_ones(void **state) {
     const int flags = *(const int *)*state;
     for (int g = 0; g < GR_LEN(golden_models); g++) {
-        world exact = open_world(golden_models[g], 0, 2), rounded = open_world(golden_models[g], flags, 2);
+        world rounded = open_world(golden_models[g], flags, 2); /* first: it skips where the device has no such products */
+        world exact = open_world(golden_models[g], 0, 2);
         double dot = 0, a = 0, b = 0;
         train_pass(&exact, &exact.batch, GR_RECOMPUTE_NONE);
         train_pass(&rounded, &rounded.batch, GR_RECOMPUTE_NONE);
