@@ -13,15 +13,20 @@ TINY=$SOURCE/tests/golden/tiny
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/graft-test-XXXXXX")
 trap 'rm -rf "$WORK"' EXIT
 [ -x "$GRAFT" ] || { echo "not ok $(basename "$0"): $GRAFT is not built"; exit 1; }
-case ${GRAFT_DEVICE:-}${GRAFT_CARD:-} in
-cuda*card) ;; # the card at hand
-cuda*) # an emulated one; the emulator never sees SHELLOPTS
-    emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
+emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run} # of cards; it lies outside the project
+# needs_emulator WHAT: it is there, and the CUDA backend was built; else the script ends, skipped.
+needs_emulator() {
     if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
-        echo "skip $(basename "$0" .sh) on cuda: needs a build with CUDA's toolkit and $emulator"
+        echo "skip $1: needs a build with CUDA's toolkit and $emulator"
         exit 77
     fi
     export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
+}
+emulated() { env -u SHELLOPTS "$emulator" -- "$@"; } # which never sees SHELLOPTS
+case ${GRAFT_DEVICE:-}${GRAFT_CARD:-} in
+cuda*card) ;; # the card at hand
+cuda*) # an emulated one
+    needs_emulator "$(basename "$0" .sh) on cuda"
     printf '#!/bin/sh\nexec env -u SHELLOPTS "%s" -- "%s" "$@"\n' "$emulator" "$GRAFT" >"$WORK/graft"
     chmod +x "$WORK/graft"
     GRAFT=$WORK/graft

@@ -55,7 +55,6 @@ else
     skip "the header is C++ as well" "no c++ here"
 fi
 check "the installed program runs" usr/bin/graft version
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
 if [ -e "$BUILD/libgraft_cuda.so" ] && [ -x "$emulator" ]; then
     mkdir driver && echo 'extern int nothing;' | cc -shared -x c -o driver/libcuda.so.1 - # looked for before the backend
     check "and finds its CUDA backend" bash -c 'env -u GRAFT_CUDA_LIB -u SHELLOPTS LD_LIBRARY_PATH=driver "$1" -- \

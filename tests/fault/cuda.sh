@@ -1,14 +1,9 @@
 #!/bin/bash
 # Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Needs the CUDA backend and the
 # emulator, which lies outside the project.
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
-if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
-    echo "skip faults of CUDA: needs a build with CUDA's toolkit and $emulator"
-    exit 77
-fi
 . "$(dirname "$0")/../lib.sh"
+needs_emulator "faults of CUDA"
 cd "$WORK" || exit 1
-export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
 cat >tiny.yaml <<Y
 model: {base: $TINY, dtype: bf16}
 adapter: {rank: 4, alpha: 8}

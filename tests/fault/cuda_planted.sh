@@ -3,15 +3,12 @@
 # test notices is not tested. By default those of barriers, copies and streams that need an emulator to be seen; `all`: of
 # arithmetic, masks, edges and sums too (part of tests/unit/cuda_sweep.sh); words: those whose names hold one of them.
 # Needs the CUDA backend, its compiler and the emulator, which lies outside the project.
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
-nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ] || [ -z "$nvcc" ]; then
-    echo "skip faults planted in CUDA's kernels: needs a build with CUDA's toolkit and $emulator"
-    exit 77
-fi
 . "$(dirname "$0")/../lib.sh"
+needs_emulator "faults planted in CUDA's kernels"
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+[ -n "$nvcc" ] || { echo "skip faults planted in CUDA's kernels: there is no nvcc"; exit 77; }
 cd "$WORK" || exit 1
-export CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1 GRAFT_DEVICE=cuda emulator nvcc WORK SOURCE BUILD
+export GRAFT_DEVICE=cuda emulator nvcc WORK SOURCE BUILD
 
 # Two lines each: name | file, and the .cu that includes it if it is a header | operations of test_ops, or a test | options of the
 # emulator; then sed's command.

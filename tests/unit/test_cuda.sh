@@ -2,15 +2,14 @@
 # The CUDA backend as compiled, on the CPU: the tests of the kernels and of the model, then runs of the program. Needs the library
 # (CUDA's toolkit) and the emulator, which lies outside the project. GRAFT_CARD=card: the same on the card at hand, for
 # tests/gpu-check.
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
-if [ "${GRAFT_CARD:=}" != card ] && { [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; }; then
-    echo "skip the CUDA backend: needs a build with CUDA's toolkit and $emulator"
-    exit 77
-fi
 . "$(dirname "$0")/../lib.sh"
 cd "$WORK" || exit 1
-export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
-emulated() { if [ "$GRAFT_CARD" = card ]; then "$@"; else env -u SHELLOPTS "$emulator" -- "$@"; fi; }
+if [ "${GRAFT_CARD:=}" = card ]; then
+    export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so
+    emulated() { "$@"; }
+else
+    needs_emulator "the CUDA backend"
+fi
 
 # ---- kernels and model ----
 # The emulator keeps the stacks of each device that was opened, and the model's tests open many: by parts.

@@ -1,15 +1,9 @@
 #!/bin/bash
 # model.compute: fp8 on a card: 50 steps beside those of bf16, bits, what is refused by name. Needs the CUDA backend and the
 # emulator, which lies outside the project.
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
-if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
-    echo "skip fp8: needs a build with CUDA's toolkit and $emulator"
-    exit 77
-fi
 . "$(dirname "$0")/../lib.sh"
+needs_emulator "fp8"
 cd "$WORK" || exit 1
-export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
-emulated() { env -u SHELLOPTS "$emulator" -- "$@"; }
 cat >tiny.yaml <<Y
 model: {base: $TINY, dtype: bf16, compute: fp8}
 adapter: {rank: 4, alpha: 8, dropout: 0.1}

@@ -1,22 +1,17 @@
 #!/bin/bash
 # tests/gpu-check, as far as the emulator goes: its pack is unpacked elsewhere, and runs there on small sizes with nothing of this
 # folder's environment. Needs the CUDA backend and the emulator, which lies outside the project.
-emulator=${GRAFT_EMULATOR:-$SOURCE/../shared/cudaemu/run}
-if [ ! -x "$emulator" ] || [ ! -e "$BUILD/libgraft_cuda.so" ]; then
-    echo "skip tests/gpu-check: needs a build with CUDA's toolkit and $emulator"
-    exit 77
-fi
 . "$(dirname "$0")/../lib.sh"
+needs_emulator "tests/gpu-check"
 cd "$WORK" || exit 1
-cache=${CUDAEMU_CACHE:-$BUILD/cudaemu}
 check "it is packed" env BUILD="$BUILD" "$SOURCE/tests/gpu-check" pack "$WORK/pack.tar.gz"
 check "and unpacked" tar xzf pack.tar.gz
 env -u SHELLOPTS LD_LIBRARY_PATH="$WORK/gpu-check/lib" ldd gpu-check/build/graft >libraries
 check "it needs libraries" grep -q "libyaml.*$WORK/gpu-check/lib" libraries
 grep '=> /' libraries | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
 none "all libraries but glibc's are in it" "from elsewhere" wrong
-env -i PATH="$PATH" HOME="$WORK" CUDAEMU_CACHE="$cache" CUDAEMU_THREADS=1 gpu-check/tests/gpu-check run --small --limit 900 \
-    --emulator "$emulator" --only doctor speed kernels --out out >run.log 2>&1
+env -i PATH="$PATH" HOME="$WORK" CUDAEMU_CACHE="$CUDAEMU_CACHE" CUDAEMU_THREADS=1 \
+    gpu-check/tests/gpu-check run --small --limit 900 --emulator "$emulator" --only doctor speed kernels --out out >run.log 2>&1
 code=$?
 if [ $code = 0 ]; then ok "it runs there"; else not_ok "it runs there" "code $code" run.log; fi
 # What needs neither a peer nor nvidia-smi is measured.
