@@ -1,20 +1,23 @@
 /* test_finite_diff.c - every backward operation against central differences of its forward, for every level this CPU
- * has. The scalar is L = sum of y * dy in double; a derivative along a random direction compares a whole gradient. */
+ * has, or on the card that GRAFT_DEVICE names. The scalar is L = sum of y * dy in double; a derivative along a random direction
+ * compares a whole gradient. */
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "kernels/kernels.h"
+#include "../kernels/mirror.h"
 #include "kernels/philox.h"
 
 enum { N = 13 };
 static const char *const levels[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
+
+/* What operations are given lies in one structure a check; a card's mirror carries it there and back. */
+static mirror_buffer world;
+static void world_is(void *p, size_t bytes) { world = (mirror_buffer){p, 1, (int64_t)bytes / 4, (int64_t)bytes / 4, 0}; }
+static bool find_world(void *context, const void *p, mirror_buffer *b) {
+    (void)context;
+    *b = world;
+    return (const char *)p >= (char *)world.data && (const char *)p < (char *)(world.data + world.ld);
+}
 
 static void fill(float *x, int64_t n, int tag) {
     for (int64_t i = 0; i < n; i++) x[i] = 2 * gr_random_uniform(5, (uint32_t)tag, 0, (uint64_t)i) - 1;
@@ -52,7 +55,7 @@ static void check(gr_device *d, loss_fn *loss, void *context, float *x, const fl
 }
 
 typedef struct norm {
-    float x[N * 36], w[36], dy[N * 36], rstd[N * 36], y[N * 36];
+    float x[N * 36], w[36], dy[N * 36], rstd[N * 36], y[N * 36], dx[N * 36], dw[36];
     int64_t parts;
 } norm;
 
@@ -65,21 +68,22 @@ static double norm_loss(gr_device *d, void *context) {
 
 static void check_rmsnorm(gr_device *d, int64_t parts) {
     static norm t;
-    static float dx[N * 36], dw[36];
+    world_is(&t, sizeof t);
     t.parts = parts;
     fill(t.x, N * 36, 1), fill(t.w, 36, 2), fill(t.dy, N * 36, 3);
-    memset(dx, 0, sizeof dx), memset(dw, 0, sizeof dw);
+    memset(t.dx, 0, sizeof t.dx), memset(t.dw, 0, sizeof t.dw);
     norm_loss(d, &t);
-    gr_norm p = {.w = t.w, .dw = dw, .parts = parts, .width = 36 / parts};
-    d->ops->rmsnorm_backward(d, rows_of(dx, 36), true, rows_of(t.dy, 36), rows_of(t.x, 36), t.rstd, &p, N);
-    check(d, norm_loss, &t, t.x, dx, N * 36, "rmsnorm dx");
-    check(d, norm_loss, &t, t.w, dw, 36 / parts, "rmsnorm dw");
+    gr_norm p = {.w = t.w, .dw = t.dw, .parts = parts, .width = 36 / parts};
+    d->ops->rmsnorm_backward(d, rows_of(t.dx, 36), true, rows_of(t.dy, 36), rows_of(t.x, 36), t.rstd, &p, N);
+    check(d, norm_loss, &t, t.x, t.dx, N * 36, "rmsnorm dx");
+    check(d, norm_loss, &t, t.w, t.dw, 36 / parts, "rmsnorm dw");
 }
 
 enum { K = 37, O = 21, R = 5 };
 
 typedef struct linear {
     float x[N * K], w[O * K], bias[O], A[R * K], B[O * R], y[N * O], h[N * R], dy[N * O], xd[N * K], dxd[N * K], dh[N * R];
+    float dx[N * K], dw[O * K], dbias[O], dA[R * K], dB[O * R];
     uint64_t key[N];
     gr_lora lora;
     gr_linear l;
@@ -98,28 +102,29 @@ static double linear_loss(gr_device *d, void *context) {
 /* Without dropout, then with it. */
 static void check_linear(gr_device *d) {
     static linear t;
-    static float dx[N * K], dw[O * K], dbias[O], dA[R * K], dB[O * R];
+    world_is(&t, sizeof t);
     float *inputs[] = {t.x, t.w, t.bias, t.A, t.B, t.dy};
     const int64_t sizes[] = {N * K, O * K, O, R * K, O * R, N * O};
     for (int i = 0; i < 6; i++) fill(inputs[i], sizes[i], 10 + i);
     for (int i = 0; i < N; i++) t.key[i] = (uint64_t)i;
-    t.lora = (gr_lora){.rank = R, .scale = 0.7f, .A = t.A, .B = t.B, .dA = dA, .dB = dB};
-    t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = dw, .dbias = dbias};
+    t.lora = (gr_lora){.rank = R, .scale = 0.7f, .A = t.A, .B = t.B, .dA = t.dA, .dB = t.dB};
+    t.l = (gr_linear){.w = {GR_DTYPE_F32, O, K, t.w}, .bias = t.bias, .lora = &t.lora, .n_lora = 1, .dw = t.dw, .dbias = t.dbias};
     t.group = (gr_group){.member = {&t.l}, .n = 1};
     t.dropout = (gr_dropout){.p = 0.25f, .seed = 3, .row_key = t.key, .site = 9};
     t.p = (gr_product){
         .group = &t.group, .x = rows_of(t.x, K), .h = t.h, .xd = rows_of(t.xd, K), .dxd = rows_of(t.dxd, K), .dh = t.dh};
     for (int drop = 0; drop < 2; drop++) {
         t.p.dropout = drop ? &t.dropout : NULL;
-        memset(dw, 0, sizeof dw), memset(dbias, 0, sizeof dbias), memset(dA, 0, sizeof dA), memset(dB, 0, sizeof dB);
+        memset(t.dw, 0, sizeof t.dw), memset(t.dbias, 0, sizeof t.dbias), memset(t.dA, 0, sizeof t.dA),
+            memset(t.dB, 0, sizeof t.dB);
         linear_loss(d, &t);
         t.p.y = rows_of(t.dy, O);
-        d->ops->linear_backward(d, &t.p, rows_of(dx, K), false, N);
-        check(d, linear_loss, &t, t.x, dx, N * K, drop ? "linear dx through dropout" : "linear dx");
-        check(d, linear_loss, &t, t.w, dw, O * K, "linear dw");
-        check(d, linear_loss, &t, t.bias, dbias, O, "linear dbias");
-        check(d, linear_loss, &t, t.A, dA, R * K, "linear dA");
-        check(d, linear_loss, &t, t.B, dB, O * R, "linear dB");
+        d->ops->linear_backward(d, &t.p, rows_of(t.dx, K), false, N);
+        check(d, linear_loss, &t, t.x, t.dx, N * K, drop ? "linear dx through dropout" : "linear dx");
+        check(d, linear_loss, &t, t.w, t.dw, O * K, "linear dw");
+        check(d, linear_loss, &t, t.bias, t.dbias, O, "linear dbias");
+        check(d, linear_loss, &t, t.A, t.dA, R * K, "linear dA");
+        check(d, linear_loss, &t, t.B, t.dB, O * R, "linear dB");
     }
 }
 
@@ -127,6 +132,7 @@ enum { H = 4, KV = 2, D = 10, T = 75 };
 
 typedef struct attention {
     float q[T * H * D], k[T * KV * D], v[T * KV * D], out[T * H * D], lse[T * H], dout[T * H * D];
+    float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
     gr_attention a;
 } attention;
 
@@ -141,18 +147,18 @@ static double attention_loss(gr_device *d, void *context) {
 /* A window smaller than the first sequence, and a cap that bends scores of about 1. */
 static void check_attention(gr_device *d, int64_t window, float softcap) {
     static attention t;
-    static float dq[T * H * D], dk[T * KV * D], dv[T * KV * D], delta[T * H];
+    world_is(&t, sizeof t);
     fill(t.q, T * H * D, 20), fill(t.k, T * KV * D, 21), fill(t.v, T * KV * D, 22), fill(t.dout, T * H * D, 23);
     t.a = (gr_attention){.q = rows_of(t.q, H * D),
                          .k = rows_of(t.k, KV * D),
                          .v = rows_of(t.v, KV * D),
                          .out = rows_of(t.out, H * D),
                          .lse = t.lse,
-                         .dq = rows_of(dq, H * D),
-                         .dk = rows_of(dk, KV * D),
-                         .dv = rows_of(dv, KV * D),
+                         .dq = rows_of(t.dq, H * D),
+                         .dk = rows_of(t.dk, KV * D),
+                         .dv = rows_of(t.dv, KV * D),
                          .dout = rows_of(t.dout, H * D),
-                         .delta = delta,
+                         .delta = t.delta,
                          .seqs = two,
                          .n_seqs = 2,
                          .H = H,
@@ -163,9 +169,9 @@ static void check_attention(gr_device *d, int64_t window, float softcap) {
                          .softcap = softcap};
     attention_loss(d, &t);
     d->ops->attention_backward(d, &t.a);
-    check(d, attention_loss, &t, t.q, dq, T * H * D, "attention dq");
-    check(d, attention_loss, &t, t.k, dk, T * KV * D, "attention dk");
-    check(d, attention_loss, &t, t.v, dv, T * KV * D, "attention dv");
+    check(d, attention_loss, &t, t.q, t.dq, T * H * D, "attention dq");
+    check(d, attention_loss, &t, t.k, t.dk, T * KV * D, "attention dk");
+    check(d, attention_loss, &t, t.v, t.dv, T * KV * D, "attention dv");
 }
 
 enum { F = 29, V = 101 };
@@ -173,7 +179,7 @@ enum { F = 29, V = 101 };
 typedef struct rows {
     gr_activation act;
     gr_loss_terms terms;
-    float x[N * V], y[N * V], dy[N * V], nll[N];
+    float x[N * V], y[N * V], dy[N * V], nll[N], grad[N * V], table[N * 10];
     int32_t ids[N];
     uint64_t key[N];
 } rows;
@@ -204,16 +210,15 @@ static double dropout_loss(gr_device *d, void *context) {
 
 static double rope_loss(gr_device *d, void *context) {
     rows *t = context;
-    static float table[N * 10];
     for (int p = 0; p < N; p++)
         for (int i = 0; i < 5; i++) {
-            table[p * 10 + i] = cosf((float)(p * (i + 1))), table[p * 10 + 5 + i] = sinf((float)(p * (i + 1)));
+            t->table[p * 10 + i] = cosf((float)(p * (i + 1))), t->table[p * 10 + 5 + i] = sinf((float)(p * (i + 1)));
         }
     memcpy(t->y, t->x, sizeof t->y);
-    d->ops->rope(d, rows_of(t->y, 20), t->ids, table, N, 2, 10, false);
+    d->ops->rope(d, rows_of(t->y, 20), t->ids, t->table, N, 2, 10, false);
     double loss = dot(t->y, t->dy, N * 20);
     memcpy(t->y, t->dy, sizeof t->y); /* the gradient: dy turned back */
-    d->ops->rope(d, rows_of(t->y, 20), t->ids, table, N, 2, 10, true);
+    d->ops->rope(d, rows_of(t->y, 20), t->ids, t->table, N, 2, 10, true);
     return loss;
 }
 
@@ -227,38 +232,32 @@ static double embed_loss(gr_device *d, void *context) {
 
 static void check_rows(gr_device *d) {
     static rows t;
-    static float grad[N * V];
+    world_is(&t, sizeof t);
     fill(t.x, N * V, 30), fill(t.dy, N * V, 31);
     for (int i = 0; i < N; i++) t.ids[i] = i * 5 % 7, t.key[i] = (uint64_t)i;
     for (int act = GR_ACTIVATION_SILU; act <= GR_ACTIVATION_GELU_TANH; act++) {
         t.act = (gr_activation)act;
-        d->ops->glu_backward(d, rows_of(grad, 2 * F), rows_of(t.dy, F), rows_of(t.x, 2 * F), N, F, t.act);
-        check(d, glu_loss, &t, t.x, grad, N * 2 * F, act ? "geglu" : "glu");
+        d->ops->glu_backward(d, rows_of(t.grad, 2 * F), rows_of(t.dy, F), rows_of(t.x, 2 * F), N, F, t.act);
+        check(d, glu_loss, &t, t.x, t.grad, N * 2 * F, act ? "geglu" : "glu");
     }
     for (int terms = 0; terms < 4; terms++) {
         t.terms = (gr_loss_terms){.softcap = terms & 1 ? 0.7f : 0, .z_loss = terms & 2 ? 0.3f : 0};
-        memcpy(grad, t.x, sizeof grad);
-        d->ops->cross_entropy(d, t.nll, rows_of(grad, V), t.ids, t.dy, N, V, &t.terms);
-        check(d, cross_entropy_loss, &t, t.x, grad, N * V, "cross_entropy");
+        memcpy(t.grad, t.x, sizeof t.grad);
+        d->ops->cross_entropy(d, t.nll, rows_of(t.grad, V), t.ids, t.dy, N, V, &t.terms);
+        check(d, cross_entropy_loss, &t, t.x, t.grad, N * V, "cross_entropy");
     }
-    memset(grad, 0, sizeof grad);
-    d->ops->dropout(d, rows_of(grad, V), rows_of(t.dy, V), N, V, &(gr_dropout){0.25f, 3, t.key, 9}, true);
-    check(d, dropout_loss, &t, t.x, grad, N * V, "dropout");
+    memset(t.grad, 0, sizeof t.grad);
+    d->ops->dropout(d, rows_of(t.grad, V), rows_of(t.dy, V), N, V, &(gr_dropout){0.25f, 3, t.key, 9}, true);
+    check(d, dropout_loss, &t, t.x, t.grad, N * V, "dropout");
     rope_loss(d, &t);
-    memcpy(grad, t.y, sizeof grad);
-    check(d, rope_loss, &t, t.x, grad, N * 20, "rope");
-    memset(grad, 0, sizeof grad);
-    d->ops->embed_backward(d, grad, rows_of(t.dy, F), t.ids, N, F, 1.3f);
-    check(d, embed_loss, &t, t.x, grad, N * F, "embed");
+    memcpy(t.grad, t.y, sizeof t.grad);
+    check(d, rope_loss, &t, t.x, t.grad, N * 20, "rope");
+    memset(t.grad, 0, sizeof t.grad);
+    d->ops->embed_backward(d, t.grad, rows_of(t.dy, F), t.ids, N, F, 1.3f);
+    check(d, embed_loss, &t, t.x, t.grad, N * F, "embed");
 }
 
-static void test_level(void **state) {
-    const char *level = *state, *why = NULL;
-    if (!gr_cpu_ops(level)) skip();
-    setenv("GRAFT_CPU", level, 1);
-    gr_threads *threads = gr_threads_new(2);
-    gr_device *d = gr_device_open("cpu", threads, &why);
-    if (!d) fail_msg("%s", why);
+static void check_all(gr_device *d) {
     check_rmsnorm(d, 1);
     check_rmsnorm(d, 3);
     check_linear(d);
@@ -266,15 +265,42 @@ static void test_level(void **state) {
     check_attention(d, 9, 0);
     check_attention(d, 66, 0.8f);
     check_rows(d);
+}
+
+static bool on_card(void) { return getenv("GRAFT_DEVICE") && strncmp(getenv("GRAFT_DEVICE"), "cuda", 4) == 0; }
+
+static void test_level(void **state) {
+    const char *level = *state, *why = NULL;
+    if (on_card() || !gr_cpu_ops(level)) skip();
+    setenv("GRAFT_CPU", level, 1);
+    gr_threads *threads = gr_threads_new(2);
+    gr_device *d = gr_device_open("cpu", threads, &why);
+    if (!d) fail_msg("%s", why);
+    check_all(d);
     gr_device_close(d);
     gr_threads_free(threads);
+}
+
+/* In float32; with the device's form of a group's weights in the last one, as they are mapped in the first. */
+static void test_card(void **state) {
+    const char *why = NULL;
+    (void)state;
+    if (!on_card()) skip();
+    gr_device *card = gr_device_open(getenv("GRAFT_DEVICE"), NULL, &why);
+    if (!card) fail_msg("%s", why);
+    mirror *m = mirror_new(card, find_world, NULL);
+    m->in_place = true;
+    check_all(&m->device);
+    m->variant = 1;
+    check_linear(&m->device);
+    gr_device_close(&m->device);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         {"generic", test_level, NULL, NULL, (void *)levels[0]}, {"avx2", test_level, NULL, NULL, (void *)levels[1]},
         {"avx512", test_level, NULL, NULL, (void *)levels[2]},  {"avx512bf16", test_level, NULL, NULL, (void *)levels[3]},
-        {"amx", test_level, NULL, NULL, (void *)levels[4]},
+        {"amx", test_level, NULL, NULL, (void *)levels[4]},     {"cuda", test_card, NULL, NULL, NULL},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,6 +45,7 @@ typedef struct mirror {
     int variant;          /* which rows those are, and which are laid out: */
     bool as_decoder;      /* all are both */
     bool close;           /* those of a cache stand close */
+    bool in_place;        /* all are as they are on the host, float32 */
     twin twins[TWINS];
     int n_twins;
     gr_step_stats *stats, *stats_there;
@@ -95,7 +96,7 @@ static inline twin *mirror_twin(mirror *m, const void *p, bool rows) {
     if (!m->find(m->context, p, &b)) return NULL;
     assert_true(m->n_twins < TWINS);
     twin *t = &m->twins[m->n_twins++];
-    uint32_t draw = m->as_decoder ? 3 : mirror_hash((uint32_t)(m->variant * TWINS + m->n_twins));
+    uint32_t draw = m->in_place ? 0 : m->as_decoder ? 3 : mirror_hash((uint32_t)(m->variant * TWINS + m->n_twins));
     *t = (twin){.host = b.data - b.before, .b = b, .type = rows && draw & 1 ? m->activations : GR_DTYPE_F32};
     if (m->close) t->ld = b.cols;
     else if (rows && draw & 2) t->ld = m->real->row_stride(m->real, b.cols, t->type);

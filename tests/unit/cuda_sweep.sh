@@ -28,7 +28,8 @@ mkdir -p "$out"
 echo "$built" >"$out/built"
 
 # ---- the parts, one a line: name|options of the emulator|program or script[:filter of test_model|operations of test_ops] ----
-programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers)
+programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers
+    test_finite_diff)
 model=(l\* f\* grad\* batch_\* [c-eq-z]\* a_t\* greedy\*) # by parts: the emulator keeps the stacks of each device that was opened
 ops=("linear_forward,few rows" linear_backward fp8 "attention_forward,attention_backward" "packed attention" "cached attention")
 rest=$(sed -nE 's/^GR_OP\((\w+),.*/\1/p' "$SOURCE/kernels/ops.def" | grep -vE '^(linear|attention)_' | paste -sd,)
