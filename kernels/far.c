@@ -343,6 +343,7 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         const int32_t *: check_memory,                                                                                             \
         gr_step_stats *: check_memory,                                                                                             \
         const gr_step_stats *: check_memory,                                                                                       \
+        gr_listing *: check_memory,                                                                                                \
         const gr_weight *: check_weight,                                                                                           \
         const gr_product *: check_product,                                                                                         \
         const gr_attention *: check_attention,                                                                                     \

@@ -170,6 +170,23 @@ typedef struct gr_step_stats {
     int32_t halt;       /* nothing is updated any more */
 } gr_step_stats;
 
+/* The largest of a row's finite logits, from the largest down; of equals (0 and -0 are) the smaller column first. listed and rest
+ * may be off by what sums in double are; of rest by GR_LISTING_ERROR of it and GR_LISTING_LEAST besides. */
+enum { GR_LISTED = 1024 };
+#define GR_LISTING_ERROR 2e-5
+#define GR_LISTING_LEAST 1e-18
+typedef struct gr_listed {
+    float value;
+    int32_t column;
+} gr_listed;
+typedef struct gr_listing {
+    gr_listed entry[GR_LISTED];
+    int32_t n;      /* entries; the others are not written */
+    int32_t finite; /* logits that are; all are listed where these are n */
+    double listed;  /* the sum of exp((logit - largest) / temperature) of the entries */
+    double rest;    /* and of the other finite ones */
+} gr_listing;
+
 /* Of a gated unit (arXiv 2002.05202). GELU_TANH: x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, torch's approximate="tanh". */
 typedef enum gr_activation { GR_ACTIVATION_SILU, GR_ACTIVATION_GELU_TANH } gr_activation;
 

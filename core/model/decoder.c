@@ -506,19 +506,33 @@ graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *l
     return gr_device_status(d->dev, err);
 }
 
-/* Of the head's rows the logits, or the best columns alone where best is not NULL. */
-static graft_status head_logits(gr_decoder *d, float *logits, int32_t *best, const pass *r, graft_error *err) {
+/* What is wanted of the head's rows: one of these. */
+typedef struct wanted {
+    float *logits;
+    int32_t *best;
+    gr_listing *list;
+    float temperature; /* of list */
+} wanted;
+
+static void head_rows_logits(gr_decoder *d, int64_t first, int64_t count, const wanted *w) {
+    const gr_ops *op = d->dev->ops;
+    const int64_t V = d->w.V;
+    if (w->best) op->best_column(d->dev, d->best + first, d->logits, count, V);
+    if (w->list) op->list_columns(d->dev, d->list + first, d->logits, count, V, w->temperature);
+    for (int64_t i = 0; w->logits && i < count; i++)
+        d->dev->download(d->dev, w->logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof(float), 0);
+}
+
+static graft_status head_logits(gr_decoder *d, const wanted *w, const pass *r, graft_error *err) {
     gr_product p;
-    float cap = d->m->config.head_softcap;
-    int64_t V = d->w.V;
+    const float cap = d->m->config.head_softcap;
     for (int64_t first = 0, count; first < r->b.n_head; first += count) {
         count = head_forward(d, first, &p, NULL, r);
-        if (cap > 0) d->dev->ops->softcap(d->dev, d->logits, count, V, cap);
-        if (best) d->dev->ops->best_column(d->dev, d->best + first, d->logits, count, V);
-        for (int64_t i = 0; !best && i < count; i++)
-            d->dev->download(d->dev, logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof *logits, 0);
+        if (cap > 0) d->dev->ops->softcap(d->dev, d->logits, count, d->w.V, cap);
+        head_rows_logits(d, first, count, w);
     }
-    if (best) d->dev->download(d->dev, best, d->best, r->b.n_head * (int64_t)sizeof *best, 0);
+    if (w->best) d->dev->download(d->dev, w->best, d->best, r->b.n_head * (int64_t)sizeof *w->best, 0);
+    if (w->list) d->dev->download(d->dev, w->list, d->list, r->b.n_head * (int64_t)sizeof *w->list, 0);
     leave(d, d->m->config.n_layers);
     return gr_device_status(d->dev, err);
 }
@@ -531,7 +545,7 @@ graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *
     memcpy(host.head_row, rows, (size_t)n_rows * sizeof *rows);
     pass r = upload(d, &host, NULL, false);
     stack_forward(d, &r);
-    return head_logits(d, logits, NULL, &r, err);
+    return head_logits(d, &(wanted){.logits = logits}, &r, err);
 }
 
 /* ---- the KV cache ---- */
@@ -568,7 +582,7 @@ void gr_kv_cache_release(gr_kv_cache *c) {
     *c = (gr_kv_cache){0};
 }
 
-static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits, int32_t *best,
+static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, const wanted *w,
                          graft_error *err) {
     graft_status st = check_batch(d, b, err);
     if (st != GRAFT_OK) return st;
@@ -587,17 +601,28 @@ static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const
     }
     pass r = upload(d, &host, c->layers, false);
     stack_forward(d, &r);
-    st = head_logits(d, logits, best, &r, err);
+    st = head_logits(d, w, &r, err);
     for (int64_t s = 0; s < b->n_seqs && st == GRAFT_OK; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
     return st;
 }
 
 graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float *logits,
                              graft_error *err) {
-    return step(d, b, c, slots, logits, NULL, err);
+    return step(d, b, c, slots, &(wanted){.logits = logits}, err);
 }
 
 graft_status gr_decoder_step_best(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, int32_t *best,
                                   graft_error *err) {
-    return step(d, b, c, slots, NULL, best, err);
+    return step(d, b, c, slots, &(wanted){.best = best}, err);
+}
+
+graft_status gr_decoder_step_list(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float temperature,
+                                  gr_listing *list, graft_error *err) {
+    GR_ASSERT(b->n_seqs <= GR_MIN(d->o.listings, d->head_rows));
+    return step(d, b, c, slots, &(wanted){.list = list, .temperature = temperature}, err);
+}
+
+graft_status gr_decoder_step_row(gr_decoder *d, int64_t s, float *logits, graft_error *err) {
+    d->dev->download(d->dev, logits, gr_rows_at(d->logits, s, 0).data, d->w.V * (int64_t)sizeof *logits, 0);
+    return gr_device_status(d->dev, err);
 }

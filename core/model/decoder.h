@@ -26,6 +26,7 @@ typedef struct gr_layer_hooks {
 typedef struct gr_decoder_options {
     int64_t max_tokens;  /* rows of the largest batch */
     int64_t max_targets; /* of them with a target, in the batch that has most; 0: all */
+    int64_t listings;    /* of rows at most by gr_decoder_step_list, at most gr_decoder_head_rows */
     bool training;       /* plan for backward */
     gr_recompute recompute;
     float dropout;               /* LoRA input dropout; 0 = none */
@@ -77,5 +78,10 @@ graft_status gr_decoder_step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, c
 /* The same, but best[n_seqs] is what the device finds in these rows (best_column of kernels/ops.def): no logits are moved. */
 graft_status gr_decoder_step_best(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, int32_t *best,
                                   graft_error *err);
+/* The same, but list[n_seqs] is what the device lists of these rows for a temperature (list_columns of kernels/ops.def). */
+graft_status gr_decoder_step_list(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, float temperature,
+                                  gr_listing *list, graft_error *err);
+/* logits[V] of sequence s of the last gr_decoder_step_list. */
+graft_status gr_decoder_step_row(gr_decoder *d, int64_t s, float *logits, graft_error *err);
 
 #endif

@@ -59,6 +59,7 @@ struct gr_decoder {
     float *head_h;           /* [head_rows,R] */
     float *nll;              /* [head rows of a batch] */
     int32_t *best;           /* [head rows of a batch] not in training: columns of the largest logits */
+    gr_listing *list;        /* [listings] */
     int64_t head_rows;       /* of logits at once */
     void *xd, *dxd;          /* [n,widest input] a LoRA input after dropout, and its gradient */
     gr_rows embed_h, embed_y;

@@ -114,6 +114,7 @@ static void plan_head(gr_decoder *d, planner *p, const gr_widths *w) {
     d->head_h = floats(p, d->head_rows, w->head_rank);
     d->nll = floats(p, d->o.max_tokens, 1);
     if (!d->o.training) d->best = place(p, d->o.max_tokens, sizeof *d->best);
+    if (d->o.listings) d->list = place(p, d->o.listings, sizeof *d->list);
     if (d->m->rows_group.n) d->head_columns = stream(p, d->head_rows, d->m->head_rows.n);
     if (d->o.training) d->head_dx = branch(p, d->head_rows, w->C);
 }

@@ -36,8 +36,9 @@ typedef struct generator {
     gr_decoder *decoder;
     gr_batch batch;
     int32_t *order;   /* [n_slots] slot of each sequence of the batch */
-    float *logits;    /* [n_slots,V], or NULL: the device chooses */
-    int32_t *best;    /* [n_slots] what it chose */
+    int32_t *best;    /* [n_slots] what the device chose; NULL: it does not */
+    gr_listing *list; /* [n_slots] what it lists; NULL: it does not */
+    float *logits;    /* [n_slots,V], with listings [V]; NULL: the device chooses */
     int32_t *scratch; /* [V] */
     bool stopped;     /* by the callback */
 } generator;
@@ -77,16 +78,29 @@ static int64_t slots_for(const gr_model *m, int64_t n, int64_t longest, const gr
     return slots;
 }
 
-/* Greedy choices that nothing else goes into are made where the logits are, unless the host can read them there. */
-static bool device_chooses(const gr_model *m, const gr_generate_options *o) {
-    return !m->device->in_host && o->temperature <= 0 && o->repetition_penalty == 1.0f;
+/* How the next tokens are chosen. Where the host cannot read logits in place, the device makes greedy choices that nothing else
+ * goes into, and lists what most other choices need. */
+typedef enum way { BY_LOGITS, BY_DEVICE, BY_LISTING } way;
+
+static way way_of(const gr_model *m, int64_t slots, int64_t rows, const gr_generate_options *o) {
+    if (m->device->in_host) return BY_LOGITS;
+    if (o->temperature <= 0 && o->repetition_penalty == 1.0f) return BY_DEVICE;
+    const gr_decoder_options whole = {.max_tokens = rows};
+    return gr_sample_lists(o) && slots <= gr_decoder_head_rows(m, &whole) ? BY_LISTING : BY_LOGITS;
+}
+
+static gr_decoder_options decoder_options(const gr_model *m, int64_t slots, int64_t rows, const gr_generate_options *o) {
+    return (gr_decoder_options){.max_tokens = rows, .listings = way_of(m, slots, rows, o) == BY_LISTING ? slots : 0};
 }
 
 int64_t gr_generate_bytes(const gr_model *m, int64_t n, int64_t longest, const gr_generate_options *o) {
     int64_t max_len, rows, slots = slots_for(m, n, longest, o, &max_len, &rows), V = m->config.vocab;
-    gr_decoder_options options = {.max_tokens = rows};
-    return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(m->device, gr_decoder_plan_bytes(m, &options)) +
-           (device_chooses(m, o) ? slots : (slots + 1) * V) * 4;
+    const gr_decoder_options options = decoder_options(m, slots, rows, o);
+    const way by = way_of(m, slots, rows, o);
+    const int64_t host = by == BY_DEVICE    ? slots * (int64_t)sizeof(int32_t)
+                         : by == BY_LISTING ? slots * (int64_t)sizeof(gr_listing) + 2 * V * 4
+                                            : (slots + 1) * V * 4;
+    return gr_kv_cache_bytes(m, slots, max_len) + m->device->footprint(m->device, gr_decoder_plan_bytes(m, &options)) + host;
 }
 
 static graft_status prepare(generator *g, graft_error *err) {
@@ -97,16 +111,19 @@ static graft_status prepare(generator *g, graft_error *err) {
     g->n_slots = slots_for(g->m, g->prompts.n, longest, g->o, &max_len, &rows);
     g->slots = gr_calloc(g->n_slots, sizeof *g->slots);
     g->order = gr_calloc(g->n_slots, sizeof *g->order);
-    g->best = gr_calloc(g->n_slots, sizeof *g->best);
-    if (!g->slots || !g->order || !g->best) GR_TRY(gr_fail_memory(err, "generation"));
-    if (!device_chooses(g->m, g->o)) {
-        g->logits = gr_calloc(g->n_slots * c->vocab, sizeof *g->logits);
+    const gr_decoder_options options = decoder_options(g->m, g->n_slots, rows, g->o);
+    const way by = way_of(g->m, g->n_slots, rows, g->o);
+    if (by == BY_DEVICE) {
+        g->best = gr_calloc(g->n_slots, sizeof *g->best);
+    } else {
+        if (by == BY_LISTING) g->list = gr_calloc(g->n_slots, sizeof *g->list);
+        g->logits = gr_calloc((by == BY_LISTING ? 1 : g->n_slots) * c->vocab, sizeof *g->logits);
         g->scratch = gr_calloc(c->vocab, sizeof *g->scratch);
-        if (!g->logits || !g->scratch) GR_TRY(gr_fail_memory(err, "generation"));
     }
+    bool there = by == BY_DEVICE ? g->best != NULL : g->logits && g->scratch && (by == BY_LOGITS || g->list);
+    if (!g->slots || !g->order || !there) GR_TRY(gr_fail_memory(err, "generation"));
     for (int64_t s = 0; s < g->n_slots; s++) g->slots[s].prompt = -1;
     GR_TRY(gr_kv_cache_init(&g->cache, g->m, g->n_slots, max_len, err));
-    gr_decoder_options options = {.max_tokens = rows};
     GR_TRY(gr_decoder_new(&g->decoder, g->m, &options, err));
 done:
     return st;
@@ -172,13 +189,25 @@ static graft_status finish(generator *g, flight *f, int64_t until, bool stopped,
     return GRAFT_OK;
 }
 
-/* The next token of sequence i of the batch, from its logits where they are here. */
-static int32_t choose(generator *g, int64_t i) {
+/* The next token of sequence i of the batch: the device's choice, or by its listing where that decides, or by its logits. */
+static graft_status choose(generator *g, int64_t i, int32_t *id, graft_error *err) {
     const flight *f = &g->slots[g->order[i]];
     const int64_t V = g->m->config.vocab, generated = f->ids.n - g->prompts.ids[f->prompt].n;
-    if (!g->logits) return g->best[i];
+    graft_status st = GRAFT_OK;
+    if (g->best) {
+        *id = g->best[i];
+        return GRAFT_OK;
+    }
     float random = gr_random_uniform(g->o->seed, GR_PURPOSE_SAMPLE, f->key, (uint64_t)generated);
-    return gr_sample(g->logits + i * V, V, f->ids.data, f->ids.n, g->o, random, g->scratch);
+    float *logits = g->list ? g->logits : g->logits + i * V;
+    if (g->list) {
+        *id = gr_sample_listed(&g->list[i], V, f->ids.data, f->ids.n, g->o, random, g->scratch);
+        if (*id != GR_SAMPLE_UNDECIDED) return GRAFT_OK;
+        GR_TRY(gr_decoder_step_row(g->decoder, i, logits, err));
+    }
+    *id = gr_sample(logits, V, f->ids.data, f->ids.n, g->o, random, g->scratch);
+done:
+    return st;
 }
 
 /* Sequence i of the batch has its next token; ends the flight when that was the last. */
@@ -186,7 +215,8 @@ static graft_status advance(generator *g, int64_t i, graft_error *err) {
     flight *f = &g->slots[g->order[i]];
     graft_status st = GRAFT_OK;
     int64_t generated = f->ids.n - g->prompts.ids[f->prompt].n, cut;
-    int32_t id = choose(g, i);
+    int32_t id;
+    GR_TRY(choose(g, i, &id, err));
     if (id < 0) return gr_fail(err, GRAFT_FAILED, "prompt %lld: the model's logits are not finite", (long long)f->prompt + 1);
     if (!gr_ids_push(&f->ids, id)) return gr_fail_memory(err, "completion");
     bool end = is_end(g, id), full = generated + 1 >= g->o->max_tokens || f->ids.n >= g->cache.max_len;
@@ -222,8 +252,10 @@ static graft_status step(generator *g, graft_error *err) {
         room -= count;
         g->order[n_seqs++] = (int32_t)s;
     }
-    if (g->logits) GR_TRY(gr_decoder_step(g->decoder, &g->batch, &g->cache, g->order, g->logits, err));
-    else GR_TRY(gr_decoder_step_best(g->decoder, &g->batch, &g->cache, g->order, g->best, err));
+    if (g->best) GR_TRY(gr_decoder_step_best(g->decoder, &g->batch, &g->cache, g->order, g->best, err));
+    else if (g->list)
+        GR_TRY(gr_decoder_step_list(g->decoder, &g->batch, &g->cache, g->order, gr_sample_temperature(g->o), g->list, err));
+    else GR_TRY(gr_decoder_step(g->decoder, &g->batch, &g->cache, g->order, g->logits, err));
     for (int64_t i = 0; i < n_seqs && !g->stopped; i++)
         if (g->slots[g->order[i]].fed == g->slots[g->order[i]].ids.n) GR_TRY(advance(g, i, err));
         else if (g->callback && g->callback(g->payload, g->slots[g->order[i]].prompt, "", 0, false) != 0) g->stopped = true;
@@ -267,6 +299,7 @@ done:
     free(g.order);
     free(g.logits);
     free(g.best);
+    free(g.list);
     free(g.scratch);
     gr_kv_cache_release(&g.cache);
     gr_decoder_free(g.decoder);

@@ -14,6 +14,7 @@ typedef struct row_args {
     const gr_weight *table;
     const int32_t *ids;
     int32_t *best;
+    gr_listing *list;
     const gr_norm *norm;
     const gr_loss_terms *loss;
     int64_t n, C;
@@ -171,6 +172,64 @@ static void best_of_rows(const void *args, int64_t begin, int64_t end) {
 void gr_best_column_generic(gr_device *d, int32_t *best, gr_rows logits, int64_t n, int64_t V) {
     row_args a = {.x = logits, .best = best, .C = V};
     gr_cpu_for(d, n, gr_cpu_row_grain(V), best_of_rows, &a);
+}
+
+/* The order of a listing. */
+static bool listed_before(gr_listed a, gr_listed b) { return a.value > b.value || (a.value == b.value && a.column < b.column); }
+
+/* entry[n] is a heap but for entry i, which sinks: the last of the order is on top. */
+static void sink(gr_listed *entry, int64_t n, int64_t i) {
+    const gr_listed sinks = entry[i];
+    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && listed_before(entry[child], entry[child + 1])) child++;
+        if (!listed_before(sinks, entry[child])) break;
+        entry[i] = entry[child];
+    }
+    entry[i] = sinks;
+}
+
+/* What a row has of finite logits: the first GR_LISTED of their order. */
+static void list_row(gr_listing *l, const float *x, int64_t C) {
+    l->n = l->finite = 0;
+    for (int64_t j = 0; j < C; j++) {
+        const gr_listed now = {x[j] + 0.0f, (int32_t)j}; /* -0 is 0 */
+        if (!isfinite(x[j])) continue;
+        l->finite++;
+        if (l->n < GR_LISTED) {
+            l->entry[l->n++] = now;
+            for (int64_t i = l->n / 2 - 1; l->n == GR_LISTED && i >= 0; i--) sink(l->entry, l->n, i);
+        } else if (listed_before(now, l->entry[0])) {
+            l->entry[0] = now;
+            sink(l->entry, l->n, 0);
+        }
+    }
+    for (int64_t i = l->n / 2 - 1; l->n < GR_LISTED && i >= 0; i--) sink(l->entry, l->n, i);
+    for (int64_t left = l->n; left > 1;) {
+        const gr_listed last = l->entry[0];
+        l->entry[0] = l->entry[--left], l->entry[left] = last;
+        sink(l->entry, left, 0);
+    }
+}
+
+static void list_rows(const void *args, int64_t begin, int64_t end) {
+    const row_args *a = args;
+    for (int64_t r = begin; r < end; r++) {
+        gr_listing *l = &a->list[r];
+        const float *x = gr_f32_row(a->x, r);
+        list_row(l, x, a->C);
+        l->listed = l->rest = 0;
+        if (l->n == 0) continue;
+        const double top = l->entry[0].value;
+        for (int64_t i = 0; i < l->n; i++) l->listed += exp((l->entry[i].value - top) / a->f);
+        for (int64_t j = 0; j < a->C && l->n < l->finite; j++)
+            if (isfinite(x[j]) && listed_before(l->entry[l->n - 1], (gr_listed){x[j], (int32_t)j}))
+                l->rest += exp((x[j] - top) / a->f);
+    }
+}
+
+void gr_list_columns_generic(gr_device *d, gr_listing *list, gr_rows logits, int64_t n, int64_t V, float temperature) {
+    row_args a = {.x = logits, .list = list, .C = V, .f = temperature};
+    gr_cpu_for(d, n, gr_cpu_row_grain(V), list_rows, &a);
 }
 
 static void cross_entropy_rows(const void *args, int64_t begin, int64_t end) {

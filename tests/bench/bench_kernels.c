@@ -377,6 +377,7 @@ static void bench_ends(gr_device *d, const model_shape *s) {
             columns = rows_as(d, R, COLUMNS, GR_DTYPE_F32);
     gr_step_stats *stats = sent(d, &(gr_step_stats){.clip = 1, .optimizer_step = 1}, (int64_t)sizeof *stats);
     int32_t *ids = ids_below(d, n, V), *index = ids_below(d, n, n);
+    gr_listing *list = (gr_listing *)values(d, R * (int64_t)sizeof *list / 4);
     float *nll = values(d, n), *weight = values(d, n), *dtable = values(d, V * C);
     const gr_weight table = make_weight(d, on_card ? GR_DTYPE_BF16 : GR_DTYPE_F32, V, C);
     const gr_loss_terms plain = {0}, capped = {.softcap = 30};
@@ -389,6 +390,7 @@ static void bench_ends(gr_device *d, const model_shape *s) {
          d->ops->cross_entropy(d, nll, logits, ids, weight, R, V, &capped));
     TIME(named(s, "softcap", R, V), 10 * RV, 8 * RV, d->ops->softcap(d, logits, R, V, 30));
     TIME(named(s, "best_column", R, V), RV, 4 * RV, d->ops->best_column(d, index, logits, R, V));
+    TIME(named(s, "list_columns", R, V), 8 * RV, 8 * RV, d->ops->list_columns(d, list, logits, R, V, 1));
     TIME(named(s, "scatter_rows", n, C), 0, (4 + act) * nC, d->ops->scatter_rows(d, x, y, index, n, C));
 
     TIME(named(s, "scatter_columns", R, COLUMNS), 0, 8.0 * (double)(R * COLUMNS),

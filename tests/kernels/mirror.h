@@ -322,6 +322,7 @@ static inline gr_device *mirror_device(mirror *m, const gr_device *d) {
         const float *: mirror_at,                                                                                                  \
         int32_t *: mirror_at,                                                                                                      \
         const int32_t *: mirror_at,                                                                                                \
+        gr_listing *: mirror_at,                                                                                                   \
         gr_step_stats *: mirror_stats,                                                                                             \
         const gr_step_stats *: mirror_stats,                                                                                       \
         const gr_weight *: mirror_table,                                                                                           \

@@ -42,7 +42,7 @@ extern bool on_card;       /* the level under test is a card's: */
 extern gr_dtype card_type; /* some rows are of this type there, */
 extern bool few_digits;    /* and values have no more digits than bfloat16 */
 
-/* ---- ops_call.c: buffers of a call. All of them are guarded on both sides; a tag, a row and a column give a value in [-1,1). ---- */
+/* ---- ops_call.c: buffers of a call. Guarded on both sides; a tag, a row and a column give a value in [-1,1). ---- */
 
 float *buffer(call *c, int64_t n);                                                        /* [n], of guards */
 gr_rows filled_rows(call *c, int tag, int64_t row0, int64_t n, int64_t cols, int64_t ld); /* rows row0.. of the tag's matrix */

@@ -162,7 +162,7 @@ void make_wide_call(call *c, const operation *op, gr_device *d, int variant, int
     running = c;
     if (mirrored(d)) {
         bool floats = strcmp(op->name, "cross_entropy") == 0 || strcmp(op->name, "softcap") == 0 ||
-                      strcmp(op->name, "best_column") == 0; /* logits always are */
+                      strcmp(op->name, "best_column") == 0 || strcmp(op->name, "list_columns") == 0; /* logits always are */
         ((mirror *)d)->variant = variant, ((mirror *)d)->activations = floats ? GR_DTYPE_F32 : card_type;
     }
     op->run(c);

@@ -1,4 +1,4 @@
-/* ops_loss.c - what follows the logits: cross-entropy, caps, the best column, the sum of a step's losses. */
+/* ops_loss.c - what follows the logits: cross-entropy, caps, the best column and listings, the sum of a step's losses. */
 #include <float.h>
 #include <math.h>
 
@@ -73,6 +73,70 @@ void call_best_column(call *c) {
     }
     free(expected);
     out_numbers(c, found, 1);
+}
+
+enum { LISTED_KINDS = 11 };
+
+/* Rows with ties of every number, few that are finite or none, and large ones in the same columns of every block that is read. */
+static void put_listed(float *x, int64_t C, int64_t kind) {
+    for (int64_t j = 0; j < C; j++) switch (kind) {
+        case 1: x[j] = roundf(x[j] * 8); break;
+        case 2: x[j] = j % 2 ? 0.0f : -0.0f; break;
+        case 3: x[j] = j % 3 ? x[j] : j % 2 ? NAN : INFINITY; break;
+        case 4: x[j] = j % (C / 100 + 2) == 1 ? x[j] : -INFINITY; break;
+        case 5: x[j] = j % 2 ? NAN : -INFINITY; break;
+        case 6: x[j] = roundf(x[j]); break; /* thousands of equals */
+        case 7: x[j] = 30 - 0.01f * (float)j; break;
+        case 8: x[j] = j % 4096 < 1000 ? 10 + x[j] : -1000; break; /* fewer groups of columns than are listed */
+        case 9: x[j] *= j % 5 ? FLT_MAX : 1e-40f; break;
+        default: x[j] *= 10;
+        }
+}
+
+static bool listed_before(gr_listed a, gr_listed b) { return a.value > b.value || (a.value == b.value && a.column < b.column); }
+
+/* Entries are the row's, in order, and nothing else stands before the last; sums are within what a listing promises. */
+static void expect_listing(const gr_listing *l, const float *x, int64_t C, double temperature) {
+    int32_t finite = 0, before = 0;
+    double listed = 0, rest = 0;
+    for (int64_t j = 0; j < C; j++) finite += isfinite(x[j]) != 0;
+    assert_int_equal(l->finite, finite);
+    assert_int_equal(l->n, finite < GR_LISTED ? finite : GR_LISTED);
+    for (int32_t i = 0; i < l->n; i++) {
+        const gr_listed e = l->entry[i];
+        if (e.column < 0 || e.column >= C || x[e.column] != e.value) fail_msg("entry %d: %.9g of %d", i, e.value, e.column);
+        if (i > 0 && !listed_before(l->entry[i - 1], e)) fail_msg("entry %d: %.9g of %d comes late", i, e.value, e.column);
+        listed += exp(((double)e.value - l->entry[0].value) / temperature);
+    }
+    for (int64_t j = 0; j < C && l->n > 0; j++) {
+        const gr_listed now = {x[j], (int32_t)j}, last = l->entry[l->n - 1];
+        before += isfinite(x[j]) && listed_before(now, last);
+        if (isfinite(x[j]) && listed_before(last, now)) rest += exp(((double)x[j] - l->entry[0].value) / temperature);
+    }
+    if (l->n > 0 && before != l->n - 1) fail_msg("%d stand before entry %d", before, l->n - 1);
+    if (!(fabs(l->listed - listed) <= 1e-12 * listed)) fail_msg("listed: %.17g, not %.17g", l->listed, listed);
+    if (!(fabs(l->rest - rest) <= GR_LISTING_ERROR * rest + GR_LISTING_LEAST)) fail_msg("rest: %.17g, not %.17g", l->rest, rest);
+    const gr_listing untouched = {0};
+    assert_memory_equal(&l->entry[l->n], &untouched, (size_t)(GR_LISTED - l->n) * sizeof *l->entry);
+}
+
+/* Two rows of each kind; an emulator may give each a thread of its own. */
+void call_list_columns(call *c) {
+    static const float temperatures[] = {1, 0.7f, 20, 0.05f, 1e-6f, 1e6f};
+    const bool close = c->variant == 4; /* to each other: aligned on a card; more than a block reads at once */
+    const int64_t V = c->variant == 5 ? 4999 : close ? 24004 : width(c), left = 2 * LISTED_KINDS - c->row0;
+    const int64_t n = left < 0 ? 0 : left < c->n ? left : c->n, bytes = n * (int64_t)sizeof(gr_listing);
+    gr_rows logits = close ? filled_rows(c, 2, c->row0, c->n, V, V) : rows(c, 2, V);
+    float *sums = numbers(c, 1, 2), temperature = temperatures[(c->variant + c->variant / 6) % 6];
+    gr_listing *list = (gr_listing *)((char *)buffer(c, bytes / 4 + 2) + 4 * c->off); /* aligned to 8 bytes */
+    memset(list, 0, (size_t)bytes);
+    for (int64_t r = 0; r < n; r++) put_listed(gr_f32_row(logits, r), V, (c->row0 + r) % LISTED_KINDS);
+    c->d->ops->list_columns(c->d, list, logits, n, V, temperature);
+    for (int64_t r = 0; r < n; r++) {
+        expect_listing(&list[r], gr_f32_row(logits, r), V, temperature);
+        sums[2 * r] = (float)list[r].listed, sums[2 * r + 1] = (float)list[r].rest;
+    }
+    out_numbers(c, sums, 2);
 }
 
 /* In two parts, added to what was there; odd variants meet a NaN and an infinity, of which the first one counts. */

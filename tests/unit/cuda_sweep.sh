@@ -49,7 +49,7 @@ built=$(sha256sum "$BUILD/libgraft_cuda.so" "$BUILD/graft" "$BUILD"/tests/test_*
 echo "$built" >"$out/built"
 
 # ---- the parts, one a line: name|options of the emulator|program or script[:filter of test_model|operations of test_ops] ----
-programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers
+programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers test_sample
     test_finite_diff test_card test_bits)
 model=(l\* f\* grad\* batch_\* [c-eq-z]\* a_t\* greedy\*) # by parts: the emulator keeps the stacks of each device that was opened
 ops=("attention_forward,attention_backward" "packed attention" "cached attention" "linear_forward,few rows" linear_backward fp8)

@@ -1,5 +1,6 @@
 /* The decoder on made-up models of every kind of layer: norms of heads and of branches, biases. Every gradient against finite
- * differences; recomputation, a KV cache and the sums of a step; what the hooks are told. */
+ * differences; recomputation, a KV cache, what is chosen from its rows,
+ * and the sums of a step; what the hooks are told. */
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 
 #include "core/model/decoder.h"
+#include "core/model/sample.h"
 #include "tests/unit/assert_ok.h"
 #include "tests/unit/params_copy.h"
 
@@ -53,7 +55,7 @@ static void fill_values(gr_params *p) {
     free(values);
 }
 
-static world open_world(bool qk_norm, bool branch_norm) {
+static world open_wide_world(bool qk_norm, bool branch_norm, int64_t vocab) {
     static const gr_slot heads[] = {GR_SLOT_Q_NORM, GR_SLOT_K_NORM}, branches[] = {GR_SLOT_ATTENTION_NORM, GR_SLOT_MLP_NORM};
     world w = {.arch = gr_archs[0]};
     memcpy(w.names, gr_archs[0].modules, sizeof w.names);
@@ -69,14 +71,14 @@ static world open_world(bool qk_norm, bool branch_norm) {
                          .n_kv_heads = K,
                          .head_dim = D,
                          .ffn = F,
-                         .vocab = V,
+                         .vocab = vocab,
                          .max_positions = 64,
                          .norm_eps = 1e-5f,
                          .rope_theta = 10000};
     assert_ok(gr_model_make(&w.m, &c, machine, GR_DTYPE_F32, 64, &err));
     w.m->config.arch = &gr_archs[0]; /* it has told all: w moves */
     const int64_t shape[7][2] = {{H * D, C}, {K * D, C}, {K * D, C}, {C, H * D}, {F, C}, {F, C}, {C, F}};
-    put(&w, V, C), put(&w, V, C), put(&w, 1, C);
+    put(&w, vocab, C), put(&w, vocab, C), put(&w, 1, C);
     for (int64_t i = 0; i < L; i++) {
         for (int k = 0; k < 7; k++) put(&w, shape[k][0], shape[k][1]);
         for (int k = 0; k < 6; k++) put(&w, 1, k == 2 || k == 3 ? D : C);
@@ -84,7 +86,7 @@ static world open_world(bool qk_norm, bool branch_norm) {
     assert_ok(gr_params_allocate(&w.p, machine.device, true, &err));
     fill_values(&w.p);
     int64_t next = 0;
-    fill_linear(&w, &w.m->embed, V, C, &next), fill_linear(&w, &w.m->head, V, C, &next), fill_vector(&w, &w.m->norm, &next);
+    fill_linear(&w, &w.m->embed, vocab, C, &next), fill_linear(&w, &w.m->head, vocab, C, &next), fill_vector(&w, &w.m->norm, &next);
     for (int64_t i = 0; i < L; i++) {
         gr_layer *l = &w.m->layers[i];
         gr_linear *linears[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
@@ -99,6 +101,8 @@ static world open_world(bool qk_norm, bool branch_norm) {
     assert_ok(gr_batch_append(&w.b, ids + 15, target + 15, TOKENS - 15, 2, &err));
     return w;
 }
+
+static world open_world(bool qk_norm, bool branch_norm) { return open_wide_world(qk_norm, branch_norm, V); }
 
 static void close_world(world *w) {
     gr_model_free(w->m);
@@ -219,6 +223,55 @@ static void cache_gives_the_same_logits(void **state) {
         gr_decoder_free(d);
         close_world(&w);
     }
+}
+
+/* Tokens of two sequences, of more than a listing holds: chosen by listings where these decide, and by the rows that made them,
+ * they are those of whole rows of the same steps. Of flat rows some are decided, of peaked ones most. */
+static void listings_give_the_tokens_of_rows(void **state) {
+    (void)state;
+    enum { WIDE = 3000, STEPS = 24 };
+    static const gr_generate_options ways[] = {{.temperature = 0.02f, .top_p = 0.9f, .repetition_penalty = 1},
+                                               {.temperature = 2, .top_p = 1, .repetition_penalty = 1.3f},
+                                               {.temperature = 0.1f, .top_p = 1, .top_k = 40, .repetition_penalty = 1.1f}};
+    static float rows[2][WIDE], row[WIDE];
+    static int32_t scratch[WIDE];
+    static gr_listing list[2];
+    world w = open_wide_world(true, true, WIDE);
+    gr_decoder *d;
+    assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS, .listings = 2}, &err));
+    int decided = 0, open = 0;
+    for (int way = 0; way < GR_LEN(ways); way++) {
+        const gr_generate_options *o = &ways[way];
+        gr_kv_cache cache;
+        gr_batch b = {0};
+        const int32_t slots[] = {1, 0};
+        int32_t seen[2][STEPS + 1] = {{3}, {5}};
+        assert_ok(gr_kv_cache_init(&cache, w.m, 2, STEPS, &err));
+        for (int i = 0; i < STEPS; i++) {
+            gr_batch_clear(&b);
+            for (int s = 0; s < 2; s++) {
+                assert_ok(gr_batch_append(&b, &seen[s][i], NULL, 1, 0, &err));
+                b.positions[s] = i;
+            }
+            assert_ok(gr_decoder_step(d, &b, &cache, slots, &rows[0][0], &err));
+            cache.len[0]--, cache.len[1]--; /* the same step again */
+            assert_ok(gr_decoder_step_list(d, &b, &cache, slots, gr_sample_temperature(o), list, &err));
+            for (int s = 0; s < 2; s++) {
+                const float random = (float)(i * 7 % STEPS) / STEPS;
+                int32_t id = gr_sample_listed(&list[s], WIDE, seen[s], i + 1, o, random, scratch);
+                decided += id >= 0, open += id < 0;
+                assert_ok(gr_decoder_step_row(d, s, row, &err));
+                assert_memory_equal(row, rows[s], sizeof row);
+                seen[s][i + 1] = gr_sample(row, WIDE, seen[s], i + 1, o, random, scratch);
+                if (id >= 0) assert_int_equal(id, seen[s][i + 1]);
+            }
+        }
+        gr_kv_cache_release(&cache);
+        gr_batch_release(&b);
+    }
+    assert_true(decided > 2 * STEPS && open > 0);
+    gr_decoder_free(d);
+    close_world(&w);
 }
 
 /* The sum that stays on the device is that of the rows, in their order; a row that is not finite is named. */
@@ -380,9 +433,13 @@ static int teardown(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients_are_slopes),        cmocka_unit_test(recomputation_gives_the_same_bits),
-        cmocka_unit_test(cache_gives_the_same_logits), cmocka_unit_test(sums_stay_on_the_device),
-        cmocka_unit_test(hooks_bracket_layers),        cmocka_unit_test(a_segment_trains_as_the_whole_does),
+        cmocka_unit_test(gradients_are_slopes),
+        cmocka_unit_test(recomputation_gives_the_same_bits),
+        cmocka_unit_test(cache_gives_the_same_logits),
+        cmocka_unit_test(sums_stay_on_the_device),
+        cmocka_unit_test(hooks_bracket_layers),
+        cmocka_unit_test(a_segment_trains_as_the_whole_does),
+        cmocka_unit_test(listings_give_the_tokens_of_rows),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

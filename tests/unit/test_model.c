@@ -579,6 +579,41 @@ static void greedy_text_is_transformers(void **state) {
     for (int g = 0; g < GR_LEN(golden_models); g++) check_greedy_text(golden_models[g]);
 }
 
+/* Sampled text is that of whole rows of logits on the same device, which moves ids of greedy text and listings of this. */
+static void sampled_text_is_that_of_rows(void **state) {
+    (void)state;
+    static const gr_generate_options ways[] = {
+        {.max_tokens = 8, .temperature = 1.5f, .top_p = 0.95f, .repetition_penalty = 1, .seed = 3, .ignore_eos = true},
+        {.max_tokens = 8, .temperature = 1, .top_p = 1, .top_k = 20, .repetition_penalty = 1.2f, .seed = 4, .ignore_eos = true},
+        {.max_tokens = 8, .temperature = 0, .top_p = 1, .repetition_penalty = 1.5f, .ignore_eos = true}};
+    world w = open_world(golden_models[0], 0, 2);
+    gr_device *dev = w.m->device;
+    const bool in_host = dev->in_host;
+    gr_tokenizer *t;
+    MUST(gr_tokenizer_open(&t, golden_models[0], err));
+    int32_t ids[] = {7, 20, 33, 8, 21};
+    const gr_ids prompts[] = {{.data = ids, .n = 3}, {.data = ids + 1, .n = 4}, {.data = ids, .n = 3}};
+    const int64_t n = GR_LEN(prompts);
+    for (int way = 0; way < GR_LEN(ways); way++) {
+        gr_completion listed[GR_LEN(prompts)], whole[GR_LEN(prompts)];
+        real_download = dev->download, dev->download = noted_download, largest_download = 0;
+        MUST(gr_generate(w.m, t, (gr_prompts){prompts, n, -1}, &ways[way], listed, NULL, NULL, err));
+        dev->download = real_download;
+        if (!in_host) assert_int_equal(largest_download, n * (int64_t)sizeof(gr_listing));
+        dev->in_host = true; /* as generation sees it: rows are read */
+        MUST(gr_generate(w.m, t, (gr_prompts){prompts, n, -1}, &ways[way], whole, NULL, NULL, err));
+        dev->in_host = in_host;
+        for (int64_t p = 0; p < n; p++) {
+            assert_int_equal(listed[p].n_tokens, 8);
+            assert_string_equal(listed[p].text, whole[p].text);
+        }
+        if (way < 2) assert_string_not_equal(listed[0].text, listed[2].text); /* twins draw other numbers */
+        gr_completions_release(listed, n), gr_completions_release(whole, n);
+    }
+    gr_tokenizer_free(t);
+    close_world(&w);
+}
+
 /* Twice the rows must not add twice the logits: they are made in blocks and never kept. */
 static void no_logits_are_kept(void **state) {
     (void)state;
@@ -644,6 +679,7 @@ int main(void) {
         cmocka_unit_test(quantised_layers_are_the_files),
         cmocka_unit_test(a_weight_that_is_not_finite_is_not_quantised),
         cmocka_unit_test(greedy_text_is_transformers),
+        cmocka_unit_test(sampled_text_is_that_of_rows),
         cmocka_unit_test(no_logits_are_kept),
     };
     cmocka_set_test_filter(getenv("GRAFT_TEST")); /* of these names alone; NULL: all */
