@@ -1,5 +1,5 @@
 /* test_bits.c - a row's bits do not depend on how many rows there are, on the run, or on whether the matrix of a group is kept or
- * made before each product: products of 1 to 4,096 rows, forward and backward, on the device that GRAFT_DEVICE names. GRAFT_LARGE
+ * made before each product, of weights of any type: products of 1 to 4,096 rows, forward and backward, on the device that GRAFT_DEVICE names. GRAFT_LARGE
  * takes the shapes of LLaMA-7B and SmolLM2-135M, for a card. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -54,6 +54,18 @@ static void *filled(int64_t n, gr_dtype type, float scale) {
     return p;
 }
 
+/* Rows of blocks of any type: no byte makes a scale that is not finite. */
+static void *blocks(gr_dtype type, int64_t n) {
+    const int64_t bytes = gr_dtype_bytes(type, n);
+    uint8_t *made = malloc((size_t)bytes), *p = d->alloc(d, bytes);
+    uint32_t state = 54321;
+    assert_true(made && p);
+    for (int64_t i = 0; i < bytes; i++) made[i] = (uint8_t)((state = state * 1664525 + 1013904223) >> 24) % 0x3c;
+    d->upload(d, p, made, bytes);
+    free(made);
+    return p;
+}
+
 static gr_rows rows(int64_t n, int64_t cols, gr_dtype compute) {
     gr_dtype type = d->act_type(d, compute);
     int64_t ld = d->row_stride(d, cols, type);
@@ -69,7 +81,7 @@ typedef struct world {
     int64_t N, K;
 } world;
 
-static void make(world *w, const shape *s, int64_t n, gr_dtype compute, bool trained) {
+static void make(world *w, const shape *s, gr_dtype type, int64_t n, gr_dtype compute, bool trained) {
     *w = (world){.K = s->K};
     const int64_t rank = trained ? 0 : RANK;
     for (int i = 0; i < GR_GROUP_MAX && s->N[i]; i++) {
@@ -80,10 +92,11 @@ static void make(world *w, const shape *s, int64_t n, gr_dtype compute, bool tra
                                filled(N * rank, GR_DTYPE_F32, 0.1f),
                                filled(rank * s->K, GR_DTYPE_F32, 1),
                                filled(N * rank, GR_DTYPE_F32, 1)};
-        w->member[i] = (gr_linear){.w = {GR_DTYPE_BF16, N, s->K, filled(N * s->K, GR_DTYPE_BF16, 0.1f)},
-                                   .lora = &w->lora[i],
-                                   .n_lora = trained ? 0 : 1,
-                                   .dw = trained ? filled(N * s->K, GR_DTYPE_F32, 1) : NULL};
+        w->member[i] =
+            (gr_linear){.w = {type, N, s->K, type == GR_DTYPE_BF16 ? filled(N * s->K, type, 0.1f) : blocks(type, N * s->K)},
+                        .lora = &w->lora[i],
+                        .n_lora = trained ? 0 : 1,
+                        .dw = trained ? filled(N * s->K, GR_DTYPE_F32, 1) : NULL};
         w->group.member[w->group.n++] = &w->member[i];
         w->N += N;
     }
@@ -142,12 +155,12 @@ static void expect(const char *a, const char *b, int64_t n, int64_t cols, gr_dty
         fail_msg("%s: %s changes the bits of %lld rows", name, what, (long long)n);
 }
 
-/* Forward and backward of a group: numbers of rows, once more, without a form. On a card, few rows that are not trained go another
+/* Forward and backward of a group: numbers of rows, once more, expanded before each product, without a form. On a card, few rows that are not trained go another
  * way forward (cuda.h: gr_cuda_few_rows): they are alike among themselves. */
-static void check(const shape *s, int64_t most, gr_dtype compute, bool trained) {
+static void check(const shape *s, gr_dtype weights, int64_t most, gr_dtype compute, bool trained) {
     static const int64_t fewer[] = {1, 7, 100, 512};
     world w;
-    make(&w, s, most, compute, trained);
+    make(&w, s, weights, most, compute, trained);
     assert_true(d->place(d, &w.group));
     char *y = forward(&w, most), *dx = backward(&w, most), *few = forward(&w, FEW);
     const gr_dtype type = w.product.y.type;
@@ -159,12 +172,17 @@ static void check(const shape *s, int64_t most, gr_dtype compute, bool trained) 
         expect(back, dx, n, w.K, type, s->name, "the number of rows, backward,");
         free(some), free(back);
     }
-    for (int kept = 1; kept >= 0; kept--) {
+    for (int way = 0; way < 3; way++) {
+        static const char *const what[][2] = {{"another run, forward,", "another run, backward,"},
+                                              {"an expanded matrix, forward,", "an expanded matrix, backward,"},
+                                              {"a matrix that is not kept, forward,", "a matrix that is not kept, backward,"}};
         char *again = forward(&w, most), *back = backward(&w, most);
-        expect(again, y, most, w.N, type, s->name, kept ? "another run, forward," : "a matrix that is not kept, forward,");
-        expect(back, dx, most, w.K, type, s->name, kept ? "another run, backward," : "a matrix that is not kept, backward,");
+        expect(again, y, most, w.N, type, s->name, what[way][0]);
+        expect(back, dx, most, w.K, type, s->name, what[way][1]);
         free(again), free(back);
-        if (kept) d->release(d, &w.group);
+        if (way < 2) d->release(d, &w.group);
+        w.group.expand = true;
+        if (way < 1) assert_true(d->place(d, &w.group));
     }
     free(y), free(dx), free(few);
     release(&w);
@@ -178,13 +196,26 @@ static void test_bits(void **state) {
     const int n = (int)(all ? sizeof large / sizeof *large : sizeof small / sizeof *small);
     for (int i = 0; i < n; i++)
         for (int trained = 0; trained < 2; trained++) {
-            check(&shapes[i], all ? 4096 : 520, GR_DTYPE_BF16, trained);
-            if (!all) check(&shapes[i], 520, GR_DTYPE_F32, trained);
+            check(&shapes[i], GR_DTYPE_BF16, all ? 4096 : 520, GR_DTYPE_BF16, trained);
+            if (!all) check(&shapes[i], GR_DTYPE_BF16, 520, GR_DTYPE_F32, trained);
         }
 }
 
+/* Weights of every quantised type, as they are in the file: resident as a matrix or expanded, the same bits. */
+static void test_types(void **state) {
+    (void)state;
+    static char names[GR_DTYPE_COUNT][32];
+    for (int type = 0; type < GR_DTYPE_COUNT; type++) {
+        if (gr_dtype_get((gr_dtype)type)->block == 1) continue;
+        snprintf(names[type], sizeof names[type], "a group of type %s", gr_dtype_get((gr_dtype)type)->name);
+        const shape s = {names[type], {72, 40, 0}, 256};
+        check(&s, (gr_dtype)type, 40, GR_DTYPE_BF16, false);
+        check(&s, (gr_dtype)type, 40, GR_DTYPE_F32, false);
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits), cmocka_unit_test(test_types)};
     const char *why = NULL;
     gr_threads *threads = gr_threads_new(0);
     d = threads ? gr_device_open(getenv("GRAFT_DEVICE") ? "auto" : "cpu", threads, &why) : NULL;

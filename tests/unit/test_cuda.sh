@@ -72,16 +72,18 @@ check "and on cuda" train cuda16 cuda model.dtype=bf16
 check "the losses are near" close cpu16 cuda16 5e-3
 check "in half floats" train half cuda model.dtype=fp16
 check "the losses are near, too" close cpu half 5e-3
-check "nf4 on the CPU" train nf4 cpu model.quantize=nf4
-check "and on cuda" train cudanf4 cuda model.quantize=nf4
-check "the losses are the CPU's" close nf4 cudanf4 2e-5
-# Where a matrix made once does not fit: what the plan asks for then is what it has with all that saves memory.
-tight=(model.quantize=nf4 train.gradient_checkpointing=none train.micro_batch_tokens=600)
-needs=$(emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none "${tight[@]}" train.memory_limit=4MiB 2>&1 |
-    sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p')
-check "nf4 in little memory" train expanded cuda "${tight[@]}" "train.memory_limit=$(awk "BEGIN {print $needs + 0.1}")MiB"
-check "expands its weights before each product" grep -q "expanded before each product" expanded/run.log
-check "and has the same bits" same cudanf4/adapter/adapter_model.safetensors expanded/adapter/adapter_model.safetensors
+for type in nf4 q8_0; do # other types: kernels/test_bits.c
+    check "$type on the CPU" train $type cpu model.quantize=$type
+    check "and on cuda" train cuda$type cuda model.quantize=$type
+    check "the losses are the CPU's" close $type cuda$type 2e-5
+    # Where a matrix made once does not fit: what the plan asks for then is what it has with all that saves memory.
+    tight=(model.quantize=$type train.gradient_checkpointing=none train.micro_batch_tokens=600)
+    needs=$(emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none "${tight[@]}" train.memory_limit=4MiB 2>&1 |
+        sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p')
+    check "$type in little memory" train expanded$type cuda "${tight[@]}" "train.memory_limit=$(awk "BEGIN {print $needs + 0.1}")MiB"
+    check "expands its weights before each product" grep -q "expanded before each product" expanded$type/run.log
+    check "and has the same bits" same cuda$type/adapter/adapter_model.safetensors expanded$type/adapter/adapter_model.safetensors
+done
 recipe=full.yaml
 check "every weight on the CPU" train full cpu train.learning_rate=1e-3
 check "and on cuda" train cudafull cuda train.learning_rate=1e-3
