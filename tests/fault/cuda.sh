@@ -1,47 +1,99 @@
 #!/bin/bash
-# Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Needs the CUDA backend and the
-# emulator, which lies outside the project.
+# Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Which calls there are a run
+# without a failure tells. By default some of each; `all`: every single one (part of tests/unit/cuda_sweep.sh); words: of these kinds
+# of runs alone. Needs the CUDA backend and the emulator, which lies outside the project.
 . "$(dirname "$0")/../lib.sh"
 needs_emulator "faults of CUDA"
 cd "$WORK" || exit 1
-cat >tiny.yaml <<Y
+cat >lora.yaml <<Y
 model: {base: $TINY, dtype: bf16}
 adapter: {rank: 4, alpha: 8}
 data: {train: $TINY/train.jsonl, cache: none}
-train: {max_steps: 3, batch_size: 4}
+train: {max_steps: 2, batch_size: 4}
 save: {every: 1}
 log: {every: 1}
 device: cuda
-output_dir: run
 Y
-# fails NAME CALL: the run ends with an error in one line and without a result, or (fewer calls are made) well.
-fails() {
-    rm -rf run
-    env -u SHELLOPTS timeout 120 "$emulator" --on-fault error --fail "$2" -- "$GRAFT" train tiny.yaml >fault.log 2>&1
-    local code=$?
-    if [ $code = 0 ] && [ -s run/adapter/adapter_model.safetensors ]; then return 0; fi
-    if [ $code -ge 1 ] && [ $code -le 3 ] && [ "$(grep -c '^graft: error: ' fault.log)" = 1 ] && [ ! -e run/adapter ] &&
-        ! find run -name '*.tmp*' 2>/dev/null | grep . >fault.tmp; then
-        n_refused=$((n_refused + 1))
-        return 0
-    fi
-    not_ok "$1" "exit code $code" fault.log
-    return 1
+sed 's/^adapter: .*/adapter: {method: full}/' lora.yaml >full.yaml
+printf '{"prompt": "What is %s + 4?"}\n' 3 15 >prompts.jsonl
+
+# What is run, and the file that it makes last. nf4 where matrices made once do not fit: they are expanded before each product.
+kinds=(lora full fp8 nf4 generate)
+export TINY GRAFT emulator
+tight=(model.quantize=nf4 train.gradient_checkpointing=none train.micro_batch_tokens=600)
+tight+=("train.memory_limit=$(emulated "$GRAFT" plan lora.yaml output_dir=none "${tight[@]}" train.memory_limit=4MiB 2>&1 |
+    sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p' | awk '{print $1 + 0.1}')MiB")
+run_kind() { # run_kind KIND FOLDER
+    case $1 in
+    lora) "${run[@]}" -- "$GRAFT" train lora.yaml "output_dir=$2" ;;
+    full) "${run[@]}" -- "$GRAFT" train full.yaml "output_dir=$2" ;;
+    fp8) "${run[@]}" -- "$GRAFT" train lora.yaml "output_dir=$2" model.compute=fp8 ;;
+    nf4) "${run[@]}" -- "$GRAFT" train lora.yaml "output_dir=$2" "${tight[@]}" ;;
+    generate) # of quantised weights, sampled, by an adapter
+        "${run[@]}" -- "$GRAFT" generate --model "$TINY" --adapter lora.good --quantize nf4 --device cuda --prompts prompts.jsonl \
+            --temperature 0.7 --seed 1 --max-tokens 4 --out "$2"
+        ;;
+    esac
 }
-for call in cudaMalloc cudaMemcpyAsync cudaMemsetAsync cudaHostAlloc cudaEventRecord cudaEventSynchronize cudaStreamSynchronize \
-    cublasLtCreate cublasLtMatmul cublasLtMatmulAlgoGetHeuristic kernel; do
-    n_refused=0 good=1
-    for n in 1 2 7 23 80 300; do fails "$call, call $n fails" "$call:$n" || good=0; done
-    [ $n_refused -gt 0 ] || not_ok "$call fails" "no run noticed" fault.log
-    [ $good = 0 ] || [ $n_refused = 0 ] || ok "$call fails: $n_refused runs end with one error and no result"
-done
+result() { # result KIND FOLDER
+    case $1 in
+    full) echo "$2/model/model.safetensors" ;;
+    generate) echo "$2" ;;
+    *) echo "$2/adapter/adapter_model.safetensors" ;;
+    esac
+}
+
+# fails KIND CALL NUMBER OF: the run ends with an error in one line and without a result. Where a release fails it may end well, too.
+fails() {
+    local kind=$1 call=$2 code at=$1.$2.$3 made good=0
+    local run=(env -u SHELLOPTS timeout 300 "$emulator" --on-fault error --fail "$call:$3")
+    run_kind "$kind" "$at" >"$at.log" 2>&1
+    code=$? made=$(result "$kind" "$at")
+    if [ $code = 0 ]; then
+        [[ ! -s $made || ! $call =~ Free|Destroy ]] || good=1
+    elif [ $code -le 3 ] && [ "$(grep -c '^graft: error: ' "$at.log")" = 1 ] && [ ! -e "$made" ]; then
+        [ -n "$(find . -path "./$at*" -name '*.tmp*')" ] || good=1
+    fi
+    [ $good = 1 ] || echo "$kind: $call, call $3 of $4 fails|exit code $code|$at.log" >>wrong
+    [ $good = 0 ] || echo "$kind $call" >>right
+    rm -rf "$at"
+}
+export -f fails run_kind result
+
+words=" $* "
+chosen() { [ "${words// /}" = all ] || [[ $words =~ ^\ *$|\ $1\  ]]; }
+for kind in "${kinds[@]}"; do
+    chosen $kind || [ $kind = lora ] || continue # its adapter generates
+    run=(env -u SHELLOPTS CUDAEMU_TRACE=1 "$emulator")
+    run_kind $kind $kind.good >$kind.trace 2>&1
+    if [ -s "$(result $kind $kind.good)" ]; then ok "$kind without a failure"; else not_ok "$kind without a failure" "" $kind.trace; fi
+    chosen $kind || continue
+    # Of the first kind some of each call; of the others some of those that do the work.
+    sed -nE 's/^cudaemu: \[device [0-9]+\] ([A-Za-z]+) #.*/\1/p' $kind.trace | sort | uniq -c |
+        awk -v kind=$kind -v all="$([ "${words// /}" != all ] || echo 1)" '
+            all {for (i = 1; i <= $1; i++) print kind, $2, i, $1; next}
+            kind != "lora" && $2 !~ /^(cudaMalloc|cudaMemcpyAsync|kernel|cublasLtMatmul|cudaGraph[A-Za-z]*)$/ {next}
+            {
+                last = 0
+                for (i = kind != "lora"; i <= 3; i++)
+                    if ((n = i ? int(($1 * i + 2) / 3) : 1) > last) print kind, $2, last = n, $1
+            }'
+done >found
+grep -E '^(ok|not ok|    )' found
+grep -vE '^(ok|not ok|    )' found >to-do
+n_failed=$((n_failed + $(grep -c '^not ok' found)))
+touch wrong right
+xargs -r -L 1 -P "$(nproc)" bash -c "$(declare -p tight); "'fails "$@"' _ <to-do
+while IFS='|' read -r name why log; do not_ok "$name" "$why" "$log"; done <wrong
+sort right | uniq -c | while read -r n kind call; do ok "$kind: $call fails, $n runs: one error each, and no result"; done
+check "each of them came to an end" test "$(cat right wrong | wc -l)" = "$(wc -l <to-do)" -a -s right
+if ! chosen lora || [ "${words// /}" = all ]; then finish; fi
 
 # What was saved before the failure is whole: the run goes on from there to the same bits.
-run() { env -u SHELLOPTS "$emulator" "$@"; }
-rm -rf run
-check "the run without a failure" run -- "$GRAFT" train tiny.yaml output_dir=good
-refused "one that fails in its third step" 1 "graft: error: " run --on-fault error --fail kernel:250 -- "$GRAFT" train tiny.yaml
+refused "one that fails in its second step" 1 "graft: error: " env -u SHELLOPTS "$emulator" --on-fault error \
+    --fail "kernel:$(awk '$1 == "lora" && $2 == "kernel" {n = int($4 * 0.8)} END {print n}' to-do)" -- \
+    "$GRAFT" train lora.yaml output_dir=run
 check "it has a checkpoint" test -d run/checkpoint-1
-check "and is resumed" run -- "$GRAFT" train tiny.yaml --resume
-check "to the same bits" same good/adapter/adapter_model.safetensors run/adapter/adapter_model.safetensors
+check "and is resumed" emulated "$GRAFT" train lora.yaml output_dir=run --resume
+check "to the same bits" same lora.good/adapter/adapter_model.safetensors run/adapter/adapter_model.safetensors
 finish

@@ -29,7 +29,9 @@ export emulator GRAFT_CARD SOURCE BUILD WORK
 printf '%s\n' "${parts[@]}" | xargs -P "$(nproc)" -I{} bash -c 'one_part "$1"' _ {}
 for part in "${parts[@]}"; do
     file=${part//[^a-z_:]/}
-    [ "$(cat "$file.rc")" = 0 ] || not_ok "$part on cuda" "gave $(cat "$file.rc")" "$file.log"
+    [ "$(cat "$file.rc")" != 0 ] || continue
+    grep -vE '^\[ +(RUN|OK|SKIPPED) +\]' "$file.log" >"$file.said"
+    not_ok "$part on cuda" "gave $(cat "$file.rc")" "$file.said"
 done
 
 # ---- runs ----
