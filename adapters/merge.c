@@ -64,7 +64,7 @@ static graft_status take_rows(merge_job *job, const gr_weight_entry *e, int64_t 
     int64_t K = e->view.cols, trained = job->parts->trained ? gr_params_find(job->parts->trained, e->name) : -1;
     if (trained >= 0) {
         gr_params_read_part(job->parts->trained, GR_PARAMS_VALUE, trained, first * K, n * K, job->rows);
-        return GRAFT_OK;
+        return gr_device_status(job->parts->trained->device, err);
     }
     const gr_weight_entry *found = gr_weights_find(job->m->weights, e->name);
     const gr_weight *w = &(found ? found : gr_weights_get(job->m->weights, 0))->view;
@@ -103,6 +103,7 @@ static graft_status merged_rows(void *context, int64_t i, int64_t first, int64_t
     for (int j = 0; j < job->parts->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->parts->adapters[j], e->name);
         if (module) add_adapter(job, j, module, first, n);
+        if (gr_device_status(job->parts->adapters[j]->params->device, err) != GRAFT_OK) return GRAFT_FAILED;
     }
     for (int64_t k = 0; k < n * K; k++)
         if (!isfinite(job->rows[k]))

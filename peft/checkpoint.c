@@ -95,6 +95,7 @@ static graft_status put_tensors(gr_h5 *h, const gr_params *p, float *staging, gr
                 gr_h5_put(h, name, part[k].codes ? GR_H5_U8 : GR_H5_F32, 2, (int64_t[]){part[k].rows, part[k].cols}, staging, err));
         }
     }
+    GR_TRY(gr_device_status(p->device, err));
 done:
     return st;
 }

@@ -68,7 +68,7 @@ int64_t gr_params_find(const gr_params *p, const char *name);
 int64_t gr_params_largest(const gr_params *p);
 /* Copy a whole item [n] from or to a buffer that is allocated, or floats first .. first + n of one; dst and src are host memory.
  * Values are float32 here whatever their type: all of what updates see; written ones are rounded to the nearest where the type has
- * no more. */
+ * no more. A device that failed tells zeros: whoever keeps what was read asks gr_device_status afterwards. */
 typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst);
 void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst);

@@ -57,14 +57,14 @@ one() {
     local program=test_ops
     case $ops in test_*) program=$ops ops= ;; esac
     test_with() { # test_with LIBRARY LOG
-        GRAFT_OPS=$ops GRAFT_CUDA_LIB=$1 env -u SHELLOPTS timeout 600 "$emulator" $options -- "$BUILD/tests/$program" >"$2" 2>&1
+        GRAFT_OPS=$ops GRAFT_CUDA_LIB=$1 env -u SHELLOPTS timeout 1800 "$emulator" $options -- "$BUILD/tests/$program" >"$2" 2>&1
     }
     if ! build "$dir" "$file" "$edit" >"$dir/log" 2>&1; then
         echo "not ok $name|it was not planted" >"$dir/said"
     elif test_with "$dir/libgraft_cuda.so" "$dir/log"; then
         echo "not ok $name|no test noticed" >"$dir/said"
     elif ! grep -qE '^\[  FAILED|cudaemu: ERROR' "$dir/log"; then
-        echo "not ok $name|the test ended, but found nothing" >"$dir/said"
+        echo "not ok $name|the test ended or was out of time, but found nothing" >"$dir/said"
     elif [ -n "$without" ] && ! test_with "$BUILD/libgraft_cuda.so" "$dir/log"; then
         echo "not ok $name|the test fails without it, too" >"$dir/said"
     else
