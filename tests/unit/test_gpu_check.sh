@@ -10,6 +10,12 @@ env -u SHELLOPTS LD_LIBRARY_PATH="$WORK/gpu-check/lib" ldd gpu-check/build/graft
 check "it needs libraries" grep -q "libyaml.*$WORK/gpu-check/lib" libraries
 grep '=> /' libraries | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
 none "all libraries but glibc's are in it" "from elsewhere" wrong
+# On the CPU, which shows that the files which they read are there.
+for f in gpu-check/build/tests/test_*; do
+    case $f in */test_ops | */test_bits | */test_model | */test_card) continue ;; esac # they take long, or need a card
+    check "packed $(basename "$f") has its files" env -i PATH="$PATH" HOME="$WORK" LD_LIBRARY_PATH="$WORK/gpu-check/lib" \
+        bash -c "cd gpu-check && build/tests/$(basename "$f")"
+done
 env -i PATH="$PATH" HOME="$WORK" CUDAEMU_CACHE="$CUDAEMU_CACHE" CUDAEMU_THREADS=1 \
     gpu-check/tests/gpu-check run --small --limit 900 --emulator "$emulator" --only doctor speed kernels --out out >run.log 2>&1
 code=$?
