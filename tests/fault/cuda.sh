@@ -87,7 +87,7 @@ n_failed=$((n_failed + $(grep -c '^not ok' found)))
 touch wrong right
 xargs -r -L 1 -P "$(nproc)" bash -c "$(declare -p tight); "'fails "$@"' _ <to-do
 while IFS='|' read -r name why log; do not_ok "$name" "$why" "$log"; done <wrong
-sort right | uniq -c | while read -r n kind call; do ok "$kind: $call fails, one of $n"; done
+sort right | uniq -c | while read -r n kind call; do ok "$kind: $call fails, $n runs"; done
 check "each of them came to an end" test "$(cat right wrong | wc -l)" = "$(wc -l <to-do)" -a -s right
 if ! chosen lora || [ "${words// /}" = all ]; then finish; fi
 
