@@ -1,7 +1,7 @@
 #!/bin/bash
 # Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Which calls there are a run
-# without a failure tells. By default some of each; `all`: every single one (part of tests/unit/cuda_sweep.sh); words: of these kinds
-# of runs alone. Needs the CUDA backend and the emulator, which lies outside the project.
+# without a failure tells. By default some of each; `all`: every single one (part of tests/unit/cuda_sweep.sh); words: of these
+# kinds of runs alone. Needs the CUDA backend and the emulator, which lies outside the project.
 . "$(dirname "$0")/../lib.sh"
 needs_emulator "faults of CUDA"
 cd "$WORK" || exit 1
@@ -51,8 +51,8 @@ fails() {
     run_kind "$kind" "$at" >"$at.log" 2>&1
     code=$? made=$(result "$kind" "$at")
     if [ $code = 0 ]; then
-        [[ ! $call =~ Free|Destroy|DeviceSynchronize|SetDevice|Heuristic ]] || ! same "$made" "$(result "$kind" "$kind.good")" >"$at.same" ||
-            good=1
+        [[ ! $call =~ Free|Destroy|DeviceSynchronize|SetDevice|Heuristic ]] ||
+            ! same "$made" "$(result "$kind" "$kind.good")" >"$at.same" || good=1
     elif [ $code -le 3 ] && [ "$(grep -c '^graft: error: ' "$at.log")" = 1 ] && [ ! -e "$made" ]; then
         [ -n "$(find . -path "./$at*" -name '*.tmp*')" ] || good=1
     fi
@@ -68,7 +68,8 @@ for kind in "${kinds[@]}"; do
     chosen $kind || [ $kind = lora ] || continue # its adapter generates
     run=(env -u SHELLOPTS CUDAEMU_TRACE=1 "$emulator")
     run_kind $kind $kind.good >$kind.trace 2>&1
-    if [ -s "$(result $kind $kind.good)" ]; then ok "$kind without a failure"; else not_ok "$kind without a failure" "" $kind.trace; fi
+    name="$kind without a failure"
+    if [ -s "$(result $kind $kind.good)" ]; then ok "$name"; else not_ok "$name" "no result" $kind.trace; fi
     chosen $kind || continue
     # Of the first kind some of each call; of the others some of those that do the work.
     sed -nE 's/^cudaemu: \[device [0-9]+\] ([A-Za-z]+) #.*/\1/p' $kind.trace | sort | uniq -c |
