@@ -1,6 +1,6 @@
 /* test_bits.c - a row's bits do not depend on how many rows there are, on the run, or on whether the matrix of a group is kept or
- * made before each product, of weights of any type: products of 1 to 4,096 rows, forward and backward, on the device that GRAFT_DEVICE names. GRAFT_LARGE
- * takes the shapes of LLaMA-7B and SmolLM2-135M, for a card. */
+ * made before each product, of weights of any type: products of 1 to 4,096 rows, forward and backward, on the device that
+ * GRAFT_DEVICE names. GRAFT_LARGE takes the shapes of LLaMA-7B and SmolLM2-135M, for a card. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -155,8 +155,8 @@ static void expect(const char *a, const char *b, int64_t n, int64_t cols, gr_dty
         fail_msg("%s: %s changes the bits of %lld rows", name, what, (long long)n);
 }
 
-/* Forward and backward of a group: numbers of rows, once more, expanded before each product, without a form. On a card, few rows that are not trained go another
- * way forward (cuda.h: gr_cuda_few_rows): they are alike among themselves. */
+/* Forward and backward of a group: numbers of rows, once more, expanded before each product, without a form. On a card, few rows
+ * that are not trained go another way forward (cuda.h: gr_cuda_few_rows): they are alike among themselves. */
 static void check(const shape *s, gr_dtype weights, int64_t most, gr_dtype compute, bool trained) {
     static const int64_t fewer[] = {1, 7, 100, 512};
     world w;

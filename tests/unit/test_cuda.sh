@@ -81,8 +81,8 @@ for type in nf4 q8_0; do # other types: kernels/test_bits.c
     # Where a matrix made once does not fit: what the plan asks for then is what it has with all that saves memory.
     tight=(model.quantize=$type train.gradient_checkpointing=none train.micro_batch_tokens=600)
     needs=$(emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none "${tight[@]}" train.memory_limit=4MiB 2>&1 |
-        sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p')
-    check "$type in little memory" train expanded$type cuda "${tight[@]}" "train.memory_limit=$(awk "BEGIN {print $needs + 0.1}")MiB"
+        sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p' | awk '{print $1 + 0.1 "MiB"}')
+    check "$type in little memory" train expanded$type cuda "${tight[@]}" "train.memory_limit=$needs"
     check "expands its weights before each product" grep -q "expanded before each product" expanded$type/run.log
     check "and has the same bits" same cuda$type/adapter/adapter_model.safetensors expanded$type/adapter/adapter_model.safetensors
 done
