@@ -312,6 +312,7 @@ static void check_attention(const far *f, const char *who, const char *argument,
     check_rows(f, who, "dq", a->dq), check_rows(f, who, "dk", a->dk), check_rows(f, who, "dv", a->dv);
     check_rows(f, who, "dout", a->dout);
     check_memory(f, who, "lse", a->lse), check_memory(f, who, "delta", a->delta), check_memory(f, who, "seqs", a->seqs);
+    check_memory(f, who, "pos", a->pos), check_memory(f, who, "turns", a->turns);
     check_kv(f, who, "kv", a->kv);
 }
 

@@ -146,6 +146,8 @@ typedef struct gr_attention {
     float *lse;
     gr_rows dq, dk, dv, dout; /* backward: the first three are "=", with the row strides of q, k, v; dout that of out */
     float *delta;             /* [rows,H] scratch for backward */
+    const int32_t *pos;       /* [rows] and rope's table, by which q and k were turned: backward turns dq and dk back; */
+    const float *turns;       /* NULL: they were not */
     const gr_seq *seqs;       /* [n_seqs] device memory */
     int64_t n_seqs;
     int64_t H, K, D;

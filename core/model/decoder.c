@@ -1,6 +1,7 @@
 /* The decoder, forward and backward side by side. x is the residual stream. Letters as in kernels/ops.def; n is the number of
- * rows of the flat batch. The stream is kept where the norms read it: every branch writes its output into a fresh buffer and the
- * next norm adds the old stream to it, so that nothing is copied. All is queued on the device; only results are waited for. */
+ * rows of the flat batch. The stream is kept where the norms read it: the next norm adds a branch's output and the old stream up in
+ * a fresh buffer, where the output is already unless it is rounded, so that nothing is copied. All is queued on the device; only
+ * results are waited for. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,16 +65,31 @@ static gr_norm norm_of(const gr_decoder *d, const gr_vector *v, int64_t parts, i
     return (gr_norm){.w = v->w, .dw = v->dw, .eps = d->m->config.norm_eps, .parts = parts, .width = width};
 }
 
-/* out = norm(x), x += add before. */
-static void norm_forward(gr_decoder *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_vector *v, int64_t n) {
+/* out = norm(x). */
+static void norm_forward(gr_decoder *d, gr_rows out, float *rstd, gr_rows x, const gr_vector *v, int64_t n) {
     gr_norm p = norm_of(d, v, 1, d->w.C);
-    d->dev->ops->rmsnorm_forward(d->dev, out, rstd, x, add, &p, n);
+    d->dev->ops->rmsnorm_forward(d->dev, out, rstd, NONE, x, NONE, &p, n);
 }
 
-static void norm_backward(gr_decoder *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
-                          const gr_vector *v, int64_t n) {
+/* dx = */
+static void norm_backward(gr_decoder *d, gr_rows dx, gr_rows dout, gr_rows x, const float *rstd, const gr_vector *v, int64_t n) {
     gr_norm p = norm_of(d, v, 1, d->w.C);
-    d->dev->ops->rmsnorm_backward(d->dev, dx, accumulate, dout, x, rstd, &p, n);
+    d->dev->ops->rmsnorm_backward(d->dev, dx, NONE, false, dout, x, rstd, &p, n);
+}
+
+/* Where the branch goes that will be added to the stream in `sum`. */
+static gr_rows branch_for(const gr_decoder *d, gr_rows sum) { return d->branch.data ? d->branch : sum; }
+
+/* out = norm(sum), sum = x + the branch before; x NONE: sum is there already. */
+static void stream_norm_forward(gr_decoder *d, gr_rows out, float *rstd, gr_rows sum, gr_rows x, const gr_vector *v, int64_t n) {
+    gr_norm p = norm_of(d, v, 1, d->w.C);
+    d->dev->ops->rmsnorm_forward(d->dev, out, rstd, sum, x.data ? x : sum, x.data ? branch_for(d, sum) : NONE, &p, n);
+}
+
+/* d->dx += */
+static void stream_norm_backward(gr_decoder *d, gr_rows dout, gr_rows x, const float *rstd, const gr_vector *v, int64_t n) {
+    gr_norm p = norm_of(d, v, 1, d->w.C);
+    d->dev->ops->rmsnorm_backward(d->dev, d->dx, d->dy, true, dout, x, rstd, &p, n);
 }
 
 /* Norms of the heads of q and k, where the layer has them: in place, what was there goes to a->qk. */
@@ -83,10 +99,10 @@ static void qk_norm_forward(gr_decoder *d, int64_t i, int64_t n) {
     gr_widths w = d->w;
     if (!d->m->qk_norm) return;
     gr_norm q = norm_of(d, &l->q_norm, w.H, w.D), k = norm_of(d, &l->k_norm, w.KD / w.D, w.D);
-    gr_rows at_k = gr_rows_at(a->qkv, 0, w.HD);
+    gr_rows at_k = gr_rows_at(a->qkv, 0, w.HD), k_before = gr_rows_at(a->qk, 0, w.HD);
     d->dev->zero(d->dev, a->qk.data, n * a->qk.ld * gr_dtype_get(a->qk.type)->block_bytes);
-    d->dev->ops->rmsnorm_forward(d->dev, a->qkv, a->rstd_q, a->qk, a->qkv, &q, n);
-    d->dev->ops->rmsnorm_forward(d->dev, at_k, a->rstd_k, gr_rows_at(a->qk, 0, w.HD), at_k, &k, n);
+    d->dev->ops->rmsnorm_forward(d->dev, a->qkv, a->rstd_q, a->qk, a->qk, a->qkv, &q, n);
+    d->dev->ops->rmsnorm_forward(d->dev, at_k, a->rstd_k, k_before, k_before, at_k, &k, n);
 }
 
 static void qk_norm_backward(gr_decoder *d, int64_t i, int64_t n) {
@@ -96,8 +112,8 @@ static void qk_norm_backward(gr_decoder *d, int64_t i, int64_t n) {
     if (!d->m->qk_norm) return;
     gr_norm q = norm_of(d, &l->q_norm, w.H, w.D), k = norm_of(d, &l->k_norm, w.KD / w.D, w.D);
     gr_rows dk = gr_rows_at(d->dqkv, 0, w.HD);
-    d->dev->ops->rmsnorm_backward(d->dev, d->dqkv, false, d->dqkv, a->qk, a->rstd_q, &q, n);
-    d->dev->ops->rmsnorm_backward(d->dev, dk, false, dk, gr_rows_at(a->qk, 0, w.HD), a->rstd_k, &k, n);
+    d->dev->ops->rmsnorm_backward(d->dev, d->dqkv, NONE, false, d->dqkv, a->qk, a->rstd_q, &q, n);
+    d->dev->ops->rmsnorm_backward(d->dev, dk, NONE, false, dk, gr_rows_at(a->qk, 0, w.HD), a->rstd_k, &k, n);
 }
 
 /* ---- embedding ---- */
@@ -191,13 +207,13 @@ static gr_attention attention_of(const gr_decoder *d, int64_t i, const pass *r) 
     return at;
 }
 
-/* From the layer's input stream x + add (the branch still to be added; NONE: nothing) to a->att; x becomes that sum. */
-static void attention_forward(gr_decoder *d, int64_t i, gr_rows add, const gr_seq *queries, const pass *r) {
+/* From the stream x, to which the branch is still to be added, to a->att; a->x becomes their sum. x NONE: it is there. */
+static void attention_forward(gr_decoder *d, int64_t i, gr_rows x, const gr_seq *queries, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_layer *l = &d->m->layers[i];
     gr_layer_acts *a = &d->layers[i];
     gr_widths w = d->w;
-    norm_forward(d, a->n1, a->rstd1, a->x, add, &l->input_norm, r->n);
+    stream_norm_forward(d, a->n1, a->rstd1, a->x, x, &l->input_norm, r->n);
     linear_forward(d, i, GR_SITE_QKV, a->qkv, a->n1, r);
     qk_norm_forward(d, i, r->n);
     op->rope(d->dev, a->qkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, false);
@@ -215,7 +231,7 @@ static void branch_forward(gr_decoder *d, int64_t i, gr_site site, gr_rows y, gr
     gr_rows kept = attention ? a->att_out : a->mlp_out;
     linear_forward(d, i, site, d->m->branch_norm ? kept : y, x, r);
     if (d->m->branch_norm)
-        norm_forward(d, y, attention ? a->rstd_att : a->rstd_mlp, kept, NONE, attention ? &l->attention_norm : &l->mlp_norm, r->n);
+        norm_forward(d, y, attention ? a->rstd_att : a->rstd_mlp, kept, attention ? &l->attention_norm : &l->mlp_norm, r->n);
 }
 
 /* dx of it from d->dx, the gradient of the stream. */
@@ -224,17 +240,17 @@ static void branch_backward(gr_decoder *d, int64_t i, gr_site site, gr_rows dx, 
     const gr_layer_acts *a = &d->layers[i];
     bool attention = site == GR_SITE_O;
     if (d->m->branch_norm)
-        norm_backward(d, d->dout, false, d->dx, attention ? a->att_out : a->mlp_out, attention ? a->rstd_att : a->rstd_mlp,
+        norm_backward(d, d->dout, d->dx, attention ? a->att_out : a->mlp_out, attention ? a->rstd_att : a->rstd_mlp,
                       attention ? &l->attention_norm : &l->mlp_norm, r->n);
-    linear_backward(d, i, site, dx, d->m->branch_norm ? d->dout : d->dx, x, r);
+    linear_backward(d, i, site, dx, d->m->branch_norm ? d->dout : d->dy.data ? d->dy : d->dx, x, r);
 }
 
-/* From a->att and the stream x to a->xmid and the MLP's branch in y, which together are the next layer's stream. */
+/* From att and the stream x to a->xmid and the MLP's branch in y, which together are the next layer's stream. */
 static void mlp_forward(gr_decoder *d, int64_t i, gr_rows y, gr_rows att, gr_rows x, const pass *r) {
     const gr_layer *l = &d->m->layers[i];
     gr_layer_acts *a = &d->layers[i];
-    branch_forward(d, i, GR_SITE_O, a->xmid, att, r);
-    norm_forward(d, a->n2, a->rstd2, a->xmid, x, &l->post_norm, r->n);
+    branch_forward(d, i, GR_SITE_O, branch_for(d, a->xmid), att, r);
+    stream_norm_forward(d, a->n2, a->rstd2, a->xmid, x, &l->post_norm, r->n);
     linear_forward(d, i, GR_SITE_GATE_UP, a->gu, a->n2, r);
     d->dev->ops->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
     if (y.data) branch_forward(d, i, GR_SITE_DOWN, y, a->act, r);
@@ -251,8 +267,8 @@ static void layer_recompute(gr_decoder *d, int64_t i, const pass *r) {
         mlp_forward(d, i, read ? d->dbranch : NONE, a->att, a->x, r);
         return;
     }
-    norm_forward(d, a->n1, a->rstd1, a->x, NONE, &l->input_norm, r->n);
-    norm_forward(d, a->n2, a->rstd2, a->xmid, NONE, &l->post_norm, r->n);
+    norm_forward(d, a->n1, a->rstd1, a->x, &l->input_norm, r->n);
+    norm_forward(d, a->n2, a->rstd2, a->xmid, &l->post_norm, r->n);
     d->dev->ops->glu_forward(d->dev, a->act, a->gu, r->n, d->w.F, l->desc.activation);
 }
 
@@ -266,17 +282,17 @@ static void layer_backward(gr_decoder *d, int64_t i, bool below, const pass *r) 
     branch_backward(d, i, GR_SITE_DOWN, d->dact, a->act, r);
     op->glu_backward(d->dev, a->gu, d->dact, a->gu, r->n, w.F, l->desc.activation); /* in place: nothing reads them again */
     linear_backward(d, i, GR_SITE_GATE_UP, d->dbranch, a->gu, a->n2, r);
-    norm_backward(d, d->dx, true, d->dbranch, a->xmid, a->rstd2, &l->post_norm, r->n);
+    stream_norm_backward(d, d->dbranch, a->xmid, a->rstd2, &l->post_norm, r->n);
     branch_backward(d, i, GR_SITE_O, d->datt, a->att, r);
     gr_attention at = attention_of(d, i, r);
     at.dout = d->datt, at.delta = d->delta;
+    at.pos = r->b.positions, at.turns = d->m->rope[l->desc.rope];
     at.dq = d->dqkv, at.dk = gr_rows_at(d->dqkv, 0, w.HD), at.dv = gr_rows_at(d->dqkv, 0, w.HD + w.KD);
     op->attention_backward(d->dev, &at);
-    op->rope(d->dev, d->dqkv, r->b.positions, d->m->rope[l->desc.rope], r->n, w.H + w.KD / w.D, w.D, true);
     qk_norm_backward(d, i, r->n);
     bool through_norm = below || l->input_norm.dw;
     linear_backward(d, i, GR_SITE_QKV, through_norm ? d->dbranch : NONE, d->dqkv, a->n1, r);
-    if (through_norm) norm_backward(d, d->dx, true, d->dbranch, a->x, a->rstd1, &l->input_norm, r->n);
+    if (through_norm) stream_norm_backward(d, d->dbranch, a->x, a->rstd1, &l->input_norm, r->n);
 }
 
 /* ---- the stack ---- */
@@ -304,18 +320,18 @@ static void stack_forward(gr_decoder *d, pass *r) {
         enter(d, i);
         attention_forward(d, i, i > 0 ? d->layers[i - 1].xmid : NONE, last ? r->b.last_seqs : r->b.seqs, r);
         if (last) select_last_rows(d, &att, &x, r);
-        mlp_forward(d, i, i + 1 < L ? d->layers[i + 1].x : d->x_last, att, x, r);
+        mlp_forward(d, i, branch_for(d, i + 1 < L ? d->layers[i + 1].x : d->x_last), att, x, r);
         leave(d, i);
     }
     enter(d, L);
-    norm_forward(d, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, &d->m->norm, r->n);
+    stream_norm_forward(d, d->xf, d->rstdf, d->x_last, d->layers[L - 1].xmid, &d->m->norm, r->n);
 }
 
 /* d->dx from the gradient of d->xf (in d->dbranch) down to the embedding. */
 static void stack_backward(gr_decoder *d, const pass *r) {
     int64_t L = d->m->config.n_layers;
     d->dev->zero(d->dev, d->dx.data, r->n * d->dx.ld * (int64_t)sizeof(float));
-    norm_backward(d, d->dx, true, d->dbranch, d->x_last, d->rstdf, &d->m->norm, r->n);
+    stream_norm_backward(d, d->dbranch, d->x_last, d->rstdf, &d->m->norm, r->n);
     leave(d, L);
     gradient_ready(d, L);
     for (int64_t i = L - 1; i >= d->lowest; i--) {

@@ -52,6 +52,7 @@ struct gr_decoder {
     gr_layer_acts *layers;   /* [L] */
     gr_rows x_last;          /* [n,C] output of the last layer, then the final stream */
     gr_rows last_x;          /* [n,C] not in training: the stream of the last rows of the sequences */
+    gr_rows branch;          /* [n,C] of bfloat16: a branch's output; absent: it goes where the next stream will be */
     gr_rows xf;              /* [n,C] final norm */
     float *rstdf;            /* [n] */
     gr_rows logits;          /* [head_rows,V] */
@@ -66,6 +67,7 @@ struct gr_decoder {
     gr_rows head_columns; /* [head_rows,n] logits of the head's segment, where it is no range */
     /* backward */
     gr_rows dx, dbranch;            /* [n,C] */
+    gr_rows dy;                     /* [n,C] dx as products take it; absent: they take dx, or none takes it */
     gr_rows dqkv, datt, dact, dout; /* dout: of a branch before its norm */
     float *delta, *dh;
     int64_t lowest; /* layers below need no gradient; L: none needs one */

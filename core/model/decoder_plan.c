@@ -157,11 +157,14 @@ static void plan(gr_decoder *d, planner *p) {
     if (w.embed_rank) d->embed_h = stream(p, n, w.embed_rank);
     if (w.embed_rank || d->m->embed_rows.n) d->embed_y = stream(p, n, w.C);
     if (d->o.dropout > 0 && d->o.training) d->xd = branch(p, n, w.widest).data, d->dxd = branch(p, n, w.widest).data;
+    const gr_dtype type = d->dev->act_type(d->dev, d->m->compute);
+    const bool rounds = type == GR_DTYPE_BF16; /* branches: half floats may not hold what float32 streams do */
     if (d->o.training) {
         d->dx = stream(p, n, w.C);
         d->dbranch = branch(p, n, w.C);
         d->dh = floats(p, n, w.max_rank);
     }
+    if (rounds) d->branch = d->o.training ? d->dbranch : branch(p, n, w.C);
     int64_t shared = p->bytes;                /* the logits are done with before the layers' gradients begin */
     d->logits = stream(p, d->head_rows, w.V); /* floats: the host reads them */
     if (!d->o.training) return;
@@ -171,6 +174,7 @@ static void plan(gr_decoder *d, planner *p) {
     d->datt = branch(p, n, w.HD);
     d->dact = branch(p, n, w.F);
     if (d->m->branch_norm) d->dout = branch(p, n, w.C);
+    else if (type != GR_DTYPE_F32) d->dy = branch(p, n, w.C);
     d->delta = floats(p, n, w.H);
     p->bytes = GR_MAX(p->bytes, end);
 }

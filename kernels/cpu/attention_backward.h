@@ -284,6 +284,7 @@ void LEVEL(gr_attention_backward)(gr_device *d, const gr_attention *a) {
         gr_threads_run(gr_cpu_threads(d), tasks, backward_task, &t);
         add_partials(&t);
     }
+    gr_turn_back(d, a);
 }
 
 #endif

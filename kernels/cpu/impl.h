@@ -59,6 +59,14 @@ static inline void gr_check_attention(const gr_attention *a) {
     assert(a->k.ld == a->v.ld);
 }
 
+/* The end of backward: dq and dk are turned back where rope turned q and k. */
+static inline void gr_turn_back(gr_device *d, const gr_attention *a) {
+    for (const gr_seq *s = a->seqs; a->turns && s < a->seqs + a->n_seqs; s++) {
+        d->ops->rope(d, gr_rows_at(a->dq, s->q_start, 0), a->pos + s->q_start, a->turns, s->q_len, a->H, a->D, true);
+        d->ops->rope(d, gr_rows_at(a->dk, s->kv_start, 0), a->pos + s->kv_start, a->turns, s->kv_len, a->K, a->D, true);
+    }
+}
+
 /* The first key that a query at this position sees. */
 static inline int64_t gr_first_key(int64_t window, int64_t position) {
     return window > 0 && position >= window ? position - window + 1 : 0;

@@ -117,4 +117,5 @@ static void backward_tasks(const void *args, int64_t begin, int64_t end) {
 void gr_attention_backward_generic(gr_device *d, const gr_attention *a) {
     attention t = attention_of(a);
     gr_cpu_for(d, a->n_seqs * a->K, 1, backward_tasks, &t);
+    gr_turn_back(d, a);
 }

@@ -8,7 +8,7 @@
 enum { COLUMNS = 64 }; /* of a task that walks down all rows */
 
 typedef struct row_args {
-    gr_rows out, x, y;
+    gr_rows out, sum, x, y;
     float *f32, *sums;
     const float *w, *s;
     const gr_weight *table;
@@ -61,10 +61,11 @@ static float *part_of(gr_rows x, const row_args *a, int64_t i) {
 static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *x = part_of(a->x, a, r), *out = part_of(a->out, a, r);
-        const float *add = part_of(a->y, a, r);
+        const float *x = part_of(a->x, a, r), *add = part_of(a->y, a, r);
+        float *out = part_of(a->out, a, r), *sum = part_of(a->sum, a, r);
         double squares = 0;
-        for (int64_t j = 0; add && j < a->C; j++) x[j] += add[j];
+        for (int64_t j = 0; add && j < a->C; j++) sum[j] = x[j] + add[j];
+        if (add) x = sum;
         for (int64_t j = 0; j < a->C; j++) squares += (double)x[j] * x[j];
         float rstd = (float)(1 / sqrt(squares / (double)a->C + a->norm->eps));
         for (int64_t j = 0; j < a->C; j++) out[j] = x[j] * rstd * a->norm->w[j];
@@ -72,8 +73,9 @@ static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void gr_rmsnorm_forward_generic(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_norm *p, int64_t n) {
-    row_args a = {.out = out, .x = x, .y = add, .f32 = rstd, .norm = p, .C = p->width};
+void gr_rmsnorm_forward_generic(gr_device *d, gr_rows out, float *rstd, gr_rows sum, gr_rows x, gr_rows add, const gr_norm *p,
+                                int64_t n) {
+    row_args a = {.out = out, .sum = sum, .x = x, .y = add, .f32 = rstd, .norm = p, .C = p->width};
     gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_parts, &a);
 }
 
@@ -82,11 +84,12 @@ static void rmsnorm_backward_parts(const void *args, int64_t begin, int64_t end)
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *dout = part_of(a->y, a, r), *x = part_of(a->x, a, r), *w = a->norm->w;
-        float *dx = part_of(a->out, a, r), rstd = a->s[r];
+        float *dx = part_of(a->out, a, r), *also = part_of(a->sum, a, r), rstd = a->s[r];
         double sum = 0;
         for (int64_t j = 0; j < a->C; j++) sum += (double)dout[j] * w[j] * x[j];
         float mean = (float)(sum * rstd / (double)a->C);
         for (int64_t j = 0; j < a->C; j++) dx[j] = (a->accumulate ? dx[j] : 0) + rstd * (dout[j] * w[j] - x[j] * rstd * mean);
+        if (also) memcpy(also, dx, (size_t)a->C * sizeof *dx);
     }
 }
 
@@ -98,9 +101,9 @@ static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end)
     }
 }
 
-void gr_rmsnorm_backward_generic(gr_device *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
-                                 const gr_norm *p, int64_t n) {
-    row_args a = {.out = dx, .y = dout, .x = x, .s = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
+void gr_rmsnorm_backward_generic(gr_device *d, gr_rows dx, gr_rows also, bool accumulate, gr_rows dout, gr_rows x,
+                                 const float *rstd, const gr_norm *p, int64_t n) {
+    row_args a = {.out = dx, .sum = also, .y = dout, .x = x, .s = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
     if (p->dw) gr_cpu_for(d, p->width, COLUMNS, rmsnorm_weight_columns, &a);
     gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_backward_parts, &a);
 }

@@ -2,6 +2,7 @@
  * tree, so its bits depend on the row alone. */
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "kernels/cpu/impl.h"
 #include "kernels/cpu/vec.h"
@@ -12,7 +13,7 @@ enum { COLUMNS = 64, LOSS_BLOCK = 1024 };
 #define EACH_VECTOR(C) for (int64_t j = 0, count; count = (C)-j < VL ? (C)-j : VL, j < (C); j += VL)
 
 typedef struct row_args {
-    gr_rows out, x, dout, add;
+    gr_rows out, sum, x, dout, add;
     float *f32;
     const float *w, *rstd;
     const gr_norm *norm;
@@ -32,17 +33,18 @@ INLINE float *part_of(gr_rows x, const row_args *a, int64_t i) {
 static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
-        float *x = part_of(a->x, a, r), *out = part_of(a->out, a, r);
-        const float *add = part_of(a->add, a, r);
+        const float *x = part_of(a->x, a, r), *add = part_of(a->add, a, r);
+        float *out = part_of(a->out, a, r), *sum = part_of(a->sum, a, r);
         vf squares = v_set(0);
         EACH_VECTOR(a->C) {
             vf v = v_load_n(x + j, count);
             if (add) {
                 v = v_add(v, v_load_n(add + j, count));
-                v_store_n(x + j, v, count);
+                v_store_n(sum + j, v, count);
             }
             squares = v_fma(v, v, squares);
         }
+        if (add) x = sum;
         float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->C + a->norm->eps);
         EACH_VECTOR(a->C)
         v_store_n(out + j, v_mul(v_mul(v_load_n(x + j, count), v_set(rstd)), v_load_n(a->norm->w + j, count)), count);
@@ -50,8 +52,9 @@ static void rmsnorm_parts(const void *args, int64_t begin, int64_t end) {
     }
 }
 
-void LEVEL(gr_rmsnorm_forward)(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_norm *p, int64_t n) {
-    row_args a = {.out = out, .x = x, .f32 = rstd, .add = add, .norm = p, .C = p->width};
+void LEVEL(gr_rmsnorm_forward)(gr_device *d, gr_rows out, float *rstd, gr_rows sum, gr_rows x, gr_rows add, const gr_norm *p,
+                               int64_t n) {
+    row_args a = {.out = out, .sum = sum, .x = x, .f32 = rstd, .add = add, .norm = p, .C = p->width};
     gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_parts, &a);
 }
 
@@ -60,7 +63,7 @@ static void rmsnorm_backward_parts(const void *args, int64_t begin, int64_t end)
     const row_args *a = args;
     for (int64_t r = begin; r < end; r++) {
         const float *dout = part_of(a->dout, a, r), *x = part_of(a->x, a, r), *w = a->norm->w;
-        float *dx = part_of(a->out, a, r), rstd = a->rstd[r];
+        float *dx = part_of(a->out, a, r), *also = part_of(a->sum, a, r), rstd = a->rstd[r];
         vf sum = v_set(0);
         EACH_VECTOR(a->C) {
             vf g = v_mul(v_load_n(dout + j, count), v_load_n(w + j, count));
@@ -72,6 +75,7 @@ static void rmsnorm_backward_parts(const void *args, int64_t begin, int64_t end)
             g = v_mul(v_set(rstd), v_fma(pull, v_load_n(x + j, count), g));
             v_store_n(dx + j, a->accumulate ? v_add(v_load_n(dx + j, count), g) : g, count);
         }
+        if (also) memcpy(also, dx, (size_t)a->C * sizeof *dx);
     }
 }
 
@@ -83,9 +87,10 @@ static void rmsnorm_weight_columns(const void *args, int64_t begin, int64_t end)
     }
 }
 
-void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
+void LEVEL(gr_rmsnorm_backward)(gr_device *d, gr_rows dx, gr_rows also, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
                                 const gr_norm *p, int64_t n) {
-    row_args a = {.out = dx, .dout = dout, .x = x, .rstd = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
+    row_args a = {
+        .out = dx, .sum = also, .dout = dout, .x = x, .rstd = rstd, .norm = p, .n = n, .C = p->width, .accumulate = accumulate};
     if (p->dw) gr_cpu_for(d, p->width, COLUMNS, rmsnorm_weight_columns, &a);
     gr_cpu_for(d, n * p->parts, gr_cpu_row_grain(p->width), rmsnorm_backward_parts, &a);
 }

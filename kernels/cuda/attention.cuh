@@ -11,6 +11,8 @@
 struct gr_attend {
     gr_view q, k, v, out, dq, dk, dv, dout;
     float *lse, *delta;
+    const int32_t *pos;
+    const float *turns;
     const gr_seq *seqs;
     int n_seqs, H, K, D;
     float scale, softcap;
@@ -26,7 +28,7 @@ static inline gr_attend gr_attend_of(const gr_attention *a) {
     gr_attend t = {};
     t.q = gr_view_of(a->q), t.k = gr_view_of(a->k), t.v = gr_view_of(a->v), t.out = gr_view_of(a->out);
     t.dq = gr_view_of(a->dq), t.dk = gr_view_of(a->dk), t.dv = gr_view_of(a->dv), t.dout = gr_view_of(a->dout);
-    t.lse = a->lse, t.delta = a->delta, t.seqs = a->seqs;
+    t.lse = a->lse, t.delta = a->delta, t.pos = a->pos, t.turns = a->turns, t.seqs = a->seqs;
     t.n_seqs = (int)a->n_seqs, t.H = (int)a->H, t.K = (int)a->K, t.D = (int)a->D;
     t.scale = a->scale, t.softcap = a->softcap;
     t.window = a->window > 0 && a->window < INT_MAX ? (int)a->window : INT_MAX;

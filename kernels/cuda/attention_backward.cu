@@ -5,7 +5,8 @@
  * tensor cores at long sequences (14 H D FLOPs a pair of tokens, half of them below the diagonal) and by bytes at short ones (24
  * H D a token). First dq, a block for 64 queries of a head, which also makes delta = dout . out. Then dk and dv, a block for 64
  * keys of a key/value head: its warps have 16 keys each, whose scores are made transposed, so that weights and gradients of
- * scores are the left factor of the second product where they are, in registers.
+ * scores are the left factor of the second product where they are, in registers. Where rope turned queries and keys, their
+ * gradients are turned back on the way out, from shared memory: a pass of its own would read and write them once more.
  *
  * Sums have one order: dq of a row over its tiles of keys, which begin at the sequence's first; dk and dv of a key over the group's
  * heads one after the other, each over its tiles of queries, which begin at the sequence's first. */
@@ -77,6 +78,42 @@ static __device__ float dot(const gr_view &x, const gr_view &y, int64_t row, boo
     return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
 }
 
+/* Gradients of what rope turned, rows row..row+16 of a tile that S warps have put there, go to rows `to`.. of x turned back: 4
+ * pairs a lane, as the type has them, by the table's numbers from the cache. */
+template <class T, int D, int S>
+static __device__ __forceinline__ void store_turned(const gr_attend &a, const gr_view &x, int64_t to, int rows, uint32_t tile,
+                                                    int row) {
+    const int lane = threadIdx.x % 32 + threadIdx.x / THREADS * 32, half = a.D / 2;
+#pragma unroll 2
+    for (int i = lane; i < 2 * D; i += 32 * S) {
+        const int r = i / (D / 8), col = i % (D / 8) * 4;
+        if (r >= rows || col >= half) continue;
+        const float *angles = a.turns + (int64_t)a.pos[to + r] * a.D + col;
+        const float4 c = *(const float4 *)angles, s = *(const float4 *)(angles + half);
+        const float cosine[4] = {c.x, c.y, c.z, c.w}, sine[4] = {s.x, s.y, s.z, s.w};
+        float2 pair[2][2];
+#pragma unroll
+        for (int side = 0; side < 2; side++) {
+            uint32_t low, high;
+            const int at = side * half + col;
+            asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];"
+                         : "=r"(low), "=r"(high)
+                         : "r"(gr_tile_at<D>(tile, row + r, at / 8) + at % 8 * 2)
+                         : "memory");
+            pair[side][0] = gr_unpair(T(), low), pair[side][1] = gr_unpair(T(), high);
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            gr_turn(&pair[0][j].x, &pair[1][j].x, cosine[2 * j], -sine[2 * j]);
+            gr_turn(&pair[0][j].y, &pair[1][j].y, cosine[2 * j + 1], -sine[2 * j + 1]);
+        }
+#pragma unroll
+        for (int side = 0; side < 2; side++)
+            *(uint2 *)((uint16_t *)x.data + (to + r) * x.ld + side * half + col) =
+                make_uint2(gr_pair(T(), pair[side][0].x, pair[side][0].y), gr_pair(T(), pair[side][1].x, pair[side][1].y));
+    }
+}
+
 /* Shared memory: [64][D] queries, [64][D] gradients, [N][D] values, 2 [N][D] keys. */
 template <class T, int D, int N> static __global__ void __launch_bounds__(THREADS, 2) attention_dq_tiles(gr_attend a) {
     extern __shared__ __align__(1024) uint4 shared[];
@@ -134,7 +171,13 @@ template <class T, int D, int N> static __global__ void __launch_bounds__(THREAD
             add<T, D, N, D>(sums, dp, now, 0);
         }
         const float scale[2] = {a.scale, a.scale};
-        gr_tile_store<T, D>(gr_columns(a.dq, p.head * a.D), row + 16 * warp, p.rows - 16 * warp, a.D, q, 16 * warp, sums, scale);
+        const gr_view dq = gr_columns(a.dq, p.head * a.D);
+        if (!a.turns) gr_tile_store<T, D>(dq, row + 16 * warp, p.rows - 16 * warp, a.D, q, 16 * warp, sums, scale);
+        else {
+            gr_tile_put<T, D, D>(q, 16 * warp, 0, sums, scale);
+            __syncwarp();
+            store_turned<T, D, 1>(a, dq, row + 16 * warp, p.rows - 16 * warp, q, 16 * warp);
+        }
     }
 }
 
@@ -223,7 +266,15 @@ static __global__ void __launch_bounds__(THREADS *S, 2 / S) attention_dkv_tiles(
         const float one[2] = {1, 1}, scale[2] = {a.scale, a.scale};
         const int rows = p.rows - 16 * warp, columns = a.D - part;
         gr_tile_store<T, WIDTH>(gr_columns(a.dv, at + part), row + 16 * warp, rows, columns, values + mine + 32 * part, 0, dv, one);
-        gr_tile_store<T, WIDTH>(gr_columns(a.dk, at + part), row + 16 * warp, rows, columns, keys + mine + 32 * part, 0, dk, scale);
+        if (!a.turns)
+            gr_tile_store<T, WIDTH>(gr_columns(a.dk, at + part), row + 16 * warp, rows, columns, keys + mine + 32 * part, 0, dk,
+                                    scale);
+        else {
+            gr_tile_put<T, D, WIDTH>(keys, 16 * warp, part / 8, dk, scale);
+            if (S == 1) __syncwarp();
+            else __syncthreads(); /* halves of a head are different warps' */
+            store_turned<T, D, S>(a, gr_columns(a.dk, at), row + 16 * warp, rows, keys, 16 * warp);
+        }
     }
 }
 
@@ -242,7 +293,8 @@ template <class T> static void launch_for(gr_device *d, const gr_attention *a) {
 
 void gr_attention_backward_cuda(gr_device *d, const gr_attention *a) {
     const gr_rows all[] = {a->q, a->k, a->v, a->out, a->dq, a->dk, a->dv, a->dout};
-    if (!gr_attention_in_tiles(a, all, 8)) gr_attention_backward_plain(d, a);
+    const bool aligned = (uintptr_t)a->turns % 16 == 0; /* rope's table is read 4 numbers at a time */
+    if (!aligned || !gr_attention_in_tiles(a, all, 8)) gr_attention_backward_plain(d, a);
     else if (a->q.type == GR_DTYPE_BF16) launch_for<__nv_bfloat16>(d, a);
     else launch_for<__half>(d, a);
 }

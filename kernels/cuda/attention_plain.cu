@@ -120,6 +120,22 @@ static __device__ void store(const gr_view &x, int64_t first, int rows, const fl
     }
 }
 
+/* The same of gradients, = sums, turned back where rope turned what they are of. */
+static __device__ void store_turned(const gr_attend &a, const gr_view &x, int64_t first, int rows, const float *sums,
+                                    const plain &t) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = a.turns ? a.D / 2 : 0;
+    __syncwarp(); /* a pair's columns are of two lanes */
+    for (int r = warp * EACH; r < min(rows, (warp + 1) * EACH); r++) {
+        const float *row = sums + r * t.columns, *angles = half ? a.turns + (int64_t)a.pos[first + r] * a.D : NULL;
+        for (int col = lane; col < half; col += 32) {
+            float u = gr_rounded(row[col], x.type), v = gr_rounded(row[half + col], x.type);
+            gr_turn(&u, &v, angles[col], -angles[half + col]);
+            gr_store(x, first + r, col, u), gr_store(x, first + r, half + col, v);
+        }
+        for (int col = 2 * half + lane; col < a.D; col += 32) gr_store(x, first + r, col, row[col]);
+    }
+}
+
 static __device__ float capped(const gr_attend &a, float score) {
     score *= a.scale;
     return a.softcap > 0 ? a.softcap * tanhf(score / a.softcap) : score;
@@ -214,7 +230,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_dq_plain(gr_atten
             put_weights(t.weights, s);
             add(t.sums, one, t.weights, t, k, p.kv_start + key, keys, a.D);
         }
-        store(gr_columns(a.dq, p.head * a.D), row, p.rows, t.sums, one, t, a.D);
+        store_turned(a, gr_columns(a.dq, p.head * a.D), row, p.rows, t.sums, t);
     }
 }
 
@@ -251,7 +267,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_dkv_plain(gr_atte
                 add(t.sums, one, t.other, t, q, query, queries, a.D);
             }
         }
-        store(gr_columns(a.dk, at), row, p.rows, t.sums, one, t, a.D);
+        store_turned(a, gr_columns(a.dk, at), row, p.rows, t.sums, t);
         store(gr_columns(a.dv, at), row, p.rows, t.more, one, t, a.D);
     }
 }

@@ -78,17 +78,13 @@ static __global__ void rope_pieces(gr_view x, const int32_t *pos, gr_view table,
     if (i >= n * n_heads * pieces) return;
     gr_place in_head = gr_place_of(i, pieces);
     int64_t row = in_head.row / n_heads, head = (in_head.row - row * n_heads) * D, col = in_head.col, p = pos[row];
-    float u[8], v[8], c[8], s[8], turned[8];
+    float u[8], v[8], c[8], s[8];
     gr_raw8 first = gr_fetch8(x, row, head + col, head + half), second = gr_fetch8(x, row, head + half + col, head + D);
     gr_load8(c, table, p, col, half), gr_load8(s, table, p, half + col, D);
     gr_take8(u, first, x.type), gr_take8(v, second, x.type);
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        s[j] *= sign;
-        turned[j] = u[j] * c[j] - v[j] * s[j];
-        v[j] = v[j] * c[j] + u[j] * s[j];
-    }
-    gr_store8(x, row, head + col, head + half, turned), gr_store8(x, row, head + half + col, head + D, v);
+    for (int j = 0; j < 8; j++) gr_turn(&u[j], &v[j], c[j], sign * s[j]);
+    gr_store8(x, row, head + col, head + half, u), gr_store8(x, row, head + half + col, head + D, v);
 }
 
 void gr_rope_cuda(gr_device *d, gr_rows x, const int32_t *pos, const float *table, int64_t n, int64_t n_heads, int64_t D,

@@ -63,13 +63,6 @@ static float *scales_of(const gr_cuda_form *f) { return (float *)(f->eight + f->
 /* The transposed sB. */
 static gr_rows across_of(const gr_cuda_form *f) { return gr_rows{matrix_at(f, f->N + f->R, 0).data, f->N, f->type}; }
 
-/* x as the type has it. */
-static __device__ float rounded(float x, int32_t type) {
-    if (type == GR_DTYPE_BF16) return __bfloat162float(__float2bfloat16_rn(x));
-    if (type == GR_DTYPE_F16) return __half2float(__float2half_rn(x));
-    return x;
-}
-
 /* Column j behind the weights of a row of outputs: of sB, of the bias, or 0. */
 static __device__ float beside(const gr_thin &t, int32_t type, int64_t row, int64_t j) {
     for (int i = 0; i < t.n; i++) {
@@ -80,7 +73,7 @@ static __device__ float beside(const gr_thin &t, int32_t type, int64_t row, int6
     for (int i = 0; i < t.members && t.biased && j < t.rank + 2; i++) {
         int64_t r = row - t.member[i].row;
         if (r < 0 || r >= t.member[i].rows || !t.member[i].bias) continue;
-        float bias = t.member[i].bias[r], high = rounded(bias, type);
+        float bias = t.member[i].bias[r], high = gr_rounded(bias, type);
         return j == t.rank ? high : bias - high;
     }
     return 0;

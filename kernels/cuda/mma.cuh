@@ -30,6 +30,11 @@ static __device__ __forceinline__ uint32_t gr_pair(__half, float low, float high
     return *(uint32_t *)&x;
 }
 
+static __device__ __forceinline__ float2 gr_unpair(__nv_bfloat16, uint32_t pair) {
+    return __bfloat1622float2(*(__nv_bfloat162 *)&pair);
+}
+static __device__ __forceinline__ float2 gr_unpair(__half, uint32_t pair) { return __half22float2(*(__half2 *)&pair); }
+
 /* Two neighbours of c, 16 columns, rounded to be a of a product. */
 template <class T> static __device__ __forceinline__ void gr_weights_a(uint32_t a[4], const float c[2][4]) {
     a[0] = gr_pair(T(), c[0][0], c[0][1]), a[1] = gr_pair(T(), c[0][2], c[0][3]);
@@ -118,18 +123,25 @@ static __device__ __forceinline__ void gr_tile_copy(uint32_t tile, const gr_view
     }
 }
 
-/* 16 rows of a warp, row.. of a tile, as c of D / 8 gr_mma times by[0] for row g and by[1] for row g + 8, go to rows `to`.. of x
- * through the tile, which no other warp uses there; the first `rows` of them count. */
+/* Rows row..row+16 of a tile, from piece `first` on, = c of WIDTH / 8 gr_mma times by[0] for row g and by[1] for row g + 8. */
+template <class T, int D, int WIDTH>
+static __device__ __forceinline__ void gr_tile_put(uint32_t tile, int row, int first, const float c[][4], const float by[2]) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j++) {
+        uint32_t upper = gr_pair(T(), c[j][0] * by[0], c[j][1] * by[0]), lower = gr_pair(T(), c[j][2] * by[1], c[j][3] * by[1]);
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(gr_tile_at<D>(tile, row + g, first + j) + 4 * t), "r"(upper) : "memory");
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(gr_tile_at<D>(tile, row + g + 8, first + j) + 4 * t), "r"(lower) : "memory");
+    }
+}
+
+/* 16 rows of a warp go to rows `to`.. of x through rows row.. of a tile, which no other warp uses there; the first `rows` of them
+ * count. */
 template <class T, int D>
 static __device__ __forceinline__ void gr_tile_store(const gr_view &x, int64_t to, int rows, int columns, uint32_t tile, int row,
                                                      const float c[][4], const float by[2]) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int j = 0; j < D / 8; j++) {
-        uint32_t upper = gr_pair(T(), c[j][0] * by[0], c[j][1] * by[0]), lower = gr_pair(T(), c[j][2] * by[1], c[j][3] * by[1]);
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(gr_tile_at<D>(tile, row + g, j) + 4 * t), "r"(upper) : "memory");
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(gr_tile_at<D>(tile, row + g + 8, j) + 4 * t), "r"(lower) : "memory");
-    }
+    const int lane = threadIdx.x % 32;
+    gr_tile_put<T, D, D>(tile, row, 0, c, by);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {

@@ -1,7 +1,8 @@
 /* norm.cu - RMSNorm of rows or of their heads ("parts" of a row).
  *
  * Bound by bytes. An element of the residual stream (float32) with its branch (bfloat16) takes 4 + 2 read and 4 + 2 written
- * forward, 2 + 4 + 4 read and 4 written backward, once each: a part stays in registers between its sum and its result. Threads
+ * forward, 2 + 4 + 4 read and 4 + 2 written backward (the 2: dx as products take it, who would read 4 to make them), once each: a
+ * part stays in registers between its sum and its result. Threads
  * that share a part ("lanes") are a power of two within a warp, or a block; each has up to P pieces of 8 columns at a time, which
  * it fetches together. Parts beyond all lanes' pieces take turns and are read twice.
  * What a part's sum is made of, and in which order (pieces of a lane, a tree over a warp's lanes, warps), follows from its width
@@ -38,9 +39,10 @@ static __device__ __forceinline__ part_place part_of(const part_shape &s, int64_
     return part_place{row, begin, i < s.n ? begin + s.width : begin};
 }
 
+/* sum: x where nothing is added. */
 template <int P>
 static __global__ void __launch_bounds__(MOST)
-    norm_forward(gr_view out, float *rstd, gr_view x, gr_view add, gr_view w, float eps, part_shape s) {
+    norm_forward(gr_view out, float *rstd, gr_view sum, gr_view x, gr_view add, gr_view w, float eps, part_shape s) {
     __shared__ float shared[32];
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     const part_place at = part_of(s, i);
@@ -62,7 +64,7 @@ static __global__ void __launch_bounds__(MOST)
                 gr_take8(y, more[p], add.type);
 #pragma unroll
                 for (int j = 0; j < 8; j++) v[p][j] += y[j];
-                gr_store8(x, at.row, at.begin + first + p * (int)blockDim.x * 8, at.end, v[p]);
+                gr_store8(sum, at.row, at.begin + first + p * (int)blockDim.x * 8, at.end, v[p]);
             }
 #pragma unroll
             for (int j = 0; j < 8; j++) squares += v[p][j] * v[p][j];
@@ -75,7 +77,7 @@ static __global__ void __launch_bounds__(MOST)
         for (int p = 0; p < P; p++) {
             const int64_t col = first + p * (int)blockDim.x * 8;
             float weight[8];
-            if (s.width > turn) gr_load8(v[p], x, at.row, at.begin + col, at.end);
+            if (s.width > turn) gr_load8(v[p], sum, at.row, at.begin + col, at.end);
             gr_load8(weight, w, 0, col, s.width);
 #pragma unroll
             for (int j = 0; j < 8; j++) v[p][j] *= scale * weight[j];
@@ -86,8 +88,8 @@ static __global__ void __launch_bounds__(MOST)
 /* Lanes take `each` parts one after the other; partial[chunks,width], where it is, receives their sums for the weight. */
 template <int P>
 static __global__ void __launch_bounds__(MOST)
-    norm_backward(gr_view dx, bool accumulate, gr_view dout, gr_view x, const float *rstd, gr_view w, gr_view partial, int each,
-                  part_shape s) {
+    norm_backward(gr_view dx, gr_view also, bool accumulate, gr_view dout, gr_view x, const float *rstd, gr_view w, gr_view partial,
+                  int each, part_shape s) {
     __shared__ float shared[32];
     const int64_t chunk = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     const int64_t chunk_end = chunk * each < s.n ? s.width : 0; /* columns of partial */
@@ -138,6 +140,7 @@ static __global__ void __launch_bounds__(MOST)
 #pragma unroll
                 for (int j = 0; j < 8; j++) d[j] += scale * (g[p][j] - v[p][j] * scale * mean);
                 gr_store8(dx, at.row, at.begin + col, at.end, d);
+                if (also.data) gr_store8(also, at.row, at.begin + col, at.end, d);
             }
     }
     if (partial.data && !turns)
@@ -175,16 +178,17 @@ static gr_view parts_of(gr_rows x, const gr_norm *p) {
 static gr_view row_view(float *x, int64_t width) { return gr_view_of(gr_rows{x, width, GR_DTYPE_F32}); }
 static bool is_narrow(const gr_norm *p) { return p->width <= 32 * 8; } /* a piece for each lane of a warp */
 
-void gr_rmsnorm_forward_cuda(gr_device *d, gr_rows out, float *rstd, gr_rows x, gr_rows add, const gr_norm *p, int64_t n) {
+void gr_rmsnorm_forward_cuda(gr_device *d, gr_rows out, float *rstd, gr_rows sum, gr_rows x, gr_rows add, const gr_norm *p,
+                             int64_t n) {
     const dim3 threads = threads_of(p->width, is_narrow(p) ? 1 : FORWARD);
     const part_shape s = {n * p->parts, p->parts, p->width};
     const gr_view weight = row_view((float *)(uintptr_t)p->w, p->width);
     if (is_narrow(p))
-        GR_LAUNCH(d, norm_forward<1>, gr_blocks(s.n, threads.y), threads, 0, parts_of(out, p), rstd, parts_of(x, p),
-                  parts_of(add, p), weight, p->eps, s);
+        GR_LAUNCH(d, norm_forward<1>, gr_blocks(s.n, threads.y), threads, 0, parts_of(out, p), rstd,
+                  parts_of(add.data ? sum : x, p), parts_of(x, p), parts_of(add, p), weight, p->eps, s);
     else
-        GR_LAUNCH(d, norm_forward<FORWARD>, gr_blocks(s.n, threads.y), threads, 0, parts_of(out, p), rstd, parts_of(x, p),
-                  parts_of(add, p), weight, p->eps, s);
+        GR_LAUNCH(d, norm_forward<FORWARD>, gr_blocks(s.n, threads.y), threads, 0, parts_of(out, p), rstd,
+                  parts_of(add.data ? sum : x, p), parts_of(x, p), parts_of(add, p), weight, p->eps, s);
 }
 
 /* dw += the sum of the first of two areas, of n partial sums; the other one has room for those of SUM_ROWS each. */
@@ -199,7 +203,7 @@ static void add_partial_sums(gr_device *d, float *dw, float *from, int64_t n, in
     if (n > 0) GR_LAUNCH(d, sum_rows, gr_blocks(width, THREADS), THREADS, 0, dw, true, from, n, width);
 }
 
-void gr_rmsnorm_backward_cuda(gr_device *d, gr_rows dx, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
+void gr_rmsnorm_backward_cuda(gr_device *d, gr_rows dx, gr_rows also, bool accumulate, gr_rows dout, gr_rows x, const float *rstd,
                               const gr_norm *p, int64_t n) {
     const dim3 threads = threads_of(p->width, is_narrow(p) ? 1 : BACKWARD);
     const part_shape s = {n * p->parts, p->parts, p->width};
@@ -208,10 +212,10 @@ void gr_rmsnorm_backward_cuda(gr_device *d, gr_rows dx, bool accumulate, gr_rows
     const int64_t chunks = (s.n + each - 1) / each, rows = chunks + (chunks + SUM_ROWS - 1) / SUM_ROWS;
     float *partial = p->dw ? (float *)gr_cuda_scratch(d, GR_CUDA_PARTS, rows * p->width * (int64_t)sizeof(float)) : NULL;
     if (is_narrow(p))
-        GR_LAUNCH(d, norm_backward<1>, gr_blocks(chunks, threads.y), threads, 0, parts_of(dx, p), accumulate, parts_of(dout, p),
-                  parts_of(x, p), rstd, weight, row_view(partial, p->width), each, s);
-    else
-        GR_LAUNCH(d, norm_backward<BACKWARD>, gr_blocks(chunks, threads.y), threads, 0, parts_of(dx, p), accumulate,
+        GR_LAUNCH(d, norm_backward<1>, gr_blocks(chunks, threads.y), threads, 0, parts_of(dx, p), parts_of(also, p), accumulate,
                   parts_of(dout, p), parts_of(x, p), rstd, weight, row_view(partial, p->width), each, s);
+    else
+        GR_LAUNCH(d, norm_backward<BACKWARD>, gr_blocks(chunks, threads.y), threads, 0, parts_of(dx, p), parts_of(also, p),
+                  accumulate, parts_of(dout, p), parts_of(x, p), rstd, weight, row_view(partial, p->width), each, s);
     if (p->dw) add_partial_sums(d, p->dw, partial, chunks, p->width);
 }

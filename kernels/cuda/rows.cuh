@@ -144,6 +144,18 @@ static __device__ __forceinline__ void gr_take8(float v[8], const gr_raw8 &raw, 
     }
 }
 
+/* x as the type has it. */
+static __device__ __forceinline__ float gr_rounded(float x, int32_t type) {
+    if (type == GR_DTYPE_BF16) return __bfloat162float(__float2bfloat16_rn(x));
+    return type == GR_DTYPE_F16 ? __half2float(__float2half_rn(x)) : x;
+}
+
+/* Turns a pair by an angle, as rope does: the same bits wherever it is done. */
+static __device__ __forceinline__ void gr_turn(float *u, float *v, float cosine, float sine) {
+    const float x = *u, y = *v;
+    *u = __fmaf_rn(x, cosine, -__fmul_rn(y, sine)), *v = __fmaf_rn(y, cosine, __fmul_rn(x, sine));
+}
+
 /* Where piece i of 8 columns lies, of rows of `pieces` each. */
 struct gr_place {
     int64_t row, col;

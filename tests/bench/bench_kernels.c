@@ -333,14 +333,16 @@ static const char *named(const model_shape *s, const char *name, int64_t n, int6
 
 static void bench_norms(gr_device *d, const model_shape *s) {
     const int64_t n = s->n, C = s->C;
-    gr_rows x = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C), add = rows(d, n, C);
+    gr_rows x = rows_as(d, n, C, GR_DTYPE_F32), sum = rows_as(d, n, C, GR_DTYPE_F32), y = rows(d, n, C), add = rows(d, n, C);
+    const gr_rows none = {0};
     float *w = values(d, C), *rstd = values(d, n);
     const gr_norm norm = {.w = w, .eps = 1e-5f, .parts = 1, .width = C};
     double nC = (double)n * (double)C, act = (double)size_of(y);
     TIME(named(s, "rmsnorm fwd", n, C), 4 * nC, (on_card ? 8 + 2 * act : 8) * nC,
-         d->ops->rmsnorm_forward(d, y, rstd, x, on_card ? add : (gr_rows){0}, &norm, n));
-    TIME(named(s, "rmsnorm bwd", n, C), 8 * nC, (8 + 2 * act) * nC, d->ops->rmsnorm_backward(d, x, true, y, add, rstd, &norm, n));
-    d->free(d, x.data), d->free(d, y.data), d->free(d, add.data), d->free(d, w), d->free(d, rstd);
+         d->ops->rmsnorm_forward(d, y, rstd, sum, x, on_card ? add : none, &norm, n));
+    TIME(named(s, "rmsnorm bwd", n, C), 8 * nC, (on_card ? 12 + 2 * act : 12 + act) * nC,
+         d->ops->rmsnorm_backward(d, x, on_card ? add : none, true, y, sum, rstd, &norm, n));
+    d->free(d, x.data), d->free(d, sum.data), d->free(d, y.data), d->free(d, add.data), d->free(d, w), d->free(d, rstd);
 }
 
 static void bench_flat(gr_device *d, const model_shape *s) {

@@ -62,7 +62,7 @@ typedef struct norm {
 static double norm_loss(gr_device *d, void *context) {
     norm *t = context;
     gr_norm p = {.w = t->w, .eps = 1e-5f, .parts = t->parts, .width = 36 / t->parts};
-    d->ops->rmsnorm_forward(d, rows_of(t->y, 36), t->rstd, rows_of(t->x, 36), (gr_rows){0}, &p, N);
+    d->ops->rmsnorm_forward(d, rows_of(t->y, 36), t->rstd, (gr_rows){0}, rows_of(t->x, 36), (gr_rows){0}, &p, N);
     return dot(t->y, t->dy, N * 36);
 }
 
@@ -74,7 +74,7 @@ static void check_rmsnorm(gr_device *d, int64_t parts) {
     memset(t.dx, 0, sizeof t.dx), memset(t.dw, 0, sizeof t.dw);
     norm_loss(d, &t);
     gr_norm p = {.w = t.w, .dw = t.dw, .parts = parts, .width = 36 / parts};
-    d->ops->rmsnorm_backward(d, rows_of(t.dx, 36), true, rows_of(t.dy, 36), rows_of(t.x, 36), t.rstd, &p, N);
+    d->ops->rmsnorm_backward(d, rows_of(t.dx, 36), (gr_rows){0}, true, rows_of(t.dy, 36), rows_of(t.x, 36), t.rstd, &p, N);
     check(d, norm_loss, &t, t.x, t.dx, N * 36, "rmsnorm dx");
     check(d, norm_loss, &t, t.w, t.dw, 36 / parts, "rmsnorm dw");
 }

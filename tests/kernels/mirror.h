@@ -236,6 +236,7 @@ static inline const gr_attention *mirror_attention(mirror *m, const gr_attention
     b->q = mirror_rows(m, a->q), b->k = mirror_rows(m, a->k), b->v = mirror_rows(m, a->v), b->out = mirror_rows(m, a->out);
     b->dq = mirror_rows(m, a->dq), b->dk = mirror_rows(m, a->dk), b->dv = mirror_rows(m, a->dv), b->dout = mirror_rows(m, a->dout);
     b->lse = mirror_at(m, a->lse), b->delta = mirror_at(m, a->delta);
+    b->pos = mirror_at(m, a->pos), b->turns = mirror_at(m, a->turns);
     b->seqs = mirror_send(m, a->seqs, a->n_seqs * (int64_t)sizeof *a->seqs);
     b->kv = mirror_kv(m, a->kv);
     return b;

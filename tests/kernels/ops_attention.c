@@ -29,6 +29,13 @@ static gr_attention attention_of(call *c, int64_t q0, int64_t n_q, int64_t n, in
                           .scale = 1.0f / sqrtf((float)D)};
 }
 
+/* Of rows that rope turned, below 64. */
+static const int32_t *positions(call *c, int64_t n) {
+    int32_t *at = (int32_t *)buffer(c, n);
+    for (int64_t i = 0; i < n; i++) at[i] = (int32_t)(i * 5 % 64);
+    return at;
+}
+
 /* What the backward needs too; q, k and v are of the same rows. */
 static void add_gradients(call *c, gr_attention *a, int64_t n) {
     a->delta = fixed(c, 6, n, a->H);
@@ -58,6 +65,7 @@ void call_attention_backward(call *c) {
     add_gradients(c, &a, all);
     a.seqs = seqs, a.n_seqs = 2;
     set_attention(c, &a);
+    if (a.D % 2 == 0 && c->variant % 3) a.pos = positions(c, all), a.turns = fixed(c, 11, 64, a.D);
     c->d->ops->attention_forward(c->d, &a);
     c->d->ops->attention_backward(c->d, &a);
     out_whole(c, a.dq, all, a.H * a.D), out_whole(c, a.dk, all, a.K * a.D), out_whole(c, a.dv, all, a.K * a.D);
@@ -130,9 +138,10 @@ static const gr_seq packed_seqs[] = {
     {0, 200, 0, 200}, {200, 1, 200, 1}, {201, 300, 201, 300}, {501, 64, 501, 64}, {585, 50, 565, 70}};
 enum { PACKED_SEQS = sizeof packed_seqs / sizeof *packed_seqs, PACKED_ROWS = 635 };
 
-/* Outputs are those of rows row0..row0 + n. */
-static void attend_packed(call *c, const packed_case *s, const gr_seq *seqs, int64_t n_seqs, int64_t row0, int64_t n,
-                          bool backward) {
+/* Outputs are those of rows row0..row0 + n. Backward turns dq and dk back, or rope does it behind. */
+enum { FORWARD, BACKWARD, BACKWARD_AND_ROPE };
+static void attend_packed(call *c, const packed_case *s, const gr_seq *seqs, int64_t n_seqs, int64_t row0, int64_t n, int what) {
+    const bool backward = what != FORWARD;
     const int64_t HD = s->H * s->D, KD = s->K * s->D, all = HD + 2 * KD;
     running = c;
     c->row0 = row0, c->n = n, c->tolerance = 1e-2;
@@ -157,7 +166,11 @@ static void attend_packed(call *c, const packed_case *s, const gr_seq *seqs, int
                       .softcap = s->softcap,
                       .compute = s->type};
     c->d->ops->attention_forward(c->d, &a);
+    const int32_t *pos = positions(c, PACKED_ROWS);
+    const float *table = fixed(c, 7, 64, s->D);
+    if (what == BACKWARD) a.pos = pos, a.turns = table;
     if (backward) c->d->ops->attention_backward(c->d, &a);
+    if (what == BACKWARD_AND_ROPE) c->d->ops->rope(c->d, dqkv, pos, table, n, s->H + s->K, s->D, true);
     out_rows(c, gr_rows_at(a.out, row0, 0), HD), out_rows(c, gr_rows_at(closed(a.lse, s->H), row0, 0), s->H);
     for (int i = 0; backward && i < 3; i++) out_rows(c, gr_rows_at(i == 0 ? a.dq : i == 1 ? a.dk : a.dv, row0, 0), i ? KD : HD);
 }
@@ -173,20 +186,24 @@ void test_packed_attention(void **state) {
         call exact = {.d = reference, .variant = (int)i}, a = {.d = d, .variant = (int)i};
         few_digits = true;
         ((mirror *)d)->activations = s->type, ((mirror *)d)->as_decoder = true;
-        attend_packed(&exact, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, true);
-        attend_packed(&a, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, true);
+        attend_packed(&exact, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, BACKWARD);
+        attend_packed(&a, s, packed_seqs, PACKED_SEQS, 0, PACKED_ROWS, BACKWARD);
         compare(&a, &exact, &op, level);
         release(&exact);
+        call apart = {.d = d};
+        attend_packed(&apart, s, packed_seqs, PACKED_SEQS - 1, 0, packed_seqs[PACKED_SEQS - 1].kv_start, BACKWARD_AND_ROPE);
+        compare_bits(&a, &apart, &op, "rope behind it");
+        release(&apart);
         for (int j = 0; j < PACKED_SEQS; j++) {
             const gr_seq *one = &packed_seqs[j];
             call b = {.d = d};
-            attend_packed(&b, s, one, 1, one->q_start, one->q_len, true);
+            attend_packed(&b, s, one, 1, one->q_start, one->q_len, BACKWARD);
             compare_bits(&a, &b, &op, "a sequence alone");
             release(&b);
             for (int64_t at = one->q_len - 1; at > 0; at = at * 2 / 5) {
                 const gr_seq row = {one->q_start + at, 1, one->kv_start, one->kv_len - one->q_len + at + 1};
                 b = (call){.d = d};
-                attend_packed(&b, s, &row, 1, row.q_start, 1, false);
+                attend_packed(&b, s, &row, 1, row.q_start, 1, FORWARD);
                 compare_bits(&a, &b, &op, "a query alone");
                 release(&b);
             }

@@ -32,9 +32,10 @@ void call_rmsnorm_forward(call *c) {
     gr_rows out = rows(c, 1, C), x = rows(c, 3, C), add = rows(c, 4, C);
     float *rstd = numbers(c, 2, parts);
     gr_norm p = {.w = fixed(c, 5, 1, width(c)), .eps = 1e-5f, .parts = parts, .width = width(c)};
+    gr_rows sum = c->variant % 3 == 0 ? x : c->variant % 3 == 1 ? add : rows(c, 6, C);
     if (c->variant & 1) add.data = NULL;
-    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, x, add, &p, c->n);
-    out_rows(c, out, C), out_numbers(c, rstd, parts), out_rows(c, x, C);
+    c->d->ops->rmsnorm_forward(c->d, out, c->variant & 2 ? NULL : rstd, sum, x, add, &p, c->n);
+    out_rows(c, out, C), out_numbers(c, rstd, parts), out_rows(c, x, C), out_rows(c, sum, C);
 }
 
 void call_rmsnorm_backward(call *c) {
@@ -42,8 +43,11 @@ void call_rmsnorm_backward(call *c) {
     gr_rows dx = rows(c, 1, C), dout = rows(c, 3, C), x = rows(c, 4, C);
     float *dw = fixed(c, 2, 1, width(c)), *rstd = numbers(c, 5, parts);
     gr_norm p = {.w = fixed(c, 6, 1, width(c)), .dw = c->variant & 1 ? NULL : dw, .parts = parts, .width = width(c)};
-    c->d->ops->rmsnorm_backward(c->d, c->variant & 2 ? dout : dx, !(c->variant & 2), dout, x, rstd, &p, c->n); /* in place, or += */
-    out_rows(c, c->variant & 2 ? dout : dx, C), out_sum(c, dw, width(c));
+    gr_rows also = rows(c, 7, C), to = c->variant & 2 ? dout : dx; /* in place, or += */
+    if (c->variant % 3 == 1) also.data = NULL;
+    c->d->ops->rmsnorm_backward(c->d, to, also, !(c->variant & 2), dout, x, rstd, &p, c->n);
+    out_rows(c, to, C), out_sum(c, dw, width(c));
+    if (also.data) out_rows(c, also, C);
 }
 
 void call_rope(call *c) {

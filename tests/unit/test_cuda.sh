@@ -114,7 +114,7 @@ is() { if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "$2, expected $3"; fi;
 is "a step allocates nothing" "$(calls 'cuda(Malloc|HostAlloc|Free)')" 0
 is "products of a step with adapters on all linears" "$(calls cublasLtMatmul)" 17
 is "are as many as with one" "$(calls cublasLtMatmul 'adapter.target_modules=[q_proj]')" 17
-is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 84
+is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 82
 
 emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none --samples 1000000000 --mean-tokens 256 >plan.txt 2>&1
 check "data that the host cannot hold beside the card do not fit" grep -q '^fits *NO' plan.txt
