@@ -8,7 +8,7 @@
  * list_columns reads a row twice, a block a row too. First the largest of each of 4,096 groups of columns (every 4,096th): the
  * 1,024th of these is a floor that at least 1,024 logits reach, and rarely more than 1,200. Then what reaches it is collected, and
  * of the rest exponentials are summed; what was collected is sorted. Of a row of 150,000: 6 us, the floor 2 (32 counts, a bit
- * each), 9 for the second way (instructions, not bytes, some 12 a logit), sorting 2. All rows of a batch run at once. Where
+ * each), 9 for the second way (instructions, not bytes, some 12 a logit), sorting 3. All rows of a batch run at once. Where
  * more than 4,096 reach the floor (equal logits, mostly), the exact one is found by a read of the row for each bit of it that is
  * open: 50 at most.
  * The rest's sum: a term has the relative error of its exponent's three roundings, 3 * 2^-24 |a|, and of exp2f, 2^-22; the mean of
@@ -183,8 +183,7 @@ static __device__ double collect(uint64_t *found, int32_t *n, const listed_row &
     return sum;
 }
 
-/* found[n] (a power of two) in descending order (Batcher's bitonic sort). A warp's 32 pairs of up to 32 apart are 64 places of its
- * own. */
+/* found[n] (a power of two) in descending order: Batcher's bitonic sort. */
 static __device__ __forceinline__ void sort_found(uint64_t *found, int32_t n) {
     for (int32_t run = 2; run <= n; run *= 2)
         for (int32_t apart = run / 2; apart > 0; apart /= 2) {
@@ -193,8 +192,7 @@ static __device__ __forceinline__ void sort_found(uint64_t *found, int32_t n) {
                 const uint64_t a = found[i], b = found[i + apart];
                 if ((a < b) == ((i & run) == 0)) found[i] = b, found[i + apart] = a;
             }
-            if (apart > 32 || (apart == 1 && run > 32)) __syncthreads();
-            else __syncwarp();
+            __syncthreads();
         }
 }
 
