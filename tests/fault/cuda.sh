@@ -1,7 +1,7 @@
 #!/bin/bash
 # Calls of CUDA's libraries that fail, one a run: one clear error, no half-written result, no hang. Which calls there are a run
-# without a failure tells. By default some of each; `all`: every single one (part of tests/unit/cuda_sweep.sh); words: of these
-# kinds of runs alone. Needs the CUDA backend and the emulator, which lies outside the project.
+# without a failure tells. By default some of each; `all`: every single one (parts of tests/unit/cuda_sweep.sh); further words:
+# of these kinds of runs alone. Needs the CUDA backend and the emulator, which lies outside the project.
 . "$(dirname "$0")/../lib.sh"
 needs_emulator "faults of CUDA"
 cd "$WORK" || exit 1
@@ -62,8 +62,9 @@ fails() {
 }
 export -f fails run_kind result same
 
-words=" $* "
-chosen() { [ "${words// /}" = all ] || [[ $words =~ ^\ *$|\ $1\  ]]; }
+all= words=" $* "
+[[ $words != *" all "* ]] || all=1 words=${words/ all / }
+chosen() { [[ $words =~ ^\ *$|\ $1\  ]]; }
 for kind in "${kinds[@]}"; do
     chosen $kind || [ $kind = lora ] || continue # its adapter generates
     run=(env -u SHELLOPTS CUDAEMU_TRACE=1 "$emulator")
@@ -73,7 +74,7 @@ for kind in "${kinds[@]}"; do
     chosen $kind || continue
     # Of the first kind some of each call; of the others some of those that do the work.
     sed -nE 's/^cudaemu: \[device [0-9]+\] ([A-Za-z]+) #.*/\1/p' $kind.trace | sort | uniq -c |
-        awk -v kind=$kind -v all="$([ "${words// /}" != all ] || echo 1)" '
+        awk -v kind=$kind -v all=$all '
             all {for (i = 1; i <= $1; i++) print kind, $2, i, $1; next}
             kind != "lora" && $2 !~ /^(cudaMalloc|cudaMemcpyAsync|kernel|cublasLtMatmul|cudaGraph[A-Za-z]*)$/ {next}
             {
@@ -90,7 +91,7 @@ xargs -r -L 1 -P "$(nproc)" bash -c "$(declare -p tight); "'fails "$@"' _ <to-do
 while IFS='|' read -r name why log; do not_ok "$name" "$why" "$log"; done <wrong
 sort right | uniq -c | while read -r n kind call; do ok "$kind: $call fails, $n runs"; done
 check "each of them came to an end" test "$(cat right wrong | wc -l)" = "$(wc -l <to-do)" -a -s right
-if ! chosen lora || [ "${words// /}" = all ]; then finish; fi
+if ! chosen lora || [ "$all" = 1 ]; then finish; fi
 
 # What was saved before the failure is whole: the run goes on from there to the same bits.
 refused "one that fails in its second step" 1 "graft: error: " env -u SHELLOPTS "$emulator" --on-fault error \

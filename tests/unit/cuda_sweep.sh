@@ -86,7 +86,7 @@ parts() {
     of_model 8.0 "--cc 8.0"
     for part in e2e/quantize e2e/resume fault/bad_input; do echo "$part on cuda|cuda|$part.sh"; done
     echo "fault/cuda_planted of arithmetic|-|fault/cuda_planted.sh:all"
-    echo "fault/cuda of every call|-|fault/cuda.sh:all"
+    for part in lora full fp8 nf4 generate; do echo "fault/cuda of every call: $part|-|fault/cuda.sh:all $part"; done
 }
 wanted() { parts | awk -v f="$filter" -F'|' '$1 ~ f'; }
 file_of() { echo "$out/${1//[^A-Za-z0-9_.-]/_}"; }
