@@ -14,7 +14,7 @@ fi
 # ---- kernels and model ----
 # The emulator keeps the stacks of each device that was opened, and the model's tests open many: by parts.
 parts=(test_ops test_bits test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows
-    test_optimizers test_sample test_finite_diff
+    test_optimizers test_sample test_finite_diff test_card
     test_model:l\* test_model:f\* test_model:grad\* test_model:batch_\* test_model:[c-eq-z]\* test_model:a_t\* test_model:greedy\*)
 one_part() { # in the repository, where tests find their files
     local name=${1%%:*} filter=${1#*:} file=$WORK/${1//[^a-z_:]/}
