@@ -267,7 +267,7 @@ struct gr_device {
     const char *(*sync)(gr_device *d); /* waits for all; NULL, or what went wrong since the device was opened */
     bool (*memory)(gr_device *d, int64_t *total, int64_t *available); /* bytes of its own; false: it lives in the host's */
     int64_t (*footprint)(gr_device *d, int64_t bytes); /* memory that alloc of so many bytes takes once all of it was touched */
-    int64_t shared_bytes; /* that operations share as scratch, at most; what is never touched takes no memory */
+    int64_t shared_bytes; /* that operations share as scratch, at most; what is never touched takes no memory, but a card's own */
     /* A rehearsal: from begin on operations are only noted, and at the end the scratch that the largest of them want is there, so
      * that none of them allocates when it comes; false when out of memory. NULL: operations need none. */
     bool (*rehearse)(gr_device *d, bool begin);
@@ -278,7 +278,7 @@ struct gr_device {
     /* The form of a group. bytes: memory that place takes. place: members are filled; false when out of memory. renew: trained
      * members have changed. */
     int64_t (*group_bytes)(gr_device *d, const gr_group *g);
-    /* Scratch of its own that products of so many rows take; NULL: none (shared_bytes is all). */
+    /* Scratch of its own that products of so many rows take; beside shared_bytes; NULL: none. */
     int64_t (*scratch_bytes)(gr_device *d, const gr_group *g, int64_t rows);
     bool (*place)(gr_device *d, gr_group *g);
     void (*renew)(gr_device *d, gr_group *g);

@@ -100,6 +100,7 @@ gr_device *gr_planned_device_new(const char *name, const char **why) {
                             .fast_bf16 = true,
                             .fp8 = p->card->fp8,
                             .queues = true,
+                            .shared_bytes = GR_CUDA_WORKSPACE,
                             .flops = p->card->flops,
                             .bandwidth = p->card->bandwidth,
                             .alloc = planned_alloc,

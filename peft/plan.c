@@ -221,7 +221,8 @@ static gr_memory memory_of(const gr_run *run, const what_if *w) {
     a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
               (full || on_card(run) ? 0 : vector_bytes(m));
     a.trained = trained_bytes(run, w->rank);
-    a.threads = on_card(run) ? gr_model_scratch_bytes(m, w->forms, plan.max_tokens) : shared_bytes(run, plan.max_tokens);
+    a.threads = on_card(run) ? run->session.machine.device->shared_bytes + gr_model_scratch_bytes(m, w->forms, plan.max_tokens)
+                             : shared_bytes(run, plan.max_tokens);
     a.scratch =
         footprint(run, gr_decoder_plan_bytes(m, &plan)) + plan.max_tokens * BYTES_PER_ROW + run->samples * (int64_t)sizeof(int64_t);
     a.evaluation = evaluation_bytes(run, w->eval_rows);

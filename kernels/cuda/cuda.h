@@ -15,10 +15,9 @@ extern "C" {
 
 enum {
     GR_CUDA_QUEUES = 3,
-    GR_CUDA_MARKS = 64,          /* that are told apart; an older one is waited for as a newer */
-    GR_CUDA_RING = 2,            /* pieces of pinned memory that uploads go through */
-    GR_CUDA_PIECE = 32 << 20,    /* bytes of each */
-    GR_CUDA_WORKSPACE = 32 << 20 /* of cuBLASLt: constant, so that it never chooses by it */
+    GR_CUDA_MARKS = 64,      /* that are told apart; an older one is waited for as a newer */
+    GR_CUDA_RING = 2,        /* pieces of pinned memory that uploads go through */
+    GR_CUDA_PIECE = 32 << 20 /* bytes of each */
 };
 
 /* What scratch is for; each use has memory of its own, so that none overwrites another within an operation. */

@@ -201,6 +201,7 @@ static const gr_device cuda_device = {
     .fast_bf16 = true,
     .queues = true,
     .in_host = false,
+    .shared_bytes = GR_CUDA_WORKSPACE,
     .alloc = cuda_alloc,
     .free = cuda_free,
     .zero = cuda_zero,

@@ -4,7 +4,10 @@
 
 #include "kernels/kernels.h"
 
-enum { GR_CUDA_PAD = 64 }; /* contractions are multiples of it; rows of activations have as many spare columns */
+enum {
+    GR_CUDA_PAD = 64,            /* contractions are multiples of it; rows of activations have as many spare columns */
+    GR_CUDA_WORKSPACE = 32 << 20 /* of cuBLASLt: constant, so that it never chooses by it */
+};
 
 static inline int64_t gr_cuda_fill(int64_t n) { return (n + GR_CUDA_PAD - 1) / GR_CUDA_PAD * GR_CUDA_PAD; }
 

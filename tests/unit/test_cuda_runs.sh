@@ -77,4 +77,25 @@ check "has the CPU's losses" near 'loss|eval_loss' quick-cpu quick-cuda 2e-5 8
 check "its score is the CPU's" same_score
 check "merged to a GGUF" env GRAFT_DEVICE=cuda "$GRAFT" merge --adapter quick-cuda --dtype q8_0 --out quick.gguf
 check "which generates" "$GRAFT" generate --model quick.gguf --device cuda --prompt 'What is 3 + 4?' --max-tokens 4
+
+# ---- bytes of the card's memory: the most that a run had at one time, and what its plan says; beside cuBLASLt's workspace ----
+printf '#!/bin/sh\nexec env -u SHELLOPTS "%s" -- sh -c '\''LD_PRELOAD=$0:$LD_PRELOAD exec "$@"'\'' "%s" "%s" "$@"\n' \
+    "$emulator" "$WORK/cuda_peak.so" "$BUILD/graft" >peak && chmod +x peak
+check "what counts them" "${CC:-cc}" -shared -fPIC -O1 "-I$SOURCE" -o cuda_peak.so \
+    "$SOURCE/tests/kernels/cuda_peak.c" -ldl -lpthread
+as_planned() { # as_planned NAME RECIPE [options]
+    local name=$1 recipe=$2.yaml planned
+    shift 2
+    local options=(device=cuda train.max_steps=2 eval.every=2 data.eval=0.2 "$@")
+    check "$name" env CUDA_PEAK=peak.bytes ./peak train "$recipe" "${options[@]}" output_dir=memory --overwrite
+    planned=$("$GRAFT" plan "$recipe" "${options[@]}" --json 2>/dev/null | sed -nE 's/.*"total": ([0-9]+).*/\1/p' | head -1)
+    check "$name: the plan is within 5 % of its peak" awk -v planned="$planned" '
+        {used = $2 - 2 ^ 25; d = (planned - 2 ^ 25 - used) / used; print used, planned, d}
+        END {exit !(NR == 1 && used > 1e6 && d > -0.05 && d < 0.05)}' peak.bytes
+    rm -f peak.bytes
+}
+as_planned "memory of adapters" lora model.dtype=bf16
+as_planned "memory of every weight" full
+as_planned "memory of nf4, recomputed" lora model.dtype=bf16 model.quantize=nf4 train.gradient_checkpointing=full adapter.rank=64
+as_planned "memory with generated text" lora 'eval.metrics=[loss,exact_match]'
 finish
