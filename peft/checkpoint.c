@@ -16,7 +16,7 @@ enum { CHECKPOINT_VERSION = 1 };
 typedef struct field {
     const char *name;
     size_t offset;
-    bool is_double, later; /* later: older files lack it, it was 0 */
+    bool is_double, later; /* later: older files lack it, it is 0 then */
 } field;
 
 #define FIELD(name, is_double)                                                                                                     \
@@ -50,6 +50,11 @@ static const field state_fields[] = {
 static const field identity_fields[] = {FIELD(data_key), FIELD(total_steps), FIELD(batch_size), FIELD(seed)};
 #undef FIELD
 
+#define LATER(name)                                                                                                                \
+    { #name, offsetof(gr_train_split, name), false, true }
+static const field split_fields[] = {LATER(micro_batch_tokens), LATER(gradient_checkpointing)};
+#undef LATER
+
 char *gr_checkpoint_folder(const char *output_dir, int64_t step) {
     return gr_format("%s/checkpoint-%lld", output_dir, (long long)step);
 }
@@ -69,8 +74,9 @@ static graft_status get_fields(gr_h5 *h, const field *fields, int n, void *to, g
     graft_status st = GRAFT_OK;
     for (int i = 0; i < n; i++) {
         char *at = (char *)to + fields[i].offset;
-        if (fields[i].later && !gr_h5_has_attribute(h, fields[i].name)) continue;
-        if (fields[i].is_double) GR_TRY(gr_h5_get_double(h, fields[i].name, (double *)(void *)at, err));
+        bool there = !fields[i].later || gr_h5_has_attribute(h, fields[i].name);
+        if (!there) memset(at, 0, sizeof(int64_t)); /* of a double too */
+        else if (fields[i].is_double) GR_TRY(gr_h5_get_double(h, fields[i].name, (double *)(void *)at, err));
         else GR_TRY(gr_h5_get_int(h, fields[i].name, (int64_t *)(void *)at, err));
     }
 done:
@@ -151,6 +157,7 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
     GR_TRY(gr_h5_put_int(h, "compute_dtype", id->compute_dtype, err));
     GR_TRY(gr_h5_put_int(h, "evaluated_step", s->evaluated_step, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
+    GR_TRY(put_fields(h, split_fields, GR_LEN(split_fields), &id->split, err));
     GR_TRY(put_tensors(h, p, staging, err));
     gr_h5 *sealed = h;
     h = NULL; /* commit frees it, whatever happens */
@@ -167,51 +174,84 @@ done:
     return st;
 }
 
-/* The fields that tell what the run is, in saved; recipe is owned by the caller. */
-static graft_status get_identity(gr_h5 *h, gr_train_identity *saved, char **recipe, graft_error *err) {
+/* ---- reading ---- */
+
+graft_status gr_checkpoint_open(gr_checkpoint *c, const char *folder, graft_error *err) {
     graft_status st;
-    GR_TRY(get_fields(h, identity_fields, GR_LEN(identity_fields), saved, err));
-    if (gr_h5_get_int(h, "compute_dtype", &saved->compute_dtype, NULL) != GRAFT_OK) saved->compute_dtype = -1; /* an older graft */
-    GR_TRY(gr_h5_get_text(h, "recipe", recipe, err));
+    *c = (gr_checkpoint){.folder = gr_strdup(folder), .path = gr_path_join(folder, "state.h5")};
+    if (!c->folder || !c->path) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    GR_TRY(gr_h5_open(&c->h5, c->path, err));
+done:
+    if (st != GRAFT_OK) gr_checkpoint_close(c);
+    return st;
+}
+
+void gr_checkpoint_close(gr_checkpoint *c) {
+    gr_h5_close(c->h5);
+    free(c->folder);
+    free(c->path);
+    *c = (gr_checkpoint){0};
+}
+
+static graft_status check_version(const gr_checkpoint *c, graft_error *err) {
+    int64_t version;
+    graft_status st = gr_h5_get_int(c->h5, "graft_checkpoint_version", &version, err);
+    if (st != GRAFT_OK || version == CHECKPOINT_VERSION) return st;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", c->path, (long long)version,
+                   CHECKPOINT_VERSION);
+}
+
+graft_status gr_checkpoint_identity(const gr_checkpoint *c, gr_train_identity *saved, char **recipe, graft_error *err) {
+    graft_status st;
+    *recipe = NULL;
+    GR_TRY(check_version(c, err));
+    GR_TRY(get_fields(c->h5, identity_fields, GR_LEN(identity_fields), saved, err));
+    GR_TRY(get_fields(c->h5, split_fields, GR_LEN(split_fields), &saved->split, err));
+    if (gr_h5_get_int(c->h5, "compute_dtype", &saved->compute_dtype, NULL) != GRAFT_OK)
+        saved->compute_dtype = -1; /* an older graft */
+    GR_TRY(gr_h5_get_text(c->h5, "recipe", recipe, err));
     saved->recipe = *recipe;
 done:
     return st;
 }
 
-graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
+graft_status gr_checkpoint_read(const gr_checkpoint *c, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
                                 const void *context, graft_error *err) {
     graft_status st;
-    gr_h5 *h = NULL;
     gr_train_state state;
     gr_train_identity saved;
-    int64_t version, n_tensors;
-    char *recipe = NULL, *path = gr_path_join(folder, "state.h5");
+    int64_t n_tensors;
+    char *recipe = NULL;
     float *staging = gr_calloc(gr_params_largest(p), sizeof *staging);
-    if (!path || !staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
-    GR_TRY(gr_h5_open(&h, path, err));
-    GR_TRY(gr_h5_get_int(h, "graft_checkpoint_version", &version, err));
-    if (version != CHECKPOINT_VERSION)
-        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: checkpoint version %lld, this graft reads %d", path, (long long)version,
-                       CHECKPOINT_VERSION));
-    GR_TRY(get_fields(h, state_fields, GR_LEN(state_fields), &state, err));
-    if (gr_h5_get_int(h, "evaluated_step", &state.evaluated_step, NULL) != GRAFT_OK)
+    if (!staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    GR_TRY(gr_checkpoint_identity(c, &saved, &recipe, err));
+    GR_TRY(get_fields(c->h5, state_fields, GR_LEN(state_fields), &state, err));
+    if (gr_h5_get_int(c->h5, "evaluated_step", &state.evaluated_step, NULL) != GRAFT_OK)
         state.evaluated_step = state.step; /* an older graft */
-    GR_TRY(get_identity(h, &saved, &recipe, err));
-    if (check) GR_TRY(check(context, folder, &saved, &state, err));
-    GR_TRY(gr_h5_get_int(h, "n_tensors", &n_tensors, err));
+    if (check) GR_TRY(check(context, c->folder, &saved, &state, err));
+    GR_TRY(gr_h5_get_int(c->h5, "n_tensors", &n_tensors, err));
     if (n_tensors != p->n_items)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
-                       "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", path,
+                       "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", c->path,
                        (long long)n_tensors, (long long)p->n_items));
-    GR_TRY(get_tensors(h, p, s != NULL, staging, path, err));
+    GR_TRY(get_tensors(c->h5, p, s != NULL, staging, c->path, err));
     if (s) *s = state;
 done:
-    gr_h5_close(h);
     free(recipe);
-    free(path);
     free(staging);
     return st;
 }
+
+graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
+                                const void *context, graft_error *err) {
+    gr_checkpoint c;
+    graft_status st = gr_checkpoint_open(&c, folder, err);
+    if (st == GRAFT_OK) st = gr_checkpoint_read(&c, p, s, check, context, err);
+    gr_checkpoint_close(&c);
+    return st;
+}
+
+/* ---- those of a folder ---- */
 
 static bool has_state(const char *output_dir, int64_t step) {
     char *folder = gr_checkpoint_folder(output_dir, step), *path = folder ? gr_path_join(folder, "state.h5") : NULL;
@@ -252,27 +292,19 @@ bool gr_checkpoint_any(const char *output_dir) {
     return n != 0;
 }
 
-graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err) {
+graft_status gr_checkpoint_open_last(gr_checkpoint *c, const char *output_dir, bool quiet, graft_error *err) {
     int64_t *steps;
     int64_t n = list_checkpoints(&steps, output_dir);
     graft_status st = n < 0 ? gr_fail_memory(err, "list of checkpoints") : GRAFT_OK;
-    *folder = NULL;
-    for (int64_t i = 0; i < n && !*folder; i++) {
-        gr_h5 *h = NULL;
-        char *candidate = gr_checkpoint_folder(output_dir, steps[i]),
-             *path = candidate ? gr_path_join(candidate, "state.h5") : NULL;
+    *c = (gr_checkpoint){0};
+    for (int64_t i = 0; i < n && !c->h5; i++) {
+        char *candidate = gr_checkpoint_folder(output_dir, steps[i]);
         graft_error why = {0};
-        st = path ? gr_h5_open(&h, path, &why) : gr_fail_memory(&why, "checkpoint");
-        if (st == GRAFT_OK) {
-            *folder = candidate;
-            candidate = NULL;
-        } else {
-            gr_warn("%s: passed over", why.msg);
-            if (err) *err = why;
-        }
-        gr_h5_close(h);
+        st = candidate ? gr_checkpoint_open(c, candidate, &why) : gr_fail_memory(&why, "checkpoint");
         free(candidate);
-        free(path);
+        if (st == GRAFT_OK) continue;
+        if (!quiet) gr_warn("%s: passed over", why.msg);
+        if (err) *err = why;
     }
     free(steps);
     return st;

@@ -23,10 +23,18 @@ typedef struct gr_train_state {
     double window_grad_norm;
 } gr_train_state;
 
+/* What was planned by the memory there was: how sums of gradients are split into micro-batches, and what backward computes again,
+ * which changes no bit. */
+typedef struct gr_train_split {
+    int64_t micro_batch_tokens;     /* rows that a micro-batch of several samples has at most */
+    int64_t gradient_checkpointing; /* a gr_recompute */
+} gr_train_split;
+
 /* What a run is, so that it is known whether another one may go on from its checkpoint. */
 typedef struct gr_train_identity {
     int64_t data_key, total_steps, batch_size, seed;
     int64_t compute_dtype; /* gr_dtype of the products; -1: not recorded */
+    gr_train_split split;  /* zeroed: not recorded */
     const char *recipe;    /* resolved, as gr_recipe_print gives it; borrowed */
 } gr_train_identity;
 
@@ -37,13 +45,26 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
 /* Whether a run may go on from what was saved, before its tensors are read. */
 typedef graft_status gr_checkpoint_check(const void *context, const char *folder, const gr_train_identity *saved,
                                          const gr_train_state *state, graft_error *err);
+/* One that was found whole. */
+typedef struct gr_checkpoint {
+    char *folder, *path; /* path: of its state.h5 */
+    struct gr_h5 *h5;
+} gr_checkpoint;
+
+graft_status gr_checkpoint_open(gr_checkpoint *c, const char *folder, graft_error *err);
+/* The newest intact one in output_dir (zeroed when there is none at all). Damaged ones are passed over, with a warning unless quiet;
+ * BAD_INPUT when all are damaged. */
+graft_status gr_checkpoint_open_last(gr_checkpoint *c, const char *output_dir, bool quiet, graft_error *err);
+void gr_checkpoint_close(gr_checkpoint *c); /* a zeroed one is fine, and one is left */
+/* What the run is whose checkpoint it is; recipe: owned by the caller, saved->recipe is that. */
+graft_status gr_checkpoint_identity(const gr_checkpoint *c, gr_train_identity *saved, char **recipe, graft_error *err);
 /* Read a checkpoint into allocated parameters of the same names and shapes. s may be NULL (values only; then the optimizer's
  * moments are left alone), and so may check. */
+graft_status gr_checkpoint_read(const gr_checkpoint *c, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
+                                const void *context, graft_error *err);
+/* Both. */
 graft_status gr_checkpoint_load(const char *folder, gr_params *p, gr_train_state *s, gr_checkpoint_check *check,
                                 const void *context, graft_error *err);
-/* The folder of the newest intact checkpoint (owned; NULL when there is none at all). Damaged ones are passed over with a warning;
- * BAD_INPUT when all are damaged. */
-graft_status gr_checkpoint_last(char **folder, const char *output_dir, graft_error *err);
 /* True when output_dir holds a checkpoint, whole or damaged. */
 bool gr_checkpoint_any(const char *output_dir);
 char *gr_checkpoint_folder(const char *output_dir, int64_t step);

@@ -426,8 +426,9 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     gr_step_stats begun = {.optimizer_step = run->state.optimizer_step,
                            .loss_scale = (float)run->state.loss_scale,
                            .good_steps = (int32_t)run->state.good_steps};
-    l.stats = dev->alloc(dev, (1 + QUEUED_STEPS) * (int64_t)sizeof *l.stats);
-    if (!l.stats) return gr_fail_memory(err, "training");
+    const int64_t stats_bytes = (1 + QUEUED_STEPS) * (int64_t)sizeof *l.stats;
+    l.stats = dev->alloc(dev, stats_bytes);
+    if (!l.stats) return gr_fail_device_memory(dev, stats_bytes, "the sums of a step", err);
     dev->upload(dev, l.stats, &begun, sizeof begun);
     gr_progress_start(&l.progress, "train", run->total_steps);
     gr_progress_update(&l.progress, run->state.step, "first step");

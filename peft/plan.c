@@ -349,8 +349,8 @@ static graft_status refuse(gr_run *run, graft_error *err) {
     if (gr_plan_lacks_host(run))
         return gr_fail(
             err, GRAFT_BAD_USAGE,
-            "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; %.1f MiB are three "
-            "quarters of what is free and the program holds; less is needed with %s",
+            "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; it may have %.1f MiB: what it "
+            "holds and three quarters of what is free; less is needed with %s",
             (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
             less_data(run));
     gr_plan_advice(run, &advice);
@@ -379,11 +379,20 @@ const char *gr_plan_policy(const gr_run *run) {
     return gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], (int)run->plan.recompute);
 }
 
+/* wanted, policy: what is chosen where memory is no matter. */
 static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
+    const gr_train_split *before = &run->before;
+    const bool as_before = run->micro_tokens == before->micro_batch_tokens &&
+                           (int64_t)run->plan.recompute == before->gradient_checkpointing && !run->expand;
+    char why[64] = "as in the checkpoint";
+    if (before->micro_batch_tokens > 0 && run->micro_tokens != before->micro_batch_tokens)
+        gr_note("micro-batches of up to %lld tokens, the checkpoint's had up to %lld: from here on sums of gradients are split "
+                "otherwise, which changes their rounding",
+                (long long)run->micro_tokens, (long long)before->micro_batch_tokens);
     if (run->micro_tokens == wanted && (int)run->plan.recompute == policy && !run->expand) return;
-    gr_note("memory: micro-batches of up to %lld tokens, gradient_checkpointing %s%s, to stay within %.2f GiB",
-            (long long)run->micro_tokens, gr_plan_policy(run),
-            run->expand ? ", quantised weights expanded before each product" : "", (double)run->memory_limit / (1 << 30));
+    if (!as_before) snprintf(why, sizeof why, "to stay within %.2f GiB", (double)run->memory_limit / (1 << 30));
+    gr_note("memory: micro-batches of up to %lld tokens, gradient_checkpointing %s%s, %s", (long long)run->micro_tokens,
+            gr_plan_policy(run), run->expand ? ", quantised weights expanded before each product" : "", why);
 }
 
 /* Rows that keep the device busy: a card wants more of them, the more the narrower the model is. */
@@ -401,20 +410,54 @@ static const struct {
 } savings[] = {{GR_RECOMPUTE_NONE, false},     {GR_RECOMPUTE_SELECTIVE, false}, {GR_RECOMPUTE_NONE, true},
                {GR_RECOMPUTE_SELECTIVE, true}, {GR_RECOMPUTE_FULL, false},      {GR_RECOMPUTE_FULL, true}};
 
+/* A card's memory may be others' when the run wants it: what to do then is told by what is free now. */
+static graft_status keep_advice(gr_run *run, graft_error *err) {
+    const int64_t limit = run->memory_limit;
+    gr_str advice = {0};
+    if (!on_card(run)) return GRAFT_OK;
+    run->memory_limit = GR_MIN(limit, run->available);
+    gr_str_printf(&advice, "train.memory_limit=%lldMiB, which was free when the run was planned, or ",
+                  (long long)(run->available >> 20));
+    gr_plan_advice(run, &advice);
+    run->memory_limit = limit;
+    return (run->less = gr_str_take(&advice)) ? GRAFT_OK : gr_fail_memory(err, "plan");
+}
+
+/* The first of these that fits with the rows of the plan, of a policy from first to last. */
+static bool fits(gr_run *run, int first, int last) {
+    const bool expands = may_expand(run);
+    for (size_t i = 0; i < GR_LEN(savings); i++) {
+        if ((int)savings[i].recompute < first || (int)savings[i].recompute > last || (savings[i].expand && !expands)) continue;
+        run->plan.recompute = savings[i].recompute, run->expand = savings[i].expand;
+        const what_if w = as_it_is(run);
+        run->memory = memory_of(run, &w);
+        if (run->memory.total <= run->memory_limit) return true;
+    }
+    return false;
+}
+
+/* Rows of a micro-batch where all of them fit: a step's, those that were named, those the run has had so far, or the device's. */
+static int64_t most_rows(const gr_run *run, int64_t longest, int64_t before) {
+    const gr_recipe *r = run->r;
+    int64_t step = longest * r->train_batch_size, wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens
+                                                           : before > 0                    ? before
+                                                                                           : rows_wanted(run);
+    return r->train_gradient_release ? step : GR_MAX(longest, GR_MIN(wanted, step));
+}
+
 graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
     const gr_recipe *r = run->r;
-    int64_t wanted = r->train_micro_batch_tokens > 0 ? r->train_micro_batch_tokens : rows_wanted(run);
-    bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
-    int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
+    const bool any = r->train_gradient_checkpointing == GR_RECOMPUTE_AUTO;
+    const int first = any ? GR_RECOMPUTE_NONE : r->train_gradient_checkpointing, last = any ? GR_RECOMPUTE_FULL : first;
+    const bool before = any && run->before.micro_batch_tokens > 0;
+    const int policy = (int)run->before.gradient_checkpointing;
     gr_decoder_options *o = &run->plan;
     *o = (gr_decoder_options){.training = true,
                               .dropout = r->adapter_method == GR_METHOD_LORA ? (float)r->adapter_dropout : 0,
                               .seed = (uint64_t)r->train_seed};
     set_limit(run);
-    const bool expands = may_expand(run);
-    if (r->train_gradient_release) wanted = longest * r->train_batch_size; /* the whole step at once */
-    int64_t most = GR_MAX(longest, GR_MIN(wanted, longest * r->train_batch_size));
-    for (run->micro_tokens = most;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
+    run->micro_tokens = most_rows(run, longest, run->before.micro_batch_tokens);
+    for (;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
         graft_status st = largest_micro_batch(run, longest, &o->max_tokens, &o->max_targets, err);
         if (st != GRAFT_OK) return st;
         if (r->train_gradient_release && r->train_micro_batch_tokens > 0 && r->train_micro_batch_tokens < o->max_tokens)
@@ -422,15 +465,12 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
                            "train.gradient_release needs one micro-batch a step: the largest step has %lld tokens, "
                            "train.micro_batch_tokens is %lld; raise it, or lower train.batch_size",
                            (long long)o->max_tokens, (long long)r->train_micro_batch_tokens);
-        for (size_t i = 0; i < GR_LEN(savings); i++) {
-            if ((int)savings[i].recompute < first || (int)savings[i].recompute > last || (savings[i].expand && !expands)) continue;
-            o->recompute = savings[i].recompute, run->expand = savings[i].expand;
-            const what_if w = as_it_is(run);
-            run->memory = memory_of(run, &w);
-            if (gr_plan_lacks_host(run)) return refuse(run, err);
-            if (run->memory.total > run->memory_limit) continue;
-            tell_choice(run, most, first);
-            return GRAFT_OK;
+        const bool found = (before && fits(run, policy, policy)) || fits(run, first, last);
+        if (gr_plan_lacks_host(run)) break;
+        if (found) {
+            tell_choice(run, most_rows(run, longest, 0), first);
+            run->identity.split = (gr_train_split){run->micro_tokens, run->plan.recompute};
+            return keep_advice(run, err);
         }
         if (run->micro_tokens == longest || r->train_micro_batch_tokens > 0 || r->train_gradient_release) break;
     }

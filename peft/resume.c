@@ -152,6 +152,20 @@ static void tell_base(const gr_run *run, const gr_recipe *before) {
     free(was);
 }
 
+graft_status gr_resume_plan(gr_run *run, graft_error *err) {
+    gr_checkpoint last;
+    gr_train_identity saved;
+    char *recipe = NULL;
+    graft_status st = gr_checkpoint_open_last(&last, run->r->_output_dir, true, err); /* what is damaged is told when it is read */
+    if (st == GRAFT_OK && last.h5) {
+        st = gr_checkpoint_identity(&last, &saved, &recipe, err);
+        if (st == GRAFT_OK) run->before = saved.split;
+    }
+    gr_checkpoint_close(&last);
+    free(recipe);
+    return st;
+}
+
 graft_status gr_resume_check(const void *context, const char *folder, const gr_train_identity *saved, const gr_train_state *s,
                              graft_error *err) {
     const gr_run *run = context;

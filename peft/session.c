@@ -175,8 +175,10 @@ static graft_status check_memory(const gr_session *s, const gr_session_options *
     bytes += gr_model_form_bytes(m, forms) + m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
     if (bytes <= available) return GRAFT_OK;
     if (card)
-        return gr_fail(err, GRAFT_BAD_USAGE, "%s: its weights take %.2f GiB of %s, and %.2f GiB are free there", o->model,
-                       (double)bytes / (1 << 30), s->machine.device->level, (double)available / (1 << 30));
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "%s: its weights take %.1f MiB of %s, and %.1f MiB are free there; less is needed with %s%sdevice: cpu",
+                       o->model, (double)bytes / (1 << 20), s->machine.device->level, (double)available / (1 << 20),
+                       m->compute == GR_DTYPE_F32 ? "model.dtype: bf16, or " : "", quantize < 0 ? "model.quantize: nf4, or " : "");
     return gr_fail(err, GRAFT_BAD_USAGE, "%s: quantised, or as int8, it takes %.2f GiB besides its files, and %.2f GiB are free",
                    o->model, (double)bytes / (1 << 30), (double)available / (1 << 30));
 }

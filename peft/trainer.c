@@ -201,6 +201,7 @@ static void close_run(gr_run *run) {
     gr_params_release(&run->params);
     gr_session_close(&run->session);
     free(run->recipe_text);
+    free(run->less);
 }
 
 /* True when every data file is there; *missing: the first that is not, NULL when none is named. */
@@ -277,6 +278,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(check_interrupt(err));
     GR_TRY(gr_plan_steps(&run, err));
     if (run.train->share) GR_TRY(tell_mix(&run, err));
+    if (run.resumes) GR_TRY(gr_resume_plan(&run, err));
     GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));
@@ -299,6 +301,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_run_result(&run, err));
     result->seconds = gr_now() - started;
 done:
+    if (st == GRAFT_NO_MEMORY && run.less) st = gr_fail_more(err, st, "; less is needed with %s", run.less);
     gr_folder_end(&run, st, err);
     close_run(&run);
     gr_phase_set(GR_PHASE_IDLE);

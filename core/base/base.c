@@ -75,6 +75,16 @@ graft_status gr_fail_context(graft_error *err, graft_status status, const char *
     return status;
 }
 
+graft_status gr_fail_more(graft_error *err, graft_status status, const char *format, ...) {
+    size_t len = err ? strlen(err->msg) : 0;
+    va_list args;
+    if (!err) return status;
+    va_start(args, format);
+    vsnprintf(err->msg + len, sizeof err->msg - len, format, args);
+    va_end(args);
+    return status;
+}
+
 graft_status gr_fail_memory(graft_error *err, const char *what) {
     return gr_fail(err, GRAFT_NO_MEMORY, "out of memory (%s)", what);
 }

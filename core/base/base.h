@@ -37,6 +37,8 @@ graft_status gr_fail(graft_error *err, graft_status status, const char *format, 
 graft_status gr_fail_errno(graft_error *err, graft_status status, const char *format, ...) GR_PRINTF(3, 4);
 /* Put "context: " before the message that err already holds; returns err's status (GRAFT_FAILED if err is NULL). */
 graft_status gr_fail_context(graft_error *err, graft_status status, const char *format, ...) GR_PRINTF(3, 4);
+/* Put more words behind the message that err already holds; returns status. */
+graft_status gr_fail_more(graft_error *err, graft_status status, const char *format, ...) GR_PRINTF(3, 4);
 /* "out of memory (<what>)". */
 graft_status gr_fail_memory(graft_error *err, const char *what);
 

@@ -582,8 +582,12 @@ graft_status gr_kv_cache_init(gr_kv_cache *c, const gr_model *m, int64_t n_slots
     c->len = gr_calloc(n_slots, sizeof *c->len);
     c->layers = gr_calloc(m->config.n_layers, sizeof *c->layers);
     if (c->len && c->layers && m->device->kv_open(m->device, c->layers, &shape)) return GRAFT_OK;
+    bool host = !c->len || !c->layers;
+    char what[96];
+    snprintf(what, sizeof what, "the KV cache of %lld sequences of up to %lld tokens", (long long)n_slots, (long long)max_len);
     gr_kv_cache_release(c);
-    return gr_fail_memory(err, "KV cache");
+    return host ? gr_fail_memory(err, "KV cache")
+                : gr_fail_device_memory(m->device, m->device->kv_bytes(m->device, &shape), what, err);
 }
 
 int64_t gr_kv_cache_bytes(const gr_model *m, int64_t n_slots, int64_t max_len) {

@@ -228,10 +228,12 @@ graft_status gr_decoder_new(gr_decoder **out, gr_model *m, const gr_decoder_opti
     d->staging = gr_alloc_aligned(gr_device_batch_place(&largest, NULL, !o->training));
     d->nll_staging = gr_calloc(o->max_tokens, sizeof *d->nll_staging);
     real.base = d->memory = d->dev->alloc(d->dev, measure.bytes);
-    if (!d->memory || !d->staging || !d->nll_staging)
-        GR_TRY(gr_fail(err, GRAFT_NO_MEMORY,
-                       "out of memory: a step needs %.1f GiB (lower train.micro_batch_tokens or train.memory_limit)",
-                       (double)measure.bytes / (1 << 30)));
+    if (!d->staging || !d->nll_staging) GR_TRY(gr_fail_memory(err, "batch"));
+    if (!d->memory) {
+        char what[64];
+        snprintf(what, sizeof what, "the activations of %lld tokens", (long long)o->max_tokens);
+        GR_TRY(gr_fail_device_memory(d->dev, measure.bytes, what, err));
+    }
     plan(d, &real);
     find_lowest(d);
     GR_TRY(gr_decoder_rehearse(d, &largest, err));

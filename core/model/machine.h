@@ -18,7 +18,11 @@ typedef struct gr_machine {
 graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, graft_error *err);
 void gr_machine_close(gr_machine *m); /* a zeroed one is fine, and one is left */
 
-/* Waits for the device; FAILED with its words when something went wrong on it since it was opened. */
+/* Waits for the device; FAILED with its words when something went wrong on it since it was opened, NO_MEMORY with what is free
+ * there when that was it. */
 graft_status gr_device_status(gr_device *d, graft_error *err);
+/* NO_MEMORY: the device did not give bytes for what; with what is free of how much, where its memory is its own. Or, as
+ * gr_device_status, what went wrong on it before. */
+graft_status gr_fail_device_memory(gr_device *d, int64_t bytes, const char *what, graft_error *err);
 
 #endif

@@ -126,6 +126,7 @@ static graft_status bind_shapes(gr_model *m, graft_error *err) {
 static graft_status make_rope(gr_model *m, graft_error *err) {
     int n = gr_config_n_ropes(&m->config);
     int64_t bytes = m->rope_positions * m->config.head_dim * (int64_t)sizeof(float);
+    graft_status st = GRAFT_OK;
     float *table = gr_alloc_aligned(bytes);
     m->rope = gr_calloc(n, sizeof *m->rope);
     for (int i = 0; table && m->rope && i < n; i++) {
@@ -133,9 +134,10 @@ static graft_status make_rope(gr_model *m, graft_error *err) {
         gr_config_rope_table(&m->config, i, table, m->rope_positions);
         m->device->upload(m->device, m->rope[i], table, bytes);
     }
-    bool made = table && m->rope && m->rope[n - 1];
+    if (!table || !m->rope) st = gr_fail_memory(err, "rotary table");
+    else if (!m->rope[n - 1]) st = gr_fail_device_memory(m->device, bytes, "a rotary table", err);
     free(table);
-    return made ? GRAFT_OK : gr_fail_memory(err, "rotary table");
+    return st;
 }
 
 graft_status gr_model_make(gr_model **out, const gr_model_config *c, gr_machine machine, gr_dtype compute, int64_t rope_positions,
@@ -260,7 +262,7 @@ static graft_status map_weights(gr_model *m, const gr_group *g, graft_error *err
         graft_status st = host_data(m, e, &data, &bytes, err);
         if (st != GRAFT_OK) return st;
         *slot = m->mapped[i] = m->device->map(m->device, data, bytes);
-        if (!*slot) return gr_fail_memory(err, e->name);
+        if (!*slot) return gr_fail_device_memory(m->device, bytes, e->name, err);
         if (*slot != data) gr_weights_rest(m->weights, e->view.data);
     }
     return GRAFT_OK;
@@ -288,7 +290,8 @@ graft_status gr_model_place(gr_model *m, graft_error *err) {
         gr_group *g = group_at(m, i);
         set_products(m, i, g, m->forms);
         if (is_of_layers(m, i)) st = map_weights(m, g, err);
-        if (st == GRAFT_OK && !m->device->place(m->device, g)) st = gr_fail_memory(err, "forms of the weights");
+        if (st == GRAFT_OK && !m->device->place(m->device, g))
+            st = gr_fail_device_memory(m->device, m->device->group_bytes(m->device, g), "forms of the weights", err);
         if (st == GRAFT_OK) rest(m, g);
     }
     if (st != GRAFT_OK) gr_model_unplace(m); /* those that were made */

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/model/machine.h"
+
 enum { ALIGN_FLOATS = 16 }; /* 64 bytes: a vector register, a cache line */
 
 graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index,
@@ -103,7 +105,9 @@ void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err) {
     void *buffers[GR_PARAMS_BUFFERS] = {0};
     int64_t bytes[GR_PARAMS_BUFFERS];
-    bool made = true;
+    static const char *const names[GR_PARAMS_BUFFERS] = {"trained weights",  "trained weights",  "trained weights", "gradients",
+                                                         "optimizer states", "optimizer states", "optimizer states"};
+    int missing = -1;
     gr_params_bytes(p, bytes);
     (void)lay_out(p, p->items);
     p->device = device;
@@ -111,13 +115,13 @@ graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, 
     for (int i = 0; i < GR_PARAMS_BUFFERS; i++) {
         if ((i >= 3 && !training) || (bytes[i] == 0 && i > 0)) continue;
         buffers[i] = device->alloc(device, bytes[i]);
-        made = made && buffers[i];
+        if (!buffers[i] && missing < 0) missing = i;
         if (buffers[i]) device->zero(device, buffers[i], bytes[i]);
     }
     p->value = buffers[0], p->half = buffers[1], p->low = buffers[2], p->grad = buffers[3], p->m = buffers[4], p->v = buffers[5];
     p->state = buffers[6];
     p->n_grads = training ? bytes[3] / (int64_t)sizeof(float) : 0;
-    return made ? GRAFT_OK : gr_fail_memory(err, "trained parameters and optimizer states");
+    return missing < 0 ? GRAFT_OK : gr_fail_device_memory(device, bytes[missing], names[missing], err);
 }
 
 int64_t gr_params_find(const gr_params *p, const char *name) {

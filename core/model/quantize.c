@@ -115,7 +115,8 @@ graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err) {
     for (int64_t i = 0; i < m->n_modules; i++)
         largest = GR_MAX(largest, in_layers(m, i) ? m->modules[i].out * m->modules[i].in : 0);
     uint8_t *made = gr_alloc_aligned(largest * 2), *to = m->quantized = bytes > 0 ? m->device->alloc(m->device, bytes) : NULL;
-    if (!made || (bytes > 0 && !to)) GR_TRY(gr_fail_memory(err, "quantised base"));
+    if (!made) GR_TRY(gr_fail_memory(err, "quantised base"));
+    if (bytes > 0 && !to) GR_TRY(gr_fail_device_memory(m->device, bytes, "the quantised base", err));
     for (int64_t i = 0; i < m->n_modules; i++) {
         gr_weight *w = &m->modules[i].linear->w;
         int64_t n = w->rows * w->cols;

@@ -47,7 +47,7 @@ static graft_status make_columns(gr_segment *s, gr_device *d, graft_error *err) 
     int64_t bytes = s->n * (int64_t)sizeof *s->columns;
     if (is_range(s)) return GRAFT_OK;
     s->columns = d->alloc(d, bytes);
-    if (!s->columns) return gr_fail_memory(err, "rows of tokens");
+    if (!s->columns) return gr_fail_device_memory(d, bytes, "rows of tokens", err);
     d->upload(d, s->columns, s->ids, bytes);
     return GRAFT_OK;
 }

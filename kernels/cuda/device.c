@@ -21,7 +21,8 @@ void gr_cuda_refuse(gr_device *d, const char *format, ...) {
 bool gr_cuda_check(gr_device *d, cudaError_t e, const char *what) {
     if (e == cudaSuccess) return !gr_cuda_failed(d);
     (void)cudaGetLastError(); /* one that does not stick */
-    gr_cuda_refuse(d, "%s: %s", what, cudaGetErrorString(e));
+    if (e == cudaErrorMemoryAllocation) gr_cuda_refuse(d, "out of memory: %s", what);
+    else gr_cuda_refuse(d, "%s: %s", what, cudaGetErrorString(e));
     return false;
 }
 
@@ -140,7 +141,7 @@ void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {
     cuda_free(d, c->scratch[use]);
     c->scratch[use] = cuda_alloc(d, bytes);
     c->scratch_bytes[use] = c->scratch[use] ? bytes : 0;
-    if (!c->scratch[use]) gr_cuda_refuse(d, "out of memory: %lld bytes of scratch", (long long)bytes);
+    if (!c->scratch[use]) gr_cuda_refuse(d, "out of memory: %.1f MiB for scratch of products", (double)bytes / (1 << 20));
     return c->scratch[use];
 }
 
@@ -230,6 +231,14 @@ static const gr_device cuda_device = {
     .close = cuda_close,
 };
 
+/* The host's memory, not the card's. */
+static void pin(gr_cuda *c, char **piece) {
+    cudaError_t e = cudaHostAlloc((void **)piece, GR_CUDA_PIECE, cudaHostAllocDefault);
+    if (e == cudaSuccess) return;
+    (void)cudaGetLastError();
+    gr_cuda_refuse(&c->device, "%d MiB of the host's memory, pinned: %s", GR_CUDA_PIECE >> 20, cudaGetErrorString(e));
+}
+
 static bool open_card(gr_cuda *c) {
     gr_device *d = &c->device;
     struct cudaDeviceProp card;
@@ -254,10 +263,10 @@ static bool open_card(gr_cuda *c) {
         gr_cuda_check(d, cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming), "cudaEventCreate");
     for (int i = 0; i < GR_CUDA_RING; i++) {
         gr_cuda_check(d, cudaEventCreateWithFlags(&c->ring_done[i], cudaEventDisableTiming), "cudaEventCreate");
-        gr_cuda_check(d, cudaHostAlloc((void **)&c->ring[i], GR_CUDA_PIECE, cudaHostAllocDefault), "pinned memory");
+        pin(c, &c->ring[i]);
     }
-    gr_cuda_check(d, cudaHostAlloc((void **)&c->down, GR_CUDA_PIECE, cudaHostAllocDefault), "pinned memory");
-    gr_cuda_check(d, cudaMalloc(&c->workspace, GR_CUDA_WORKSPACE), "the workspace of cuBLASLt");
+    pin(c, &c->down);
+    gr_cuda_check(d, cudaMalloc(&c->workspace, GR_CUDA_WORKSPACE), "32.0 MiB for the workspace of cuBLASLt");
     return gr_cuda_check_blas(d, cublasLtCreate(&c->lt), "cublasLtCreate") && gr_cuda_gemm_open(d);
 }
 
@@ -286,7 +295,11 @@ gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {
     c->device.level = c->level;
     c->device.about = c->about;
     if (open_card(c)) return &c->device;
-    snprintf(why, size, "%s", c->wrong);
+    int64_t total, available;
+    n = snprintf(why, size, "%s", c->wrong);
+    if (strncmp(why, "out of memory", 13) == 0 && cuda_memory(&c->device, &total, &available))
+        snprintf(why + n, size - (size_t)n, "; %.1f of %.1f MiB are free there", (double)available / (1 << 20),
+                 (double)total / (1 << 20));
     cuda_close(&c->device);
     return NULL;
 }

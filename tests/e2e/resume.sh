@@ -114,6 +114,18 @@ train a --resume train.num_train_epochs=7 2>epochs.log
 check "epochs of a run of max_steps: it is said that they change nothing" holds epochs.log \
     "train.num_train_epochs: 7, it began with 3: that changes nothing"
 
+# ---- micro-batches ----
+check "a run in small micro-batches" train small train.micro_batch_tokens=40
+cp -r runs/small runs/again && rm -rf runs/again/checkpoint-8 runs/again/checkpoint-12 runs/again/adapter
+cp -r runs/again runs/other
+train again --resume >again.log 2>&1
+check "goes on in as small ones" grep -q 'memory: micro-batches of up to [0-9]* tokens, .*, as in the checkpoint' again.log
+check "bit for bit" same_run small again
+train other --resume train.micro_batch_tokens=300 >other.log 2>&1
+check "in others where they are named, which is said" \
+    grep -qE 'micro-batches of up to 300 tokens, the checkpoint.s had up to [0-9]+: from here on sums of .* split otherwise' other.log
+check "and seen" differ runs/small/adapter/adapter_model.safetensors runs/other/adapter/adapter_model.safetensors
+
 # ---- more steps ----
 steps() { sed -n 's/^step: //p' "runs/$1/.graft"; }
 constant=(train.lr_scheduler=constant save.best=false)

@@ -93,6 +93,59 @@ sort right | uniq -c | while read -r n kind call; do ok "$kind: $call fails, $n 
 check "each of them came to an end" test "$(cat right wrong | wc -l)" = "$(wc -l <to-do)" -a -s right
 if ! chosen lora || [ "$all" = 1 ]; then finish; fi
 
+# ---- out of memory: what was asked for what, what is free of how much, what to change; nothing is begun ----
+short='error: device cuda(:0)?: out of memory: [0-9.]+ MiB for [^;]+; [0-9.]+ of [0-9.]+ MiB are free there'
+# lacks NAME WORDS [options of the emulator] -- COMMAND ...: it ends with such an error, and says the words.
+lacks() {
+    local name=$1 words=$2 options=() code
+    shift 2
+    while [ "$1" != -- ]; do options+=("$1") && shift; done
+    shift
+    env -u SHELLOPTS timeout 600 "$emulator" "${options[@]}" -- "$@" >short.log 2>&1
+    code=$?
+    [ $code = 0 ] && ended=well && return 0
+    ended=failed
+    if [ $code = 1 ] && [ "$(grep -cE "$short$words" short.log)" = 1 ] && [ "$(grep -c 'error: ' short.log)" = 1 ] &&
+        [ ! -e out.jsonl ] && [ ! -e run/adapter ] && ! ls -d run/*checkpoint* run/*tmp* >/dev/null 2>&1; then
+        return 0
+    fi
+    not_ok "$name" "exit code $code" short.log
+    return 1
+}
+every() { # every NAME WORDS FROM STEP COMMAND ...: every STEPth allocation of the card fails, from that one on
+    local name=$1 words=$2 n=$3 step=$4 failed=0 good=1
+    shift 4
+    for (( ; n < 200; n += step)); do
+        rm -rf run out.jsonl
+        lacks "$name, allocation $n" "$words" --fail "cudaMalloc:$n" -- "$@" || good=0
+        [ $ended = failed ] || break
+        failed=$((failed + 1))
+    done
+    [ $good = 0 ] || if [ $failed -gt 3 ]; then ok "$name: $failed allocations that fail"; else not_ok "$name" "$failed failed"; fi
+}
+cp "$TINY/train.jsonl" data.jsonl
+echo '{"prompt": "What is 3 + 4?"}' >prompts.jsonl
+every training '; less is needed with train.memory_limit=[0-9]+MiB, which was free .*, or train.gradient_checkpointing=full' 2 2 \
+    "$GRAFT" train tiny.yaml train.max_steps=1
+every "training every weight" '; less is needed with train.memory_limit=' 2 7 \
+    "$GRAFT" train tiny.yaml adapter.method=full train.max_steps=1
+every generating '; less is needed with smaller --max-tokens, smaller --batch, --quantize nf4' 2 4 \
+    "$GRAFT" generate --model "$TINY" --device cuda --prompts prompts.jsonl --max-tokens 4 --out out.jsonl
+every evaluating '; less is needed with smaller --max-tokens, smaller --batch-tokens, smaller --max-length, --quantize nf4' 2 3 \
+    "$GRAFT" eval --model "$TINY" --device cuda --data data.jsonl --limit 3 --quantize nf4
+rm -rf run
+lacks opening '' --fail cudaMalloc:1 -- "$GRAFT" train tiny.yaml && ok "and opening the card"
+for mem in 33 34 36; do # the card has less than it is planned for
+    lacks "a card of $mem MiB" '; less is needed with train.memory_limit=' --mem ${mem}M -- \
+        "$GRAFT" train tiny.yaml train.memory_limit=1GiB data.max_length=512 adapter.rank=256
+    [ $ended = failed ] || not_ok "a card of $mem MiB" "is enough" short.log
+done
+generate_on() { env -u SHELLOPTS "$emulator" --mem "$1" -- "$GRAFT" generate --model "$TINY" --device cuda --prompt x; }
+refused "a card that is full" 1 "device cuda: out of memory: 32.0 MiB for the workspace of cuBLASLt; 31.0 of 31.0 MiB" generate_on 31M
+refused "one that has no room for the weights" 2 "are free there; less is needed with model.quantize: nf4, or device: cpu" \
+    generate_on 32M
+refused "or for them alone" 1 "are free there; less is needed with smaller --max-tokens, smaller --batch" generate_on 33M
+
 # What was saved before the failure is whole: the run goes on from there to the same bits.
 refused "one that fails in its second step" 1 "graft: error: " env -u SHELLOPTS "$emulator" --on-fault error \
     --fail "kernel:$(awk '$1 == "lora" && $2 == "kernel" {n = int($4 * 0.8)} END {print n}' to-do)" -- \

@@ -86,6 +86,18 @@ for type in nf4 q8_0; do # other types: kernels/test_bits.c
     check "expands its weights before each product" grep -q "expanded before each product" expanded$type/run.log
     check "and has the same bits" same cuda$type/adapter/adapter_model.safetensors expanded$type/adapter/adapter_model.safetensors
 done
+# What was planned for little memory is kept where there is more: the rows of a micro-batch, and what is computed again.
+needs=$(emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none train.memory_limit=4MiB 2>&1 |
+    sed -nE 's/.*training needs ([0-9.]+) MiB.*/\1/p' | awk '{print $1 + 0.1 "MiB"}')
+check "a run in little memory" train little cuda "train.memory_limit=$needs"
+check "computes again" grep -q "gradient_checkpointing full, to stay within" little/run.log
+cp -r little more && rm -rf more/checkpoint-8 more/adapter
+check "resumed with all of the card's" train more cuda --resume
+check "it is as planned at first" grep -q "gradient_checkpointing full, as in the checkpoint" more/run.log
+check "and so are its bits" same little/adapter/adapter_model.safetensors more/adapter/adapter_model.safetensors
+cp -r cuda less && rm -rf less/checkpoint-8 less/adapter
+check "the other way around" train less cuda --resume "train.memory_limit=$needs"
+check "it says that sums are split otherwise" grep -q "from here on sums of gradients are split otherwise" less/run.log
 recipe=full.yaml
 check "every weight on the CPU" train full cpu train.learning_rate=1e-3
 check "and on cuda" train cudafull cuda train.learning_rate=1e-3

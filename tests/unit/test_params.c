@@ -1,6 +1,7 @@
 /* A parameter set: registration, buffers by item, and checkpoints of what several have registered. */
 #include "tests/unit/adapter_world.h"
 
+#include "core/io/h5.h"
 #include "peft/checkpoint.h"
 
 static const gr_params_buffer buffers[] = {GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V};
@@ -79,21 +80,26 @@ static void test_two_owners(void **state) {
     gr_train_state s = {.step = 3}, back = {0};
     gr_model *m = open_model(TINY);
     gr_adapter *a = register_three(&p, m), *b = register_three(&same, m), *loaded = NULL;
-    char *folder = NULL;
+    gr_checkpoint last;
+    gr_train_identity was;
+    char *recipe;
     float *x = gr_calloc(2 * gr_params_largest(&p), sizeof *x), *y = x + gr_params_largest(&p);
     fill_all(&p);
-    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = ""}, &err));
-    assert_ok(gr_checkpoint_last(&folder, dir, &err));
-    assert_ok(gr_checkpoint_load(folder, &same, NULL, NULL, NULL, &err));
+    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, &err));
+    assert_ok(gr_checkpoint_open_last(&last, dir, false, &err));
+    assert_ok(gr_checkpoint_identity(&last, &was, &recipe, &err));
+    assert_true(was.split.micro_batch_tokens == 40 && was.split.gradient_checkpointing == 2 && was.compute_dtype == 0);
+    free(recipe);
+    assert_ok(gr_checkpoint_read(&last, &same, NULL, NULL, NULL, &err));
     check_all(&same, (const bool[]){true, false, false, false});
-    assert_ok(gr_checkpoint_load(folder, &same, &back, NULL, NULL, &err));
+    assert_ok(gr_checkpoint_read(&last, &same, &back, NULL, NULL, &err));
     check_all(&same, (const bool[]){true, false, true, true});
     assert_int_equal(back.step, 3);
     add(&other, "model.embed_tokens.rows", 3, 7, false);
     assert_ok(gr_params_allocate(&other, machine.device, true, &err));
-    assert_error(gr_checkpoint_load(folder, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 6 trained tensors");
+    assert_error(gr_checkpoint_read(&last, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 6 trained tensors");
     /* The adapter beside the state is that of p, in a set of its own; back in a shared set it leaves the neighbours alone. */
-    assert_ok(gr_adapter_load(&loaded, folder, m, false, &err));
+    assert_ok(gr_adapter_load(&loaded, last.folder, m, false, &err));
     assert_true(loaded->params == &loaded->own && loaded->params->n_items == 4);
     assert_ok(gr_adapter_init(b, 1, &err));
     assert_ok(gr_adapter_copy(b, loaded, &err));
@@ -104,7 +110,7 @@ static void test_two_owners(void **state) {
         assert_memory_equal(x, y, (size_t)p.items[a->modules[j].b].n * sizeof *x);
     }
     free(x);
-    free(folder);
+    gr_checkpoint_close(&last);
     gr_adapter_free(loaded);
     gr_adapter_free(a);
     gr_adapter_free(b);
@@ -112,6 +118,39 @@ static void test_two_owners(void **state) {
     gr_params_release(&same);
     gr_params_release(&other);
     gr_model_free(m);
+}
+
+/* What a graft wrote that did not record all of it yet: attributes alone, as nothing is trained. */
+static void test_old_checkpoint(void **state) {
+    static const char *const ints[] = {"step",        "epoch",          "cursor",   "optimizer_step",   "num_tokens",
+                                       "best_step",   "n_tensors",      "data_key", "evals_since_best", "num_target_tokens",
+                                       "total_steps", "window_targets", "seed",     "skipped_in_a_row", "window_tokens",
+                                       "batch_size"};
+    static const char *const doubles[] = {"best_eval_loss", "final_loss", "window_loss", "window_grad_norm"};
+    (void)state;
+    gr_params none = {0};
+    gr_train_state s;
+    gr_train_identity was;
+    gr_checkpoint c;
+    gr_h5 *h = NULL;
+    char path[300], *recipe;
+    memset(&s, 0x5a, sizeof s), memset(&was, 0x5a, sizeof was);
+    snprintf(path, sizeof path, "%s/checkpoint-4", at("old"));
+    assert_ok(gr_make_dirs(path, &err));
+    snprintf(path, sizeof path, "%s/checkpoint-4/state.h5", at("old"));
+    assert_ok(gr_h5_create(&h, path, &err));
+    assert_ok(gr_h5_put_int(h, "graft_checkpoint_version", 1, &err));
+    assert_ok(gr_h5_put_text(h, "recipe", "seed: 1\n", &err));
+    for (size_t i = 0; i < GR_LEN(ints); i++) assert_ok(gr_h5_put_int(h, ints[i], strcmp(ints[i], "step") == 0 ? 4 : 0, &err));
+    for (size_t i = 0; i < GR_LEN(doubles); i++) assert_ok(gr_h5_put_double(h, doubles[i], 1, &err));
+    assert_ok(gr_h5_commit(h, &err));
+    assert_ok(gr_checkpoint_open_last(&c, at("old"), false, &err));
+    assert_ok(gr_checkpoint_identity(&c, &was, &recipe, &err));
+    assert_true(was.split.micro_batch_tokens == 0 && was.split.gradient_checkpointing == 0 && was.compute_dtype == -1);
+    assert_ok(gr_checkpoint_read(&c, &none, &s, NULL, NULL, &err));
+    assert_true(s.step == 4 && s.evaluated_step == 4 && s.loss_scale == 0 && s.good_steps == 0);
+    free(recipe);
+    gr_checkpoint_close(&c);
 }
 
 static void allocate(gr_params *p, gr_device *device, gr_trained_type weights) {
@@ -181,6 +220,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_items),
         cmocka_unit_test(test_two_owners),
+        cmocka_unit_test(test_old_checkpoint),
         cmocka_unit_test(test_from_device_to_device),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
