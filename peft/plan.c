@@ -349,8 +349,8 @@ static graft_status refuse(gr_run *run, graft_error *err) {
     if (gr_plan_lacks_host(run))
         return gr_fail(
             err, GRAFT_BAD_USAGE,
-            "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; it may have %.1f MiB: what it "
-            "holds and three quarters of what is free; less is needed with %s",
+            "beside the card training needs %.1f MiB of the host's memory, %.1f of them for its data; it may have %.1f MiB: what "
+            "it holds and three quarters of what is free; less is needed with %s",
             (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
             less_data(run));
     gr_plan_advice(run, &advice);

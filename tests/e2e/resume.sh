@@ -123,7 +123,7 @@ check "goes on in as small ones" grep -q 'memory: micro-batches of up to [0-9]* 
 check "bit for bit" same_run small again
 train other --resume train.micro_batch_tokens=300 >other.log 2>&1
 check "in others where they are named, which is said" \
-    grep -qE 'micro-batches of up to 300 tokens, the checkpoint.s had up to [0-9]+: from here on sums of .* split otherwise' other.log
+    grep -qE 'micro-batches of up to 300 tokens, the checkpoint.s had up to [0-9]+: from here on sums .* split otherwise' other.log
 check "and seen" differ runs/small/adapter/adapter_model.safetensors runs/other/adapter/adapter_model.safetensors
 
 # ---- more steps ----

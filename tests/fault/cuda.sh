@@ -141,7 +141,7 @@ for mem in 33 34 36; do # the card has less than it is planned for
     [ $ended = failed ] || not_ok "a card of $mem MiB" "is enough" short.log
 done
 generate_on() { env -u SHELLOPTS "$emulator" --mem "$1" -- "$GRAFT" generate --model "$TINY" --device cuda --prompt x; }
-refused "a card that is full" 1 "device cuda: out of memory: 32.0 MiB for the workspace of cuBLASLt; 31.0 of 31.0 MiB" generate_on 31M
+refused "a full card" 1 "device cuda: out of memory: 32.0 MiB for the workspace of cuBLASLt; 31.0 of 31.0 MiB" generate_on 31M
 refused "one that has no room for the weights" 2 "are free there; less is needed with model.quantize: nf4, or device: cpu" \
     generate_on 32M
 refused "or for them alone" 1 "are free there; less is needed with smaller --max-tokens, smaller --batch" generate_on 33M

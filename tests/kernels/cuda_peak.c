@@ -1,6 +1,6 @@
 /* cuda_peak.c - compiled as a library that is loaded before CUDA's runtime (LD_PRELOAD): when the program ends, the most bytes of
- * a card that it had from cudaMalloc at one time go to the file named by CUDA_PEAK, as asked for and in cudaMalloc's pages. Plain C:
- * the runtime's header need not be there. */
+ * a card that it had from cudaMalloc at one time go to the file named by CUDA_PEAK, as asked for and in cudaMalloc's pages. Plain
+ * C: the runtime's header need not be there. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
