@@ -3,10 +3,11 @@
 #
 # Learns 6,000 pieces on top of MODEL's tokenizer, extends the model by them, trains their rows alone for STEPS steps (415), then
 # LoRA on alpaca's instructions for SECONDS (300) on the extended model and on MODEL, and prints a table of both. Everything lies
-# in WORK. GRAFT names the program (graft), ENGLISH samples on which to see what English has lost. Needs what corpus.sh needs.
+# in WORK. PASSES: how often rows are trained (1), each time from those of the pass before; GRAFT names the program (graft),
+# ENGLISH samples on which to see what English has lost. Needs what corpus.sh needs.
 set -euo pipefail
 shopt -s inherit_errexit
-[ $# -ge 3 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 3 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) graft=${GRAFT:-graft}
 english=${ENGLISH:+$(realpath "$ENGLISH")}
 model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-415} seconds=${5:-300}
@@ -60,10 +61,14 @@ per_thousand() {
 
 say 'rows of the new tokens'
 before=$(TEMPLATE=none per_character lines.jsonl plain)
-"$graft" train "$here/pretrain.yaml" model.base=extended \
-    'data.train=[{path: text/train.jsonl, share: 1}, {path: alpaca.jsonl, share: 1}]' data.eval=held-out.jsonl \
-    output_dir=rows train.max_steps="$steps" --overwrite
-"$graft" merge --model extended --adapter rows --out adapted --overwrite
+from=()
+for pass in $(seq "${PASSES:-1}"); do
+    "$graft" train "$here/pretrain.yaml" model.base=extended \
+        'data.train=[{path: text/train.jsonl, share: 1}, {path: alpaca.jsonl, share: 1}]' data.eval=held-out.jsonl \
+        output_dir="rows-$pass" train.max_steps="$steps" "${from[@]}" --overwrite
+    from=(adapter.init_from="rows-$pass/adapter" train.learning_rate=6.0e-3 train.seed=$((7 * pass)))
+done
+"$graft" merge --model extended --adapter "rows-$pass" --out adapted --overwrite
 after=$(TEMPLATE=none per_character lines.jsonl adapted)
 
 say 'instructions'
