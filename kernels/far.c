@@ -2,7 +2,9 @@
  * machine what a device with memory and queues of its own would: all memory lies in one region that is protected but for the time
  * of an operation; new memory holds NaNs; an upload waits until an operation, a copy or a download needs it; pointers that an
  * operation is given must lie in living memory of the region; trained members of a group that was placed may change only where a
- * renew follows. Who breaks a rule dies, by a fault or with a message. Calls come from one thread of the host. */
+ * renew follows; what was uploaded beside the work arrives when the work waits for it; work that comes again has the arguments of
+ * before where its key is that of before, and nothing but work in it. Who breaks a rule dies, by a fault or with a message. Calls
+ * come from one thread of the host. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +34,13 @@ typedef struct placed {
     uint64_t values;
 } placed;
 
+/* Work that came, and a hash of the arguments of its operations. */
+typedef struct repeated {
+    struct repeated *next;
+    gr_repeat key;
+    uint64_t arguments;
+} repeated;
+
 typedef struct far {
     gr_device device; /* the CPU's, but for what is replaced */
     gr_device *cpu;
@@ -42,12 +51,49 @@ typedef struct far {
     int64_t top;    /* no memory was given out from there on */
     gr_mark number; /* of the newest work */
     upload *waiting, **last;
+    upload *beside, **last_beside; /* those that the work has yet to wait for */
     placed *placed;
+    repeated *works;
+    bool repeating; /* such work is being given: */
+    gr_repeat key;
+    uint64_t arguments;
 } far;
 
 static _Noreturn void refuse(const char *who, const char *argument, const void *p, const char *why) {
     fprintf(stderr, "graft: far device: %s: %s (%p) %s\n", who, argument, p, why);
     abort();
+}
+
+/* ---- work that comes again ---- */
+
+static void note(far *f, const void *x, size_t size) {
+    for (size_t i = 0; f->repeating && i < size; i++) f->arguments = (f->arguments ^ ((const uint8_t *)x)[i]) * 0x100000001B3u;
+}
+#define NOTE(x) note(f, &(x), sizeof(x))
+
+/* Not a part of such work. */
+static void outside(const far *f, const char *who) {
+    if (f->repeating) refuse(who, "work that comes again", NULL, "has it within it");
+}
+
+static void forget_works(far *f) {
+    for (repeated *r; (r = f->works); free(r)) f->works = r->next;
+}
+
+static bool far_repeat(gr_device *d, const gr_repeat *key) {
+    far *f = (far *)d;
+    f->repeating = !f->repeating;
+    if (f->repeating) {
+        f->key = *key, f->arguments = 0xCBF29CE484222325u;
+        return true;
+    }
+    repeated *r = f->works;
+    while (r && memcmp(&r->key, &f->key, sizeof f->key) != 0) r = r->next;
+    if (r && r->arguments != f->arguments) refuse("repeat", "work of the same key", r, "has other arguments");
+    if (r || !(r = malloc(sizeof *r))) return false;
+    *r = (repeated){.next = f->works, .key = f->key, .arguments = f->arguments};
+    f->works = r;
+    return false;
 }
 
 /* ---- what lies in the region ---- */
@@ -88,16 +134,19 @@ static void reach(const far *f, const void *p, int64_t bytes) { protect(f, p, by
 static void leave(const far *f, const void *p, int64_t bytes) { protect(f, p, bytes, PROT_NONE); }
 
 /* Uploads up to a mark arrive, in order. */
-static void deliver(far *f, gr_mark until) {
-    for (upload *u; (u = f->waiting) && u->number <= until;) {
+static void deliver_of(far *f, upload **first, upload ***last, gr_mark until) {
+    for (upload *u; (u = *first) && u->number <= until;) {
         reach(f, u->to, u->bytes);
         memcpy(u->to, u->data, (size_t)u->bytes);
         leave(f, u->to, u->bytes);
-        f->waiting = u->next;
+        *first = u->next;
         free(u);
     }
-    if (!f->waiting) f->last = &f->waiting;
+    if (!*first) *last = first;
 }
+
+static void deliver(far *f, gr_mark until) { deliver_of(f, &f->waiting, &f->last, until); }
+static void deliver_beside(far *f, gr_mark until) { deliver_of(f, &f->beside, &f->last_beside, until); }
 
 static void begin_work(far *f) {
     deliver(f, f->number++);
@@ -110,6 +159,7 @@ static void end_work(far *f) { leave(f, f->region, f->top); }
 
 static void *far_alloc(gr_device *d, int64_t bytes) {
     far *f = (far *)d;
+    outside(f, "alloc");
     if (bytes < 0 || bytes > REGION) return NULL;
     bytes = bytes > 0 ? (bytes + 63) / 64 * 64 : 64;
     if (f->n_blocks == f->room) {
@@ -143,10 +193,12 @@ static void join(far *f, block *b) {
 static void far_free(gr_device *d, void *p) {
     far *f = (far *)d;
     if (!p) return;
+    outside(f, "free");
+    forget_works(f);
     check_bytes(f, "free", "p", p, 0);
     block *b = block_of(f, p);
     if (f->region + b->at != p) refuse("free", "p", p, "is not what alloc gave");
-    deliver(f, f->number);
+    deliver(f, f->number), deliver_beside(f, f->number);
     b->used = false;
     if (b + 1 < f->blocks + f->n_blocks && !b[1].used) join(f, b);
     if (b > f->blocks && !b[-1].used) join(f, b - 1);
@@ -155,6 +207,7 @@ static void far_free(gr_device *d, void *p) {
 static void far_zero(gr_device *d, void *p, int64_t bytes) {
     far *f = (far *)d;
     check_bytes(f, "zero", "p", p, bytes);
+    NOTE(p), NOTE(bytes);
     begin_work(f);
     f->cpu->zero(f->cpu, p, bytes);
     end_work(f);
@@ -163,25 +216,38 @@ static void far_zero(gr_device *d, void *p, int64_t bytes) {
 static void far_copy(gr_device *d, void *to, const void *from, int64_t bytes) {
     far *f = (far *)d;
     check_bytes(f, "copy", "to", to, bytes), check_bytes(f, "copy", "from", from, bytes);
+    NOTE(to), NOTE(from), NOTE(bytes);
     begin_work(f);
     f->cpu->copy(f->cpu, to, from, bytes);
     end_work(f);
 }
 
-static void far_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
-    far *f = (far *)d;
+static void upload_later(far *f, upload ***last, void *to, const void *host, int64_t bytes) {
+    outside(f, "upload");
     check_bytes(f, "upload", "to", to, bytes), check_host(f, "upload", host);
     if (bytes <= 0) return;
     upload *u = malloc(sizeof *u + (size_t)bytes);
     if (!u) refuse("upload", "host", host, "finds no memory to wait in");
     *u = (upload){.number = ++f->number, .to = to, .bytes = bytes};
     memcpy(u->data, host, (size_t)bytes);
-    *f->last = u, f->last = &u->next;
+    **last = u, *last = &u->next;
+}
+
+static void far_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
+    upload_later((far *)d, &((far *)d)->last, to, host, bytes);
+}
+
+static gr_mark far_upload_beside(gr_device *d, void *to, const void *host, int64_t bytes, gr_mark after) {
+    far *f = (far *)d;
+    if (after < 0 || after > f->number) refuse("upload_beside", "after", to, "waits for a mark that does not exist");
+    upload_later(f, &f->last_beside, to, host, bytes);
+    return f->number;
 }
 
 /* What was uploaded after the mark does not arrive for it. */
 static void far_download(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after) {
     far *f = (far *)d;
+    outside(f, "download");
     check_bytes(f, "download", "from", from, bytes), check_host(f, "download", host);
     if (after < 0 || after > f->number) refuse("download", "after", from, "waits for a mark that does not exist");
     deliver(f, after ? after : f->number);
@@ -206,45 +272,57 @@ static void far_unmap(gr_device *d, const void *p) { far_free(d, (void *)(uintpt
 
 static gr_mark far_mark(gr_device *d, gr_queue queue) {
     (void)queue;
+    outside((far *)d, "mark");
     return ((far *)d)->number;
 }
 
 static void far_wait(gr_device *d, gr_queue queue, gr_mark mark) {
-    (void)queue;
-    if (mark < 0 || mark > ((far *)d)->number) refuse("wait", "mark", NULL, "does not exist");
+    far *f = (far *)d;
+    outside(f, "wait");
+    if (mark < 0 || mark > f->number) refuse("wait", "mark", NULL, "does not exist");
+    if (queue == GR_QUEUE_COMPUTE) deliver_beside(f, mark);
 }
 
 static const char *far_sync(gr_device *d) {
-    deliver((far *)d, ((far *)d)->number);
+    far *f = (far *)d;
+    deliver(f, f->number), deliver_beside(f, f->number);
     return NULL;
 }
 
 /* ---- operations ---- */
 
-static void check_memory(const far *f, const char *who, const char *argument, const void *p) {
+static void check_memory(far *f, const char *who, const char *argument, const void *p) {
+    NOTE(p);
     check_bytes(f, who, argument, p, 0);
 }
 
-static void check_rows(const far *f, const char *who, const char *argument, gr_rows x) { check_memory(f, who, argument, x.data); }
+static void check_rows(far *f, const char *who, const char *argument, gr_rows x) {
+    NOTE(x.ld), NOTE(x.type);
+    check_memory(f, who, argument, x.data);
+}
 
-static void check_weight(const far *f, const char *who, const char *argument, const gr_weight *w) {
+static void check_weight(far *f, const char *who, const char *argument, const gr_weight *w) {
+    NOTE(w->data), NOTE(w->rows), NOTE(w->cols), NOTE(w->dtype);
     check_bytes(f, who, argument, w->data, gr_dtype_bytes(w->dtype, w->rows * w->cols));
 }
 
-static void check_norm(const far *f, const char *who, const char *argument, const gr_norm *p) {
+static void check_norm(far *f, const char *who, const char *argument, const gr_norm *p) {
+    NOTE(p->eps), NOTE(p->parts), NOTE(p->width);
     check_memory(f, who, argument, p->w);
     check_memory(f, who, argument, p->dw);
 }
 
-static void check_dropout(const far *f, const char *who, const char *argument, const gr_dropout *p) {
-    if (p) check_memory(f, who, argument, p->row_key);
+static void check_dropout(far *f, const char *who, const char *argument, const gr_dropout *p) {
+    if (!p) return;
+    NOTE(p->p), NOTE(p->seed), NOTE(p->site);
+    check_memory(f, who, argument, p->row_key);
 }
 
-static void check_kv(const far *f, const char *who, const char *argument, const gr_kv *kv) {
+static void check_kv(far *f, const char *who, const char *argument, const gr_kv *kv) {
     if (kv) check_rows(f, who, argument, kv->rows);
 }
 
-static void check_group(const far *f, const char *who, const char *argument, const gr_group *g) {
+static void check_group(far *f, const char *who, const char *argument, const gr_group *g) {
     (void)argument;
     for (int i = 0; i < g->n; i++) {
         const gr_linear *l = g->member[i];
@@ -252,6 +330,7 @@ static void check_group(const far *f, const char *who, const char *argument, con
         check_memory(f, who, "a bias", l->bias), check_memory(f, who, "a bias's gradient", l->dbias);
         check_memory(f, who, "a weight's gradient", l->dw);
         for (int j = 0; j < l->n_lora; j++) {
+            NOTE(l->lora[j].rank), NOTE(l->lora[j].scale);
             check_memory(f, who, "an A", l->lora[j].A), check_memory(f, who, "a B", l->lora[j].B);
             check_memory(f, who, "an A's gradient", l->lora[j].dA), check_memory(f, who, "a B's gradient", l->lora[j].dB);
         }
@@ -306,8 +385,9 @@ static void check_product(far *f, const char *who, const char *argument, const g
     check_dropout(f, who, "row_key", p->dropout);
 }
 
-static void check_attention(const far *f, const char *who, const char *argument, const gr_attention *a) {
+static void check_attention(far *f, const char *who, const char *argument, const gr_attention *a) {
     (void)argument;
+    NOTE(a->n_seqs), NOTE(a->single), NOTE(a->H), NOTE(a->K), NOTE(a->D), NOTE(a->scale), NOTE(a->window), NOTE(a->softcap);
     check_rows(f, who, "q", a->q), check_rows(f, who, "k", a->k), check_rows(f, who, "v", a->v), check_rows(f, who, "out", a->out);
     check_rows(f, who, "dq", a->dq), check_rows(f, who, "dk", a->dk), check_rows(f, who, "dv", a->dv);
     check_rows(f, who, "dout", a->dout);
@@ -316,24 +396,25 @@ static void check_attention(const far *f, const char *who, const char *argument,
     check_kv(f, who, "kv", a->kv);
 }
 
-static void check_trained(const far *f, const char *who, const char *argument, const gr_trained *w) {
+static void check_trained(far *f, const char *who, const char *argument, const gr_trained *w) {
     check_memory(f, who, argument, w->f32), check_memory(f, who, argument, w->bf16), check_memory(f, who, argument, w->low);
 }
 
-static void check_moments8(const far *f, const char *who, const char *argument, const gr_moments8 *m) {
+static void check_moments8(far *f, const char *who, const char *argument, const gr_moments8 *m) {
     check_memory(f, who, argument, m->m), check_memory(f, who, argument, m->v);
     check_memory(f, who, argument, m->m_scale), check_memory(f, who, argument, m->v_scale);
 }
 
-static void check_factors(const far *f, const char *who, const char *argument, const gr_factors *x) {
+static void check_factors(far *f, const char *who, const char *argument, const gr_factors *x) {
     check_memory(f, who, argument, x->row), check_memory(f, who, argument, x->col), check_memory(f, who, argument, x->all);
 }
 
-static void check_terms(const far *f, const char *who, const char *argument, const gr_loss_terms *p) {
+static void check_terms(far *f, const char *who, const char *argument, const gr_loss_terms *p) {
+    NOTE(p->softcap), NOTE(p->z_loss);
     check_memory(f, who, argument, p->scale);
 }
 
-static void check_nothing(const far *f, const char *who, const char *argument, ...) { (void)f, (void)who, (void)argument; }
+static void check_nothing(far *f, const char *who, const char *argument, ...) { (void)f, (void)who, (void)argument; }
 
 #define CHECK(x)                                                                                                                   \
     _Generic((x),                                                                                                                  \
@@ -356,15 +437,19 @@ static void check_nothing(const far *f, const char *who, const char *argument, .
         const gr_dropout *: check_dropout,                                                                                         \
         const gr_loss_terms *: check_terms,                                                                                        \
         default: check_nothing)(far_, who_, #x, x);
-#define EACH_1(x)                                              CHECK(x)
-#define EACH_2(x, ...)                                         CHECK(x) EACH_1(__VA_ARGS__)
-#define EACH_3(x, ...)                                         CHECK(x) EACH_2(__VA_ARGS__)
-#define EACH_4(x, ...)                                         CHECK(x) EACH_3(__VA_ARGS__)
-#define EACH_5(x, ...)                                         CHECK(x) EACH_4(__VA_ARGS__)
-#define EACH_6(x, ...)                                         CHECK(x) EACH_5(__VA_ARGS__)
-#define EACH_7(x, ...)                                         CHECK(x) EACH_6(__VA_ARGS__)
-#define EACH_8(x, ...)                                         CHECK(x) EACH_7(__VA_ARGS__)
-#define EACH_9(x, ...)                                         CHECK(x) EACH_8(__VA_ARGS__)
+/* And numbers, which are arguments as pointers are. */
+#define SCALAR_BYTES(x) _Generic((x), int64_t : 8, int : 4, unsigned : 4, bool : 1, float : 4, double : 8, default : 0)
+
+#define LOOK(x)                                                CHECK(x) note(far_, &(x), SCALAR_BYTES(x));
+#define EACH_1(x)                                              LOOK(x)
+#define EACH_2(x, ...)                                         LOOK(x) EACH_1(__VA_ARGS__)
+#define EACH_3(x, ...)                                         LOOK(x) EACH_2(__VA_ARGS__)
+#define EACH_4(x, ...)                                         LOOK(x) EACH_3(__VA_ARGS__)
+#define EACH_5(x, ...)                                         LOOK(x) EACH_4(__VA_ARGS__)
+#define EACH_6(x, ...)                                         LOOK(x) EACH_5(__VA_ARGS__)
+#define EACH_7(x, ...)                                         LOOK(x) EACH_6(__VA_ARGS__)
+#define EACH_8(x, ...)                                         LOOK(x) EACH_7(__VA_ARGS__)
+#define EACH_9(x, ...)                                         LOOK(x) EACH_8(__VA_ARGS__)
 #define EACH_OF(_1, _2, _3, _4, _5, _6, _7, _8, _9, each, ...) each
 
 #define EACH(...) EACH_OF(__VA_ARGS__, EACH_9, EACH_8, EACH_7, EACH_6, EACH_5, EACH_4, EACH_3, EACH_2, EACH_1, none)(__VA_ARGS__)
@@ -391,6 +476,8 @@ static const gr_ops far_ops = {
 
 static bool far_place(gr_device *d, gr_group *g) {
     far *f = (far *)d;
+    outside(f, "place");
+    forget_works(f);
     check_group(f, "place", "g", g);
     placed *p = malloc(sizeof *p);
     if (!p) return false;
@@ -405,6 +492,7 @@ static bool far_place(gr_device *d, gr_group *g) {
 
 static void far_renew(gr_device *d, gr_group *g) {
     far *f = (far *)d;
+    outside(f, "renew");
     check_group(f, "renew", "g", g);
     begin_work(f);
     f->cpu->renew(f->cpu, g);
@@ -415,6 +503,8 @@ static void far_renew(gr_device *d, gr_group *g) {
 
 static void far_release(gr_device *d, gr_group *g) {
     placed **at = placed_of((far *)d, g), *p = *at;
+    outside((far *)d, "release");
+    forget_works((far *)d);
     if (p) *at = p->next;
     free(p);
     ((far *)d)->cpu->release(((far *)d)->cpu, g);
@@ -424,9 +514,10 @@ static void far_release(gr_device *d, gr_group *g) {
 
 static void far_close(gr_device *d) {
     far *f = (far *)d;
-    if (f->region) deliver(f, f->number), munmap(f->region, (size_t)REGION);
+    if (f->region) deliver(f, f->number), deliver_beside(f, f->number), munmap(f->region, (size_t)REGION);
     if (f->cpu) f->cpu->close(f->cpu);
     for (placed *p; (p = f->placed); free(p)) f->placed = p->next;
+    forget_works(f);
     free(f->blocks);
     free(f);
 }
@@ -441,7 +532,7 @@ gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
     far *f = calloc(1, sizeof *f);
     *why = "out of memory for the far device";
     if (!f) return NULL;
-    f->last = &f->waiting, f->room = 64, f->n_blocks = 1;
+    f->last = &f->waiting, f->last_beside = &f->beside, f->room = 64, f->n_blocks = 1;
     f->blocks = malloc((size_t)f->room * sizeof *f->blocks);
     void *region = mmap(NULL, (size_t)REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (region != MAP_FAILED) f->region = region;
@@ -455,8 +546,9 @@ gr_device *gr_far_device_new(gr_threads *threads, const char **why) {
     f->device.ops = &far_ops, f->device.level = f->level, f->device.queues = true, f->device.in_host = false;
     f->device.row_stride = far_row_stride;
     f->device.alloc = far_alloc, f->device.free = far_free, f->device.zero = far_zero, f->device.copy = far_copy;
-    f->device.upload = far_upload, f->device.download = far_download, f->device.map = far_map, f->device.unmap = far_unmap;
-    f->device.mark = far_mark, f->device.wait = far_wait, f->device.sync = far_sync;
+    f->device.upload = far_upload, f->device.upload_beside = far_upload_beside, f->device.download = far_download;
+    f->device.map = far_map, f->device.unmap = far_unmap;
+    f->device.repeat = far_repeat, f->device.mark = far_mark, f->device.wait = far_wait, f->device.sync = far_sync;
     f->device.place = far_place, f->device.renew = far_renew, f->device.release = far_release, f->device.close = far_close;
     return &f->device;
 }

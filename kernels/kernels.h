@@ -150,6 +150,7 @@ typedef struct gr_attention {
     const float *turns;       /* NULL: they were not */
     const gr_seq *seqs;       /* [n_seqs] device memory */
     int64_t n_seqs;
+    bool single; /* each sequence has one query: a backend may rely on it */
     int64_t H, K, D;
     float scale;
     int64_t window;   /* keys that a query sees at most, its own the last: those at positions > its own - window; 0: all */
@@ -241,6 +242,11 @@ typedef struct gr_ops {
 typedef enum gr_queue { GR_QUEUE_COMPUTE, GR_QUEUE_COPY, GR_QUEUE_COMM } gr_queue;
 typedef int64_t gr_mark; /* a point in a queue: the work given to it before; 0: no work */
 
+/* What work is: equal keys, equal arguments of all its operations. */
+typedef struct gr_repeat {
+    int64_t key[12];
+} gr_repeat;
+
 struct gr_device {
     const gr_ops *ops;
     const char *level;       /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
@@ -256,6 +262,9 @@ struct gr_device {
     void (*zero)(gr_device *d, void *p, int64_t bytes);
     void (*copy)(gr_device *d, void *to, const void *from, int64_t bytes);
     void (*upload)(gr_device *d, void *to, const void *host, int64_t bytes); /* host may be reused on return */
+    /* The same beside GR_QUEUE_COMPUTE: in GR_QUEUE_COPY, after a mark (0: at once). Who reads it waits for the mark that comes
+     * back. */
+    gr_mark (*upload_beside)(gr_device *d, void *to, const void *host, int64_t bytes, gr_mark after);
     /* Waits for the work before the mark (0: all) and copies to host. */
     void (*download)(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after);
     /* The device's own view of host memory that stays as it is until unmap: that memory itself where the device reaches it, else a
@@ -271,6 +280,11 @@ struct gr_device {
     /* A rehearsal: from begin on operations are only noted, and at the end the scratch that the largest of them want is there, so
      * that none of them allocates when it comes; false when out of memory. NULL: operations need none. */
     bool (*rehearse)(gr_device *d, bool begin);
+    /* Work that may come again: operations, zero and copy, whose arguments are the same whenever the key is, until memory is freed
+     * or a group placed or released; what varies lies in the device's memory. To be asked until it says no, the work given after
+     * each yes, as `while (d->repeat(d, &key)) work();`: it is done once, given here or done again from a record. A work may be
+     * given to be recorded, and again where that failed. NULL: a device that has nothing to gain. */
+    bool (*repeat)(gr_device *d, const gr_repeat *key);
     /* Activations: their type, and the elements from a row to the next that rows of so many want. */
     gr_dtype (*act_type)(gr_device *d, gr_dtype compute);
     int64_t (*row_stride)(gr_device *d, int64_t width, gr_dtype type);

@@ -220,6 +220,7 @@ static void attention_forward(gr_decoder *d, int64_t i, gr_rows x, const gr_seq 
     if (r->cache) op->kv_append(d->dev, &r->cache[i], gr_rows_at(a->qkv, 0, w.HD), r->b.cache_row, r->n);
     gr_attention at = attention_of(d, i, r);
     at.seqs = queries;
+    at.single = r->cache && (queries != r->b.seqs || r->n == r->b.n_seqs);
     op->attention_forward(d->dev, &at);
 }
 
@@ -397,77 +398,11 @@ static void head_loss(gr_decoder *d, const gr_loss *loss, const pass *r) {
     }
 }
 
-/* ---- a batch on its way to the device ---- */
-
-static graft_status check_batch(const gr_decoder *d, const gr_batch *b, graft_error *err) {
-    if (b->n > d->o.max_tokens)
-        return gr_fail(err, GRAFT_FAILED, "a batch of %lld tokens is larger than the planned %lld", (long long)b->n,
-                       (long long)d->o.max_tokens);
-    graft_status st = gr_model_place(d->m, err); /* adapters may have come or gone since the decoder was made */
-    if (st != GRAFT_OK) return st;
-    for (int64_t i = 0; i < b->n; i++) {
-        if (b->positions[i] < 0 || b->positions[i] >= d->m->rope_positions)
-            return gr_fail(err, GRAFT_BAD_USAGE,
-                           "%s: a sequence has more than %lld tokens, the context of the model: shorten the data with max_length",
-                           gr_weights_path(d->m->weights), (long long)d->m->rope_positions);
-        if (b->tokens[i] < 0 || b->tokens[i] >= d->m->config.vocab)
-            return gr_fail(err, GRAFT_BAD_INPUT,
-                           "token id %d is outside the model's vocabulary of %lld: does the tokenizer belong to this model?",
-                           b->tokens[i], (long long)d->m->config.vocab);
-        if (b->weight[i] != 0 && (b->targets[i] < 0 || b->targets[i] >= d->m->config.vocab))
-            return gr_fail(err, GRAFT_BAD_INPUT, "target id %d is outside the model's vocabulary of %lld", b->targets[i],
-                           (long long)d->m->config.vocab);
-    }
-    return GRAFT_OK;
-}
-
-static int64_t count_placed(const gr_segment *s, const gr_batch *b) {
-    int64_t n = 0;
-    for (int64_t i = 0; s->n && i < b->n; i++) n += s->place[b->tokens[i]] >= 0;
-    return n;
-}
-
-/* Rows whose token is in the embedding's segment. */
-static void stage_placed(const gr_segment *s, const gr_batch *b, gr_device_batch *host) {
-    int64_t at = 0;
-    for (int64_t i = 0; s->n && i < b->n; i++)
-        if (s->place[b->tokens[i]] >= 0) host->placed[at] = (int32_t)i, host->placed_row[at++] = s->place[b->tokens[i]];
-}
-
-/* The arrays of b, with n_head rows for the head, where the batch's upload begins. */
-static gr_device_batch stage(gr_decoder *d, const gr_batch *b, int64_t n_head, bool cached) {
-    gr_device_batch host = {.n = b->n, .n_seqs = b->n_seqs, .n_head = n_head, .n_placed = count_placed(&d->m->embed_rows, b)};
-    (void)gr_device_batch_place(&host, d->staging, cached);
-    memcpy(host.tokens, b->tokens, (size_t)b->n * sizeof *b->tokens);
-    memcpy(host.positions, b->positions, (size_t)b->n * sizeof *b->positions);
-    memcpy(host.row_key, b->row_key, (size_t)b->n * sizeof *b->row_key);
-    stage_placed(&d->m->embed_rows, b, &host);
-    for (int64_t s = 0; s < b->n_seqs; s++) {
-        int64_t start = b->offset[s], len = b->offset[s + 1] - start;
-        host.seqs[s] = (gr_seq){.q_start = start, .q_len = len, .kv_start = start, .kv_len = len};
-    }
-    return host;
-}
-
-/* Rows with a target are the head's; their gradients are scaled. */
-static gr_device_batch stage_targets(gr_decoder *d, const gr_batch *b, float scale) {
-    int64_t n_head = 0, at = 0;
-    for (int64_t i = 0; i < b->n; i++) n_head += b->weight[i] != 0;
-    gr_device_batch host = stage(d, b, n_head, false);
-    for (int64_t i = 0; i < b->n; i++) {
-        if (b->weight[i] == 0) continue;
-        host.head_row[at] = (int32_t)i, host.head_target[at] = b->targets[i], host.head_key[at] = b->row_key[i];
-        host.head_weight[at] = b->weight[i], host.head_gradient[at++] = b->weight[i] * scale;
-    }
-    return host;
-}
+/* ---- what goes to the device, and what comes back ---- */
 
 /* What was staged goes to the device at once. */
 static pass upload(gr_decoder *d, const gr_device_batch *host, const gr_kv *cache, bool train) {
-    pass r = {.b = *host, .n = host->n, .cache = cache, .train = train};
-    int64_t bytes = gr_device_batch_place(&r.b, d->batch, cache != NULL);
-    d->dev->upload(d->dev, d->batch, d->staging, bytes);
-    return r;
+    return (pass){.b = gr_decoder_upload(d, host, cache != NULL), .n = host->n, .cache = cache, .train = train};
 }
 
 /* nll[n] of all rows on the host: those of the head's where they belong, 0 elsewhere. */
@@ -483,7 +418,7 @@ graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, 
     const gr_layer_hooks *hooks = d->o.hooks;
     pass r = {.b = *largest, .n = largest->n, .train = d->o.training};
     if (!d->dev->rehearse) return GRAFT_OK;
-    (void)gr_device_batch_place(&r.b, d->batch, false);
+    (void)gr_device_batch_place(&r.b, d->batch[0], false);
     d->o.hooks = NULL;
     (void)d->dev->rehearse(d->dev, true);
     stack_forward(d, &r);
@@ -494,15 +429,22 @@ graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, 
     return gr_device_status(d->dev, err);
 }
 
+/* Whether the work is to be given, now or again: see gr_device.repeat. given: false at first. */
+static bool again(const gr_decoder *d, const gr_repeat *key, bool *given) {
+    if (key && d->dev->repeat && !d->o.hooks) return d->dev->repeat(d->dev, key);
+    return *given ? false : (*given = true);
+}
+
 /* ---- entry points ---- */
 
 graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft_error *err) {
-    graft_status st = check_batch(d, b, err);
+    graft_status st = gr_decoder_check(d, b, err);
     if (st != GRAFT_OK) return st;
-    gr_device_batch host = stage_targets(d, b, 1);
+    gr_device_batch host = gr_decoder_stage_targets(d, b, 1);
     pass r = upload(d, &host, NULL, false);
     stack_forward(d, &r);
     head_loss(d, NULL, &r);
+    gr_decoder_batch_read(d);
     leave(d, d->m->config.n_layers);
     fetch_nll(d, b, nll);
     return gr_device_status(d->dev, err);
@@ -510,13 +452,14 @@ graft_status gr_decoder_eval(gr_decoder *d, const gr_batch *b, float *nll, graft
 
 graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *loss, graft_error *err) {
     GR_ASSERT(d->o.training);
-    graft_status st = check_batch(d, b, err);
+    graft_status st = gr_decoder_check(d, b, err);
     if (st != GRAFT_OK) return st;
-    gr_device_batch host = stage_targets(d, b, loss->scale);
+    gr_device_batch host = gr_decoder_stage_targets(d, b, loss->scale);
     pass r = upload(d, &host, NULL, true);
     stack_forward(d, &r);
     head_loss(d, loss, &r);
     stack_backward(d, &r);
+    gr_decoder_batch_read(d);
     if (!loss->nll) return GRAFT_OK;
     fetch_nll(d, b, loss->nll);
     return gr_device_status(d->dev, err);
@@ -530,23 +473,27 @@ typedef struct wanted {
     float temperature; /* of list */
 } wanted;
 
-static void head_rows_logits(gr_decoder *d, int64_t first, int64_t count, const wanted *w) {
+/* Logits of the head's rows first.. (at most d->head_rows of them), and what is made of them on the device; how many. */
+static int64_t head_columns(gr_decoder *d, int64_t first, const wanted *w, const pass *r) {
     const gr_ops *op = d->dev->ops;
-    const int64_t V = d->w.V;
-    if (w->best) op->best_column(d->dev, d->best + first, d->logits, count, V);
-    if (w->list) op->list_columns(d->dev, d->list + first, d->logits, count, V, w->temperature);
-    for (int64_t i = 0; w->logits && i < count; i++)
-        d->dev->download(d->dev, w->logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof(float), 0);
-}
-
-static graft_status head_logits(gr_decoder *d, const wanted *w, const pass *r, graft_error *err) {
     gr_product p;
     const float cap = d->m->config.head_softcap;
+    const int64_t count = head_forward(d, first, &p, NULL, r), V = d->w.V;
+    if (cap > 0) op->softcap(d->dev, d->logits, count, V, cap);
+    if (w->best) op->best_column(d->dev, d->best + first, d->logits, count, V);
+    if (w->list) op->list_columns(d->dev, d->list + first, d->logits, count, V, w->temperature);
+    return count;
+}
+
+/* What is wanted comes to the host. made: it is there for all rows. */
+static graft_status head_logits(gr_decoder *d, const wanted *w, bool made, const pass *r, graft_error *err) {
+    const int64_t V = d->w.V;
     for (int64_t first = 0, count; first < r->b.n_head; first += count) {
-        count = head_forward(d, first, &p, NULL, r);
-        if (cap > 0) d->dev->ops->softcap(d->dev, d->logits, count, d->w.V, cap);
-        head_rows_logits(d, first, count, w);
+        count = made ? r->b.n_head : head_columns(d, first, w, r);
+        for (int64_t i = 0; w->logits && i < count; i++)
+            d->dev->download(d->dev, w->logits + (first + i) * V, gr_rows_at(d->logits, i, 0).data, V * (int64_t)sizeof(float), 0);
     }
+    gr_decoder_batch_read(d);
     if (w->best) d->dev->download(d->dev, w->best, d->best, r->b.n_head * (int64_t)sizeof *w->best, 0);
     if (w->list) d->dev->download(d->dev, w->list, d->list, r->b.n_head * (int64_t)sizeof *w->list, 0);
     leave(d, d->m->config.n_layers);
@@ -555,13 +502,13 @@ static graft_status head_logits(gr_decoder *d, const wanted *w, const pass *r, g
 
 graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
                                graft_error *err) {
-    graft_status st = check_batch(d, b, err);
+    graft_status st = gr_decoder_check(d, b, err);
     if (st != GRAFT_OK) return st;
-    gr_device_batch host = stage(d, b, n_rows, false);
+    gr_device_batch host = gr_decoder_stage(d, b, n_rows, false);
     memcpy(host.head_row, rows, (size_t)n_rows * sizeof *rows);
     pass r = upload(d, &host, NULL, false);
     stack_forward(d, &r);
-    return head_logits(d, &(wanted){.logits = logits}, &r, err);
+    return head_logits(d, &(wanted){.logits = logits}, false, &r, err);
 }
 
 /* ---- the KV cache ---- */
@@ -602,11 +549,27 @@ void gr_kv_cache_release(gr_kv_cache *c) {
     *c = (gr_kv_cache){0};
 }
 
+/* Where each sequence has one token more, the same work comes again and again: on other tokens and other lengths. */
+static graft_status logits_of_step(gr_decoder *d, const wanted *w, const pass *r, graft_error *err) {
+    const gr_device_batch *b = &r->b;
+    const bool comes_again = r->n == b->n_seqs && b->n_head <= d->head_rows;
+    gr_repeat key = {{(intptr_t)d, (intptr_t)r->cache, (intptr_t)b->tokens, b->n_seqs, b->n_head, b->n_placed, w->best != NULL,
+                      w->list != NULL}};
+    memcpy(&key.key[8], &w->temperature, sizeof w->temperature);
+    bool given = false;
+    while (again(d, comes_again ? &key : NULL, &given)) {
+        pass now = *r;
+        stack_forward(d, &now);
+        if (comes_again) head_columns(d, 0, w, &now);
+    }
+    return head_logits(d, w, comes_again, r, err);
+}
+
 static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const int32_t *slots, const wanted *w,
                          graft_error *err) {
-    graft_status st = check_batch(d, b, err);
+    graft_status st = gr_decoder_check(d, b, err);
     if (st != GRAFT_OK) return st;
-    gr_device_batch host = stage(d, b, b->n_seqs, true);
+    gr_device_batch host = gr_decoder_stage(d, b, b->n_seqs, true);
     for (int64_t s = 0; s < b->n_seqs; s++) {
         gr_seq *q = &host.seqs[s];
         int64_t filled = c->len[slots[s]], base = slots[s] * c->max_len;
@@ -620,8 +583,7 @@ static graft_status step(gr_decoder *d, const gr_batch *b, gr_kv_cache *c, const
         host.head_row[s] = (int32_t)s;
     }
     pass r = upload(d, &host, c->layers, false);
-    stack_forward(d, &r);
-    st = head_logits(d, w, &r, err);
+    st = logits_of_step(d, w, &r, err);
     for (int64_t s = 0; s < b->n_seqs && st == GRAFT_OK; s++) c->len[slots[s]] += b->offset[s + 1] - b->offset[s];
     return st;
 }

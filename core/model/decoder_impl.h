@@ -45,9 +45,11 @@ struct gr_decoder {
     gr_device *dev;
     gr_decoder_options o;
     gr_widths w;
-    char *memory; /* the one allocation of the step */
-    void *batch;  /* in it: the batch's place; staging: the same on the host */
+    char *memory;   /* the one allocation of the step */
+    void *batch[2]; /* in it: places of batches, that of gr_decoder_batches(d); staging: one on the host */
     char *staging;
+    int turn;                /* which of them was uploaded last */
+    gr_mark batch_read[2];   /* what reads it was given to the device before */
     float *nll_staging;      /* [head rows of a batch] on the host */
     gr_layer_acts *layers;   /* [L] */
     gr_rows x_last;          /* [n,C] output of the last layer, then the final stream */
@@ -78,6 +80,21 @@ struct gr_decoder {
 
 /* Has the device rehearse the largest pass there will be, of `largest` rows. */
 graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, graft_error *err);
+
+/* ---- decoder_batch.c ---- */
+
+/* Can the batch be run? */
+graft_status gr_decoder_check(const gr_decoder *d, const gr_batch *b, graft_error *err);
+/* The arrays of b in d->staging, with n_head rows for the head, which are still to be filled in. */
+gr_device_batch gr_decoder_stage(gr_decoder *d, const gr_batch *b, int64_t n_head, bool cached);
+/* The same: rows with a target are the head's; their gradients are scaled. */
+gr_device_batch gr_decoder_stage_targets(gr_decoder *d, const gr_batch *b, float scale);
+/* Places of batches: two where one is uploaded while the device works on the other. */
+static inline int gr_decoder_batches(const gr_decoder *d) { return d->dev->queues ? 2 : 1; }
+/* What was staged, on its way to the device: beside the work on the batch before, but with a cache, where what is asked depends on
+ * that work. What is queued from now on reads it; the last of that is followed by gr_decoder_batch_read. */
+gr_device_batch gr_decoder_upload(gr_decoder *d, const gr_device_batch *host, bool cached);
+void gr_decoder_batch_read(gr_decoder *d);
 
 /* ---- decoder_plan.c ---- */
 

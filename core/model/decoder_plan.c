@@ -151,7 +151,8 @@ static void plan(gr_decoder *d, planner *p) {
     d->head_rows = gr_decoder_head_rows(d->m, &d->o);
     plan_layers(d, p, &w);
     plan_head(d, p, &w);
-    d->batch = place(p, gr_device_batch_place(&largest, NULL, !d->o.training), 1);
+    for (int i = 0; i < gr_decoder_batches(d); i++)
+        d->batch[i] = place(p, gr_device_batch_place(&largest, NULL, !d->o.training), 1);
     d->xf = branch(p, n, w.C);
     d->rstdf = floats(p, n, 1);
     if (w.embed_rank) d->embed_h = stream(p, n, w.embed_rank);

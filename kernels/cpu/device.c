@@ -146,6 +146,12 @@ static void cpu_download(gr_device *d, void *host, const void *from, int64_t byt
     cpu_copy(d, host, from, bytes);
 }
 
+static gr_mark cpu_upload_beside(gr_device *d, void *to, const void *host, int64_t bytes, gr_mark after) {
+    (void)after;
+    cpu_copy(d, to, host, bytes);
+    return 0;
+}
+
 static const void *cpu_map(gr_device *d, const void *host, int64_t bytes) {
     (void)d, (void)bytes;
     return host;
@@ -379,6 +385,7 @@ gr_device *gr_cpu_device_new(gr_threads *threads, const char **why) {
                      .zero = cpu_zero,
                      .copy = cpu_copy,
                      .upload = cpu_copy,
+                     .upload_beside = cpu_upload_beside,
                      .download = cpu_download,
                      .map = cpu_map,
                      .unmap = cpu_unmap,

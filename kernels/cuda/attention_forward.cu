@@ -189,6 +189,7 @@ template <class T> static void launch(gr_device *d, const gr_attention *a) {
 void gr_attention_forward_cuda(gr_device *d, const gr_attention *a) {
     const gr_rows all[] = {a->q, a->k, a->v, a->out};
     if (gr_attention_decodes(a)) gr_attention_decode(d, a);
+    if (gr_attention_decodes(a) && a->single) return; /* nothing is left */
     if (!gr_attention_in_tiles(a, all, 4)) gr_attention_forward_plain(d, a);
     else if (a->q.type == GR_DTYPE_BF16) launch<__nv_bfloat16>(d, a);
     else launch<__half>(d, a);

@@ -15,9 +15,10 @@ extern "C" {
 
 enum {
     GR_CUDA_QUEUES = 3,
-    GR_CUDA_MARKS = 64,      /* that are told apart; an older one is waited for as a newer */
-    GR_CUDA_RING = 2,        /* pieces of pinned memory that uploads go through */
-    GR_CUDA_PIECE = 32 << 20 /* bytes of each */
+    GR_CUDA_MARKS = 128,     /* of a queue that are told apart; an older one is waited for as a newer */
+    GR_CUDA_UPLOADS = 64,    /* that are under way at once */
+    GR_CUDA_PIECE = 8 << 20, /* bytes that are copied at once, either way */
+    GR_CUDA_RING = 64 << 20  /* bytes of pinned memory that uploads go through */
 };
 
 /* What scratch is for; each use has memory of its own, so that none overwrites another within an operation. */
@@ -32,7 +33,14 @@ typedef enum gr_cuda_use {
     GR_CUDA_USES
 } gr_cuda_use;
 
-typedef struct gr_cuda_gemm gr_cuda_gemm; /* gemm.c: the algorithms that were chosen */
+typedef struct gr_cuda_gemm gr_cuda_gemm;     /* gemm.c: the algorithms that were chosen */
+typedef struct gr_cuda_graphs gr_cuda_graphs; /* graphs.c: work that was recorded */
+
+/* Bytes of pinned memory that an upload reads until `done`. */
+typedef struct gr_cuda_upload {
+    int64_t begin, end;
+    cudaEvent_t done;
+} gr_cuda_upload;
 
 typedef struct gr_cuda {
     gr_device device; /* first: a pointer to it is one to all */
@@ -42,15 +50,18 @@ typedef struct gr_cuda {
     char level[48];   /* "cuda:0" */
     char about[256];
     cudaStream_t stream[GR_CUDA_QUEUES];
-    cudaEvent_t event[GR_CUDA_MARKS];
-    gr_mark marks; /* made so far */
-    char *ring[GR_CUDA_RING];
-    cudaEvent_t ring_done[GR_CUDA_RING];
-    int ring_at;
+    cudaStream_t down_stream; /* downloads wait for no upload */
+    cudaEvent_t event[GR_CUDA_QUEUES][GR_CUDA_MARKS];
+    int64_t marks[GR_CUDA_QUEUES];          /* made so far */
+    gr_cuda_upload upload[GR_CUDA_UPLOADS]; /* number i is at i % GR_CUDA_UPLOADS */
+    int64_t uploads, oldest;                /* begun so far; the first that may be under way */
+    char *ring;                             /* pinned, [GR_CUDA_RING] */
+    int64_t ring_at;
     char *down; /* pinned, [GR_CUDA_PIECE]: downloads */
     cublasLtHandle_t lt;
     void *workspace;
     gr_cuda_gemm *gemm;
+    gr_cuda_graphs *graphs;
     void *scratch[GR_CUDA_USES];
     int64_t scratch_bytes[GR_CUDA_USES];
     bool rehearsing; /* operations are noted alone */
@@ -122,6 +133,16 @@ typedef struct gr_cuda_product {
 bool gr_cuda_gemm_open(gr_device *d);
 void gr_cuda_gemm_close(gr_device *d);
 void gr_cuda_multiply(gr_device *d, const gr_cuda_product *p);
+
+/* ---- graphs.c: work that comes again ---- */
+
+bool gr_cuda_graphs_open(gr_device *d);
+void gr_cuda_graphs_close(gr_device *d);
+bool gr_cuda_repeat(gr_device *d, const gr_repeat *key);
+/* Memory or forms go: what was recorded may point there. */
+void gr_cuda_graphs_forget(gr_device *d);
+/* Is what is launched recorded? Then nothing can be allocated: the record is spoilt, and the work is given again. */
+bool gr_cuda_graphs_spoil(gr_device *d);
 
 /* ---- dequant.cu ---- */
 

@@ -44,7 +44,9 @@ static void *cuda_alloc(gr_device *d, int64_t bytes) {
 
 /* Work that uses the memory may be under way: cudaFree waits for it. */
 static void cuda_free(gr_device *d, void *p) {
-    if (p) gr_cuda_check(d, cudaFree(p), "cudaFree");
+    if (!p) return;
+    gr_cuda_graphs_forget(d);
+    gr_cuda_check(d, cudaFree(p), "cudaFree");
 }
 
 static void cuda_zero(gr_device *d, void *p, int64_t bytes) {
@@ -56,48 +58,86 @@ static void cuda_copy(gr_device *d, void *to, const void *from, int64_t bytes) {
     gr_cuda_check(d, cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToDevice, gr_cuda_stream(d)), "copy");
 }
 
-/* Through pinned memory, in pieces: the host goes on as soon as its bytes are there, the copy comes where it is in the queue. */
-static void cuda_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
-    gr_cuda *c = gr_cuda_of(d);
-    for (int64_t at = 0, n; at < bytes && !gr_cuda_idle(d); at += n) {
-        int piece = c->ring_at;
-        n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
-        c->ring_at = (piece + 1) % GR_CUDA_RING;
-        if (!gr_cuda_check(d, cudaEventSynchronize(c->ring_done[piece]), "upload")) return;
-        memcpy(c->ring[piece], (const char *)host + at, (size_t)n);
-        gr_cuda_check(d, cudaMemcpyAsync((char *)to + at, c->ring[piece], (size_t)n, cudaMemcpyHostToDevice, gr_cuda_stream(d)),
-                      "upload");
-        gr_cuda_check(d, cudaEventRecord(c->ring_done[piece], gr_cuda_stream(d)), "upload");
+/* ---- uploads ---- */
+
+static bool is_read(const gr_cuda *c, int64_t begin, int64_t end) {
+    bool found = c->uploads - c->oldest == GR_CUDA_UPLOADS;
+    for (int64_t i = c->oldest; i < c->uploads; i++) {
+        const gr_cuda_upload *u = &c->upload[i % GR_CUDA_UPLOADS];
+        found |= u->begin < end && begin < u->end;
     }
+    return found;
+}
+
+/* n bytes of pinned memory for an upload. Its beginning is used again and again where uploads are small and few: those are never
+ * waited for. NULL: the device has failed. */
+static gr_cuda_upload *pinned(gr_device *d, int64_t n) {
+    gr_cuda *c = gr_cuda_of(d);
+    while (c->oldest < c->uploads && cudaEventQuery(c->upload[c->oldest % GR_CUDA_UPLOADS].done) == cudaSuccess) c->oldest++;
+    (void)cudaGetLastError(); /* not ready is no error */
+    if (c->oldest == c->uploads || c->ring_at + n > GR_CUDA_RING) c->ring_at = 0;
+    for (; is_read(c, c->ring_at, c->ring_at + n); c->oldest++)
+        if (!gr_cuda_check(d, cudaEventSynchronize(c->upload[c->oldest % GR_CUDA_UPLOADS].done), "upload")) return NULL;
+    gr_cuda_upload *u = &c->upload[c->uploads++ % GR_CUDA_UPLOADS];
+    u->begin = c->ring_at, u->end = c->ring_at += n;
+    return u;
+}
+
+/* Through pinned memory, in pieces: the host goes on as soon as its bytes are there, the copy comes where it is in the queue. */
+static void upload_in(gr_device *d, gr_queue queue, void *to, const void *host, int64_t bytes) {
+    gr_cuda *c = gr_cuda_of(d);
+    const cudaStream_t stream = c->stream[queue];
+    for (int64_t at = 0, n; at < bytes && !gr_cuda_idle(d); at += n) {
+        n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
+        const gr_cuda_upload *u = pinned(d, n);
+        if (!u) return;
+        memcpy(c->ring + u->begin, (const char *)host + at, (size_t)n);
+        gr_cuda_check(d, cudaMemcpyAsync((char *)to + at, c->ring + u->begin, (size_t)n, cudaMemcpyHostToDevice, stream), "upload");
+        gr_cuda_check(d, cudaEventRecord(u->done, stream), "upload");
+    }
+}
+
+static void cuda_upload(gr_device *d, void *to, const void *host, int64_t bytes) {
+    upload_in(d, GR_QUEUE_COMPUTE, to, host, bytes);
 }
 
 /* ---- queues ---- */
 
 static gr_mark cuda_mark(gr_device *d, gr_queue queue) {
     gr_cuda *c = gr_cuda_of(d);
-    if (gr_cuda_failed(d)) return c->marks;
-    gr_mark mark = ++c->marks;
-    gr_cuda_check(d, cudaEventRecord(c->event[mark % GR_CUDA_MARKS], c->stream[queue]), "mark");
-    return mark;
+    if (gr_cuda_failed(d)) return 0;
+    const int64_t number = ++c->marks[queue];
+    gr_cuda_check(d, cudaEventRecord(c->event[queue][number % GR_CUDA_MARKS], c->stream[queue]), "mark");
+    return number * GR_CUDA_QUEUES + queue;
+}
+
+static cudaEvent_t event_of(const gr_cuda *c, gr_mark mark) {
+    return c->event[mark % GR_CUDA_QUEUES][mark / GR_CUDA_QUEUES % GR_CUDA_MARKS];
 }
 
 static void cuda_wait(gr_device *d, gr_queue queue, gr_mark mark) {
     gr_cuda *c = gr_cuda_of(d);
-    if (mark > 0 && !gr_cuda_failed(d))
-        gr_cuda_check(d, cudaStreamWaitEvent(c->stream[queue], c->event[mark % GR_CUDA_MARKS], 0), "wait");
+    if (mark > 0 && !gr_cuda_failed(d)) gr_cuda_check(d, cudaStreamWaitEvent(c->stream[queue], event_of(c, mark), 0), "wait");
+}
+
+static gr_mark cuda_upload_beside(gr_device *d, void *to, const void *host, int64_t bytes, gr_mark after) {
+    cuda_wait(d, GR_QUEUE_COPY, after);
+    upload_in(d, GR_QUEUE_COPY, to, host, bytes);
+    return cuda_mark(d, GR_QUEUE_COPY);
 }
 
 /* Beside the work that was given out after the mark. What a failed device holds is not told: zeros are. */
 static void cuda_download(gr_device *d, void *host, const void *from, int64_t bytes, gr_mark after) {
     gr_cuda *c = gr_cuda_of(d);
-    cudaStream_t copy = c->stream[GR_QUEUE_COPY];
-    cuda_wait(d, GR_QUEUE_COPY, after > 0 ? after : cuda_mark(d, GR_QUEUE_COMPUTE));
+    const gr_mark mark = after > 0 ? after : cuda_mark(d, GR_QUEUE_COMPUTE);
+    if (mark > 0 && !gr_cuda_failed(d)) gr_cuda_check(d, cudaStreamWaitEvent(c->down_stream, event_of(c, mark), 0), "wait");
     for (int64_t at = 0, n; at < bytes; at += n) {
         n = bytes - at < GR_CUDA_PIECE ? bytes - at : GR_CUDA_PIECE;
-        bool good = !gr_cuda_failed(d) &&
-                    gr_cuda_check(d, cudaMemcpyAsync(c->down, (const char *)from + at, (size_t)n, cudaMemcpyDeviceToHost, copy),
-                                  "download") &&
-                    gr_cuda_check(d, cudaStreamSynchronize(copy), "download");
+        bool good =
+            !gr_cuda_failed(d) &&
+            gr_cuda_check(d, cudaMemcpyAsync(c->down, (const char *)from + at, (size_t)n, cudaMemcpyDeviceToHost, c->down_stream),
+                          "download") &&
+            gr_cuda_check(d, cudaStreamSynchronize(c->down_stream), "download");
         if (good) memcpy((char *)host + at, c->down, (size_t)n);
         else memset((char *)host + at, 0, (size_t)n);
     }
@@ -106,7 +146,7 @@ static void cuda_download(gr_device *d, void *host, const void *from, int64_t by
 static const char *cuda_sync(gr_device *d) {
     gr_cuda *c = gr_cuda_of(d);
     for (int i = 0; i < GR_CUDA_QUEUES && !gr_cuda_failed(d); i++)
-        gr_cuda_check(d, cudaStreamSynchronize(c->stream[i]), "a kernel");
+        gr_cuda_check(d, cudaStreamSynchronize(c->stream[i]), "a kernel"); /* no download is under way when one returns */
     return gr_cuda_failed(d) ? c->wrong : NULL;
 }
 
@@ -138,6 +178,7 @@ void *gr_cuda_scratch(gr_device *d, gr_cuda_use use, int64_t bytes) {
         return (void *)(uintptr_t)256; /* any aligned address: nobody looks */
     }
     if (bytes <= c->scratch_bytes[use]) return c->scratch[use];
+    if (gr_cuda_graphs_spoil(d)) return (void *)(uintptr_t)256;
     cuda_free(d, c->scratch[use]);
     c->scratch[use] = cuda_alloc(d, bytes);
     c->scratch_bytes[use] = c->scratch[use] ? bytes : 0;
@@ -182,18 +223,20 @@ static void cuda_close(gr_device *d) {
     (void)cudaSetDevice(c->index);
     (void)cudaDeviceSynchronize();
     gr_cuda_gemm_close(d);
+    gr_cuda_graphs_close(d);
     if (c->lt) (void)cublasLtDestroy(c->lt);
     (void)cudaFree(c->workspace);
     for (int i = 0; i < GR_CUDA_USES; i++) (void)cudaFree(c->scratch[i]);
-    for (int i = 0; i < GR_CUDA_RING; i++) {
-        if (c->ring[i]) (void)cudaFreeHost(c->ring[i]);
-        if (c->ring_done[i]) (void)cudaEventDestroy(c->ring_done[i]);
-    }
+    if (c->ring) (void)cudaFreeHost(c->ring);
     if (c->down) (void)cudaFreeHost(c->down);
-    for (int i = 0; i < GR_CUDA_MARKS; i++)
-        if (c->event[i]) (void)cudaEventDestroy(c->event[i]);
-    for (int i = 0; i < GR_CUDA_QUEUES; i++)
-        if (c->stream[i]) (void)cudaStreamDestroy(c->stream[i]);
+    for (int i = 0; i < GR_CUDA_UPLOADS; i++)
+        if (c->upload[i].done) (void)cudaEventDestroy(c->upload[i].done);
+    for (int q = 0; q < GR_CUDA_QUEUES; q++) {
+        for (int i = 0; i < GR_CUDA_MARKS; i++)
+            if (c->event[q][i]) (void)cudaEventDestroy(c->event[q][i]);
+        if (c->stream[q]) (void)cudaStreamDestroy(c->stream[q]);
+    }
+    if (c->down_stream) (void)cudaStreamDestroy(c->down_stream);
     free(c);
 }
 
@@ -208,6 +251,7 @@ static const gr_device cuda_device = {
     .zero = cuda_zero,
     .copy = cuda_copy,
     .upload = cuda_upload,
+    .upload_beside = cuda_upload_beside,
     .download = cuda_download,
     .map = cuda_map,
     .unmap = cuda_unmap,
@@ -217,6 +261,7 @@ static const gr_device cuda_device = {
     .memory = cuda_memory,
     .footprint = cuda_footprint,
     .rehearse = cuda_rehearse,
+    .repeat = gr_cuda_repeat,
     .act_type = cuda_act_type,
     .row_stride = gr_cuda_row_stride,
     .group_bytes = gr_cuda_group_bytes,
@@ -232,11 +277,11 @@ static const gr_device cuda_device = {
 };
 
 /* The host's memory, not the card's. */
-static void pin(gr_cuda *c, char **piece) {
-    cudaError_t e = cudaHostAlloc((void **)piece, GR_CUDA_PIECE, cudaHostAllocDefault);
+static void pin(gr_cuda *c, char **memory, int bytes) {
+    cudaError_t e = cudaHostAlloc((void **)memory, (size_t)bytes, cudaHostAllocDefault);
     if (e == cudaSuccess) return;
     (void)cudaGetLastError();
-    gr_cuda_refuse(&c->device, "%d MiB of the host's memory, pinned: %s", GR_CUDA_PIECE >> 20, cudaGetErrorString(e));
+    gr_cuda_refuse(&c->device, "%d MiB of the host's memory, pinned: %s", bytes >> 20, cudaGetErrorString(e));
 }
 
 static bool open_card(gr_cuda *c) {
@@ -257,17 +302,18 @@ static bool open_card(gr_cuda *c) {
              "%.100s, compute capability %d.%d, %d multiprocessors, %.1f GiB; driver for CUDA %d.%d, runtime %d.%d, cuBLASLt %zu",
              card.name, card.major, card.minor, c->sms, (double)card.totalGlobalMem / (1 << 30), driver / 1000, driver % 1000 / 10,
              runtime / 1000, runtime % 1000 / 10, cublasLtGetVersion());
-    for (int i = 0; i < GR_CUDA_QUEUES; i++)
-        gr_cuda_check(d, cudaStreamCreateWithFlags(&c->stream[i], cudaStreamNonBlocking), "cudaStreamCreate");
-    for (int i = 0; i < GR_CUDA_MARKS; i++)
-        gr_cuda_check(d, cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming), "cudaEventCreate");
-    for (int i = 0; i < GR_CUDA_RING; i++) {
-        gr_cuda_check(d, cudaEventCreateWithFlags(&c->ring_done[i], cudaEventDisableTiming), "cudaEventCreate");
-        pin(c, &c->ring[i]);
+    for (int q = 0; q < GR_CUDA_QUEUES; q++) {
+        gr_cuda_check(d, cudaStreamCreateWithFlags(&c->stream[q], cudaStreamNonBlocking), "cudaStreamCreate");
+        for (int i = 0; i < GR_CUDA_MARKS; i++)
+            gr_cuda_check(d, cudaEventCreateWithFlags(&c->event[q][i], cudaEventDisableTiming), "cudaEventCreate");
     }
-    pin(c, &c->down);
+    gr_cuda_check(d, cudaStreamCreateWithFlags(&c->down_stream, cudaStreamNonBlocking), "cudaStreamCreate");
+    for (int i = 0; i < GR_CUDA_UPLOADS; i++)
+        gr_cuda_check(d, cudaEventCreateWithFlags(&c->upload[i].done, cudaEventDisableTiming), "cudaEventCreate");
+    pin(c, &c->ring, GR_CUDA_RING);
+    pin(c, &c->down, GR_CUDA_PIECE);
     gr_cuda_check(d, cudaMalloc(&c->workspace, GR_CUDA_WORKSPACE), "32.0 MiB for the workspace of cuBLASLt");
-    return gr_cuda_check_blas(d, cublasLtCreate(&c->lt), "cublasLtCreate") && gr_cuda_gemm_open(d);
+    return gr_cuda_check_blas(d, cublasLtCreate(&c->lt), "cublasLtCreate") && gr_cuda_gemm_open(d) && gr_cuda_graphs_open(d);
 }
 
 gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {

@@ -123,6 +123,7 @@ int64_t gr_cuda_group_bytes(gr_device *d, const gr_group *g) {
 bool gr_cuda_place(gr_device *d, gr_group *g) {
     gr_thin t;
     if (g->n == 0) return true;
+    gr_cuda_graphs_forget(d);
     if (g->base == GR_BASE_INT8) {
         gr_cuda_refuse(d, "model.compute: int8 is of the CPU");
         return false;
@@ -159,7 +160,7 @@ void gr_cuda_renew(gr_device *d, gr_group *g) {
 
 void gr_cuda_release(gr_device *d, gr_group *g) {
     gr_cuda_form *f = (gr_cuda_form *)g->form;
-    if (f) d->free(d, f->matrix);
+    if (f) gr_cuda_graphs_forget(d), d->free(d, f->matrix);
     free(f);
     g->form = NULL;
 }

@@ -19,9 +19,13 @@ a missing barrier|loss.cu|cross_entropy|--check
 a wait for one copy too few|gemv.cu|few rows|--cp lazy
     s/gr_copies_wait<P::slots - 2>/gr_copies_wait<P::slots - 1>/
 a download that waits for no stream|device.c|loss_sum|--delay 2000
-    s/^    cuda_wait(d, GR_QUEUE_COPY, after > 0 ? after : cuda_mark(d, GR_QUEUE_COMPUTE));//
-pinned memory that is written while it is read|device.c|loss_sum|--delay 2000
-    /cudaEventSynchronize(c->ring_done/d
+    /cudaStreamWaitEvent(c->down_stream/d
+pinned memory that is written while it is read|device.c|test_queues|--delay 2000
+    s/if (!gr_cuda_check(d, cudaEventSynchronize(.*/;/; s/n > GR_CUDA_RING/n > 4 << 10/
+a batch that is written while it is read|device.c|test_queues|--delay 2000
+    /cuda_wait(d, GR_QUEUE_COPY, after);/d
+work that does not wait for its batch|device.c|test_queues|--delay 2000
+    s/^    if (mark > 0 \(.*c->stream.queue\)/    if (queue != GR_QUEUE_COMPUTE \&\& mark > 0 \1/
 L
     [ $# = 0 ] || cat "$SOURCE/tests/fault/cuda_planted.txt"
 }

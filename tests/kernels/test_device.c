@@ -108,6 +108,21 @@ static void test_memory(void **state) {
     free(host), free(back);
 }
 
+static void test_upload_beside(void **state) {
+    (void)state;
+    float host[4] = {1, 2, 3, 4}, back[4];
+    float *p = floats(host, 4);
+    host[1] = 5;
+    gr_mark mark = d->upload_beside(d, p, host, sizeof host, d->mark(d, GR_QUEUE_COMPUTE));
+    host[1] = 6;
+    d->download(d, back, p, sizeof back, 0);
+    assert_true(back[1] == (d->queues ? 2 : 5)); /* a late one, until it is waited for */
+    d->wait(d, GR_QUEUE_COMPUTE, mark);
+    d->download(d, back, p, sizeof back, 0);
+    assert_true(back[0] == 1 && back[1] == 5 && back[3] == 4);
+    d->free(d, p);
+}
+
 /* Pieces of all sizes come and go; none lies in another. */
 static void test_many_pieces(void **state) {
     (void)state;
@@ -357,6 +372,15 @@ static void frees_a_part(void) { d->free(d, a_memory + 16); }
 static void zeroes_too_much(void) { d->zero(d, a_memory, 256 + 1); }
 static void uploads_the_devices(void) { d->upload(d, a_memory, a_memory + 16, 4); }
 static void downloads_the_hosts(void) { d->download(d, on_host, on_host + 16, 4, 0); }
+static void give(int64_t name, float *to, bool uploads) {
+    const gr_repeat key = {{name}};
+    while (d->repeat(d, &key)) {
+        d->ops->add(d, of(to), of(a_memory), 1, 4);
+        if (uploads) d->upload(d, a_memory, on_host, 4);
+    }
+}
+static void repeats_another_work(void) { give(1, a_memory + 16, false), give(2, a_memory, false), give(1, a_memory, false); }
+static void uploads_within_a_work(void) { give(1, a_memory + 16, true); }
 static void waits_for_the_future(void) { d->wait(d, GR_QUEUE_COPY, d->mark(d, GR_QUEUE_COMPUTE) + 1); }
 
 static void test_deaths(void **state) {
@@ -378,6 +402,8 @@ static void test_deaths(void **state) {
                   {zeroes_too_much, "has fewer bytes"},
                   {uploads_the_devices, "upload: host "},
                   {downloads_the_hosts, "download: from "},
+                  {repeats_another_work, "has other arguments"},
+                  {uploads_within_a_work, "upload: work that comes again"},
                   {waits_for_the_future, "wait: mark "}};
     a_memory = d->alloc(d, 256);
     for (size_t i = 0; i < sizeof deaths / sizeof *deaths; i++) {
@@ -428,6 +454,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         ON(test_memory, cpu),
         ON(test_memory, far),
+        ON(test_upload_beside, cpu),
+        ON(test_upload_beside, far),
         ON(test_many_pieces, cpu),
         ON(test_many_pieces, far),
         ON(test_group, cpu),

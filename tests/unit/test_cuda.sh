@@ -13,7 +13,7 @@ fi
 
 # ---- kernels and model ----
 # The emulator keeps the stacks of each device that was opened, and the model's tests open many: by parts.
-parts=(test_ops test_bits test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows
+parts=(test_ops test_bits test_queues test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows
     test_optimizers test_sample test_finite_diff test_card
     test_model:l\* test_model:f\* test_model:grad\* test_model:batch_\* test_model:[c-eq-z]\* test_model:a_t\* test_model:greedy\*)
 one_part() { # in the repository, where tests find their files
@@ -124,9 +124,23 @@ calls() { # calls CALL [options]
 }
 is() { if [ "$2" = "$3" ]; then ok "$1"; else not_ok "$1" "$2, expected $3"; fi; }
 is "a step allocates nothing" "$(calls 'cuda(Malloc|HostAlloc|Free)')" 0
+# (A new epoch settles what is under way: a step within one.)
+is "and waits once, for the sums of the one before" "$(calls 'cuda(Stream|Event|Device)Synchronize' train.batch_size=4)" 1
 is "products of a step with adapters on all linears" "$(calls cublasLtMatmul)" 17
 is "are as many as with one" "$(calls cublasLtMatmul 'adapter.target_modules=[q_proj]')" 17
 is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 82
+
+# ---- what a token calls that is decoded: the work of tokens before is launched again ----
+for n in 11 12; do
+    CUDAEMU_TRACE=1 emulated "$GRAFT" generate --model "$TINY" --adapter cuda --dtype bf16 --device cuda --prompt 'What is 3 + 4?' \
+        --max-tokens $n --ignore-eos >$n.trace 2>&1
+done
+of_token() { echo $(($(grep -cE "\\b$1\\b" 12.trace) - $(grep -cE "\\b$1\\b" 11.trace))); }
+is "a token that is decoded is one launch" "$(of_token cudaGraphLaunch)" 1
+is "kernels that the host launches for it" "$(of_token 'cudaLaunchKernel|cublasLtMatmul|cudaMemsetAsync')" 0
+is "copies: its number there, the next one back" "$(of_token cudaMemcpyAsync)" 2
+is "waits: for that, and for three queues that are done" "$(of_token 'cuda(Stream|Event|Device)Synchronize')" 4
+is "and nothing allocated" "$(of_token 'cuda(Malloc|HostAlloc|Free)')" 0
 
 emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none --samples 1000000000 --mean-tokens 256 >plan.txt 2>&1
 check "data that the host cannot hold beside the card do not fit" grep -q '^fits *NO' plan.txt

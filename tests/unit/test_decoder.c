@@ -24,6 +24,7 @@ typedef struct world {
     gr_model *m;
     gr_params p;
     gr_batch b;
+    float moved[H * D * C]; /* other values of a matrix */
 } world;
 
 /* A parameter of so many values about `mean`; where it lies once the set is allocated. */
@@ -85,6 +86,7 @@ static world open_wide_world(bool qk_norm, bool branch_norm, int64_t vocab) {
     }
     assert_ok(gr_params_allocate(&w.p, machine.device, true, &err));
     fill_values(&w.p);
+    for (int i = 0; i < H * D * C; i++) w.moved[i] = 0.01f * (float)(i % 13);
     int64_t next = 0;
     fill_linear(&w, &w.m->embed, vocab, C, &next), fill_linear(&w, &w.m->head, vocab, C, &next), fill_vector(&w, &w.m->norm, &next);
     for (int64_t i = 0; i < L; i++) {
@@ -274,6 +276,68 @@ static void listings_give_the_tokens_of_rows(void **state) {
     close_world(&w);
 }
 
+/* ---- work that comes again ---- */
+
+static bool (*repeat)(gr_device *d, const gr_repeat *key);
+static int64_t given;
+
+static bool count_repeat(gr_device *d, const gr_repeat *key) {
+    bool yes = repeat(d, key);
+    given += yes;
+    return yes;
+}
+
+enum { DECODED = 21 };
+
+/* Tokens for sequences `from` to 2 of a cache, `each` of them; logits of both. */
+static void decode(gr_decoder *d, gr_kv_cache *cache, int from, int64_t each, float logits[2][V]) {
+    gr_batch b = {0};
+    int32_t slots[2], ids[4];
+    for (int s = from; s < 2; s++) {
+        int64_t at = b.n, len = cache->len[s];
+        for (int64_t i = 0; i < each; i++) ids[i] = (int32_t)((len + i) * 5 + 11 * s) % V;
+        assert_ok(gr_batch_append(&b, ids, NULL, each, 0, &err));
+        for (int64_t i = 0; i < each; i++) b.positions[at + i] = (int32_t)(len + i);
+        slots[s - from] = s;
+    }
+    assert_ok(gr_decoder_step(d, &b, cache, slots, logits[from], &err));
+    gr_batch_release(&b);
+}
+
+/* The logits of tokens that are decoded one by one, while all changes that a record of the work could miss: other sequences, larger
+ * batches, new values, forms and caches. */
+static void decode_all(float logits[DECODED][2][V], bool repeats) {
+    world w = open_world(true, true);
+    gr_decoder *d;
+    gr_kv_cache cache[2];
+    machine.device->repeat = repeats ? count_repeat : NULL;
+    given = 0;
+    assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS}, &err));
+    for (int i = 0; i < 2; i++) assert_ok(gr_kv_cache_init(&cache[i], w.m, 2, 60, &err));
+    memset(logits, 0, sizeof(float[DECODED][2][V]));
+    decode(d, &cache[0], 0, 4, logits[0]), decode(d, &cache[1], 0, 3, logits[0]);
+    for (int i = 0; i < DECODED; i++) {
+        if (i == 8) gr_params_write(&w.p, GR_PARAMS_VALUE, 3, w.moved), gr_model_renew(w.m);
+        if (i == 13) gr_model_unplace(w.m);
+        if (i == 18) decode(d, &cache[0], 0, 4, logits[i]);
+        decode(d, &cache[i >= 4 && i < 8], i % 5 == 4, 1, logits[i]);
+    }
+    for (int i = 0; i < 2; i++) gr_kv_cache_release(&cache[i]);
+    gr_decoder_free(d);
+    close_world(&w);
+    machine.device->repeat = repeat;
+}
+
+static void decoding_repeats_itself(void **state) {
+    static float plain[DECODED][2][V], again[DECODED][2][V];
+    (void)state;
+    repeat = machine.device->repeat;
+    decode_all(plain, false);
+    decode_all(again, repeat != NULL);
+    assert_memory_equal(plain, again, sizeof plain);
+    if (gr_starts_with(machine.device->level, "cuda")) assert_true(given > 0 && given < DECODED - 5);
+}
+
 /* The sum that stays on the device is that of the rows, in their order; a row that is not finite is named. */
 static void sums_stay_on_the_device(void **state) {
     (void)state;
@@ -440,6 +504,7 @@ int main(void) {
         cmocka_unit_test(hooks_bracket_layers),
         cmocka_unit_test(a_segment_trains_as_the_whole_does),
         cmocka_unit_test(listings_give_the_tokens_of_rows),
+        cmocka_unit_test(decoding_repeats_itself),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
