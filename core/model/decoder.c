@@ -429,10 +429,31 @@ graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, 
     return gr_device_status(d->dev, err);
 }
 
+/* ---- work that comes again ---- */
+
 /* Whether the work is to be given, now or again: see gr_device.repeat. given: false at first. */
 static bool again(const gr_decoder *d, const gr_repeat *key, bool *given) {
     if (key && d->dev->repeat && !d->o.hooks) return d->dev->repeat(d->dev, key);
     return *given ? false : (*given = true);
+}
+
+/* Is a layer so small for so many rows that a card waits for the host's launches? Its 25 take some 75 us, in which a card multiplies
+ * and adds 2^34 times or more, forward; a fourth of that leaves no doubt. */
+static bool bound_by_launches(const gr_decoder *d, int64_t rows) {
+    const gr_model_config *c = &d->m->config;
+    const int64_t attention = 2 * (c->n_heads + c->n_kv_heads) * c->head_dim;
+    return rows * c->hidden * (attention + 3 * c->ffn) < (int64_t)1 << 32;
+}
+
+/* A direction of the layers of a training batch: the same work for all batches of the same numbers of rows and sequences. */
+static void train_layers(gr_decoder *d, bool backward, pass *r) {
+    const gr_device_batch *b = &r->b;
+    const gr_repeat key = {{(intptr_t)d, (intptr_t)b->tokens, r->n, b->n_seqs, b->n_placed,
+                            b->n_placed > 0 ? (intptr_t)b->placed : 0, [11] = backward ? 2 : 1}};
+    for (bool given = false; again(d, bound_by_launches(d, r->n) ? &key : NULL, &given);) {
+        if (backward) stack_backward(d, r);
+        else stack_forward(d, r);
+    }
 }
 
 /* ---- entry points ---- */
@@ -456,9 +477,9 @@ graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *l
     if (st != GRAFT_OK) return st;
     gr_device_batch host = gr_decoder_stage_targets(d, b, loss->scale);
     pass r = upload(d, &host, NULL, true);
-    stack_forward(d, &r);
+    train_layers(d, false, &r);
     head_loss(d, loss, &r);
-    stack_backward(d, &r);
+    train_layers(d, true, &r);
     gr_decoder_batch_read(d);
     if (!loss->nll) return GRAFT_OK;
     fetch_nll(d, b, loss->nll);

@@ -338,6 +338,47 @@ static void decoding_repeats_itself(void **state) {
     if (gr_starts_with(machine.device->level, "cuda")) assert_true(given > 0 && given < DECODED - 5);
 }
 
+enum { TRAINED = 11 };
+
+/* The gradients of batches of one shape as they add up: of other tokens and targets each, with another shape between them, and with
+ * new values, which go to another place later. */
+static float *train_all(bool repeats) {
+    world w = open_world(true, true);
+    gr_decoder *d;
+    gr_batch longer = {0};
+    const int32_t ids[] = {4, 8, 15, 16, 23, 42, 1, 2, 3};
+    assert_ok(gr_batch_append(&longer, ids, NULL, GR_LEN(ids), 3, &err));
+    for (int i = 1; i < GR_LEN(ids); i++) longer.targets[i - 1] = ids[i], longer.weight[i - 1] = 1, longer.n_targets++;
+    machine.device->repeat = repeats ? count_repeat : NULL;
+    given = 0;
+    machine.device->zero(machine.device, w.p.grad, w.p.n_floats * (int64_t)sizeof(float));
+    assert_ok(gr_decoder_new(&d, w.m, &(gr_decoder_options){.max_tokens = TOKENS, .training = true}, &err));
+    for (int i = 0; i < TRAINED; i++) {
+        for (int k = 0; k < TOKENS; k++) w.b.tokens[k] = (w.b.tokens[k] + 3 * i) % V, w.b.weight[k] = (k + i) % 3 != 0;
+        if (i == 6) gr_params_write(&w.p, GR_PARAMS_VALUE, 3, w.moved), gr_model_renew(w.m);
+        if (i == 8) gr_model_unplace(w.m);
+        assert_ok(gr_decoder_train(d, &w.b, &(gr_loss){.scale = 1 / (float)(TOKENS + i)}, &err));
+        if (i == 5) assert_ok(gr_decoder_train(d, &longer, &(gr_loss){.scale = 1}, &err));
+    }
+    gr_decoder_free(d);
+    float *grad = read_all(&w.p, GR_PARAMS_GRAD);
+    gr_batch_release(&longer);
+    close_world(&w);
+    machine.device->repeat = repeat;
+    return grad;
+}
+
+static void training_repeats_itself(void **state) {
+    (void)state;
+    world w = open_world(true, true);
+    repeat = machine.device->repeat;
+    float *plain = train_all(false), *again = train_all(repeat != NULL);
+    assert_memory_equal(plain, again, (size_t)w.p.n_floats * sizeof *plain);
+    if (gr_starts_with(machine.device->level, "cuda")) assert_in_range(given, 2, 2 * (TRAINED + 1) - 4);
+    free(plain), free(again);
+    close_world(&w);
+}
+
 /* The sum that stays on the device is that of the rows, in their order; a row that is not finite is named. */
 static void sums_stay_on_the_device(void **state) {
     (void)state;
@@ -505,6 +546,7 @@ int main(void) {
         cmocka_unit_test(a_segment_trains_as_the_whole_does),
         cmocka_unit_test(listings_give_the_tokens_of_rows),
         cmocka_unit_test(decoding_repeats_itself),
+        cmocka_unit_test(training_repeats_itself),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
