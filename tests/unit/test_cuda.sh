@@ -112,10 +112,11 @@ check "is the same" same cpu.txt cuda.txt
 [ "$GRAFT_CARD" != card ] || finish # what follows counts calls and reads refusals: no card is needed
 
 # ---- what a step calls, of the same samples each: that of 4 steps less that of 3 ----
-calls() { # calls CALL [options]
+after=3
+calls() { # calls CALL [options]: of the step after so many
     local call=$1 n
     shift
-    for n in 3 4; do
+    for n in "$after" $((after + 1)); do
         CUDAEMU_TRACE=1 emulated "$GRAFT" train tiny.yaml device=cuda model.dtype=bf16 adapter.dropout=0 data.eval=null \
             eval.every=0 train.batch_size=20 log.every=100 save.every=100 output_dir=counted --overwrite \
             "train.max_steps=$n" "$@" 2>&1 |
@@ -129,6 +130,10 @@ is "and waits once, for the sums of the one before" "$(calls 'cuda(Stream|Event|
 is "products of a step with adapters on all linears" "$(calls cublasLtMatmul)" 17
 is "are as many as with one" "$(calls cublasLtMatmul 'adapter.target_modules=[q_proj]')" 17
 is "kernels of a step, two layers" "$(calls cudaLaunchKernel)" 82
+after=5 # batches of that shape were in both places, and their layers are recorded
+is "kernels of a step whose shape came before" "$(calls cudaLaunchKernel)" 18
+is "products of it that the host gives: the head's" "$(calls cublasLtMatmul)" 2
+is "and launches of its layers, forward and back" "$(calls cudaGraphLaunch)" 2
 
 # ---- what a token calls that is decoded: the work of tokens before is launched again ----
 for n in 11 12; do
