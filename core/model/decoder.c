@@ -437,8 +437,8 @@ static bool again(const gr_decoder *d, const gr_repeat *key, bool *given) {
     return *given ? false : (*given = true);
 }
 
-/* Is a layer so small for so many rows that a card waits for the host's launches? Its 25 take some 75 us, in which a card multiplies
- * and adds 2^34 times or more, forward; a fourth of that leaves no doubt. */
+/* Is a layer so small for so many rows that a card waits for the host's launches? A direction of it is some 25 of them, 75 us. In
+ * that time a card makes 2^34 multiplications at half its rate; a fourth of them leaves no doubt. */
 static bool bound_by_launches(const gr_decoder *d, int64_t rows) {
     const gr_model_config *c = &d->m->config;
     const int64_t attention = 2 * (c->n_heads + c->n_kv_heads) * c->head_dim;
