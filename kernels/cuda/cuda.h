@@ -47,6 +47,7 @@ typedef struct gr_cuda {
     int index;        /* of the card */
     int cc;           /* compute capability: 80, 90 */
     int sms;          /* multiprocessors */
+    int64_t memory;   /* bytes of all of it */
     char level[48];   /* "cuda:0" */
     char about[256];
     cudaStream_t stream[GR_CUDA_QUEUES];

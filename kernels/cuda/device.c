@@ -159,9 +159,12 @@ static const void *cuda_map(gr_device *d, const void *host, int64_t bytes) {
 static void cuda_unmap(gr_device *d, const void *p) { cuda_free(d, (void *)(uintptr_t)p); }
 
 static bool cuda_memory(gr_device *d, int64_t *total, int64_t *available) {
-    size_t of_all, is_free;
-    if (cudaSetDevice(gr_cuda_of(d)->index) != cudaSuccess || cudaMemGetInfo(&is_free, &of_all) != cudaSuccess) return false;
-    *total = (int64_t)of_all, *available = (int64_t)is_free;
+    gr_cuda *c = gr_cuda_of(d);
+    size_t of_all = 0, is_free = 0;
+    const cudaError_t set = cudaSetDevice(c->index), told = set == cudaSuccess ? cudaMemGetInfo(&is_free, &of_all) : set;
+    if (told == cudaSuccess) c->memory = (int64_t)of_all;
+    else gr_cuda_check(d, told, "cudaMemGetInfo"); /* it is a card still, and what is planned on it comes to nothing */
+    *total = c->memory, *available = (int64_t)is_free;
     return true;
 }
 
@@ -290,7 +293,7 @@ static bool open_card(gr_cuda *c) {
     if (!gr_cuda_check(d, cudaSetDevice(c->index), "cudaSetDevice") ||
         !gr_cuda_check(d, cudaGetDeviceProperties(&card, c->index), "cudaGetDeviceProperties"))
         return false;
-    c->cc = card.major * 10 + card.minor, c->sms = card.multiProcessorCount;
+    c->cc = card.major * 10 + card.minor, c->sms = card.multiProcessorCount, c->memory = (int64_t)card.totalGlobalMem;
     d->fp8 = c->cc == 90; /* where cuBLASLt has products with a scale for each row of either factor */
     if (c->cc < 80) {
         gr_cuda_refuse(d, "%.64s has compute capability %d.%d; 8.0 or later is needed", card.name, card.major, card.minor);

@@ -126,18 +126,18 @@ every() { # every NAME WORDS FROM STEP COMMAND ...: every STEPth allocation of t
 cp "$TINY/train.jsonl" data.jsonl
 echo '{"prompt": "What is 3 + 4?"}' >prompts.jsonl
 every training '; less is needed with train.memory_limit=[0-9]+MiB, which was free .*, or train.gradient_checkpointing=full' 2 2 \
-    "$GRAFT" train tiny.yaml train.max_steps=1
+    "$GRAFT" train lora.yaml output_dir=run train.max_steps=1
 every "training every weight" '; less is needed with train.memory_limit=' 2 7 \
-    "$GRAFT" train tiny.yaml adapter.method=full train.max_steps=1
+    "$GRAFT" train full.yaml output_dir=run train.max_steps=1
 every generating '; less is needed with smaller --max-tokens, smaller --batch, --quantize nf4' 2 4 \
     "$GRAFT" generate --model "$TINY" --device cuda --prompts prompts.jsonl --max-tokens 4 --out out.jsonl
 every evaluating '; less is needed with smaller --max-tokens, smaller --batch-tokens, smaller --max-length, --quantize nf4' 2 3 \
     "$GRAFT" eval --model "$TINY" --device cuda --data data.jsonl --limit 3 --quantize nf4
 rm -rf run
-lacks opening '' --fail cudaMalloc:1 -- "$GRAFT" train tiny.yaml && ok "and opening the card"
+lacks opening '' --fail cudaMalloc:1 -- "$GRAFT" train lora.yaml output_dir=run && ok "and opening the card"
 for mem in 33 34 36; do # the card has less than it is planned for
     lacks "a card of $mem MiB" '; less is needed with train.memory_limit=' --mem ${mem}M -- \
-        "$GRAFT" train tiny.yaml train.memory_limit=1GiB data.max_length=512 adapter.rank=256
+        "$GRAFT" train lora.yaml output_dir=run train.memory_limit=1GiB data.max_length=512 adapter.rank=256
     [ $ended = failed ] || not_ok "a card of $mem MiB" "is enough" short.log
 done
 generate_on() { env -u SHELLOPTS "$emulator" --mem "$1" -- "$GRAFT" generate --model "$TINY" --device cuda --prompt x; }
