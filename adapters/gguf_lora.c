@@ -30,7 +30,8 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     int64_t index = i % 2 ? module->b : module->a, R = module->rank;
     float *to = dst, *value = i % 2 ? x->staging : to;
     gr_params_read(p, GR_PARAMS_VALUE, index, value);
-    if (gr_device_status(p->device, err) != GRAFT_OK) return GRAFT_FAILED;
+    graft_status st = gr_device_status(p->device, err);
+    if (st != GRAFT_OK) return st;
     for (int64_t k = 0; k < p->items[index].n; k++)
         if (!isfinite(value[k]))
             return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not exported", p->items[index].name);

@@ -103,7 +103,8 @@ static graft_status merged_rows(void *context, int64_t i, int64_t first, int64_t
     for (int j = 0; j < job->parts->n_adapters; j++) {
         const gr_adapter_module *module = module_of(job->parts->adapters[j], e->name);
         if (module) add_adapter(job, j, module, first, n);
-        if (gr_device_status(job->parts->adapters[j]->params->device, err) != GRAFT_OK) return GRAFT_FAILED;
+        st = gr_device_status(job->parts->adapters[j]->params->device, err);
+        if (st != GRAFT_OK) return st;
     }
     for (int64_t k = 0; k < n * K; k++)
         if (!isfinite(job->rows[k]))

@@ -31,7 +31,8 @@ static graft_status produce(void *context, int64_t i, void *dst, graft_error *er
     bool turned = module && i % 2 == 0 && gr_adapter_is_embedding(module);
     float *to = dst, *value = turned ? x->staging : to;
     gr_params_read(a->params, GR_PARAMS_VALUE, index, value);
-    if (gr_device_status(a->params->device, err) != GRAFT_OK) return GRAFT_FAILED;
+    graft_status st = gr_device_status(a->params->device, err);
+    if (st != GRAFT_OK) return st;
     for (int64_t k = 0; k < n; k++)
         if (!isfinite(value[k]))
             return gr_fail(err, GRAFT_FAILED, "%s is not finite: a diverged adapter is not saved", a->params->items[index].name);
