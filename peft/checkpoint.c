@@ -296,16 +296,21 @@ graft_status gr_checkpoint_open_last(gr_checkpoint *c, const char *output_dir, b
     int64_t *steps;
     int64_t n = list_checkpoints(&steps, output_dir);
     graft_status st = n < 0 ? gr_fail_memory(err, "list of checkpoints") : GRAFT_OK;
+    gr_checkpoint before = *c;
     *c = (gr_checkpoint){0};
     for (int64_t i = 0; i < n && !c->h5; i++) {
         char *candidate = gr_checkpoint_folder(output_dir, steps[i]);
         graft_error why = {0};
-        st = candidate ? gr_checkpoint_open(c, candidate, &why) : gr_fail_memory(&why, "checkpoint");
+        if (candidate && before.folder && strcmp(candidate, before.folder) == 0) {
+            *c = before, before = (gr_checkpoint){0};
+            st = GRAFT_OK;
+        } else st = candidate ? gr_checkpoint_open(c, candidate, &why) : gr_fail_memory(&why, "checkpoint");
         free(candidate);
         if (st == GRAFT_OK) continue;
         if (!quiet) gr_warn("%s: passed over", why.msg);
         if (err) *err = why;
     }
+    gr_checkpoint_close(&before);
     free(steps);
     return st;
 }

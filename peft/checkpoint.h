@@ -52,8 +52,9 @@ typedef struct gr_checkpoint {
 } gr_checkpoint;
 
 graft_status gr_checkpoint_open(gr_checkpoint *c, const char *folder, graft_error *err);
-/* The newest intact one in output_dir (zeroed when there is none at all). Damaged ones are passed over, with a warning unless
- * quiet; BAD_INPUT when all are damaged. */
+/* The newest intact one in output_dir (zeroed when there is none at all). *c: zeroed, or one that was opened so before, which stays
+ * open where it is still the newest: its bytes are summed up once. Damaged ones are passed over, with a warning unless quiet;
+ * BAD_INPUT when all are damaged. */
 graft_status gr_checkpoint_open_last(gr_checkpoint *c, const char *output_dir, bool quiet, graft_error *err);
 void gr_checkpoint_close(gr_checkpoint *c); /* a zeroed one is fine, and one is left */
 /* What the run is whose checkpoint it is; recipe: owned by the caller, saved->recipe is that. */

@@ -244,7 +244,7 @@ static graft_status write_recipe(gr_run *run, graft_error *err) {
 
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err) {
     const char *dir = run->r->_output_dir;
-    gr_checkpoint last = {0};
+    gr_checkpoint *last = &run->last;
     gr_str text = {0};
     graft_status st;
     GR_TRY(gr_recipe_print_absolute(run->r, &text, err));
@@ -257,24 +257,25 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     GR_TRY(open_log(run, dir, err));
     each_entry(dir, is_unfinished, gr_remove_all);
     if (o->overwrite) remove_run(dir);
-    if (o->resume) GR_TRY(gr_checkpoint_open_last(&last, dir, false, err));
-    if (!last.folder && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
+    if (o->resume) GR_TRY(gr_checkpoint_open_last(last, dir, false, err));
+    if (!last->folder && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
     begin_log(run);
-    if (!last.folder) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
-    if (last.folder) {
-        GR_TRY(gr_checkpoint_read(&last, &run->params, &run->state, gr_resume_check, run, err));
+    if (!last->folder) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
+    if (last->folder) {
+        GR_TRY(gr_checkpoint_read(last, &run->params, &run->state, gr_resume_check, run, err));
         gr_model_renew(run->session.model);
-        gr_note("resuming from %s, step %lld of %lld", last.folder, (long long)run->state.step, (long long)run->total_steps);
+        gr_note("resuming from %s, step %lld of %lld", last->folder, (long long)run->state.step, (long long)run->total_steps);
         if (run->state.step == run->total_steps) gr_resume_tell_complete(run);
-        gr_last_checkpoint_set(last.folder);
+        gr_last_checkpoint_set(last->folder);
         GR_TRY(write_mark(run, "running", NULL, err));
     } else if (o->resume) {
         gr_note("%s holds no checkpoint: starting from the beginning", dir);
     }
     GR_TRY(write_recipe(run, err));
-    GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last.folder ? run->state.step : -1, err));
+    GR_TRY(
+        gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last->folder ? run->state.step : -1, err));
 done:
-    gr_checkpoint_close(&last);
+    gr_checkpoint_close(last);
     gr_str_release(&text);
     return st;
 }

@@ -153,15 +153,13 @@ static void tell_base(const gr_run *run, const gr_recipe *before) {
 }
 
 graft_status gr_resume_plan(gr_run *run, graft_error *err) {
-    gr_checkpoint last;
     gr_train_identity saved;
     char *recipe = NULL;
-    graft_status st = gr_checkpoint_open_last(&last, run->r->_output_dir, true, err); /* what is damaged is told when it is read */
-    if (st == GRAFT_OK && last.h5) {
-        st = gr_checkpoint_identity(&last, &saved, &recipe, err);
+    graft_status st = gr_checkpoint_open_last(&run->last, run->r->_output_dir, true, err); /* damaged ones are told of later */
+    if (st == GRAFT_OK && run->last.h5) {
+        st = gr_checkpoint_identity(&run->last, &saved, &recipe, err);
         if (st == GRAFT_OK) run->before = saved.split;
     }
-    gr_checkpoint_close(&last);
     free(recipe);
     return st;
 }

@@ -23,7 +23,8 @@ typedef struct gr_run {
     bool expand;                               /* quantised weights are expanded before each product (gr_model_forms) */
     int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
     char *less;                                /* of a card: what would have it need less, in words; NULL: nothing planned yet */
-    gr_train_split before;                     /* of the checkpoint that the run goes on from; zeroed: none, or not recorded */
+    gr_checkpoint last;                        /* that the run goes on from, open until it was read; zeroed: none */
+    gr_train_split before;                     /* of it; zeroed: there is none, or it has no record of it */
     gr_memory memory;                          /* as planned */
     int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */
     int64_t host_limit;                        /* of the host's memory beside a card that is here */
@@ -59,7 +60,7 @@ graft_status gr_run_result(gr_run *run, graft_error *err);
 
 /* ---- resume.c ---- */
 
-/* What the last checkpoint of the run's folder says that was planned: run->before. Before gr_plan_memory. */
+/* Opens the last checkpoint of the run's folder, and what it says that was planned: run->last, before. Before gr_plan_memory. */
 graft_status gr_resume_plan(gr_run *run, graft_error *err);
 /* A gr_checkpoint_check; context: the gr_run. BAD_USAGE naming every setting that makes the result and that the run did not begin
  * with, with both values: settings are compared as settings (schema.def: resume). */

@@ -202,6 +202,7 @@ static void close_run(gr_run *run) {
     gr_session_close(&run->session);
     free(run->recipe_text);
     free(run->less);
+    gr_checkpoint_close(&run->last);
 }
 
 /* True when every data file is there; *missing: the first that is not, NULL when none is named. */

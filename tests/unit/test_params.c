@@ -80,13 +80,20 @@ static void test_two_owners(void **state) {
     gr_train_state s = {.step = 3}, back = {0};
     gr_model *m = open_model(TINY);
     gr_adapter *a = register_three(&p, m), *b = register_three(&same, m), *loaded = NULL;
-    gr_checkpoint last;
+    gr_checkpoint last = {0};
     gr_train_identity was;
     char *recipe;
     float *x = gr_calloc(2 * gr_params_largest(&p), sizeof *x), *y = x + gr_params_largest(&p);
     fill_all(&p);
     assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, &err));
     assert_ok(gr_checkpoint_open_last(&last, dir, false, &err));
+    struct gr_h5 *opened = last.h5;
+    assert_ok(gr_checkpoint_open_last(&last, dir, false, &err)); /* still the newest: it stays open */
+    assert_ptr_equal(last.h5, opened);
+    s.step = 4;
+    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, &err));
+    assert_ok(gr_checkpoint_open_last(&last, dir, false, &err));
+    assert_true(gr_ends_with(last.folder, "checkpoint-4"));
     assert_ok(gr_checkpoint_identity(&last, &was, &recipe, &err));
     assert_true(was.split.micro_batch_tokens == 40 && was.split.gradient_checkpointing == 2 && was.compute_dtype == 0);
     free(recipe);
@@ -94,7 +101,7 @@ static void test_two_owners(void **state) {
     check_all(&same, (const bool[]){true, false, false, false});
     assert_ok(gr_checkpoint_read(&last, &same, &back, NULL, NULL, &err));
     check_all(&same, (const bool[]){true, false, true, true});
-    assert_int_equal(back.step, 3);
+    assert_int_equal(back.step, 4);
     add(&other, "model.embed_tokens.rows", 3, 7, false);
     assert_ok(gr_params_allocate(&other, machine.device, true, &err));
     assert_error(gr_checkpoint_read(&last, &other, NULL, NULL, NULL, &err), GRAFT_BAD_USAGE, "holds 6 trained tensors");
@@ -131,7 +138,7 @@ static void test_old_checkpoint(void **state) {
     gr_params none = {0};
     gr_train_state s;
     gr_train_identity was;
-    gr_checkpoint c;
+    gr_checkpoint c = {0};
     gr_h5 *h = NULL;
     char path[300], *recipe;
     memset(&s, 0x5a, sizeof s), memset(&was, 0x5a, sizeof was);
