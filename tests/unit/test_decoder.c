@@ -1,6 +1,6 @@
 /* The decoder on made-up models of every kind of layer: norms of heads and of branches, biases. Every gradient against finite
- * differences; recomputation, a KV cache, what is chosen from its rows,
- * and the sums of a step; what the hooks are told. */
+ * differences; recomputation, a KV cache, what is chosen from its rows, work that comes again, the sums of a step, and what the
+ * hooks are told. */
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,12 +11,10 @@
 
 #include "core/model/decoder.h"
 #include "core/model/sample.h"
-#include "tests/unit/assert_ok.h"
+#include "tests/unit/machine.h"
 #include "tests/unit/params_copy.h"
 
 enum { L = 2, C = 24, H = 4, K = 2, D = 8, F = 40, V = 50, TOKENS = 23 };
-
-static gr_machine machine;
 
 typedef struct world {
     gr_arch arch;
@@ -524,18 +522,6 @@ static void hooks_bracket_layers(void **state) {
     close_world(&w);
 }
 
-static int setup(void **state) {
-    (void)state;
-    assert_ok(gr_machine_open(&machine, "auto", 2, &err));
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    gr_machine_close(&machine);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_are_slopes),
@@ -548,5 +534,5 @@ int main(void) {
         cmocka_unit_test(decoding_repeats_itself),
         cmocka_unit_test(training_repeats_itself),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_machine, close_machine);
 }

@@ -14,20 +14,11 @@
 #include "core/base/log.h"
 #include "core/model/machine.h"
 #include "core/model/params.h"
-#include "tests/unit/assert_ok.h"
-
-static gr_machine machine;
+#include "tests/unit/machine.h"
 
 static int set_up(void **state) {
-    (void)state;
     gr_log_quiet(true);
-    return gr_machine_open(&machine, "auto", 2, NULL) == GRAFT_OK ? 0 : -1;
-}
-
-static int tear_down(void **state) {
-    (void)state;
-    gr_machine_close(&machine);
-    return 0;
+    return open_machine(state);
 }
 
 static const char *const weights[] = {"fp32", "bf16", "bf16_stochastic"};
@@ -183,5 +174,5 @@ int main(void) {
         cmocka_unit_test(test_places),
         cmocka_unit_test(test_release),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, close_machine);
 }

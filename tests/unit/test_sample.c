@@ -10,11 +10,10 @@
 #include "core/model/machine.h"
 #include "core/model/sample.h"
 #include "kernels/philox.h"
-#include "tests/unit/assert_ok.h"
+#include "tests/unit/machine.h"
 
 enum { MOST = 40000, SEEN = 300, KINDS = 8 };
 
-static gr_machine machine;
 static uint64_t drawn;
 
 static float uniform(void) { return gr_random_uniform(5, GR_PURPOSE_SAMPLE, 1, drawn++); }
@@ -147,23 +146,11 @@ static void some_options_take_whole_rows(void **state) {
     assert_true(gr_sample_lists(&(gr_generate_options){.temperature = 0, .top_p = 1, .repetition_penalty = 2}));
 }
 
-static int setup(void **state) {
-    (void)state;
-    assert_ok(gr_machine_open(&machine, "auto", 2, &err));
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    gr_machine_close(&machine);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_listing_gives_the_rows_token),
         cmocka_unit_test(most_rows_stay_on_the_device),
         cmocka_unit_test(some_options_take_whole_rows),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, open_machine, close_machine);
 }
