@@ -10,6 +10,8 @@ shopt -s inherit_errexit
 [ $# -ge 3 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) graft=${GRAFT:-graft}
 english=${ENGLISH:+$(realpath "$ENGLISH")}
+passes=${PASSES:-1}
+[[ $passes =~ ^[1-9][0-9]*$ ]] || { echo "PASSES is $passes: how often rows are trained is 1 or more"; exit 2; }
 model=$(realpath "$1") alpaca=$(realpath "$2") work=$3 steps=${4:-415} seconds=${5:-300}
 mkdir -p "$work/text"
 cd "$work"
@@ -62,7 +64,7 @@ per_thousand() {
 say 'rows of the new tokens'
 before=$(TEMPLATE=none per_character lines.jsonl plain)
 from=()
-for pass in $(seq "${PASSES:-1}"); do
+for pass in $(seq "$passes"); do
     "$graft" train "$here/pretrain.yaml" model.base=extended \
         'data.train=[{path: text/train.jsonl, share: 1}, {path: alpaca.jsonl, share: 1}]' data.eval=held-out.jsonl \
         output_dir="rows-$pass" train.max_steps="$steps" "${from[@]}" --overwrite
