@@ -59,11 +59,15 @@ static inline void gr_check_attention(const gr_attention *a) {
     assert(a->k.ld == a->v.ld);
 }
 
-/* The end of backward: dq and dk are turned back where rope turned q and k. */
+/* The end of backward: dq and dk are turned back where rope turned q and k; sequences that follow each other together. */
 static inline void gr_turn_back(gr_device *d, const gr_attention *a) {
-    for (const gr_seq *s = a->seqs; a->turns && s < a->seqs + a->n_seqs; s++) {
-        d->ops->rope(d, gr_rows_at(a->dq, s->q_start, 0), a->pos + s->q_start, a->turns, s->q_len, a->H, a->D, true);
-        d->ops->rope(d, gr_rows_at(a->dk, s->kv_start, 0), a->pos + s->kv_start, a->turns, s->kv_len, a->K, a->D, true);
+    const gr_seq *end = a->seqs + a->n_seqs;
+    for (const gr_seq *s = a->seqs, *next; a->turns && s < end; s = next) {
+        int64_t n = s->q_len;
+        for (next = s + 1; next < end && next->q_start == s->q_start + n && next->kv_start == s->kv_start + n; next++)
+            n += next->q_len;
+        d->ops->rope(d, gr_rows_at(a->dq, s->q_start, 0), a->pos + s->q_start, a->turns, n, a->H, a->D, true);
+        d->ops->rope(d, gr_rows_at(a->dk, s->kv_start, 0), a->pos + s->kv_start, a->turns, n, a->K, a->D, true);
     }
 }
 
