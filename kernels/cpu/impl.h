@@ -63,11 +63,11 @@ static inline void gr_check_attention(const gr_attention *a) {
 static inline void gr_turn_back(gr_device *d, const gr_attention *a) {
     const gr_seq *end = a->seqs + a->n_seqs;
     for (const gr_seq *s = a->seqs, *next; a->turns && s < end; s = next) {
-        int64_t n = s->q_len;
-        for (next = s + 1; next < end && next->q_start == s->q_start + n && next->kv_start == s->kv_start + n; next++)
-            n += next->q_len;
+        int64_t n = s->q_len, keys = s->kv_len;
+        for (next = s + 1; next < end && next->q_start == s->q_start + n && next->kv_start == s->kv_start + keys; next++)
+            n += next->q_len, keys += next->kv_len;
         d->ops->rope(d, gr_rows_at(a->dq, s->q_start, 0), a->pos + s->q_start, a->turns, n, a->H, a->D, true);
-        d->ops->rope(d, gr_rows_at(a->dk, s->kv_start, 0), a->pos + s->kv_start, a->turns, n, a->K, a->D, true);
+        d->ops->rope(d, gr_rows_at(a->dk, s->kv_start, 0), a->pos + s->kv_start, a->turns, keys, a->K, a->D, true);
     }
 }
 
