@@ -5,29 +5,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "kernels/cuda/open.h"
+#include "kernels/plugin.h"
 
 static _Thread_local char said[512]; /* what *why points to where it is put together */
-
-/* libgraft_cuda.so: the one that GRAFT_CUDA_LIB names, else beside the program or library that this is part of, in graft/ there,
- * where both were installed, or where the system looks. It stays loaded. */
-static void *load(void) {
-    const char *named = getenv("GRAFT_CUDA_LIB"), *file = "libgraft_cuda.so";
-    char path[4096];
-    Dl_info here;
-    if (named) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
-    if (dladdr((void *)(uintptr_t)gr_device_open, &here) && here.dli_fname && strrchr(here.dli_fname, '/')) {
-        static const char *const folders[] = {"", "graft/", GRAFT_BACKENDS};
-        int length = (int)(strrchr(here.dli_fname, '/') - here.dli_fname) + 1;
-        for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
-            int n = snprintf(path, sizeof path, "%.*s%s%s", length, here.dli_fname, folders[i], file);
-            if (n < (int)sizeof path && access(path, F_OK) == 0) return dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        }
-    }
-    return dlopen(file, RTLD_NOW | RTLD_LOCAL);
-}
 
 /* The driver's own library; ours and cuBLASLt take long to load, which a machine without a card does not wait for. */
 static bool has_driver(void) {
@@ -38,7 +20,7 @@ static bool has_driver(void) {
 
 static gr_device *open_cuda(int index, const char **why) {
     *why = NULL;
-    void *library = load();
+    void *library = gr_plugin_load("libgraft_cuda.so", "GRAFT_CUDA_LIB");
     gr_backend_open_fn *open = library ? (gr_backend_open_fn *)(uintptr_t)dlsym(library, "gr_backend_open") : NULL;
     gr_device *d = open ? open(GR_ABI, index, said, sizeof said) : NULL;
     const char *wrong = open ? NULL : dlerror();

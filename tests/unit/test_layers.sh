@@ -1,11 +1,12 @@
 #!/bin/bash
-# Includes only go downwards: kernels < core (base < io < text < data < model) < adapters < peft < peft/cli.
+# Includes only go downwards: kernels < core (base < dist < io < text < data < model) < adapters < peft < peft/cli.
 . "$(dirname "$0")/../lib.sh"
 cd "$SOURCE" || exit 1
 height() {
     case $1 in
     kernels/*) echo 20 ;; # core/base knows nothing of kernels; core/io may use them
     core/base/*) echo 10 ;;
+    core/dist/*) echo 25 ;;
     core/io/*) echo 30 ;;
     core/text/*) echo 40 ;;
     core/data/*) echo 50 ;;

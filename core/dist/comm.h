@@ -1,0 +1,51 @@
+/* comm.h - the ranks of a run: processes that mpirun or srun has started together, one per device.
+ *
+ * One primitive moves bytes: an exchange, in which every rank has a piece for every other (MPI's alltoallv). What is a sum is made
+ * of exchanged pieces by our own operation, in the order of the ranks: MPI and NCCL promise no order, so that runs would not
+ * repeat. All ranks make the same calls in the same order.
+ *
+ * A rank that is not heard of within the deadline, or whose process is gone, is named by the others (rank, host, process,
+ * operation); from then on every call fails with that message, and nothing is sent any more. */
+#ifndef GR_COMM_H
+#define GR_COMM_H
+
+#include "core/base/base.h"
+
+typedef struct gr_comm gr_comm;
+
+/* Bytes for a rank, or from one. Host memory; 0 bytes: nothing is moved. */
+typedef struct gr_piece {
+    void *data;
+    int64_t bytes;
+} gr_piece;
+
+/* Joins the ranks that this process was started with; NULL in *out: it was started alone. BAD_USAGE when it was not, but the
+ * library that moves bytes between ranks (libgraft_mpi.so, or what GRAFT_MPI_LIB names) cannot be used: training every rank by
+ * itself is never what was meant. deadline: seconds that a rank waits for another in an exchange; <= 0: 300. */
+graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err);
+/* Leaves; after a failure without a word to the others. NULL is fine. */
+void gr_comm_close(gr_comm *c);
+
+/* 0 and 1 where c is NULL: all of a process that is alone. */
+int gr_comm_rank(const gr_comm *c);
+int gr_comm_size(const gr_comm *c);
+/* The same among the ranks of this host: which of its devices is this rank's. */
+int gr_comm_host_rank(const gr_comm *c);
+int gr_comm_host_size(const gr_comm *c);
+/* The step that messages of failures name; < 0: none. */
+void gr_comm_at_step(gr_comm *c, int64_t step);
+/* Bytes that this rank has sent to others so far. */
+int64_t gr_comm_sent(const gr_comm *c);
+
+/* Each rank's out[i] becomes rank i's in[rank]; both [size], pieces of a pair have the same number of bytes on both sides. `what`
+ * names the operation. Returns when all of it is done. c is not NULL, here and below. */
+graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, graft_error *err);
+/* all[size * bytes] = every rank's mine[bytes], in the order of the ranks. */
+graft_status gr_comm_gather(gr_comm *c, const char *what, const void *mine, int64_t bytes, void *all, graft_error *err);
+/* data[bytes] of rank 0 becomes everyone's. */
+graft_status gr_comm_broadcast(gr_comm *c, const char *what, void *data, int64_t bytes, graft_error *err);
+/* No rank goes on before all have come here, and either all go on or none: where some come with a failure, the others fail with the
+ * message of the first of them, which is named. err holds this rank's own. May be called with c NULL. */
+graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, graft_error *err);
+
+#endif
