@@ -44,7 +44,8 @@ bool gr_device_is_name(const char *name) {
 
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why) {
     const char *debug = getenv("GRAFT_DEVICE");
-    bool automatic = strcmp(name, "auto") == 0;
+    const bool automatic = strcmp(name, "auto") == 0 || strncmp(name, "auto:", 5) == 0;
+    const int wanted = automatic && name[4] ? atoi(name + 5) : 0;
     if (automatic && debug) {
         *why = "GRAFT_DEVICE must be cpu, far, cuda or cuda:N";
         name = debug;
@@ -52,11 +53,11 @@ gr_device *gr_device_open(const char *name, gr_threads *threads, const char **wh
         if (strcmp(name, "cpu") != 0 && card_of(name) < 0) return NULL;
     }
     if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
-    if (card_of(name) >= 0) return open_cuda(card_of(name), why);
+    if (card_of(name) >= 0) return open_cuda(automatic && strcmp(name, "cuda") == 0 ? wanted : card_of(name), why);
     if (gr_planned_is_name(name)) return gr_planned_device_new(name, why);
     if (automatic && !debug) {
         const char *no_card = "there is no NVIDIA driver (libcuda.so.1)";
-        gr_device *d = has_driver() ? open_cuda(0, &no_card) : NULL;
+        gr_device *d = has_driver() ? open_cuda(wanted, &no_card) : NULL;
         if (d) return d;
         if ((d = gr_cpu_device_new(threads, why))) *why = no_card;
         return d;

@@ -316,7 +316,7 @@ graft_status graft_eval(graft_model *model, const char *data, graft_eval_result 
                          .truncation = GR_TRUNCATE_KEEP_ANSWER};
     double loss = NAN;
     GR_TRY(gr_dataset_load(&d, &o, s->tokenizer, s->chat, s->machine.threads, err));
-    GR_TRY(gr_evaluate(s->model, d, 0, NULL, &loss, NULL, NULL, err));
+    GR_TRY(gr_evaluate(s->model, d, 0, NULL, NULL, &loss, NULL, NULL, err));
     *result = (graft_eval_result){loss, d->n_samples, d->n_targets};
 done:
     gr_dataset_free(d);

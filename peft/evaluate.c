@@ -53,14 +53,32 @@ int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens) {
     return largest;
 }
 
-graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
-                         int64_t *targets, graft_error *err) {
+typedef struct eval_sums {
+    double nll;
+    int64_t targets;
+} eval_sums;
+
+/* Of all ranks, in their order. */
+static graft_status add_ranks(eval_sums *sums, gr_comm *comm, graft_status mine, graft_error *err) {
+    graft_status st = gr_comm_agree(comm, "evaluation", mine, NULL, err);
+    if (st != GRAFT_OK || !comm) return st;
+    eval_sums *all = gr_calloc(gr_comm_size(comm), sizeof *all);
+    if (!all) return gr_fail_memory(err, "evaluation");
+    st = gr_comm_gather(comm, "sums of the evaluation", sums, sizeof *sums, all, err);
+    *sums = (eval_sums){0};
+    for (int i = 0; i < gr_comm_size(comm) && st == GRAFT_OK; i++) sums->nll += all[i].nll, sums->targets += all[i].targets;
+    free(all);
+    return st;
+}
+
+graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, gr_comm *comm, const char *label, double *mean_nll,
+                         double *nll, int64_t *targets, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_decoder *decoder = NULL;
     gr_batch batch = {0};
     gr_progress progress;
-    double total = 0;
-    int64_t n_targets = 0;
+    eval_sums all = {0};
+    int64_t turn = 0;
     int64_t allowed = rows_allowed(d, batch_tokens);
     gr_decoder_options o = {.max_tokens = gr_evaluate_rows(d, batch_tokens), .max_targets = gr_evaluate_targets(d, batch_tokens)};
     int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
@@ -71,6 +89,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     if (label) gr_progress_start(&progress, label, d->n_samples);
     for (int64_t first = 0, end; first < d->n_samples; first = end) {
         end = batch_end(d, first, allowed);
+        if (turn++ % gr_comm_size(comm) != gr_comm_rank(comm)) continue;
         if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
         GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
         GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
@@ -81,13 +100,14 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
                 if (batch.weight[r] != 0) sum += row_nll[r], count++;
             if (nll) nll[s] = sum;
             if (targets) targets[s] = count;
-            total += sum, n_targets += count;
+            all.nll += sum, all.targets += count;
         }
-        if (label) gr_progress_update(&progress, end, "loss %.4f", total / (double)GR_MAX(n_targets, 1));
+        if (label) gr_progress_update(&progress, end, "loss %.4f", all.nll / (double)GR_MAX(all.targets, 1));
     }
     if (label) gr_progress_end(&progress);
-    *mean_nll = total / (double)GR_MAX(n_targets, 1);
 done:
+    st = add_ranks(&all, comm, st, err);
+    if (st == GRAFT_OK) *mean_nll = all.nll / (double)GR_MAX(all.targets, 1);
     free(idx);
     free(row_nll);
     gr_batch_release(&batch);

@@ -3,6 +3,7 @@
 #define GR_EVALUATE_H
 
 #include "core/data/dataset.h"
+#include "core/dist/comm.h"
 #include "core/model/generate.h"
 
 enum { GR_EXACT_MATCH_TOKENS = 256 }; /* new tokens of an answer at most, during a run */
@@ -21,10 +22,11 @@ bool gr_exact_match(const char *prediction, const char *reference);
  * token. */
 int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
- * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. */
-/* INTERRUPTED once gr_interrupt was called; the same holds below. */
-graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, const char *label, double *mean_nll, double *nll,
-                         int64_t *targets, graft_error *err);
+ * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. Ranks (comm; NULL: this one alone) take
+ * batches in turn and all get the mean; nll and targets are then NULL. */
+/* INTERRUPTED once gr_interrupt was called, here or on another rank; the same holds below. */
+graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, gr_comm *comm, const char *label, double *mean_nll,
+                         double *nll, int64_t *targets, graft_error *err);
 
 typedef struct gr_match_options {
     int32_t end_id;             /* as in gr_prompts */

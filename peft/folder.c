@@ -242,6 +242,23 @@ static graft_status write_recipe(gr_run *run, graft_error *err) {
     return st;
 }
 
+/* The folder becomes this run's; *last: the checkpoint to go on from, where there is one. */
+static graft_status take(gr_run *run, const gr_train_options *o, gr_checkpoint *last, graft_error *err) {
+    const char *dir = run->r->_output_dir;
+    graft_status st;
+    GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(gr_folder_check(run->r, o, err)); /* once more: the set-up took its time */
+    GR_TRY(open_log(run, dir, err));
+    each_entry(dir, is_unfinished, gr_remove_all);
+    if (o->overwrite) remove_run(dir);
+    if (o->resume) GR_TRY(gr_checkpoint_open_last(last, dir, false, err));
+    if (!last->folder && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
+    begin_log(run);
+    if (!last->folder) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
+done:
+    return st;
+}
+
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err) {
     const char *dir = run->r->_output_dir;
     gr_checkpoint *last = &run->last;
@@ -252,25 +269,21 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     run->identity.recipe = run->recipe_text;
     run->state.best_eval_loss = run->state.final_loss = run->last_eval_loss = NAN;
     run->state.best_step = -1;
-    GR_TRY(gr_make_dirs(dir, err));
-    GR_TRY(gr_folder_check(run->r, o, err)); /* once more: the set-up took its time */
-    GR_TRY(open_log(run, dir, err));
-    each_entry(dir, is_unfinished, gr_remove_all);
-    if (o->overwrite) remove_run(dir);
-    if (o->resume) GR_TRY(gr_checkpoint_open_last(last, dir, false, err));
-    if (!last->folder && ftruncate(fileno(run->log), 0) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s/run.log", dir));
-    begin_log(run);
-    if (!last->folder) GR_TRY(write_mark(run, "running", NULL, err)); /* whatever happens next, the folder is a run's */
+    const bool writes = gr_comm_rank(run->comm) == 0;
+    if (writes) st = take(run, o, last, err);
+    GR_TRY(gr_comm_await(run->comm, "the folder", st, err));
+    if (!writes && o->resume) GR_TRY(gr_checkpoint_open_last(last, dir, false, err)); /* the same that rank 0 has found */
     if (last->folder) {
         GR_TRY(gr_checkpoint_read(last, &run->params, &run->state, gr_resume_check, run, err));
         gr_model_renew(run->session.model);
         gr_note("resuming from %s, step %lld of %lld", last->folder, (long long)run->state.step, (long long)run->total_steps);
         if (run->state.step == run->total_steps) gr_resume_tell_complete(run);
         gr_last_checkpoint_set(last->folder);
-        GR_TRY(write_mark(run, "running", NULL, err));
+        if (writes) GR_TRY(write_mark(run, "running", NULL, err));
     } else if (o->resume) {
         gr_note("%s holds no checkpoint: starting from the beginning", dir);
     }
+    if (!writes) goto done;
     GR_TRY(write_recipe(run, err));
     GR_TRY(
         gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, last->folder ? run->state.step : -1, err));

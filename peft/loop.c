@@ -7,6 +7,7 @@
 #include "peft/evaluate.h"
 #include "peft/interrupt.h"
 #include "peft/plan.h"
+#include "peft/ranks.h"
 #include "peft/schedule.h"
 
 enum { MAX_SKIPS_IN_A_ROW = 10, QUEUED_STEPS = 2 };
@@ -22,6 +23,8 @@ typedef struct loop {
     gr_run *run;
     int64_t *order; /* samples of the current epoch */
     int64_t n_order, order_epoch;
+    gr_deal deal; /* of the step's samples to the ranks */
+    gr_reducer reducer;
     gr_batch batch;
     gr_step_stats *stats; /* [1 + QUEUED_STEPS] device memory: of the step that is made, and copies of the last ones */
     queued_step queued[QUEUED_STEPS];
@@ -32,6 +35,7 @@ typedef struct loop {
     double speed;          /* tokens/s of the last logged window */
     double learning_rate;  /* of the step that is made */
     bool stop;             /* early stopping */
+    bool leave;            /* some rank was asked to leave, and all know it */
 } loop;
 
 /* ---- one step ---- */
@@ -76,13 +80,19 @@ void gr_run_release_gradients(gr_run *run) {
     run->plan.hooks = &run->hooks;
 }
 
-/* Forward and backward over samples idx[0..n), as many whole ones at a time as the plan has rows for. The gradient is that of the
- * mean over all targets of the step, whatever the split. */
+/* Forward and backward over this rank's part of samples idx[0..n), as many whole ones at a time as the plan has rows for. The
+ * gradient is that of the mean over all targets of the step, whatever the split. */
 static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_step *step, graft_error *err) {
     gr_run *run = l->run;
     gr_device *dev = device_of(l);
     graft_status st = GRAFT_OK;
     step->targets = gr_count_targets(run->train, idx, n);
+    for (int64_t i = 0; i < n; i++) step->tokens += run->train->offset[idx[i] + 1] - run->train->offset[idx[i]];
+    if (run->comm) {
+        const int rank = gr_comm_rank(run->comm);
+        GR_TRY(gr_deal_samples(&l->deal, run->train, idx, n, gr_comm_size(run->comm), err));
+        idx = l->deal.samples + l->deal.first[rank], n = l->deal.first[rank + 1] - l->deal.first[rank];
+    }
     gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1),
                     .z_loss = (float)run->r->train_z_loss,
                     .stats = l->stats,
@@ -94,15 +104,66 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
         GR_TRY(gr_batch_fill(&l->batch, run->train, idx + first, end - first, run->state.epoch, err));
         GR_TRY(gr_decoder_train(run->decoder, &l->batch, &loss, err));
     }
-    step->tokens = loss.first_row;
 done:
     return st;
 }
 
+static int64_t length_of(const loop *l, int64_t sample) {
+    return l->run->train->offset[sample + 1] - l->run->train->offset[sample];
+}
+
+/* A row of this rank's part of a step as one of all: its sample's first. -1 stays. */
+static int64_t row_of_step(const loop *l, const queued_step *step, int64_t row) {
+    const int64_t *sample = l->deal.samples + l->deal.first[gr_comm_rank(l->run->comm)], *each = l->order + step->cursor;
+    if (row < 0) return -1;
+    while ((row -= length_of(l, *sample)) >= 0) sample++;
+    for (row = 0; *each != *sample; each++) row += length_of(l, *each);
+    return row;
+}
+
+typedef struct rank_sums {
+    double nll;
+    int64_t bad_row; /* of the step */
+} rank_sums;
+
+/* The sums of a step and its gradients become those of all ranks, which have the same bits then. */
+static graft_status reduce(loop *l, const queued_step *step, graft_error *err) {
+    gr_comm *comm = l->run->comm;
+    gr_device *dev = device_of(l);
+    const int size = gr_comm_size(comm);
+    gr_step_stats sums;
+    graft_status st = GRAFT_OK;
+    if (!comm) return GRAFT_OK;
+    rank_sums *all = gr_calloc(size, sizeof *all);
+    if (!all) return gr_fail_memory(err, "sums over ranks");
+    dev->download(dev, &sums, l->stats, sizeof sums, 0);
+    const rank_sums mine = {sums.nll, row_of_step(l, step, sums.bad_row)};
+    GR_TRY(gr_comm_gather(comm, "the loss", &mine, sizeof mine, all, err));
+    sums.nll = 0, sums.bad_row = -1;
+    for (int i = 0; i < size; i++) {
+        sums.nll += all[i].nll;
+        if (all[i].bad_row >= 0 && (sums.bad_row < 0 || all[i].bad_row < sums.bad_row)) sums.bad_row = all[i].bad_row;
+    }
+    dev->upload(dev, l->stats, &sums, sizeof sums);
+    GR_TRY(gr_reducer_sum(&l->reducer, comm, "the gradients", l->run->params.grad, err));
+done:
+    free(all);
+    return st;
+}
+
+/* Was this run asked to leave? Ranks must all know it, or none: what they know is what they told each other in the last step. */
+static bool is_leaving(const loop *l) { return l->run->comm ? l->leave : gr_interrupted(); }
+
+/* All ranks go on, or none. */
+static graft_status meet(loop *l, const char *what, graft_status mine, graft_error *err) {
+    l->leave = l->leave || gr_interrupted();
+    return gr_comm_agree(l->run->comm, what, mine, &l->leave, err);
+}
+
 /* The sample of the step to which a row belongs. */
 static int64_t sample_of(const loop *l, const queued_step *step, int64_t row) {
-    const int64_t *offset = l->run->train->offset, *sample = l->order + step->cursor;
-    while ((row -= offset[*sample + 1] - offset[*sample]) >= 0) sample++;
+    const int64_t *sample = l->order + step->cursor;
+    while ((row -= length_of(l, *sample)) >= 0) sample++;
     return *sample;
 }
 
@@ -227,7 +288,9 @@ static graft_status train_step(loop *l, graft_error *err) {
     GR_TRY(next_samples(l, &end, err));
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
     l->learning_rate = gr_learning_rate(run->r, step.step, run->total_steps);
-    GR_TRY(accumulate(l, l->order + s->cursor, end - s->cursor, &step, err));
+    gr_comm_at_step(run->comm, step.step);
+    GR_TRY(meet(l, "the samples", accumulate(l, l->order + s->cursor, end - s->cursor, &step, err), err));
+    GR_TRY(reduce(l, &step, err));
     update(l);
     dev->copy(dev, l->stats + 1 + step.step % QUEUED_STEPS, l->stats, sizeof *l->stats);
     step.done = dev->mark(dev, GR_QUEUE_COMPUTE);
@@ -262,7 +325,7 @@ static graft_status log_window(loop *l, graft_error *err) {
                         .tokens_per_second = l->speed,
                         .num_tokens = s->num_tokens,
                         .num_target_tokens = s->num_target_tokens};
-    graft_status st = gr_metrics_train(run->metrics, &row, err);
+    graft_status st = run->metrics ? gr_metrics_train(run->metrics, &row, err) : GRAFT_OK;
     s->window_loss = 0;
     s->window_targets = s->window_tokens = 0;
     l->window_started = gr_now();
@@ -277,12 +340,12 @@ static graft_status evaluate(loop *l, graft_error *err) {
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
     gr_match_options match = {.end_id = gr_chat_end_of_turn(run->session.chat), .max_tokens = GR_EXACT_MATCH_TOKENS};
     GR_TRY(settle(l, err));
-    GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, NULL, &row.eval_loss, NULL, NULL, err));
+    GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, run->comm, NULL, &row.eval_loss, NULL, NULL, err));
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
         GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err));
-    GR_TRY(gr_metrics_eval(run->metrics, &row, err));
+    if (run->metrics) GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
     run->last_eval_loss = row.eval_loss;
@@ -310,9 +373,12 @@ static graft_status save(loop *l, graft_error *err) {
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(settle(l, err));
-    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err));
+    if (gr_comm_rank(run->comm) == 0)
+        st = gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err);
+    GR_TRY(gr_comm_await(run->comm, "the checkpoint", st, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;
+    if (!run->metrics) goto done; /* what follows is rank 0's */
     GR_TRY(gr_run_facts_save(run, err));
     gr_checkpoint_prune(run->r->_output_dir, run->r->save_save_total_limit, best);
 done:
@@ -332,9 +398,10 @@ static bool evaluation_is_due(const gr_run *run) {
 /* Evaluate when it is due. An interrupt leaves that for the resumed run, so that it ends as the uninterrupted one. */
 static graft_status evaluate_if_due(loop *l, bool *evaluated, graft_error *err) {
     *evaluated = false;
-    if (!evaluation_is_due(l->run) || gr_interrupted()) return GRAFT_OK;
+    if (!evaluation_is_due(l->run) || is_leaving(l)) return GRAFT_OK;
     graft_status st = evaluate(l, err);
     *evaluated = st == GRAFT_OK;
+    if (st == GRAFT_INTERRUPTED) l->leave = true;
     return st == GRAFT_INTERRUPTED ? GRAFT_OK : st;
 }
 
@@ -362,7 +429,7 @@ static graft_status evaluate_and_save(loop *l, bool first, graft_error *err) {
     GR_TRY(evaluate_if_due(l, &evaluated, err));
     if (!first || evaluated) tell_progress(l, gr_learning_rate(run->r, s->step, run->total_steps), evaluated);
     bool best = evaluated && s->best_step == s->step && run->r->save_best && !run->adapter; /* all weights: kept as a checkpoint */
-    if (first ? evaluated : last || l->stop || gr_interrupted() || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
+    if (first ? evaluated : last || l->stop || is_leaving(l) || best || due(s->step, run->save_every)) GR_TRY(save(l, err));
     l->window_started += gr_now() - paused;
 done:
     return st;
@@ -388,7 +455,7 @@ done:
 static graft_status begin(loop *l, graft_error *err) {
     gr_run *run = l->run;
     int64_t patience = run->r->eval_early_stopping_patience;
-    graft_status st = load_order(l, err);
+    graft_status st = meet(l, "the beginning", load_order(l, err), err);
     if (st == GRAFT_OK && run->state.step > 0) st = evaluate_and_save(l, true, err);
     if (patience > 0 && run->state.evals_since_best >= patience) {
         gr_note("the run has stopped early: with eval.early_stopping_patience raised, it goes on");
@@ -400,7 +467,7 @@ static graft_status begin(loop *l, graft_error *err) {
 /* Leave when a signal asked for it; one that came after the step was looked at still finds it saved. */
 static graft_status check_interrupt(loop *l, graft_error *err) {
     const gr_run *run = l->run;
-    if (!gr_interrupted() || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
+    if (!is_leaving(l) || l->stop || (run->state.step >= run->total_steps && !evaluation_is_due(run))) return GRAFT_OK;
     if (run->state.step == 0) return gr_fail(err, GRAFT_INTERRUPTED, "before the first step: nothing was saved");
     if (l->saved_step != run->state.step) {
         graft_status st = save(l, err);
@@ -433,6 +500,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     gr_progress_start(&l.progress, "train", run->total_steps);
     gr_progress_update(&l.progress, run->state.step, "first step");
     l.window_started = gr_now();
+    GR_TRY(gr_reducer_init(&l.reducer, run->comm, dev, run->params.n_floats, err));
     GR_TRY(begin(&l, err));
     GR_TRY(check_interrupt(&l, err));
     while (run->state.step < run->total_steps && !l.stop) {
@@ -444,6 +512,8 @@ done:
     gr_progress_end(&l.progress);
     free(l.order);
     dev->free(dev, l.stats);
+    gr_deal_release(&l.deal);
+    gr_reducer_release(&l.reducer);
     gr_batch_release(&l.batch);
     return st;
 }

@@ -3,6 +3,7 @@
 #define GR_RUN_H
 
 #include "adapters/adapter.h"
+#include "core/dist/comm.h"
 #include "core/model/batch.h"
 #include "core/model/decoder.h"
 #include "peft/checkpoint.h"
@@ -12,6 +13,7 @@
 
 typedef struct gr_run {
     const gr_recipe *r;
+    gr_comm *comm;            /* of the ranks, NULL: this one alone. What is written, rank 0 writes */
     gr_session session;       /* without adapters: the one that is trained is below */
     int64_t base_bytes;       /* of the quantised matrices; 0: none */
     gr_params params;         /* what is trained: the adapter's matrices, or every weight */

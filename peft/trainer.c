@@ -20,20 +20,27 @@ static graft_status check_interrupt(graft_error *err) {
 
 /* ---- opening what the recipe names ---- */
 
-static gr_session_options session_options(const gr_recipe *r, const char *device) {
+/* name: room for the device of a rank. */
+static gr_session_options session_options(const gr_run *run, const char *device, char name[32]) {
+    const gr_recipe *r = run->r;
+    gr_comm *comm = run->comm;
+    if (!device) device = r->_device;
+    if (comm && (strcmp(device, "auto") == 0 || strcmp(device, "cuda") == 0)) /* ranks of a host have a card each */
+        snprintf(name, 32, "%s:%d", device, gr_comm_host_rank(comm)), device = name;
     return (gr_session_options){.model = r->model_base,
                                 .dtype = r->model_dtype,
                                 .compute = r->model_compute,
                                 .quantize = r->model_quantize,
-                                .device = device ? device : r->_device,
-                                .threads = r->_threads,
+                                .device = device,
+                                .threads = r->_threads > 0 || !comm ? r->_threads : gr_comm_threads(comm),
                                 .max_length = r->data_max_length};
 }
 
 /* The headers of the model's files: sizes, no weights yet. */
 static graft_status open_shape(gr_run *run, const char *device, graft_error *err) {
     const gr_recipe *r = run->r;
-    const gr_session_options o = session_options(r, device);
+    char name[32];
+    const gr_session_options o = session_options(run, device, name);
     graft_status st = gr_session_open_shape(&run->session, &o, err);
     if (st != GRAFT_OK) return st;
     gr_model *m = run->session.model;
@@ -97,7 +104,7 @@ static graft_status tell_mix(const gr_run *run, graft_error *err) {
     return st;
 }
 
-static graft_status open_data(gr_run *run, graft_error *err) {
+static graft_status load_data(gr_run *run, graft_error *err) {
     const gr_recipe *r = run->r;
     char *cache = NULL;
     graft_status st;
@@ -110,6 +117,15 @@ static graft_status open_data(gr_run *run, graft_error *err) {
     if (run->eval) tell_set("eval", run->eval);
 done:
     free(cache);
+    return st;
+}
+
+/* Of the ranks of a host, one makes the cache, the others read it. */
+static graft_status open_data(gr_run *run, graft_error *err) {
+    const bool first = gr_comm_host_rank(run->comm) == 0;
+    graft_status st = first ? load_data(run, err) : GRAFT_OK;
+    st = gr_comm_await(run->comm, "the data", st, err);
+    if (st == GRAFT_OK && !first) st = load_data(run, err);
     return st;
 }
 
@@ -162,7 +178,8 @@ done:
 /* ---- reading and allocating what was planned ---- */
 
 static graft_status load_model(gr_run *run, graft_error *err) {
-    const gr_session_options o = session_options(run->r, NULL);
+    char name[32];
+    const gr_session_options o = session_options(run, NULL, name);
     gr_adapter_detach_all(run->session.model); /* the shapes alone */
     return gr_session_load(&run->session, &o, err);
 }
@@ -253,7 +270,9 @@ done:
 }
 
 graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_result *result, graft_error *err) {
+    const bool writes = gr_comm_rank(o->comm) == 0;
     gr_run run = {.r = r,
+                  .comm = o->comm,
                   .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir),
                   .progress = o->progress,
                   .payload = o->payload};
@@ -264,8 +283,10 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     *result = (gr_train_result){.final_loss = NAN, .final_eval_loss = NAN, .best_eval_loss = NAN};
     gr_phase_set(GR_PHASE_SETUP);
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
-    if (!o->dry_run) GR_TRY(gr_folder_check(r, o, err));
-    if (!o->dry_run) GR_TRY(gr_folder_listen(&run, err));
+    if (!o->dry_run && writes) GR_TRY(gr_folder_check(r, o, err));
+    if (!o->dry_run && writes) GR_TRY(gr_folder_listen(&run, err));
+    if (run.comm && r->train_gradient_release)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
@@ -299,10 +320,11 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->final_eval_loss = run.last_eval_loss;
     result->tokens_per_second = (double)(run.state.num_tokens - tokens_before) / GR_MAX(gr_now() - steps_started, 1e-9);
     if (st != GRAFT_OK) goto done;
-    GR_TRY(gr_run_result(&run, err));
+    GR_TRY(gr_comm_await(run.comm, "the result", writes ? gr_run_result(&run, err) : GRAFT_OK, err));
     result->seconds = gr_now() - started;
 done:
     if (st == GRAFT_NO_MEMORY && run.less) st = gr_fail_more(err, st, "; less is needed with %s", run.less);
+    gr_comm_leave(run.comm, st, err);
     gr_folder_end(&run, st, err);
     close_run(&run);
     gr_phase_set(GR_PHASE_IDLE);

@@ -55,6 +55,7 @@ typedef struct gr_train_options {
     int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
     gr_train_callback *progress;  /* may be NULL */
     void *payload;
+    gr_comm *comm; /* the ranks that run this recipe together, NULL: this one alone. Borrowed */
 } gr_train_options;
 
 typedef struct gr_train_result {

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@ enum { DEADLINE = 300, HOST_BYTES = 64 };
 typedef struct place {
     char host[HOST_BYTES];
     int64_t pid;
+    cpu_set_t processors; /* that it may use */
 } place;
 
 struct gr_comm {
@@ -28,6 +30,8 @@ struct gr_comm {
     unsigned char *waits; /* [size] */
     gr_piece *out, *in;   /* [size] of what is gathered or broadcast */
     int64_t step, sent;
+    int lost;         /* the rank that was, -1: none */
+    bool told;        /* all know that the run has failed, and why */
     char failed[512]; /* how; empty: it did not */
 };
 
@@ -38,6 +42,15 @@ int gr_comm_host_size(const gr_comm *c) { return c ? c->host_size : 1; }
 void gr_comm_at_step(gr_comm *c, int64_t step) {
     if (c) c->step = step;
 }
+
+int gr_comm_threads(const gr_comm *c) {
+    const place *here = &c->places[c->rank];
+    int sharing = 0;
+    for (int i = 0; i < c->size; i++)
+        sharing += strcmp(c->places[i].host, here->host) == 0 && CPU_EQUAL(&c->places[i].processors, &here->processors);
+    return GR_MAX(1, CPU_COUNT(&here->processors) / GR_MAX(sharing, 1));
+}
+
 int64_t gr_comm_sent(const gr_comm *c) { return c ? c->sent : 0; }
 
 /* ---- an exchange ---- */
@@ -52,6 +65,7 @@ static void say_where(const gr_comm *c, const char *what, char *text, size_t siz
 
 static graft_status lose(gr_comm *c, int rank, const char *what, const char *how, graft_error *err) {
     char where[128];
+    c->lost = rank;
     say_where(c, what, where, sizeof where);
     snprintf(c->failed, sizeof c->failed, "rank %d (%s, process %lld) %s, seen by rank %d in %s", rank, c->places[rank].host,
              (long long)c->places[rank].pid, how, c->rank, where);
@@ -67,7 +81,8 @@ static int find_dead(const gr_comm *c) {
     return -1;
 }
 
-static graft_status wait_for_all(gr_comm *c, const char *what, graft_error *err) {
+/* patience: seconds, < 0: as long as their processes are there. */
+static graft_status wait_for_all(gr_comm *c, const char *what, double patience, graft_error *err) {
     const double began = gr_now();
     double looked = began;
     long pause = 1000; /* ns; ranks may share processors, so that whoever waits must leave them */
@@ -80,11 +95,11 @@ static graft_status wait_for_all(gr_comm *c, const char *what, graft_error *err)
             looked = now;
             if (dead >= 0) return lose(c, dead, what, "is gone", err);
         }
-        if (now - began > c->deadline) {
+        if (patience >= 0 && now - began > patience) {
             char how[64];
             int first = 0;
             while (first < c->size - 1 && !c->waits[first]) first++;
-            snprintf(how, sizeof how, "was not heard of for %.0f s", c->deadline);
+            snprintf(how, sizeof how, "was not heard of for %.0f s", patience);
             return lose(c, first, what, how, err);
         }
         nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
@@ -95,7 +110,8 @@ static graft_status wait_for_all(gr_comm *c, const char *what, graft_error *err)
     return failed(c, err);
 }
 
-graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, graft_error *err) {
+static graft_status exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, double patience,
+                             graft_error *err) {
     const char *why = "";
     if (c->failed[0]) return failed(c, err);
     GR_ASSERT(out[c->rank].bytes == in[c->rank].bytes);
@@ -106,15 +122,24 @@ graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out,
     if (out[c->rank].bytes > 0 && out[c->rank].data != in[c->rank].data)
         memcpy(in[c->rank].data, out[c->rank].data, (size_t)out[c->rank].bytes);
     for (int i = 0; i < c->size; i++) c->sent += i == c->rank ? 0 : out[i].bytes;
-    return wait_for_all(c, what, err);
+    return wait_for_all(c, what, patience, err);
 }
 
-graft_status gr_comm_gather(gr_comm *c, const char *what, const void *mine, int64_t bytes, void *all, graft_error *err) {
+graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, graft_error *err) {
+    return exchange(c, what, out, in, c->deadline, err);
+}
+
+static graft_status gather(gr_comm *c, const char *what, const void *mine, int64_t bytes, void *all, double patience,
+                           graft_error *err) {
     for (int i = 0; i < c->size; i++) {
         c->out[i] = (gr_piece){(void *)(uintptr_t)mine, bytes}; /* only read */
         c->in[i] = (gr_piece){(char *)all + i * bytes, bytes};
     }
-    return gr_comm_exchange(c, what, c->out, c->in, err);
+    return exchange(c, what, c->out, c->in, patience, err);
+}
+
+graft_status gr_comm_gather(gr_comm *c, const char *what, const void *mine, int64_t bytes, void *all, graft_error *err) {
+    return gather(c, what, mine, bytes, all, c->deadline, err);
 }
 
 graft_status gr_comm_broadcast(gr_comm *c, const char *what, void *data, int64_t bytes, graft_error *err) {
@@ -127,28 +152,45 @@ graft_status gr_comm_broadcast(gr_comm *c, const char *what, void *data, int64_t
 }
 
 typedef struct word {
-    int32_t status;
+    int32_t status, flag;
     graft_error error;
 } word;
 
-graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, graft_error *err) {
-    if (!c || c->failed[0]) return mine;
-    word said = {.status = (int32_t)mine};
+static graft_status agree(gr_comm *c, const char *what, graft_status mine, bool *any, double patience, graft_error *err) {
+    if (!c || c->failed[0] || c->told) return mine;
+    word said = {.status = (int32_t)mine, .flag = any && *any};
     word *all = gr_calloc(c->size, sizeof *all);
     if (!all) return gr_fail_memory(err, what);
     if (mine != GRAFT_OK && err) said.error = *err;
     graft_error lost = {0};
-    graft_status st = gr_comm_gather(c, what, &said, sizeof said, all, &lost);
+    graft_status st = gather(c, what, &said, sizeof said, all, patience, &lost);
     if (mine != GRAFT_OK) st = mine; /* its own error is nearer */
     else if (st != GRAFT_OK && err) *err = lost;
-    for (int i = 0; i < c->size && st == GRAFT_OK; i++)
-        if (all[i].status != GRAFT_OK) {
-            all[i].error.msg[sizeof all[i].error.msg - 1] = '\0';
-            st = gr_fail(err, (graft_status)all[i].status, "rank %d (%s): %s", i, c->places[i].host, all[i].error.msg);
-        }
+    for (int i = 0; i < c->size && !c->failed[0]; i++) c->told = c->told || all[i].status != GRAFT_OK;
+    for (int i = 0; i < c->size && st == GRAFT_OK; i++) {
+        if (any && all[i].flag) *any = true;
+        if (all[i].status == GRAFT_OK) continue;
+        all[i].error.msg[sizeof all[i].error.msg - 1] = '\0';
+        st = gr_fail(err, (graft_status)all[i].status, "rank %d (%s): %s", i, c->places[i].host, all[i].error.msg);
+    }
     free(all);
     return st;
 }
+
+graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, bool *any, graft_error *err) {
+    return agree(c, what, mine, any, c ? c->deadline : 0, err);
+}
+
+graft_status gr_comm_await(gr_comm *c, const char *what, graft_status mine, graft_error *err) {
+    return agree(c, what, mine, NULL, -1, err);
+}
+
+void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err) {
+    graft_error copy = err ? *err : (graft_error){0};
+    if (mine != GRAFT_OK) (void)gr_comm_agree(c, "leaving", mine, NULL, &copy);
+}
+
+bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == (c->lost == 0 ? 1 : 0); }
 
 /* ---- opening ---- */
 
@@ -168,6 +210,7 @@ static graft_status find_places(gr_comm *c, graft_error *err) {
     place mine = {.pid = getpid()};
     c->places[c->rank].pid = mine.pid;
     if (gethostname(mine.host, sizeof mine.host - 1) != 0) snprintf(mine.host, sizeof mine.host, "unknown host");
+    if (sched_getaffinity(0, sizeof mine.processors, &mine.processors) != 0) CPU_ZERO(&mine.processors);
     graft_status st = gr_comm_gather(c, "opening", &mine, sizeof mine, c->places, err);
     if (st != GRAFT_OK) return st;
     for (int i = 0; i < c->size; i++) {
@@ -197,7 +240,7 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
         GR_TRY(gr_fail(err, GRAFT_FAILED, "this was started as one of several ranks: %s", why));
     c->rank = c->transport->rank, c->size = c->transport->size;
     c->deadline = deadline > 0 ? deadline : DEADLINE;
-    c->step = -1;
+    c->step = c->lost = -1;
     c->places = gr_calloc(c->size, sizeof *c->places);
     c->waits = gr_calloc(c->size, sizeof *c->waits);
     c->out = gr_calloc(c->size, sizeof *c->out), c->in = gr_calloc(c->size, sizeof *c->in);

@@ -32,6 +32,8 @@ int gr_comm_size(const gr_comm *c);
 /* The same among the ranks of this host: which of its devices is this rank's. */
 int gr_comm_host_rank(const gr_comm *c);
 int gr_comm_host_size(const gr_comm *c);
+/* Threads for this rank: a share of the processors that it may use, where other ranks of this host may use the same. */
+int gr_comm_threads(const gr_comm *c);
 /* The step that messages of failures name; < 0: none. */
 void gr_comm_at_step(gr_comm *c, int64_t step);
 /* Bytes that this rank has sent to others so far. */
@@ -45,7 +47,15 @@ graft_status gr_comm_gather(gr_comm *c, const char *what, const void *mine, int6
 /* data[bytes] of rank 0 becomes everyone's. */
 graft_status gr_comm_broadcast(gr_comm *c, const char *what, void *data, int64_t bytes, graft_error *err);
 /* No rank goes on before all have come here, and either all go on or none: where some come with a failure, the others fail with the
- * message of the first of them, which is named. err holds this rank's own. May be called with c NULL. */
-graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, graft_error *err);
+ * message of the first of them, which is named. err holds this rank's own. *any (may be NULL) becomes whether any rank came with it
+ * set. With c NULL, mine is returned. */
+graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, bool *any, graft_error *err);
+/* The same after work of one rank that the others have waited for: however long that took, as long as its process is there. */
+graft_status gr_comm_await(gr_comm *c, const char *what, graft_status mine, graft_error *err);
+/* At the end of a run that this rank leaves with a status: what the others do not know yet, they learn from it where they agree the
+ * next time. */
+void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err);
+/* Is it this rank that tells people what all of them know? Rank 0; when that one was lost, the next. */
+bool gr_comm_speaks(const gr_comm *c);
 
 #endif

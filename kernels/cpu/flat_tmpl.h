@@ -2,6 +2,7 @@
  * compiler's vectoriser does the rest and all levels agree bit for bit. LEVEL(name) is name with the level's suffix. */
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "kernels/cpu/impl.h"
 #include "kernels/philox.h"
@@ -39,6 +40,27 @@ void LEVEL(gr_add)(gr_device *d, gr_rows x, gr_rows y, int64_t n, int64_t C) {
     add_args rows = {x, y, C};
     if (x.ld == C && y.ld == C) gr_cpu_for(d, n * C, PIECE, add_range, &flat);
     else gr_cpu_for(d, n, gr_cpu_row_grain(C), add_rows, &rows);
+}
+
+typedef struct parts_args {
+    float *out;
+    const float *parts;
+    int64_t n_parts, stride;
+} parts_args;
+
+static void sum_parts_range(const void *args, int64_t begin, int64_t end) {
+    const parts_args *a = args;
+    float *restrict out = a->out;
+    memcpy(out + begin, a->parts + begin, (size_t)(end - begin) * sizeof *out);
+    for (int64_t k = 1; k < a->n_parts; k++) {
+        const float *restrict part = a->parts + k * a->stride;
+        for (int64_t i = begin; i < end; i++) out[i] += part[i];
+    }
+}
+
+void LEVEL(gr_sum_parts)(gr_device *d, float *out, const float *parts, int64_t n_parts, int64_t stride, int64_t n) {
+    parts_args a = {out, parts, n_parts, stride};
+    gr_cpu_for(d, n, PIECE, sum_parts_range, &a);
 }
 
 #include "kernels/cpu/optimizer_tmpl.h"

@@ -51,7 +51,7 @@ static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r,
         x->nll = gr_calloc(d->n_samples, sizeof *x->nll);
         x->targets = gr_calloc(d->n_samples, sizeof *x->targets);
         if (!x->nll || !x->targets) GR_TRY(gr_fail_memory(err, "scores"));
-        GR_TRY(gr_evaluate(s->model, d, r->eval_batch_tokens, "loss", &x->loss, x->nll, x->targets, err));
+        GR_TRY(gr_evaluate(s->model, d, r->eval_batch_tokens, NULL, "loss", &x->loss, x->nll, x->targets, err));
     }
     if (gr_recipe_has_metric(r, "exact_match")) {
         x->completions = gr_calloc(d->n_samples, sizeof *x->completions);

@@ -3,9 +3,11 @@
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "core/base/log.h"
 #include "peft/cli/commands.h"
 #include "peft/interrupt.h"
 
@@ -109,6 +111,12 @@ static void print_result(const gr_recipe *r, const gr_train_result *result) {
     printf("output                %s\n", r->_output_dir);
 }
 
+/* Seconds that a rank waits for another in a step, 0: as it is set for all. */
+static double patience(void) {
+    const char *text = getenv("GRAFT_RANK_DEADLINE");
+    return text ? atof(text) : 0;
+}
+
 static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_recipe *r = NULL;
@@ -120,12 +128,17 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     catch_signals();
+    if (!o->dry_run) GR_TRY(gr_comm_open(&o->comm, patience(), err));
+    gr_log_mute(gr_comm_rank(o->comm) > 0); /* rank 0 tells */
     st = gr_train(r, o, &result, err);
+    if (st != GRAFT_OK && !gr_comm_speaks(o->comm)) err->msg[0] = '\0';
     if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
+    if (gr_comm_rank(o->comm) > 0) goto done;
     if (gr_args_has(a, "json")) print_json(r, o, &result);
     else if (o->dry_run && report.data) fputs(report.data, stdout);
     else if (!o->dry_run) print_result(r, &result);
 done:
+    gr_comm_close(o->comm);
     gr_str_release(&report);
     gr_recipe_free(r);
     return st;

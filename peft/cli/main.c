@@ -31,7 +31,8 @@ int main(int argc, char **argv) {
     if ((fflush(stdout) != 0 || ferror(stdout)) && st == GRAFT_OK)
         st = gr_fail_errno(&err, GRAFT_FAILED, "writing standard output");
     st = tell_options(&args, st, &err);
-    if (st != GRAFT_OK) fprintf(stderr, "graft: %s: %s\n", st == GRAFT_INTERRUPTED ? "interrupted" : "error", err.msg);
+    if (st != GRAFT_OK && err.msg[0]) /* empty: another rank tells it */
+        fprintf(stderr, "graft: %s: %s\n", st == GRAFT_INTERRUPTED ? "interrupted" : "error", err.msg);
     gr_args_release(&args);
     return graft_status_exit_code(st);
 }

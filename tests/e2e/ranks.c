@@ -62,11 +62,12 @@ int main(int argc, char **argv) {
     if (st == GRAFT_OK && !c) st = gr_fail(&err, GRAFT_BAD_USAGE, "alone");
     if (st == GRAFT_OK && strcmp(what, "exchange") == 0) st = exchange(c, &err);
     if (st == GRAFT_OK && strcmp(what, "disagree") == 0)
-        st = gr_comm_agree(c, "agreeing", which == gr_comm_rank(c) ? gr_fail(&err, GRAFT_BAD_INPUT, "no milk") : GRAFT_OK, &err);
+        st = gr_comm_agree(c, "agreeing", which == gr_comm_rank(c) ? gr_fail(&err, GRAFT_BAD_INPUT, "no milk") : GRAFT_OK, NULL,
+                           &err);
     for (int step = 1; st == GRAFT_OK && (strcmp(what, "die") == 0 || strcmp(what, "stop") == 0); step++) {
         gr_comm_at_step(c, step);
         if (step == 5 && which == gr_comm_rank(c)) raise(what[0] == 'd' ? SIGKILL : SIGSTOP);
-        st = gr_comm_agree(c, "going on", GRAFT_OK, &err);
+        st = gr_comm_agree(c, "going on", GRAFT_OK, NULL, &err);
     }
     if (st != GRAFT_OK) fprintf(stderr, "%s\n", err.msg);
     gr_comm_close(c);

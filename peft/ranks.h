@@ -1,0 +1,40 @@
+/* ranks.h - what the ranks of a run do together: who takes which samples of a step, and sums over all of them. With one rank
+ * (comm NULL) nothing is dealt or added: a run of one process is what it always was. Private to peft/. */
+#ifndef GR_RANKS_H
+#define GR_RANKS_H
+
+#include "core/data/dataset.h"
+#include "core/dist/comm.h"
+#include "core/model/params.h"
+
+/* Samples of a step by rank. Memory grows as needed; a zeroed one is empty. */
+typedef struct gr_deal {
+    int64_t *samples; /* [n] those of rank 0, of rank 1, ...; each rank's in the order of the step */
+    int64_t *first;   /* [size + 1] where each rank's begin */
+    int64_t *order;   /* [n] internal, as the next: by length */
+    int32_t *rank;    /* [n] of each sample of the step */
+    int64_t capacity;
+} gr_deal;
+
+/* Deals samples idx[0..n) of d by their lengths alone: the longest first, each to the rank that has the fewest tokens so far, the
+ * lowest of equals (Graham's longest processing time first, SIAM J. Appl. Math. 17(2), 1969). With one rank the order stays. */
+graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err);
+void gr_deal_release(gr_deal *deal);
+
+/* Memory for sums; a zeroed one is empty. */
+typedef struct gr_reducer {
+    gr_device *device;
+    float *parts;       /* device memory: this rank's share of each rank's gradient */
+    char *staging;      /* where the device's memory is not the host's */
+    int64_t n, share;   /* floats of the whole; of a rank's share of it, a multiple of 16 */
+    gr_piece *out, *in; /* [size] */
+} gr_reducer;
+
+/* For sums over n floats of the device's memory; does nothing with one rank. */
+graft_status gr_reducer_init(gr_reducer *r, const gr_comm *comm, gr_device *device, int64_t n, graft_error *err);
+/* x[n] of the device becomes the sum over all ranks, added in their order: each rank adds up its share of all and gives it to the
+ * others. All ranks have the same bits then. */
+graft_status gr_reducer_sum(gr_reducer *r, gr_comm *comm, const char *what, float *x, graft_error *err);
+void gr_reducer_release(gr_reducer *r);
+
+#endif
