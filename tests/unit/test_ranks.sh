@@ -1,0 +1,61 @@
+#!/bin/bash
+# Runs on several ranks: what they say to each other, who is named when one is lost, and that they train what one rank trains.
+. "$(dirname "$0")/../lib.sh"
+if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
+    echo "skip ranks: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
+    exit 77
+fi
+export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+ranks() { # ranks N COMMAND...
+    local n=$1
+    shift
+    env -u SHELLOPTS timeout 120 mpirun -n "$n" "$@"
+}
+cd "$WORK" || exit 1
+
+# ---- what they say ----
+ranks 8 "$BUILD/tests/ranks" exchange >said.txt 2>err.txt
+check "pieces of all sizes come to whom they are for" test "$(grep -c ' 0 wrong' said.txt)" = 8
+ranks 8 "$BUILD/tests/ranks" disagree 3 >/dev/null 2>err.txt
+check "one that fails takes all with it" test $? != 0
+check "and is named by the seven others" test "$(grep -c '^rank 3 (.*): no milk' err.txt)" = 7
+ranks 8 "$BUILD/tests/ranks" die 5 >/dev/null 2>err.txt
+check "one that is killed is named" grep -q '^rank 5 (.*) is gone, seen by rank . in going on of step 5' err.txt
+ranks 8 "$BUILD/tests/ranks" stop 2 >/dev/null 2>err.txt
+check "one that stands still is named" grep -q '^rank 2 (.*) was not heard of for 3 s, seen by rank . in going on of step 5' err.txt
+pkill -KILL -f "$BUILD/tests/ranks stop 2"
+GRAFT_MPI_LIB=/nowhere ranks 2 "$BUILD/tests/ranks" exchange >/dev/null 2>err.txt
+check "without MPI's library it does not train twice" grep -q 'started as one of several ranks' err.txt
+
+# ---- what they train ----
+cat >r.yaml <<Y
+model: {base: $TINY, dtype: fp32}
+adapter: {rank: 4, alpha: 8, target_modules: [q_proj, v_proj, down_proj], dropout: 0.1}
+data: {train: t.jsonl, eval: e.jsonl, max_length: 128, cache: none}
+train: {max_steps: 30, batch_size: 16, learning_rate: 3.0e-3}
+eval: {every: 10}
+log: {every: 1}
+output_dir: run
+Y
+for i in $(seq 1 150); do
+    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
+        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
+done >t.jsonl
+head -n 20 t.jsonl >e.jsonl
+"$GRAFT" train r.yaml output_dir=one threads=1 >/dev/null 2>one.log
+for n in 2 8; do ranks $n "$GRAFT" train r.yaml output_dir=on$n >said.txt 2>on$n.log; done
+ranks 8 "$GRAFT" train r.yaml output_dir=again >/dev/null 2>&1
+losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
+close() { # close RUN RUN: the same rows, losses within the rounding of sums
+    jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
+        all(range(33); $a[.][0] == $b[.][0] and $a[.][2] == $b[.][2] and ($a[.][1] - $b[.][1] | fabs) < 1e-6)' | grep -x true
+}
+check "two ranks train what one does" close one on2
+check "and so do eight" close one on8
+check "eight again: the same bits" same on8/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors
+check "one of them tells the result" test "$(grep -c '^final loss' said.txt)" = 1
+sed 's/cd/cd cd/' t.jsonl | head -n 3 >bad.jsonl && printf '{"prompt": 7}\n' >>bad.jsonl
+ranks 4 "$GRAFT" train r.yaml output_dir=bad data.train=bad.jsonl >/dev/null 2>err.txt
+check "bad data is told once" test "$(grep -c 'graft: error: .*bad.jsonl' err.txt)" = 1
+finish
