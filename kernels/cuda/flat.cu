@@ -36,6 +36,19 @@ void gr_add_cuda(gr_device *d, gr_rows x, gr_rows y, int64_t n, int64_t C) {
     GR_LAUNCH(d, add_pieces, gr_blocks(n * pieces_of(C), THREADS), THREADS, 0, gr_view_of(x), gr_view_of(y), n, C);
 }
 
+/* Parts are read at the rate of the memory: n_parts + 1 times 4 bytes an element. */
+static __global__ void sum_parts_pieces(float *out, const float *parts, int64_t n_parts, int64_t stride, int64_t n) {
+    const int64_t i = my_number();
+    if (i >= n) return;
+    float sum = parts[i];
+    for (int64_t k = 1; k < n_parts; k++) sum += parts[k * stride + i];
+    out[i] = sum;
+}
+
+void gr_sum_parts_cuda(gr_device *d, float *out, const float *parts, int64_t n_parts, int64_t stride, int64_t n) {
+    GR_LAUNCH(d, sum_parts_pieces, gr_blocks(n, THREADS), THREADS, 0, out, parts, n_parts, stride, n);
+}
+
 static __global__ void dropout_pieces(gr_view out, gr_view x, gr_mask mask, int64_t n, int64_t C, bool accumulate) {
     int64_t pieces = pieces_of(C), i = my_number();
     if (i >= n * pieces) return;

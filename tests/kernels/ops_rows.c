@@ -147,3 +147,13 @@ void call_add(call *c) {
     c->d->ops->add(c->d, x, y, c->n, C);
     out_rows(c, x, C);
 }
+
+void call_sum_parts(call *c) {
+    enum { PARTS = 3 };
+    const int64_t C = width(c), n = c->n * C, stride = n + c->variant % 3 * 16;
+    float *out = numbers(c, 1, C), *parts = buffer(c, PARTS * stride);
+    for (int64_t k = 0; k < PARTS && n > 0; k++) memcpy(parts + k * stride, numbers(c, 2 + (int)k, C), (size_t)n * sizeof *parts);
+    c->d->ops->sum_parts(c->d, out, parts, PARTS, stride, n);
+    for (int64_t i = 0; i < n; i++) assert_true(out[i] == (parts[i] + parts[stride + i]) + parts[2 * stride + i]);
+    out_numbers(c, out, C);
+}
