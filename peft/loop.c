@@ -361,7 +361,9 @@ static graft_status evaluate(loop *l, graft_error *err) {
         gr_note("no improvement in %lld evaluations: stopping early", (long long)patience);
         l->stop = true;
     }
-    if (better && run->r->save_best && run->adapter) GR_TRY(gr_run_export(run, err));
+    if (!better || !run->r->save_best || !run->adapter) goto done;
+    if (gr_comm_rank(run->comm) == 0) st = gr_run_export(run, err);
+    GR_TRY(gr_comm_await(run->comm, "the best adapter", st, err));
 done:
     return st;
 }

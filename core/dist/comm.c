@@ -13,6 +13,7 @@
 #include "kernels/plugin.h"
 
 enum { DEADLINE = 300, HOST_BYTES = 64 };
+#define SPEAKING    5.0 /* seconds that a message takes at most */
 #define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again */
 
 /* Where a rank lives. */
@@ -72,12 +73,15 @@ static graft_status lose(gr_comm *c, int rank, const char *what, const char *how
     return failed(c, err);
 }
 
+static bool is_here(const gr_comm *c, int rank) { return strcmp(c->places[rank].host, c->places[c->rank].host) == 0; }
+
+/* Of a rank of this host. */
+static bool is_gone(const gr_comm *c, int rank) { return kill((pid_t)c->places[rank].pid, 0) != 0 && errno == ESRCH; }
+
 /* A rank of this host that is waited for and whose process is gone; -1: none. */
 static int find_dead(const gr_comm *c) {
     for (int i = 0; i < c->size; i++)
-        if (c->waits[i] && c->places[i].pid > 0 && strcmp(c->places[i].host, c->places[c->rank].host) == 0 &&
-            kill((pid_t)c->places[i].pid, 0) != 0 && errno == ESRCH)
-            return i;
+        if (c->waits[i] && c->places[i].pid > 0 && is_here(c, i) && is_gone(c, i)) return i;
     return -1;
 }
 
@@ -190,7 +194,9 @@ void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err) {
     if (mine != GRAFT_OK) (void)gr_comm_agree(c, "leaving", mine, NULL, &copy);
 }
 
-bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == (c->lost == 0 ? 1 : 0); }
+static int speaker(const gr_comm *c) { return c->lost == 0 ? 1 : 0; }
+
+bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == speaker(c); }
 
 /* ---- opening ---- */
 
@@ -215,7 +221,7 @@ static graft_status find_places(gr_comm *c, graft_error *err) {
     if (st != GRAFT_OK) return st;
     for (int i = 0; i < c->size; i++) {
         c->places[i].host[HOST_BYTES - 1] = '\0';
-        if (strcmp(c->places[i].host, mine.host) != 0) continue;
+        if (!is_here(c, i)) continue;
         c->host_size++;
         if (i < c->rank) c->host_rank++;
     }
@@ -253,9 +259,17 @@ done:
     return st;
 }
 
+/* After a failure, for SPEAKING at most. */
+static void wait_for_speaker(const gr_comm *c) {
+    const double until = gr_now() + SPEAKING;
+    while (gr_now() < until && !(is_here(c, speaker(c)) && is_gone(c, speaker(c))))
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+}
+
 void gr_comm_close(gr_comm *c) {
     if (!c) return;
     if (c->transport && !c->failed[0]) c->transport->close();
+    if (c->places && (c->failed[0] || c->told) && !gr_comm_speaks(c)) wait_for_speaker(c);
     free(c->places);
     free(c->waits);
     free(c->out);

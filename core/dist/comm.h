@@ -23,7 +23,8 @@ typedef struct gr_piece {
  * library that moves bytes between ranks (libgraft_mpi.so, or what GRAFT_MPI_LIB names) cannot be used: training every rank by
  * itself is never what was meant. deadline: seconds that a rank waits for another in an exchange; <= 0: 300. */
 graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err);
-/* Leaves; after a failure without a word to the others. NULL is fine. */
+/* Leaves; after a failure without a word to the others. mpirun ends all as soon as one has left with a failure: those that do not
+ * tell of it (gr_comm_speaks) return when the one that does is gone. NULL is fine. */
 void gr_comm_close(gr_comm *c);
 
 /* 0 and 1 where c is NULL: all of a process that is alone. */

@@ -17,8 +17,9 @@
     .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level, .rope = gr_rope_##level,           \
     .attention_forward = gr_attention_forward_##level, .attention_backward = gr_attention_backward_##level,                        \
     .glu_forward = gr_glu_forward_##level, .glu_backward = gr_glu_backward_##level, .cross_entropy = gr_cross_entropy_##level,     \
-    .softcap = gr_softcap_##level, .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_parts = gr_sum_parts_##level, .sum_squares = gr_sum_squares_##level,    \
-    .adamw = gr_adamw_##level, .adamw_8bit = gr_adamw_8bit_##level, .adafactor = gr_adafactor_##level
+    .softcap = gr_softcap_##level, .dropout = gr_dropout_##level, .add = gr_add_##level, .sum_parts = gr_sum_parts_##level,        \
+    .sum_squares = gr_sum_squares_##level, .adamw = gr_adamw_##level, .adamw_8bit = gr_adamw_8bit_##level,                         \
+    .adafactor = gr_adafactor_##level
 /* Those that multiply bfloat16 where the level can. */
 #define MATRIX_OPS(level)                                                                                                          \
     .linear_forward = gr_linear_forward_##level, .linear_backward = gr_linear_backward_##level,                                    \

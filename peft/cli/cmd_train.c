@@ -11,9 +11,11 @@
 #include "peft/cli/commands.h"
 #include "peft/interrupt.h"
 
+static volatile sig_atomic_t mute; /* of several ranks one tells */
+
 /* To stderr, with what a signal handler may call. */
 static void say(const char *text) {
-    size_t n = strlen(text);
+    size_t n = mute ? 0 : strlen(text);
     while (n > 0) {
         ssize_t done = write(STDERR_FILENO, text, n);
         if (done <= 0) return;
@@ -129,9 +131,13 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     catch_signals();
     if (!o->dry_run) GR_TRY(gr_comm_open(&o->comm, patience(), err));
-    gr_log_mute(gr_comm_rank(o->comm) > 0); /* rank 0 tells */
+    mute = gr_comm_rank(o->comm) > 0; /* rank 0 tells */
+    gr_log_mute(mute);
     st = gr_train(r, o, &result, err);
-    if (st != GRAFT_OK && !gr_comm_speaks(o->comm)) err->msg[0] = '\0';
+    if (st != GRAFT_OK && !gr_comm_speaks(o->comm)) {
+        err->msg[0] = '\0';
+        signal(SIGTERM, SIG_DFL);
+    }
     if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
     if (gr_comm_rank(o->comm) > 0) goto done;
     if (gr_args_has(a, "json")) print_json(r, o, &result);

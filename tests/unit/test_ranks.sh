@@ -45,7 +45,7 @@ done >t.jsonl
 head -n 20 t.jsonl >e.jsonl
 "$GRAFT" train r.yaml output_dir=one threads=1 >/dev/null 2>one.log
 for n in 2 8; do ranks $n "$GRAFT" train r.yaml output_dir=on$n >said.txt 2>on$n.log; done
-ranks 8 "$GRAFT" train r.yaml output_dir=again >/dev/null 2>&1
+check "eight once more" ranks 8 "$GRAFT" train r.yaml output_dir=again
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
@@ -55,7 +55,7 @@ check "two ranks train what one does" close one on2
 check "and so do eight" close one on8
 check "eight again: the same bits" same on8/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors
 check "one of them tells the result" test "$(grep -c '^final loss' said.txt)" = 1
-sed 's/cd/cd cd/' t.jsonl | head -n 3 >bad.jsonl && printf '{"prompt": 7}\n' >>bad.jsonl
+{ head -n 3 t.jsonl; printf '{"prompt": 7}\n'; } >bad.jsonl
 ranks 4 "$GRAFT" train r.yaml output_dir=bad data.train=bad.jsonl >/dev/null 2>err.txt
 check "bad data is told once" test "$(grep -c 'graft: error: .*bad.jsonl' err.txt)" = 1
 finish
