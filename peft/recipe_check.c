@@ -78,7 +78,6 @@ static const struct peer {
     {"modules_to_save", "use adapter.trainable_tokens, or adapter.method: embeddings"},
     {"lora_modules_to_save", "use adapter.trainable_tokens, or adapter.method: embeddings"},
     {"additional_target", "use adapter.trainable_tokens, or adapter.method: embeddings"},
-    {"sharding", "it is not in this version, which trains in one process"},
 };
 
 const char *gr_recipe_peer_hint(const char *key) {

@@ -287,6 +287,8 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     if (!o->dry_run && writes) GR_TRY(gr_folder_listen(&run, err));
     if (run.comm && r->train_gradient_release)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
+    if (run.comm && r->train_sharding > GR_SHARDING_NONE)
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.sharding: this version keeps all on every rank: use none"));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));

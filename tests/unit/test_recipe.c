@@ -131,7 +131,7 @@ static void bad_cases(void **state) {
         {"device: cuda:1\nmodel: {compute: int8}\n", "model.compute: int8 is of the CPU"},
         {"adapter:\n  method: embedings\n", "expected one of lora|full|embeddings"},
         {"train:\n  objective: dpp\n", "expected one of sft|pretrain, found"},
-        {"train:\n  sharding: zero1\n", "not in this version"},
+        {"train:\n  sharding: zero4\n", "expected one of auto|none|zero1|zero2|zero3"},
         {"train:\n  every: 3\n", "it is written eval.every or save.every or log.every"},
         {"save:\n  evrey: 3\n", "did you mean save.every?"},
         {"data:\n  template: klingon\n",
@@ -338,7 +338,7 @@ static void choices(void **state) {
             gr_recipe_free(r);
         }
     }
-    assert_int_equal(n_choices, 43);
+    assert_int_equal(n_choices, 48);
     assert_string_equal(gr_recipe_keys[GR_ROW_model_quantize].constraint, "none|q8_0|q4_0|q4_k|nf4");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_train_gradient_checkpointing], GR_RECOMPUTE_SELECTIVE), "selective");
     assert_string_equal(gr_key_choice(&gr_recipe_keys[GR_ROW_data_truncation], GR_TRUNCATE_DROP), "drop");
