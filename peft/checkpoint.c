@@ -96,7 +96,10 @@ static graft_status put_tensors(gr_h5 *h, const gr_params *p, float *staging, gr
         for (int k = 0, n = gr_params_state(p, i, part); k < n; k++) {
             int64_t count = part[k].rows * part[k].cols;
             snprintf(name, sizeof name, "/%s/%s", part[k].name, p->items[i].name);
-            p->device->download(p->device, staging, part[k].data, count * (part[k].codes ? 1 : (int64_t)sizeof(float)), 0);
+            if (p->fetch) { /* of all ranks */
+                gr_params_read(p, k == 0 ? GR_PARAMS_M : GR_PARAMS_V, i, staging);
+                part[k].rows = p->items[i].rows, part[k].cols = p->items[i].cols;
+            } else p->device->download(p->device, staging, part[k].data, count * (part[k].codes ? 1 : (int64_t)sizeof(float)), 0);
             GR_TRY(
                 gr_h5_put(h, name, part[k].codes ? GR_H5_U8 : GR_H5_F32, 2, (int64_t[]){part[k].rows, part[k].cols}, staging, err));
         }
@@ -131,9 +134,11 @@ static graft_status get_tensors(gr_h5 *h, gr_params *p, bool state, float *stagi
         GR_TRY(get_tensor(h, &value, item->name, staging, path, err));
         gr_params_write(p, GR_PARAMS_VALUE, i, staging);
         for (int k = 0, n = state ? gr_params_state(p, i, part) : 0; k < n; k++) {
+            if (p->form.sharded) part[k].rows = item->rows, part[k].cols = item->cols; /* there of all ranks */
             GR_TRY(get_tensor(h, &part[k], item->name, staging, path, err));
             int64_t count = part[k].rows * part[k].cols;
-            p->device->upload(p->device, part[k].data, staging, count * (part[k].codes ? 1 : (int64_t)sizeof(float)));
+            if (p->form.sharded) gr_params_write(p, k == 0 ? GR_PARAMS_M : GR_PARAMS_V, i, staging);
+            else p->device->upload(p->device, part[k].data, staging, count * (part[k].codes ? 1 : (int64_t)sizeof(float)));
         }
     }
 done:

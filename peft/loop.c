@@ -9,6 +9,7 @@
 #include "peft/plan.h"
 #include "peft/ranks.h"
 #include "peft/schedule.h"
+#include "peft/shard.h"
 
 enum { MAX_SKIPS_IN_A_ROW = 10, QUEUED_STEPS = 2 };
 
@@ -30,6 +31,7 @@ typedef struct loop {
     queued_step queued[QUEUED_STEPS];
     int n_queued;
     int64_t saved_step; /* of the newest checkpoint, 0: none */
+    int64_t first_step; /* that was done before this process began */
     gr_progress progress;
     double window_started; /* seconds; evaluation and saving do not count */
     double speed;          /* tokens/s of the last logged window */
@@ -72,12 +74,34 @@ static void update_layer(void *context, int64_t layer) {
     zero_gradients(l, from, to);
 }
 
+/* With sharding: they go to the ranks that update them. */
+static void reduce_layer(void *context, int64_t layer) { gr_shard_reduce(&((loop *)context)->run->shard, layer); }
+
 static void ignore_layer(void *context, int64_t layer) { (void)context, (void)layer; }
 
 void gr_run_release_gradients(gr_run *run) {
-    if (!run->params.form.release) return;
-    run->hooks = (gr_layer_hooks){.enter = ignore_layer, .leave = ignore_layer, .gradient_ready = update_layer};
+    const gr_params_form *form = &run->params.form;
+    if (!form->release && !form->sharded) return;
+    run->hooks = (gr_layer_hooks){
+        .enter = ignore_layer, .leave = ignore_layer, .gradient_ready = form->release ? update_layer : reduce_layer};
     run->plan.hooks = &run->hooks;
+}
+
+/* Micro-batches of the rank that has most of them, of the samples that were dealt. */
+static int64_t most_micro_batches(const loop *l) {
+    int64_t most = 0;
+    for (int i = 0; i < gr_comm_size(l->run->comm); i++) {
+        const int64_t *idx = l->deal.samples + l->deal.first[i], n = l->deal.first[i + 1] - l->deal.first[i];
+        int64_t count = 0;
+        for (int64_t first = 0, end; first < n; first = end, count++) (void)gr_plan_micro_batch(l->run, idx, first, n, &end);
+        most = GR_MAX(most, count);
+    }
+    return most;
+}
+
+static graft_status micro_batch(loop *l, const int64_t *idx, int64_t first, int64_t end, const gr_loss *loss, graft_error *err) {
+    graft_status st = gr_batch_fill(&l->batch, l->run->train, idx + first, end - first, l->run->state.epoch, err);
+    return st == GRAFT_OK ? gr_decoder_train(l->run->decoder, &l->batch, loss, err) : st;
 }
 
 /* Forward and backward over this rank's part of samples idx[0..n), as many whole ones at a time as the plan has rows for. The
@@ -86,12 +110,14 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
     gr_run *run = l->run;
     gr_device *dev = device_of(l);
     graft_status st = GRAFT_OK;
+    int64_t joined = 0; /* micro-batches of this rank, or of that which has most where all ranks go in step */
     step->targets = gr_count_targets(run->train, idx, n);
     for (int64_t i = 0; i < n; i++) step->tokens += run->train->offset[idx[i] + 1] - run->train->offset[idx[i]];
     if (run->comm) {
         const int rank = gr_comm_rank(run->comm);
         GR_TRY(gr_deal_samples(&l->deal, run->train, idx, n, gr_comm_size(run->comm), err));
         idx = l->deal.samples + l->deal.first[rank], n = l->deal.first[rank + 1] - l->deal.first[rank];
+        if (run->shard.params) joined = most_micro_batches(l);
     }
     gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1),
                     .z_loss = (float)run->r->train_z_loss,
@@ -99,11 +125,13 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
                     .scaled = run->state.loss_scale > 0};
     dev->ops->step_begin(dev, l->stats);
     zero_gradients(l, 0, run->params.n_grads);
-    for (int64_t first = 0, end; first < n; first = end, loss.first_row += l->batch.n) {
+    if (run->params.sum) dev->zero(dev, run->params.sum, run->params.n_mine * (int64_t)sizeof(float));
+    for (int64_t first = 0, end; first < n && st == GRAFT_OK; first = end, loss.first_row += l->batch.n, joined--) {
         (void)gr_plan_micro_batch(run, idx, first, n, &end);
-        GR_TRY(gr_batch_fill(&l->batch, run->train, idx + first, end - first, run->state.epoch, err));
-        GR_TRY(gr_decoder_train(run->decoder, &l->batch, &loss, err));
+        st = micro_batch(l, idx, first, end, &loss, err);
+        if (st != GRAFT_OK) break; /* the others go on: they are joined below */
     }
+    for (; joined > 0; joined--) gr_shard_join(&run->shard, run->session.model->config.n_layers);
 done:
     return st;
 }
@@ -122,30 +150,33 @@ static int64_t row_of_step(const loop *l, const queued_step *step, int64_t row) 
 }
 
 typedef struct rank_sums {
-    double nll;
+    double nll, squares;
     int64_t bad_row; /* of the step */
 } rank_sums;
 
-/* The sums of a step and its gradients become those of all ranks, which have the same bits then. */
+/* The sums of a step, and its gradients where all ranks have all of them, become those of all ranks, which have the same bits
+ * then. */
 static graft_status reduce(loop *l, const queued_step *step, graft_error *err) {
     gr_comm *comm = l->run->comm;
     gr_device *dev = device_of(l);
+    const gr_params *p = &l->run->params;
     const int size = gr_comm_size(comm);
     gr_step_stats sums;
     graft_status st = GRAFT_OK;
     if (!comm) return GRAFT_OK;
+    if (p->sum && p->n_mine > 0) dev->ops->sum_squares(dev, l->stats, p->sum, p->n_mine);
     rank_sums *all = gr_calloc(size, sizeof *all);
     if (!all) return gr_fail_memory(err, "sums over ranks");
     dev->download(dev, &sums, l->stats, sizeof sums, 0);
-    const rank_sums mine = {sums.nll, row_of_step(l, step, sums.bad_row)};
+    const rank_sums mine = {sums.nll, sums.squares, row_of_step(l, step, sums.bad_row)};
     GR_TRY(gr_comm_gather(comm, "the loss", &mine, sizeof mine, all, err));
-    sums.nll = 0, sums.bad_row = -1;
+    sums.nll = sums.squares = 0, sums.bad_row = -1;
     for (int i = 0; i < size; i++) {
-        sums.nll += all[i].nll;
+        sums.nll += all[i].nll, sums.squares += all[i].squares;
         if (all[i].bad_row >= 0 && (sums.bad_row < 0 || all[i].bad_row < sums.bad_row)) sums.bad_row = all[i].bad_row;
     }
     dev->upload(dev, l->stats, &sums, sizeof sums);
-    GR_TRY(gr_reducer_sum(&l->reducer, comm, "the gradients", l->run->params.grad, err));
+    if (!p->sum) GR_TRY(gr_reducer_sum(&l->reducer, "the gradients", p->grad, err));
 done:
     free(all);
     return st;
@@ -187,8 +218,8 @@ static graft_status nonfinite(loop *l, const queued_step *step, const gr_step_st
     char what[256];
     if (sums->bad_row >= 0)
         snprintf(what, sizeof what, "the loss of training sample %lld", (long long)sample_of(l, step, sums->bad_row) + 1);
-    else if (l->n_queued > 0 || l->run->params.form.release)
-        snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now */
+    else if (l->n_queued > 0 || l->run->params.form.release || l->run->params.form.sharded)
+        snprintf(what, sizeof what, "a gradient"); /* those of a later step are there by now, or of another rank */
     else snprintf(what, sizeof what, "the gradient of %s", nonfinite_gradient(&l->run->params));
     s->skipped_in_a_row++;
     if (l->run->r->train_on_nonfinite == GR_NONFINITE_SKIP && s->skipped_in_a_row < MAX_SKIPS_IN_A_ROW) {
@@ -266,16 +297,18 @@ done:
     return st;
 }
 
-static void update(loop *l) {
+static graft_status update(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_device *dev = device_of(l);
     const gr_adamw how = adamw_of(run->r);
     if (!run->params.form.release) {
-        dev->ops->sum_squares(dev, l->stats, run->params.grad, run->params.n_floats);
+        if (!run->params.sum) dev->ops->sum_squares(dev, l->stats, run->params.grad, run->params.n_floats);
         dev->ops->step_prepare(dev, l->stats, run->r->train_max_grad_norm, run->r->train_on_nonfinite != GR_NONFINITE_SKIP);
         gr_params_update(&run->params, 0, run->params.n_items, l->learning_rate, &how, l->stats);
     }
+    graft_status st = gr_shard_renew(&run->shard, err);
     gr_model_renew(run->session.model);
+    return st;
 }
 
 /* One step is queued; on a device that works beside the host, the sums of the step before are read while it runs. */
@@ -289,9 +322,10 @@ static graft_status train_step(loop *l, graft_error *err) {
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
     l->learning_rate = gr_learning_rate(run->r, step.step, run->total_steps);
     gr_comm_at_step(run->comm, step.step);
-    GR_TRY(meet(l, "the samples", accumulate(l, l->order + s->cursor, end - s->cursor, &step, err), err));
+    st = accumulate(l, l->order + s->cursor, end - s->cursor, &step, err);
+    GR_TRY(meet(l, "the samples", gr_shard_status(&run->shard, st, err), err));
     GR_TRY(reduce(l, &step, err));
-    update(l);
+    GR_TRY(update(l, err));
     dev->copy(dev, l->stats + 1 + step.step % QUEUED_STEPS, l->stats, sizeof *l->stats);
     step.done = dev->mark(dev, GR_QUEUE_COMPUTE);
     l->queued[l->n_queued++] = step;
@@ -375,8 +409,10 @@ static graft_status save(loop *l, graft_error *err) {
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(settle(l, err));
+    GR_TRY(gr_shard_begin_reading(&run->shard, "the checkpoint", err));
     if (gr_comm_rank(run->comm) == 0)
         st = gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err);
+    st = gr_shard_end_reading(&run->shard, "the checkpoint", st, err);
     GR_TRY(gr_comm_await(run->comm, "the checkpoint", st, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;
@@ -480,7 +516,7 @@ static graft_status check_interrupt(loop *l, graft_error *err) {
 }
 
 graft_status gr_run_steps(gr_run *run, graft_error *err) {
-    loop l = {.run = run, .saved_step = run->state.step};
+    loop l = {.run = run, .saved_step = run->state.step, .first_step = run->state.step};
     run->hooks.context = &l;
     graft_status st = GRAFT_OK;
     gr_device *dev = device_of(&l);
@@ -502,7 +538,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     gr_progress_start(&l.progress, "train", run->total_steps);
     gr_progress_update(&l.progress, run->state.step, "first step");
     l.window_started = gr_now();
-    GR_TRY(gr_reducer_init(&l.reducer, run->comm, dev, run->params.n_floats, err));
+    if (!run->params.sum) GR_TRY(gr_reducer_init(&l.reducer, run->comm, dev, run->params.n_floats, err));
     GR_TRY(begin(&l, err));
     GR_TRY(check_interrupt(&l, err));
     while (run->state.step < run->total_steps && !l.stop) {
@@ -510,6 +546,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
         GR_TRY(after_step(&l, err));
         GR_TRY(check_interrupt(&l, err));
     }
+    GR_TRY(gr_shard_tell(&run->shard, run->state.step - l.first_step, err));
 done:
     gr_progress_end(&l.progress);
     free(l.order);

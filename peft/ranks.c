@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/model/machine.h"
+
 /* ---- dealing ---- */
 
 static int64_t length_of(const gr_dataset *d, int64_t sample) { return d->offset[sample + 1] - d->offset[sample]; }
@@ -64,69 +66,85 @@ void gr_deal_release(gr_deal *deal) {
     *deal = (gr_deal){0};
 }
 
+/* ---- exchanges of device memory ---- */
+
+graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err) {
+    const int size = gr_comm_size(comm);
+    *m = (gr_mover){.device = device, .comm = comm};
+    m->out = gr_calloc(size, sizeof *m->out), m->in = gr_calloc(size, sizeof *m->in);
+    if (!device->in_host) m->staging = gr_alloc_aligned(most);
+    return m->out && m->in && (device->in_host || m->staging) ? GRAFT_OK : gr_fail_memory(err, "exchanges of ranks");
+}
+
+graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err) {
+    gr_device *d = m->device;
+    const int size = gr_comm_size(m->comm), rank = gr_comm_rank(m->comm);
+    if (d->in_host) return gr_comm_exchange(m->comm, what, m->out, m->in, err);
+    gr_piece out[size], in[size];
+    char *at = m->staging;
+    for (int i = 0; i < size; i++) {
+        bool seen = i > 0 && m->out[i].data == m->out[i - 1].data; /* the same for all */
+        out[i] = (gr_piece){seen ? out[i - 1].data : at, m->out[i].bytes};
+        if (!seen && out[i].bytes > 0) d->download(d, out[i].data, m->out[i].data, out[i].bytes, 0);
+        if (!seen) at += out[i].bytes;
+    }
+    for (int i = 0; i < size; i++) in[i] = (gr_piece){at, m->in[i].bytes}, at += in[i].bytes;
+    graft_status st = gr_comm_exchange(m->comm, what, out, in, err);
+    for (int i = 0; i < size && st == GRAFT_OK; i++)
+        if (in[i].bytes > 0 && !(i == rank && m->in[i].data == m->out[i].data))
+            d->upload(d, m->in[i].data, in[i].data, in[i].bytes);
+    return st;
+}
+
+void gr_mover_release(gr_mover *m) {
+    free(m->staging);
+    free(m->out);
+    free(m->in);
+    *m = (gr_mover){0};
+}
+
 /* ---- sums ---- */
 
 enum { SHARE_FLOATS = 16 }; /* shares are multiples of it: aligned as parameters are */
 
-graft_status gr_reducer_init(gr_reducer *r, const gr_comm *comm, gr_device *device, int64_t n, graft_error *err) {
+graft_status gr_reducer_init(gr_reducer *r, gr_comm *comm, gr_device *device, int64_t n, graft_error *err) {
     const int size = gr_comm_size(comm);
-    *r = (gr_reducer){.device = device, .n = n};
+    *r = (gr_reducer){.n = n};
     if (size == 1) return GRAFT_OK;
     r->share = ((n + size - 1) / size + SHARE_FLOATS - 1) / SHARE_FLOATS * SHARE_FLOATS;
-    const int64_t all = size * r->share;
-    r->out = gr_calloc(size, sizeof *r->out), r->in = gr_calloc(size, sizeof *r->in);
-    r->parts = device->alloc(device, all * (int64_t)sizeof *r->parts);
-    if (!device->in_host) r->staging = gr_alloc_aligned(2 * all * (int64_t)sizeof(float));
-    return r->out && r->in && r->parts && (device->in_host || r->staging) ? GRAFT_OK : gr_fail_memory(err, "sums over ranks");
+    const int64_t bytes = size * r->share * (int64_t)sizeof *r->parts;
+    graft_status st = gr_mover_init(&r->move, comm, device, 2 * bytes, err);
+    if (st == GRAFT_OK && !(r->parts = device->alloc(device, bytes)))
+        st = gr_fail_device_memory(device, bytes, "sums over ranks", err);
+    return st;
 }
 
 /* The first float of a rank's share. */
 static int64_t begin_of(const gr_reducer *r, int rank) { return GR_MIN(r->n, rank * r->share); }
 
-/* An exchange of device memory, through the host's where they are apart. */
-static graft_status move(gr_reducer *r, gr_comm *comm, const char *what, graft_error *err) {
-    gr_device *d = r->device;
-    const int size = gr_comm_size(comm), rank = gr_comm_rank(comm);
-    if (d->in_host) return gr_comm_exchange(comm, what, r->out, r->in, err);
-    gr_piece out[size], in[size];
-    char *at = r->staging;
-    for (int i = 0; i < size; i++) {
-        bool seen = i > 0 && r->out[i].data == r->out[i - 1].data; /* the same for all */
-        out[i] = (gr_piece){seen ? out[i - 1].data : at, r->out[i].bytes};
-        if (!seen && out[i].bytes > 0) d->download(d, out[i].data, r->out[i].data, out[i].bytes, 0);
-        if (!seen) at += out[i].bytes;
-    }
-    for (int i = 0; i < size; i++) in[i] = (gr_piece){at, r->in[i].bytes}, at += in[i].bytes;
-    graft_status st = gr_comm_exchange(comm, what, out, in, err);
-    for (int i = 0; i < size && st == GRAFT_OK; i++)
-        if (in[i].bytes > 0 && !(i == rank && r->in[i].data == r->out[i].data))
-            d->upload(d, r->in[i].data, in[i].data, in[i].bytes);
-    return st;
-}
-
-graft_status gr_reducer_sum(gr_reducer *r, gr_comm *comm, const char *what, float *x, graft_error *err) {
-    const int size = gr_comm_size(comm), rank = gr_comm_rank(comm);
+graft_status gr_reducer_sum(gr_reducer *r, const char *what, float *x, graft_error *err) {
+    const int size = gr_comm_size(r->move.comm), rank = gr_comm_rank(r->move.comm);
     const int64_t float_bytes = (int64_t)sizeof(float);
+    gr_piece *out = r->move.out, *in = r->move.in;
+    gr_device *d = r->move.device;
     if (size == 1) return GRAFT_OK;
     const int64_t mine = begin_of(r, rank + 1) - begin_of(r, rank);
     for (int i = 0; i < size; i++) {
-        r->out[i] = (gr_piece){x + begin_of(r, i), (begin_of(r, i + 1) - begin_of(r, i)) * float_bytes};
-        r->in[i] = (gr_piece){r->parts + i * r->share, mine * float_bytes};
+        out[i] = (gr_piece){x + begin_of(r, i), (begin_of(r, i + 1) - begin_of(r, i)) * float_bytes};
+        in[i] = (gr_piece){r->parts + i * r->share, mine * float_bytes};
     }
-    graft_status st = move(r, comm, what, err);
+    graft_status st = gr_mover_exchange(&r->move, what, err);
     if (st != GRAFT_OK) return st;
-    if (mine > 0) r->device->ops->sum_parts(r->device, x + begin_of(r, rank), r->parts, size, r->share, mine);
+    if (mine > 0) d->ops->sum_parts(d, x + begin_of(r, rank), r->parts, size, r->share, mine);
     for (int i = 0; i < size; i++) {
-        r->out[i] = (gr_piece){x + begin_of(r, rank), mine * float_bytes};
-        r->in[i] = (gr_piece){x + begin_of(r, i), (begin_of(r, i + 1) - begin_of(r, i)) * float_bytes};
+        out[i] = (gr_piece){x + begin_of(r, rank), mine * float_bytes};
+        in[i] = (gr_piece){x + begin_of(r, i), (begin_of(r, i + 1) - begin_of(r, i)) * float_bytes};
     }
-    return move(r, comm, what, err);
+    return gr_mover_exchange(&r->move, what, err);
 }
 
 void gr_reducer_release(gr_reducer *r) {
-    if (r->device) r->device->free(r->device, r->parts);
-    free(r->staging);
-    free(r->out);
-    free(r->in);
+    if (r->parts) r->move.device->free(r->move.device, r->parts);
+    gr_mover_release(&r->move);
     *r = (gr_reducer){0};
 }

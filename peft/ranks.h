@@ -21,20 +21,32 @@ typedef struct gr_deal {
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err);
 void gr_deal_release(gr_deal *deal);
 
+/* Exchanges of a device's memory; a zeroed one is empty. */
+typedef struct gr_mover {
+    gr_device *device;
+    gr_comm *comm;
+    char *staging;      /* where the device's memory is not the host's */
+    gr_piece *out, *in; /* [size] in device memory: what goes to and comes from each rank, to be filled in before each */
+} gr_mover;
+
+/* most: bytes that come and go in one exchange at most, what is the same for all counted once. */
+graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err);
+/* gr_comm_exchange of m->out and m->in. */
+graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err);
+void gr_mover_release(gr_mover *m);
+
 /* Memory for sums; a zeroed one is empty. */
 typedef struct gr_reducer {
-    gr_device *device;
-    float *parts;       /* device memory: this rank's share of each rank's gradient */
-    char *staging;      /* where the device's memory is not the host's */
-    int64_t n, share;   /* floats of the whole; of a rank's share of it, a multiple of 16 */
-    gr_piece *out, *in; /* [size] */
+    gr_mover move;
+    float *parts;     /* device memory: this rank's share of each rank's gradient */
+    int64_t n, share; /* floats of the whole; of a rank's share of it, a multiple of 16 */
 } gr_reducer;
 
 /* For sums over n floats of the device's memory; does nothing with one rank. */
-graft_status gr_reducer_init(gr_reducer *r, const gr_comm *comm, gr_device *device, int64_t n, graft_error *err);
+graft_status gr_reducer_init(gr_reducer *r, gr_comm *comm, gr_device *device, int64_t n, graft_error *err);
 /* x[n] of the device becomes the sum over all ranks, added in their order: each rank adds up its share of all and gives it to the
  * others. All ranks have the same bits then. */
-graft_status gr_reducer_sum(gr_reducer *r, gr_comm *comm, const char *what, float *x, graft_error *err);
+graft_status gr_reducer_sum(gr_reducer *r, const char *what, float *x, graft_error *err);
 void gr_reducer_release(gr_reducer *r);
 
 #endif

@@ -28,7 +28,7 @@ done:
 graft_status gr_run_result(gr_run *run, graft_error *err) {
     graft_status st = GRAFT_OK;
     bool best_is_older = run->r->save_best && run->state.best_step >= 0 && run->state.best_step != run->state.step;
-    if (best_is_older && run->adapter) return GRAFT_OK;
+    if ((best_is_older && run->adapter) || (!run->shard.params && gr_comm_rank(run->comm) != 0)) return GRAFT_OK;
     if (best_is_older) {
         char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.best_step);
         st = folder ? gr_checkpoint_load(folder, &run->params, NULL, NULL, NULL, err) : gr_fail_memory(err, "checkpoint");
@@ -39,5 +39,8 @@ graft_status gr_run_result(gr_run *run, graft_error *err) {
         gr_decoder_free(run->decoder);
         run->decoder = NULL;
     }
-    return st == GRAFT_OK ? gr_run_export(run, err) : st;
+    st = gr_comm_agree(run->shard.params ? run->comm : NULL, "the best weights", st, NULL, err);
+    if (st == GRAFT_OK) st = gr_shard_begin_reading(&run->shard, "the result", err);
+    if (st == GRAFT_OK && gr_comm_rank(run->comm) == 0) st = gr_run_export(run, err);
+    return gr_shard_end_reading(&run->shard, "the result", st, err);
 }

@@ -9,6 +9,7 @@
 #include "peft/checkpoint.h"
 #include "peft/metrics.h"
 #include "peft/session.h"
+#include "peft/shard.h"
 #include "peft/trainer.h"
 
 typedef struct gr_run {
@@ -17,6 +18,7 @@ typedef struct gr_run {
     gr_session session;       /* without adapters: the one that is trained is below */
     int64_t base_bytes;       /* of the quantised matrices; 0: none */
     gr_params params;         /* what is trained: the adapter's matrices, or every weight */
+    gr_shard shard;           /* of it, over the ranks */
     gr_adapter *adapter;      /* method full: NULL */
     gr_dataset *train, *eval; /* eval: NULL when there is none */
     gr_decoder *decoder;
@@ -48,7 +50,7 @@ typedef struct gr_run {
     int64_t started; /* time(2) */
 } gr_run;
 
-/* With train.gradient_release: the decoder of run->plan tells of gradients that are whole. Before it is made. */
+/* With train.gradient_release and with sharding: the decoder of run->plan tells of gradients that are whole. Before it is made. */
 void gr_run_release_gradients(gr_run *run);
 /* Train from run->state to the end (or an early stop). INTERRUPTED when a signal asked for it and a checkpoint was saved. */
 graft_status gr_run_steps(gr_run *run, graft_error *err);
@@ -57,7 +59,8 @@ graft_status gr_run_steps(gr_run *run, graft_error *err);
 
 /* Write what the run has learned: adapter/ or model/. */
 graft_status gr_run_export(gr_run *run, graft_error *err);
-/* At the end of the run: the best weights if they were evaluated, else the last. An adapter was exported when it was best. */
+/* At the end of the run, on all ranks: the best weights if they were evaluated, else the last. An adapter was exported when it was
+ * best. */
 graft_status gr_run_result(gr_run *run, graft_error *err);
 
 /* ---- resume.c ---- */

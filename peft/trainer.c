@@ -150,6 +150,7 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                                         .weights = (gr_trained_type)r->train_weights,
                                         .release = r->train_gradient_release,
                                         .seed = (uint64_t)r->train_seed};
+    GR_TRY(gr_shard_form(&run->params.form, r, run->comm, err));
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -189,6 +190,7 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     gr_adapter *from = NULL;
     graft_status st;
     GR_TRY(gr_params_allocate(&run->params, run->session.machine.device, true, err));
+    GR_TRY(gr_shard_init(&run->shard, run->comm, &run->params, err));
     if (!run->adapter) return gr_model_attach_params(run->session.model, &run->params, true, err);
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);
     const char *template = gr_chat_source(run->session.chat);
@@ -215,6 +217,7 @@ static void close_run(gr_run *run) {
     gr_dataset_free(run->eval);
     if (run->adapter && run->session.model) gr_adapter_detach_all(run->session.model);
     gr_adapter_free(run->adapter);
+    gr_shard_release(&run->shard);
     gr_params_release(&run->params);
     gr_session_close(&run->session);
     free(run->recipe_text);
@@ -287,8 +290,6 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     if (!o->dry_run && writes) GR_TRY(gr_folder_listen(&run, err));
     if (run.comm && r->train_gradient_release)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
-    if (run.comm && r->train_sharding > GR_SHARDING_NONE)
-        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.sharding: this version keeps all on every rank: use none"));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));
@@ -322,7 +323,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     result->final_eval_loss = run.last_eval_loss;
     result->tokens_per_second = (double)(run.state.num_tokens - tokens_before) / GR_MAX(gr_now() - steps_started, 1e-9);
     if (st != GRAFT_OK) goto done;
-    GR_TRY(gr_comm_await(run.comm, "the result", writes ? gr_run_result(&run, err) : GRAFT_OK, err));
+    GR_TRY(gr_comm_await(run.comm, "the result", gr_run_result(&run, err), err));
     result->seconds = gr_now() - started;
 done:
     if (st == GRAFT_NO_MEMORY && run.less) st = gr_fail_more(err, st, "; less is needed with %s", run.less);

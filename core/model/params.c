@@ -5,8 +5,6 @@
 
 #include "core/model/machine.h"
 
-enum { ALIGN_FLOATS = 16 }; /* 64 bytes: a vector register, a cache line */
-
 graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t cols, bool decay, int64_t *index,
                            graft_error *err) {
     int64_t n, end;
@@ -24,7 +22,7 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
         (gr_param){.name = copy, .rows = rows, .cols = cols, .offset = p->n_floats, .n = n, .decay = decay, .lr_scale = 1};
     *index = p->n_items++;
     p->n_parameters += n;
-    p->n_floats = (end + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
+    p->n_floats = gr_params_whole(end);
     return GRAFT_OK;
 }
 
@@ -56,48 +54,58 @@ static gr_dtype type_of(const gr_params *p, const gr_param *item) {
 
 typedef struct lengths {
     int64_t floats, halves, grads; /* elements */
+    int64_t mine, lows;            /* likewise, of this rank's parts */
     int64_t state;                 /* bytes */
 } lengths;
 
-static int64_t whole(int64_t n) { return (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS; }
+/* Where item i lies; it follows what `all` has. */
+static void set_places(const gr_params *p, gr_param *item, const lengths *all, int64_t grad_at) {
+    const int64_t end = item->offset + item->n;
+    const gr_range own = gr_params_own(p, item, p->form.rank);
+    item->type = type_of(p, item);
+    item->value_at = item->type == GR_DTYPE_F32 ? all->floats : all->halves;
+    item->grad_at = grad_at;
+    item->state_at = all->state;
+    item->first = GR_MIN(own.begin, end) - item->offset;
+    item->mine = GR_MAX(0, GR_MIN(own.end, end) - own.begin);
+    item->mine_at = all->mine;
+    item->low_at = all->lows;
+}
 
 /* The length of everything and, with `set`, where each item lies in it. */
 static lengths lay_out(const gr_params *p, gr_param *set) {
+    const bool by_layer = p->form.release || p->form.sharded >= GR_SHARDED_GRADIENTS;
     lengths all = {0};
-    int64_t kept = 0, shared = 0, of_layer = 0;
+    int64_t kept = 0, shared = 0, of_layer = 0, early = 0;
     for (int64_t i = 0; i < p->n_items; i++)
-        if (p->items[i].early) kept += whole(p->items[i].n);
-    int64_t early = 0;
+        if (p->items[i].early) kept += gr_params_whole(p->items[i].n);
     for (int64_t i = 0; i < p->n_items; i++) {
         const gr_param *item = &p->items[i];
-        int64_t n = whole(item->n), *values = type_of(p, item) == GR_DTYPE_F32 ? &all.floats : &all.halves;
-        bool next_layer = i == 0 || item->layer != p->items[i - 1].layer;
-        int64_t *grads = item->early ? &early : &of_layer;
+        const gr_range own = gr_params_own(p, item, p->form.rank);
+        int64_t n = gr_params_whole(item->n), *grads = item->early ? &early : &of_layer;
+        bool next_layer = i == 0 || item->layer != p->items[i - 1].layer, is_half = type_of(p, item) != GR_DTYPE_F32;
         if (next_layer) of_layer = 0;
-        if (set) {
-            set[i].type = type_of(p, item);
-            set[i].value_at = *values;
-            set[i].grad_at = !p->form.release ? item->offset : item->early ? early : kept + of_layer;
-            set[i].state_at = all.state;
-        }
-        *values += n, *grads += n;
+        if (set) set_places(p, &set[i], &all, !by_layer ? item->offset : item->early ? early : kept + of_layer);
+        *(is_half ? &all.halves : &all.floats) += n, *grads += n;
+        all.mine += own.end - own.begin;
+        if (is_half) all.lows += own.end - own.begin;
         shared = GR_MAX(shared, of_layer);
         all.state += state_bytes(p, item);
     }
-    all.grads = p->form.release ? kept + shared : p->n_floats;
+    all.grads = by_layer ? kept + shared : p->n_floats;
     return all;
 }
 
 void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
     const lengths all = lay_out(p, NULL);
-    const int64_t moments = p->form.optimizer == GR_OPTIMIZER_ADAMW ? p->n_floats * (int64_t)sizeof(float) : 0;
-    const int64_t halves = all.halves * (int64_t)sizeof(uint16_t);
+    const int64_t mine = all.mine * (int64_t)sizeof(float), moments = p->form.optimizer == GR_OPTIMIZER_ADAMW ? mine : 0;
     const int64_t each[GR_PARAMS_BUFFERS] = {all.floats * (int64_t)sizeof(float),
-                                             halves,
-                                             p->form.weights == GR_TRAINED_BF16 ? halves : 0,
+                                             all.halves * (int64_t)sizeof(uint16_t),
+                                             p->form.weights == GR_TRAINED_BF16 ? all.lows * (int64_t)sizeof(uint16_t) : 0,
                                              all.grads * (int64_t)sizeof(float),
                                              moments,
                                              moments,
+                                             p->form.sharded ? mine : 0,
                                              all.state};
     memcpy(bytes, each, sizeof each);
 }
@@ -105,13 +113,13 @@ void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err) {
     void *buffers[GR_PARAMS_BUFFERS] = {0};
     int64_t bytes[GR_PARAMS_BUFFERS];
-    static const char *const names[GR_PARAMS_BUFFERS] = {"trained weights",  "trained weights",  "trained weights", "gradients",
-                                                         "optimizer states", "optimizer states", "optimizer states"};
+    static const char *const names[GR_PARAMS_BUFFERS] = {"trained weights", "trained weights",  "trained weights",
+                                                         "gradients",       "optimizer states", "optimizer states",
+                                                         "gradients",       "optimizer states"};
     int missing = -1;
     gr_params_bytes(p, bytes);
     (void)lay_out(p, p->items);
     p->device = device;
-    p->begin = 0, p->end = p->n_floats;
     for (int i = 0; i < GR_PARAMS_BUFFERS; i++) {
         if ((i >= 3 && !training) || (bytes[i] == 0 && i > 0)) continue;
         buffers[i] = device->alloc(device, bytes[i]);
@@ -119,8 +127,9 @@ graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, 
         if (buffers[i]) device->zero(device, buffers[i], bytes[i]);
     }
     p->value = buffers[0], p->half = buffers[1], p->low = buffers[2], p->grad = buffers[3], p->m = buffers[4], p->v = buffers[5];
-    p->state = buffers[6];
+    p->sum = buffers[6], p->state = buffers[7];
     p->n_grads = training ? bytes[3] / (int64_t)sizeof(float) : 0;
+    p->n_mine = training ? lay_out(p, NULL).mine : 0;
     return missing < 0 ? GRAFT_OK : gr_fail_device_memory(device, bytes[missing], names[missing], err);
 }
 
@@ -138,22 +147,24 @@ int64_t gr_params_largest(const gr_params *p) {
 
 /* ---- to the host and back ---- */
 
-static float *place_of(const gr_params *p, gr_params_buffer which, int64_t item) {
-    const gr_param *x = &p->items[item];
-    float *const buffers[] = {p->value, p->grad, p->m, p->v};
-    const int64_t at[] = {x->value_at, x->grad_at, x->offset, x->offset};
-    GR_ASSERT(buffers[which]);
-    return buffers[which] + at[which];
+/* Of element `first` of an item; of what is sharded, it is in this rank's part. */
+static float *place_of(const gr_params *p, gr_params_buffer which, const gr_param *x, int64_t first) {
+    const bool own = which == GR_PARAMS_M || which == GR_PARAMS_V || (which == GR_PARAMS_GRAD && p->sum);
+    float *const buffers[] = {p->value, p->sum ? p->sum : p->grad, p->m, p->v};
+    GR_ASSERT(buffers[which] && (!own || first >= x->first));
+    return buffers[which] + (own ? x->mine_at + first - x->first : (which == GR_PARAMS_GRAD ? x->grad_at : x->value_at) + first);
 }
 
 enum { CONVERTED = 2048 }; /* values at a time */
 
-static void read_halves(const gr_params *p, int64_t at, int64_t n, float *dst) {
+static void read_halves(const gr_params *p, const gr_param *x, int64_t first, int64_t n, float *dst) {
     uint16_t half[CONVERTED], low[CONVERTED] = {0};
+    const uint16_t *lows = p->low ? p->low + x->low_at - x->first : NULL;
     for (int64_t i = 0, count; i < n; i += count) {
+        const int64_t at = first + i;
         count = GR_MIN(CONVERTED, n - i);
-        p->device->download(p->device, half, p->half + at + i, count * (int64_t)sizeof *half, 0);
-        if (p->low) p->device->download(p->device, low, p->low + at + i, count * (int64_t)sizeof *low, 0);
+        p->device->download(p->device, half, p->half + x->value_at + at, count * (int64_t)sizeof *half, 0);
+        if (lows) p->device->download(p->device, low, lows + at, count * (int64_t)sizeof *low, 0);
         for (int64_t k = 0; k < count; k++) { /* see gr_trained */
             uint32_t bits = ((uint32_t)half[k] - (low[k] >> 15)) << 16 | low[k];
             memcpy(&dst[i + k], &bits, sizeof bits);
@@ -161,9 +172,10 @@ static void read_halves(const gr_params *p, int64_t at, int64_t n, float *dst) {
     }
 }
 
-static void write_halves(gr_params *p, int64_t at, int64_t n, const float *src) {
+static void write_halves(gr_params *p, const gr_param *x, int64_t first, int64_t n, const float *src) {
     uint16_t half[CONVERTED], low[CONVERTED];
     for (int64_t i = 0, count; i < n; i += count) {
+        const int64_t at = first + i;
         count = GR_MIN(CONVERTED, n - i);
         for (int64_t k = 0; k < count; k++) {
             uint32_t bits;
@@ -171,19 +183,32 @@ static void write_halves(gr_params *p, int64_t at, int64_t n, const float *src) 
             low[k] = (uint16_t)bits;
             half[k] = p->low ? (uint16_t)((bits + 0x8000) >> 16) : gr_f32_to_bf16(src[i + k]);
         }
-        p->device->upload(p->device, p->half + at + i, half, count * (int64_t)sizeof *half);
-        if (p->low) p->device->upload(p->device, p->low + at + i, low, count * (int64_t)sizeof *low);
+        p->device->upload(p->device, p->half + x->value_at + at, half, count * (int64_t)sizeof *half);
+        const int64_t begin = GR_MAX(at, x->first), end = GR_MIN(at + count, x->first + x->mine);
+        if (p->low && begin < end)
+            p->device->upload(p->device, p->low + x->low_at + (begin - x->first), low + (begin - at),
+                              (end - begin) * (int64_t)sizeof *low);
     }
 }
 
-static bool halved(const gr_params *p, gr_params_buffer which, int64_t item) {
-    return which == GR_PARAMS_VALUE && p->items[item].type == GR_DTYPE_BF16;
+static bool halved(gr_params_buffer which, const gr_param *x) { return which == GR_PARAMS_VALUE && x->type == GR_DTYPE_BF16; }
+
+/* Are floats first .. first + n there for all that is asked? */
+static bool is_here(const gr_params *p, gr_params_buffer which, const gr_param *x, int64_t first, int64_t n) {
+    const bool all = which == GR_PARAMS_VALUE ? !halved(which, x) || !p->low : which == GR_PARAMS_GRAD && !p->sum;
+    return all || n == 0 || (first >= x->first && first + n <= x->first + x->mine);
 }
 
 void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
-    GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
-    if (halved(p, which, item)) read_halves(p, p->items[item].value_at + first, n, dst);
-    else p->device->download(p->device, dst, place_of(p, which, item) + first, n * (int64_t)sizeof *dst, 0);
+    const gr_param *x = &p->items[item];
+    GR_ASSERT(first >= 0 && n >= 0 && first + n <= x->n);
+    if (p->fetch) {
+        p->fetch(p->fetch_context, which, item, first, n, dst);
+        return;
+    }
+    GR_ASSERT(is_here(p, which, x, first, n));
+    if (halved(which, x)) read_halves(p, x, first, n, dst);
+    else p->device->download(p->device, dst, place_of(p, which, x, first), n * (int64_t)sizeof *dst, 0);
 }
 
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {
@@ -191,9 +216,14 @@ void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, fl
 }
 
 void gr_params_write_part(gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, const float *src) {
-    GR_ASSERT(first >= 0 && n >= 0 && first + n <= p->items[item].n);
-    if (halved(p, which, item)) write_halves(p, p->items[item].value_at + first, n, src);
-    else p->device->upload(p->device, place_of(p, which, item) + first, src, n * (int64_t)sizeof *src);
+    const gr_param *x = &p->items[item];
+    GR_ASSERT(first >= 0 && n >= 0 && first + n <= x->n);
+    if (which != GR_PARAMS_VALUE) { /* of what is sharded, this rank's part */
+        const int64_t begin = GR_MAX(first, x->first), end = GR_MIN(first + n, x->first + x->mine);
+        src += begin - first, first = begin, n = GR_MAX(0, end - begin);
+    }
+    if (halved(which, x)) write_halves(p, x, first, n, src);
+    else if (n > 0) p->device->upload(p->device, place_of(p, which, x, first), src, n * (int64_t)sizeof *src);
 }
 
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src) {
@@ -222,9 +252,10 @@ int gr_params_state(const gr_params *p, int64_t i, gr_state_part parts[GR_STATE_
         return 2;
     }
     if (!in_8_bits(p, x)) {
-        bool flat = p->form.optimizer == GR_OPTIMIZER_ADAMW;
-        parts[0] = (gr_state_part){"adam_exp_avg", flat ? (void *)(p->m + x->offset) : at, x->rows, x->cols, false};
-        parts[1] = (gr_state_part){"adam_exp_avg_sq", flat ? (void *)(p->v + x->offset) : at + floats, x->rows, x->cols, false};
+        const bool flat = p->form.optimizer == GR_OPTIMIZER_ADAMW, all = x->mine == x->n;
+        const int64_t rows = all ? x->rows : 1, cols = all ? x->cols : x->mine;
+        parts[0] = (gr_state_part){"adam_exp_avg", flat ? (void *)(p->m + x->mine_at) : at, rows, cols, false};
+        parts[1] = (gr_state_part){"adam_exp_avg_sq", flat ? (void *)(p->v + x->mine_at) : at + floats, rows, cols, false};
         return 2;
     }
     char *scales = at + 2 * piece(x->n, 1);
@@ -236,11 +267,15 @@ int gr_params_state(const gr_params *p, int64_t i, gr_state_part parts[GR_STATE_
 }
 
 static gr_trained trained_of(const gr_params *p, const gr_param *x) {
-    if (x->type == GR_DTYPE_F32) return (gr_trained){.f32 = p->value + x->value_at};
-    return (gr_trained){.bf16 = p->half + x->value_at,
-                        .low = p->low ? p->low + x->value_at : NULL,
+    if (x->type == GR_DTYPE_F32) return (gr_trained){.f32 = p->value + x->value_at + x->first};
+    return (gr_trained){.bf16 = p->half + x->value_at + x->first,
+                        .low = p->low ? p->low + x->low_at : NULL,
                         .seed = p->form.seed,
-                        .first = (uint64_t)x->offset};
+                        .first = (uint64_t)(x->offset + x->first)};
+}
+
+static const float *gradient_of(const gr_params *p, const gr_param *x) {
+    return p->sum ? p->sum + x->mine_at : p->grad + x->grad_at;
 }
 
 /* One item, with states of its own. */
@@ -248,9 +283,9 @@ static void update_item(const gr_params *p, int64_t i, const gr_adamw *a, const 
     const gr_param *x = &p->items[i];
     const gr_ops *op = p->device->ops;
     const gr_trained w = trained_of(p, x);
-    const float *grad = gr_params_grad(p, i);
+    const float *grad = gradient_of(p, x);
     gr_state_part part[GR_STATE_PARTS];
-    if (x->offset < p->begin || x->offset >= p->end) return;
+    if (x->mine == 0) return;
     int n = gr_params_state(p, i, part);
     if (p->form.optimizer == GR_OPTIMIZER_ADAFACTOR) {
         const gr_factors f = n == 2 ? (gr_factors){.row = part[0].data, .col = part[1].data} : (gr_factors){.all = part[0].data};
@@ -258,7 +293,7 @@ static void update_item(const gr_params *p, int64_t i, const gr_adamw *a, const 
     } else if (n == 4) {
         const gr_moments8 m = {.m = part[0].data, .v = part[1].data, .m_scale = part[2].data, .v_scale = part[3].data};
         op->adamw_8bit(p->device, &w, &m, grad, x->n, a, s);
-    } else op->adamw(p->device, &w, part[0].data, part[1].data, grad, x->n, a, s);
+    } else op->adamw(p->device, &w, part[0].data, part[1].data, grad, x->mine, a, s);
 }
 
 static gr_adamw how_for(const gr_param *item, double learning_rate, const gr_adamw *how) {
@@ -268,29 +303,38 @@ static gr_adamw how_for(const gr_param *item, double learning_rate, const gr_ada
     return a;
 }
 
+/* Are these updated alike, and is what is updated of the second right behind that of the first, gaps between them aside? */
+static bool go_together(const gr_params *p, const gr_param *a, const gr_param *b) {
+    return a->decay == b->decay && a->lr_scale == b->lr_scale && (!p->form.sharded || a->layer == b->layer);
+}
+
 void gr_params_update(gr_params *p, int64_t first, int64_t last, double learning_rate, const gr_adamw *how,
                       const gr_step_stats *s) {
     bool flat = p->form.optimizer == GR_OPTIMIZER_ADAMW && p->form.weights == GR_TRAINED_FP32;
     for (int64_t i = first, end; i < last; i = end) { /* runs of tensors that are updated alike */
-        const gr_param *item = &p->items[i];
+        const gr_param *item = &p->items[i], *begin = NULL;
         const gr_adamw a = how_for(item, learning_rate, how);
+        int64_t n = 0;
         end = i + 1;
         if (!flat) {
             update_item(p, i, &a, s);
             continue;
         }
-        while (end < last && p->items[end].decay == item->decay && p->items[end].lr_scale == item->lr_scale) end++;
-        int64_t from = GR_MAX(item->offset, p->begin), to = GR_MIN(end < p->n_items ? p->items[end].offset : p->n_floats, p->end);
-        const gr_trained w = {.f32 = p->value + from};
-        const float *grad = p->grad + item->grad_at + (from - item->offset);
-        if (from < to) p->device->ops->adamw(p->device, &w, p->m + from, p->v + from, grad, to - from, &a, s);
+        while (end < last && go_together(p, item, &p->items[end])) end++;
+        for (int64_t k = i; k < end; k++) {
+            if (!begin && p->items[k].mine > 0) begin = &p->items[k];
+            n += gr_params_whole(p->items[k].mine);
+        }
+        if (!begin) continue;
+        const gr_trained w = trained_of(p, begin);
+        p->device->ops->adamw(p->device, &w, p->m + begin->mine_at, p->v + begin->mine_at, gradient_of(p, begin), n, &a, s);
     }
 }
 
 void gr_params_release(gr_params *p) {
     for (int64_t i = 0; i < p->n_items; i++) free(p->items[i].name);
     free(p->items);
-    void *buffers[GR_PARAMS_BUFFERS] = {p->value, p->half, p->low, p->grad, p->m, p->v, p->state};
+    void *buffers[GR_PARAMS_BUFFERS] = {p->value, p->half, p->low, p->grad, p->m, p->v, p->sum, p->state};
     for (int i = 0; i < GR_PARAMS_BUFFERS; i++)
         if (buffers[i]) p->device->free(p->device, buffers[i]);
     *p = (gr_params){0};

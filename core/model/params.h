@@ -8,6 +8,15 @@
 
 typedef enum gr_optimizer { GR_OPTIMIZER_ADAMW, GR_OPTIMIZER_ADAMW_8BIT, GR_OPTIMIZER_ADAFACTOR } gr_optimizer;
 
+/* What each of several ranks keeps a share of (ZeRO, arXiv 1910.02054); each of these takes in those before it. All of them need
+ * AdamW. */
+typedef enum gr_sharded {
+    GR_SHARDED_NOTHING,
+    GR_SHARDED_STATES,    /* what the optimizer keeps, what float32 has more than bfloat16, and sums of gradients over ranks */
+    GR_SHARDED_GRADIENTS, /* a rank's own gradients are there for one layer at a time, as with release */
+    GR_SHARDED_VALUES
+} gr_sharded;
+
 /* How matrices are held; vectors are float32. See gr_trained. */
 typedef enum gr_trained_type {
     GR_TRAINED_FP32,
@@ -21,6 +30,8 @@ typedef struct gr_params_form {
     bool release;  /* gradients of one layer at a time: tensors with the same `layer` are updated together, and then the place of
                       their gradients is another layer's */
     uint64_t seed; /* of rounding at random */
+    gr_sharded sharded;
+    int rank, size; /* of the ranks; 0 and 1, or 0, of one that is alone */
 } gr_params_form;
 
 typedef struct gr_param {
@@ -36,7 +47,13 @@ typedef struct gr_param {
     int64_t value_at; /* in the buffer of its type */
     int64_t grad_at;  /* in grad */
     int64_t state_at; /* bytes in state */
+    /* this rank's part: elements first .. first + mine, which it updates; without sharding all */
+    int64_t first, mine;
+    int64_t mine_at; /* of it in m, v and sum */
+    int64_t low_at;  /* of it in low */
 } gr_param;
+
+typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
 
 typedef struct gr_params {
     gr_param *items;
@@ -44,14 +61,18 @@ typedef struct gr_params {
     int64_t n_floats;     /* length of each flat buffer, gaps included (gaps stay zero) */
     int64_t n_parameters; /* without gaps */
     gr_params_form form;  /* float32, AdamW, all gradients at once unless changed before gr_params_add */
-    int64_t begin, end;   /* elements begin..end are updated by this process; all once allocated. But for AdamW in float32 the
-                               tensors that begin there */
     int64_t n_grads;      /* length of grad */
+    int64_t n_mine;       /* length of m, v and sum: with sharding of this rank's parts alone */
     float *value;         /* device memory: tensors of type F32, */
     uint16_t *half, *low; /* those of type BF16 and, without rounding at random, what float32 has more; NULL: none */
     float *grad, *m, *v;  /* NULL unless allocated for training; m and v of AdamW in float32, else */
+    float *sum;           /* gradients of this rank's parts, added up over ranks: what updates read. NULL: they read grad */
     char *state;          /* what gr_params_state tells */
-    gr_device *device;    /* borrowed */
+    /* Where gr_params_read and _read_part take it from instead, while ranks work together on what one of them writes; NULL: what is
+     * here is read, of which there must be enough. */
+    void (*fetch)(void *context, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst);
+    void *fetch_context;
+    gr_device *device; /* borrowed */
 } gr_params;
 
 /* Add a tensor to the plan; its index in *index. Only before allocation. BAD_USAGE: too large for adafactor. */
@@ -60,7 +81,7 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
 /* Allocate the buffers, zeroed; training: also gradient and optimizer states. */
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err);
 /* Bytes of each buffer that it would allocate for training; 0: none. */
-enum { GR_PARAMS_BUFFERS = 7 };
+enum { GR_PARAMS_BUFFERS = 8 };
 void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]);
 /* Index of name, -1 when absent. */
 int64_t gr_params_find(const gr_params *p, const char *name);
@@ -68,8 +89,8 @@ int64_t gr_params_find(const gr_params *p, const char *name);
 int64_t gr_params_largest(const gr_params *p);
 /* Copy a whole item [n] from or to a buffer that is allocated, or floats first .. first + n of one; dst and src are host memory.
  * Values are float32 here whatever their type: all of what updates see; written ones are rounded to the nearest where the type has
- * no more. A device that failed tells zeros: whoever keeps what was read asks gr_device_status afterwards. */
-typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
+ * no more. A device that failed tells zeros: whoever keeps what was read asks gr_device_status afterwards. With sharding, what is
+ * written keeps this rank's part of what is sharded, and only that can be read. */
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst);
 void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst);
 void gr_params_write(gr_params *p, gr_params_buffer which, int64_t item, const float *src);
@@ -80,7 +101,33 @@ static inline float *gr_params_grad(const gr_params *p, int64_t i) { return p->g
 /* The same as a matrix of its type. */
 gr_weight gr_params_weight(const gr_params *p, int64_t i);
 
-/* What the optimizer keeps of an item, as it lies there: for checkpoints. Of a set allocated for training. */
+/* ---- parts of ranks (params_shard.c): the elements of a layer, from the first item's to the last's, are cut into as many shares
+ * of equal length as there are ranks, each a multiple of 16; rank r has share r. ---- */
+
+enum { GR_PARAMS_ALIGN = 16 }; /* 64 bytes: a vector register, a cache line */
+/* Of an item of n elements, with the gap behind it. */
+static inline int64_t gr_params_whole(int64_t n) { return (n + GR_PARAMS_ALIGN - 1) / GR_PARAMS_ALIGN * GR_PARAMS_ALIGN; }
+
+typedef struct gr_range {
+    int64_t begin, end;
+} gr_range;
+/* A rank's share among the elements of an item and the gap behind it, as `offset` counts them; empty: begin is end. */
+gr_range gr_params_own(const gr_params *p, const gr_param *item, int rank);
+/* This rank's within the item: elements *first .. *first + *n, all of them without sharding. */
+void gr_params_mine(const gr_params *p, int64_t item, int64_t *first, int64_t *n);
+/* Items begin .. end of a layer; none: begin is end. */
+gr_range gr_params_layer(const gr_params *p, int64_t layer);
+
+/* A rank's share of a layer, in the buffers where the layer is whole: those of a buffer lie in one piece. */
+typedef struct gr_params_share {
+    int64_t grad_at, n;         /* in grad */
+    int64_t float_at, n_floats; /* in value */
+    int64_t half_at, n_halves;  /* in half */
+} gr_params_share;
+gr_params_share gr_params_share_of(const gr_params *p, gr_range layer, int rank);
+
+/* What the optimizer keeps of an item, as it lies there: for checkpoints. Of a set allocated for training. Of an item that this
+ * rank has a part of, that part: one row. */
 typedef struct gr_state_part {
     const char *name; /* "adam_exp_avg", "adam8_exp_avg", "adam8_exp_avg_scale", "adafactor_row" ... */
     void *data;       /* device memory */

@@ -122,7 +122,7 @@ static void test_places(void **state) {
         gr_params p = {0};
         gr_state_part part[GR_STATE_PARTS];
         int64_t bytes[GR_PARAMS_BUFFERS];
-        make(&p, (gr_params_form){form % 3, form / 3 % 3, form / 9, 1}, ROWS, COLS);
+        make(&p, (gr_params_form){.optimizer = form % 3, .weights = form / 3 % 3, .release = form / 9, .seed = 1}, ROWS, COLS);
         for (int64_t i = 0; i < p.n_items; i++) {
             for (int64_t k = 0; k < p.items[i].n; k++) x[k] = (float)(i + 1) + (float)k / 128;
             gr_params_write(&p, GR_PARAMS_VALUE, i, x);

@@ -47,7 +47,7 @@ static void test_items(void **state) {
     assert_int_equal(gr_params_largest(&p), 21);
     assert_int_equal(p.n_parameters, 3 + 21 + 20);
     assert_ok(gr_params_allocate(&p, machine.device, true, &err));
-    assert_true(p.begin == 0 && p.end == p.n_floats && p.n_floats > p.n_parameters);
+    assert_true(p.n_mine == p.n_floats && p.n_floats > p.n_parameters);
     check_all(&p, (const bool[]){false, false, false, false});
     fill_all(&p);
     check_all(&p, (const bool[]){true, true, true, true});
@@ -223,12 +223,62 @@ static void test_from_device_to_device(void **state) {
     gr_threads_free(threads);
 }
 
+/* The parts of ranks tile every tensor, each lies where it is said, and updates keep to them. */
+static void test_parts_of_ranks(void **state) {
+    (void)state;
+    enum { RANKS = 5 };
+    static const int64_t shapes[][3] = {{0, 1, 3}, {0, 7, 30}, {0, 1, 1}, {1, 40, 5}, {1, 1, 17}, {2, 1, 2}};
+    for (int weights = GR_TRAINED_FP32; weights <= GR_TRAINED_BF16; weights++) {
+        int64_t covered[GR_LEN(shapes)] = {0}, of_shares[3] = {0}, n_mine = 0, lows = 0, whole[GR_PARAMS_BUFFERS];
+        for (int rank = 0; rank < RANKS; rank++) {
+            gr_params p = {
+                .form = {.weights = (gr_trained_type)weights, .sharded = GR_SHARDED_GRADIENTS, .rank = rank, .size = RANKS}};
+            int64_t bytes[GR_PARAMS_BUFFERS];
+            for (int i = 0; i < GR_LEN(shapes); i++) {
+                add(&p, "tensor", shapes[i][1], shapes[i][2], true);
+                p.items[i].layer = shapes[i][0];
+            }
+            assert_ok(gr_params_allocate(&p, machine.device, true, &err));
+            fill_all(&p);
+            gr_params_bytes(&p, bytes);
+            assert_int_equal(bytes[4], p.n_mine * 4);
+            assert_int_equal(bytes[6], bytes[4]);
+            n_mine += p.n_mine, lows += bytes[2];
+            for (int i = 0; i < GR_LEN(shapes); i++) {
+                float values[210];
+                int64_t first, n;
+                gr_params_mine(&p, i, &first, &n);
+                if (n > 0) assert_int_equal(first, covered[i]); /* where the rank before ends */
+                covered[i] += n;
+                assert_true(p.items[i].mine_at + n <= p.n_mine && p.items[i].mine_at % 16 == 0);
+                for (int b = 0; b < GR_LEN(buffers); b++) {
+                    gr_params_read_part(&p, buffers[b], i, first, n, values);
+                    for (int64_t k = 0; k < n; k++) assert_true(values[k] == number(b, i, first + k));
+                }
+            }
+            for (int64_t layer = 0; layer < 3; layer++) {
+                const gr_range items = gr_params_layer(&p, layer);
+                const gr_params_share share = gr_params_share_of(&p, items, rank);
+                assert_true(share.n == share.n_floats + share.n_halves && share.n % 16 == 0);
+                of_shares[layer] += share.n;
+            }
+            assert_int_equal(gr_params_layer(&p, 3).end, 0);
+            assert_int_equal(p.n_grads, 256); /* of the largest layer */
+            p.form.sharded = GR_SHARDED_NOTHING;
+            gr_params_bytes(&p, whole);
+            gr_params_release(&p);
+        }
+        for (int i = 0; i < GR_LEN(shapes); i++) assert_int_equal(covered[i], shapes[i][1] * shapes[i][2]);
+        assert_true(of_shares[0] == 16 + 224 + 16 && of_shares[1] == 208 + 32 && of_shares[2] == 16);
+        assert_int_equal(n_mine * 4, whole[4]);
+        assert_int_equal(lows, whole[2]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_items),
-        cmocka_unit_test(test_two_owners),
-        cmocka_unit_test(test_old_checkpoint),
-        cmocka_unit_test(test_from_device_to_device),
+        cmocka_unit_test(test_items),          cmocka_unit_test(test_parts_of_ranks),        cmocka_unit_test(test_two_owners),
+        cmocka_unit_test(test_old_checkpoint), cmocka_unit_test(test_from_device_to_device),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

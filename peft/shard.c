@@ -1,0 +1,228 @@
+#include "peft/shard.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "core/model/machine.h"
+
+graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_comm *comm, graft_error *err) {
+    static const gr_sharded what[] = {[GR_SHARDING_AUTO] = GR_SHARDED_NOTHING,
+                                      [GR_SHARDING_NONE] = GR_SHARDED_NOTHING,
+                                      [GR_SHARDING_ZERO1] = GR_SHARDED_STATES,
+                                      [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS};
+    form->rank = gr_comm_rank(comm), form->size = gr_comm_size(comm);
+    if (!comm || r->train_sharding <= GR_SHARDING_NONE) return GRAFT_OK;
+    if (r->train_sharding == GR_SHARDING_ZERO3)
+        return gr_fail(err, GRAFT_BAD_USAGE, "train.sharding: this version keeps all weights on every rank: use zero2");
+    if (r->adapter_method != GR_METHOD_FULL)
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small: use none");
+    if (r->train_optimizer != GR_OPTIMIZER_ADAMW)
+        return gr_fail(err, GRAFT_BAD_USAGE,
+                       "train.sharding is of train.optimizer adamw: adamw_8bit and adafactor need a tensor as a whole");
+    form->sharded = what[r->train_sharding];
+    return GRAFT_OK;
+}
+
+/* ---- memory ---- */
+
+graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err) {
+    int64_t largest = 0, stride = 0;
+    *s = (gr_shard){0};
+    if (!p->form.sharded) return GRAFT_OK;
+    s->params = p;
+    for (int64_t i = 0, end; i < p->n_items; i = end) {
+        const gr_range layer = gr_params_layer(p, p->items[i].layer);
+        int64_t n = 0;
+        for (int rank = 0; rank < p->form.size; rank++) {
+            const int64_t share = gr_params_share_of(p, layer, rank).n;
+            n += share, stride = GR_MAX(stride, share);
+        }
+        largest = GR_MAX(largest, n), end = layer.end;
+    }
+    s->stride = stride;
+    const int64_t bytes = p->form.size * stride * (int64_t)sizeof(float);
+    graft_status st = gr_mover_init(&s->move, comm, p->device, bytes + largest * (int64_t)sizeof(float), err);
+    if (st == GRAFT_OK && !(s->parts = p->device->alloc(p->device, bytes)))
+        st = gr_fail_device_memory(p->device, bytes, "sums over ranks", err);
+    return st;
+}
+
+void gr_shard_release(gr_shard *s) {
+    if (s->parts) s->params->device->free(s->params->device, s->parts);
+    gr_mover_release(&s->move);
+    *s = (gr_shard){0};
+}
+
+/* An exchange whose bytes are counted. */
+static graft_status exchange(gr_shard *s, const char *what, graft_error *err) {
+    const int64_t before = gr_comm_sent(s->move.comm);
+    graft_status st = gr_mover_exchange(&s->move, what, err);
+    s->sent += gr_comm_sent(s->move.comm) - before;
+    return st;
+}
+
+/* ---- gradients leave ---- */
+
+void gr_shard_reduce(gr_shard *s, int64_t layer) {
+    gr_params *p = s->params;
+    if (!p || s->st != GRAFT_OK) return;
+    gr_device *d = p->device;
+    const gr_range items = gr_params_layer(p, layer);
+    if (items.begin == items.end) return;
+    const gr_params_share first = gr_params_share_of(p, items, 0), mine = gr_params_share_of(p, items, p->form.rank);
+    const int64_t float_bytes = (int64_t)sizeof(float);
+    int64_t n = 0;
+    for (int i = 0; i < p->form.size; i++) {
+        const gr_params_share share = gr_params_share_of(p, items, i);
+        s->move.out[i] = (gr_piece){p->grad + share.grad_at, share.n * float_bytes};
+        s->move.in[i] = (gr_piece){s->parts + i * s->stride, mine.n * float_bytes};
+        n += share.n;
+    }
+    s->st = exchange(s, "the gradients", &s->err);
+    if (s->st != GRAFT_OK) return;
+    if (mine.n > 0) {
+        float *sum = p->sum + p->items[items.begin].mine_at;
+        const gr_rows to = {sum, mine.n, GR_DTYPE_F32}, from = {s->parts, mine.n, GR_DTYPE_F32};
+        d->ops->sum_parts(d, s->parts, s->parts, p->form.size, s->stride, mine.n);
+        d->ops->add(d, to, from, 1, mine.n);
+    }
+    d->zero(d, p->grad + first.grad_at, n * float_bytes);
+}
+
+void gr_shard_join(gr_shard *s, int64_t n_layers) {
+    for (int64_t layer = n_layers; layer >= -1; layer--) gr_shard_reduce(s, layer);
+}
+
+graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err) {
+    if (st != GRAFT_OK || s->st == GRAFT_OK) return st;
+    if (err) *err = s->err;
+    return s->st;
+}
+
+/* ---- new weights come back ---- */
+
+/* Every rank's piece of a buffer to all others; each has its place in it. bytes: of an element. */
+static graft_status gather(gr_shard *s, char *buffer, const int64_t *at, const int64_t *n, int64_t bytes, graft_error *err) {
+    const int rank = s->params->form.rank, size = s->params->form.size;
+    for (int i = 0; i < size; i++) {
+        s->move.out[i] = (gr_piece){buffer + at[rank] * bytes, n[rank] * bytes};
+        s->move.in[i] = (gr_piece){buffer + at[i] * bytes, n[i] * bytes};
+    }
+    return exchange(s, "the weights", err);
+}
+
+static graft_status gather_layer(gr_shard *s, gr_range items, graft_error *err) {
+    gr_params *p = s->params;
+    int64_t at[2][p->form.size], n[2][p->form.size], all[2] = {0};
+    for (int i = 0; i < p->form.size; i++) {
+        const gr_params_share share = gr_params_share_of(p, items, i);
+        at[0][i] = share.float_at, n[0][i] = share.n_floats, all[0] += share.n_floats;
+        at[1][i] = share.half_at, n[1][i] = share.n_halves, all[1] += share.n_halves;
+    }
+    graft_status st = all[0] > 0 ? gather(s, (char *)p->value, at[0], n[0], (int64_t)sizeof *p->value, err) : GRAFT_OK;
+    if (st == GRAFT_OK && all[1] > 0) st = gather(s, (char *)p->half, at[1], n[1], (int64_t)sizeof *p->half, err);
+    return st;
+}
+
+graft_status gr_shard_renew(gr_shard *s, graft_error *err) {
+    const gr_params *p = s->params;
+    graft_status st = GRAFT_OK;
+    for (int64_t i = 0, end; p && i < p->n_items && st == GRAFT_OK; i = end) {
+        const gr_range items = gr_params_layer(p, p->items[i].layer);
+        st = gather_layer(s, items, err), end = items.end;
+    }
+    return st;
+}
+
+graft_status gr_shard_tell(const gr_shard *s, int64_t steps, graft_error *err) {
+    const int size = gr_comm_size(s->move.comm);
+    int64_t each[size], all = 0;
+    if (!s->params || steps <= 0) return GRAFT_OK;
+    graft_status st = gr_comm_gather(s->move.comm, "bytes sent", &s->sent, sizeof s->sent, each, err);
+    for (int i = 0; i < size && st == GRAFT_OK; i++) all += each[i];
+    if (st == GRAFT_OK)
+        gr_note("ranks: each of %d has sent %lld bytes of gradients and weights a step", size, (long long)(all / size / steps));
+    return st;
+}
+
+/* ---- one rank reads, the others serve ---- */
+
+typedef struct request {
+    int64_t which; /* a gr_params_buffer; -1: that was all */
+    int64_t item, first, n;
+} request;
+
+/* Floats of r that a rank has. */
+static gr_range part_of(const gr_params *p, const request *r, int rank) {
+    const gr_param *item = &p->items[r->item];
+    const gr_range own = gr_params_own(p, item, rank);
+    const int64_t begin = GR_MAX(r->first, own.begin - item->offset), end = GR_MIN(r->first + r->n, own.end - item->offset);
+    return (gr_range){begin, GR_MAX(begin, end)};
+}
+
+/* All ranks: what r asks for goes to dst of rank 0, the others' own place for their part of it. */
+static graft_status bring(gr_shard *s, const request *r, float *dst, graft_error *err) {
+    gr_params *p = s->params;
+    const int size = p->form.size, rank = p->form.rank;
+    const gr_range mine = part_of(p, r, rank);
+    gr_piece out[size], in[size];
+    float *here = rank == 0 ? dst + (mine.begin - r->first) : dst;
+    if (mine.begin < mine.end) gr_params_read_part(p, (gr_params_buffer)r->which, r->item, mine.begin, mine.end - mine.begin, here);
+    for (int i = 0; i < size; i++) {
+        const gr_range part = part_of(p, r, i);
+        const int64_t bytes = (part.end - part.begin) * (int64_t)sizeof *dst;
+        out[i] = (gr_piece){here, i == 0 && rank != 0 ? (mine.end - mine.begin) * (int64_t)sizeof *dst : 0};
+        in[i] = (gr_piece){rank == 0 ? dst + (part.begin - r->first) : NULL, rank == 0 && i != 0 ? bytes : 0};
+    }
+    return gr_comm_exchange(s->move.comm, "a tensor", out, in, err);
+}
+
+static graft_status ask(gr_shard *s, request *r, graft_error *err) {
+    graft_status st = gr_comm_await(s->move.comm, "a tensor", GRAFT_OK, err); /* they wait for as long as rank 0 is busy */
+    return st == GRAFT_OK ? gr_comm_broadcast(s->move.comm, "a tensor", r, sizeof *r, err) : st;
+}
+
+/* A gr_params.fetch of rank 0. */
+static void fetch(void *context, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
+    gr_shard *s = context;
+    gr_params *p = s->params;
+    request r = {(int64_t)which, item, first, n};
+    p->fetch = NULL; /* what is here is read here */
+    if (s->st == GRAFT_OK) s->st = ask(s, &r, &s->err);
+    if (s->st == GRAFT_OK) s->st = bring(s, &r, dst, &s->err);
+    if (s->st != GRAFT_OK) memset(dst, 0, (size_t)n * sizeof *dst);
+    p->fetch = fetch;
+}
+
+/* Of the others: until rank 0 says that it was all. */
+static graft_status serve(gr_shard *s, const char *what, graft_error *err) {
+    float *own = gr_calloc(gr_params_largest(s->params), sizeof *own);
+    graft_status st = own ? GRAFT_OK : gr_fail_memory(err, what);
+    for (request r = {0};;) {
+        GR_TRY(gr_comm_await(s->move.comm, what, st, err));
+        GR_TRY(gr_comm_broadcast(s->move.comm, what, &r, sizeof r, err));
+        if (r.which < 0) break;
+        GR_TRY(bring(s, &r, own, err));
+    }
+done:
+    free(own);
+    return st;
+}
+
+graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err) {
+    if (!s->params) return GRAFT_OK;
+    if (s->params->form.rank != 0) return serve(s, what, err);
+    s->params->fetch = fetch, s->params->fetch_context = s;
+    return GRAFT_OK;
+}
+
+graft_status gr_shard_end_reading(gr_shard *s, const char *what, graft_status mine, graft_error *err) {
+    request end = {.which = -1};
+    if (!s->params || s->params->form.rank != 0) return mine;
+    s->params->fetch = NULL;
+    if (s->st != GRAFT_OK) return gr_shard_status(s, mine, err);
+    graft_status st = gr_comm_await(s->move.comm, what, mine, err);
+    return st == GRAFT_OK ? gr_comm_broadcast(s->move.comm, what, &end, sizeof end, err) : st;
+}

@@ -1,0 +1,45 @@
+/* shard.h - ZeRO (arXiv 1910.02054): what each of several ranks keeps a share of (gr_params_form.sharded), and what they send each
+ * other for it. With nothing sharded, all of these do nothing. Private to peft/.
+ *
+ * A layer's gradients leave when they are whole: every rank gives every other its share of them, which it adds up in the order of
+ * ranks, micro-batch after micro-batch; in all modes alike, so that they have the same bits. All ranks do so equally often: those
+ * that have nothing (more) to compute join with zeros. After the update the new weights come back. */
+#ifndef GR_SHARD_H
+#define GR_SHARD_H
+
+#include "peft/ranks.h"
+#include "peft/recipe.h"
+
+typedef struct gr_shard {
+    gr_params *params; /* NULL: nothing is sharded */
+    gr_mover move;
+    float *parts;    /* device memory: a share of the largest layer's gradients of each rank */
+    int64_t stride;  /* floats of such a share */
+    int64_t sent;    /* bytes that this rank gave to others */
+    graft_status st; /* of what hooks did; after a failure they do nothing any more */
+    graft_error err;
+} gr_shard;
+
+/* What train.sharding of the recipe says for a run of these ranks; BAD_USAGE, by name, what goes with no sharding. */
+graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_comm *comm, graft_error *err);
+
+graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err);
+void gr_shard_release(gr_shard *s);
+/* The layer's gradients were whole: they are in params->sum now, and their place is zero. */
+void gr_shard_reduce(gr_shard *s, int64_t layer);
+/* The same for all layers of a model of so many, in the order of a backward pass: what a rank without a micro-batch does. */
+void gr_shard_join(gr_shard *s, int64_t n_layers);
+/* After an update of params: the weights of all ranks' parts are here. */
+graft_status gr_shard_renew(gr_shard *s, graft_error *err);
+
+/* All ranks: tells what they have sent each other in so many steps. */
+graft_status gr_shard_tell(const gr_shard *s, int64_t steps, graft_error *err);
+/* st, or what hooks met. */
+graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err);
+
+/* Rank 0 reads whole tensors (gr_params_read) between begin and end; the others serve it meanwhile: their begin returns when rank 0
+ * has come to its end. what: is written of them. mine: how that went; they learn of it. */
+graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err);
+graft_status gr_shard_end_reading(gr_shard *s, const char *what, graft_status mine, graft_error *err);
+
+#endif

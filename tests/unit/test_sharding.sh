@@ -1,0 +1,77 @@
+#!/bin/bash
+# What ranks keep shares of (train.sharding): they train what one rank trains, all ways with the same bits, and send what theory
+# says.
+. "$(dirname "$0")/../lib.sh"
+if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
+    echo "skip sharding: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
+    exit 77
+fi
+export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+ranks() { # ranks N SETTING... : of a run
+    local n=$1
+    shift
+    env -u SHELLOPTS timeout 120 mpirun -n "$n" "$GRAFT" train r.yaml "$@" >said.txt 2> >(tee err.txt >&2)
+}
+cd "$WORK" || exit 1
+cat >r.yaml <<Y
+model: {base: $TINY, dtype: fp32}
+adapter: {method: full}
+data: {train: t.jsonl, eval: e.jsonl, max_length: 128, cache: none}
+train: {max_steps: 30, batch_size: 16, learning_rate: 3.0e-4}
+eval: {every: 10}
+log: {every: 1}
+output_dir: run
+Y
+for i in $(seq 1 150); do
+    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
+        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
+done >t.jsonl
+head -n 20 t.jsonl >e.jsonl
+losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
+close() { # close RUN RUN: the same rows, losses within the rounding of sums
+    jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
+        all(range(33); $a[.][0] == $b[.][0] and $a[.][2] == $b[.][2] and ($a[.][1] - $b[.][1] | fabs) < 1e-5)' | grep -x true
+}
+sent() { sed -n 's/.*each of 8 has sent \([0-9]*\) bytes.*/\1/p' err.txt; }
+# about BYTES: within 1 % of what was sent
+about() { test $(($(sent) * 100)) -gt $(($1 * 99)) && test $(($(sent) * 100)) -lt $(($1 * 101)); }
+
+# try NAME BYTES SETTING...: one rank, and eight in all ways. BYTES of a step of zero1: those of gradients and of weights, for all.
+try() {
+    local name=$1 bytes=$2
+    shift 2
+    "$GRAFT" train r.yaml output_dir="$name" threads=1 "$@" >/dev/null 2>err.txt
+    for way in zero1 zero2; do
+        ranks 8 output_dir="$name-$way" train.sharding=$way "$@"
+        [ "$bytes" = 0 ] || check "$name: $way sends what theory says" about $((bytes * 7 / 8))
+    done
+    check "$name: eight ranks train what one does" close "$name" "$name-zero1"
+    check "$name: zero2 has the bits of zero1" same "$name"-zero[12]/model/model.safetensors
+}
+params=$((640 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64 + 2 * 64) + 64)) # of the tiny model
+try tied $((params * (4 + 4)))
+try bf16 $((params * (4 + 2))) train.weights=bf16
+try split 0 train.micro_batch_tokens=128 train.weights=bf16
+try stochastic 0 train.weights=bf16_stochastic
+try untied 0 model.base="$SOURCE/tests/golden/tiny-mistral" train.micro_batch_tokens=128
+ranks 8 output_dir=again train.sharding=zero2 train.micro_batch_tokens=128 train.weights=bf16
+check "again: the same bits" same again/model/model.safetensors split-zero2/model/model.safetensors
+
+# ---- stopped and resumed, also by another number of ranks ----
+ranks 8 output_dir=stopped train.sharding=zero2 train.weights=bf16 save.every=10
+rm -r stopped/checkpoint-[23]0 stopped/model
+cp -r stopped fewer
+ranks 8 output_dir=stopped train.sharding=zero2 train.weights=bf16 save.every=10 --resume
+check "resumed: the bits of the run that was not stopped" same stopped/model/model.safetensors bf16-zero2/model/model.safetensors
+ranks 4 output_dir=fewer train.sharding=zero1 train.weights=bf16 save.every=10 --resume
+check "resumed by four: what one rank trains" close bf16 fewer
+
+# ---- what does not go ----
+refused "adapters have no states to share" 2 "zero1 and zero2 are of adapter.method full" \
+    ranks 2 output_dir=no train.sharding=zero2 adapter.method=lora
+refused "adamw_8bit needs whole tensors" 2 "train.sharding is of train.optimizer adamw" \
+    ranks 2 output_dir=no train.sharding=zero2 train.optimizer=adamw_8bit
+refused "a step that is not finite stops all ranks" 1 "is not finite; nothing was updated" \
+    ranks 4 output_dir=no train.sharding=zero2 train.learning_rate=1e20
+finish
