@@ -134,6 +134,7 @@ static __device__ void store_turned(const gr_attend &a, const gr_view &x, int64_
         }
         for (int col = 2 * half + lane; col < a.D; col += 32) gr_store(x, first + r, col, row[col]);
     }
+    __syncwarp(); /* the next piece clears them */
 }
 
 static __device__ float capped(const gr_attend &a, float score) {

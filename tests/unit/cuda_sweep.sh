@@ -51,7 +51,8 @@ echo "$built" >"$out/built"
 # ---- the parts, one a line: name|options of the emulator|program or script[:filter of test_model|operations of test_ops] ----
 programs=(test_decoder test_training test_merge test_adapters test_adapter_files test_params test_rows test_optimizers test_sample
     test_finite_diff test_card test_bits)
-model=(l\* f\* grad\* batch_\* [c-eq-z]\* a_t\* greedy\*) # by parts: the emulator keeps the stacks of each device that was opened
+# By first letters: the emulator keeps the stacks of each device that was opened.
+mapfile -t model < <(sed -nE 's/^ *cmocka_unit_test\((.).*/\1*/p' "$SOURCE/tests/unit/test_model.c" | sort -u)
 ops=("attention_forward,attention_backward" "packed attention" "cached attention" "linear_forward,few rows" linear_backward fp8)
 rest=$(sed -nE 's/^GR_OP\((\w+),.*/\1/p' "$SOURCE/kernels/ops.def" | grep -vE '^(linear|attention)_' | paste -sd,)
 ops=("$rest" "${ops[@]}")

@@ -10,6 +10,9 @@ env -u SHELLOPTS LD_LIBRARY_PATH="$WORK/gpu-check/lib" ldd gpu-check/build/graft
 check "it needs libraries" grep -q "libyaml.*$WORK/gpu-check/lib" libraries
 grep '=> /' libraries | grep -vE "$WORK/|/lib(c|m|dl|pthread|rt|util|resolv)\.so" >wrong
 none "all libraries but glibc's are in it" "from elsewhere" wrong
+for f in $(sed -n '/^parts=(/,/)$/p' "$SOURCE/tests/unit/test_cuda.sh" | grep -oE 'test_[a-z_]+' | sort -u); do
+    check "$f, which runs on a card, is in it" test -x "gpu-check/build/tests/$f"
+done
 # On the CPU, which shows that the files which they read are there.
 for f in gpu-check/build/tests/test_*; do
     case $f in */test_ops | */test_bits | */test_model | */test_card) continue ;; esac # they take long, or need a card
