@@ -11,6 +11,7 @@
 #include "core/base/memory.h"
 #include "kernels/threads.h"
 #include "peft/evaluate.h"
+#include "peft/ranks.h"
 #include "peft/recipe_schema.h"
 
 enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
@@ -104,25 +105,39 @@ int64_t gr_plan_micro_batch(const gr_run *run, const int64_t *idx, int64_t first
     return rows;
 }
 
-/* Rows of the largest micro-batch that this run will meet, and the most targets of one: its order is known. */
+/* What one rank does of a step. */
+static void meet_samples(const gr_run *run, const int64_t *idx, int64_t n, int64_t *rows, int64_t *targets) {
+    for (int64_t first = 0, end; first < n; first = end) {
+        *rows = GR_MAX(*rows, gr_plan_micro_batch(run, idx, first, n, &end));
+        *targets = GR_MAX(*targets, gr_count_targets(run->train, idx + first, end - first));
+    }
+}
+
+/* Rows of the largest micro-batch that a rank of this run will meet, and the most targets of one: its order is known, and who gets
+ * which samples of a step. */
 static graft_status largest_micro_batch(const gr_run *run, int64_t longest, int64_t *rows, int64_t *targets, graft_error *err) {
-    int64_t batch = run->r->train_batch_size, steps = run->total_steps;
+    const int64_t batch = run->r->train_batch_size;
+    int64_t steps = run->total_steps, *order = NULL;
+    gr_deal deal = {0};
+    graft_status st = GRAFT_OK;
     *rows = GR_MAX(longest, run->micro_tokens), *targets = 0;
     if (!run->train || steps > SEARCHED_SAMPLES / batch) return GRAFT_OK;
     *rows = *targets = 1;
-    for (int64_t epoch = 0; steps > 0; epoch++) {
-        int64_t *order, n;
-        graft_status st = gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch, run->r->data_shuffle, &order, &n, err);
-        if (st != GRAFT_OK) return st;
-        for (int64_t at = 0; at < n && steps > 0; at += batch, steps--)
-            for (int64_t first = at, end; first < GR_MIN(at + batch, n); first = end) {
-                *rows = GR_MAX(*rows, gr_plan_micro_batch(run, order, first, GR_MIN(at + batch, n), &end));
-                *targets = GR_MAX(*targets, gr_count_targets(run->train, order + first, end - first));
-            }
+    for (int64_t epoch = 0, n; steps > 0; epoch++) {
+        GR_TRY(gr_dataset_order(run->train, (uint64_t)run->r->train_seed, epoch, run->r->data_shuffle, &order, &n, err));
+        for (int64_t at = 0; at < n && steps > 0; at += batch, steps--) {
+            GR_TRY(gr_deal_samples(&deal, run->train, order + at, GR_MIN(batch, n - at), run->ranks, err));
+            for (int i = 0; i < run->ranks; i++)
+                meet_samples(run, deal.samples + deal.first[i], deal.first[i + 1] - deal.first[i], rows, targets);
+        }
         free(order);
+        order = NULL;
         if (n == 0 && epoch > 1000) break; /* weights that leave no sample: the run says so */
     }
-    return GRAFT_OK;
+done:
+    free(order);
+    gr_deal_release(&deal);
+    return st;
 }
 
 /* ---- the memory model ---- */

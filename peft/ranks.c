@@ -38,6 +38,11 @@ static int compare(const void *a, const void *b, void *context) {
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err) {
     by_length how = {d, idx};
     if (!reserve(deal, n, size)) return gr_fail_memory(err, "samples of a step");
+    if (size == 1) {
+        memcpy(deal->samples, idx, (size_t)n * sizeof *idx);
+        deal->first[0] = 0, deal->first[1] = n;
+        return GRAFT_OK;
+    }
     int64_t *tokens = gr_calloc(size, sizeof *tokens);
     if (!tokens) return gr_fail_memory(err, "samples of a step");
     for (int64_t i = 0; i < n; i++) deal->order[i] = i;

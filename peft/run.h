@@ -15,6 +15,7 @@
 typedef struct gr_run {
     const gr_recipe *r;
     gr_comm *comm;            /* of the ranks, NULL: this one alone. What is written, rank 0 writes */
+    int ranks;                /* that train together, also those of a plan; at least 1 */
     gr_session session;       /* without adapters: the one that is trained is below */
     int64_t base_bytes;       /* of the quantised matrices; 0: none */
     gr_params params;         /* what is trained: the adapter's matrices, or every weight */

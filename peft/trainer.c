@@ -276,6 +276,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     const bool writes = gr_comm_rank(o->comm) == 0;
     gr_run run = {.r = r,
                   .comm = o->comm,
+                  .ranks = gr_comm_size(o->comm),
                   .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir),
                   .progress = o->progress,
                   .payload = o->payload};
