@@ -11,7 +11,8 @@ BELLE=$SOURCE/recipes/belle
 cd "$WORK" || exit 1
 check "a small model of LLaMA's shape" "$GRAFT" init --config "$BELLE/llama-small/config.json" --tokenizer "$TINY" --out small
 for i in $(seq 200); do
-    printf '{"instruction": "Count %d: to %d.", "input": "", "output": "%s"}\n' "$i" $((i * 7 % 19 + 1)) "$(seq -s " " $((i * 7 % 19 + 1)))"
+    n=$((i * 7 % 19 + 1))
+    printf '{"instruction": "Count %d: to %d.", "input": "", "output": "%s"}\n' "$i" $n "$(seq -s " " $n)"
 done >instructions.jsonl
 for i in $(seq 200); do
     printf '{"conversations": [{"from": "human", "value": "Count %d."}, {"from": "assistant", "value": "%s"}]}\n' "$i" \
