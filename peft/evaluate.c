@@ -115,12 +115,23 @@ done:
     return st;
 }
 
-/* The last run of targets of sample i: ids [*start, *end) are the reference answer, what is before is the prompt. */
-static void last_answer(const gr_dataset *d, int64_t i, int64_t *start, int64_t *end) {
-    *end = d->offset[i + 1];
-    while (*end > d->offset[i] && !d->target[*end - 1]) --*end;
-    *start = *end;
-    while (*start > d->offset[i] && d->target[*start - 1]) --*start;
+/* What a model is asked in a sample, and what it should say: its last run of targets. Both lie in the sample's tokens. */
+typedef struct question {
+    gr_ids prompt, answer;
+} question;
+
+/* Borrowed from d or, until its next use, from buffer. */
+static graft_status read_question(question *q, const gr_dataset *d, int64_t i, gr_tokens *buffer, graft_error *err) {
+    const int32_t *ids;
+    const uint8_t *target;
+    int64_t end = sample_length(d, i), start;
+    graft_status st = gr_dataset_read(d, i, buffer, &ids, &target, err);
+    if (st != GRAFT_OK) return st;
+    while (end > 0 && !target[end - 1]) end--;
+    for (start = end; start > 0 && target[start - 1];) start--;
+    q->prompt = (gr_ids){.data = (int32_t *)ids, .n = start};
+    q->answer = (gr_ids){.data = (int32_t *)ids + start, .n = end - start};
+    return GRAFT_OK;
 }
 
 /* ---- exact match ---- */
@@ -182,13 +193,22 @@ bool gr_exact_match(const char *prediction, const char *reference) {
     return equal;
 }
 
-int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d) {
-    int64_t longest = 1, start, end;
-    for (int64_t i = 0; i < d->n_samples; i++) {
-        last_answer(d, i, &start, &end);
-        longest = GR_MAX(longest, start - d->offset[i]);
+graft_status gr_longest_prompt(const gr_dataset *d, int64_t *longest, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    gr_tokens buffer = {0};
+    *longest = 1;
+    for (int64_t i = 0; i < d->n_samples && st == GRAFT_OK; i++) {
+        question q = {0};
+        st = read_question(&q, d, i, &buffer, err);
+        *longest = GR_MAX(*longest, q.prompt.n);
     }
-    return gr_generate_bytes(m, d->n_samples, longest, &(gr_generate_options){.max_tokens = GR_EXACT_MATCH_TOKENS});
+    gr_tokens_release(&buffer);
+    return st;
+}
+
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt) {
+    return gr_generate_bytes(m, d->n_samples, longest_prompt, &(gr_generate_options){.max_tokens = GR_EXACT_MATCH_TOKENS}) +
+           GR_MIN(d->offset[d->n_samples], d->n_samples * longest_prompt) * (int64_t)sizeof(int32_t);
 }
 
 typedef struct match_progress {
@@ -209,13 +229,18 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const g
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
     match_progress progress = {.shown = o->label != NULL};
-    int64_t right = 0, start, end;
+    int64_t right = 0;
+    gr_tokens buffer = {0};
+    question q;
     gr_ids *prompts = gr_calloc(d->n_samples, sizeof *prompts);
     gr_completion *out = o->completions ? o->completions : gr_calloc(d->n_samples, sizeof *out);
     if (!prompts || !out) GR_TRY(gr_fail_memory(err, "evaluation"));
-    for (int64_t i = 0; i < d->n_samples; i++) { /* prompts borrow the data set's ids */
-        last_answer(d, i, &start, &end);
-        prompts[i] = (gr_ids){.data = d->ids + d->offset[i], .n = start - d->offset[i]};
+    for (int64_t i = 0; i < d->n_samples; i++) {
+        GR_TRY(read_question(&q, d, i, &buffer, err));
+        if (!gr_grow(&prompts[i].data, &prompts[i].capacity, q.prompt.n, sizeof *prompts[i].data))
+            GR_TRY(gr_fail_memory(err, "evaluation"));
+        memcpy(prompts[i].data, q.prompt.data, (size_t)q.prompt.n * sizeof *q.prompt.data);
+        prompts[i].n = q.prompt.n;
     }
     gr_generate_options how = {.max_tokens = o->max_tokens, .top_p = 1, .repetition_penalty = 1};
     if (o->label) gr_progress_start(&progress.bar, o->label, d->n_samples);
@@ -223,16 +248,18 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const g
     if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
     if (o->label) gr_progress_end(&progress.bar);
     for (int64_t i = 0; i < d->n_samples; i++) {
-        last_answer(d, i, &start, &end);
         gr_str_clear(&reference);
-        GR_TRY(gr_tokenizer_decode(t, d->ids + start, end - start, true, &reference, err));
+        GR_TRY(read_question(&q, d, i, &buffer, err));
+        GR_TRY(gr_tokenizer_decode(t, q.answer.data, q.answer.n, true, &reference, err));
         bool match = gr_exact_match(out[i].text, reference.data ? reference.data : "");
         if (o->matches) o->matches[i] = match;
         right += match;
     }
     *score = (double)right / (double)GR_MAX(d->n_samples, 1);
 done:
+    for (int64_t i = 0; prompts && i < d->n_samples; i++) gr_ids_release(&prompts[i]);
     free(prompts);
+    gr_tokens_release(&buffer);
     gr_str_release(&reference);
     if (!o->completions && out) {
         gr_completions_release(out, d->n_samples);

@@ -18,9 +18,11 @@ int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n);
 /* Exact match: the last number after "####" (commas and $ stripped) in both texts when the reference has one, else equality of
  * the trimmed texts. */
 bool gr_exact_match(const char *prediction, const char *reference);
+/* Tokens before the last answer of a sample, the most of them, at least 1. Reads the whole set. */
+graft_status gr_longest_prompt(const gr_dataset *d, int64_t *longest, graft_error *err);
 /* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last
  * token. */
-int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d);
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. Ranks (comm; NULL: this one alone) take
  * batches in turn and all get the mean; nll and targets are then NULL. */

@@ -18,7 +18,7 @@ enum { MICRO_BATCH_TOKENS = 1024, LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 /* Where the largest micro-batch is looked for, in samples; beyond, what it may be is taken. */
 static const int64_t SEARCHED_SAMPLES = 20000000;
 /* What is touched only later: HDF5 and the writers of files, their buffers; bytes of a tokenizer's entry where none is open. */
-enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_BLOCK = 48, BYTES_PER_ROW = 40 };
+enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_BLOCK = 32, BYTES_PER_ROW = 40 };
 
 /* ---- steps ---- */
 
@@ -45,9 +45,9 @@ static graft_status count_steps(gr_run *run, int64_t *total, graft_error *err) {
         int64_t *order, n;
         double share = epoch < whole ? 1 : r->train_num_train_epochs - (double)whole;
         if (share <= 0 && epoch > 0) break;
-        graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, r->data_shuffle, &order, &n, err);
+        graft_status st = gr_dataset_order(run->train, (uint64_t)r->train_seed, epoch, false, &order, &n, err);
         if (st != GRAFT_OK) return st;
-        free(order);
+        free(order); /* how many, whatever their order */
         int64_t steps = batches_of(n, r->train_batch_size);
         if (epoch == 0) run->steps_per_epoch = steps;
         if (epoch == 0 && n > 0 && n < r->train_batch_size)
@@ -154,10 +154,8 @@ static int64_t footprint(const gr_run *run, int64_t bytes) {
     return run->session.machine.device->footprint(run->session.machine.device, bytes);
 }
 
-/* Blocks stay on disk until they are wanted. */
-static bool streams(const gr_recipe *r) {
-    return r->train_objective == GR_OBJECTIVE_PRETRAIN && !(r->data_cache && strcmp(r->data_cache, "none") == 0);
-}
+/* Tokens stay on disk until they are wanted. */
+static bool streams(const gr_recipe *r) { return r->data_cache && strcmp(r->data_cache, "none") != 0; }
 
 static int64_t data_bytes(const gr_dataset *d) { return d ? gr_dataset_bytes(d) : 0; }
 
@@ -195,7 +193,7 @@ static int64_t evaluation_bytes(const gr_run *run, int64_t at_once) {
     if (!run->eval && run->train) return 0;
     int64_t loss = footprint(run, gr_decoder_plan_bytes(run->session.model, &o)) + rows * BYTES_PER_ROW;
     return gr_recipe_has_metric(run->r, "exact_match") && run->eval
-               ? GR_MAX(loss, gr_exact_match_bytes(run->session.model, run->eval))
+               ? GR_MAX(loss, gr_exact_match_bytes(run->session.model, run->eval, run->eval_prompt))
                : loss;
 }
 
@@ -319,7 +317,7 @@ bool gr_plan_lacks_host(const gr_run *run) { return run->memory.host > run->host
 
 static const char *less_data(const gr_run *run) {
     return streams(run->r) ? "fewer samples in data.train"
-                           : "fewer samples in data.train, or train.objective: pretrain, which streams them";
+                           : "fewer samples in data.train, or a data.cache, from which they are read";
 }
 
 void gr_plan_advice(gr_run *run, gr_str *out) {
@@ -471,6 +469,10 @@ graft_status gr_plan_memory(gr_run *run, int64_t longest, graft_error *err) {
                               .dropout = r->adapter_method == GR_METHOD_LORA ? (float)r->adapter_dropout : 0,
                               .seed = (uint64_t)r->train_seed};
     set_limit(run);
+    if (run->eval && gr_recipe_has_metric(r, "exact_match")) {
+        graft_status st = gr_longest_prompt(run->eval, &run->eval_prompt, err);
+        if (st != GRAFT_OK) return st;
+    }
     run->micro_tokens = most_rows(run, longest, run->before.micro_batch_tokens);
     for (;; run->micro_tokens = GR_MAX(longest, run->micro_tokens / 2)) {
         graft_status st = largest_micro_batch(run, longest, &o->max_tokens, &o->max_targets, err);

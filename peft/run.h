@@ -22,6 +22,7 @@ typedef struct gr_run {
     gr_shard shard;           /* of it, over the ranks */
     gr_adapter *adapter;      /* method full: NULL */
     gr_dataset *train, *eval; /* eval: NULL when there is none */
+    int64_t eval_prompt;      /* tokens of the longest, where its answers are generated */
     gr_decoder *decoder;
     gr_layer_hooks hooks;                      /* of the decoder, with gradient release */
     gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */

@@ -129,7 +129,7 @@ static graft_status flush(builder *b, int64_t next_source, int64_t next, bool al
                                 .n_open = n_open,
                                 .next_source = next_source,
                                 .next = next,
-                                .n_empty = d->n_empty};
+                                .left = {d->lost, d->n_empty}};
     graft_status st = gr_store_add(b->store, &part, err);
     memmove(d->ids, d->ids + n_ids, (size_t)n_open * sizeof *d->ids);
     memmove(d->target, d->target + n_ids, (size_t)n_open);
@@ -169,6 +169,7 @@ static graft_status add_file(builder *b, gr_encoding *j, source_walk *walk, stru
             for (int64_t k = 0; k < n_chunks; k++) gr_encode_chunk(j, k, 0);
         for (int64_t k = 0; k < n_chunks && st == GRAFT_OK; k++) st = append_chunk(b, j, &j->chunks[k], walk->source, err);
         if (st == GRAFT_OK) st = flush(b, walk->source, walk->done + j->first + j->n, false, err);
+        gr_reader_pass(r, j->first + j->n);
         if (shown) gr_progress_update(&progress, j->first + j->n, "samples");
     }
     if (shown) gr_progress_end(&progress);
@@ -234,7 +235,8 @@ done:
 
 /* The ids that a part left open, as the builder's. */
 static graft_status begin_from(builder *b, const gr_store_part *part, graft_error *err) {
-    b->d->n_empty = part->n_empty;
+    b->d->lost = part->left.lost;
+    b->d->n_empty = part->left.n_empty;
     return part->n_open ? append_ids(b, part->ids, part->target, part->n_open, err) : GRAFT_OK;
 }
 
@@ -264,7 +266,7 @@ static graft_status make_store(const char *folder, const gr_data_options *o, con
     for (int64_t i = part.next_source; i < o->n_sources; i++, first = 0) GR_TRY(add_source(&b, j, (int)i, first, threads, err));
     GR_TRY(flush(&b, o->n_sources, 0, true, err));
     if (gr_store_writer_empty(b.store)) GR_TRY(nothing_to_learn(d, o, err));
-    GR_TRY(gr_store_end(b.store, d->n_empty, d->remarks, err));
+    GR_TRY(gr_store_end(b.store, &(gr_store_left){d->lost, d->n_empty}, d->remarks, err));
 done:
     gr_store_writer_free(b.store);
     gr_encoding_free(j);
@@ -272,18 +274,18 @@ done:
     return st;
 }
 
-/* What the set is, of a store. */
+/* What the set is, of a store, which needs no sources itself. */
 static graft_status take_store(gr_dataset *d, graft_error *err) {
-    const gr_store *s = d->store;
+    gr_store *s = d->store;
     d->n_samples = s->n_blocks;
-    d->n_empty = s->n_empty;
+    d->lost = s->left.lost;
+    d->n_empty = s->left.n_empty;
+    d->source = s->source, s->source = NULL;
     d->offset = gr_calloc(s->n_blocks + 1, sizeof *d->offset);
-    d->source = gr_calloc(s->n_blocks, sizeof *d->source);
     d->block = gr_calloc(s->n_blocks, sizeof *d->block);
     d->remarks = s->remarks && *s->remarks ? gr_strdup(s->remarks) : NULL;
-    if (!d->offset || !d->source || !d->block) return gr_fail_memory(err, "data set");
+    if (!d->offset || !d->block) return gr_fail_memory(err, "data set");
     memcpy(d->offset, s->offset, (size_t)(s->n_blocks + 1) * sizeof *d->offset);
-    memcpy(d->source, s->source, (size_t)s->n_blocks * sizeof *d->source);
     for (int64_t i = 0; i < s->n_blocks; i++) {
         d->block[i] = i;
         d->n_targets += gr_dataset_targets(d, i);
@@ -291,14 +293,13 @@ static graft_status take_store(gr_dataset *d, graft_error *err) {
     return GRAFT_OK;
 }
 
-/* The store of these texts, which is made where there is none; d->store stays NULL where it cannot be written. */
+/* The store of these samples, which is made where there is none; d->store stays NULL where it cannot be written. */
 static graft_status open_store(gr_dataset *d, const gr_data_options *o, const gr_cache_key *key, const gr_tokenizer *t,
                                const gr_chat *chat, struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
     int64_t n_vocab = gr_tokenizer_get_info(t)->n_vocab;
     char *folder = gr_format("%s/%s.tokens", o->cache_dir, key->hex);
     if (!folder) return gr_fail_memory(err, "token cache");
-    d->attention = o->attention;
     GR_TRY(gr_store_open(&d->store, folder, o->n_sources, n_vocab, err));
     d->from_cache = d->store != NULL;
     if (!d->store) {
@@ -354,18 +355,12 @@ static void report(const gr_dataset *d, const gr_data_options *o, bool no_eos) {
 static graft_status load_tokens(gr_dataset **out, const gr_data_options *o, const gr_cache_key *key, const gr_tokenizer *t,
                                 const gr_chat *chat, struct gr_threads *threads, graft_error *err) {
     graft_status st = GRAFT_OK;
-    gr_dataset *d = o->cache_dir && !o->pretrain ? gr_cache_load(o, key, gr_tokenizer_get_info(t)->n_vocab) : NULL;
-    if (d) {
-        d->from_cache = true;
-        *out = d;
-        return GRAFT_OK;
-    }
-    d = gr_calloc(1, sizeof *d);
+    gr_dataset *d = gr_calloc(1, sizeof *d);
     if (!d) return gr_fail_memory(err, "data set");
-    if (o->cache_dir && o->pretrain) GR_TRY(open_store(d, o, key, t, chat, threads, err));
+    d->attention = o->pretrain ? o->attention : GR_ATTENTION_DOCUMENT;
+    if (o->cache_dir) GR_TRY(open_store(d, o, key, t, chat, threads, err));
     if (!d->store) GR_TRY(build(d, o, t, chat, threads, err));
-    if (o->cache_dir && !o->pretrain) gr_cache_save(o, key, d);
-    if (o->pretrain && !d->store && gr_dataset_bytes(d) > LARGE_BYTES)
+    if (!d->store && gr_dataset_bytes(d) > LARGE_BYTES)
         gr_note("data: %.0f MiB of tokens are kept in memory; with a data.cache they would be read from disk",
                 (double)gr_dataset_bytes(d) / (1 << 20));
     *out = d;

@@ -43,8 +43,8 @@ typedef struct gr_data_options {
     gr_truncation truncation;
     bool pretrain;                /* texts joined by EOS and cut to max_length, every token a target */
     gr_block_attention attention; /* of pretrain */
-    const char *cache_dir; /* NULL: no cache; else "<dir>/<key>.h5", key = hash of contents, tokenizer, template, options. pretrain:
-                              the folder "<dir>/<key>.tokens" (store.h), from which blocks are read when they are wanted */
+    const char *cache_dir; /* NULL: no cache, all tokens are kept in memory; else the folder "<dir>/<key>.tokens" (store.h), from
+                              which samples are read when they are wanted; key = hash of contents, tokenizer, template, options */
     int64_t shard_ids;     /* of a file of that folder, about; 0: 16 M */
     int64_t sums_from;     /* bytes of a source from which on it is remembered there what they are (sums.h); 0: 64 MiB */
 } gr_data_options;
@@ -71,10 +71,10 @@ typedef struct gr_dataset {
     double *weight;  /* [n_sources] */
     double *share;   /* [n_sources], NULL: no mix */
     int n_sources;
-    struct gr_store *store; /* NULL: all is in memory */
-    bool borrowed;          /* the store is that of the set from which this one was split off, and which outlives it */
-    int64_t *block;         /* [n_samples] of the store */
-    gr_block_attention attention;
+    struct gr_store *store;       /* NULL: all is in memory */
+    bool borrowed;                /* the store is that of the set from which this one was split off, and which outlives it */
+    int64_t *block;               /* [n_samples] of the store */
+    gr_block_attention attention; /* samples that are no blocks of a stream are documents */
     gr_losses lost;
     int64_t n_empty;   /* samples without an answer to learn */
     int64_t n_targets; /* ids that are learned */
@@ -101,7 +101,7 @@ typedef struct gr_tokens {
     uint8_t *target;
     int64_t id_capacity, target_capacity;
 } gr_tokens;
-/* ids[n] and target[n] of sample i, n = offset[i+1] - offset[i]: borrowed from d or from buffer. */
+/* ids[n] and target[n] of sample i, n = offset[i+1] - offset[i]: borrowed from d or, until its next use, from buffer. */
 graft_status gr_dataset_read(const gr_dataset *d, int64_t i, gr_tokens *buffer, const int32_t **ids, const uint8_t **target,
                              graft_error *err);
 void gr_tokens_release(gr_tokens *t);

@@ -10,6 +10,8 @@
 #include "core/data/csv.h"
 #include "core/text/utf8.h"
 
+enum { DROP_BYTES = 64 << 20 };
+
 /* ---- text that jansson accepts ---- */
 
 static int hex4(const char *s, int64_t left) { /* the value of 4 hex digits, -1 if they are none */
@@ -48,8 +50,20 @@ static void mend(gr_str *out, const char *text, int64_t len) {
 
 /* ---- where the samples are ---- */
 
+/* The memory of the map before `at` back to the system, now and then: a large file is read, not kept. */
+static void drop_before(gr_reader *r, int64_t at) {
+    if (at - r->dropped < DROP_BYTES) return;
+    gr_map_drop(r->map.data + r->dropped, at - r->dropped);
+    r->dropped = at;
+}
+
+void gr_reader_pass(gr_reader *r, int64_t i) {
+    if (i > 0) drop_before(r, r->spans[i - 1].start);
+}
+
 graft_status gr_reader_add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err) {
     if (!gr_grow(&r->spans, &r->span_capacity, r->n_spans + 1, sizeof *r->spans)) return gr_fail_memory(err, r->path);
+    drop_before(r, start);
     r->spans[r->n_spans++] = (gr_span){start, end - start, line};
     return GRAFT_OK;
 }
@@ -477,6 +491,7 @@ graft_status gr_reader_open(gr_reader **out, const gr_data_source *source, graft
         GR_TRY(parse_json(r, 0, &first, &rounded, err));
         GR_TRY(gr_form_find(r, source->format, first, err));
     }
+    r->dropped = 0; /* all over again, sample by sample */
     *out = r;
     r = NULL;
 done:

@@ -44,6 +44,7 @@ struct gr_reader {
     int64_t n_header;
     gr_span *spans;
     int64_t n_spans, span_capacity, next;
+    int64_t dropped; /* bytes of the map before which memory was given back */
     gr_arena arena;
     gr_column *columns; /* copies */
     int n_columns;
@@ -68,6 +69,9 @@ void gr_source_files_free(char **files, int64_t n);
 graft_status gr_reader_parse(const gr_reader *r, int64_t i, gr_sample *s, graft_error *err);
 /* "file.jsonl:12" or "file.json:40 (sample 7)", for errors. */
 void gr_reader_where(const gr_reader *r, int64_t i, char *text, size_t size);
+
+/* Samples before i are not asked for soon: the file's memory before it goes back to the system. */
+void gr_reader_pass(gr_reader *r, int64_t i);
 
 graft_status gr_reader_add_span(gr_reader *r, int64_t start, int64_t end, int64_t line, graft_error *err);
 

@@ -10,15 +10,14 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
-#include "core/data/dataset.h"
 #include "core/io/h5.h"
 
-enum { STORE_VERSION = 1, SHARD_FIELDS = 4 };
-enum shard_field { FIRST, BYTES, IDS, TARGET };
+enum { STORE_VERSION = 2 };
+enum shard_field { FIRST, CHUNK, BYTES, IDS, TARGET, SHARD_FIELDS };
 
 struct gr_store_writer {
     gr_store s;
-    int64_t block_capacity, source_capacity, document_capacity, sum_capacity, shard_capacity;
+    int64_t block_capacity, source_capacity, learned_capacity, sum_capacity, shard_capacity;
     int32_t *ids; /* of a shard that is looked at */
     uint8_t *target;
     int64_t *offset;
@@ -33,10 +32,26 @@ static int64_t sum_of(const int32_t *ids, const uint8_t *target, int64_t n) {
     return (int64_t)XXH3_64bits_withSeed(target, (size_t)n, XXH3_64bits(ids, (size_t)n * sizeof *ids));
 }
 
+/* Chunks of so many ids; the last may be shorter. */
+static int64_t chunks_of(int64_t n_ids) { return (n_ids + GR_STORE_CHUNK - 1) / GR_STORE_CHUNK; }
+
+/* Ids in shard i. */
+static int64_t shard_ids(const gr_store *s, int64_t i) {
+    const int64_t *shard = s->shards + i * SHARD_FIELDS;
+    return s->offset[i + 1 < s->n_shards ? shard[SHARD_FIELDS + FIRST] : s->n_blocks] - s->offset[shard[FIRST]];
+}
+
+/* Ids of a block that are learned, behind its first. */
+static int64_t count_learned(const uint8_t *target, int64_t n) {
+    int64_t count = 0;
+    for (int64_t k = 1; k < n; k++) count += target[k] == GR_TARGET_LEARNED;
+    return count;
+}
+
 static void release(gr_store *s) {
     free(s->offset);
     free(s->source);
-    free(s->documents);
+    free(s->learned);
     free(s->sum);
     free(s->shards);
     free(s->remarks);
@@ -75,20 +90,42 @@ static bool consistent(const gr_store *s, int n_sources, int64_t n_vocab) {
     for (int64_t b = 0; b < s->n_blocks; b++) {
         if (s->offset[b + 1] <= s->offset[b] || s->offset[b + 1] > INT64_MAX / 8) return false;
         int64_t n = s->offset[b + 1] - s->offset[b];
-        if (n < 2 || n > INT32_MAX || s->documents[b] < 0 || s->documents[b] >= n || s->source[b] < (b ? s->source[b - 1] : 0) ||
+        if (n < 2 || n > INT32_MAX || s->learned[b] < 0 || s->learned[b] >= n || s->source[b] < (b ? s->source[b - 1] : 0) ||
             s->source[b] >= n_sources)
             return false;
     }
+    int64_t n_chunks = 0;
     for (int64_t i = 0; i < s->n_shards; i++) {
         const int64_t *shard = s->shards + i * SHARD_FIELDS;
         int64_t end = i + 1 < s->n_shards ? shard[SHARD_FIELDS + FIRST] : s->n_blocks;
-        if (shard[FIRST] < 0 || shard[FIRST] >= end || end > s->n_blocks) return false;
-        int64_t n = s->offset[end] - s->offset[shard[FIRST]];
+        if (shard[FIRST] < 0 || shard[FIRST] >= end || end > s->n_blocks || shard[CHUNK] != n_chunks) return false;
+        int64_t n = shard_ids(s, i);
+        n_chunks += chunks_of(n);
         if (shard[BYTES] < 0 || shard[IDS] < 0 || shard[TARGET] < 0 || n > shard[BYTES] / 4 || shard[IDS] > shard[BYTES] - 4 * n ||
             shard[TARGET] > shard[BYTES] - n)
             return false;
     }
-    return true;
+    return n_chunks == s->n_sums;
+}
+
+/* The attributes of gr_store_left. */
+static const char *const left_names[] = {"n_truncated", "n_dropped", "n_lost_turns", "n_lost_prompt", "n_lost_answer", "n_empty"};
+
+static graft_status get_left(gr_h5 *h, gr_store_left *l, graft_error *err) {
+    int64_t *const counts[] = {&l->lost.truncated, &l->lost.dropped, &l->lost.turns, &l->lost.prompt, &l->lost.answer, &l->n_empty};
+    graft_status st = GRAFT_OK;
+    for (int i = 0; i < GR_LEN(counts) && st == GRAFT_OK; i++) {
+        st = gr_h5_get_int(h, left_names[i], counts[i], err);
+        if (st == GRAFT_OK && *counts[i] < 0) st = gr_fail(err, GRAFT_BAD_INPUT, "%s is below 0", left_names[i]);
+    }
+    return st;
+}
+
+static graft_status put_left(gr_h5 *h, const gr_store_left *l, graft_error *err) {
+    const int64_t counts[] = {l->lost.truncated, l->lost.dropped, l->lost.turns, l->lost.prompt, l->lost.answer, l->n_empty};
+    graft_status st = GRAFT_OK;
+    for (int i = 0; i < GR_LEN(counts) && st == GRAFT_OK; i++) st = gr_h5_put_int(h, left_names[i], counts[i], err);
+    return st;
 }
 
 static graft_status check_files(const gr_store *s, graft_error *err) {
@@ -111,11 +148,11 @@ static graft_status read_index(gr_store *s, gr_h5 *h, int n_sources, int64_t n_v
     if (version != STORE_VERSION) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "it is of another version of graft"));
     GR_TRY(get(h, "/source", GR_H5_I32, &s->n_blocks, -1, &s->source, err));
     GR_TRY(get(h, "/offset", GR_H5_I64, &n, s->n_blocks + 1, &s->offset, err));
-    GR_TRY(get(h, "/documents", GR_H5_I32, &n, s->n_blocks, &s->documents, err));
-    GR_TRY(get(h, "/sum", GR_H5_I64, &n, s->n_blocks, &s->sum, err));
+    GR_TRY(get(h, "/learned", GR_H5_I32, &n, s->n_blocks, &s->learned, err));
+    GR_TRY(get(h, "/sum", GR_H5_I64, &s->n_sums, -1, &s->sum, err));
     GR_TRY(get(h, "/shards", GR_H5_I64, &s->n_shards, -1, &s->shards, err));
     GR_TRY(get(h, "/remarks", GR_H5_U8, &n, -1, &s->remarks, err));
-    GR_TRY(gr_h5_get_int(h, "n_empty", &s->n_empty, err));
+    GR_TRY(get_left(h, &s->left, err));
     GR_TRY(gr_h5_get_int(h, "max_id", &max_id, err));
     s->max_id = (int32_t)GR_MAX(0, GR_MIN(max_id, INT32_MAX));
     if (max_id != s->max_id || !consistent(s, n_sources, n_vocab))
@@ -162,16 +199,34 @@ static bool read_at(int file, void *to, int64_t bytes, int64_t from) {
     return true;
 }
 
-/* The index goes, so that the next run looks at every shard and makes anew what is not whole. */
-static graft_status damaged_block(const gr_store *s, const char *path, int64_t block, const char *what, graft_error *err) {
+/* The index goes, so that the next run looks at every shard and makes anew what is not whole. at: an id of the shard. */
+static graft_status damaged(const gr_store *s, const char *path, int64_t at, const char *what, graft_error *err) {
     char *index = gr_path_join(s->folder, "index.h5");
     bool gone = index && (unlink(index) == 0 || errno == ENOENT);
     free(index);
-    return gr_fail(err, GRAFT_BAD_INPUT, "%s: block %lld of the token cache %s; %s", path, (long long)block, what,
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: the tokens from %lld on %s; %s", path, (long long)at, what,
                    gone ? "start again: the shard will be made anew" : "remove the folder, it will be made again");
 }
 
-graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8_t *target, graft_error *err) {
+/* n ids of a shard from `first` on, whole chunks of it, with their targets. */
+static graft_status read_chunks(const gr_store *s, const int64_t *shard, const char *path, int64_t first, int64_t n,
+                                const gr_tokens *to, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    errno = 0;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    bool read = file >= 0 && read_at(file, to->ids, n * (int64_t)sizeof *to->ids, shard[IDS] + first * (int64_t)sizeof *to->ids) &&
+                read_at(file, to->target, n, shard[TARGET] + first);
+    if (!read && errno) st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
+    else if (!read) st = damaged(s, path, first, "ends too soon", err);
+    for (int64_t at = 0; at < n && st == GRAFT_OK; at += GR_STORE_CHUNK)
+        if (sum_of(to->ids + at, to->target + at, GR_MIN(GR_STORE_CHUNK, n - at)) !=
+            s->sum[shard[CHUNK] + (first + at) / GR_STORE_CHUNK])
+            st = damaged(s, path, first + at, "do not match their checksum", err);
+    if (file >= 0) close(file);
+    return st;
+}
+
+graft_status gr_store_read(const gr_store *s, int64_t block, gr_tokens *buffer, int64_t *skip, graft_error *err) {
     int64_t low = 0, high = s->n_shards; /* the last shard that begins at block or before */
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
@@ -179,21 +234,22 @@ graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8
         else high = middle;
     }
     const int64_t *shard = s->shards + low * SHARD_FIELDS;
-    int64_t n = s->offset[block + 1] - s->offset[block], skip = s->offset[block] - s->offset[shard[FIRST]];
+    int64_t start = s->offset[block] - s->offset[shard[FIRST]], n = s->offset[block + 1] - s->offset[block];
+    int64_t first = start / GR_STORE_CHUNK * GR_STORE_CHUNK;
+    int64_t end = GR_MIN(chunks_of(start + n) * GR_STORE_CHUNK, shard_ids(s, low));
     char *path = shard_path(s, low);
-    if (!path) return gr_fail_memory(err, "token cache");
     graft_status st = GRAFT_OK;
-    errno = 0;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    bool read = file >= 0 && read_at(file, ids, n * (int64_t)sizeof *ids, shard[IDS] + skip * (int64_t)sizeof *ids) &&
-                read_at(file, target, n, shard[TARGET] + skip);
-    if (!read && errno) st = gr_fail_errno(err, GRAFT_BAD_INPUT, "cannot read %s", path);
-    else if (!read || sum_of(ids, target, n) != s->sum[block])
-        st = damaged_block(s, path, block - shard[FIRST], "does not match its checksum", err);
-    for (int64_t k = 0; k < n && st == GRAFT_OK; k++)
-        if (ids[k] < 0 || ids[k] > s->max_id || target[k] > GR_TARGET_START)
-            st = damaged_block(s, path, block - shard[FIRST], "holds what no tokenizer makes", err);
-    if (file >= 0) close(file);
+    *skip = start - first;
+    if (!path || !gr_grow(&buffer->ids, &buffer->id_capacity, end - first, sizeof *buffer->ids) ||
+        !gr_grow(&buffer->target, &buffer->target_capacity, end - first, 1))
+        GR_TRY(gr_fail_memory(err, "token cache"));
+    GR_TRY(read_chunks(s, shard, path, first, end - first, buffer, err));
+    const int32_t *ids = buffer->ids + *skip;
+    const uint8_t *target = buffer->target + *skip;
+    bool right = count_learned(target, n) == s->learned[block];
+    for (int64_t k = 0; k < n && right; k++) right = ids[k] >= 0 && ids[k] <= s->max_id && target[k] <= GR_TARGET_START;
+    if (!right) st = damaged(s, path, start, "hold what no tokenizer makes", err);
+done:
     free(path);
     return st;
 }
@@ -203,27 +259,24 @@ graft_status gr_store_read(const gr_store *s, int64_t block, int32_t *ids, uint8
 /* The blocks of a part that lies in the file of the newest shard, to the index. */
 static graft_status index_part(gr_store_writer *w, const gr_store_part *p, const int64_t shard[SHARD_FIELDS], graft_error *err) {
     gr_store *s = &w->s;
-    int64_t n = s->n_blocks + p->n_blocks, base = s->n_blocks ? s->offset[s->n_blocks] : 0;
+    int64_t n = s->n_blocks + p->n_blocks, base = s->n_blocks ? s->offset[s->n_blocks] : 0, n_ids = p->offset[p->n_blocks];
     if (!gr_grow(&s->offset, &w->block_capacity, n + 1, sizeof *s->offset) ||
         !gr_grow(&s->source, &w->source_capacity, n, sizeof *s->source) ||
-        !gr_grow(&s->documents, &w->document_capacity, n, sizeof *s->documents) ||
-        !gr_grow(&s->sum, &w->sum_capacity, n, sizeof *s->sum) ||
+        !gr_grow(&s->learned, &w->learned_capacity, n, sizeof *s->learned) ||
+        !gr_grow(&s->sum, &w->sum_capacity, s->n_sums + chunks_of(n_ids), sizeof *s->sum) ||
         !gr_grow(&s->shards, &w->shard_capacity, (s->n_shards + 1) * SHARD_FIELDS, sizeof *s->shards))
         return gr_fail_memory(err, "token cache");
     memcpy(s->shards + s->n_shards++ * SHARD_FIELDS, shard, SHARD_FIELDS * sizeof *shard);
     s->offset[s->n_blocks] = base;
     for (int64_t b = 0; b < p->n_blocks; b++) {
         int64_t start = p->offset[b], end = p->offset[b + 1];
-        int32_t documents = 0;
-        for (int64_t k = start; k < end; k++) {
-            documents += p->target[k] == GR_TARGET_START;
-            s->max_id = GR_MAX(s->max_id, p->ids[k]);
-        }
-        s->documents[s->n_blocks] = documents;
-        s->sum[s->n_blocks] = sum_of(p->ids + start, p->target + start, end - start);
+        s->learned[s->n_blocks] = (int32_t)count_learned(p->target + start, end - start);
         s->source[s->n_blocks] = p->source[b];
         s->offset[++s->n_blocks] = base + end;
     }
+    for (int64_t k = 0; k < n_ids; k++) s->max_id = GR_MAX(s->max_id, p->ids[k]);
+    for (int64_t at = 0; at < n_ids; at += GR_STORE_CHUNK)
+        s->sum[s->n_sums++] = sum_of(p->ids + at, p->target + at, GR_MIN(GR_STORE_CHUNK, n_ids - at));
     return GRAFT_OK;
 }
 
@@ -250,7 +303,7 @@ static graft_status put_part(gr_h5 *h, const gr_store_part *p, graft_error *err)
     GR_TRY(gr_h5_put_int(h, "n_open", p->n_open, err));
     GR_TRY(gr_h5_put_int(h, "next_source", p->next_source, err));
     GR_TRY(gr_h5_put_int(h, "next", p->next, err));
-    GR_TRY(gr_h5_put_int(h, "n_empty", p->n_empty, err));
+    st = put_left(h, &p->left, err);
 done:
     return st;
 }
@@ -258,7 +311,7 @@ done:
 graft_status gr_store_add(gr_store_writer *w, const gr_store_part *p, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_h5 *h = NULL;
-    int64_t shard[SHARD_FIELDS] = {w->s.n_blocks};
+    int64_t shard[SHARD_FIELDS] = {w->s.n_blocks, w->s.n_sums};
     char *path = shard_path(&w->s, w->s.n_shards);
     if (!path) GR_TRY(gr_fail_memory(err, "token cache"));
     GR_TRY(gr_h5_create(&h, path, err));
@@ -320,14 +373,13 @@ static graft_status get_part(gr_store_writer *w, gr_h5 *h, gr_store_part *p, con
     GR_TRY(gr_h5_get_int(h, "n_open", &p->n_open, err));
     GR_TRY(gr_h5_get_int(h, "next_source", &p->next_source, err));
     GR_TRY(gr_h5_get_int(h, "next", &p->next, err));
-    GR_TRY(gr_h5_get_int(h, "n_empty", &p->n_empty, err));
+    GR_TRY(get_left(h, &p->left, err));
     GR_TRY(get(h, "/ids", GR_H5_I32, &n_ids, -1, &w->ids, err));
     GR_TRY(get(h, "/target", GR_H5_U8, &n, n_ids, &w->target, err));
     GR_TRY(get(h, "/source", GR_H5_I32, &p->n_blocks, -1, &w->source, err));
     GR_TRY(get(h, "/offset", GR_H5_I64, &n, p->n_blocks + 1, &w->offset, err));
     bool whole = version == STORE_VERSION && p->n_blocks > 0 && p->n_open >= 0 && p->n_open < most->block && p->next_source >= 0 &&
-                 p->next_source <= most->n_sources && p->next >= 0 && p->n_empty >= 0 && w->offset[0] == 0 &&
-                 w->offset[n - 1] == n_ids;
+                 p->next_source <= most->n_sources && p->next >= 0 && w->offset[0] == 0 && w->offset[n - 1] == n_ids;
     for (int64_t b = 0; b < p->n_blocks && whole; b++)
         whole = w->offset[b] + 1 < w->offset[b + 1] && w->offset[b + 1] <= n_ids &&
                 w->offset[b + 1] - w->offset[b] <= most->block && w->source[b] >= (b ? w->source[b - 1] : 0) &&
@@ -350,7 +402,7 @@ graft_status gr_store_begin(gr_store_writer **out, const char *folder, const gr_
     for (bool more = true; more;) {
         gr_store_part p;
         gr_h5 *h = NULL;
-        int64_t shard[SHARD_FIELDS] = {w->s.n_blocks};
+        int64_t shard[SHARD_FIELDS] = {w->s.n_blocks, w->s.n_sums};
         char *path = shard_path(&w->s, w->s.n_shards);
         if (!path) GR_TRY(gr_fail_memory(err, "token cache"));
         more = gr_exists(path) && gr_h5_open(&h, path, NULL) == GRAFT_OK && get_part(w, h, &p, most, NULL) == GRAFT_OK &&
@@ -369,7 +421,7 @@ done:
     return st;
 }
 
-graft_status gr_store_end(gr_store_writer *w, int64_t n_empty, const char *remarks, graft_error *err) {
+graft_status gr_store_end(gr_store_writer *w, const gr_store_left *left, const char *remarks, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_store *s = &w->s;
     gr_h5 *h = NULL;
@@ -380,12 +432,12 @@ graft_status gr_store_end(gr_store_writer *w, int64_t n_empty, const char *remar
     GR_TRY(gr_h5_create(&h, path, err));
     GR_TRY(gr_h5_put(h, "/offset", GR_H5_I64, 1, &n_offsets, s->offset, err));
     GR_TRY(gr_h5_put(h, "/source", GR_H5_I32, 1, &s->n_blocks, s->source, err));
-    GR_TRY(gr_h5_put(h, "/documents", GR_H5_I32, 1, &s->n_blocks, s->documents, err));
-    GR_TRY(gr_h5_put(h, "/sum", GR_H5_I64, 1, &s->n_blocks, s->sum, err));
+    GR_TRY(gr_h5_put(h, "/learned", GR_H5_I32, 1, &s->n_blocks, s->learned, err));
+    GR_TRY(gr_h5_put(h, "/sum", GR_H5_I64, 1, &s->n_sums, s->sum, err));
     GR_TRY(gr_h5_put(h, "/shards", GR_H5_I64, 2, shards, s->shards, err));
     GR_TRY(gr_h5_put(h, "/remarks", GR_H5_U8, 1, &n_remarks, text, err));
     GR_TRY(gr_h5_put_int(h, "version", STORE_VERSION, err));
-    GR_TRY(gr_h5_put_int(h, "n_empty", n_empty, err));
+    GR_TRY(put_left(h, left, err));
     GR_TRY(gr_h5_put_int(h, "max_id", s->max_id, err));
     st = gr_h5_commit(h, err);
     h = NULL;

@@ -43,12 +43,22 @@ static int by_path(const void *a, const void *b) {
 static bool same_facts(const row a, const row b) { return memcmp(a, b, N_FACTS * sizeof *a) == 0; }
 
 static graft_status read_file(row r, const char *file, graft_error *err) {
+    enum { STRETCH = 64 << 20 };
     gr_map map = {0};
-    graft_status st = gr_map_open(&map, file, err);
-    if (st != GRAFT_OK) return st;
-    XXH128_hash_t h = XXH3_128bits(map.data ? (const void *)map.data : "", (size_t)map.size);
+    XXH3_state_t *state = XXH3_createState();
+    graft_status st = state ? gr_map_open(&map, file, err) : gr_fail_memory(err, file);
+    if (st != GRAFT_OK) goto done;
+    XXH3_128bits_reset(state);
+    for (int64_t at = 0; at < map.size; at += STRETCH) { /* its memory goes back as it is read */
+        int64_t n = GR_MIN(STRETCH, map.size - at);
+        XXH3_128bits_update(state, map.data + at, (size_t)n);
+        gr_map_drop(map.data + at, n);
+    }
+    XXH128_hash_t h = XXH3_128bits_digest(state);
     r[HIGH] = (int64_t)h.high64, r[LOW] = (int64_t)h.low64;
     gr_map_close(&map);
+done:
+    XXH3_freeState(state);
     return st;
 }
 

@@ -13,24 +13,23 @@ void gr_tokens_release(gr_tokens *t) {
 
 graft_status gr_dataset_read(const gr_dataset *d, int64_t i, gr_tokens *buffer, const int32_t **ids, const uint8_t **target,
                              graft_error *err) {
-    int64_t n = d->offset[i + 1] - d->offset[i];
+    int64_t n = d->offset[i + 1] - d->offset[i], skip = 0;
     if (!d->store) {
         *ids = d->ids + d->offset[i], *target = d->target + d->offset[i];
         return GRAFT_OK;
     }
-    if (!gr_grow(&buffer->ids, &buffer->id_capacity, n, sizeof *buffer->ids) ||
-        !gr_grow(&buffer->target, &buffer->target_capacity, n, 1))
-        return gr_fail_memory(err, "block");
-    graft_status st = gr_store_read(d->store, d->block[i], buffer->ids, buffer->target, err);
+    graft_status st = gr_store_read(d->store, d->block[i], buffer, &skip, err);
+    if (st != GRAFT_OK) return st;
+    uint8_t *marks = buffer->target + skip;
     for (int64_t k = 0; k < n && d->attention == GR_ATTENTION_ACROSS; k++)
-        if (buffer->target[k] == GR_TARGET_START) buffer->target[k] = GR_TARGET_LEARNED;
-    *ids = buffer->ids, *target = buffer->target;
-    return st;
+        if (marks[k] == GR_TARGET_START) marks[k] = GR_TARGET_LEARNED;
+    *ids = buffer->ids + skip, *target = marks;
+    return GRAFT_OK;
 }
 
 int64_t gr_dataset_targets(const gr_dataset *d, int64_t i) {
     int64_t start = d->offset[i], end = d->offset[i + 1], count = 0;
-    if (d->store) return end - start - 1 - (d->attention == GR_ATTENTION_DOCUMENT ? d->store->documents[d->block[i]] : 0);
+    if (d->store) return d->attention == GR_ATTENTION_ACROSS ? end - start - 1 : d->store->learned[d->block[i]];
     for (int64_t k = start + 1; k < end; k++) count += d->target[k] == GR_TARGET_LEARNED;
     return count;
 }
@@ -38,7 +37,9 @@ int64_t gr_dataset_targets(const gr_dataset *d, int64_t i) {
 int64_t gr_dataset_bytes(const gr_dataset *d) {
     int64_t of_sample = (int64_t)(sizeof *d->offset + sizeof *d->source), of_id = (int64_t)(sizeof *d->ids + sizeof *d->target);
     if (!d->store) return d->offset[d->n_samples] * of_id + d->n_samples * of_sample;
-    int64_t index = d->borrowed ? 0 : d->store->n_blocks * (int64_t)(2 * sizeof(int64_t) + 2 * sizeof(int32_t));
+    int64_t index = d->borrowed ? 0
+                                : d->store->n_blocks * (int64_t)(sizeof *d->store->offset + sizeof *d->store->learned) +
+                                      d->store->n_sums * (int64_t)sizeof *d->store->sum;
     return index + d->n_samples * (of_sample + (int64_t)sizeof *d->block);
 }
 

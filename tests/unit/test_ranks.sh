@@ -45,7 +45,11 @@ done >t.jsonl
 head -n 20 t.jsonl >e.jsonl
 "$GRAFT" train r.yaml output_dir=one threads=1 >/dev/null 2>one.log
 for n in 2 8; do ranks $n "$GRAFT" train r.yaml output_dir=on$n >said.txt 2>on$n.log; done
-check "eight once more" ranks 8 "$GRAFT" train r.yaml output_dir=again
+check "eight once more, their data made and read on disk" ranks 8 "$GRAFT" train r.yaml output_dir=again data.cache=cache
+check "which is one folder for train and one for eval" test "$(ls cache/*.tokens/index.h5 | wc -l)" = 2
+check "made once: the second run finds it" ranks 8 "$GRAFT" train r.yaml output_dir=found data.cache=cache
+check "and says so" grep -q 'from the cache' found/run.log
+check "it trains the same" same on8/adapter/adapter_model.safetensors found/adapter/adapter_model.safetensors
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and

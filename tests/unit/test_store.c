@@ -1,4 +1,5 @@
-/* Pre-training data: blocks on disk are the blocks in memory, documents are known in them, a mix keeps its shares. */
+/* Tokens on disk are the tokens in memory, samples and blocks of pre-training alike; documents are known in these, a mix keeps its
+ * shares. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,7 +11,9 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -86,6 +89,16 @@ static gr_data_options options(const char *cache, bool shares) {
                              .shard_ids = 700};
 }
 
+/* What a set may be: a stream whose documents see each other or do not, or samples. */
+enum { ACROSS, DOCUMENTS, SAMPLES, KINDS };
+
+static gr_data_options options_of(int kind, const char *cache) {
+    gr_data_options o = options(cache, false);
+    o.pretrain = kind != SAMPLES;
+    o.attention = kind == DOCUMENTS ? GR_ATTENTION_DOCUMENT : GR_ATTENTION_ACROSS;
+    return o;
+}
+
 static gr_dataset *load(const gr_data_options *o, gr_threads *with) {
     gr_dataset *d = NULL;
     assert_ok(gr_dataset_load(&d, o, tokenizer, NULL, with, &err));
@@ -97,6 +110,7 @@ static void assert_same(const gr_dataset *a, const gr_dataset *b) {
     assert_int_equal(a->n_samples, b->n_samples);
     assert_int_equal(a->n_targets, b->n_targets);
     assert_int_equal(a->n_empty, b->n_empty);
+    assert_memory_equal(&a->lost, &b->lost, sizeof a->lost);
     for (int64_t i = 0; i < a->n_samples; i++) {
         const int32_t *x, *y;
         const uint8_t *p, *q;
@@ -128,12 +142,12 @@ static const char *tokens_of(const char *cache) {
 
 static void test_same_as_memory(void **state) {
     (void)state;
-    for (int attention = 0; attention < 2; attention++) {
-        gr_data_options in_memory = options(NULL, false), on_disk = options("same", false);
-        in_memory.attention = on_disk.attention = (gr_block_attention)attention;
+    for (int kind = 0; kind < KINDS; kind++) {
+        gr_data_options in_memory = options_of(kind, NULL), on_disk = options_of(kind, "same");
         gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, NULL), *c = load(&on_disk, threads), *e = NULL, *f = NULL;
         assert_null(a->store);
-        assert_true(b->store && b->store->n_shards > 2 && c->from_cache);
+        assert_true(b->store && b->store->n_shards > 2 && c->from_cache && !b->from_cache == (kind != DOCUMENTS));
+        assert_true((a->lost.truncated > 0) == (kind == SAMPLES));
         assert_same(a, b);
         assert_same(a, c);
         assert_true(gr_dataset_bytes(b) < gr_dataset_bytes(a));
@@ -203,14 +217,13 @@ static void test_documents(void **state) {
 
 /* ---- making goes on, damage is found ---- */
 
-static void test_resumed_making(void **state) {
-    (void)state;
-    gr_data_options in_memory = options(NULL, false), on_disk = options("parts", false);
+static void resume_making(int kind, const char *cache) {
+    gr_data_options in_memory = options_of(kind, NULL), on_disk = options_of(kind, cache);
     gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
     int64_t n_shards = b->store->n_shards;
     char path[300], removed[400];
     gr_dataset_free(b);
-    snprintf(path, sizeof path, "%s", tokens_of("parts"));
+    snprintf(path, sizeof path, "%s", tokens_of(cache));
     for (int64_t kept = n_shards - 1; kept >= 0; kept -= 2) { /* as if it had been killed then */
         snprintf(removed, sizeof removed, "%s/index.h5", path);
         assert_int_equal(unlink(removed), 0);
@@ -228,6 +241,64 @@ static void test_resumed_making(void **state) {
     gr_dataset_free(a);
 }
 
+static void test_resumed_making(void **state) {
+    (void)state;
+    resume_making(ACROSS, "parts");
+    resume_making(SAMPLES, "parts-of-samples");
+}
+
+/* Another process that loads the set. */
+static pid_t start_loading(const gr_data_options *o) {
+    pid_t child = fork();
+    if (child) return child;
+    gr_dataset *d = NULL;
+    _exit(gr_dataset_load(&d, o, tokenizer, NULL, NULL, NULL) != GRAFT_OK || !d->store);
+}
+
+/* Killed at any moment, nothing that is not whole is taken for whole, and the next goes on. */
+static void test_killed_making(void **state) {
+    (void)state;
+    gr_data_options in_memory = options_of(SAMPLES, NULL), on_disk = options_of(SAMPLES, "killed");
+    on_disk.shard_ids = 100;
+    gr_dataset *a = load(&in_memory, threads), *b;
+    int killed = 0, status;
+    for (int i = 0; i < 20; i++) {
+        pid_t child = start_loading(&on_disk);
+        assert_true(child > 0);
+        usleep((useconds_t)(500 + i * 700));
+        kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, &status, 0), child);
+        killed += WIFSIGNALED(status);
+        if (i % 5 < 4) continue; /* go on from what the killed ones left */
+        b = load(&on_disk, threads);
+        assert_same(a, b);
+        gr_dataset_free(b);
+        gr_remove_all(at("killed"));
+    }
+    assert_true(killed > 0);
+    gr_dataset_free(a);
+}
+
+/* Several that make the same set at once do no harm to each other. */
+static void test_made_at_once(void **state) {
+    (void)state;
+    gr_data_options in_memory = options_of(SAMPLES, NULL), on_disk = options_of(SAMPLES, "at-once");
+    on_disk.shard_ids = 300;
+    gr_dataset *a = load(&in_memory, threads), *b;
+    pid_t children[4];
+    int status;
+    for (int i = 0; i < GR_LEN(children); i++) assert_true((children[i] = start_loading(&on_disk)) > 0);
+    for (int i = 0; i < GR_LEN(children); i++) {
+        assert_int_equal(waitpid(children[i], &status, 0), children[i]);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    b = load(&on_disk, threads);
+    assert_true(b->from_cache);
+    assert_same(a, b);
+    gr_dataset_free(a);
+    gr_dataset_free(b);
+}
+
 static void flip(const char *path, long from_end) {
     FILE *f = fopen(path, "r+b");
     assert_non_null(f);
@@ -238,27 +309,32 @@ static void flip(const char *path, long from_end) {
     fclose(f);
 }
 
-static void test_damage(void **state) {
-    (void)state;
-    gr_data_options in_memory = options(NULL, false), on_disk = options("damaged", false);
+/* One token of the second shard is another: all samples of its chunk are refused, no others. */
+static void damage_token(int kind, const char *cache) {
+    gr_data_options in_memory = options_of(kind, NULL), on_disk = options_of(kind, cache);
+    on_disk.shard_ids = 4 * GR_STORE_CHUNK;
+    write_texts("a.jsonl", 70 * TEXTS);
     gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
     gr_tokens buffer = {0};
     const int32_t *ids;
     const uint8_t *target;
     char path[300];
-    snprintf(path, sizeof path, "%s/shard-000001.h5", tokens_of("damaged"));
-    FILE *f = fopen(path, "r+b"); /* a token of the second shard */
+    snprintf(path, sizeof path, "%s/shard-000001.h5", tokens_of(cache));
+    const int64_t *shard = b->store->shards + 5, at_id = GR_STORE_CHUNK + 1000;
+    FILE *f = fopen(path, "r+b");
     assert_non_null(f);
-    assert_int_equal(fseek(f, (long)b->store->shards[4 + 2] + 9, SEEK_SET), 0);
-    fputc(0x7F, f);
+    assert_int_equal(fseek(f, (long)(shard[3] + at_id * 4 + 1), SEEK_SET), 0);
+    fputc(0x3F, f);
     fclose(f);
-    int64_t wrong = 0;
+    int64_t chunk = b->offset[shard[0]] + GR_STORE_CHUNK, wrong = 0;
     for (int64_t i = 0; i < b->n_samples; i++) {
         graft_status st = gr_dataset_read(b, i, &buffer, &ids, &target, &err);
-        wrong += st != GRAFT_OK;
-        if (st != GRAFT_OK) assert_true(st == GRAFT_BAD_INPUT && strstr(err.msg, "shard-000001.h5") && strstr(err.msg, "checksum"));
+        bool touches = b->offset[i] < chunk + GR_STORE_CHUNK && b->offset[i + 1] > chunk;
+        assert_int_equal(st, touches ? GRAFT_BAD_INPUT : GRAFT_OK);
+        wrong += touches;
+        if (st != GRAFT_OK) assert_true(strstr(err.msg, "shard-000001.h5") && strstr(err.msg, "tokens from 8192 on"));
     }
-    assert_int_equal(wrong, 1);
+    assert_true(wrong > 100 && wrong < b->n_samples / 2);
     assert_non_null(strstr(err.msg, "made anew"));
     gr_dataset_free(b);
     b = load(&on_disk, threads); /* the next run makes the shard again */
@@ -268,6 +344,19 @@ static void test_damage(void **state) {
     b = load(&on_disk, threads); /* once */
     assert_true(b->from_cache);
     assert_same(a, b);
+    gr_dataset_free(b);
+    gr_dataset_free(a);
+    gr_tokens_release(&buffer);
+    write_texts("a.jsonl", TEXTS);
+}
+
+static void test_damage(void **state) {
+    (void)state;
+    damage_token(ACROSS, "damaged-stream");
+    damage_token(SAMPLES, "damaged-samples");
+    gr_data_options in_memory = options(NULL, false), on_disk = options("damaged", false);
+    gr_dataset *a = load(&in_memory, threads), *b = load(&on_disk, threads);
+    char path[300];
     gr_dataset_free(b);
     snprintf(path, sizeof path, "%s/index.h5", tokens_of("damaged"));
     flip(path, 40);
@@ -281,7 +370,12 @@ static void test_damage(void **state) {
     assert_same(a, b);
     gr_dataset_free(b);
     gr_dataset_free(a);
-    gr_tokens_release(&buffer);
+}
+
+static void put_left(gr_h5 *h, int64_t n_empty) {
+    static const char *const names[] = {"n_truncated", "n_dropped", "n_lost_turns", "n_lost_prompt", "n_lost_answer"};
+    for (int i = 0; i < GR_LEN(names); i++) assert_ok(gr_h5_put_int(h, names[i], 0, &err));
+    assert_ok(gr_h5_put_int(h, "n_empty", n_empty, &err));
 }
 
 /* An index with a right seal and wrong contents: made again, never read beyond. */
@@ -292,34 +386,39 @@ static void test_hostile_index(void **state) {
     gr_store good = *b->store;
     char path[300];
     snprintf(path, sizeof path, "%s/index.h5", tokens_of("hostile"));
-    for (int which = 0; which < 9; which++) {
-        int64_t n = good.n_blocks, n1 = n + 1, shards[2] = {good.n_shards, 4}, one = 1;
-        int64_t *offset = gr_calloc(n1, 8), *list = gr_calloc(shards[0] * 4, 8);
-        int32_t *source = gr_calloc(n, 4), *documents = gr_calloc(n, 4);
+    for (int which = 0; which < 14; which++) {
+        int64_t n = good.n_blocks, n1 = n + 1, shards[2] = {good.n_shards, 5}, one = 1, n_sums = good.n_sums;
+        int64_t *offset = gr_calloc(n1, 8), *list = gr_calloc(shards[0] * 5, 8);
+        int32_t *source = gr_calloc(n, 4), *learned = gr_calloc(n, 4);
         memcpy(offset, good.offset, (size_t)n1 * 8);
-        memcpy(list, good.shards, (size_t)shards[0] * 32);
-        memcpy(source, good.source, (size_t)n * 4);
-        memcpy(documents, good.documents, (size_t)n * 4);
+        memcpy(list, good.shards, (size_t)shards[0] * 40);
+        memcpy(source, b->source, (size_t)n * 4);
+        memcpy(learned, good.learned, (size_t)n * 4);
         int64_t max_id = good.max_id;
         if (which == 0) offset[1] = INT64_MAX;
         if (which == 1) offset[n] = -1;
         if (which == 2) source[0] = 5;
-        if (which == 3) documents[n - 1] = -2;
-        if (which == 4) list[2] = INT64_MAX - 1;
-        if (which == 5) list[4] = n + 3;
-        if (which == 6) list[1] = 17;
+        if (which == 3) learned[n - 1] = -2;
+        if (which == 4) list[3] = INT64_MAX - 1;
+        if (which == 5) list[5] = n + 3;
+        if (which == 6) list[2] = 17;
         if (which == 7) max_id = 1LL << 40;
         if (which == 8) shards[1] = 3;
+        if (which == 9) learned[0] = LENGTH;
+        if (which == 10) list[6] = 0;
+        if (which == 11) n_sums--;
+        if (which == 12) list[1] = -1;
+        int64_t left = which == 13 ? -7 : 0;
         gr_h5 *h = NULL;
         assert_ok(gr_h5_create(&h, path, &err));
         assert_ok(gr_h5_put(h, "/offset", GR_H5_I64, 1, &n1, offset, &err));
         assert_ok(gr_h5_put(h, "/source", GR_H5_I32, 1, &n, source, &err));
-        assert_ok(gr_h5_put(h, "/documents", GR_H5_I32, 1, &n, documents, &err));
-        assert_ok(gr_h5_put(h, "/sum", GR_H5_I64, 1, &n, good.sum, &err));
+        assert_ok(gr_h5_put(h, "/learned", GR_H5_I32, 1, &n, learned, &err));
+        assert_ok(gr_h5_put(h, "/sum", GR_H5_I64, 1, &n_sums, good.sum, &err));
         assert_ok(gr_h5_put(h, "/shards", GR_H5_I64, 2, shards, list, &err));
         assert_ok(gr_h5_put(h, "/remarks", GR_H5_U8, 1, &one, "", &err));
-        assert_ok(gr_h5_put_int(h, "version", 1, &err));
-        assert_ok(gr_h5_put_int(h, "n_empty", 0, &err));
+        assert_ok(gr_h5_put_int(h, "version", 2, &err));
+        put_left(h, left);
         assert_ok(gr_h5_put_int(h, "max_id", max_id, &err));
         assert_ok(gr_h5_commit(h, &err));
         gr_dataset *c = load(&on_disk, threads);
@@ -329,10 +428,26 @@ static void test_hostile_index(void **state) {
         free(offset);
         free(list);
         free(source);
-        free(documents);
+        free(learned);
     }
     gr_dataset_free(b);
     gr_dataset_free(a);
+}
+
+/* An index whose counts are not those of the tokens, which is seen when they are read. */
+static void test_wrong_counts(void **state) {
+    (void)state;
+    gr_data_options on_disk = options_of(SAMPLES, "counts");
+    gr_dataset *d = load(&on_disk, threads);
+    gr_tokens buffer = {0};
+    const int32_t *ids;
+    const uint8_t *target;
+    d->store->learned[5]--;
+    assert_ok(gr_dataset_read(d, 4, &buffer, &ids, &target, &err));
+    assert_int_equal(gr_dataset_read(d, 5, &buffer, &ids, &target, &err), GRAFT_BAD_INPUT);
+    assert_non_null(strstr(err.msg, "no tokenizer makes"));
+    gr_tokens_release(&buffer);
+    gr_dataset_free(d);
 }
 
 /* A shard with a right seal and wrong contents, of a making that was killed: tokenised again. */
@@ -363,11 +478,11 @@ static void test_hostile_shard(void **state) {
         assert_ok(gr_h5_put(h, "/source", GR_H5_I32, 1, &one, &source, &err));
         assert_ok(gr_h5_put(h, "/open_ids", GR_H5_I32, 1, &n_open_ids, ids + n, &err));
         assert_ok(gr_h5_put(h, "/open_target", GR_H5_U8, 1, &n_open_ids, target + n, &err));
-        assert_ok(gr_h5_put_int(h, "version", 1, &err));
+        assert_ok(gr_h5_put_int(h, "version", 2, &err));
         assert_ok(gr_h5_put_int(h, "n_open", n_open, &err));
         assert_ok(gr_h5_put_int(h, "next_source", 0, &err));
         assert_ok(gr_h5_put_int(h, "next", 1, &err));
-        assert_ok(gr_h5_put_int(h, "n_empty", 0, &err));
+        put_left(h, 0);
         assert_ok(gr_h5_commit(h, &err));
         assert_int_equal(unlink(index), 0);
         b = load(&on_disk, threads);
@@ -722,7 +837,8 @@ static void test_touched(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_as_memory), cmocka_unit_test(test_documents),     cmocka_unit_test(test_resumed_making),
-        cmocka_unit_test(test_damage),         cmocka_unit_test(test_hostile_index), cmocka_unit_test(test_hostile_shard),
+        cmocka_unit_test(test_killed_making),  cmocka_unit_test(test_made_at_once),  cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_wrong_counts),   cmocka_unit_test(test_hostile_index), cmocka_unit_test(test_hostile_shard),
         cmocka_unit_test(test_unwritable),     cmocka_unit_test(test_mix),           cmocka_unit_test(test_mix_refusals),
         cmocka_unit_test(test_raw_forms),      cmocka_unit_test(test_long_document), cmocka_unit_test(test_folder),
         cmocka_unit_test(test_sums),           cmocka_unit_test(test_touched),
