@@ -9,8 +9,9 @@
 #include "core/base/log.h"
 #include "core/base/output.h"
 #include "core/io/h5.h"
+#include "peft/parts.h"
 
-enum { CHECKPOINT_VERSION = 1 };
+enum { CHECKPOINT_VERSION = 1, MOST_RANKS = 1 << 20 };
 
 /* The fields of gr_train_state, once: attributes of the file by name. */
 typedef struct field {
@@ -96,10 +97,7 @@ static graft_status put_tensors(gr_h5 *h, const gr_params *p, float *staging, gr
         for (int k = 0, n = gr_params_state(p, i, part); k < n; k++) {
             int64_t count = part[k].rows * part[k].cols;
             snprintf(name, sizeof name, "/%s/%s", part[k].name, p->items[i].name);
-            if (p->fetch) { /* of all ranks */
-                gr_params_read(p, k == 0 ? GR_PARAMS_M : GR_PARAMS_V, i, staging);
-                part[k].rows = p->items[i].rows, part[k].cols = p->items[i].cols;
-            } else p->device->download(p->device, staging, part[k].data, count * (part[k].codes ? 1 : (int64_t)sizeof(float)), 0);
+            p->device->download(p->device, staging, part[k].data, count * (part[k].codes ? 1 : (int64_t)sizeof(float)), 0);
             GR_TRY(
                 gr_h5_put(h, name, part[k].codes ? GR_H5_U8 : GR_H5_F32, 2, (int64_t[]){part[k].rows, part[k].cols}, staging, err));
         }
@@ -145,15 +143,14 @@ done:
     return st;
 }
 
-graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
-                                const gr_train_identity *id, graft_error *err) {
+/* What is the run's; tensors, where they are whole here, else the seals of the ranks' files. */
+static graft_status write_state(const char *folder, const gr_params *p, const gr_train_state *s, const gr_train_identity *id,
+                                const gr_h5_seal *seals, graft_error *err) {
     graft_status st;
     gr_h5 *h = NULL;
-    char *folder = gr_checkpoint_folder(output_dir, s->step), *tmp = NULL, *path = NULL;
-    float *staging = gr_calloc(gr_params_largest(p), sizeof *staging);
-    if (!folder || !staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
-    GR_TRY(gr_dir_begin(&tmp, folder, true, err));
-    if (!(path = gr_path_join(tmp, "state.h5"))) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    char *path = gr_path_join(folder, "state.h5");
+    float *staging = gr_calloc(seals ? 1 : gr_params_largest(p), sizeof *staging);
+    if (!path || !staging) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_h5_create(&h, path, err));
     GR_TRY(gr_h5_put_int(h, "graft_checkpoint_version", CHECKPOINT_VERSION, err));
     GR_TRY(gr_h5_put_text(h, "recipe", id->recipe, err));
@@ -163,35 +160,102 @@ graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapte
     GR_TRY(gr_h5_put_int(h, "evaluated_step", s->evaluated_step, err));
     GR_TRY(put_fields(h, identity_fields, GR_LEN(identity_fields), id, err));
     GR_TRY(put_fields(h, split_fields, GR_LEN(split_fields), &id->split, err));
-    GR_TRY(put_tensors(h, p, staging, err));
-    gr_h5 *sealed = h;
-    h = NULL; /* commit frees it, whatever happens */
-    GR_TRY(gr_h5_commit(sealed, err));
-    if (adapter) GR_TRY(gr_adapter_write(adapter, tmp, err));
-    GR_TRY(gr_dir_commit(tmp, folder, true, err));
+    if (seals) GR_TRY(gr_h5_put(h, "/seals", GR_H5_U8, 2, (int64_t[]){p->form.size, sizeof *seals}, seals, err));
+    else GR_TRY(put_tensors(h, p, staging, err));
+    st = gr_h5_commit(h, err);
+    h = NULL;
 done:
     gr_h5_close(h);
-    if (st != GRAFT_OK && tmp) gr_remove_all(tmp);
-    free(folder);
-    free(tmp);
     free(path);
     free(staging);
     return st;
 }
 
+/* All ranks write into the folder that rank 0 has begun; seals[size] of what they wrote. */
+static graft_status write_parts(const char *begun, const gr_params *p, gr_h5_seal *seals, gr_comm *comm, graft_error *err) {
+    char folder[4096] = "";
+    gr_h5_seal mine = {{0}};
+    graft_status st;
+    if (begun && snprintf(folder, sizeof folder, "%s", begun) >= (int)sizeof folder)
+        st = gr_fail(err, GRAFT_BAD_USAGE, "output_dir: %s is too long a name", begun);
+    else st = GRAFT_OK;
+    GR_TRY(gr_comm_await(comm, "the checkpoint's folder", st, err));
+    GR_TRY(gr_comm_broadcast(comm, "the checkpoint's folder", folder, sizeof folder, err));
+    st = gr_is_dir(folder)
+             ? gr_parts_write(folder, p, &mine, err)
+             : gr_fail(err, GRAFT_FAILED, "%s: rank 0 has made it, and it is not here: all ranks must see output_dir", folder);
+    GR_TRY(gr_comm_await(comm, "the checkpoint's parts", st, err));
+    GR_TRY(gr_comm_gather(comm, "the checkpoint's parts", &mine, sizeof mine, seals, err));
+done:
+    return st;
+}
+
+/* Rank 0's work, and of the others what they have a share of. */
+static graft_status save(const char *folder, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
+                         const gr_train_identity *id, gr_comm *comm, graft_error *err) {
+    const bool writes = gr_comm_rank(comm) == 0;
+    graft_status st = GRAFT_OK;
+    char *tmp = NULL;
+    gr_h5_seal *seals = p->form.sharded ? gr_calloc(p->form.size, sizeof *seals) : NULL;
+    if (p->form.sharded && !seals) st = gr_fail_memory(err, "checkpoint");
+    if (st == GRAFT_OK && writes) st = gr_dir_begin(&tmp, folder, true, err);
+    if (p->form.sharded) {
+        GR_TRY(gr_comm_agree(comm, "the checkpoint", st, NULL, err));
+        GR_TRY(write_parts(tmp, p, seals, comm, err));
+    }
+    if (!writes || st != GRAFT_OK) goto done;
+    GR_TRY(write_state(tmp, p, s, id, seals, err));
+    if (adapter) GR_TRY(gr_adapter_write(adapter, tmp, err));
+    GR_TRY(gr_dir_commit(tmp, folder, true, err));
+done:
+    if (st != GRAFT_OK && tmp) gr_remove_all(tmp);
+    free(seals);
+    free(tmp);
+    return st;
+}
+
+graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
+                                const gr_train_identity *id, gr_comm *comm, graft_error *err) {
+    char *folder = gr_checkpoint_folder(output_dir, s->step);
+    graft_status st = folder ? save(folder, adapter, p, s, id, comm, err) : gr_fail_memory(err, "checkpoint");
+    free(folder);
+    return gr_comm_await(comm, "the checkpoint", st, err);
+}
+
 /* ---- reading ---- */
+
+static graft_status open_parts(gr_checkpoint *c, graft_error *err) {
+    graft_status st;
+    int64_t shape[2];
+    gr_h5_seal *seals = NULL;
+    GR_TRY(gr_h5_shape(c->h5, "/seals", GR_H5_U8, 2, shape, err));
+    if (shape[0] < 1 || shape[0] > MOST_RANKS || shape[1] != sizeof *seals)
+        GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: /seals is %lld x %lld", c->path, (long long)shape[0], (long long)shape[1]));
+    seals = gr_calloc(shape[0], sizeof *seals);
+    c->parts = gr_calloc(shape[0], sizeof *c->parts);
+    if (!seals || !c->parts) GR_TRY(gr_fail_memory(err, "checkpoint"));
+    c->n_parts = shape[0];
+    GR_TRY(gr_h5_get(c->h5, "/seals", GR_H5_U8, seals, shape[0] * shape[1], err));
+    GR_TRY(gr_parts_open(c->parts, c->folder, seals, c->n_parts, err));
+done:
+    free(seals);
+    return st;
+}
 
 graft_status gr_checkpoint_open(gr_checkpoint *c, const char *folder, graft_error *err) {
     graft_status st;
     *c = (gr_checkpoint){.folder = gr_strdup(folder), .path = gr_path_join(folder, "state.h5")};
     if (!c->folder || !c->path) GR_TRY(gr_fail_memory(err, "checkpoint"));
     GR_TRY(gr_h5_open(&c->h5, c->path, err));
+    if (gr_h5_has(c->h5, "/seals")) GR_TRY(open_parts(c, err));
 done:
     if (st != GRAFT_OK) gr_checkpoint_close(c);
     return st;
 }
 
 void gr_checkpoint_close(gr_checkpoint *c) {
+    for (int64_t i = 0; i < c->n_parts; i++) gr_h5_close(c->parts[i]);
+    free(c->parts);
     gr_h5_close(c->h5);
     free(c->folder);
     free(c->path);
@@ -239,7 +303,8 @@ graft_status gr_checkpoint_read(const gr_checkpoint *c, gr_params *p, gr_train_s
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE,
                        "%s holds %lld trained tensors, the recipe makes %lld: another adapter.target_modules?", c->path,
                        (long long)n_tensors, (long long)p->n_items));
-    GR_TRY(get_tensors(c->h5, p, s != NULL, staging, c->path, err));
+    if (c->parts) GR_TRY(gr_parts_read(c->parts, c->folder, c->n_parts, p, s != NULL, err));
+    else GR_TRY(get_tensors(c->h5, p, s != NULL, staging, c->path, err));
     if (s) *s = state;
 done:
     free(recipe);

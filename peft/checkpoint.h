@@ -1,9 +1,13 @@
 /* checkpoint.h - what a run needs to go on exactly where it was: output_dir/checkpoint-<step>/state.h5 (HDF5, sealed by a
- * checksum). Randomness and data order are functions of seed and position, so that the state is short. */
+ * checksum). Randomness and data order are functions of seed and position, so that the state is short.
+ *
+ * Of ranks that keep shares of what is trained, each writes a file of its own, state-<rank>-of-<ranks>.h5 (parts.h); state.h5 holds
+ * what is the run's, and the seal of each of them. Any number of ranks reads the files of any other. */
 #ifndef GR_CHECKPOINT_H
 #define GR_CHECKPOINT_H
 
 #include "adapters/adapter.h"
+#include "core/dist/comm.h"
 
 /* Where a run is. Everything here is saved. */
 typedef struct gr_train_state {
@@ -39,9 +43,10 @@ typedef struct gr_train_identity {
 } gr_train_identity;
 
 /* Write checkpoint-<step> atomically; an existing one of the same step is replaced. adapter: p's own, written beside the state as a
- * PEFT adapter, so that a checkpoint is one; NULL: every weight is trained. */
+ * PEFT adapter, so that a checkpoint is one; NULL: every weight is trained. All ranks (comm; NULL: this one alone) come here, and
+ * all return alike: rank 0 writes, and where p is sharded each of them its parts. */
 graft_status gr_checkpoint_save(const char *output_dir, const gr_adapter *adapter, const gr_params *p, const gr_train_state *s,
-                                const gr_train_identity *id, graft_error *err);
+                                const gr_train_identity *id, gr_comm *comm, graft_error *err);
 /* Whether a run may go on from what was saved, before its tensors are read. */
 typedef graft_status gr_checkpoint_check(const void *context, const char *folder, const gr_train_identity *saved,
                                          const gr_train_state *state, graft_error *err);
@@ -49,6 +54,8 @@ typedef graft_status gr_checkpoint_check(const void *context, const char *folder
 typedef struct gr_checkpoint {
     char *folder, *path; /* path: of its state.h5 */
     struct gr_h5 *h5;
+    struct gr_h5 **parts; /* [n_parts] of the ranks that wrote it, where each has a file */
+    int64_t n_parts;
 } gr_checkpoint;
 
 graft_status gr_checkpoint_open(gr_checkpoint *c, const char *folder, graft_error *err);

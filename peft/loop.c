@@ -409,11 +409,7 @@ static graft_status save(loop *l, graft_error *err) {
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
     GR_TRY(settle(l, err));
-    GR_TRY(gr_shard_begin_reading(&run->shard, "the checkpoint", err));
-    if (gr_comm_rank(run->comm) == 0)
-        st = gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, err);
-    st = gr_shard_end_reading(&run->shard, "the checkpoint", st, err);
-    GR_TRY(gr_comm_await(run->comm, "the checkpoint", st, err));
+    GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, run->comm, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;
     if (!run->metrics) goto done; /* what follows is rank 0's */

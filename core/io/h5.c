@@ -9,12 +9,13 @@
 #include "core/base/file.h"
 
 /* The user block: magic, version, length and hash of all bytes behind it, the rest zero. */
-enum { USER_BLOCK = 2048, VERSION = 1, MAX_DIMS = 2 };
+enum { USER_BLOCK = 2048, VERSION = 1, MAX_DIMS = 2, SEAL_AT = 16 };
 static const char magic[8] = "graft-h5";
 
 struct gr_h5 {
     hid_t file;
     char *path;
+    gr_h5_seal seal;  /* of one that was opened */
     gr_writer writer; /* its temporary file is the one that libhdf5 writes; zeroed when opened for reading */
 };
 
@@ -37,8 +38,8 @@ static graft_status make_seal(uint8_t block[USER_BLOCK], const char *path, FILE 
     memset(block, 0, USER_BLOCK);
     memcpy(block, magic, sizeof magic);
     memcpy(block + 8, &version, sizeof version);
-    memcpy(block + 16, &length, sizeof length);
-    memcpy(block + 24, &digest, sizeof digest);
+    memcpy(block + SEAL_AT, &length, sizeof length);
+    memcpy(block + SEAL_AT + 8, &digest, sizeof digest);
 done:
     free(chunk);
     XXH3_freeState(state);
@@ -46,7 +47,7 @@ done:
 }
 
 /* path: the name in messages; file: what is read. */
-static graft_status check_seal(const char *path, const char *file, graft_error *err) {
+static graft_status check_seal(const char *path, const char *file, gr_h5_seal *seal, graft_error *err) {
     graft_status st = GRAFT_OK;
     uint8_t found[USER_BLOCK], expected[USER_BLOCK];
     uint32_t version;
@@ -70,6 +71,7 @@ static graft_status check_seal(const char *path, const char *file, graft_error *
                        (unsigned long long)actual, (unsigned long long)length));
     if (memcmp(found, expected, sizeof found) != 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: damaged: its content does not match its checksum", path));
+    memcpy(seal->bytes, found + SEAL_AT, sizeof seal->bytes);
 done:
     fclose(f);
     return st;
@@ -125,6 +127,11 @@ done:
 }
 
 graft_status gr_h5_commit(gr_h5 *h, graft_error *err) {
+    gr_h5_seal seal;
+    return gr_h5_commit_sealed(h, &seal, err);
+}
+
+graft_status gr_h5_commit_sealed(gr_h5 *h, gr_h5_seal *seal, graft_error *err) {
     graft_status st = GRAFT_OK;
     FILE *f = NULL;
     uint8_t block[USER_BLOCK];
@@ -137,7 +144,7 @@ graft_status gr_h5_commit(gr_h5 *h, graft_error *err) {
     GR_TRY(make_seal(block, h->path, f, err));
     fwrite(block, 1, sizeof block, h->writer.stream);
     if (fflush(h->writer.stream) == 0 && !ferror(h->writer.stream)) {
-        st = check_seal(h->path, h->writer.tmp_path, err);
+        st = check_seal(h->path, h->writer.tmp_path, seal, err);
         if (st != GRAFT_OK) GR_TRY(gr_fail_context(err, GRAFT_FAILED, "reading back what was written"));
     }
     GR_TRY(gr_writer_commit(&h->writer, err));
@@ -151,7 +158,7 @@ graft_status gr_h5_open(gr_h5 **out, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_h5 *h = h5_new(path);
     if (!h) GR_TRY(gr_fail_memory(err, path));
-    GR_TRY(check_seal(path, path, err));
+    GR_TRY(check_seal(path, path, &h->seal, err));
     h5_begin();
     h->file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
     if (h->file < 0) GR_TRY(h5_fail(h, NULL, err));
@@ -161,6 +168,8 @@ done:
     gr_h5_close(h);
     return st;
 }
+
+gr_h5_seal gr_h5_seal_of(const gr_h5 *h) { return h->seal; }
 
 void gr_h5_close(gr_h5 *h) {
     if (!h) return;

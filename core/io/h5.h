@@ -13,7 +13,13 @@ typedef enum gr_h5_type { GR_H5_F32, GR_H5_F64, GR_H5_I32, GR_H5_I64, GR_H5_U8 }
 graft_status gr_h5_create(gr_h5 **out, const char *path, graft_error *err); /* appears under path at commit */
 graft_status gr_h5_commit(gr_h5 *h, graft_error *err);                    /* closes, seals, fsyncs, renames, reads back; frees h */
 graft_status gr_h5_open(gr_h5 **out, const char *path, graft_error *err); /* BAD_INPUT when the seal does not match */
-void gr_h5_close(gr_h5 *h);                                               /* a created, uncommitted file is removed */
+/* Length and hash of a file, as they stand in its user block: another file has others. */
+typedef struct gr_h5_seal {
+    uint8_t bytes[24];
+} gr_h5_seal;
+graft_status gr_h5_commit_sealed(gr_h5 *h, gr_h5_seal *seal, graft_error *err); /* gr_h5_commit, and what the seal says */
+gr_h5_seal gr_h5_seal_of(const gr_h5 *h);                                       /* of a file that was opened */
+void gr_h5_close(gr_h5 *h);                                                     /* a created, uncommitted file is removed */
 
 /* Datasets: "/group/name" (groups are made). Up to 2 dims. */
 graft_status gr_h5_put(gr_h5 *h, const char *name, gr_h5_type type, int n_dims, const int64_t *shape, const void *data,

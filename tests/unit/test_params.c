@@ -85,13 +85,13 @@ static void test_two_owners(void **state) {
     char *recipe;
     float *x = gr_calloc(2 * gr_params_largest(&p), sizeof *x), *y = x + gr_params_largest(&p);
     fill_all(&p);
-    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, &err));
+    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, NULL, &err));
     assert_ok(gr_checkpoint_open_last(&last, dir, false, &err));
     struct gr_h5 *opened = last.h5;
     assert_ok(gr_checkpoint_open_last(&last, dir, false, &err)); /* still the newest: it stays open */
     assert_ptr_equal(last.h5, opened);
     s.step = 4;
-    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, &err));
+    assert_ok(gr_checkpoint_save(dir, a, &p, &s, &(gr_train_identity){.recipe = "", .split = {40, 2}}, NULL, &err));
     assert_ok(gr_checkpoint_open_last(&last, dir, false, &err));
     assert_true(gr_ends_with(last.folder, "checkpoint-4"));
     assert_ok(gr_checkpoint_identity(&last, &was, &recipe, &err));
@@ -171,7 +171,7 @@ static void allocate(gr_params *p, gr_device *device, gr_trained_type weights) {
 static const char *save(const gr_params *p, const char *name, size_t *size) {
     const gr_train_state s = {.step = 7, .optimizer_step = 6, .loss_scale = 512};
     char path[300], *bytes;
-    assert_ok(gr_checkpoint_save(at(name), NULL, p, &s, &(gr_train_identity){.recipe = "seed: 1\n"}, &err));
+    assert_ok(gr_checkpoint_save(at(name), NULL, p, &s, &(gr_train_identity){.recipe = "seed: 1\n"}, NULL, &err));
     snprintf(path, sizeof path, "%s/checkpoint-7/state.h5", at(name));
     FILE *f = fopen(path, "rb");
     assert_non_null(f);
