@@ -36,6 +36,13 @@ int64_t gr_evaluate_rows(const gr_dataset *d, int64_t batch_tokens) {
     return largest;
 }
 
+/* Batches of the rank that has most. */
+static int64_t rounds_of(const gr_dataset *d, int64_t tokens, int size) {
+    int64_t n = 0;
+    for (int64_t first = 0; first < d->n_samples; first = batch_end(d, first, tokens)) n++;
+    return (n + size - 1) / size;
+}
+
 int64_t gr_count_targets(const gr_dataset *d, const int64_t *idx, int64_t n) {
     int64_t count = 0;
     for (int64_t s = 0; s < n; s++) count += gr_dataset_targets(d, idx[s]);
@@ -78,7 +85,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     gr_batch batch = {0};
     gr_progress progress;
     eval_sums all = {0};
-    int64_t turn = 0;
+    int64_t turn = 0, made = 0; /* batches of all ranks; of this one */
     int64_t allowed = rows_allowed(d, batch_tokens);
     gr_decoder_options o = {.max_tokens = gr_evaluate_rows(d, batch_tokens), .max_targets = gr_evaluate_targets(d, batch_tokens)};
     int64_t *idx = gr_calloc(d->n_samples, sizeof *idx);
@@ -92,6 +99,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
         if (turn++ % gr_comm_size(comm) != gr_comm_rank(comm)) continue;
         if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
         GR_TRY(gr_batch_fill(&batch, d, idx + first, end - first, 0, err));
+        made++;
         GR_TRY(gr_decoder_eval(decoder, &batch, row_nll, err));
         for (int64_t s = first; s < end; s++) {
             double sum = 0;
@@ -106,6 +114,7 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     }
     if (label) gr_progress_end(&progress);
 done:
+    for (const int64_t rounds = rounds_of(d, allowed, gr_comm_size(comm)); made < rounds; made++) gr_model_bring_all(m);
     st = add_ranks(&all, comm, st, err);
     if (st == GRAFT_OK) *mean_nll = all.nll / (double)GR_MAX(all.targets, 1);
     free(idx);
@@ -213,7 +222,7 @@ int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t lon
 
 typedef struct match_progress {
     gr_progress bar;
-    bool shown;
+    bool shown, stays; /* stays: ranks answer together, so that none of them leaves before the end */
     int64_t done;
 } match_progress;
 
@@ -221,14 +230,14 @@ static int count_done(void *payload, int64_t prompt, const char *text, int64_t l
     match_progress *p = payload;
     (void)prompt, (void)text, (void)len;
     if (done && p->shown) gr_progress_update(&p->bar, ++p->done, "answers");
-    return gr_interrupted();
+    return gr_interrupted() && !p->stays;
 }
 
 graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const gr_dataset *d, const gr_match_options *o,
                                      double *score, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
-    match_progress progress = {.shown = o->label != NULL};
+    match_progress progress = {.shown = o->label != NULL, .stays = m->elsewhere.bring != NULL};
     int64_t right = 0;
     gr_tokens buffer = {0};
     question q;
@@ -245,7 +254,7 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const g
     gr_generate_options how = {.max_tokens = o->max_tokens, .top_p = 1, .repetition_penalty = 1};
     if (o->label) gr_progress_start(&progress.bar, o->label, d->n_samples);
     GR_TRY(gr_generate(m, t, (gr_prompts){prompts, d->n_samples, o->end_id}, &how, out, count_done, &progress, err));
-    if (gr_interrupted()) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
+    if (gr_interrupted() && !progress.stays) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
     if (o->label) gr_progress_end(&progress.bar);
     for (int64_t i = 0; i < d->n_samples; i++) {
         gr_str_clear(&reference);

@@ -32,6 +32,7 @@ typedef struct loop {
     int n_queued;
     int64_t saved_step; /* of the newest checkpoint, 0: none */
     int64_t first_step; /* that was done before this process began */
+    int64_t sent;       /* bytes of gradients and weights to other ranks, in the steps since */
     gr_progress progress;
     double window_started; /* seconds; evaluation and saving do not count */
     double speed;          /* tokens/s of the last logged window */
@@ -318,6 +319,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     gr_device *dev = device_of(l);
     graft_status st;
     int64_t end;
+    const int64_t sent = run->shard.sent;
     GR_TRY(next_samples(l, &end, err));
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
     l->learning_rate = gr_learning_rate(run->r, step.step, run->total_steps);
@@ -331,6 +333,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     l->queued[l->n_queued++] = step;
     s->step++;
     s->cursor = end;
+    l->sent += run->shard.sent - sent;
     s->window_tokens += step.tokens;
     s->num_tokens += step.tokens;
     s->num_target_tokens += step.targets;
@@ -542,7 +545,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
         GR_TRY(after_step(&l, err));
         GR_TRY(check_interrupt(&l, err));
     }
-    GR_TRY(gr_shard_tell(&run->shard, run->state.step - l.first_step, err));
+    GR_TRY(gr_shard_tell(&run->shard, run->state.step - l.first_step, l.sent, err));
 done:
     gr_progress_end(&l.progress);
     free(l.order);

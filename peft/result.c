@@ -40,6 +40,7 @@ graft_status gr_run_result(gr_run *run, graft_error *err) {
         run->decoder = NULL;
     }
     st = gr_comm_agree(run->shard.params ? run->comm : NULL, "the best weights", st, NULL, err);
+    if (st == GRAFT_OK && best_is_older) st = gr_shard_renew(&run->shard, err);
     if (st == GRAFT_OK) st = gr_shard_begin_reading(&run->shard, "the result", err);
     if (st == GRAFT_OK && gr_comm_rank(run->comm) == 0) st = gr_run_export(run, err);
     return gr_shard_end_reading(&run->shard, "the result", st, err);

@@ -10,14 +10,13 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_co
     static const gr_sharded what[] = {[GR_SHARDING_AUTO] = GR_SHARDED_NOTHING,
                                       [GR_SHARDING_NONE] = GR_SHARDED_NOTHING,
                                       [GR_SHARDING_ZERO1] = GR_SHARDED_STATES,
-                                      [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS};
+                                      [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS,
+                                      [GR_SHARDING_ZERO3] = GR_SHARDED_VALUES};
     form->rank = gr_comm_rank(comm), form->size = gr_comm_size(comm);
     if (!comm || r->train_sharding <= GR_SHARDING_NONE) return GRAFT_OK;
-    if (r->train_sharding == GR_SHARDING_ZERO3)
-        return gr_fail(err, GRAFT_BAD_USAGE, "train.sharding: this version keeps all weights on every rank: use zero2");
     if (r->adapter_method != GR_METHOD_FULL)
         return gr_fail(err, GRAFT_BAD_USAGE,
-                       "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small: use none");
+                       "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small");
     if (r->train_optimizer != GR_OPTIMIZER_ADAMW)
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "train.sharding is of train.optimizer adamw: adamw_8bit and adafactor need a tensor as a whole");
@@ -27,11 +26,17 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_co
 
 /* ---- memory ---- */
 
+enum { NOWHERE = -2 };
+
+/* Values in the places are old. */
+static void forget(gr_shard *s) { s->here[0] = s->here[1] = s->here[2] = NOWHERE; }
+
 graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err) {
     int64_t largest = 0, stride = 0;
     *s = (gr_shard){0};
     if (!p->form.sharded) return GRAFT_OK;
     s->params = p;
+    forget(s);
     for (int64_t i = 0, end; i < p->n_items; i = end) {
         const gr_range layer = gr_params_layer(p, p->items[i].layer);
         int64_t n = 0;
@@ -91,10 +96,6 @@ void gr_shard_reduce(gr_shard *s, int64_t layer) {
     d->zero(d, p->grad + first.grad_at, n * float_bytes);
 }
 
-void gr_shard_join(gr_shard *s, int64_t n_layers) {
-    for (int64_t layer = n_layers; layer >= -1; layer--) gr_shard_reduce(s, layer);
-}
-
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err) {
     if (st != GRAFT_OK || s->st == GRAFT_OK) return st;
     if (err) *err = s->err;
@@ -103,44 +104,72 @@ graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *er
 
 /* ---- new weights come back ---- */
 
-/* Every rank's piece of a buffer to all others; each has its place in it. bytes: of an element. */
-static graft_status gather(gr_shard *s, char *buffer, const int64_t *at, const int64_t *n, int64_t bytes, graft_error *err) {
+/* Every rank's piece of a layer in one of the types: that of this rank at `mine`, all where they belong in `all`. */
+static graft_status gather(gr_shard *s, const char *mine, char *all, const int64_t *at, const int64_t *n, int64_t bytes,
+                           graft_error *err) {
     const int rank = s->params->form.rank, size = s->params->form.size;
+    int64_t sum = 0;
     for (int i = 0; i < size; i++) {
-        s->move.out[i] = (gr_piece){buffer + at[rank] * bytes, n[rank] * bytes};
-        s->move.in[i] = (gr_piece){buffer + at[i] * bytes, n[i] * bytes};
+        s->move.out[i] = (gr_piece){(void *)(uintptr_t)mine, n[rank] * bytes}; /* only read */
+        s->move.in[i] = (gr_piece){all + at[i] * bytes, n[i] * bytes};
+        sum += n[i];
     }
-    return exchange(s, "the weights", err);
+    return sum > 0 ? exchange(s, "the weights", err) : GRAFT_OK;
 }
 
 static graft_status gather_layer(gr_shard *s, gr_range items, graft_error *err) {
-    gr_params *p = s->params;
-    int64_t at[2][p->form.size], n[2][p->form.size], all[2] = {0};
+    const gr_params *p = s->params;
+    const gr_params_share own = gr_params_share_of(p, items, p->form.rank);
+    int64_t at[2][p->form.size], n[2][p->form.size];
     for (int i = 0; i < p->form.size; i++) {
         const gr_params_share share = gr_params_share_of(p, items, i);
-        at[0][i] = share.float_at, n[0][i] = share.n_floats, all[0] += share.n_floats;
-        at[1][i] = share.half_at, n[1][i] = share.n_halves, all[1] += share.n_halves;
+        at[0][i] = share.float_at, n[0][i] = share.n_floats;
+        at[1][i] = share.half_at, n[1][i] = share.n_halves;
     }
-    graft_status st = all[0] > 0 ? gather(s, (char *)p->value, at[0], n[0], (int64_t)sizeof *p->value, err) : GRAFT_OK;
-    if (st == GRAFT_OK && all[1] > 0) st = gather(s, (char *)p->half, at[1], n[1], (int64_t)sizeof *p->half, err);
-    return st;
+    const float *floats = p->kept ? p->kept + own.kept_float_at : p->value + own.float_at;
+    const uint16_t *halves = p->kept_half ? p->kept_half + own.kept_half_at : p->half + own.half_at;
+    graft_status st = gather(s, (const char *)floats, (char *)p->value, at[0], n[0], (int64_t)sizeof *floats, err);
+    return st == GRAFT_OK ? gather(s, (const char *)halves, (char *)p->half, at[1], n[1], (int64_t)sizeof *halves, err) : st;
 }
 
 graft_status gr_shard_renew(gr_shard *s, graft_error *err) {
     const gr_params *p = s->params;
     graft_status st = GRAFT_OK;
-    for (int64_t i = 0, end; p && i < p->n_items && st == GRAFT_OK; i = end) {
+    forget(s);
+    for (int64_t i = 0, end; p && p->form.sharded < GR_SHARDED_VALUES && i < p->n_items && st == GRAFT_OK; i = end) {
         const gr_range items = gr_params_layer(p, p->items[i].layer);
         st = gather_layer(s, items, err), end = items.end;
     }
     return st;
 }
 
-graft_status gr_shard_tell(const gr_shard *s, int64_t steps, graft_error *err) {
+static graft_status ask_for_layer(gr_shard *s, int64_t layer, graft_error *err);
+
+void gr_shard_bring(void *context, int64_t layer) {
+    gr_shard *s = context;
+    const gr_range items = gr_params_layer(s->params, layer);
+    if (s->st != GRAFT_OK || items.begin == items.end) return;
+    int64_t *here = &s->here[s->params->items[items.begin].early ? 2 : layer & 1];
+    if (*here == layer) return;
+    if (s->reads && s->params->form.rank == 0) s->st = ask_for_layer(s, layer, &s->err);
+    if (s->st == GRAFT_OK) s->st = gather_layer(s, items, &s->err);
+    *here = layer;
+}
+
+void gr_shard_join(gr_shard *s, int64_t n_layers) {
+    const bool brings = s->params->form.sharded >= GR_SHARDED_VALUES;
+    for (int64_t layer = -1; brings && layer <= n_layers; layer++) gr_shard_bring(s, layer);
+    for (int64_t layer = n_layers; layer >= -1; layer--) {
+        if (brings && layer >= 0) gr_shard_bring(s, layer); /* the last is here, and there is no backward through the embedding's */
+        gr_shard_reduce(s, layer);
+    }
+}
+
+graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err) {
     const int size = gr_comm_size(s->move.comm);
     int64_t each[size], all = 0;
     if (!s->params || steps <= 0) return GRAFT_OK;
-    graft_status st = gr_comm_gather(s->move.comm, "bytes sent", &s->sent, sizeof s->sent, each, err);
+    graft_status st = gr_comm_gather(s->move.comm, "bytes sent", &sent, sizeof sent, each, err);
     for (int i = 0; i < size && st == GRAFT_OK; i++) all += each[i];
     if (st == GRAFT_OK)
         gr_note("ranks: each of %d has sent %lld bytes of gradients and weights a step", size, (long long)(all / size / steps));
@@ -149,9 +178,10 @@ graft_status gr_shard_tell(const gr_shard *s, int64_t steps, graft_error *err) {
 
 /* ---- one rank reads, the others serve ---- */
 
+enum { LAYER = -1, ENOUGH = -2 };
 typedef struct request {
-    int64_t which; /* a gr_params_buffer; -1: that was all */
-    int64_t item, first, n;
+    int64_t which;          /* a gr_params_buffer, or a whole layer, or that was all */
+    int64_t item, first, n; /* item: or the layer */
 } request;
 
 /* Floats of r that a rank has. */
@@ -163,7 +193,7 @@ static gr_range part_of(const gr_params *p, const request *r, int rank) {
 }
 
 /* All ranks: what r asks for goes to dst of rank 0, the others' own place for their part of it. */
-static graft_status bring(gr_shard *s, const request *r, float *dst, graft_error *err) {
+static graft_status bring_part(gr_shard *s, const request *r, float *dst, graft_error *err) {
     gr_params *p = s->params;
     const int size = p->form.size, rank = p->form.rank;
     const gr_range mine = part_of(p, r, rank);
@@ -184,6 +214,10 @@ static graft_status ask(gr_shard *s, request *r, graft_error *err) {
     return st == GRAFT_OK ? gr_comm_broadcast(s->move.comm, "a tensor", r, sizeof *r, err) : st;
 }
 
+static graft_status ask_for_layer(gr_shard *s, int64_t layer, graft_error *err) {
+    return ask(s, &(request){.which = LAYER, .item = layer}, err);
+}
+
 /* A gr_params.fetch of rank 0. */
 static void fetch(void *context, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
     gr_shard *s = context;
@@ -191,7 +225,7 @@ static void fetch(void *context, gr_params_buffer which, int64_t item, int64_t f
     request r = {(int64_t)which, item, first, n};
     p->fetch = NULL; /* what is here is read here */
     if (s->st == GRAFT_OK) s->st = ask(s, &r, &s->err);
-    if (s->st == GRAFT_OK) s->st = bring(s, &r, dst, &s->err);
+    if (s->st == GRAFT_OK) s->st = bring_part(s, &r, dst, &s->err);
     if (s->st != GRAFT_OK) memset(dst, 0, (size_t)n * sizeof *dst);
     p->fetch = fetch;
 }
@@ -203,8 +237,10 @@ static graft_status serve(gr_shard *s, const char *what, graft_error *err) {
     for (request r = {0};;) {
         GR_TRY(gr_comm_await(s->move.comm, what, st, err));
         GR_TRY(gr_comm_broadcast(s->move.comm, what, &r, sizeof r, err));
-        if (r.which < 0) break;
-        GR_TRY(bring(s, &r, own, err));
+        if (r.which == ENOUGH) break;
+        if (r.which == LAYER) gr_shard_bring(s, r.item);
+        else GR_TRY(bring_part(s, &r, own, err));
+        GR_TRY(gr_shard_status(s, GRAFT_OK, err));
     }
 done:
     free(own);
@@ -214,14 +250,15 @@ done:
 graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err) {
     if (!s->params) return GRAFT_OK;
     if (s->params->form.rank != 0) return serve(s, what, err);
+    s->reads = true;
     s->params->fetch = fetch, s->params->fetch_context = s;
     return GRAFT_OK;
 }
 
 graft_status gr_shard_end_reading(gr_shard *s, const char *what, graft_status mine, graft_error *err) {
-    request end = {.which = -1};
+    request end = {.which = ENOUGH};
     if (!s->params || s->params->form.rank != 0) return mine;
-    s->params->fetch = NULL;
+    s->reads = false, s->params->fetch = NULL;
     if (s->st != GRAFT_OK) return gr_shard_status(s, mine, err);
     graft_status st = gr_comm_await(s->move.comm, what, mine, err);
     return st == GRAFT_OK ? gr_comm_broadcast(s->move.comm, what, &end, sizeof end, err) : st;

@@ -12,6 +12,8 @@
 
 typedef struct gr_shard {
     gr_params *params; /* NULL: nothing is sharded */
+    int64_t here[3];   /* with GR_SHARDED_VALUES: the layer in each place of even and of odd ones, NOWHERE: none; early ones */
+    bool reads;        /* rank 0 reads, the others serve */
     gr_mover move;
     float *parts;    /* device memory: a share of the largest layer's gradients of each rank */
     int64_t stride;  /* floats of such a share */
@@ -27,13 +29,15 @@ graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error
 void gr_shard_release(gr_shard *s);
 /* The layer's gradients were whole: they are in params->sum now, and their place is zero. */
 void gr_shard_reduce(gr_shard *s, int64_t layer);
-/* The same for all layers of a model of so many, in the order of a backward pass: what a rank without a micro-batch does. */
+/* All of it that the other ranks do in a micro-batch of a model of so many layers, in their order, without one. */
 void gr_shard_join(gr_shard *s, int64_t n_layers);
-/* After an update of params: the weights of all ranks' parts are here. */
+/* After an update of params: the weights of all ranks' parts are here, or will be when they are brought. */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
+/* Those of a layer of GR_SHARDED_VALUES, where they are not here: a gr_elsewhere of the model. context: the gr_shard. */
+void gr_shard_bring(void *context, int64_t layer);
 
-/* All ranks: tells what they have sent each other in so many steps. */
-graft_status gr_shard_tell(const gr_shard *s, int64_t steps, graft_error *err);
+/* All ranks: tells what they have sent each other in so many steps, of which this one sent so many bytes. */
+graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err);
 /* st, or what hooks met. */
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err);
 

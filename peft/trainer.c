@@ -191,6 +191,7 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     graft_status st;
     GR_TRY(gr_params_allocate(&run->params, run->session.machine.device, true, err));
     GR_TRY(gr_shard_init(&run->shard, run->comm, &run->params, err));
+    if (run->params.form.sharded >= GR_SHARDED_VALUES) run->session.model->elsewhere = (gr_elsewhere){gr_shard_bring, &run->shard};
     if (!run->adapter) return gr_model_attach_params(run->session.model, &run->params, true, err);
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);
     const char *template = gr_chat_source(run->session.chat);

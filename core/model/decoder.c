@@ -17,8 +17,13 @@ typedef struct pass {
     bool train;         /* with dropout */
 } pass;
 
-static void enter(const gr_decoder *d, int64_t layer) {
+static void enter_without_weights(const gr_decoder *d, int64_t layer) {
     if (d->o.hooks) d->o.hooks->enter(d->o.hooks->context, layer);
+}
+
+static void enter(const gr_decoder *d, int64_t layer) {
+    if (!d->rehearses) gr_model_bring(d->m, layer);
+    enter_without_weights(d, layer);
 }
 
 static void leave(const gr_decoder *d, int64_t layer) {
@@ -158,7 +163,7 @@ static void embed_backward(gr_decoder *d, const pass *r) {
     const gr_ops *op = d->dev->ops;
     const gr_linear *embed = &d->m->embed;
     float scale = gr_config_embed_scale(&d->m->config);
-    enter(d, -1);
+    enter_without_weights(d, -1);
     float *drows = d->m->embed_rows.linear.dw;
     if (embed->dw) op->embed_backward(d->dev, embed->dw, d->dx, r->b.tokens, r->n, d->w.C, scale);
     if (drows && r->b.n_placed) {
@@ -419,12 +424,12 @@ graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, 
     pass r = {.b = *largest, .n = largest->n, .train = d->o.training};
     if (!d->dev->rehearse) return GRAFT_OK;
     (void)gr_device_batch_place(&r.b, d->batch[0], false);
-    d->o.hooks = NULL;
+    d->o.hooks = NULL, d->rehearses = true;
     (void)d->dev->rehearse(d->dev, true);
     stack_forward(d, &r);
     head_loss(d, NULL, &r);
     if (d->o.training) stack_backward(d, &r);
-    d->o.hooks = hooks;
+    d->o.hooks = hooks, d->rehearses = false;
     if (d->dev->rehearse(d->dev, false)) return GRAFT_OK;
     return gr_device_status(d->dev, err);
 }
@@ -433,7 +438,7 @@ graft_status gr_decoder_rehearse(gr_decoder *d, const gr_device_batch *largest, 
 
 /* Whether the work is to be given, now or again: see gr_device.repeat. given: false at first. */
 static bool again(const gr_decoder *d, const gr_repeat *key, bool *given) {
-    if (key && d->dev->repeat && !d->o.hooks) return d->dev->repeat(d->dev, key);
+    if (key && d->dev->repeat && !d->o.hooks && !d->m->elsewhere.bring) return d->dev->repeat(d->dev, key);
     return *given ? false : (*given = true);
 }
 

@@ -74,6 +74,7 @@ struct gr_decoder {
     float *delta, *dh;
     int64_t lowest; /* layers below need no gradient; L: none needs one */
     bool embed_trains;
+    bool rehearses; /* operations are noted, nothing is computed */
 };
 
 /* ---- decoder.c ---- */

@@ -222,7 +222,7 @@ static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_model_for
     for (int j = 0; j < g->n; j++) quantised |= gr_dtype_get(type_then(&g->member[j]->w, f, layers))->block > 1;
     g->base = f.base == GR_BASE_FP8 && (i == GR_SITE_QKV || !layers) ? GR_BASE_EXACT : f.base;
     g->backward = f.backward;
-    g->expand = quantised && (!f.backward || (f.expand && layers));
+    g->expand = m->elsewhere.bring || (quantised && (!f.backward || (f.expand && layers)));
 }
 
 /* ---- weights on the device ---- */
@@ -306,6 +306,18 @@ void gr_model_unplace(gr_model *m) {
 
 void gr_model_renew(gr_model *m) {
     for (int64_t i = 0; i < n_groups(m); i++) m->device->renew(m->device, group_at(m, i));
+}
+
+void gr_model_bring(const gr_model *m, int64_t layer) {
+    const int64_t L = m->config.n_layers, first = layer * GR_SITE_COUNT;
+    if (!m->elsewhere.bring) return;
+    m->elsewhere.bring(m->elsewhere.context, layer);
+    for (int64_t i = first; layer >= 0 && i < (layer == L ? n_groups(m) : first + GR_SITE_COUNT); i++)
+        m->device->renew(m->device, group_at(m, i));
+}
+
+void gr_model_bring_all(const gr_model *m) {
+    for (int64_t i = -1; m->elsewhere.bring && i <= m->config.n_layers; i++) m->elsewhere.bring(m->elsewhere.context, i);
 }
 
 void gr_model_use(gr_model *m, gr_model_forms forms) {

@@ -44,13 +44,21 @@ typedef struct gr_model_forms {
     int quantise;  /* plans: the gr_dtype that gr_model_quantize will make of the layers; -1: they are what they will be */
 } gr_model_forms;
 
+/* Weights that are not here all the time: brought to where the slots point before a layer reads them; -1: the embedding, n_layers:
+ * the last norm and the head. They stay until the layer after next is brought, those that a tied head shares until they change. */
+typedef struct gr_elsewhere {
+    void (*bring)(void *context, int64_t layer); /* NULL: all are here */
+    void *context;
+} gr_elsewhere;
+
 typedef struct gr_model {
     gr_model_config config;
     gr_weights *weights; /* owned */
     gr_device *device;   /* borrowed, as threads: the host's pool, for work of core's own */
     gr_threads *threads;
-    gr_dtype compute;     /* of the frozen products and of attention */
-    gr_model_forms forms; /* set by gr_model_use */
+    gr_dtype compute;       /* of the frozen products and of attention */
+    gr_model_forms forms;   /* set by gr_model_use */
+    gr_elsewhere elsewhere; /* set before it is placed: devices make no forms of what comes and goes */
     bool placed;
     bool qk_norm, branch_norm; /* which norms its layers have beside the two that all have */
     gr_linear embed;           /* its products are rows */
@@ -91,6 +99,11 @@ graft_status gr_model_place(gr_model *m, graft_error *err);
 void gr_model_unplace(gr_model *m);
 /* Trained weights have new values, from an update or a file: forms that hold them are renewed. */
 void gr_model_renew(gr_model *m);
+/* Brings a layer's weights, where they are elsewhere: those who run the model do so before they read them. */
+void gr_model_bring(const gr_model *m, int64_t layer);
+/* Brings all layers, in the order in which a forward pass does: where ranks bring them together, what one does that has no batch
+ * when others have. */
+void gr_model_bring_all(const gr_model *m);
 /* How frozen products are made from now on. What is trained stays exact. */
 void gr_model_use(gr_model *m, gr_model_forms forms);
 /* Memory of the forms that place would make then. */

@@ -53,59 +53,93 @@ static gr_dtype type_of(const gr_params *p, const gr_param *item) {
 }
 
 typedef struct lengths {
-    int64_t floats, halves, grads; /* elements */
-    int64_t mine, lows;            /* likewise, of this rank's parts */
-    int64_t state;                 /* bytes */
+    int64_t floats, halves, grads;          /* elements */
+    int64_t mine, mine_floats, mine_halves; /* likewise, of this rank's parts: of both types, of each */
+    int64_t state;                          /* bytes */
 } lengths;
 
-/* Where item i lies; it follows what `all` has. */
-static void set_places(const gr_params *p, gr_param *item, const lengths *all, int64_t grad_at) {
+/* Where an item lies; its states follow what `all` has. */
+static void set_places(const gr_params *p, gr_param *item, const lengths *all, int64_t value_at, int64_t grad_at) {
     const int64_t end = item->offset + item->n;
     const gr_range own = gr_params_own(p, item, p->form.rank);
     item->type = type_of(p, item);
-    item->value_at = item->type == GR_DTYPE_F32 ? all->floats : all->halves;
+    item->value_at = value_at;
     item->grad_at = grad_at;
     item->state_at = all->state;
     item->first = GR_MIN(own.begin, end) - item->offset;
     item->mine = GR_MAX(0, GR_MIN(own.end, end) - own.begin);
     item->mine_at = all->mine;
-    item->low_at = all->lows;
+    item->kept_at = item->type == GR_DTYPE_F32 ? all->mine_floats : all->mine_halves;
+}
+
+/* Where things lie of which one layer at a time is there, and those of early tensors, which come first. */
+typedef struct turns {
+    int64_t early, kept; /* where the next early one lies; elements of them all */
+    int64_t layer, most; /* where the next of this layer lies in its place; elements of a place */
+} turns;
+
+/* Where n elements lie: in place `turn`. */
+static int64_t take_turn(turns *t, bool early, int64_t turn, int64_t n) {
+    int64_t *next = early ? &t->early : &t->layer, at = early ? *next : t->kept + turn * t->most + *next;
+    *next += n;
+    return at;
+}
+
+static void measure_turns(const gr_params *p, turns *floats, turns *halves, turns *grads) {
+    int64_t of_layer[3] = {0};
+    turns *const all[3] = {floats, halves, grads};
+    for (int64_t i = 0; i < p->n_items; i++) {
+        const gr_param *item = &p->items[i];
+        const bool is_half = type_of(p, item) != GR_DTYPE_F32, counts[3] = {!is_half, is_half, true};
+        if (i > 0 && item->layer != p->items[i - 1].layer) memset(of_layer, 0, sizeof of_layer);
+        for (int k = 0; k < 3; k++) {
+            const int64_t n = counts[k] ? gr_params_whole(item->n) : 0;
+            if (item->early) all[k]->kept += n;
+            else of_layer[k] += n, all[k]->most = GR_MAX(all[k]->most, of_layer[k]);
+        }
+    }
 }
 
 /* The length of everything and, with `set`, where each item lies in it. */
 static lengths lay_out(const gr_params *p, gr_param *set) {
-    const bool by_layer = p->form.release || p->form.sharded >= GR_SHARDED_GRADIENTS;
+    const bool grads_turn = p->form.release || p->form.sharded >= GR_SHARDED_GRADIENTS;
+    const bool values_turn = p->form.sharded >= GR_SHARDED_VALUES;
     lengths all = {0};
-    int64_t kept = 0, shared = 0, of_layer = 0, early = 0;
-    for (int64_t i = 0; i < p->n_items; i++)
-        if (p->items[i].early) kept += gr_params_whole(p->items[i].n);
+    turns floats = {0}, halves = {0}, grads = {0};
+    measure_turns(p, &floats, &halves, &grads);
     for (int64_t i = 0; i < p->n_items; i++) {
         const gr_param *item = &p->items[i];
         const gr_range own = gr_params_own(p, item, p->form.rank);
-        int64_t n = gr_params_whole(item->n), *grads = item->early ? &early : &of_layer;
-        bool next_layer = i == 0 || item->layer != p->items[i - 1].layer, is_half = type_of(p, item) != GR_DTYPE_F32;
-        if (next_layer) of_layer = 0;
-        if (set) set_places(p, &set[i], &all, !by_layer ? item->offset : item->early ? early : kept + of_layer);
-        *(is_half ? &all.halves : &all.floats) += n, *grads += n;
-        all.mine += own.end - own.begin;
-        if (is_half) all.lows += own.end - own.begin;
-        shared = GR_MAX(shared, of_layer);
+        const int64_t n = gr_params_whole(item->n), mine = own.end - own.begin;
+        const bool is_half = type_of(p, item) != GR_DTYPE_F32;
+        if (i == 0 || item->layer != p->items[i - 1].layer) floats.layer = halves.layer = grads.layer = 0;
+        const int64_t value_turn = take_turn(is_half ? &halves : &floats, item->early, item->layer & 1, n);
+        const int64_t grad_turn = take_turn(&grads, item->early, 0, n);
+        int64_t *values = is_half ? &all.halves : &all.floats;
+        if (set) set_places(p, &set[i], &all, values_turn ? value_turn : *values, grads_turn ? grad_turn : item->offset);
+        *values += n, all.mine += mine;
+        *(is_half ? &all.mine_halves : &all.mine_floats) += mine;
         all.state += state_bytes(p, item);
     }
-    all.grads = by_layer ? kept + shared : p->n_floats;
+    all.grads = grads_turn ? grads.kept + grads.most : p->n_floats;
+    if (values_turn) all.floats = floats.kept + 2 * floats.most, all.halves = halves.kept + 2 * halves.most;
     return all;
 }
 
 void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
     const lengths all = lay_out(p, NULL);
+    const bool kept = p->form.sharded >= GR_SHARDED_VALUES;
+    const int64_t mine_halves = all.mine_halves * (int64_t)sizeof(uint16_t);
     const int64_t mine = all.mine * (int64_t)sizeof(float), moments = p->form.optimizer == GR_OPTIMIZER_ADAMW ? mine : 0;
     const int64_t each[GR_PARAMS_BUFFERS] = {all.floats * (int64_t)sizeof(float),
                                              all.halves * (int64_t)sizeof(uint16_t),
-                                             p->form.weights == GR_TRAINED_BF16 ? all.lows * (int64_t)sizeof(uint16_t) : 0,
+                                             p->form.weights == GR_TRAINED_BF16 ? mine_halves : 0,
                                              all.grads * (int64_t)sizeof(float),
                                              moments,
                                              moments,
                                              p->form.sharded ? mine : 0,
+                                             kept ? all.mine_floats * (int64_t)sizeof(float) : 0,
+                                             kept ? mine_halves : 0,
                                              all.state};
     memcpy(bytes, each, sizeof each);
 }
@@ -113,24 +147,28 @@ void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]) {
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err) {
     void *buffers[GR_PARAMS_BUFFERS] = {0};
     int64_t bytes[GR_PARAMS_BUFFERS];
-    static const char *const names[GR_PARAMS_BUFFERS] = {"trained weights", "trained weights",  "trained weights",
-                                                         "gradients",       "optimizer states", "optimizer states",
-                                                         "gradients",       "optimizer states"};
+    static const struct {
+        const char *name;
+        bool training;
+    } what[GR_PARAMS_BUFFERS] = {{"trained weights", false}, {"trained weights", false}, {"trained weights", false},
+                                 {"gradients", true},        {"optimizer states", true}, {"optimizer states", true},
+                                 {"gradients", true},        {"trained weights", false}, {"trained weights", false},
+                                 {"optimizer states", true}};
     int missing = -1;
     gr_params_bytes(p, bytes);
     (void)lay_out(p, p->items);
     p->device = device;
     for (int i = 0; i < GR_PARAMS_BUFFERS; i++) {
-        if ((i >= 3 && !training) || (bytes[i] == 0 && i > 0)) continue;
+        if ((what[i].training && !training) || (bytes[i] == 0 && i > 0)) continue;
         buffers[i] = device->alloc(device, bytes[i]);
         if (!buffers[i] && missing < 0) missing = i;
         if (buffers[i]) device->zero(device, buffers[i], bytes[i]);
     }
     p->value = buffers[0], p->half = buffers[1], p->low = buffers[2], p->grad = buffers[3], p->m = buffers[4], p->v = buffers[5];
-    p->sum = buffers[6], p->state = buffers[7];
+    p->sum = buffers[6], p->kept = buffers[7], p->kept_half = buffers[8], p->state = buffers[9];
     p->n_grads = training ? bytes[3] / (int64_t)sizeof(float) : 0;
     p->n_mine = training ? lay_out(p, NULL).mine : 0;
-    return missing < 0 ? GRAFT_OK : gr_fail_device_memory(device, bytes[missing], names[missing], err);
+    return missing < 0 ? GRAFT_OK : gr_fail_device_memory(device, bytes[missing], what[missing].name, err);
 }
 
 int64_t gr_params_find(const gr_params *p, const char *name) {
@@ -147,24 +185,34 @@ int64_t gr_params_largest(const gr_params *p) {
 
 /* ---- to the host and back ---- */
 
+/* Where the first element lies of this rank's part of a tensor of either type. */
+static float *own_floats(const gr_params *p, const gr_param *x) {
+    return p->kept ? p->kept + x->kept_at : p->value + x->value_at + x->first;
+}
+
+static uint16_t *own_halves(const gr_params *p, const gr_param *x) {
+    return p->kept_half ? p->kept_half + x->kept_at : p->half + x->value_at + x->first;
+}
+
 /* Of element `first` of an item; of what is sharded, it is in this rank's part. */
 static float *place_of(const gr_params *p, gr_params_buffer which, const gr_param *x, int64_t first) {
-    const bool own = which == GR_PARAMS_M || which == GR_PARAMS_V || (which == GR_PARAMS_GRAD && p->sum);
-    float *const buffers[] = {p->value, p->sum ? p->sum : p->grad, p->m, p->v};
-    GR_ASSERT(buffers[which] && (!own || first >= x->first));
-    return buffers[which] + (own ? x->mine_at + first - x->first : (which == GR_PARAMS_GRAD ? x->grad_at : x->value_at) + first);
+    switch (which) {
+    case GR_PARAMS_VALUE: return own_floats(p, x) + (first - x->first);
+    case GR_PARAMS_GRAD: return p->sum ? p->sum + x->mine_at + (first - x->first) : p->grad + x->grad_at + first;
+    case GR_PARAMS_M: return p->m + x->mine_at + (first - x->first);
+    default: return p->v + x->mine_at + (first - x->first);
+    }
 }
 
 enum { CONVERTED = 2048 }; /* values at a time */
 
 static void read_halves(const gr_params *p, const gr_param *x, int64_t first, int64_t n, float *dst) {
     uint16_t half[CONVERTED], low[CONVERTED] = {0};
-    const uint16_t *lows = p->low ? p->low + x->low_at - x->first : NULL;
     for (int64_t i = 0, count; i < n; i += count) {
-        const int64_t at = first + i;
+        const int64_t at = first + i - x->first;
         count = GR_MIN(CONVERTED, n - i);
-        p->device->download(p->device, half, p->half + x->value_at + at, count * (int64_t)sizeof *half, 0);
-        if (lows) p->device->download(p->device, low, lows + at, count * (int64_t)sizeof *low, 0);
+        p->device->download(p->device, half, own_halves(p, x) + at, count * (int64_t)sizeof *half, 0);
+        if (p->low) p->device->download(p->device, low, p->low + x->kept_at + at, count * (int64_t)sizeof *low, 0);
         for (int64_t k = 0; k < count; k++) { /* see gr_trained */
             uint32_t bits = ((uint32_t)half[k] - (low[k] >> 15)) << 16 | low[k];
             memcpy(&dst[i + k], &bits, sizeof bits);
@@ -183,26 +231,29 @@ static void write_halves(gr_params *p, const gr_param *x, int64_t first, int64_t
             low[k] = (uint16_t)bits;
             half[k] = p->low ? (uint16_t)((bits + 0x8000) >> 16) : gr_f32_to_bf16(src[i + k]);
         }
-        p->device->upload(p->device, p->half + x->value_at + at, half, count * (int64_t)sizeof *half);
+        p->device->upload(p->device, own_halves(p, x) + (at - x->first), half, count * (int64_t)sizeof *half);
         const int64_t begin = GR_MAX(at, x->first), end = GR_MIN(at + count, x->first + x->mine);
         if (p->low && begin < end)
-            p->device->upload(p->device, p->low + x->low_at + (begin - x->first), low + (begin - at),
+            p->device->upload(p->device, p->low + x->kept_at + (begin - x->first), low + (begin - at),
                               (end - begin) * (int64_t)sizeof *low);
     }
 }
 
 static bool halved(gr_params_buffer which, const gr_param *x) { return which == GR_PARAMS_VALUE && x->type == GR_DTYPE_BF16; }
 
+static bool holds_part(const gr_params *p) { return p->form.sharded >= GR_SHARDED_VALUES; }
+
 /* Are floats first .. first + n there for all that is asked? */
 static bool is_here(const gr_params *p, gr_params_buffer which, const gr_param *x, int64_t first, int64_t n) {
-    const bool all = which == GR_PARAMS_VALUE ? !halved(which, x) || !p->low : which == GR_PARAMS_GRAD && !p->sum;
+    const bool all =
+        which == GR_PARAMS_VALUE ? !holds_part(p) && !(halved(which, x) && p->low) : which == GR_PARAMS_GRAD && !p->sum;
     return all || n == 0 || (first >= x->first && first + n <= x->first + x->mine);
 }
 
 void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst) {
     const gr_param *x = &p->items[item];
     GR_ASSERT(first >= 0 && n >= 0 && first + n <= x->n);
-    if (p->fetch) {
+    if (p->fetch && !is_here(p, which, x, first, n)) {
         p->fetch(p->fetch_context, which, item, first, n, dst);
         return;
     }
@@ -218,7 +269,7 @@ void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, fl
 void gr_params_write_part(gr_params *p, gr_params_buffer which, int64_t item, int64_t first, int64_t n, const float *src) {
     const gr_param *x = &p->items[item];
     GR_ASSERT(first >= 0 && n >= 0 && first + n <= x->n);
-    if (which != GR_PARAMS_VALUE) { /* of what is sharded, this rank's part */
+    if (which != GR_PARAMS_VALUE || holds_part(p)) { /* of what is sharded, this rank's part */
         const int64_t begin = GR_MAX(first, x->first), end = GR_MIN(first + n, x->first + x->mine);
         src += begin - first, first = begin, n = GR_MAX(0, end - begin);
     }
@@ -267,9 +318,9 @@ int gr_params_state(const gr_params *p, int64_t i, gr_state_part parts[GR_STATE_
 }
 
 static gr_trained trained_of(const gr_params *p, const gr_param *x) {
-    if (x->type == GR_DTYPE_F32) return (gr_trained){.f32 = p->value + x->value_at + x->first};
-    return (gr_trained){.bf16 = p->half + x->value_at + x->first,
-                        .low = p->low ? p->low + x->low_at : NULL,
+    if (x->type == GR_DTYPE_F32) return (gr_trained){.f32 = own_floats(p, x)};
+    return (gr_trained){.bf16 = own_halves(p, x),
+                        .low = p->low ? p->low + x->kept_at : NULL,
                         .seed = p->form.seed,
                         .first = (uint64_t)(x->offset + x->first)};
 }
@@ -334,7 +385,7 @@ void gr_params_update(gr_params *p, int64_t first, int64_t last, double learning
 void gr_params_release(gr_params *p) {
     for (int64_t i = 0; i < p->n_items; i++) free(p->items[i].name);
     free(p->items);
-    void *buffers[GR_PARAMS_BUFFERS] = {p->value, p->half, p->low, p->grad, p->m, p->v, p->sum, p->state};
+    void *buffers[GR_PARAMS_BUFFERS] = {p->value, p->half, p->low, p->grad, p->m, p->v, p->sum, p->kept, p->kept_half, p->state};
     for (int i = 0; i < GR_PARAMS_BUFFERS; i++)
         if (buffers[i]) p->device->free(p->device, buffers[i]);
     *p = (gr_params){0};

@@ -14,7 +14,7 @@ typedef enum gr_sharded {
     GR_SHARDED_NOTHING,
     GR_SHARDED_STATES,    /* what the optimizer keeps, what float32 has more than bfloat16, and sums of gradients over ranks */
     GR_SHARDED_GRADIENTS, /* a rank's own gradients are there for one layer at a time, as with release */
-    GR_SHARDED_VALUES
+    GR_SHARDED_VALUES     /* of tensors as a whole one layer at a time, and the next, are there */
 } gr_sharded;
 
 /* How matrices are held; vectors are float32. See gr_trained. */
@@ -50,7 +50,7 @@ typedef struct gr_param {
     /* this rank's part: elements first .. first + mine, which it updates; without sharding all */
     int64_t first, mine;
     int64_t mine_at; /* of it in m, v and sum */
-    int64_t low_at;  /* of it in low */
+    int64_t kept_at; /* in low; where values are sharded, in kept or kept_half too */
 } gr_param;
 
 typedef enum gr_params_buffer { GR_PARAMS_VALUE, GR_PARAMS_GRAD, GR_PARAMS_M, GR_PARAMS_V } gr_params_buffer;
@@ -65,9 +65,13 @@ typedef struct gr_params {
     int64_t n_mine;       /* length of m, v and sum: with sharding of this rank's parts alone */
     float *value;         /* device memory: tensors of type F32, */
     uint16_t *half, *low; /* those of type BF16 and, without rounding at random, what float32 has more; NULL: none */
-    float *grad, *m, *v;  /* NULL unless allocated for training; m and v of AdamW in float32, else */
-    float *sum;           /* gradients of this rank's parts, added up over ranks: what updates read. NULL: they read grad */
-    char *state;          /* what gr_params_state tells */
+    /* With GR_SHARDED_VALUES this rank's parts of tensors of either type; value and half then have two places of layers, that of
+     * layer i is i's parity, and one of early tensors. Whoever runs the model brings a layer's values there. */
+    float *kept;
+    uint16_t *kept_half;
+    float *grad, *m, *v; /* NULL unless allocated for training; m and v of AdamW in float32, else */
+    float *sum;          /* gradients of this rank's parts, added up over ranks: what updates read. NULL: they read grad */
+    char *state;         /* what gr_params_state tells */
     /* Where gr_params_read and _read_part take it from instead, while ranks work together on what one of them writes; NULL: what is
      * here is read, of which there must be enough. */
     void (*fetch)(void *context, gr_params_buffer which, int64_t item, int64_t first, int64_t n, float *dst);
@@ -81,7 +85,7 @@ graft_status gr_params_add(gr_params *p, const char *name, int64_t rows, int64_t
 /* Allocate the buffers, zeroed; training: also gradient and optimizer states. */
 graft_status gr_params_allocate(gr_params *p, gr_device *device, bool training, graft_error *err);
 /* Bytes of each buffer that it would allocate for training; 0: none. */
-enum { GR_PARAMS_BUFFERS = 8 };
+enum { GR_PARAMS_BUFFERS = 10 };
 void gr_params_bytes(const gr_params *p, int64_t bytes[GR_PARAMS_BUFFERS]);
 /* Index of name, -1 when absent. */
 int64_t gr_params_find(const gr_params *p, const char *name);
@@ -120,9 +124,10 @@ gr_range gr_params_layer(const gr_params *p, int64_t layer);
 
 /* A rank's share of a layer, in the buffers where the layer is whole: those of a buffer lie in one piece. */
 typedef struct gr_params_share {
-    int64_t grad_at, n;         /* in grad */
-    int64_t float_at, n_floats; /* in value */
-    int64_t half_at, n_halves;  /* in half */
+    int64_t grad_at, n;                  /* in grad */
+    int64_t float_at, n_floats;          /* in value */
+    int64_t half_at, n_halves;           /* in half */
+    int64_t kept_float_at, kept_half_at; /* in kept and kept_half, of this rank's own */
 } gr_params_share;
 gr_params_share gr_params_share_of(const gr_params *p, gr_range layer, int rank);
 

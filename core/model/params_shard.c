@@ -48,7 +48,7 @@ gr_params_share gr_params_share_of(const gr_params *p, gr_range layer, int rank)
         const int64_t n = part.end - part.begin, at = item->value_at + (part.begin - item->offset);
         const bool is_half = item->type != GR_DTYPE_F32;
         int64_t *where = is_half ? &s.half_at : &s.float_at, *count = is_half ? &s.n_halves : &s.n_floats;
-        if (n > 0 && *count == 0) *where = at;
+        if (n > 0 && *count == 0) *where = at, *(is_half ? &s.kept_half_at : &s.kept_float_at) = item->kept_at;
         *count += n;
     }
     return s;

@@ -228,11 +228,12 @@ static void test_parts_of_ranks(void **state) {
     (void)state;
     enum { RANKS = 5 };
     static const int64_t shapes[][3] = {{0, 1, 3}, {0, 7, 30}, {0, 1, 1}, {1, 40, 5}, {1, 1, 17}, {2, 1, 2}};
-    for (int weights = GR_TRAINED_FP32; weights <= GR_TRAINED_BF16; weights++) {
-        int64_t covered[GR_LEN(shapes)] = {0}, of_shares[3] = {0}, n_mine = 0, lows = 0, whole[GR_PARAMS_BUFFERS];
+    for (int form = 0; form < 4; form++) {
+        const gr_trained_type weights = form % 2 ? GR_TRAINED_BF16 : GR_TRAINED_FP32;
+        const gr_sharded sharded = form / 2 ? GR_SHARDED_VALUES : GR_SHARDED_GRADIENTS;
+        int64_t covered[GR_LEN(shapes)] = {0}, of_shares[3] = {0}, n_mine = 0, lows = 0, kept[2] = {0}, whole[GR_PARAMS_BUFFERS];
         for (int rank = 0; rank < RANKS; rank++) {
-            gr_params p = {
-                .form = {.weights = (gr_trained_type)weights, .sharded = GR_SHARDED_GRADIENTS, .rank = rank, .size = RANKS}};
+            gr_params p = {.form = {.weights = weights, .sharded = sharded, .rank = rank, .size = RANKS}};
             int64_t bytes[GR_PARAMS_BUFFERS];
             for (int i = 0; i < GR_LEN(shapes); i++) {
                 add(&p, "tensor", shapes[i][1], shapes[i][2], true);
@@ -243,7 +244,7 @@ static void test_parts_of_ranks(void **state) {
             gr_params_bytes(&p, bytes);
             assert_int_equal(bytes[4], p.n_mine * 4);
             assert_int_equal(bytes[6], bytes[4]);
-            n_mine += p.n_mine, lows += bytes[2];
+            n_mine += p.n_mine, lows += bytes[2], kept[0] += bytes[7], kept[1] += bytes[8];
             for (int i = 0; i < GR_LEN(shapes); i++) {
                 float values[210];
                 int64_t first, n;
@@ -261,6 +262,10 @@ static void test_parts_of_ranks(void **state) {
                 const gr_params_share share = gr_params_share_of(&p, items, rank);
                 assert_true(share.n == share.n_floats + share.n_halves && share.n % 16 == 0);
                 of_shares[layer] += share.n;
+                if (sharded < GR_SHARDED_VALUES || share.n_floats == 0) continue;
+                assert_true((layer & 1) == (share.float_at >= bytes[0] / 8)); /* the two places: halves of it */
+                assert_true(share.float_at + share.n_floats <= bytes[0] / 4);
+                assert_true(share.kept_float_at + share.n_floats <= bytes[7] / 4);
             }
             assert_int_equal(gr_params_layer(&p, 3).end, 0);
             assert_int_equal(p.n_grads, 256); /* of the largest layer */
@@ -272,6 +277,7 @@ static void test_parts_of_ranks(void **state) {
         assert_true(of_shares[0] == 16 + 224 + 16 && of_shares[1] == 208 + 32 && of_shares[2] == 16);
         assert_int_equal(n_mine * 4, whole[4]);
         assert_int_equal(lows, whole[2]);
+        if (sharded == GR_SHARDED_VALUES) assert_true(kept[0] == whole[0] && kept[1] == whole[1]);
     }
 }
 
