@@ -35,27 +35,68 @@ static int compare(const void *a, const void *b, void *context) {
     return more != 0 ? (more > 0 ? 1 : -1) : (i > k) - (i < k);
 }
 
+/* Tokens that each rank has of the samples idx[n], whose ranks are known. */
+typedef struct dealing {
+    const gr_dataset *d;
+    const int64_t *idx;
+    int64_t n;
+    int32_t *rank;   /* [n] */
+    int64_t *tokens; /* [size] */
+    int size;
+} dealing;
+
+static void deal_longest_first(dealing *g, const int64_t *order) {
+    for (int64_t i = 0; i < g->n; i++) {
+        int least = 0;
+        for (int r = 1; r < g->size; r++)
+            if (g->tokens[r] < g->tokens[least]) least = r;
+        g->tokens[least] += length_of(g->d, g->idx[order[i]]);
+        g->rank[order[i]] = least;
+    }
+}
+
+/* Gives a sample of the rank with the most tokens to another rank, for a shorter one or for none: the exchange that leaves the least
+ * to the fuller of the two. False: there is none that leaves it less than now, or it is within a thousandth of an equal share. */
+static bool exchange(dealing *g) {
+    int64_t sum = 0, best, mine = -1, theirs = -1;
+    int full = 0, other = -1;
+    for (int r = 0; r < g->size; r++) {
+        sum += g->tokens[r];
+        if (g->tokens[r] > g->tokens[full]) full = r;
+    }
+    best = g->tokens[full];
+    if (best - sum / g->size <= sum / g->size / 1000) return false;
+    for (int64_t i = 0; i < g->n; i++) {
+        if (g->rank[i] != full) continue;
+        const int64_t length = length_of(g->d, g->idx[i]);
+        for (int64_t k = -g->size; k < g->n; k++) { /* below 0: for none of rank k + size */
+            const int to = k < 0 ? (int)(k + g->size) : g->rank[k];
+            const int64_t less = length - (k < 0 ? 0 : length_of(g->d, g->idx[k]));
+            if (to == full || less <= 0) continue;
+            const int64_t most = GR_MAX(g->tokens[full] - less, g->tokens[to] + less);
+            if (most < best) best = most, mine = i, theirs = k, other = to;
+        }
+    }
+    if (mine < 0) return false;
+    const int64_t less = length_of(g->d, g->idx[mine]) - (theirs < 0 ? 0 : length_of(g->d, g->idx[theirs]));
+    g->tokens[full] -= less, g->tokens[other] += less;
+    g->rank[mine] = other;
+    if (theirs >= 0) g->rank[theirs] = full;
+    return true;
+}
+
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err) {
     by_length how = {d, idx};
     if (!reserve(deal, n, size)) return gr_fail_memory(err, "samples of a step");
-    if (size == 1) {
-        memcpy(deal->samples, idx, (size_t)n * sizeof *idx);
-        deal->first[0] = 0, deal->first[1] = n;
-        return GRAFT_OK;
-    }
     int64_t *tokens = gr_calloc(size, sizeof *tokens);
     if (!tokens) return gr_fail_memory(err, "samples of a step");
+    dealing g = {d, idx, n, deal->rank, tokens, size};
     for (int64_t i = 0; i < n; i++) deal->order[i] = i;
     qsort_r(deal->order, (size_t)n, sizeof *deal->order, compare, &how);
+    deal_longest_first(&g, deal->order);
+    for (int64_t i = 0; i < n && exchange(&g); i++) continue;
     memset(deal->first, 0, (size_t)(size + 1) * sizeof *deal->first);
-    for (int64_t i = 0; i < n; i++) {
-        int least = 0;
-        for (int r = 1; r < size; r++)
-            if (tokens[r] < tokens[least]) least = r;
-        tokens[least] += length_of(d, idx[deal->order[i]]);
-        deal->rank[deal->order[i]] = least;
-        deal->first[least + 1]++;
-    }
+    for (int64_t i = 0; i < n; i++) deal->first[deal->rank[i] + 1]++;
     for (int r = 0; r < size; r++) deal->first[r + 1] += deal->first[r];
     memset(tokens, 0, (size_t)size * sizeof *tokens); /* now: how many each has got */
     for (int64_t i = 0; i < n; i++) deal->samples[deal->first[deal->rank[i]] + tokens[deal->rank[i]]++] = idx[i];

@@ -17,7 +17,8 @@ typedef struct gr_deal {
 } gr_deal;
 
 /* Deals samples idx[0..n) of d by their lengths alone: the longest first, each to the rank that has the fewest tokens so far, the
- * lowest of equals (Graham's longest processing time first, SIAM J. Appl. Math. 17(2), 1969). With one rank the order stays. */
+ * lowest of equals (Graham's longest processing time first, SIAM J. Appl. Math. 17(2), 1969); then the fullest rank exchanges
+ * samples with others as long as that leaves it less. With one rank the order stays. */
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err);
 void gr_deal_release(gr_deal *deal);
 

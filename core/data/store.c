@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,12 +19,18 @@ enum shard_field { FIRST, CHUNK, BYTES, IDS, TARGET, SHARD_FIELDS };
 struct gr_store_writer {
     gr_store s;
     int64_t block_capacity, source_capacity, learned_capacity, sum_capacity, shard_capacity;
-    int32_t *ids; /* of a shard that is looked at */
+    int32_t *ids; /* of a shard that is looked at, or written */
     uint8_t *target;
     int64_t *offset;
     int32_t *source;
+    int64_t ids_capacity, target_capacity, offset_capacity, part_source_capacity;
     int32_t *open_ids; /* that the last one leaves */
     uint8_t *open_target;
+    pthread_t thread; /* that writes `part`, in the arrays above, while the next is made */
+    bool writing;
+    gr_store_part part;
+    graft_status st; /* of what was written so far */
+    graft_error err;
 };
 
 static char *shard_path(const gr_store *s, int64_t i) { return gr_format("%s/shard-%06lld.h5", s->folder, (long long)i); }
@@ -308,24 +315,58 @@ done:
     return st;
 }
 
-graft_status gr_store_add(gr_store_writer *w, const gr_store_part *p, graft_error *err) {
+static graft_status write_part(gr_store_writer *w, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_h5 *h = NULL;
     int64_t shard[SHARD_FIELDS] = {w->s.n_blocks, w->s.n_sums};
     char *path = shard_path(&w->s, w->s.n_shards);
     if (!path) GR_TRY(gr_fail_memory(err, "token cache"));
     GR_TRY(gr_h5_create(&h, path, err));
-    GR_TRY(put_part(h, p, err));
+    GR_TRY(put_part(h, &w->part, err));
     st = gr_h5_commit(h, err);
     h = NULL;
     if (st != GRAFT_OK) goto done;
     GR_TRY(gr_h5_open(&h, path, err));
     GR_TRY(place_shard(shard, h, path, err));
-    GR_TRY(index_part(w, p, shard, err));
+    GR_TRY(index_part(w, &w->part, shard, err));
 done:
     gr_h5_close(h);
     free(path);
     return st;
+}
+
+static void *write_beside(void *writer) {
+    gr_store_writer *w = writer;
+    w->st = write_part(w, &w->err);
+    return NULL;
+}
+
+/* Until the part that is being written is on disk; what failed once has failed. */
+static graft_status await_part(gr_store_writer *w, graft_error *err) {
+    if (w->writing) pthread_join(w->thread, NULL);
+    w->writing = false;
+    if (w->st != GRAFT_OK && err) *err = w->err;
+    return w->st;
+}
+
+graft_status gr_store_add(gr_store_writer *w, const gr_store_part *p, graft_error *err) {
+    const int64_t n_ids = p->offset[p->n_blocks] + p->n_open;
+    graft_status st = await_part(w, err);
+    if (st != GRAFT_OK) return st;
+    if (!gr_grow(&w->ids, &w->ids_capacity, n_ids, sizeof *w->ids) || !gr_grow(&w->target, &w->target_capacity, n_ids, 1) ||
+        !gr_grow(&w->offset, &w->offset_capacity, p->n_blocks + 1, sizeof *w->offset) ||
+        !gr_grow(&w->source, &w->part_source_capacity, p->n_blocks, sizeof *w->source))
+        return gr_fail_memory(err, "token cache");
+    memcpy(w->ids, p->ids, (size_t)n_ids * sizeof *w->ids);
+    memcpy(w->target, p->target, (size_t)n_ids);
+    memcpy(w->offset, p->offset, (size_t)(p->n_blocks + 1) * sizeof *w->offset);
+    memcpy(w->source, p->source, (size_t)p->n_blocks * sizeof *w->source);
+    w->part = *p;
+    w->part.ids = w->ids, w->part.target = w->target, w->part.offset = w->offset, w->part.source = w->source;
+    w->writing = pthread_create(&w->thread, NULL, write_beside, w) == 0;
+    if (w->writing) return GRAFT_OK;
+    write_beside(w); /* no thread to be had */
+    return await_part(w, err);
 }
 
 /* ---- going on ---- */
@@ -336,6 +377,7 @@ static void forget_part(gr_store_writer *w) {
     free(w->offset);
     free(w->source);
     w->ids = NULL, w->target = NULL, w->offset = NULL, w->source = NULL;
+    w->ids_capacity = w->target_capacity = w->offset_capacity = w->part_source_capacity = 0;
 }
 
 static bool are_tokens(const int32_t *ids, const uint8_t *target, int64_t n, int64_t n_vocab) {
@@ -413,6 +455,7 @@ graft_status gr_store_begin(gr_store_writer **out, const char *folder, const gr_
         free(path);
         if (st != GRAFT_OK) goto done;
     }
+    forget_part(w);
     part->n_blocks = 0, part->offset = NULL, part->source = NULL;
     part->ids = w->open_ids, part->target = w->open_target;
     *out = w, w = NULL;
@@ -422,7 +465,8 @@ done:
 }
 
 graft_status gr_store_end(gr_store_writer *w, const gr_store_left *left, const char *remarks, graft_error *err) {
-    graft_status st = GRAFT_OK;
+    graft_status st = await_part(w, err);
+    if (st != GRAFT_OK) return st;
     gr_store *s = &w->s;
     gr_h5 *h = NULL;
     const char *text = remarks ? remarks : "";
@@ -447,10 +491,11 @@ done:
     return st;
 }
 
-bool gr_store_writer_empty(const gr_store_writer *w) { return w->s.n_blocks == 0; }
+bool gr_store_writer_empty(const gr_store_writer *w) { return !w->writing && w->s.n_blocks == 0; }
 
 void gr_store_writer_free(gr_store_writer *w) {
     if (!w) return;
+    await_part(w, NULL);
     forget_part(w);
     free(w->open_ids);
     free(w->open_target);

@@ -67,6 +67,8 @@ typedef struct gr_store_limits {
  * its n_open ids are the writer's. */
 graft_status gr_store_begin(gr_store_writer **out, const char *folder, const gr_store_limits *most, gr_store_part *part,
                             graft_error *err);
+/* The part is copied and written by a thread of the writer's, beside what the caller does next: that it could not be is told by the
+ * next call, or by the end. The caller leaves libhdf5 alone until then. */
 graft_status gr_store_add(gr_store_writer *w, const gr_store_part *part, graft_error *err);
 /* Write the index: the store is whole. */
 graft_status gr_store_end(gr_store_writer *w, const gr_store_left *left, const char *remarks, graft_error *err);
