@@ -55,8 +55,9 @@ static void deal_longest_first(dealing *g, const int64_t *order) {
     }
 }
 
-/* Gives a sample of the rank with the most tokens to another rank, for a shorter one or for none: the exchange that leaves the least
- * to the fuller of the two. False: there is none that leaves it less than now, or it is within a thousandth of an equal share. */
+/* Gives a sample of the rank with the most tokens to another rank, for a shorter one or for none: the exchange that leaves the
+ * least to the fuller of the two. False: there is none that leaves it less than now, or it is within a thousandth of an equal
+ * share. */
 static bool exchange(dealing *g) {
     int64_t sum = 0, best, mine = -1, theirs = -1;
     int full = 0, other = -1;
