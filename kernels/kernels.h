@@ -252,6 +252,7 @@ struct gr_device {
     const char *level;       /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
     const char *about;       /* what it is and what drives it, for people; NULL: nothing but the level */
     double flops, bandwidth; /* of products of bfloat16, and bytes, a second: where a plan goes by them; 0: it measures */
+    double link;             /* bytes a second to other devices, one way, where a plan goes by it */
     bool fast_bf16;          /* multiplies bfloat16 faster than float32 */
     bool int8, fp8;          /* makes products of int8, of e4m3 (gr_base_products) */
     bool queues;             /* work may be under way when a call returns: read results late */

@@ -91,7 +91,7 @@ static void announce(gr_threads *t) {
     pthread_mutex_unlock(&t->mutex);
 }
 
-static int usable_cpus(void) {
+int gr_processors(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
     long n = sysconf(_SC_NPROCESSORS_ONLN);
@@ -99,7 +99,7 @@ static int usable_cpus(void) {
 }
 
 gr_threads *gr_threads_new(int n_threads) {
-    if (n_threads <= 0) n_threads = usable_cpus();
+    if (n_threads <= 0) n_threads = gr_processors();
     if (n_threads > THREADS_MAX) n_threads = THREADS_MAX;
     gr_threads *t = aligned_alloc(64, (sizeof *t + 63) / 64 * 64);
     if (!t) return NULL;

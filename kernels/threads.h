@@ -10,6 +10,7 @@ typedef struct gr_threads gr_threads;
 /* worker is 0..n_threads-1 (for per-thread scratch only), chunk 0..n_chunks-1. */
 typedef void gr_chunk_fn(void *context, int64_t chunk, int worker);
 
+int gr_processors(void);                   /* that this process may use */
 gr_threads *gr_threads_new(int n_threads); /* <= 0: one per CPU this process may use; NULL when out of resources */
 void gr_threads_free(gr_threads *t);       /* NULL is fine */
 int gr_threads_count(const gr_threads *t);

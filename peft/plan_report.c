@@ -36,8 +36,12 @@ void gr_plan_facts_of(const gr_run *run, gr_plan_facts *f) {
                          .fits = run->memory.total <= run->memory_limit && !gr_plan_lacks_host(run),
                          .step_seconds = NAN,
                          .evaluation_seconds = NAN,
-                         .run_seconds = NAN};
+                         .run_seconds = NAN,
+                         .epoch_seconds = NAN,
+                         .ranks = run->ranks,
+                         .sharding = gr_plan_sharding(run)};
     if (run->samples > 0) f->tokens_per_step = GR_MIN(run->samples, run->r->train_batch_size) * run->mean_tokens;
+    if (run->ranks > 1) f->sent_bytes = gr_plan_sent(run, NULL, NULL);
     disk_of(run, f);
 }
 
@@ -64,9 +68,10 @@ static int64_t model_parameters(const gr_model *m) {
 }
 
 static void put_duration(gr_str *out, double s) {
-    if (s < 10) gr_str_printf(out, "%.2g s", s);
+    if (s < 0.1) gr_str_printf(out, "%.2g ms", 1000 * s);
+    else if (s < 10) gr_str_printf(out, "%.2g s", s);
     else if (s < 600) gr_str_printf(out, "%.0f s", s);
-    else if (s < 36000) gr_str_printf(out, "%.0f min", s / 60);
+    else if (s < 7200) gr_str_printf(out, "%.0f min", s / 60);
     else gr_str_printf(out, "%.1f h", s / 3600);
 }
 
@@ -90,6 +95,22 @@ static void put_steps(const gr_run *run, const char *missing, gr_str *out) {
                   (long long)run->steps_per_epoch, (long long)gr_warmup_steps(run->r, run->total_steps));
 }
 
+/* What ranks share out. */
+static void put_ranks(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
+    static const char *const what[] = {
+        [GR_SHARDING_NONE] = "each has all of what is trained",
+        [GR_SHARDING_ZERO1] = "each has a share of the optimizer's states and of the sums of gradients",
+        [GR_SHARDING_ZERO2] =
+            "each has a share of the optimizer's states and of the sums of gradients, and its own gradients of one "
+            "layer at a time",
+        [GR_SHARDING_ZERO3] =
+            "each has a share of weights, gradients and the optimizer's states, and a few layers of them at a time"};
+    gr_str_printf(out, "ranks                 %d, sharding %s: %s\n", run->ranks, f->sharding, what[run->sharding]);
+    gr_str_puts(out, "                      each sends the others ");
+    put_size(out, f->sent_bytes);
+    gr_str_puts(out, " a step\n");
+}
+
 static void put_row(gr_str *out, const char *name, int64_t bytes, const char *what) {
     if (bytes > 0) gr_str_printf(out, "  %-20s%8.1f MiB  %s\n", name, (double)bytes / (1 << 20), what);
 }
@@ -103,15 +124,19 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
     else if (fp8) snprintf(made, sizeof made, "rotary table, norms, forms of the weights, once more in fp8");
     bool match = run->eval && gr_recipe_has_metric(run->r, "exact_match");
     bool card = m->host > 0;
-    gr_str_printf(out, "memory                %.2f GiB at most", (double)m->total / GIB);
-    if (card) gr_str_printf(out, " on the card, %.2f GiB of the host", (double)m->host / GIB);
+    const char *of = run->ranks > 1 ? " of a rank" : "";
+    gr_str_printf(out, "memory                %.2f GiB at most%s", (double)m->total / GIB, card ? " on the card" : of);
+    if (card) gr_str_printf(out, "%s, %.2f GiB of the host", of, (double)m->host / GIB);
     gr_str_puts(out, "\n");
     put_row(out, "program", m->program, "measured now: program, libraries, tokenizer");
     put_row(out, "data", m->data, run->train ? "tokenised" : "tokenised, assumed");
     put_row(out, "base", m->base,
             card ? "the card's copies of its files' weights" : "mapped from its files; the system may take these pages back");
     put_row(out, "base, made", m->made, made);
-    put_row(out, "trained state", m->trained, "values, gradients, what the optimizer keeps");
+    put_row(out, "trained state", m->trained,
+            run->params.form.sharded ? "values, gradients, what the optimizer keeps; of what is shared out a share"
+                                     : "values, gradients, what the optimizer keeps");
+    put_row(out, "exchanged", m->exchange, "what other ranks sent");
     put_row(out, "threads", m->threads, "scratch that operations share");
     put_row(out, "step scratch", m->scratch, "activations and what backward needs");
     put_row(out, "evaluation", m->evaluation,
@@ -126,7 +151,9 @@ static void put_fit(gr_run *run, const gr_plan_facts *f, gr_str *out) {
                   run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "the limit is", (double)f->limit / GIB);
     bool card = f->memory.host > 0;
     if (run->r->train_memory_limit <= 0)
-        gr_str_puts(out, card ? ", 15/16 of the card" : ", three quarters of what is free and what the program holds");
+        gr_str_puts(out, card             ? ", 15/16 of the card"
+                         : run->ranks > 1 ? ", a rank's share of three quarters of what is free and what the program holds"
+                                          : ", three quarters of what is free and what the program holds");
     gr_str_printf(out, "; %s has %.2f GiB free%s", card ? "it" : "this machine", (double)f->available / GIB,
                   f->by_cgroup ? " (a control group's limit)" : "");
     if (f->memory.total > run->resident + f->available && run->r->train_memory_limit > 0)
@@ -146,11 +173,17 @@ static void put_time(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
     if (f->share_of_peak > 0)
         gr_str_printf(out, " (assumed: %.0f %% of the rate of %s's products)", 100 * f->share_of_peak,
                       run->session.machine.device->level);
-    else gr_str_puts(out, " (measured on this machine)");
+    else
+        gr_str_puts(out, run->ranks > 1 ? " (measured on this machine; exchanges are not counted)" : " (measured on this machine)");
     if (isfinite(f->run_seconds)) {
         gr_str_puts(out, "; ");
         put_duration(out, f->run_seconds);
         gr_str_printf(out, " for %lld steps", (long long)run->total_steps);
+        if (f->epoch_seconds < f->run_seconds) {
+            gr_str_puts(out, ", ");
+            put_duration(out, f->epoch_seconds);
+            gr_str_puts(out, " an epoch");
+        }
         if (isfinite(f->evaluation_seconds)) {
             gr_str_puts(out, " with evaluations of ");
             put_duration(out, f->evaluation_seconds);
@@ -188,8 +221,11 @@ void gr_plan_report(gr_run *run, const gr_plan_facts *f, const char *missing, gr
     gr_str_printf(out, "trainable parameters  %s (%.3f %% of the base)\n", gr_thousands(trained, text),
                   100.0 * (double)trained / (double)base);
     put_steps(run, missing, out);
-    gr_str_printf(out, "batch                 %lld samples a step, micro-batches of up to %lld tokens, gradient_checkpointing %s\n",
-                  (long long)run->r->train_batch_size, (long long)run->plan.max_tokens, gr_plan_policy(run));
+    gr_str_printf(out,
+                  "batch                 %lld samples a step%s, micro-batches of up to %lld tokens, gradient_checkpointing %s\n",
+                  (long long)run->r->train_batch_size, run->ranks > 1 ? ", dealt to the ranks by length" : "",
+                  (long long)run->plan.max_tokens, gr_plan_policy(run));
+    if (run->ranks > 1) put_ranks(run, f, out);
     if (run->expand) gr_str_puts(out, "weights               quantised, expanded before each product\n");
     put_memory(run, &f->memory, out);
     put_fit(run, f, out);

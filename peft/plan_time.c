@@ -6,6 +6,7 @@
 
 #include "core/base/log.h"
 #include "core/base/memory.h"
+#include "kernels/threads.h"
 #include "peft/plan.h"
 
 enum { LAYERS = 2, BUFFERS = 256, PIECE = 1 << 20 };
@@ -40,7 +41,7 @@ static void make_linear(rig *g, gr_linear *to, const gr_linear *from, const gr_r
     gr_dtype dtype = gr_weights_shape_only(run->session.model->weights) ? GR_DTYPE_BF16 : from->w.dtype;
     int64_t n = from->w.rows * from->w.cols;
     if (quantised && quantize >= 0) dtype = gr_model_quantized_type(&from->w, (gr_dtype)quantize);
-    if (!run->adapter) dtype = GR_DTYPE_F32;
+    if (!run->adapter) dtype = run->params.form.weights == GR_TRAINED_FP32 ? GR_DTYPE_F32 : GR_DTYPE_BF16;
     *to = (gr_linear){.w = {.dtype = dtype, .rows = from->w.rows, .cols = from->w.cols}};
     to->w.data = made_up(g, gr_dtype_bytes(dtype, n), 0x3c);
     if (!run->adapter) to->dw = gradient(g, n);
@@ -205,11 +206,34 @@ static bool too_large(const gr_run *run, int64_t rows) {
     return weights * (run->adapter ? 2 : 8) + gr_decoder_plan_bytes(run->session.model, &o) > run->available / 2;
 }
 
+/* ---- of several ranks ---- */
+
+int64_t gr_plan_rank_tokens(const gr_run *run, int64_t all) {
+    return run->ranks == 1 ? all : GR_MAX((all + run->ranks - 1) / run->ranks, GR_MIN(all, run->mean_tokens));
+}
+
+/* Each rank sends every other its share: of the gradients as float, of the weights in the type of products. */
+int64_t gr_plan_sent(const gr_run *run, int64_t *backward, int64_t *forward) {
+    const gr_params *p = &run->params;
+    const double others = (double)(run->ranks - 1) / run->ranks, n = (double)p->n_floats;
+    const double weights = n * (p->form.weights == GR_TRAINED_FP32 ? sizeof(float) : sizeof(uint16_t));
+    const int64_t step = GR_MIN(run->samples > 0 ? run->samples : INT64_MAX, run->r->train_batch_size) * run->mean_tokens;
+    const double times = fmax(1, ceil((double)gr_plan_rank_tokens(run, step) / (double)GR_MAX(run->plan.max_tokens, 1)));
+    double each[2] = {2 * n * sizeof(float), 0}; /* backward, forward */
+    if (p->form.sharded) each[0] = times * n * sizeof(float), each[1] = weights;
+    if (p->form.sharded >= GR_SHARDED_VALUES) each[0] += times * weights, each[1] = times * weights;
+    if (backward) *backward = (int64_t)(others * each[0]);
+    if (forward) *forward = (int64_t)(others * each[1]);
+    return (int64_t)(others * (each[0] + each[1]));
+}
+
 /* ---- by data sheet ---- */
 
 static const double OF_PEAK = 0.5; /* share of the products' rate that is assumed */
 /* How many times as fast as of bfloat16 products of e4m3 with exact sums are, measured on an H200: 1,220 of 780 TFLOP/s. */
 static const double FP8_TIMES = 1.55;
+/* Share of a link's rate that exchanges get: NCCL's bus bandwidth on eight A100, 235 of 300 GB/s. */
+static const double OF_LINK = 0.78;
 
 /* Operations of a token forward: two for each weight of a product of a layer; */
 static double layer_operations(const gr_run *run) {
@@ -227,27 +251,55 @@ static double forward_operations(const gr_run *run) {
            2 * (double)(c->n_layers * c->n_heads * c->head_dim) * (double)run->mean_tokens;
 }
 
+/* Seconds that bytes to other cards take. */
+static double link_seconds(const gr_run *run, int64_t bytes) {
+    const double rate = run->session.machine.device->link;
+    return rate > 0 ? (double)bytes / (OF_LINK * rate) : 0;
+}
+
 /* Forward, the gradients of inputs, those of weights where all are trained, and what is computed again; then the update, by the
- * bytes that it moves. */
+ * bytes that it moves. Layers are exchanged beside the work on others; without sharding, sums of gradients come after it. */
 static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     const gr_device *d = run->session.machine.device;
-    double passes = (run->adapter ? 2 : 3) + (run->plan.recompute == GR_RECOMPUTE_FULL ? 1 : 0),
-           operations = passes * forward_operations(run);
+    if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens * run->ranks;
+    const double passes = (run->adapter ? 2 : 3) + (run->plan.recompute == GR_RECOMPUTE_FULL ? 1 : 0),
+                 tokens = (double)gr_plan_rank_tokens(run, f->tokens_per_step),
+                 micro_batches = ceil(tokens / (double)run->plan.max_tokens);
+    const bool sharded = run->params.form.sharded != GR_SHARDED_NOTHING;
+    double operations = passes * forward_operations(run), backward, forward;
+    int64_t sent_backward, sent_forward;
     if (gr_train_products(run->r->model_compute) == GR_BASE_FP8) operations -= layer_operations(run) * (1 - 1 / FP8_TIMES);
-    if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens;
-    f->step_seconds = operations * (double)f->tokens_per_step / (OF_PEAK * d->flops) +
-                      7 * sizeof(float) * (double)run->params.n_floats / d->bandwidth;
+    double work = operations * tokens / (OF_PEAK * d->flops);
     if (run->expand) /* the layers' weights, for each pass of each micro-batch: read in about 5 bits, written in 16 */
-        f->step_seconds += passes * ceil((double)f->tokens_per_step / (double)run->plan.max_tokens) * 2.6 * layer_operations(run) /
-                           2 / d->bandwidth;
+        work += passes * micro_batches * 2.6 * layer_operations(run) / 2 / d->bandwidth;
+    forward = work / passes, backward = work - forward;
+    (void)gr_plan_sent(run, &sent_backward, &sent_forward);
+    f->step_seconds = fmax(forward, link_seconds(run, sent_forward)) +
+                      (sharded ? fmax(backward, link_seconds(run, sent_backward)) : backward + link_seconds(run, sent_backward)) +
+                      7 * sizeof(float) * (double)run->params.n_floats / (sharded ? run->ranks : 1) / d->bandwidth;
     f->share_of_peak = OF_PEAK;
-    if (run->total_steps > 0 && run->samples > 0) f->run_seconds = f->step_seconds * (double)run->total_steps;
+}
+
+/* The run's from a step's. */
+static void add_up(const gr_run *run, gr_plan_facts *f) {
+    if (run->total_steps <= 0 || run->samples <= 0) return;
+    const double evaluations = !run->eval            ? 0
+                               : run->eval_every > 0 ? (double)((run->total_steps + run->eval_every - 1) / run->eval_every)
+                                                     : 1;
+    f->epoch_seconds = f->step_seconds * (double)run->steps_per_epoch;
+    f->run_seconds = f->step_seconds * (double)run->total_steps + (evaluations > 0 ? f->evaluation_seconds * evaluations : 0);
+}
+
+/* How many times as long as alone ranks take that have more threads than there are processors. */
+static double crowding(const gr_run *run) {
+    return fmax(1, (double)run->ranks * gr_threads_count(run->session.machine.threads) / gr_processors());
 }
 
 graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
     graft_status st = GRAFT_OK;
     if (run->session.machine.device->flops > 0) {
         time_by_data_sheet(run, f);
+        add_up(run, f);
         return GRAFT_OK;
     }
     rig g = {.n_buffers = 0};
@@ -267,14 +319,13 @@ graft_status gr_plan_time(gr_run *run, gr_plan_facts *f, graft_error *err) {
     double layer = fmax(two - one, 0.01 * one), layer_eval = fmax(two_eval - one_eval, 0.01 * one_eval);
     double token = (one + (double)(L - 1) * layer) / (double)rows,
            token_eval = (one_eval + (double)(L - 1) * layer_eval) / (double)rows;
-    if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens;
-    f->step_seconds = token * (double)f->tokens_per_step + update;
-    if (run->eval) f->evaluation_seconds = token_eval * (double)run->eval->offset[run->eval->n_samples];
-    if (run->total_steps > 0 && run->samples > 0) {
-        int64_t evaluations = !run->eval ? 0 : run->eval_every > 0 ? (run->total_steps + run->eval_every - 1) / run->eval_every : 1;
-        f->run_seconds =
-            f->step_seconds * (double)run->total_steps + (evaluations ? f->evaluation_seconds * (double)evaluations : 0);
-    }
+    if (f->tokens_per_step == 0) f->tokens_per_step = run->plan.max_tokens * run->ranks;
+    if (run->params.form.sharded) update /= run->ranks;
+    f->step_seconds = crowding(run) * (token * (double)gr_plan_rank_tokens(run, f->tokens_per_step) + update);
+    if (run->eval)
+        f->evaluation_seconds =
+            crowding(run) * token_eval * (double)gr_plan_rank_tokens(run, run->eval->offset[run->eval->n_samples]);
+    add_up(run, f);
 done:
     free_rig(&g);
     gr_batch_release(&b);

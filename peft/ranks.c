@@ -154,12 +154,16 @@ void gr_mover_release(gr_mover *m) {
 
 enum { SHARE_FLOATS = 16 }; /* shares are multiples of it: aligned as parameters are */
 
+static int64_t share_of(int size, int64_t n) { return ((n + size - 1) / size + SHARE_FLOATS - 1) / SHARE_FLOATS * SHARE_FLOATS; }
+
+int64_t gr_reducer_bytes(int size, int64_t n) { return size == 1 ? 0 : size * share_of(size, n) * (int64_t)sizeof(float); }
+
 graft_status gr_reducer_init(gr_reducer *r, gr_comm *comm, gr_device *device, int64_t n, graft_error *err) {
     const int size = gr_comm_size(comm);
     *r = (gr_reducer){.n = n};
     if (size == 1) return GRAFT_OK;
-    r->share = ((n + size - 1) / size + SHARE_FLOATS - 1) / SHARE_FLOATS * SHARE_FLOATS;
-    const int64_t bytes = size * r->share * (int64_t)sizeof *r->parts;
+    r->share = share_of(size, n);
+    const int64_t bytes = gr_reducer_bytes(size, n);
     graft_status st = gr_mover_init(&r->move, comm, device, 2 * bytes, err);
     if (st == GRAFT_OK && !(r->parts = device->alloc(device, bytes)))
         st = gr_fail_device_memory(device, bytes, "sums over ranks", err);

@@ -43,6 +43,8 @@ typedef struct gr_reducer {
     int64_t n, share; /* floats of the whole; of a rank's share of it, a multiple of 16 */
 } gr_reducer;
 
+/* Bytes of the device's memory for sums over n floats of so many ranks; 0: of one. */
+int64_t gr_reducer_bytes(int size, int64_t n);
 /* For sums over n floats of the device's memory; does nothing with one rank. */
 graft_status gr_reducer_init(gr_reducer *r, gr_comm *comm, gr_device *device, int64_t n, graft_error *err);
 /* x[n] of the device becomes the sum over all ranks, added in their order: each rank adds up its share of all and gives it to the

@@ -26,6 +26,7 @@ typedef struct gr_run {
     gr_decoder *decoder;
     gr_layer_hooks hooks;                      /* of the decoder, with gradient release */
     gr_decoder_options plan;                   /* rows of the largest micro-batch and recompute policy */
+    enum gr_recipe_train_sharding sharding;    /* what ranks keep shares of, as planned: never auto */
     bool expand;                               /* quantised weights are expanded before each product (gr_model_forms) */
     int64_t micro_tokens;                      /* rows that a micro-batch of several samples has at most */
     char *less;                                /* of a card: what would have it need less, in words; NULL: nothing planned yet */

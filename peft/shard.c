@@ -6,21 +6,21 @@
 #include "core/base/log.h"
 #include "core/model/machine.h"
 
-graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_comm *comm, graft_error *err) {
-    static const gr_sharded what[] = {[GR_SHARDING_AUTO] = GR_SHARDED_NOTHING,
-                                      [GR_SHARDING_NONE] = GR_SHARDED_NOTHING,
+graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size,
+                           graft_error *err) {
+    static const gr_sharded what[] = {[GR_SHARDING_NONE] = GR_SHARDED_NOTHING,
                                       [GR_SHARDING_ZERO1] = GR_SHARDED_STATES,
                                       [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS,
                                       [GR_SHARDING_ZERO3] = GR_SHARDED_VALUES};
-    form->rank = gr_comm_rank(comm), form->size = gr_comm_size(comm);
-    if (!comm || r->train_sharding <= GR_SHARDING_NONE) return GRAFT_OK;
+    form->rank = rank, form->size = size, form->sharded = GR_SHARDED_NOTHING;
+    if (size == 1 || sharding == GR_SHARDING_NONE) return GRAFT_OK;
     if (r->adapter_method != GR_METHOD_FULL)
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small");
     if (r->train_optimizer != GR_OPTIMIZER_ADAMW)
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "train.sharding is of train.optimizer adamw: adamw_8bit and adafactor need a tensor as a whole");
-    form->sharded = what[r->train_sharding];
+    form->sharded = what[sharding];
     return GRAFT_OK;
 }
 
@@ -31,24 +31,37 @@ enum { NOWHERE = -2 };
 /* Values in the places are old. */
 static void forget(gr_shard *s) { s->here[0] = s->here[1] = s->here[2] = NOWHERE; }
 
-graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err) {
-    int64_t largest = 0, stride = 0;
-    *s = (gr_shard){0};
-    if (!p->form.sharded) return GRAFT_OK;
-    s->params = p;
-    forget(s);
+typedef struct extent {
+    int64_t layer, share; /* floats of the largest layer's gradients, and of a rank's share of it */
+} extent;
+
+static extent extent_of(const gr_params *p) {
+    extent most = {0};
     for (int64_t i = 0, end; i < p->n_items; i = end) {
         const gr_range layer = gr_params_layer(p, p->items[i].layer);
         int64_t n = 0;
         for (int rank = 0; rank < p->form.size; rank++) {
             const int64_t share = gr_params_share_of(p, layer, rank).n;
-            n += share, stride = GR_MAX(stride, share);
+            n += share, most.share = GR_MAX(most.share, share);
         }
-        largest = GR_MAX(largest, n), end = layer.end;
+        most.layer = GR_MAX(most.layer, n), end = layer.end;
     }
-    s->stride = stride;
-    const int64_t bytes = p->form.size * stride * (int64_t)sizeof(float);
-    graft_status st = gr_mover_init(&s->move, comm, p->device, bytes + largest * (int64_t)sizeof(float), err);
+    return most;
+}
+
+int64_t gr_shard_bytes(const gr_params *p) {
+    return p->form.sharded ? p->form.size * extent_of(p).share * (int64_t)sizeof(float) : 0;
+}
+
+graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err) {
+    *s = (gr_shard){0};
+    if (!p->form.sharded) return GRAFT_OK;
+    const extent most = extent_of(p);
+    const int64_t bytes = gr_shard_bytes(p);
+    s->params = p;
+    forget(s);
+    s->stride = most.share;
+    graft_status st = gr_mover_init(&s->move, comm, p->device, bytes + most.layer * (int64_t)sizeof(float), err);
     if (st == GRAFT_OK && !(s->parts = p->device->alloc(p->device, bytes)))
         st = gr_fail_device_memory(p->device, bytes, "sums over ranks", err);
     return st;

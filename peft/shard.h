@@ -22,9 +22,13 @@ typedef struct gr_shard {
     graft_error err;
 } gr_shard;
 
-/* What train.sharding of the recipe says for a run of these ranks; BAD_USAGE, by name, what goes with no sharding. */
-graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, const gr_comm *comm, graft_error *err);
+/* The parts of a rank of so many where ranks keep shares of what `sharding` says, which is not auto. BAD_USAGE, by name: the recipe
+ * goes with no such sharding. */
+graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size,
+                           graft_error *err);
 
+/* Bytes of the device's memory that init would take for a set of parameters, also of a plan; 0: nothing is sharded. */
+int64_t gr_shard_bytes(const gr_params *p);
 graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err);
 void gr_shard_release(gr_shard *s);
 /* The layer's gradients were whole: they are in params->sum now, and their place is zero. */

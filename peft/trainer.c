@@ -8,6 +8,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "kernels/threads.h"
 #include "peft/interrupt.h"
 #include "peft/plan.h"
 #include "peft/run.h"
@@ -32,7 +33,10 @@ static gr_session_options session_options(const gr_run *run, const char *device,
                                 .compute = r->model_compute,
                                 .quantize = r->model_quantize,
                                 .device = device,
-                                .threads = r->_threads > 0 || !comm ? r->_threads : gr_comm_threads(comm),
+                                .threads = r->_threads > 0  ? r->_threads
+                                           : comm           ? gr_comm_threads(comm)
+                                           : run->ranks > 1 ? GR_MAX(1, gr_processors() / run->ranks) /* of a plan */
+                                                            : 0,
                                 .max_length = r->data_max_length};
 }
 
@@ -150,7 +154,8 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                                         .weights = (gr_trained_type)r->train_weights,
                                         .release = r->train_gradient_release,
                                         .seed = (uint64_t)r->train_seed};
-    GR_TRY(gr_shard_form(&run->params.form, r, run->comm, err));
+    run->sharding = r->train_sharding == GR_SHARDING_AUTO ? GR_SHARDING_NONE : (enum gr_recipe_train_sharding)r->train_sharding;
+    GR_TRY(gr_shard_form(&run->params.form, r, run->sharding, gr_comm_rank(run->comm), run->ranks, err));
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));
@@ -277,7 +282,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     const bool writes = gr_comm_rank(o->comm) == 0;
     gr_run run = {.r = r,
                   .comm = o->comm,
-                  .ranks = gr_comm_size(o->comm),
+                  .ranks = o->dry_run && o->ranks > 0 ? (int)o->ranks : gr_comm_size(o->comm),
                   .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir),
                   .progress = o->progress,
                   .payload = o->payload};
@@ -290,7 +295,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run && writes) GR_TRY(gr_folder_check(r, o, err));
     if (!o->dry_run && writes) GR_TRY(gr_folder_listen(&run, err));
-    if (run.comm && r->train_gradient_release)
+    if (run.ranks > 1 && r->train_gradient_release)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {

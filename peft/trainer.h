@@ -17,14 +17,15 @@ typedef struct gr_train_progress {
 /* Nonzero: save a checkpoint and leave, as gr_interrupt does. */
 typedef int gr_train_callback(void *payload, const gr_train_progress *progress);
 
-/* Memory of a run in bytes. What is always there: program to threads; besides it either the steps' scratch with an evaluation (or
- * the writing of an adapter), or the writing of a whole model. */
+/* Memory of a run in bytes, of several ranks that of each. What is always there: program to threads; besides it either the steps'
+ * scratch with an evaluation (or the writing of an adapter), or the writing of a whole model. */
 typedef struct gr_memory {
     int64_t program;    /* the program with its libraries, the tokenizer */
     int64_t data;       /* tokenised samples */
     int64_t base;       /* weights as they lie in their files, mapped: the system may take these pages back */
     int64_t made;       /* of the base: quantised weights, int8 forms, rotary table, floats of norms */
     int64_t trained;    /* values, gradients, what the optimizer keeps */
+    int64_t exchange;   /* of several ranks: what the others sent */
     int64_t threads;    /* scratch that operations share */
     int64_t scratch;    /* of a step: activations, gradients of them, logits */
     int64_t evaluation; /* the larger of loss and exact match, with its KV cache */
@@ -38,10 +39,12 @@ typedef struct gr_plan_facts {
     gr_memory memory;
     int64_t limit, available; /* of memory: what the run may take in all; what this process could still take when it began */
     int by_cgroup, fits;      /* a control group says what is available; total <= limit */
-    double step_seconds, evaluation_seconds, run_seconds;
+    double step_seconds, evaluation_seconds, run_seconds, epoch_seconds; /* an epoch: its steps alone */
     double share_of_peak; /* of a card's products that the times assume, 0: they are measured */
     int64_t checkpoint_bytes, result_bytes, cache_bytes, disk_bytes, disk_free; /* disk_bytes: all of the run */
-    int64_t tokens_per_step;
+    int64_t tokens_per_step;                                                    /* of all ranks */
+    int64_t ranks, sent_bytes; /* that train together; what each sends the others in a step */
+    const char *sharding;      /* what they keep shares of: a choice of train.sharding */
 } gr_plan_facts;
 
 typedef struct gr_train_options {
@@ -52,6 +55,7 @@ typedef struct gr_train_options {
     gr_plan_facts *facts; /* dry_run: the same as numbers (may be NULL) */
     bool calibrate;       /* dry_run: measure the time of a step */
     const char *device;   /* dry_run: in place of the recipe's (NULL); also one that gr_planned_is_name knows */
+    int64_t ranks;        /* dry_run: as if so many trained together; 0: one */
     int64_t samples, mean_tokens; /* dry_run without data: as if it were so many samples (0: none) of so many tokens */
     gr_train_callback *progress;  /* may be NULL */
     void *payload;

@@ -62,10 +62,10 @@ static void set_number(json_t *object, const char *key, double v) {
 static void put_facts(json_t *out, const gr_plan_facts *f) {
     const gr_memory *m = &f->memory;
     json_t *memory =
-        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "program", (json_int_t)m->program, "data", (json_int_t)m->data,
-                  "base", (json_int_t)m->base, "made", (json_int_t)m->made, "trained", (json_int_t)m->trained, "threads",
-                  (json_int_t)m->threads, "scratch", (json_int_t)m->scratch, "evaluation", (json_int_t)m->evaluation, "result",
-                  (json_int_t)m->result, "total", (json_int_t)m->total);
+        json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "program", (json_int_t)m->program, "data", (json_int_t)m->data,
+                  "base", (json_int_t)m->base, "made", (json_int_t)m->made, "trained", (json_int_t)m->trained, "exchange",
+                  (json_int_t)m->exchange, "threads", (json_int_t)m->threads, "scratch", (json_int_t)m->scratch, "evaluation",
+                  (json_int_t)m->evaluation, "result", (json_int_t)m->result, "total", (json_int_t)m->total);
     json_t *disk =
         json_pack("{s:I,s:I,s:I,s:I,s:I}", "checkpoint", (json_int_t)f->checkpoint_bytes, "result", (json_int_t)f->result_bytes,
                   "cache", (json_int_t)f->cache_bytes, "total", (json_int_t)f->disk_bytes, "free", (json_int_t)f->disk_free);
@@ -79,6 +79,10 @@ static void put_facts(json_t *out, const gr_plan_facts *f) {
     set_number(out, "seconds_per_step", f->step_seconds);
     set_number(out, "seconds_per_evaluation", f->evaluation_seconds);
     set_number(out, "seconds", f->run_seconds);
+    set_number(out, "seconds_per_epoch", f->epoch_seconds);
+    json_object_set_new(out, "ranks", json_integer(f->ranks));
+    json_object_set_new(out, "sharding", json_string(f->sharding));
+    json_object_set_new(out, "bytes_sent_per_step", json_integer(f->sent_bytes));
     json_object_set_new(out, "disk", disk);
 }
 
@@ -157,10 +161,11 @@ graft_status gr_cmd_train(const gr_args *a, graft_error *err) {
     return run(a, &o, err);
 }
 
+enum { MOST_RANKS = 4096 };
+
 graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
     gr_train_options o = {.dry_run = true, .calibrate = true};
-    int64_t ranks;
-    graft_status st = gr_args_int(a, "ranks", 1, 1, &ranks, err);
+    graft_status st = gr_args_int(a, "ranks", 1, 1, &o.ranks, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "samples", 1, 0, &o.samples, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "mean-tokens", 1, 0, &o.mean_tokens, err);
     if (st != GRAFT_OK) return st;
@@ -170,7 +175,7 @@ graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
                        "--device %.40s: expected cpu, cuda, cuda:N, or a card to plan for: a100-40gb, a100-80gb, h100, h200",
                        o.device);
     if (o.mean_tokens > 0 && o.samples == 0) return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens goes with --samples N");
-    if (ranks > 1) return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: this version trains with one rank", (long long)ranks);
+    if (o.ranks > MOST_RANKS) return gr_fail(err, GRAFT_BAD_USAGE, "--ranks %lld: at most %d", (long long)o.ranks, MOST_RANKS);
     return run(a, &o, err);
 }
 
