@@ -62,6 +62,9 @@ fuzz_spm) for t in "$golden"/tokenizers/sp-*; do must cp "$t/tokenizer.model" "s
 fuzz_vocab)
     for t in "$golden"/vocab/*.model "$golden"/vocab/bpe.json; do must cp "$t" seeds; done
     ;;
+fuzz_store) # a change to each array and attribute of the files
+    for i in $(seq 0 31); do printf "\\x$(printf %02x "$i")\\x20\\x01\\x02\\0\\0\\0\\0\\0\\0" >"seeds/$i"; done
+    ;;
 fuzz_tokenizer) for t in "$golden"/tokenizers/*; do must cp "$t/tokenizer.json" "seeds/${t##*/}"; done ;;
 *) must false "(tests/fuzz/fuzz.sh knows none for $target)" ;;
 esac
