@@ -1,5 +1,5 @@
-/* A token cache with right seals and wrong contents: the input is a list of changes to the index and the shards of a whole one, of 10
- * bytes each: which array, where (of 256 parts), and by what to xor it. Opened, read and gone on with, it may be refused or made
+/* A token cache with right seals and wrong contents: the input is a list of changes to the index and the shards of a whole one, of
+ * 10 bytes each: which array, where (of 256 parts), and by what to xor it. Opened, read and gone on with, it may be refused or made
  * again, and nothing that is not there is read. */
 #include <stdlib.h>
 #include <string.h>
