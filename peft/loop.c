@@ -118,7 +118,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
         const int rank = gr_comm_rank(run->comm);
         GR_TRY(gr_deal_samples(&l->deal, run->train, idx, n, gr_comm_size(run->comm), err));
         idx = l->deal.samples + l->deal.first[rank], n = l->deal.first[rank + 1] - l->deal.first[rank];
-        if (run->shard.params) joined = most_micro_batches(l);
+        if (gr_shard_in_step(&run->shard)) joined = most_micro_batches(l);
     }
     gr_loss loss = {.scale = 1.0f / (float)GR_MAX(step->targets, 1),
                     .z_loss = (float)run->r->train_z_loss,
@@ -132,7 +132,7 @@ static graft_status accumulate(loop *l, const int64_t *idx, int64_t n, queued_st
         st = micro_batch(l, idx, first, end, &loss, err);
         if (st != GRAFT_OK) break; /* the others go on: they are joined below */
     }
-    for (; joined > 0; joined--) gr_shard_join(&run->shard, run->session.model->config.n_layers);
+    for (; joined > 0; joined--) gr_decoder_join(run->decoder);
 done:
     return st;
 }

@@ -235,7 +235,11 @@ gr_memory gr_plan_memory_of(const gr_run *run, const gr_plan_what_if *w) {
     a.base = full                   ? 0
              : gr_plan_on_card(run) ? gr_model_copied_bytes(m, full, w->forms)
                                     : gr_model_file_bytes(m, w->forms.quantise, int8);
-    if (w->forms.quantise >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->forms.quantise));
+    if (gr_shard_has_base(r, run->sharding, run->ranks)) {
+        const gr_weight *embed = &m->embed.w;
+        a.base = m->config.tied ? footprint(run, gr_dtype_bytes(embed->dtype, embed->rows * embed->cols)) : 0;
+        a.made = gr_frozen_bytes(m, w->forms.quantise, run->ranks);
+    } else if (w->forms.quantise >= 0) a.made = footprint(run, gr_model_quantized_bytes(m, (gr_dtype)w->forms.quantise));
     if (int8 || gr_plan_on_card(run)) a.made += gr_model_form_bytes(m, w->forms);
     a.made += gr_config_n_ropes(&m->config) * footprint(run, m->rope_positions * m->config.head_dim * (int64_t)sizeof(float)) +
               (full || gr_plan_on_card(run) ? 0 : vector_bytes(m));
@@ -261,6 +265,8 @@ gr_model_forms gr_plan_forms(const gr_run *run) {
     return (gr_model_forms){.base = gr_train_products(run->r->model_compute),
                             .backward = true,
                             .expand = run->expand,
+                            .elsewhere = run->params.form.sharded >= GR_SHARDED_VALUES ||
+                                         gr_shard_has_base(run->r, run->sharding, run->ranks),
                             .quantise = gr_quantize_type(run->r->model_quantize)};
 }
 

@@ -7,6 +7,7 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/memory.h"
+#include "core/model/frozen.h"
 #include "peft/recipe_schema.h"
 #include "peft/session.h"
 
@@ -141,6 +142,7 @@ graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, g
 graft_status gr_session_load(gr_session *s, const gr_session_options *o, graft_error *err) {
     int quantize = gr_quantize_type(o->quantize);
     graft_status st = gr_model_load(s->model, err);
+    if (st == GRAFT_OK && o->ranks > 1) return gr_frozen_share(s->model, quantize, o->rank, o->ranks, err);
     return st == GRAFT_OK && quantize >= 0 ? gr_model_quantize(s->model, (gr_dtype)quantize, err) : st;
 }
 

@@ -32,6 +32,7 @@ typedef struct gr_session_options {
     const char *device;        /* as the recipe's; NULL: auto */
     int64_t threads;           /* <= 0: all */
     int64_t max_length;        /* longest sequence that will be run, 0: what the model has room for */
+    int rank, ranks;           /* ranks > 1: frozen matrices are shared out over them (gr_frozen_share) */
     const gr_output *output; /* what the command writes: checked before anything is opened, with the session's inputs; NULL: none */
 } gr_session_options;
 
@@ -39,7 +40,8 @@ graft_status gr_session_open(gr_session *s, const gr_session_options *o, graft_e
 void gr_session_close(gr_session *s); /* a zeroed one is fine */
 
 /* The steps of opening, for who opens a model's files for training. Of o count model (the base itself), dtype, compute, quantize,
- * device, threads, max_length. First the machine and the headers of the model's files: it is a shape, of which sizes are known. */
+ * device, threads, max_length, ranks. First the machine and the headers of the model's files: it is a shape, of which sizes are
+ * known. */
 graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, graft_error *err);
 /* The weights, quantised when asked for; nothing may be attached yet. */
 graft_status gr_session_load(gr_session *s, const gr_session_options *o, graft_error *err);

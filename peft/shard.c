@@ -12,11 +12,18 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_rec
                                       [GR_SHARDING_ZERO1] = GR_SHARDED_STATES,
                                       [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS,
                                       [GR_SHARDING_ZERO3] = GR_SHARDED_VALUES};
+    const bool base = gr_shard_has_base(r, sharding, size);
     form->rank = rank, form->size = size, form->sharded = GR_SHARDED_NOTHING;
     if (size == 1 || sharding == GR_SHARDING_NONE) return GRAFT_OK;
-    if (r->adapter_method != GR_METHOD_FULL)
+    if (base && r->model_compute == GR_COMPUTE_INT8)
         return gr_fail(err, GRAFT_BAD_USAGE,
-                       "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small");
+                       "train.sharding zero3 does not go with model.compute int8, whose forms are of whole weights");
+    if (base) return GRAFT_OK; /* nothing that is trained */
+    if (r->adapter_method != GR_METHOD_FULL)
+        return gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small, zero3 shares out "
+            "the base");
     if (r->train_optimizer != GR_OPTIMIZER_ADAMW)
         return gr_fail(err, GRAFT_BAD_USAGE,
                        "train.sharding is of train.optimizer adamw: adamw_8bit and adafactor need a tensor as a whole");
@@ -148,7 +155,7 @@ static graft_status gather_layer(gr_shard *s, gr_range items, graft_error *err) 
 graft_status gr_shard_renew(gr_shard *s, graft_error *err) {
     const gr_params *p = s->params;
     graft_status st = GRAFT_OK;
-    forget(s);
+    if (p) forget(s);
     for (int64_t i = 0, end; p && p->form.sharded < GR_SHARDED_VALUES && i < p->n_items && st == GRAFT_OK; i = end) {
         const gr_range items = gr_params_layer(p, p->items[i].layer);
         st = gather_layer(s, items, err), end = items.end;
@@ -169,19 +176,40 @@ void gr_shard_bring(void *context, int64_t layer) {
     *here = layer;
 }
 
-void gr_shard_join(gr_shard *s, int64_t n_layers) {
-    const bool brings = s->params->form.sharded >= GR_SHARDED_VALUES;
-    for (int64_t layer = -1; brings && layer <= n_layers; layer++) gr_shard_bring(s, layer);
-    for (int64_t layer = n_layers; layer >= -1; layer--) {
-        if (brings && layer >= 0) gr_shard_bring(s, layer); /* the last is here, and there is no backward through the embedding's */
-        gr_shard_reduce(s, layer);
+/* ---- the frozen base ---- */
+
+bool gr_shard_has_base(const gr_recipe *r, enum gr_recipe_train_sharding sharding, int ranks) {
+    return ranks > 1 && r->adapter_method != GR_METHOD_FULL && sharding == GR_SHARDING_ZERO3;
+}
+
+/* A gr_elsewhere of the model. */
+static void bring_base(void *context, int64_t layer) {
+    gr_shard *s = context;
+    const gr_frozen *f = s->model->frozen;
+    if (s->st != GRAFT_OK || s->here[layer & 1] == layer || f->layers[layer + 1].bytes == 0) return;
+    for (int i = 0; i < f->size; i++) {
+        const gr_range part = gr_frozen_part(s->model, layer, i), mine = gr_frozen_part(s->model, layer, f->rank);
+        s->move.out[i] = (gr_piece){f->kept + f->layers[layer + 1].kept_at, mine.end - mine.begin};
+        s->move.in[i] = (gr_piece){f->place[layer & 1] + part.begin, part.end - part.begin};
     }
+    s->st = exchange(s, "the base", &s->err);
+    s->here[layer & 1] = layer;
+}
+
+graft_status gr_shard_init_base(gr_shard *s, gr_comm *comm, gr_model *m, graft_error *err) {
+    int64_t most = 0;
+    if (!m->frozen) return GRAFT_OK;
+    for (int64_t i = -1; i <= m->config.n_layers; i++) most = GR_MAX(most, 2 * m->frozen->layers[i + 1].bytes);
+    s->model = m;
+    forget(s);
+    m->elsewhere = (gr_elsewhere){bring_base, s};
+    return gr_mover_init(&s->move, comm, m->device, most, err);
 }
 
 graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err) {
     const int size = gr_comm_size(s->move.comm);
     int64_t each[size], all = 0;
-    if (!s->params || steps <= 0) return GRAFT_OK;
+    if (!gr_shard_in_step(s) || steps <= 0) return GRAFT_OK;
     graft_status st = gr_comm_gather(s->move.comm, "bytes sent", &sent, sizeof sent, each, err);
     for (int i = 0; i < size && st == GRAFT_OK; i++) all += each[i];
     if (st == GRAFT_OK)

@@ -7,13 +7,15 @@
 #ifndef GR_SHARD_H
 #define GR_SHARD_H
 
+#include "core/model/frozen.h"
 #include "peft/ranks.h"
 #include "peft/recipe.h"
 
 typedef struct gr_shard {
-    gr_params *params; /* NULL: nothing is sharded */
+    gr_params *params; /* of which something is sharded; NULL: nothing is */
     int64_t here[3];   /* with GR_SHARDED_VALUES: the layer in each place of even and of odd ones, NOWHERE: none; early ones */
     bool reads;        /* rank 0 reads, the others serve */
+    gr_model *model;   /* whose frozen matrices are shared out; NULL: they are not */
     gr_mover move;
     float *parts;    /* device memory: a share of the largest layer's gradients of each rank */
     int64_t stride;  /* floats of such a share */
@@ -29,12 +31,16 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_rec
 
 /* Bytes of the device's memory that init would take for a set of parameters, also of a plan; 0: nothing is sharded. */
 int64_t gr_shard_bytes(const gr_params *p);
+/* Do so many ranks share out a frozen base then? */
+bool gr_shard_has_base(const gr_recipe *r, enum gr_recipe_train_sharding sharding, int ranks);
 graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err);
+/* After that: the frozen matrices of a model, where they are shared out (gr_frozen_share), are brought when it is run. */
+graft_status gr_shard_init_base(gr_shard *s, gr_comm *comm, gr_model *m, graft_error *err);
+/* Must all ranks run equally many batches? */
+static inline bool gr_shard_in_step(const gr_shard *s) { return s->move.comm != NULL; }
 void gr_shard_release(gr_shard *s);
 /* The layer's gradients were whole: they are in params->sum now, and their place is zero. */
 void gr_shard_reduce(gr_shard *s, int64_t layer);
-/* All of it that the other ranks do in a micro-batch of a model of so many layers, in their order, without one. */
-void gr_shard_join(gr_shard *s, int64_t n_layers);
 /* After an update of params: the weights of all ranks' parts are here, or will be when they are brought. */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
 /* Those of a layer of GR_SHARDED_VALUES, where they are not here: a gr_elsewhere of the model. context: the gr_shard. */

@@ -37,6 +37,8 @@ static gr_session_options session_options(const gr_run *run, const char *device,
                                            : comm           ? gr_comm_threads(comm)
                                            : run->ranks > 1 ? GR_MAX(1, gr_processors() / run->ranks) /* of a plan */
                                                             : 0,
+                                .rank = gr_comm_rank(comm),
+                                .ranks = comm && gr_shard_has_base(r, run->sharding, run->ranks) ? run->ranks : 1,
                                 .max_length = r->data_max_length};
 }
 
@@ -196,6 +198,7 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     graft_status st;
     GR_TRY(gr_params_allocate(&run->params, run->session.machine.device, true, err));
     GR_TRY(gr_shard_init(&run->shard, run->comm, &run->params, err));
+    GR_TRY(gr_shard_init_base(&run->shard, run->comm, run->session.model, err));
     if (run->params.form.sharded >= GR_SHARDED_VALUES) run->session.model->elsewhere = (gr_elsewhere){gr_shard_bring, &run->shard};
     if (!run->adapter) return gr_model_attach_params(run->session.model, &run->params, true, err);
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);

@@ -349,6 +349,14 @@ static void stack_backward(gr_decoder *d, const pass *r) {
     if (d->embed_trains) embed_backward(d, r);
 }
 
+void gr_decoder_join(const gr_decoder *d) {
+    const int64_t L = d->m->config.n_layers;
+    for (int64_t i = -1; i < L; i++) enter(d, i), leave(d, i);
+    enter(d, L), leave(d, L), gradient_ready(d, L);
+    for (int64_t i = L - 1; i >= d->lowest; i--) enter(d, i), leave(d, i), gradient_ready(d, i);
+    if (d->embed_trains) enter_without_weights(d, -1), leave(d, -1), gradient_ready(d, -1);
+}
+
 /* ---- head and loss: only rows that have a target, some at a time ---- */
 
 /* Logits of tokens whose rows are in the head's segment, where it is a product of its own, in place of those that the file gives;

@@ -56,6 +56,9 @@ typedef struct gr_loss {
 } gr_loss;
 /* Training: every gradient that the slots want += ; with dropout on. */
 graft_status gr_decoder_train(gr_decoder *d, const gr_batch *b, const gr_loss *loss, graft_error *err);
+/* Hooks and the model's `elsewhere` are told what they are told in gr_decoder_train, in the same order, and nothing is computed:
+ * what a rank does that has no batch when others have. */
+void gr_decoder_join(const gr_decoder *d);
 /* logits[n_rows, V] of the given rows of the batch (no gradient). */
 graft_status gr_decoder_logits(gr_decoder *d, const gr_batch *b, const int32_t *rows, int64_t n_rows, float *logits,
                                graft_error *err);

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/model/frozen.h"
+
 /* Where the parts of a layer lie in gr_layer. */
 typedef struct slot_row {
     size_t offset;
@@ -196,6 +198,7 @@ void gr_model_free(gr_model *m) {
     for (int64_t i = 0; m->mapped && i < gr_weights_count(m->weights); i++) m->device->unmap(m->device, m->mapped[i]);
     for (int i = 0; m->rope && i < gr_config_n_ropes(&m->config); i++) m->device->free(m->device, m->rope[i]);
     if (m->quantized) m->device->free(m->device, m->quantized);
+    gr_frozen_free(m);
     free(m->rope);
     free(m->mapped);
     free(m->modules);
@@ -222,7 +225,7 @@ static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_model_for
     for (int j = 0; j < g->n; j++) quantised |= gr_dtype_get(type_then(&g->member[j]->w, f, layers))->block > 1;
     g->base = f.base == GR_BASE_FP8 && (i == GR_SITE_QKV || !layers) ? GR_BASE_EXACT : f.base;
     g->backward = f.backward;
-    g->expand = m->elsewhere.bring || (quantised && (!f.backward || (f.expand && layers)));
+    g->expand = f.elsewhere || (quantised && (!f.backward || (f.expand && layers)));
 }
 
 /* ---- weights on the device ---- */

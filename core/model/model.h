@@ -41,7 +41,8 @@ typedef struct gr_model_forms {
     gr_base_products base;
     bool backward; /* will be run through them */
     bool expand;   /* a card keeps the layers' quantised weights as they are, and expands them before each product: the same bits */
-    int quantise;  /* plans: the gr_dtype that gr_model_quantize will make of the layers; -1: they are what they will be */
+    bool elsewhere; /* weights come and go (gr_elsewhere): devices make no forms of them */
+    int quantise;   /* plans: the gr_dtype that gr_model_quantize will make of the layers; -1: they are what they will be */
 } gr_model_forms;
 
 /* Weights that are not here all the time: brought to where the slots point before a layer reads them; -1: the embedding, n_layers:
@@ -51,6 +52,8 @@ typedef struct gr_elsewhere {
     void *context;
 } gr_elsewhere;
 
+typedef struct gr_frozen gr_frozen; /* frozen.h */
+
 typedef struct gr_model {
     gr_model_config config;
     gr_weights *weights; /* owned */
@@ -58,7 +61,7 @@ typedef struct gr_model {
     gr_threads *threads;
     gr_dtype compute;       /* of the frozen products and of attention */
     gr_model_forms forms;   /* set by gr_model_use */
-    gr_elsewhere elsewhere; /* set before it is placed: devices make no forms of what comes and goes */
+    gr_elsewhere elsewhere; /* with forms.elsewhere */
     bool placed;
     bool qk_norm, branch_norm; /* which norms its layers have beside the two that all have */
     gr_linear embed;           /* its products are rows */
@@ -75,6 +78,7 @@ typedef struct gr_model {
     int64_t rope_positions;
     const void **mapped; /* [weights] the device's views of the files' data */
     gr_arena vectors;    /* norms and biases as float, where the files have them otherwise */
+    gr_frozen *frozen;   /* owned; NULL: frozen matrices are not shared out */
     void *quantized;     /* the matrices that gr_model_quantize made, device memory; NULL: none */
 } gr_model;
 
@@ -124,6 +128,10 @@ int64_t gr_model_file_bytes(const gr_model *m, int quantise, bool replaced);
  * that either stays. Notes what was done. BAD_INPUT for a weight that is not finite. Before adapters are attached; the model
  * cannot be merged afterwards. */
 graft_status gr_model_quantize(gr_model *m, gr_dtype type, graft_error *err);
+/* Elements first .. end of a module's matrix, whole blocks, become `type`: to made on the host, where all of the matrix has room
+ * and these lie as in it. BAD_INPUT where one is not finite. */
+graft_status gr_model_convert(gr_model *m, const gr_module *module, gr_dtype type, int64_t first, int64_t end, void *made,
+                              graft_error *err);
 /* The type that a linear's matrix gets. */
 gr_dtype gr_model_quantized_type(const gr_weight *w, gr_dtype type);
 /* Bytes of the matrices that it would make (also of a shape-only model). */

@@ -51,6 +51,7 @@ typedef struct job {
     const gr_weight *from; /* on the host */
     gr_dtype type;
     uint8_t *to;
+    int64_t first, end; /* elements */
     atomic_bool not_finite;
 } job;
 
@@ -58,10 +59,10 @@ typedef struct job {
 static void quantize_chunk(void *context, int64_t chunk, int worker) {
     job *j = context;
     const gr_dtype_info *from = gr_dtype_get(j->from->dtype), *to = gr_dtype_get(j->type);
-    int64_t end = GR_MIN((chunk + 1) * CHUNK, j->from->rows * j->from->cols);
+    int64_t begin = j->first + chunk * CHUNK, end = GR_MIN(begin + CHUNK, j->end);
     float x[PIECE];
     (void)worker;
-    for (int64_t at = chunk * CHUNK; at < end; at += PIECE) {
+    for (int64_t at = begin; at < end; at += PIECE) {
         int64_t n = GR_MIN(PIECE, end - at);
         from->to_f32(x, (const uint8_t *)j->from->data + at * from->block_bytes, n);
         for (int64_t k = 0; k < n; k++)
@@ -92,15 +93,21 @@ static void tell(const gr_model *m, const tally *t, const char *type) {
     gr_str_release(&text);
 }
 
+graft_status gr_model_convert(gr_model *m, const gr_module *module, gr_dtype type, int64_t first, int64_t end, void *made,
+                              graft_error *err) {
+    job j = {.from = &module->entry->view, .type = type, .to = made, .first = first, .end = end};
+    gr_threads_run(m->threads, (end - first + CHUNK - 1) / CHUNK, quantize_chunk, &j);
+    if (!atomic_load(&j.not_finite)) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s holds a NaN or an infinity: it cannot be quantised", gr_weights_path(m->weights),
+                   module->entry->name);
+}
+
 /* The matrix in the type that it gets, made in `made` on the host; to: its place on the device. */
 static graft_status quantize_matrix(gr_model *m, const gr_module *module, gr_dtype type, uint8_t *made, uint8_t *to,
                                     graft_error *err) {
     gr_weight *w = &module->linear->w;
-    job j = {.from = &module->entry->view, .type = type, .to = made};
-    gr_threads_run(m->threads, (w->rows * w->cols + CHUNK - 1) / CHUNK, quantize_chunk, &j);
-    if (atomic_load(&j.not_finite))
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: %s holds a NaN or an infinity: it cannot be quantised",
-                       gr_weights_path(m->weights), module->entry->name);
+    graft_status st = gr_model_convert(m, module, type, 0, w->rows * w->cols, made, err);
+    if (st != GRAFT_OK) return st;
     m->device->upload(m->device, to, made, gr_dtype_bytes(type, w->rows * w->cols));
     w->dtype = type, w->data = to;
     gr_weights_release(m->weights, module->entry->name);

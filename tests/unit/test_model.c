@@ -78,7 +78,8 @@ static world open_world(const char *folder, int flags, int threads) {
         MUST(gr_adapter_attach(w.a, w.m, 1.0, err));
         w.params = w.a->params;
     }
-    if (flags & (INT8 | FP8)) gr_model_use(w.m, (gr_model_forms){flags & INT8 ? GR_BASE_INT8 : GR_BASE_FP8, true, false, -1});
+    if (flags & (INT8 | FP8))
+        gr_model_use(w.m, (gr_model_forms){.base = flags & INT8 ? GR_BASE_INT8 : GR_BASE_FP8, .backward = true, .quantise = -1});
     snprintf(path, sizeof path, "%s/golden.json", folder);
     w.golden = json_load_file(path, JSON_ALLOW_NUL, NULL); /* a generated text may hold it */
     assert_non_null(w.golden);
@@ -430,7 +431,8 @@ static void frozen_weights_stay(void **state) {
     uint64_t before = gr_weights_hash(w.m->weights);
     train_pass(&w, &w.batch, GR_RECOMPUTE_NONE);
     assert_true(before == gr_weights_hash(w.m->weights));
-    gr_model_use(w.m, (gr_model_forms){w.machine.device->int8 ? GR_BASE_INT8 : GR_BASE_EXACT, true, false, -1});
+    gr_model_use(w.m,
+                 (gr_model_forms){.base = w.machine.device->int8 ? GR_BASE_INT8 : GR_BASE_EXACT, .backward = true, .quantise = -1});
     MUST(gr_model_place(w.m, err)); /* pages that are given back come again */
     assert_true(before == gr_weights_hash(w.m->weights));
     close_world(&w);

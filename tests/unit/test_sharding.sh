@@ -60,13 +60,29 @@ params=$((640 * 64 + 2 * layer + 64))
 try tied $((params * (4 + 4))) $((params * (4 + 4) + layer * 4))
 try bf16 $((params * (4 + 2))) $((params * (4 + 2) + layer * 2)) train.weights=bf16
 try split 0 0 eval.every=10 train.micro_batch_tokens=128 train.weights=bf16
-try stochastic 0 0 train.weights=bf16_stochastic
 layer=$((2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32)) # another model, of three layers
 params=$((2 * 640 * 32 + 3 * layer + 32))
 try untied $((params * (4 + 4))) $((params * (4 + 4) + 2 * layer * 4)) model.base="$SOURCE/tests/golden/tiny-phi3"
-try both 0 0 model.base="$SOURCE/tests/golden/tiny-qwen2" train.micro_batch_tokens=128
+try stochastic 0 0 model.base="$SOURCE/tests/golden/tiny-phi3" train.micro_batch_tokens=128 train.weights=bf16_stochastic
 ranks 8 output_dir=again eval.every=10 train.sharding=zero2 train.micro_batch_tokens=128 train.weights=bf16
 check "again: the same bits" same again/model/model.safetensors split-zero2/model/model.safetensors
+
+# ---- a frozen base ----
+# base NAME BYTES SETTING...: the bits of a base that every rank has; BYTES of it a step, of which a rank sends 7/8; 0: not told
+base() {
+    local name=$1 bytes=$2
+    shift 2
+    for way in none zero3; do
+        ranks 8 output_dir="$name-$way" train.sharding=$way adapter.method=lora adapter.rank=4 train.learning_rate=3.0e-3 "$@"
+    done
+    [ "$bytes" = 0 ] || check "$name: the base takes as many bytes as theory says" about $((bytes * 7 / 8))
+    check "$name: a shared base trains the same adapter" same "$name"-{none,zero3}/adapter/adapter_model.safetensors
+    check "$name: with the same losses" diff <(losses "$name-none") <(losses "$name-zero3")
+}
+# Embedding, head and the layers but the first come for the forward, all but the last for the backward.
+base lora $((4 * (2 * 640 * 32 + 4 * (layer - 2 * 32)))) model.base="$SOURCE/tests/golden/tiny-phi3"
+base quantised 0 model.base="$SOURCE/tests/golden/tiny-phi3" model.quantize=q8_0 train.micro_batch_tokens=128 eval.every=10
+base rows 0 model.base="$SOURCE/tests/golden/tiny-gemma3" adapter.target_modules=[v_proj,embed_tokens]
 
 # ---- stopped and resumed, also by another number of ranks ----
 ranks 8 output_dir=stopped train.sharding=zero2 train.weights=bf16 save.every=10
@@ -85,6 +101,8 @@ check "zero3, resumed: what one rank trains" close bf16 whole
 # ---- what does not go ----
 refused "adapters have no states to share" 2 "zero1 and zero2 are of adapter.method full" \
     ranks 2 output_dir=no train.sharding=zero2 adapter.method=lora
+refused "int8 is made of whole weights" 2 "does not go with model.compute int8" \
+    ranks 2 output_dir=no train.sharding=zero3 adapter.method=lora model.compute=int8
 refused "adamw_8bit needs whole tensors" 2 "train.sharding is of train.optimizer adamw" \
     ranks 2 output_dir=no train.sharding=zero2 train.optimizer=adamw_8bit
 refused "a step that is not finite stops all ranks" 1 "is not finite; nothing was updated" \
