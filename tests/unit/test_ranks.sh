@@ -50,6 +50,13 @@ check "which is one folder for train and one for eval" test "$(ls cache/*.tokens
 check "made once: the second run finds it" ranks 8 "$GRAFT" train r.yaml output_dir=found data.cache=cache
 check "and says so" grep -q 'from the cache' found/run.log
 check "it trains the same" same on8/adapter/adapter_model.safetensors found/adapter/adapter_model.safetensors
+shard=$(ls -S cache/*.tokens/shard-000000.h5 | sed -n 1p) # of train: ids are most of it
+printf '\x7f\x7f\x7f' | dd of="$shard" bs=1 seek=$(($(stat -c %s "$shard") / 2)) conv=notrunc 2>/dev/null
+ranks 8 "$GRAFT" train r.yaml output_dir=damaged data.cache=cache >/dev/null 2>err.txt
+check "damage is met when it is read, and ends all" test $? != 0
+check "and is named" grep -q 'shard-000000.h5: the tokens from [0-9]* on do not match their checksum; start again' err.txt
+check "the next run makes it again" ranks 8 "$GRAFT" train r.yaml output_dir=mended data.cache=cache
+check "and trains the same" same on8/adapter/adapter_model.safetensors mended/adapter/adapter_model.safetensors
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
