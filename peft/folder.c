@@ -130,7 +130,7 @@ static void remove_run(const char *dir) {
     gr_checkpoint_prune(dir, 0, -1);
 }
 
-/* ---- the mark and the log ---- */
+/* ---- the mark and the logs ---- */
 
 static void time_text(char out[32], int64_t t) {
     time_t when = (time_t)t;
@@ -168,6 +168,11 @@ static graft_status write_mark(const gr_run *run, const char *status, const char
     gr_str_release(&text);
     free(path);
     return st;
+}
+
+bool gr_folder_logs(const gr_comm *comm) {
+    const char *wanted = getenv("GRAFT_RANK_LOG");
+    return gr_comm_rank(comm) == 0 || (wanted && strcmp(wanted, "1") == 0);
 }
 
 graft_status gr_folder_listen(gr_run *run, graft_error *err) {
@@ -214,6 +219,20 @@ done:
     return st;
 }
 
+/* That of another rank than 0. */
+static graft_status open_rank_log(gr_run *run, bool resumes, graft_error *err) {
+    graft_status st = GRAFT_OK;
+    char *folder = gr_path_join(run->r->_output_dir, "ranks");
+    char *path = folder ? gr_format("%s/rank-%d.log", folder, gr_comm_rank(run->comm)) : NULL;
+    if (!path) GR_TRY(gr_fail_memory(err, "logs of ranks"));
+    GR_TRY(gr_make_dirs(folder, err));
+    if (!(run->log = fopen(path, resumes ? "ae" : "we"))) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "%s", path));
+done:
+    free(folder);
+    free(path);
+    return st;
+}
+
 /* The head of this process's part of the log, and what was said before the log was there. */
 static void begin_log(gr_run *run) {
     char when[32];
@@ -224,6 +243,9 @@ static void begin_log(gr_run *run) {
     const char *more = machine->device->about ? machine->device->about : machine->no_card;
     fprintf(run->log, "machine: %s, %d threads%s%s%s\n", machine->device->level, gr_threads_count(machine->threads),
             more ? machine->device->about ? " (" : " (no card: " : "", more ? more : "", more ? ")" : "");
+    if (run->comm)
+        fprintf(run->log, "ranks: %d, %d of them on this host; this is rank %d\n", gr_comm_size(run->comm),
+                gr_comm_host_size(run->comm), gr_comm_rank(run->comm));
     gr_log_tee(NULL);
     fclose(run->early);
     run->early = NULL;
@@ -259,6 +281,17 @@ done:
     return st;
 }
 
+/* What rank 0 goes on from, all do: a host may see another folder under the name of output_dir. */
+static graft_status check_same(const gr_run *run, graft_error *err) {
+    int64_t step = run->state.step;
+    if (!run->comm) return GRAFT_OK;
+    graft_status st = gr_comm_broadcast(run->comm, "the checkpoint", &step, sizeof step, err);
+    if (st != GRAFT_OK || step == run->state.step) return st;
+    return gr_fail(err, GRAFT_FAILED,
+                   "output_dir %s: rank 0 goes on from step %lld, here it is %lld: all ranks must see one folder",
+                   run->r->_output_dir, (long long)step, (long long)run->state.step);
+}
+
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err) {
     const char *dir = run->r->_output_dir;
     gr_checkpoint *last = &run->last;
@@ -272,6 +305,10 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     const bool writes = gr_comm_rank(run->comm) == 0;
     if (writes) st = take(run, o, last, err);
     GR_TRY(gr_comm_await(run->comm, "the folder", st, err));
+    if (!writes && run->early) {
+        GR_TRY(open_rank_log(run, o->resume, err));
+        begin_log(run);
+    }
     if (!writes && o->resume) GR_TRY(gr_checkpoint_open_last(last, dir, false, err)); /* the same that rank 0 has found */
     if (last->folder) {
         GR_TRY(gr_checkpoint_read(last, &run->params, &run->state, gr_resume_check, run, err));
@@ -283,6 +320,7 @@ graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error 
     } else if (o->resume) {
         gr_note("%s holds no checkpoint: starting from the beginning", dir);
     }
+    GR_TRY(check_same(run, err));
     if (!writes) goto done;
     GR_TRY(write_recipe(run, err));
     GR_TRY(
@@ -322,7 +360,7 @@ void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
     const char *why = status != GRAFT_OK && err ? err->msg : NULL;
     char when[32];
     gr_log_tee(NULL);
-    if (run->early) fclose(run->early);
+    if (run->early) fclose(run->early); /* it did not come to its log */
     free(run->early_text);
     if (!run->log) return;
     if (run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */

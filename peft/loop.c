@@ -188,8 +188,11 @@ static bool is_leaving(const loop *l) { return l->run->comm ? l->leave : gr_inte
 
 /* All ranks go on, or none. */
 static graft_status meet(loop *l, const char *what, graft_status mine, graft_error *err) {
+    const bool knew = l->leave;
     l->leave = l->leave || gr_interrupted();
-    return gr_comm_agree(l->run->comm, what, mine, &l->leave, err);
+    graft_status st = gr_comm_agree(l->run->comm, what, mine, &l->leave, err);
+    if (l->run->comm && l->leave && !knew && st == GRAFT_OK) gr_note("asked to leave: the step is being finished and saved");
+    return st;
 }
 
 /* The sample of the step to which a row belongs. */
@@ -381,7 +384,8 @@ static graft_status evaluate(loop *l, graft_error *err) {
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err));
+        st = gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err);
+    GR_TRY(gr_comm_await(run->comm, "the answers", st, err));
     if (run->metrics) GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
@@ -411,7 +415,7 @@ static graft_status save(loop *l, graft_error *err) {
     int64_t best = run->r->save_best ? run->state.best_step : -1;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
-    GR_TRY(settle(l, err));
+    GR_TRY(gr_comm_agree(run->comm, "saving", settle(l, err), NULL, err)); /* all are there: after a loss nothing is begun */
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, run->comm, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;

@@ -81,7 +81,9 @@ void gr_resume_tell_complete(const gr_run *run);
 /* BAD_USAGE when r's output_dir may not be trained into: it holds what is no run of graft, or a run and nothing was said about it,
  * or what the recipe reads. */
 graft_status gr_folder_check(const gr_recipe *r, const gr_train_options *o, graft_error *err);
-/* Keep what is logged from now on for run.log. */
+/* Does this rank have a log? Rank 0 has run.log; the others have ranks/rank-R.log in the folder where GRAFT_RANK_LOG is 1. */
+bool gr_folder_logs(const gr_comm *comm);
+/* Keep what is logged from now on for it. */
 graft_status gr_folder_listen(gr_run *run, graft_error *err);
 /* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err);

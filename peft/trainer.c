@@ -126,6 +126,12 @@ done:
     return st;
 }
 
+/* What rank 0 finds there, all go by. */
+static graft_status find_checkpoint(gr_run *run, bool resume, graft_error *err) {
+    run->resumes = resume && run->r->_output_dir && gr_checkpoint_any(run->r->_output_dir);
+    return run->comm ? gr_comm_broadcast(run->comm, "the checkpoint", &run->resumes, sizeof run->resumes, err) : GRAFT_OK;
+}
+
 /* Of the ranks of a host, one makes the cache, the others read it. */
 static graft_status open_data(gr_run *run, graft_error *err) {
     const bool first = gr_comm_host_rank(run->comm) == 0;
@@ -286,7 +292,6 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     gr_run run = {.r = r,
                   .comm = o->comm,
                   .ranks = o->dry_run && o->ranks > 0 ? (int)o->ranks : gr_comm_size(o->comm),
-                  .resumes = o->resume && r->_output_dir && gr_checkpoint_any(r->_output_dir),
                   .progress = o->progress,
                   .payload = o->payload};
     gr_train_result ignored;
@@ -297,9 +302,10 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     gr_phase_set(GR_PHASE_SETUP);
     GR_TRY(gr_recipe_require(r, o->dry_run, err));
     if (!o->dry_run && writes) GR_TRY(gr_folder_check(r, o, err));
-    if (!o->dry_run && writes) GR_TRY(gr_folder_listen(&run, err));
+    if (!o->dry_run && gr_folder_logs(o->comm)) GR_TRY(gr_folder_listen(&run, err));
     if (run.ranks > 1 && r->train_gradient_release)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
+    if (!o->dry_run) GR_TRY(find_checkpoint(&run, o->resume, err));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
         GR_TRY(dry_run(&run, o, result, err));

@@ -13,7 +13,7 @@ enum { LINE_MAX_BYTES = 1024, BAR_WIDTH = 20 };
 static struct {
     pthread_mutex_t lock;
     FILE *tee;
-    bool quiet, mute;
+    bool quiet, mute, tee_alone;
     bool drawn; /* a progress line without a newline stands on the terminal */
 } log_state = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -35,6 +35,12 @@ void gr_log_mute(bool mute) {
     pthread_mutex_unlock(&log_state.lock);
 }
 
+void gr_log_to_tee(bool alone) {
+    pthread_mutex_lock(&log_state.lock);
+    log_state.tee_alone = alone;
+    pthread_mutex_unlock(&log_state.lock);
+}
+
 static void put_line(FILE *stream, const char *line) {
     fputs(line, stream);
     fputc('\n', stream);
@@ -44,7 +50,7 @@ static void put_line(FILE *stream, const char *line) {
 /* A whole line to stderr (unless silent) and to the tee. */
 static void emit(const char *line, bool silent) {
     pthread_mutex_lock(&log_state.lock);
-    if (!silent && !log_state.mute) {
+    if (!silent && !log_state.mute && !log_state.tee_alone) {
         if (log_state.drawn) fputs("\r\033[K", stderr);
         log_state.drawn = false;
         put_line(stderr, line);
@@ -132,7 +138,7 @@ void gr_progress_update(gr_progress *p, int64_t done, const char *format, ...) {
         p->started = now;
         p->logged = now - LINE_S / 2; /* the first plain line soon, not at once */
     }
-    bool redraw = terminal && !log_state.quiet && (last || now - p->drawn >= REDRAW_S);
+    bool redraw = terminal && !log_state.quiet && !log_state.tee_alone && (last || now - p->drawn >= REDRAW_S);
     bool plain = last || now - p->logged >= LINE_S;
     if (!redraw && !plain) return;
     char text[LINE_MAX_BYTES / 2], line[LINE_MAX_BYTES];

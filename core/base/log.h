@@ -10,6 +10,8 @@ void gr_log_tee(FILE *stream);
 void gr_log_quiet(bool quiet); /* drop notes and progress; warnings stay */
 /* Drop warnings as well, also from the tee: while a file that graft wrote is read back, whose source was warned about before. */
 void gr_log_mute(bool mute);
+/* Nothing to stderr; the tee has all: of several ranks one tells. */
+void gr_log_to_tee(bool alone);
 void gr_note(const char *format, ...) GR_PRINTF(1, 2);
 void gr_warn(const char *format, ...) GR_PRINTF(1, 2);
 

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -14,7 +15,8 @@
 
 enum { DEADLINE = 300, HOST_BYTES = 64 };
 #define SPEAKING    5.0 /* seconds that a message takes at most */
-#define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again */
+#define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again, and notes read */
+#define SAY_AFTER   1.0 /* seconds after which a rank that waits says so */
 
 /* Where a rank lives. */
 typedef struct place {
@@ -23,17 +25,38 @@ typedef struct place {
     cpu_set_t processors; /* that it may use */
 } place;
 
+/* Whether a process of this host works. */
+typedef struct still {
+    int64_t ticks; /* of its processor time, when they were last looked at */
+    double since;  /* they are the same */
+} still;
+
+/* What a rank tells the others beside exchanges. */
+typedef enum note_kind { NOTE_WAITS, NOTE_FAILED } note_kind;
+typedef struct note {
+    int32_t kind, status, lost, unused;
+    int64_t exchange; /* in which it waits */
+    char text[1024];  /* how it failed, with the name of whoever did */
+} note;
+_Static_assert(sizeof(note) <= GR_NOTE_BYTES, "a note");
+
 struct gr_comm {
     const gr_transport *transport;
     int rank, size, host_rank, host_size;
     double deadline;
     place *places;        /* [size] */
     unsigned char *waits; /* [size] */
+    still *stills;        /* [size] */
+    int64_t *heard;       /* [size] the last exchange in which a rank said that it waits, 0: none */
     gr_piece *out, *in;   /* [size] of what is gathered or broadcast */
-    int64_t step, sent;
-    int lost;         /* the rank that was, -1: none */
-    bool told;        /* all know that the run has failed, and why */
-    char failed[512]; /* how; empty: it did not */
+    int64_t step, sent, exchanges;
+    int lost;            /* the rank that was, -1: none */
+    bool told;           /* all know that the run has failed, and why */
+    bool heeded;         /* the speaker has told this rank that it knows */
+    bool deaf;           /* no note comes any more */
+    bool alone;          /* no rank will speak: this one must */
+    graft_status status; /* of what failed */
+    char failed[1024];   /* how; empty: it did not */
 };
 
 int gr_comm_rank(const gr_comm *c) { return c ? c->rank : 0; }
@@ -56,7 +79,49 @@ int64_t gr_comm_sent(const gr_comm *c) { return c ? c->sent : 0; }
 
 /* ---- an exchange ---- */
 
-static graft_status failed(const gr_comm *c, graft_error *err) { return gr_fail(err, GRAFT_FAILED, "%s", c->failed); }
+static graft_status failed(const gr_comm *c, graft_error *err) { return gr_fail(err, c->status, "%s", c->failed); }
+
+static bool is_here(const gr_comm *c, int rank) { return strcmp(c->places[rank].host, c->places[c->rank].host) == 0; }
+
+/* Of a rank of this host. */
+static bool is_gone(const gr_comm *c, int rank) { return kill((pid_t)c->places[rank].pid, 0) != 0 && errno == ESRCH; }
+
+/* Also one that was lost, which may stand still and go on one day. */
+static void tell_all(gr_comm *c, const note *n) {
+    for (int i = 0; i < c->size; i++)
+        if (i != c->rank && !(is_here(c, i) && is_gone(c, i))) c->transport->send(i, n, (int64_t)sizeof *n);
+}
+
+static void tell_failure(gr_comm *c) {
+    note n = {.kind = NOTE_FAILED, .status = (int32_t)c->status, .lost = c->lost};
+    snprintf(n.text, sizeof n.text, "%s", c->failed);
+    tell_all(c, &n);
+}
+
+/* In the middle of an exchange: the others are told, and what is under way is given up. */
+static graft_status give_up(gr_comm *c, graft_status st, graft_error *err) {
+    c->status = st;
+    tell_failure(c);
+    c->deaf = !c->transport->abandon();
+    return failed(c, err);
+}
+
+static int speaker(const gr_comm *c) { return c->lost == 0 ? 1 : 0; }
+
+/* Reads the notes that have come; false: one of them says that a rank has failed. */
+static bool listen(gr_comm *c) {
+    char data[GR_NOTE_BYTES];
+    const note *n = (const note *)(const void *)data;
+    for (int from; (from = c->transport->receive(data)) >= 0;) {
+        if (n->kind == NOTE_WAITS) c->heard[from] = n->exchange;
+        else if (!c->failed[0]) {
+            c->lost = n->lost, c->status = (graft_status)n->status;
+            snprintf(c->failed, sizeof c->failed, "%.*s", (int)sizeof n->text - 1, n->text);
+        }
+        if (n->kind == NOTE_FAILED && from == speaker(c)) c->heeded = true;
+    }
+    return !c->failed[0];
+}
 
 /* "gradients of step 12" */
 static void say_where(const gr_comm *c, const char *what, char *text, size_t size) {
@@ -70,13 +135,8 @@ static graft_status lose(gr_comm *c, int rank, const char *what, const char *how
     say_where(c, what, where, sizeof where);
     snprintf(c->failed, sizeof c->failed, "rank %d (%s, process %lld) %s, seen by rank %d in %s", rank, c->places[rank].host,
              (long long)c->places[rank].pid, how, c->rank, where);
-    return failed(c, err);
+    return give_up(c, GRAFT_FAILED, err);
 }
-
-static bool is_here(const gr_comm *c, int rank) { return strcmp(c->places[rank].host, c->places[c->rank].host) == 0; }
-
-/* Of a rank of this host. */
-static bool is_gone(const gr_comm *c, int rank) { return kill((pid_t)c->places[rank].pid, 0) != 0 && errno == ESRCH; }
 
 /* A rank of this host that is waited for and whose process is gone; -1: none. */
 static int find_dead(const gr_comm *c) {
@@ -85,33 +145,88 @@ static int find_dead(const gr_comm *c) {
     return -1;
 }
 
-/* patience: seconds, < 0: as long as their processes are there. */
+/* Processor time of a process of this host, in ticks; -1: not known. */
+static int64_t ticks_of(int64_t pid) {
+    char path[64], text[1024], *at;
+    long long user = 0, system = 0;
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    FILE *f = fopen(path, "re");
+    if (!f) return -1;
+    text[fread(text, 1, sizeof text - 1, f)] = '\0';
+    fclose(f);
+    at = strrchr(text, ')'); /* behind the name, fields 3 and on: the 14th and 15th are wanted */
+    if (!at || sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lld %lld", &user, &system) != 2) return -1;
+    return user + system;
+}
+
+/* A rank of this host that is waited for and has not worked for the deadline; -1: none. */
+static int find_still(gr_comm *c, double began, double now) {
+    for (int i = 0; i < c->size; i++) {
+        still *s = &c->stills[i];
+        if (!c->waits[i] || i == c->rank || !is_here(c, i)) continue;
+        const int64_t ticks = ticks_of(c->places[i].pid);
+        if (ticks < 0 || ticks != s->ticks || s->since < began) *s = (still){ticks, now};
+        else if (now - s->since > c->deadline) return i;
+    }
+    return -1;
+}
+
+/* Of the ranks that are waited for, the one that has said the least: others wait themselves. */
+static int find_silent(const gr_comm *c) {
+    int silent = -1;
+    for (int i = 0; i < c->size; i++)
+        if (c->waits[i] && i != c->rank && (silent < 0 || c->heard[i] < c->heard[silent])) silent = i;
+    return silent < 0 ? (c->rank + 1) % c->size : silent;
+}
+
+/* A look at the others while they are waited for. patience: seconds, < 0: as long as their processes are there and work. */
+static graft_status look_around(gr_comm *c, const char *what, double began, double patience, graft_error *err) {
+    const double now = gr_now();
+    char how[64];
+    int lost;
+    if (!listen(c)) return give_up(c, c->status, err);
+    if ((lost = find_dead(c)) >= 0) {
+        if (!listen(c)) return give_up(c, c->status, err); /* its last word */
+        return lose(c, lost, what, "is gone", err);
+    }
+    if (patience >= 0 && now - began > patience) {
+        snprintf(how, sizeof how, "was not heard of for %.0f s", patience);
+        return lose(c, find_silent(c), what, how, err);
+    }
+    if (patience < 0 && (lost = find_still(c, began, now)) >= 0) {
+        snprintf(how, sizeof how, "has done nothing for %.0f s", c->deadline);
+        return lose(c, lost, what, how, err);
+    }
+    return GRAFT_OK;
+}
+
 static graft_status wait_for_all(gr_comm *c, const char *what, double patience, graft_error *err) {
-    const double began = gr_now();
-    double looked = began;
+    double began = gr_now(), before = began;
+    const double say = began + GR_MIN(SAY_AFTER, c->deadline / 4);
+    double look = began + GR_MIN(LOOK_AROUND, c->deadline / 4);
     long pause = 1000; /* ns; ranks may share processors, so that whoever waits must leave them */
     const char *why = "";
+    bool said = false;
     int done;
     while ((done = c->transport->test(c->waits, &why)) == 0) {
         const double now = gr_now();
-        if (now - looked > LOOK_AROUND) {
-            int dead = find_dead(c);
-            looked = now;
-            if (dead >= 0) return lose(c, dead, what, "is gone", err);
+        if (now - before > SAY_AFTER) began += now - before; /* this one stood still itself */
+        before = now;
+        if (now > look) {
+            graft_status st = look_around(c, what, began, patience, err);
+            if (st != GRAFT_OK) return st;
+            look = now + GR_MIN(LOOK_AROUND, c->deadline / 4);
         }
-        if (patience >= 0 && now - began > patience) {
-            char how[64];
-            int first = 0;
-            while (first < c->size - 1 && !c->waits[first]) first++;
-            snprintf(how, sizeof how, "was not heard of for %.0f s", patience);
-            return lose(c, first, what, how, err);
+        if (!said && now > say) {
+            tell_all(c, &(note){.kind = NOTE_WAITS, .exchange = c->exchanges});
+            said = true;
         }
         nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
         if (pause < 500000) pause += pause / 2;
     }
     if (done > 0) return GRAFT_OK;
     snprintf(c->failed, sizeof c->failed, "rank %d, %s: %.300s", c->rank, what, why);
-    return failed(c, err);
+    return give_up(c, GRAFT_FAILED, err);
 }
 
 static graft_status exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, double patience,
@@ -119,9 +234,10 @@ static graft_status exchange(gr_comm *c, const char *what, const gr_piece *out, 
     const char *why = "";
     if (c->failed[0]) return failed(c, err);
     GR_ASSERT(out[c->rank].bytes == in[c->rank].bytes);
+    c->exchanges++;
     if (!c->transport->begin(out, in, &why)) {
         snprintf(c->failed, sizeof c->failed, "rank %d, %s: %.300s", c->rank, what, why);
-        return failed(c, err);
+        return give_up(c, GRAFT_FAILED, err);
     }
     if (out[c->rank].bytes > 0 && out[c->rank].data != in[c->rank].data)
         memcpy(in[c->rank].data, out[c->rank].data, (size_t)out[c->rank].bytes);
@@ -170,7 +286,10 @@ static graft_status agree(gr_comm *c, const char *what, graft_status mine, bool 
     graft_status st = gather(c, what, &said, sizeof said, all, patience, &lost);
     if (mine != GRAFT_OK) st = mine; /* its own error is nearer */
     else if (st != GRAFT_OK && err) *err = lost;
-    for (int i = 0; i < c->size && !c->failed[0]; i++) c->told = c->told || all[i].status != GRAFT_OK;
+    for (int i = 0; i < c->size && !c->failed[0]; i++) {
+        const int32_t said_st = all[i].status; /* after an interrupt all of them may go on, to save */
+        c->told = c->told || (said_st != GRAFT_OK && said_st != GRAFT_INTERRUPTED);
+    }
     for (int i = 0; i < c->size && st == GRAFT_OK; i++) {
         if (any && all[i].flag) *any = true;
         if (all[i].status == GRAFT_OK) continue;
@@ -190,26 +309,56 @@ graft_status gr_comm_await(gr_comm *c, const char *what, graft_status mine, graf
 }
 
 void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err) {
-    graft_error copy = err ? *err : (graft_error){0};
-    if (mine != GRAFT_OK) (void)gr_comm_agree(c, "leaving", mine, NULL, &copy);
+    if (!c || mine == GRAFT_OK || c->told) return;
+    if (!c->failed[0]) {
+        c->status = mine;
+        snprintf(c->failed, sizeof c->failed, "rank %d (%s): %.900s", c->rank, c->places[c->rank].host,
+                 err ? err->msg : "it failed");
+    }
+    tell_failure(c); /* the speaker says so once more, so that the others know that it knows */
+    if (c->rank == speaker(c)) return;
+    const double until = gr_now() + GR_MAX(c->deadline, SPEAKING);
+    for (bool gone = false; !c->heeded && !gone && !c->alone;) {
+        gone = is_here(c, speaker(c)) && is_gone(c, speaker(c));
+        (void)listen(c);
+        c->alone = gr_now() > until || (gone && !c->heeded && !c->deaf); /* one that has heard nothing cannot know */
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
 }
 
-static int speaker(const gr_comm *c) { return c->lost == 0 ? 1 : 0; }
-
-bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == speaker(c); }
+bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == speaker(c) || c->alone; }
 
 /* ---- opening ---- */
 
-/* Was this process started as one of several? mpirun (Open MPI, MPICH) and srun say so in the environment; srun of one task, a
- * batch script and a shell in an allocation have no rank, or a step of one. */
-static bool started_together(void) {
-    static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"};
-    static const char *const ranks[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "MPI_LOCALRANKID", "SLURM_PROCID"};
-    for (int i = 0; i < GR_LEN(sizes); i++) {
-        const char *size = getenv(sizes[i]);
-        if (size && getenv(ranks[i]) && atoi(size) > 1) return true;
+/* How many ranks this process was started as one of, as mpirun (Open MPI, MPICH) and srun say in the environment; *all false: that
+ * is of this host alone. 1: by itself, as are srun of one task, a batch script and a shell in an allocation, which have no rank, or
+ * a step of one. */
+static int started_as_one_of(bool *all) {
+    static const struct {
+        const char *size, *rank;
+        bool all;
+    } told[] = {{"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", true},
+                {"PMI_SIZE", "PMI_RANK", true},
+                {"MPI_LOCALNRANKS", "MPI_LOCALRANKID", false},
+                {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", true}};
+    for (int i = 0; i < GR_LEN(told); i++) {
+        const char *size = getenv(told[i].size);
+        *all = told[i].all;
+        if (size && getenv(told[i].rank) && atoi(size) > 1) return atoi(size);
     }
-    return false;
+    return 1;
+}
+
+graft_status gr_comm_deadline(double *seconds, graft_error *err) {
+    const char *text = getenv("GRAFT_RANK_DEADLINE");
+    char *end = NULL;
+    *seconds = DEADLINE;
+    if (!text) return GRAFT_OK;
+    const double value = strtod(text, &end);
+    if (!isfinite(value) || value <= 0 || end == text || *end)
+        return gr_fail(err, GRAFT_BAD_USAGE, "GRAFT_RANK_DEADLINE is \"%.40s\": expected a positive number of seconds", text);
+    *seconds = value;
+    return GRAFT_OK;
 }
 
 static graft_status find_places(gr_comm *c, graft_error *err) {
@@ -230,10 +379,12 @@ static graft_status find_places(gr_comm *c, graft_error *err) {
 
 graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     graft_status st;
+    bool all;
+    const int expected = started_as_one_of(&all);
     gr_comm *c = NULL;
     char why[512] = "";
     *out = NULL;
-    if (!started_together()) return GRAFT_OK;
+    if (expected == 1) return GRAFT_OK;
     void *library = gr_plugin_load("libgraft_mpi.so", "GRAFT_MPI_LIB");
     gr_transport_open_fn *start = library ? (gr_transport_open_fn *)(uintptr_t)dlsym(library, "gr_transport_open") : NULL;
     if (!start) {
@@ -244,13 +395,21 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     if (!(c = gr_calloc(1, sizeof *c))) return gr_fail_memory(err, "ranks");
     if (!(c->transport = start(GR_TRANSPORT_ABI, why, sizeof why)))
         GR_TRY(gr_fail(err, GRAFT_FAILED, "this was started as one of several ranks: %s", why));
+    if (all ? c->transport->size != expected : c->transport->size < expected)
+        GR_TRY(gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "this was started as one of %d ranks, and the MPI of libgraft_mpi.so knows of %d: start it with the mpirun of that "
+            "MPI, or with srun --mpi=pmix",
+            expected, c->transport->size));
     c->rank = c->transport->rank, c->size = c->transport->size;
     c->deadline = deadline > 0 ? deadline : DEADLINE;
     c->step = c->lost = -1;
     c->places = gr_calloc(c->size, sizeof *c->places);
     c->waits = gr_calloc(c->size, sizeof *c->waits);
+    c->stills = gr_calloc(c->size, sizeof *c->stills);
+    c->heard = gr_calloc(c->size, sizeof *c->heard);
     c->out = gr_calloc(c->size, sizeof *c->out), c->in = gr_calloc(c->size, sizeof *c->in);
-    if (!c->places || !c->waits || !c->out || !c->in) GR_TRY(gr_fail_memory(err, "ranks"));
+    if (!c->places || !c->waits || !c->stills || !c->heard || !c->out || !c->in) GR_TRY(gr_fail_memory(err, "ranks"));
     GR_TRY(find_places(c, err));
     *out = c;
     c = NULL;
@@ -272,6 +431,8 @@ void gr_comm_close(gr_comm *c) {
     if (c->places && (c->failed[0] || c->told) && !gr_comm_speaks(c)) wait_for_speaker(c);
     free(c->places);
     free(c->waits);
+    free(c->stills);
+    free(c->heard);
     free(c->out);
     free(c->in);
     free(c);

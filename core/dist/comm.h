@@ -23,6 +23,8 @@ typedef struct gr_piece {
  * library that moves bytes between ranks (libgraft_mpi.so, or what GRAFT_MPI_LIB names) cannot be used: training every rank by
  * itself is never what was meant. deadline: seconds that a rank waits for another in an exchange; <= 0: 300. */
 graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err);
+/* What GRAFT_RANK_DEADLINE sets, 300 without it; BAD_USAGE: it is no positive number. */
+graft_status gr_comm_deadline(double *seconds, graft_error *err);
 /* Leaves; after a failure without a word to the others. mpirun ends all as soon as one has left with a failure: those that do not
  * tell of it (gr_comm_speaks) return when the one that does is gone. NULL is fine. */
 void gr_comm_close(gr_comm *c);
@@ -51,12 +53,14 @@ graft_status gr_comm_broadcast(gr_comm *c, const char *what, void *data, int64_t
  * message of the first of them, which is named. err holds this rank's own. *any (may be NULL) becomes whether any rank came with it
  * set. With c NULL, mine is returned. */
 graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, bool *any, graft_error *err);
-/* The same after work of one rank that the others have waited for: however long that took, as long as its process is there. */
+/* The same after work of one rank that the others have waited for: however long that took, as long as its process is there and, on
+ * this host, was busy within the deadline. */
 graft_status gr_comm_await(gr_comm *c, const char *what, graft_status mine, graft_error *err);
-/* At the end of a run that this rank leaves with a status: what the others do not know yet, they learn from it where they agree the
- * next time. */
+/* Before this rank leaves with a status: what the others do not know yet, they are told, wherever they are: what they wait in next
+ * fails with it. Returns when the rank that speaks knows it. */
 void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err);
-/* Is it this rank that tells people what all of them know? Rank 0; when that one was lost, the next. */
+/* Is it this rank that tells people what all of them know? Rank 0; when that one was lost, the next; or this one, where that one
+ * does not hear it. */
 bool gr_comm_speaks(const gr_comm *c);
 
 #endif

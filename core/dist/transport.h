@@ -10,7 +10,10 @@
 #include "core/dist/comm.h"
 
 /* Of one version of graft on both sides. */
-#define GR_TRANSPORT_ABI "graft-mpi-1"
+#define GR_TRANSPORT_ABI "graft-mpi-2"
+
+/* Bytes of a note at most. */
+enum { GR_NOTE_BYTES = 2048 };
 
 typedef struct gr_transport {
     int rank, size;
@@ -20,6 +23,13 @@ typedef struct gr_transport {
     /* 1: all moved; 0: not yet; -1: failed, with *why. waits[size] is set where a rank has not given all of its piece, or taken all
      * of ours. */
     int (*test)(unsigned char *waits, const char **why);
+    /* Gives up what is under way; the memory is the caller's again. What cannot be called back any more (bytes may come when MPI
+     * is called) ends all calls: it is false, and nothing is sent or received from then on. */
+    bool (*abandon)(void);
+    /* A note for a rank that may not be waiting for one, [bytes] of data copied: it goes at once. */
+    void (*send)(int rank, const void *data, int64_t bytes);
+    /* The next note that has come, to data[GR_NOTE_BYTES]: whose it is, -1: there is none. */
+    int (*receive)(void *data);
     /* Leaves MPI in good order: all ranks come here. After a failure nobody calls it. */
     void (*close)(void);
 } gr_transport;

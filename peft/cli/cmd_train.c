@@ -11,7 +11,8 @@
 #include "peft/cli/commands.h"
 #include "peft/interrupt.h"
 
-static volatile sig_atomic_t mute; /* of several ranks one tells */
+/* Of several ranks one tells, and of the first signal the run itself does: mpirun sends it also when a rank is lost. */
+static volatile sig_atomic_t several, mute;
 
 /* To stderr, with what a signal handler may call. */
 static void say(const char *text) {
@@ -34,16 +35,19 @@ static void on_signal(int signal_number) {
     int saved_errno = errno;
     const char *checkpoint = gr_last_checkpoint();
     (void)signal_number;
-    say(seen ? "\ngraft: interrupted: left at once; " : "\ngraft: ");
     if (seen) {
+        say("\ngraft: interrupted: left at once; ");
         say(checkpoint ? "the last checkpoint is " : "no checkpoint was saved");
         say(checkpoint ? checkpoint : "");
         say(checkpoint ? ": continue with --resume\n" : "\n");
         _exit(130);
     }
     seen = 1;
-    say(doing[gr_phase_get()]);
-    say(" (a second time: leave at once)\n");
+    if (!several) {
+        say("\ngraft: ");
+        say(doing[gr_phase_get()]);
+        say(" (a second time: leave at once)\n");
+    }
     gr_interrupt();
     errno = saved_errno;
 }
@@ -53,6 +57,7 @@ static void catch_signals(void) {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL); /* mpirun passes it on, and batch systems send it before the time is up */
 }
 
 static void set_number(json_t *object, const char *key, double v) {
@@ -117,10 +122,34 @@ static void print_result(const gr_recipe *r, const gr_train_result *result) {
     printf("output                %s\n", r->_output_dir);
 }
 
-/* Seconds that a rank waits for another in a step, 0: as it is set for all. */
-static double patience(void) {
-    const char *text = getenv("GRAFT_RANK_DEADLINE");
-    return text ? atof(text) : 0;
+/* MPI's own start waits without end for a rank that does not come. */
+static void on_late(int signal_number) {
+    (void)signal_number;
+    say("graft: error: the ranks have not come together by the deadline (GRAFT_RANK_DEADLINE): one of them is not there, or stands "
+        "still\n");
+    _exit(1);
+}
+
+/* Joins the ranks that this process is one of; what is wrong with a setting, one of them tells. */
+static graft_status join_ranks(gr_comm **comm, graft_error *err) {
+    double deadline;
+    graft_error wrong = {0};
+    graft_status set = gr_comm_deadline(&deadline, &wrong);
+    signal(SIGALRM, on_late);
+    alarm((unsigned)GR_MIN(deadline + 1, 1e9));
+    graft_status st = gr_comm_open(comm, deadline, err);
+    alarm(0);
+    if (st != GRAFT_OK) return st;
+    several = *comm != NULL;
+    mute = gr_comm_rank(*comm) > 0;
+    gr_log_to_tee(mute);
+    if (set != GRAFT_OK) *err = wrong;
+    return gr_comm_agree(*comm, "the settings", set, NULL, err);
+}
+
+static graft_status load_recipe(const gr_args *a, bool dry_run, gr_recipe **r, graft_error *err) {
+    graft_status st = gr_args_recipe(a, a->arguments[0], 1, r, err);
+    return st == GRAFT_OK ? gr_recipe_require(*r, dry_run, err) : st;
 }
 
 static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err) {
@@ -131,23 +160,20 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     gr_plan_facts facts = {0};
     o->report = &report;
     o->facts = &facts;
-    GR_TRY(gr_args_recipe(a, a->arguments[0], 1, &r, err));
-    GR_TRY(gr_recipe_require(r, o->dry_run, err));
+    if (!o->dry_run) GR_TRY(join_ranks(&o->comm, err));
+    GR_TRY(gr_comm_agree(o->comm, "the recipe", load_recipe(a, o->dry_run, &r, err), NULL, err));
     catch_signals();
-    if (!o->dry_run) GR_TRY(gr_comm_open(&o->comm, patience(), err));
-    mute = gr_comm_rank(o->comm) > 0; /* rank 0 tells */
-    gr_log_mute(mute);
     st = gr_train(r, o, &result, err);
-    if (st != GRAFT_OK && !gr_comm_speaks(o->comm)) {
-        err->msg[0] = '\0';
-        signal(SIGTERM, SIG_DFL);
-    }
     if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
     if (gr_comm_rank(o->comm) > 0) goto done;
     if (gr_args_has(a, "json")) print_json(r, o, &result);
     else if (o->dry_run && report.data) fputs(report.data, stdout);
     else if (!o->dry_run) print_result(r, &result);
 done:
+    if (st != GRAFT_OK && !gr_comm_speaks(o->comm)) {
+        err->msg[0] = '\0';
+        signal(SIGTERM, SIG_DFL);
+    }
     gr_comm_close(o->comm);
     gr_str_release(&report);
     gr_recipe_free(r);

@@ -4,12 +4,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "core/dist/transport.h"
 
 /* MPI counts in int: longer pieces go in parts. */
 #define PART_BYTES ((int64_t)1 << 30)
-enum { TAG = 7 };
+enum { TAG = 7, TAG_NOTE = 8, CALLS_BACK = 100 };
+
+/* A note on its way. */
+typedef struct note {
+    struct note *next;
+    MPI_Request request;
+    char data[GR_NOTE_BYTES];
+} note;
 
 static struct {
     gr_transport shown;
@@ -17,6 +25,8 @@ static struct {
     MPI_Request *request; /* [n] under way */
     int *peer;            /* [n] of each */
     int n, capacity;
+    note *notes;
+    bool ended; /* MPI is not called any more */
     char said[MPI_MAX_ERROR_STRING + 16];
 } state;
 
@@ -92,7 +102,62 @@ static int test(unsigned char *waits, const char **why) {
     return all ? 1 : 0;
 }
 
+static bool abandon(void) {
+    int all = 0;
+    for (int i = 0; i < state.n && !state.ended; i++)
+        if (state.request[i] != MPI_REQUEST_NULL) (void)MPI_Cancel(&state.request[i]);
+    for (int k = 0; k < CALLS_BACK && !all && !state.ended; k++) {
+        if (MPI_Testall(state.n, state.request, &all, MPI_STATUSES_IGNORE) != MPI_SUCCESS) break;
+        if (!all) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    state.ended = state.ended || !all;
+    state.n = 0;
+    return !state.ended;
+}
+
+/* ---- notes ---- */
+
+/* Forgets those that are gone. */
+static void sweep(void) {
+    for (note **at = &state.notes; *at;) {
+        note *one = *at;
+        int done = 0;
+        if (MPI_Test(&one->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done) {
+            at = &one->next;
+            continue;
+        }
+        *at = one->next;
+        free(one);
+    }
+}
+
+static void send_note(int rank, const void *data, int64_t bytes) {
+    if (state.ended) return;
+    sweep();
+    note *one = calloc(1, sizeof *one);
+    if (!one) return;
+    memcpy(one->data, data, (size_t)bytes);
+    if (MPI_Isend(one->data, (int)bytes, MPI_BYTE, rank, TAG_NOTE, state.comm, &one->request) != MPI_SUCCESS) {
+        free(one);
+        return;
+    }
+    one->next = state.notes;
+    state.notes = one;
+}
+
+static int receive_note(void *data) {
+    MPI_Status from;
+    int there = 0;
+    if (state.ended) return -1;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_NOTE, state.comm, &there, &from) != MPI_SUCCESS || !there) return -1;
+    if (MPI_Recv(data, GR_NOTE_BYTES, MPI_BYTE, from.MPI_SOURCE, TAG_NOTE, state.comm, &from) != MPI_SUCCESS) return -1;
+    return from.MPI_SOURCE;
+}
+
 static void leave(void) {
+    char unread[GR_NOTE_BYTES];
+    while (receive_note(unread) >= 0) continue;
+    sweep();
     free(state.request);
     free(state.peer);
     (void)MPI_Comm_free(&state.comm);
@@ -120,5 +185,6 @@ __attribute__((visibility("default"))) const gr_transport *gr_transport_open(con
         return NULL;
     }
     state.shown.begin = begin, state.shown.test = test, state.shown.close = leave;
+    state.shown.abandon = abandon, state.shown.send = send_note, state.shown.receive = receive_note;
     return &state.shown;
 }
