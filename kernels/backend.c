@@ -11,8 +11,10 @@
 
 static _Thread_local char said[512]; /* what *why points to where it is put together */
 
-/* The driver's own library; ours and cuBLASLt take long to load, which a machine without a card does not wait for. */
-static bool has_driver(void) {
+static const char no_driver[] = "there is no NVIDIA driver (libcuda.so.1)";
+
+/* Ours and cuBLASLt take long to load, which a machine without a card does not wait for. */
+bool gr_device_has_driver(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
     if (driver) dlclose(driver);
     return driver != NULL;
@@ -23,9 +25,9 @@ static gr_device *open_cuda(int index, const char **why) {
     void *library = gr_plugin_load("libgraft_cuda.so", "GRAFT_CUDA_LIB");
     gr_backend_open_fn *open = library ? (gr_backend_open_fn *)(uintptr_t)dlsym(library, "gr_backend_open") : NULL;
     gr_device *d = open ? open(GR_ABI, index, said, sizeof said) : NULL;
-    const char *wrong = open ? NULL : dlerror();
-    if (!open) snprintf(said, sizeof said, "%.500s", wrong ? wrong : "libgraft_cuda.so is not graft's");
-    if (!d) *why = said;
+    if (!library) snprintf(said, sizeof said, "%.500s", gr_plugin_error());
+    else if (!open) snprintf(said, sizeof said, "libgraft_cuda.so, or what GRAFT_CUDA_LIB names, is not graft's");
+    if (!d) *why = open && !gr_device_has_driver() ? no_driver : said;
     return d;
 }
 
@@ -56,8 +58,8 @@ gr_device *gr_device_open(const char *name, gr_threads *threads, const char **wh
     if (card_of(name) >= 0) return open_cuda(automatic && strcmp(name, "cuda") == 0 ? wanted : card_of(name), why);
     if (gr_planned_is_name(name)) return gr_planned_device_new(name, why);
     if (automatic && !debug) {
-        const char *no_card = "there is no NVIDIA driver (libcuda.so.1)";
-        gr_device *d = has_driver() ? open_cuda(wanted, &no_card) : NULL;
+        const char *no_card = no_driver;
+        gr_device *d = gr_device_has_driver() ? open_cuda(wanted, &no_card) : NULL;
         if (d) return d;
         if ((d = gr_cpu_device_new(threads, why))) *why = no_card;
         return d;

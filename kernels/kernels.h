@@ -252,6 +252,7 @@ struct gr_device {
     const char *level;       /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
     const char *about;       /* what it is and what drives it, for people; NULL: nothing but the level */
     double flops, bandwidth; /* of products of bfloat16, and bytes, a second: where a plan goes by them; 0: it measures */
+    double flops_f32;        /* of products of float32 */
     double link;             /* bytes a second to other devices, one way, where a plan goes by it */
     bool fast_bf16;          /* multiplies bfloat16 faster than float32 */
     bool int8, fp8;          /* makes products of int8, of e4m3 (gr_base_products) */
@@ -318,6 +319,8 @@ struct gr_device {
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 /* Is it such a name? */
 bool gr_device_is_name(const char *name);
+/* Is NVIDIA's driver installed? Where it is and auto takes no card, something is wrong with the card or the backend. */
+bool gr_device_has_driver(void);
 /* Cards that graft plan knows without having one: a100-40gb, a100-80gb, h100, h200. gr_device_open takes these names too; such a
  * device has no operations. */
 bool gr_planned_is_name(const char *name);

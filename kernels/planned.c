@@ -8,17 +8,18 @@
 
 typedef struct card {
     const char *name;
-    int64_t mib;             /* of memory, as the driver tells it */
-    double flops, bandwidth; /* of dense bfloat16 products; bytes; a second, by NVIDIA's data sheets */
-    double link;             /* bytes a second to other cards by NVLink, one way */
+    int64_t mib;                        /* of memory, as the driver tells it */
+    double flops, flops_f32, bandwidth; /* of dense bfloat16 products, of float32 ones without TF32; bytes; a second, by NVIDIA's
+                                           data sheets */
+    double link;                        /* bytes a second to other cards by NVLink, one way */
     bool fp8;
 } card;
 
 static const card cards[] = {
-    {"a100-40gb", 40354, 312e12, 1.555e12, 300e9, false},
-    {"a100-80gb", 81050, 312e12, 2.039e12, 300e9, false},
-    {"h100", 81079, 989e12, 3.35e12, 450e9, true},
-    {"h200", 143156, 989e12, 4.8e12, 450e9, true},
+    {"a100-40gb", 40354, 312e12, 19.5e12, 1.555e12, 300e9, false},
+    {"a100-80gb", 81050, 312e12, 19.5e12, 2.039e12, 300e9, false},
+    {"h100", 81079, 989e12, 67e12, 3.35e12, 450e9, true},
+    {"h200", 143156, 989e12, 67e12, 4.8e12, 450e9, true},
 };
 
 typedef struct planned {
@@ -103,6 +104,7 @@ gr_device *gr_planned_device_new(const char *name, const char **why) {
                             .queues = true,
                             .shared_bytes = GR_CUDA_WORKSPACE,
                             .flops = p->card->flops,
+                            .flops_f32 = p->card->flops_f32,
                             .bandwidth = p->card->bandwidth,
                             .link = p->card->link,
                             .alloc = planned_alloc,

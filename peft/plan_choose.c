@@ -158,6 +158,7 @@ static graft_status set_limit(gr_run *run, graft_error *err) {
     const bool card = d->memory(d, &total, &available);
     if (card && d->flops <= 0) run->host_limit = run->resident + share_of_free(run, 0); /* a card that is here */
     if (run->memory_limit <= 0 && card) run->memory_limit = total - total / 16;
+    if (card) run->memory_limit = GR_MIN(run->memory_limit, total);
     if (run->memory_limit <= 0)
         run->memory_limit =
             run->resident +
@@ -177,9 +178,10 @@ static graft_status refuse(gr_run *run, graft_error *err) {
             (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
             less_data(run));
     gr_plan_advice(run, &advice);
-    const char *which = run->r->train_memory_limit > 0 ? "train.memory_limit allows"
-                        : gr_plan_on_card(run)         ? "of the card's memory it may have"
-                                                       : "train.memory_limit allows, three quarters of what is free,";
+    const char *which = run->r->train_memory_limit > run->memory_limit ? "there are"
+                        : run->r->train_memory_limit > 0               ? "train.memory_limit allows"
+                        : gr_plan_on_card(run)                         ? "of the card's memory it may have"
+                                               : "train.memory_limit allows, three quarters of what is free,";
     graft_status st = gr_fail(err, GRAFT_BAD_USAGE,
                               "training needs %.1f MiB with micro-batches of %lld tokens, %s %.1f MiB; less is needed with %s",
                               (double)run->memory.total / (1 << 20), (long long)run->plan.max_tokens, which,
@@ -252,9 +254,10 @@ static graft_status keep_advice(gr_run *run, graft_error *err) {
     const int64_t limit = run->memory_limit;
     gr_str advice = {0};
     if (!gr_plan_on_card(run)) return GRAFT_OK;
-    run->memory_limit = GR_MIN(limit, run->available);
-    gr_str_printf(&advice, "train.memory_limit=%lldMiB, which was free when the run was planned, or ",
-                  (long long)(run->available >> 20));
+    /* What was free when the run was planned, and what graft held by then. */
+    run->memory_limit = GR_MIN(limit, run->available + run->session.machine.device->shared_bytes);
+    gr_str_printf(&advice, "train.memory_limit=%lldMiB, as much as was free when the run was planned, or with ",
+                  (long long)(run->memory_limit >> 20));
     gr_plan_advice(run, &advice);
     run->memory_limit = limit;
     return (run->less = gr_str_take(&advice)) ? GRAFT_OK : gr_fail_memory(err, "plan");

@@ -148,7 +148,10 @@ static void put_memory(const gr_run *run, const gr_memory *m, gr_str *out) {
 
 static void put_fit(gr_run *run, const gr_plan_facts *f, gr_str *out) {
     gr_str_printf(out, "fits                  %s: %s %.2f GiB", f->fits ? "yes" : "NO",
-                  run->r->train_memory_limit > 0 ? "train.memory_limit allows" : "the limit is", (double)f->limit / GIB);
+                  run->r->train_memory_limit > f->limit ? "train.memory_limit allows more, there are"
+                  : run->r->train_memory_limit > 0      ? "train.memory_limit allows"
+                                                        : "the limit is",
+                  (double)f->limit / GIB);
     bool card = f->memory.host > 0;
     if (run->r->train_memory_limit <= 0)
         gr_str_puts(out, card             ? ", 15/16 of the card"

@@ -269,7 +269,8 @@ static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     double operations = passes * forward_operations(run), backward, forward;
     int64_t sent_backward, sent_forward;
     if (gr_train_products(run->r->model_compute) == GR_BASE_FP8) operations -= layer_operations(run) * (1 - 1 / FP8_TIMES);
-    double work = operations * tokens / (OF_PEAK * d->flops);
+    const double rate = run->session.model->compute == GR_DTYPE_F32 ? d->flops_f32 : d->flops;
+    double work = operations * tokens / (OF_PEAK * rate);
     if (run->expand) /* the layers' weights, for each pass of each micro-batch: read in about 5 bits, written in 16 */
         work += passes * micro_batches * 2.6 * layer_operations(run) / 2 / d->bandwidth;
     forward = work / passes, backward = work - forward;

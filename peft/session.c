@@ -124,6 +124,8 @@ graft_status gr_session_open_shape(gr_session *s, const gr_session_options *o, g
     graft_status st = gr_machine_open(&s->machine, o->device ? o->device : "auto", (int)GR_MIN(o->threads, 1024), err);
     if (st != GRAFT_OK) return st;
     const gr_device *d = s->machine.device;
+    if (s->machine.no_card && gr_device_has_driver())
+        gr_warn("device auto: %s; %s does the work (device: cpu says that this is meant)", s->machine.no_card, d->level);
     gr_dtype compute = gr_compute_type(o->dtype, d);
     if (o->compute == GR_COMPUTE_INT8 && !d->int8)
         return gr_fail(

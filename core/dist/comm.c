@@ -388,9 +388,8 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     void *library = gr_plugin_load("libgraft_mpi.so", "GRAFT_MPI_LIB");
     gr_transport_open_fn *start = library ? (gr_transport_open_fn *)(uintptr_t)dlsym(library, "gr_transport_open") : NULL;
     if (!start) {
-        const char *wrong = dlerror();
         return gr_fail(err, GRAFT_BAD_USAGE, "this was started as one of several ranks, for which libgraft_mpi.so is needed: %s",
-                       wrong ? wrong : "it is not graft's");
+                       library ? "what GRAFT_MPI_LIB names is not graft's" : gr_plugin_error());
     }
     if (!(c = gr_calloc(1, sizeof *c))) return gr_fail_memory(err, "ranks");
     if (!(c->transport = start(GR_TRANSPORT_ABI, why, sizeof why)))

@@ -1,5 +1,7 @@
 /* device.c - the CUDA device: opening, errors, memory, queues. */
+#include <dlfcn.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -319,17 +321,32 @@ static bool open_card(gr_cuda *c) {
     return gr_cuda_check_blas(d, cublasLtCreate(&c->lt), "cublasLtCreate") && gr_cuda_gemm_open(d) && gr_cuda_graphs_open(d);
 }
 
+/* Where this library was found. */
+static const char *own_path(void) {
+    Dl_info here;
+    return dladdr((void *)(uintptr_t)gr_backend_open, &here) && here.dli_fname ? here.dli_fname : "libgraft_cuda.so";
+}
+
+/* No card of that number: n there are, or the runtime cannot tell. */
+static void say_no_card(cudaError_t e, int n, char *why, size_t size) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    int at = e != cudaSuccess
+                 ? snprintf(why, size, "%s", cudaGetErrorString(e))
+                 : snprintf(why, size, n == 1 ? "there is 1 card here, cuda:0" : "there are %d cards here, from cuda:0 on", n);
+    if (visible && at >= 0 && (size_t)at < size)
+        snprintf(why + at, size - (size_t)at, " (CUDA_VISIBLE_DEVICES is \"%.60s\")", visible);
+}
+
 gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {
     int n = 0;
     if (strcmp(abi, GR_ABI) != 0) {
-        snprintf(why, size, "libgraft_cuda.so is of another version of graft: install both together");
+        snprintf(why, size, "%.400s is of another version of graft: install both together", own_path());
         return NULL;
     }
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || index >= n) {
         (void)cudaGetLastError();
-        if (e != cudaSuccess) snprintf(why, size, "%s", cudaGetErrorString(e));
-        else snprintf(why, size, "there are %d cards here, numbered from 0", n);
+        say_no_card(e, n, why, size);
         return NULL;
     }
     gr_cuda *c = calloc(1, sizeof *c);

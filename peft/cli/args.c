@@ -39,7 +39,7 @@ const char *gr_option_help(const gr_option *o) {
 
 const char *gr_option_choices(const gr_option *o) {
     const gr_key *k = option_key(o);
-    return k && k->type == GR_KEY_ENUM ? k->constraint : "";
+    return k && k->type == GR_KEY_ENUM && !o->help ? k->constraint : "";
 }
 
 /* ---- parsing ---- */

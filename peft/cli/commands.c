@@ -26,7 +26,7 @@ static const gr_option text_options[] = {
     {"template", "NAME", NULL, "data.template"},
     {"system", "TEXT", NULL, "data.system"},
     {"template-args", "VALUES", NULL, "data.template_args"},
-    {"compute", "HOW", NULL, "model.compute"},
+    {"compute", "HOW", "exact (the default), or int8 where the device can: products of weights in 8 bits", "model.compute"},
     {"dtype", "TYPE", NULL, "model.dtype"},
     {"quantize", "TYPE", NULL, "model.quantize"},
     {"threads", "N", NULL, "threads"},
