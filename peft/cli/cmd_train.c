@@ -58,7 +58,7 @@ static void catch_signals(void) {
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL); /* mpirun passes it on, and batch systems send it before the time is up */
-    struct sigaction hangup; /* a connection that is gone; of nohup it is ignored */
+    struct sigaction hangup;           /* a connection that is gone; of nohup it is ignored */
     if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
 }
 
