@@ -36,7 +36,7 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_rec
 enum { NOWHERE = -2 };
 
 /* Values in the places are old. */
-static void forget(gr_shard *s) { s->here[0] = s->here[1] = s->here[2] = NOWHERE; }
+static void forget(gr_shard *s) { s->here[0] = s->here[1] = s->here[2] = s->before = NOWHERE; }
 
 typedef struct extent {
     int64_t layer, share; /* floats of the largest layer's gradients, and of a rank's share of it */
@@ -60,14 +60,17 @@ int64_t gr_shard_bytes(const gr_params *p) {
     return p->form.sharded ? p->form.size * extent_of(p).share * (int64_t)sizeof(float) : 0;
 }
 
-graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err) {
-    *s = (gr_shard){0};
+static void bring(void *context, int64_t layer);
+
+graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, gr_model *m, graft_error *err) {
+    *s = (gr_shard){.leaving = NOWHERE, .last = m->config.n_layers};
     if (!p->form.sharded) return GRAFT_OK;
     const extent most = extent_of(p);
     const int64_t bytes = gr_shard_bytes(p);
     s->params = p;
     forget(s);
     s->stride = most.share;
+    if (p->form.sharded >= GR_SHARDED_VALUES) m->elsewhere = (gr_elsewhere){bring, s};
     graft_status st = gr_mover_init(&s->move, comm, p->device, bytes + most.layer * (int64_t)sizeof(float), err);
     if (st == GRAFT_OK && !(s->parts = p->device->alloc(p->device, bytes)))
         st = gr_fail_device_memory(p->device, bytes, "sums over ranks", err);
@@ -80,40 +83,57 @@ void gr_shard_release(gr_shard *s) {
     *s = (gr_shard){0};
 }
 
-/* An exchange whose bytes are counted. */
-static graft_status exchange(gr_shard *s, const char *what, graft_error *err) {
+/* An exchange whose bytes are counted; what reads or overwrites them waits for *done. */
+static graft_status begin(gr_shard *s, const char *what, gr_mark *done, graft_error *err) {
     const int64_t before = gr_comm_sent(s->move.comm);
     graft_status st = gr_mover_exchange(&s->move, what, err);
+    *done = 0;
     s->sent += gr_comm_sent(s->move.comm) - before;
     return st;
 }
 
+/* What the compute queue is given from now on comes after it. */
+static void wait_for(gr_shard *s, gr_mark done) {
+    if (done) s->move.device->wait(s->move.device, GR_QUEUE_COMPUTE, done);
+}
+
 /* ---- gradients leave ---- */
 
-void gr_shard_reduce(gr_shard *s, int64_t layer) {
-    gr_params *p = s->params;
-    if (!p || s->st != GRAFT_OK) return;
+/* Those that have left. */
+static void add_up(gr_shard *s) {
+    const gr_params *p = s->params;
     gr_device *d = p->device;
+    if (s->leaving == NOWHERE) return;
+    const gr_range items = gr_params_layer(p, s->leaving);
+    const gr_params_share first = gr_params_share_of(p, items, 0), last = gr_params_share_of(p, items, p->form.size - 1);
+    const int64_t n = gr_params_share_of(p, items, p->form.rank).n;
+    wait_for(s, s->left);
+    if (n > 0) {
+        const gr_rows to = {p->sum + p->items[items.begin].mine_at, n, GR_DTYPE_F32}, from = {s->parts, n, GR_DTYPE_F32};
+        d->ops->sum_parts(d, s->parts, s->parts, p->form.size, s->stride, n);
+        d->ops->add(d, to, from, 1, n);
+    }
+    d->zero(d, p->grad + first.grad_at, (last.grad_at + last.n - first.grad_at) * (int64_t)sizeof(float));
+    s->leaving = NOWHERE;
+}
+
+void gr_shard_reduce(gr_shard *s, int64_t layer) {
+    const gr_params *p = s->params;
+    if (!p || s->st != GRAFT_OK) return;
     const gr_range items = gr_params_layer(p, layer);
-    if (items.begin == items.end) return;
-    const gr_params_share first = gr_params_share_of(p, items, 0), mine = gr_params_share_of(p, items, p->form.rank);
     const int64_t float_bytes = (int64_t)sizeof(float);
-    int64_t n = 0;
+    add_up(s); /* their parts make room */
+    if (items.begin == items.end) return;
+    const int64_t mine = gr_params_share_of(p, items, p->form.rank).n;
     for (int i = 0; i < p->form.size; i++) {
         const gr_params_share share = gr_params_share_of(p, items, i);
         s->move.out[i] = (gr_piece){p->grad + share.grad_at, share.n * float_bytes};
-        s->move.in[i] = (gr_piece){s->parts + i * s->stride, mine.n * float_bytes};
-        n += share.n;
+        s->move.in[i] = (gr_piece){s->parts + i * s->stride, mine * float_bytes};
     }
-    s->st = exchange(s, "the gradients", &s->err);
+    s->st = begin(s, "the gradients", &s->left, &s->err);
     if (s->st != GRAFT_OK) return;
-    if (mine.n > 0) {
-        float *sum = p->sum + p->items[items.begin].mine_at;
-        const gr_rows to = {sum, mine.n, GR_DTYPE_F32}, from = {s->parts, mine.n, GR_DTYPE_F32};
-        d->ops->sum_parts(d, s->parts, s->parts, p->form.size, s->stride, mine.n);
-        d->ops->add(d, to, from, 1, mine.n);
-    }
-    d->zero(d, p->grad + first.grad_at, n * float_bytes);
+    s->leaving = layer;
+    if (!p->form.turns || layer < 0) add_up(s);
 }
 
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err) {
@@ -122,11 +142,11 @@ graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *er
     return s->st;
 }
 
-/* ---- new weights come back ---- */
+/* ---- weights come ---- */
 
 /* Every rank's piece of a layer in one of the types: that of this rank at `mine`, all where they belong in `all`. */
 static graft_status gather(gr_shard *s, const char *mine, char *all, const int64_t *at, const int64_t *n, int64_t bytes,
-                           graft_error *err) {
+                           gr_mark *done, graft_error *err) {
     const int rank = s->params->form.rank, size = s->params->form.size;
     int64_t sum = 0;
     for (int i = 0; i < size; i++) {
@@ -134,10 +154,10 @@ static graft_status gather(gr_shard *s, const char *mine, char *all, const int64
         s->move.in[i] = (gr_piece){all + at[i] * bytes, n[i] * bytes};
         sum += n[i];
     }
-    return sum > 0 ? exchange(s, "the weights", err) : GRAFT_OK;
+    return sum > 0 ? begin(s, "the weights", done, err) : GRAFT_OK;
 }
 
-static graft_status gather_layer(gr_shard *s, gr_range items, graft_error *err) {
+static graft_status gather_layer(gr_shard *s, gr_range items, gr_mark *done, graft_error *err) {
     const gr_params *p = s->params;
     const gr_params_share own = gr_params_share_of(p, items, p->form.rank);
     int64_t at[2][p->form.size], n[2][p->form.size];
@@ -148,32 +168,64 @@ static graft_status gather_layer(gr_shard *s, gr_range items, graft_error *err) 
     }
     const float *floats = p->kept ? p->kept + own.kept_float_at : p->value + own.float_at;
     const uint16_t *halves = p->kept_half ? p->kept_half + own.kept_half_at : p->half + own.half_at;
-    graft_status st = gather(s, (const char *)floats, (char *)p->value, at[0], n[0], (int64_t)sizeof *floats, err);
-    return st == GRAFT_OK ? gather(s, (const char *)halves, (char *)p->half, at[1], n[1], (int64_t)sizeof *halves, err) : st;
+    graft_status st = gather(s, (const char *)floats, (char *)p->value, at[0], n[0], (int64_t)sizeof *floats, done, err);
+    return st == GRAFT_OK ? gather(s, (const char *)halves, (char *)p->half, at[1], n[1], (int64_t)sizeof *halves, done, err) : st;
 }
 
 graft_status gr_shard_renew(gr_shard *s, graft_error *err) {
     const gr_params *p = s->params;
     graft_status st = GRAFT_OK;
+    gr_mark done = 0;
     if (p) forget(s);
     for (int64_t i = 0, end; p && p->form.sharded < GR_SHARDED_VALUES && i < p->n_items && st == GRAFT_OK; i = end) {
         const gr_range items = gr_params_layer(p, p->items[i].layer);
-        st = gather_layer(s, items, err), end = items.end;
+        st = gather_layer(s, items, &done, err), end = items.end;
     }
+    wait_for(s, done); /* exchanges are done in their order */
     return st;
+}
+
+static graft_status gather_frozen(gr_shard *s, int64_t layer, gr_mark *done, graft_error *err) {
+    const gr_frozen *f = s->model->frozen;
+    const gr_range mine = gr_frozen_part(s->model, layer, f->rank);
+    for (int i = 0; i < f->size; i++) {
+        const gr_range part = gr_frozen_part(s->model, layer, i);
+        s->move.out[i] = (gr_piece){f->kept + f->layers[layer + 1].kept_at, mine.end - mine.begin};
+        s->move.in[i] = (gr_piece){f->place[layer & 1] + part.begin, part.end - part.begin};
+    }
+    return begin(s, "the base", done, err);
+}
+
+/* Where a layer's weights come to, an index of here; -1: it has none that come. */
+static int place_of(const gr_shard *s, int64_t layer) {
+    if (s->model) return s->model->frozen->layers[layer + 1].bytes > 0 ? (int)(layer & 1) : -1;
+    const gr_range items = gr_params_layer(s->params, layer);
+    return items.begin == items.end ? -1 : s->params->items[items.begin].early ? 2 : (int)(layer & 1);
 }
 
 static graft_status ask_for_layer(gr_shard *s, int64_t layer, graft_error *err);
 
-void gr_shard_bring(void *context, int64_t layer) {
-    gr_shard *s = context;
-    const gr_range items = gr_params_layer(s->params, layer);
-    if (s->st != GRAFT_OK || items.begin == items.end) return;
-    int64_t *here = &s->here[s->params->items[items.begin].early ? 2 : layer & 1];
-    if (*here == layer) return;
+/* Unless it is there, or on its way. */
+static void send_for(gr_shard *s, int64_t layer) {
+    const int at = place_of(s, layer);
+    if (s->st != GRAFT_OK || at < 0 || s->here[at] == layer) return;
     if (s->reads && s->params->form.rank == 0) s->st = ask_for_layer(s, layer, &s->err);
-    if (s->st == GRAFT_OK) s->st = gather_layer(s, items, &s->err);
-    *here = layer;
+    if (s->st != GRAFT_OK) return;
+    s->st = s->model ? gather_frozen(s, layer, &s->arrives[at], &s->err)
+                     : gather_layer(s, gr_params_layer(s->params, layer), &s->arrives[at], &s->err);
+    s->here[at] = layer;
+}
+
+/* A gr_elsewhere of the model: the layer is there; that which will be read next is sent for, up to the last and down to the
+ * first. */
+static void bring(void *context, int64_t layer) {
+    gr_shard *s = context;
+    const int64_t next = layer < 0 || layer > s->before ? layer + 1 : layer - 1;
+    const int at = place_of(s, layer);
+    send_for(s, layer);
+    if (at >= 0) wait_for(s, s->arrives[at]), s->arrives[at] = 0;
+    if (!s->reads && layer < s->last && next >= 0) send_for(s, next);
+    s->before = layer;
 }
 
 /* ---- the frozen base ---- */
@@ -182,27 +234,13 @@ bool gr_shard_has_base(const gr_recipe *r, enum gr_recipe_train_sharding shardin
     return ranks > 1 && r->adapter_method != GR_METHOD_FULL && sharding == GR_SHARDING_ZERO3;
 }
 
-/* A gr_elsewhere of the model. */
-static void bring_base(void *context, int64_t layer) {
-    gr_shard *s = context;
-    const gr_frozen *f = s->model->frozen;
-    if (s->st != GRAFT_OK || s->here[layer & 1] == layer || f->layers[layer + 1].bytes == 0) return;
-    for (int i = 0; i < f->size; i++) {
-        const gr_range part = gr_frozen_part(s->model, layer, i), mine = gr_frozen_part(s->model, layer, f->rank);
-        s->move.out[i] = (gr_piece){f->kept + f->layers[layer + 1].kept_at, mine.end - mine.begin};
-        s->move.in[i] = (gr_piece){f->place[layer & 1] + part.begin, part.end - part.begin};
-    }
-    s->st = exchange(s, "the base", &s->err);
-    s->here[layer & 1] = layer;
-}
-
 graft_status gr_shard_init_base(gr_shard *s, gr_comm *comm, gr_model *m, graft_error *err) {
     int64_t most = 0;
     if (!m->frozen) return GRAFT_OK;
     for (int64_t i = -1; i <= m->config.n_layers; i++) most = GR_MAX(most, 2 * m->frozen->layers[i + 1].bytes);
     s->model = m;
     forget(s);
-    m->elsewhere = (gr_elsewhere){bring_base, s};
+    m->elsewhere = (gr_elsewhere){bring, s};
     return gr_mover_init(&s->move, comm, m->device, most, err);
 }
 
@@ -279,19 +317,20 @@ static graft_status serve(gr_shard *s, const char *what, graft_error *err) {
         GR_TRY(gr_comm_await(s->move.comm, what, st, err));
         GR_TRY(gr_comm_broadcast(s->move.comm, what, &r, sizeof r, err));
         if (r.which == ENOUGH) break;
-        if (r.which == LAYER) gr_shard_bring(s, r.item);
+        if (r.which == LAYER) bring(s, r.item);
         else GR_TRY(bring_part(s, &r, own, err));
         GR_TRY(gr_shard_status(s, GRAFT_OK, err));
     }
 done:
+    s->reads = false;
     free(own);
     return st;
 }
 
 graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err) {
     if (!s->params) return GRAFT_OK;
-    if (s->params->form.rank != 0) return serve(s, what, err);
     s->reads = true;
+    if (s->params->form.rank != 0) return serve(s, what, err);
     s->params->fetch = fetch, s->params->fetch_context = s;
     return GRAFT_OK;
 }

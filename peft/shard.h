@@ -13,9 +13,14 @@
 
 typedef struct gr_shard {
     gr_params *params; /* of which something is sharded; NULL: nothing is */
-    int64_t here[3];   /* with GR_SHARDED_VALUES: the layer in each place of even and of odd ones, NOWHERE: none; early ones */
-    bool reads;        /* rank 0 reads, the others serve */
-    gr_model *model;   /* whose frozen matrices are shared out; NULL: they are not */
+    /* With GR_SHARDED_VALUES and a shared base: the layer in the places of even, of odd and of early ones, or on its way there
+     * until a mark; the layer that was read last; the last of all. */
+    int64_t here[3], before, last;
+    gr_mark arrives[3];
+    int64_t leaving; /* the layer whose gradients are on their way until a mark, and not added up yet */
+    gr_mark left;
+    bool reads;      /* rank 0 reads, the others serve */
+    gr_model *model; /* whose frozen matrices are shared out; NULL: they are not */
     gr_mover move;
     float *parts;    /* device memory: a share of the largest layer's gradients of each rank */
     int64_t stride;  /* floats of such a share */
@@ -33,19 +38,18 @@ graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_rec
 int64_t gr_shard_bytes(const gr_params *p);
 /* Do so many ranks share out a frozen base then? */
 bool gr_shard_has_base(const gr_recipe *r, enum gr_recipe_train_sharding sharding, int ranks);
-graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, graft_error *err);
+/* m: the model that is run with p. */
+graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, gr_model *m, graft_error *err);
 /* After that: the frozen matrices of a model, where they are shared out (gr_frozen_share), are brought when it is run. */
 graft_status gr_shard_init_base(gr_shard *s, gr_comm *comm, gr_model *m, graft_error *err);
 /* Must all ranks run equally many batches? */
 static inline bool gr_shard_in_step(const gr_shard *s) { return s->move.comm != NULL; }
 void gr_shard_release(gr_shard *s);
-/* The layer's gradients were whole: they are in params->sum now, and their place is zero. */
+/* The layer's gradients are whole: they go to params->sum, and their place becomes zero; with form.turns by the time when those of
+ * the next layer are whole, and of the embedding, which is last, at once. */
 void gr_shard_reduce(gr_shard *s, int64_t layer);
 /* After an update of params: the weights of all ranks' parts are here, or will be when they are brought. */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
-/* Those of a layer of GR_SHARDED_VALUES, where they are not here: a gr_elsewhere of the model. context: the gr_shard. */
-void gr_shard_bring(void *context, int64_t layer);
-
 /* All ranks: tells what they have sent each other in so many steps, of which this one sent so many bytes. */
 graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err);
 /* st, or what hooks met. */

@@ -161,7 +161,8 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
     run->params.form = (gr_params_form){.optimizer = (gr_optimizer)r->train_optimizer,
                                         .weights = (gr_trained_type)r->train_weights,
                                         .release = r->train_gradient_release,
-                                        .seed = (uint64_t)r->train_seed};
+                                        .seed = (uint64_t)r->train_seed,
+                                        .turns = run->session.machine.device->queues};
     run->sharding = r->train_sharding == GR_SHARDING_AUTO ? GR_SHARDING_NONE : (enum gr_recipe_train_sharding)r->train_sharding;
     GR_TRY(gr_shard_form(&run->params.form, r, run->sharding, gr_comm_rank(run->comm), run->ranks, err));
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
@@ -203,9 +204,8 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     gr_adapter *from = NULL;
     graft_status st;
     GR_TRY(gr_params_allocate(&run->params, run->session.machine.device, true, err));
-    GR_TRY(gr_shard_init(&run->shard, run->comm, &run->params, err));
+    GR_TRY(gr_shard_init(&run->shard, run->comm, &run->params, run->session.model, err));
     GR_TRY(gr_shard_init_base(&run->shard, run->comm, run->session.model, err));
-    if (run->params.form.sharded >= GR_SHARDED_VALUES) run->session.model->elsewhere = (gr_elsewhere){gr_shard_bring, &run->shard};
     if (!run->adapter) return gr_model_attach_params(run->session.model, &run->params, true, err);
     run->adapter->tokenizer_hash = gr_tokenizer_hash(run->session.tokenizer);
     const char *template = gr_chat_source(run->session.chat);

@@ -103,6 +103,7 @@ static void measure_turns(const gr_params *p, turns *floats, turns *halves, turn
 /* The length of everything and, with `set`, where each item lies in it. */
 static lengths lay_out(const gr_params *p, gr_param *set) {
     const bool grads_turn = p->form.release || p->form.sharded >= GR_SHARDED_GRADIENTS;
+    const bool two = p->form.turns && p->form.sharded >= GR_SHARDED_GRADIENTS;
     const bool values_turn = p->form.sharded >= GR_SHARDED_VALUES;
     lengths all = {0};
     turns floats = {0}, halves = {0}, grads = {0};
@@ -114,14 +115,14 @@ static lengths lay_out(const gr_params *p, gr_param *set) {
         const bool is_half = type_of(p, item) != GR_DTYPE_F32;
         if (i == 0 || item->layer != p->items[i - 1].layer) floats.layer = halves.layer = grads.layer = 0;
         const int64_t value_turn = take_turn(is_half ? &halves : &floats, item->early, item->layer & 1, n);
-        const int64_t grad_turn = take_turn(&grads, item->early, 0, n);
+        const int64_t grad_turn = take_turn(&grads, item->early, two ? item->layer & 1 : 0, n);
         int64_t *values = is_half ? &all.halves : &all.floats;
         if (set) set_places(p, &set[i], &all, values_turn ? value_turn : *values, grads_turn ? grad_turn : item->offset);
         *values += n, all.mine += mine;
         *(is_half ? &all.mine_halves : &all.mine_floats) += mine;
         all.state += state_bytes(p, item);
     }
-    all.grads = grads_turn ? grads.kept + grads.most : p->n_floats;
+    all.grads = grads_turn ? grads.kept + (two ? 2 : 1) * grads.most : p->n_floats;
     if (values_turn) all.floats = floats.kept + 2 * floats.most, all.halves = halves.kept + 2 * halves.most;
     return all;
 }

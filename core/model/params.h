@@ -31,6 +31,7 @@ typedef struct gr_params_form {
                       their gradients is another layer's */
     uint64_t seed; /* of rounding at random */
     gr_sharded sharded;
+    bool turns;     /* sharded gradients of layers have two places, as values have: one layer's leave while the next's are made */
     int rank, size; /* of the ranks; 0 and 1, or 0, of one that is alone */
 } gr_params_form;
 

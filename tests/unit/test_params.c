@@ -231,9 +231,10 @@ static void test_parts_of_ranks(void **state) {
     for (int form = 0; form < 4; form++) {
         const gr_trained_type weights = form % 2 ? GR_TRAINED_BF16 : GR_TRAINED_FP32;
         const gr_sharded sharded = form / 2 ? GR_SHARDED_VALUES : GR_SHARDED_GRADIENTS;
+        const bool turns = form == 3;
         int64_t covered[GR_LEN(shapes)] = {0}, of_shares[3] = {0}, n_mine = 0, lows = 0, kept[2] = {0}, whole[GR_PARAMS_BUFFERS];
         for (int rank = 0; rank < RANKS; rank++) {
-            gr_params p = {.form = {.weights = weights, .sharded = sharded, .rank = rank, .size = RANKS}};
+            gr_params p = {.form = {.weights = weights, .sharded = sharded, .turns = turns, .rank = rank, .size = RANKS}};
             int64_t bytes[GR_PARAMS_BUFFERS];
             for (int i = 0; i < GR_LEN(shapes); i++) {
                 add(&p, "tensor", shapes[i][1], shapes[i][2], true);
@@ -268,7 +269,8 @@ static void test_parts_of_ranks(void **state) {
                 assert_true(share.kept_float_at + share.n_floats <= bytes[7] / 4);
             }
             assert_int_equal(gr_params_layer(&p, 3).end, 0);
-            assert_int_equal(p.n_grads, 256); /* of the largest layer */
+            assert_int_equal(p.n_grads, turns ? 2 * 256 : 256); /* of the largest layer */
+            assert_int_equal(p.items[3].grad_at, turns ? 256 : 0);
             p.form.sharded = GR_SHARDED_NOTHING;
             gr_params_bytes(&p, whole);
             gr_params_release(&p);

@@ -67,6 +67,10 @@ try stochastic 0 0 model.base="$SOURCE/tests/golden/tiny-phi3" train.micro_batch
 ranks 8 output_dir=again eval.every=10 train.sharding=zero2 train.micro_batch_tokens=128 train.weights=bf16
 check "again: the same bits" same again/model/model.safetensors split-zero2/model/model.safetensors
 
+ranks 2 output_dir=near train.sharding=zero1 train.micro_batch_tokens=128 train.max_steps=4
+GRAFT_DEVICE=far ranks 2 output_dir=far train.sharding=zero3 train.micro_batch_tokens=128 train.max_steps=4
+check "in memory of its own: the same bits" same near/model/model.safetensors far/model/model.safetensors
+
 # ---- a frozen base ----
 # base NAME BYTES SETTING...: the bits of a base that every rank has; BYTES of it a step, of which a rank sends 7/8; 0: not told
 base() {
