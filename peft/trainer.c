@@ -305,6 +305,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     if (!o->dry_run && gr_folder_logs(o->comm)) GR_TRY(gr_folder_listen(&run, err));
     if (run.ranks > 1 && r->train_gradient_release)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.gradient_release is for one rank: several reduce whole gradients"));
+    if (!o->dry_run) GR_TRY(gr_alike_settings(&run, err));
     if (!o->dry_run) GR_TRY(find_checkpoint(&run, o->resume, err));
     GR_TRY(open_shape(&run, o->dry_run ? o->device : NULL, err));
     if (o->dry_run) {
@@ -317,6 +318,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(check_interrupt(err));
     GR_TRY(open_data(&run, err));
     GR_TRY(check_interrupt(err));
+    GR_TRY(gr_alike_work(&run, err));
     GR_TRY(gr_plan_steps(&run, err));
     if (run.train->share) GR_TRY(tell_mix(&run, err));
     if (run.resumes) GR_TRY(gr_resume_plan(&run, err));
