@@ -77,6 +77,7 @@ typedef struct gr_group {
     gr_base_products base;
     bool backward; /* dx will be asked for */
     bool expand;   /* quantised members stay as they are; a device that multiplies other types expands them before each product */
+    bool joined;   /* all members are trained, of the type of products, and lie one behind the other: together a matrix */
     void *form;    /* the backend's; NULL: none. Set by place, cleared by release */
 } gr_group;
 

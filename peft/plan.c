@@ -17,8 +17,16 @@
 enum { LOGGED_WINDOWS = 100, EVALUATIONS = 10 };
 /* Where the largest micro-batch is looked for, in samples; beyond, what it may be is taken. */
 static const int64_t SEARCHED_SAMPLES = 20000000;
-/* What is touched only later: HDF5 and the writers of files, their buffers; bytes of a tokenizer's entry where none is open. */
-enum { LATER_BYTES = 6 << 20, TOKENIZER_ENTRY_BYTES = 500, BYTES_PER_ID = 5, BYTES_PER_BLOCK = 32, BYTES_PER_ROW = 40 };
+/* What is touched only later: HDF5 and the writers of files, their buffers; the library of MPI; bytes of a tokenizer's entry where
+ * none is open. */
+enum {
+    LATER_BYTES = 6 << 20,
+    MPI_BYTES = 16 << 20,
+    TOKENIZER_ENTRY_BYTES = 500,
+    BYTES_PER_ID = 5,
+    BYTES_PER_BLOCK = 32,
+    BYTES_PER_ROW = 40
+};
 
 /* ---- steps ---- */
 
@@ -231,7 +239,8 @@ gr_memory gr_plan_memory_of(const gr_run *run, const gr_plan_what_if *w) {
     plan.max_tokens = GR_MAX(1, (int64_t)((double)plan.max_tokens * w->length));
     gr_memory a = {.data =
                        loaded ? loaded : run->samples * (gr_plan_streams(r) ? BYTES_PER_BLOCK : run->mean_tokens * BYTES_PER_ID)};
-    a.program = run->resident - loaded + LATER_BYTES + (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
+    a.program = run->resident - loaded + LATER_BYTES + (run->ranks > 1 && !run->comm ? MPI_BYTES : 0) +
+                (run->session.tokenizer ? 0 : m->config.vocab * TOKENIZER_ENTRY_BYTES);
     a.base = full                   ? 0
              : gr_plan_on_card(run) ? gr_model_copied_bytes(m, full, w->forms)
                                     : gr_model_file_bytes(m, w->forms.quantise, int8);
@@ -262,12 +271,13 @@ gr_memory gr_plan_memory_of(const gr_run *run, const gr_plan_what_if *w) {
 }
 
 gr_model_forms gr_plan_forms(const gr_run *run) {
-    return (gr_model_forms){.base = gr_train_products(run->r->model_compute),
-                            .backward = true,
-                            .expand = run->expand,
-                            .elsewhere = run->params.form.sharded >= GR_SHARDED_VALUES ||
-                                         gr_shard_has_base(run->r, run->sharding, run->ranks),
-                            .quantise = gr_quantize_type(run->r->model_quantize)};
+    return (gr_model_forms){
+        .base = gr_train_products(run->r->model_compute),
+        .backward = true,
+        .expand = run->expand,
+        .elsewhere = run->params.form.sharded >= GR_SHARDED_VALUES || gr_shard_has_base(run->r, run->sharding, run->ranks),
+        .quantise = gr_quantize_type(run->r->model_quantize),
+        .trained = !run->adapter && run->r->train_weights != GR_TRAINED_FP32 && run->session.model->compute == GR_DTYPE_BF16};
 }
 
 bool gr_plan_may_expand(const gr_run *run) {

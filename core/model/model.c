@@ -215,6 +215,33 @@ static gr_dtype type_then(const gr_weight *w, gr_model_forms f, bool of_layers) 
     return f.quantise >= 0 && of_layers ? gr_model_quantized_type(w, (gr_dtype)f.quantise) : w->dtype;
 }
 
+/* Matrix l among those of the files, which is its place among the parameters. */
+static int64_t place_of(const gr_model *m, const gr_linear *l) {
+    int64_t n = 0;
+    for (int64_t i = 0; m->weights && i < gr_weights_count(m->weights); i++) {
+        const gr_weight_entry *e = gr_weights_get(m->weights, i);
+        if (!e->is_vector && target_of((gr_model *)m, e).linear == l) return n;
+        n += !e->is_vector;
+    }
+    return -1;
+}
+
+/* Does b lie behind a? */
+static bool follows(const gr_model *m, const gr_linear *a, const gr_linear *b, gr_model_forms f) {
+    const int64_t bytes = gr_dtype_bytes(a->w.dtype, a->w.rows * a->w.cols);
+    return f.trained && !a->dw ? place_of(m, b) == place_of(m, a) + 1 : (const char *)b->w.data == (const char *)a->w.data + bytes;
+}
+
+static bool is_joined(const gr_model *m, const gr_group *g, gr_model_forms f) {
+    bool joined = g->n > 0 && g->compute != GR_DTYPE_F32;
+    for (int j = 0; j < g->n && joined; j++) {
+        const gr_linear *l = g->member[j];
+        joined = l->dw ? l->w.dtype == g->compute : f.trained;
+        if (j > 0) joined = joined && follows(m, g->member[j - 1], l, f);
+    }
+    return joined;
+}
+
 /* Group i as it is, or would be, placed: fp8 is of the layers' products, whose dx flows on. The head's gradient is what all others
  * come from, and its rows of logits have few large values; the first layer's q, k and v are asked for dx where the embedding is
  * trained, and there alone. Quantised weights that are only read forward are never kept twice; of the head, which is one and read
@@ -225,6 +252,7 @@ static void set_products(const gr_model *m, int64_t i, gr_group *g, gr_model_for
     for (int j = 0; j < g->n; j++) quantised |= gr_dtype_get(type_then(&g->member[j]->w, f, layers))->block > 1;
     g->base = f.base == GR_BASE_FP8 && (i == GR_SITE_QKV || !layers) ? GR_BASE_EXACT : f.base;
     g->backward = f.backward;
+    g->joined = is_joined(m, g, f);
     g->expand = f.elsewhere || (quantised && (!f.backward || (f.expand && layers)));
 }
 

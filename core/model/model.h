@@ -43,6 +43,7 @@ typedef struct gr_model_forms {
     bool expand;   /* a card keeps the layers' quantised weights as they are, and expands them before each product: the same bits */
     bool elsewhere; /* weights come and go (gr_elsewhere): devices make no forms of them */
     int quantise;   /* plans: the gr_dtype that gr_model_quantize will make of the layers; -1: they are what they will be */
+    bool trained;   /* plans: all weights will be in a set of parameters, of the type of products */
 } gr_model_forms;
 
 /* Weights that are not here all the time: brought to where the slots point before a layer reads them; -1: the embedding, n_layers:

@@ -101,7 +101,8 @@ typedef struct gr_cuda_form {
     gr_dtype type;
     int64_t N, K, R; /* filled up */
     int64_t ld;      /* K + R */
-    void *matrix; /* [N + R, ld], then [R, N]; NULL: the weights stay as the file has them, and are expanded before each product */
+    void *matrix;  /* [N + R, ld], then [R, N]; NULL: the weights stay as the file has them, and are expanded before each product */
+    bool borrowed; /* the matrix is the members' own (gr_cuda_in_place): N rows alone */
     uint8_t *eight; /* behind it: W^T in e4m3, [K, N], and [K] scales; NULL: dx is made of the matrix */
 } gr_cuda_form;
 

@@ -44,7 +44,7 @@ static bool describe(gr_device *d, gr_thin *t, const gr_group *g) {
 
 static gr_cuda_form shape_of(const gr_group *g) {
     const gr_cuda_sizes s = gr_cuda_sizes_of(g);
-    return gr_cuda_form{g->compute, s.N, s.K, s.R, s.K + s.R, NULL, NULL};
+    return gr_cuda_form{g->compute, s.N, s.K, s.R, s.K + s.R, NULL, false, NULL};
 }
 
 /* The form's matrix is this memory. */
@@ -142,6 +142,7 @@ bool gr_cuda_place(gr_device *d, gr_group *g) {
         return false;
     }
     if (f->matrix) fill(d, f, g, &t, true);
+    if (gr_cuda_in_place(g)) f->matrix = (void *)g->member[0]->w.data, f->borrowed = true;
     if (f->eight) gr_cuda_eight_columns(d, f->eight, scales_of(f), matrix_at(f, 0, 0), f->N, f->K);
     g->form = f;
     return true;
@@ -155,12 +156,12 @@ void gr_cuda_renew(gr_device *d, gr_group *g) {
         trained |= g->member[i]->dw || g->member[i]->dbias;
         for (int j = 0; j < g->member[i]->n_lora; j++) trained |= g->member[i]->lora[j].dA || g->member[i]->lora[j].dB;
     }
-    if (f && f->matrix && trained && describe(d, &t, g)) fill(d, f, g, &t, false);
+    if (f && f->matrix && !f->borrowed && trained && describe(d, &t, g)) fill(d, f, g, &t, false);
 }
 
 void gr_cuda_release(gr_device *d, gr_group *g) {
     gr_cuda_form *f = (gr_cuda_form *)g->form;
-    if (f) gr_cuda_graphs_forget(d), d->free(d, f->matrix);
+    if (f) gr_cuda_graphs_forget(d), d->free(d, f->borrowed ? NULL : f->matrix);
     free(f);
     g->form = NULL;
 }

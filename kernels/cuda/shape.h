@@ -44,6 +44,12 @@ static inline gr_cuda_sizes gr_cuda_sizes_of(const gr_group *g) {
     return s;
 }
 
+/* Are the members as they lie the group's matrix? */
+static inline bool gr_cuda_in_place(const gr_group *g) {
+    const gr_cuda_sizes s = gr_cuda_sizes_of(g);
+    return g->joined && s.R == 0 && s.N == gr_group_outputs(g) && s.K == gr_group_inputs(g);
+}
+
 /* Rows of dy in e4m3 with their scales. */
 static inline int64_t gr_cuda_eight_bytes(int64_t rows, int64_t N) { return rows * (N + 4); }
 
@@ -54,11 +60,11 @@ static inline int64_t gr_cuda_scratch_of(const gr_group *g, int64_t rows) {
     int64_t size = g->compute == GR_DTYPE_F32 ? 4 : 2, rank = gr_group_rank(g), chunks = (rows + 511) / 512;
     int64_t parts = chunks * (s.N + s.K) * rank + (rank > 0 ? (s.N + 127) / 128 * rows * (rank <= 8 ? 8 : 24) : 0);
     return gr_cuda_pages(rows * ((s.N > s.K ? s.N : s.K) + s.R) * size) + gr_cuda_pages(rows * s.K * size) +
-           gr_cuda_pages(parts * 4) + (g->expand ? gr_cuda_pages(s.bytes) : 0) +
+           gr_cuda_pages(parts * 4) + (g->expand && !gr_cuda_in_place(g) ? gr_cuda_pages(s.bytes) : 0) +
            (s.eight ? gr_cuda_pages(gr_cuda_eight_bytes(rows, s.N)) : 0);
 }
 
-/* Is the matrix made once, or before each product? */
-static inline bool gr_cuda_resident(const gr_group *g) { return g->n > 0 && !g->expand; }
+/* Is a matrix made once, or before each product? */
+static inline bool gr_cuda_resident(const gr_group *g) { return g->n > 0 && !g->expand && !gr_cuda_in_place(g); }
 
 #endif

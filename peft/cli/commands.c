@@ -70,7 +70,7 @@ static const gr_option train_options[] = {
 };
 
 static const gr_option plan_options[] = {
-    {"ranks", "N", "processes that train together (1)", NULL},
+    {"ranks", "N", "for each of so many processes that train together, with a card each, or sharing this machine's CPU (1)", NULL},
     {"samples", "N", "plan for so many samples in place of the recipe's data", NULL},
     {"mean-tokens", "L", "tokens of such a sample (data.max_length)", NULL},
     {"device", "NAME", "in place of the recipe's; a100-40gb, a100-80gb, h100 and h200 need not be here", NULL},

@@ -93,7 +93,7 @@ for c in serve fetch study bench "data stats" "data mix"; do
     bad 2 "graft $c: a later version's" "${c% extend} version" "$GRAFT" $c
 done
 bad 2 "data without a verb" "preview make" "$GRAFT" data
-bad 2 "plan for several ranks" "--ranks 4" "$GRAFT" plan good.yaml --ranks 4
+bad 2 "plan for too many ranks" "--ranks 5000" "$GRAFT" plan good.yaml --ranks 5000
 bad 2 "plan for a device that is not there" "device cuda:999" "$GRAFT" plan good.yaml --device cuda:999
 bad 2 "plan for a card of another name" "a100-40gb" "$GRAFT" plan good.yaml --device a100-20gb
 bad 2 "less memory than a step needs" "train.memory_limit MiB" "$GRAFT" plan good.yaml train.memory_limit=1MiB
