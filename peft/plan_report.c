@@ -105,7 +105,10 @@ static void put_ranks(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
             "layer at a time",
         [GR_SHARDING_ZERO3] =
             "each has a share of weights, gradients and the optimizer's states, and a few layers of them at a time"};
-    gr_str_printf(out, "ranks                 %d, sharding %s: %s\n", run->ranks, f->sharding, what[run->sharding]);
+    const char *shared = gr_shard_has_base(run->r, run->sharding, run->ranks)
+                             ? "each has a share of the base, and two layers of it at a time"
+                             : what[run->sharding];
+    gr_str_printf(out, "ranks                 %d, sharding %s: %s\n", run->ranks, f->sharding, shared);
     gr_str_puts(out, "                      each sends the others ");
     put_size(out, f->sent_bytes);
     gr_str_puts(out, " a step\n");

@@ -212,6 +212,13 @@ int64_t gr_plan_rank_tokens(const gr_run *run, int64_t all) {
     return run->ranks == 1 ? all : GR_MAX((all + run->ranks - 1) / run->ranks, GR_MIN(all, run->mean_tokens));
 }
 
+/* Of the frozen matrices as ranks share them out. */
+static double base_bytes(const gr_run *run) {
+    const int quantise = gr_quantize_type(run->r->model_quantize);
+    const int64_t made = quantise >= 0 ? gr_model_quantized_bytes(run->session.model, (gr_dtype)quantise) : 0;
+    return (double)(gr_model_file_bytes(run->session.model, quantise, false) + made);
+}
+
 /* Each rank sends every other its share: of the gradients as float, of the weights in the type of products. */
 int64_t gr_plan_sent(const gr_run *run, int64_t *backward, int64_t *forward) {
     const gr_params *p = &run->params;
@@ -222,6 +229,8 @@ int64_t gr_plan_sent(const gr_run *run, int64_t *backward, int64_t *forward) {
     double each[2] = {2 * n * sizeof(float), 0}; /* backward, forward */
     if (p->form.sharded) each[0] = times * n * sizeof(float), each[1] = weights;
     if (p->form.sharded >= GR_SHARDED_VALUES) each[0] += times * weights, each[1] = times * weights;
+    if (gr_shard_has_base(run->r, run->sharding, run->ranks))
+        each[0] += times * base_bytes(run), each[1] += times * base_bytes(run);
     if (backward) *backward = (int64_t)(others * each[0]);
     if (forward) *forward = (int64_t)(others * each[1]);
     return (int64_t)(others * (each[0] + each[1]));
@@ -265,7 +274,8 @@ static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     const double passes = (run->adapter ? 2 : 3) + (run->plan.recompute == GR_RECOMPUTE_FULL ? 1 : 0),
                  tokens = (double)gr_plan_rank_tokens(run, f->tokens_per_step),
                  micro_batches = ceil(tokens / (double)run->plan.max_tokens);
-    const bool sharded = run->params.form.sharded != GR_SHARDED_NOTHING;
+    const bool sharded = run->params.form.sharded != GR_SHARDED_NOTHING,
+               beside = sharded || gr_shard_has_base(run->r, run->sharding, run->ranks);
     double operations = passes * forward_operations(run), backward, forward;
     int64_t sent_backward, sent_forward;
     if (gr_train_products(run->r->model_compute) == GR_BASE_FP8) operations -= layer_operations(run) * (1 - 1 / FP8_TIMES);
@@ -276,7 +286,7 @@ static void time_by_data_sheet(gr_run *run, gr_plan_facts *f) {
     forward = work / passes, backward = work - forward;
     (void)gr_plan_sent(run, &sent_backward, &sent_forward);
     f->step_seconds = fmax(forward, link_seconds(run, sent_forward)) +
-                      (sharded ? fmax(backward, link_seconds(run, sent_backward)) : backward + link_seconds(run, sent_backward)) +
+                      (beside ? fmax(backward, link_seconds(run, sent_backward)) : backward + link_seconds(run, sent_backward)) +
                       7 * sizeof(float) * (double)run->params.n_floats / (sharded ? run->ranks : 1) / d->bandwidth;
     f->share_of_peak = OF_PEAK;
 }
