@@ -339,7 +339,7 @@ graft_status gr_shard_end_reading(gr_shard *s, const char *what, graft_status mi
     request end = {.which = ENOUGH};
     if (!s->params || s->params->form.rank != 0) return mine;
     s->reads = false, s->params->fetch = NULL;
-    if (s->st != GRAFT_OK) return gr_shard_status(s, mine, err);
+    if (s->st != GRAFT_OK) return gr_shard_status(s, GRAFT_OK, err); /* why what was read was wrong */
     graft_status st = gr_comm_await(s->move.comm, what, mine, err);
     return st == GRAFT_OK ? gr_comm_broadcast(s->move.comm, what, &end, sizeof end, err) : st;
 }

@@ -1,6 +1,8 @@
 /* ranks.c - what the ranks of a run say to each other, for tests/unit/test_ranks.sh: mpirun -n N ranks WHAT [RANK].
  *   exchange   pieces of many sizes between all pairs, gathered and broadcast ones; checked by everyone
  *   disagree   RANK comes with a failure, all leave with its message
+ *   leave      RANK fails alone, while the others exchange
+ *   silent     RANK stands still, and rank 0, which needs nothing of it, goes on to the next exchange (3 s of patience)
  *   die        RANK is killed while the others wait
  *   stop       RANK stands still while the others wait (3 s of patience) */
 #include <signal.h>
@@ -53,17 +55,38 @@ done:
     return st;
 }
 
+/* Everyone has a piece for everyone but rank 0 and `which`, of which nothing is heard. */
+static graft_status pass_by(gr_comm *c, int which, graft_error *err) {
+    const int rank = gr_comm_rank(c), size = gr_comm_size(c);
+    gr_piece out[size], in[size];
+    int64_t sent[size], got[size];
+    memset(sent, 0, sizeof sent);
+    if (rank == which) raise(SIGSTOP);
+    for (int i = 0; i < size; i++) {
+        const int64_t bytes = (rank == 0 && i == which) || (rank == which && i == 0) ? 0 : (int64_t)sizeof *sent;
+        out[i] = (gr_piece){&sent[i], bytes}, in[i] = (gr_piece){&got[i], bytes};
+    }
+    graft_status st = gr_comm_exchange(c, "passing by", out, in, err);
+    return st == GRAFT_OK ? gr_comm_agree(c, "going on", st, NULL, err) : st;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "exchange";
     const int which = argc > 2 ? atoi(argv[2]) : -1;
     gr_comm *c;
     graft_error err = {0};
-    graft_status st = gr_comm_open(&c, strcmp(what, "stop") == 0 ? 3 : 0, &err);
+    graft_status st = gr_comm_open(&c, strcmp(what, "stop") == 0 || strcmp(what, "silent") == 0 ? 3 : 0, &err);
     if (st == GRAFT_OK && !c) st = gr_fail(&err, GRAFT_BAD_USAGE, "alone");
     if (st == GRAFT_OK && strcmp(what, "exchange") == 0) st = exchange(c, &err);
     if (st == GRAFT_OK && strcmp(what, "disagree") == 0)
         st = gr_comm_agree(c, "agreeing", which == gr_comm_rank(c) ? gr_fail(&err, GRAFT_BAD_INPUT, "no milk") : GRAFT_OK, NULL,
                            &err);
+    if (st == GRAFT_OK && strcmp(what, "silent") == 0) st = pass_by(c, which, &err);
+    if (st == GRAFT_OK && strcmp(what, "leave") == 0) {
+        if (which == gr_comm_rank(c)) st = gr_fail(&err, GRAFT_BAD_INPUT, "no milk");
+        else st = exchange(c, &err);
+        gr_comm_leave(c, st, &err);
+    }
     for (int step = 1; st == GRAFT_OK && (strcmp(what, "die") == 0 || strcmp(what, "stop") == 0); step++) {
         gr_comm_at_step(c, step);
         if (step == 5 && which == gr_comm_rank(c)) raise(what[0] == 'd' ? SIGKILL : SIGSTOP);

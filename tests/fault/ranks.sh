@@ -45,6 +45,7 @@ ranks() { # ranks N FOLDER [OPTION...]: a run to its end
 begin() { # begin FOLDER [OPTION...]: the same on 8 in the background: $job
     local dir=$1
     shift
+    : >err.txt
     env -u SHELLOPTS mpirun -n 8 "$GRAFT" train r.yaml output_dir="$dir" data.cache="$dir.cache" "$@" \
         >said.txt 2>err.txt </dev/null &
     job=$!
@@ -53,7 +54,7 @@ begin() { # begin FOLDER [OPTION...]: the same on 8 in the background: $job
 process_of() {
     local p
     for p in $(pgrep -P "$job"); do
-        if tr '\0' '\n' <"/proc/$p/environ" 2>/dev/null | grep -x "OMPI_COMM_WORLD_RANK=$1" >/dev/null; then echo "$p"; fi
+        if { tr '\0' '\n' <"/proc/$p/environ"; } 2>/dev/null | grep -x "OMPI_COMM_WORLD_RANK=$1" >/dev/null; then echo "$p"; fi
     done
 }
 now() { date +%s%N; }
@@ -76,7 +77,10 @@ whole() {
     left=$(find "$1" -name '*.tmp-*')
     [ -z "$left" ] || { echo "left $left"; return 1; }
 }
-due_alone() { ! ls -d "$1"/checkpoint-* 2>/dev/null | sed 's/.*-//' | awk '$1 % 5 != 0 { bad = 1 } END { exit !bad }'; }
+due_alone() {
+    ! ls -d "$1"/checkpoint-* 2>/dev/null | grep -v tmp- | sed 's/.*-//' |
+        awk '$1 % 5 != 0 { bad = 1 } END { exit !bad }'
+}
 
 begin reference
 until_data

@@ -25,6 +25,12 @@ check "one that is killed is named" grep -q '^rank 5 (.*) is gone, seen by rank 
 ranks 8 "$BUILD/tests/ranks" stop 2 >/dev/null 2>err.txt
 check "one that stands still is named" grep -q '^rank 2 (.*) was not heard of for 3 s, seen by rank . in going on of step 5' err.txt
 pkill -KILL -f "$BUILD/tests/ranks stop 2"
+ranks 8 "$BUILD/tests/ranks" silent 2 >/dev/null 2>err.txt
+check "it is that one also for those who are ahead" test "$(grep -c '^rank [^2] (.*) was not heard of' err.txt)" = 0
+check "who say so" grep -q '^rank 2 (.*) was not heard of for 3 s' err.txt
+ranks 8 "$BUILD/tests/ranks" leave 6 >/dev/null 2>err.txt
+check "one that fails while the others exchange is heard" test "$(grep -c '^rank 6 (.*): no milk' err.txt)" -gt 1
+check "and no one takes it for lost" test "$(grep -cE 'is gone|not heard of' err.txt)" = 0
 GRAFT_MPI_LIB=/nowhere ranks 2 "$BUILD/tests/ranks" exchange >/dev/null 2>err.txt
 check "without MPI's library it does not train twice" grep -q 'started as one of several ranks' err.txt
 
