@@ -276,6 +276,16 @@ typedef struct word {
     graft_error error;
 } word;
 
+/* Names who failed and, in a step, in what; an interrupt is no fault of a rank. */
+static void name_rank(const gr_comm *c, int rank, const char *what, graft_status st, graft_error *err) {
+    char where[128], said[sizeof err->msg];
+    if (!err || st == GRAFT_INTERRUPTED) return;
+    say_where(c, what, where, sizeof where);
+    memcpy(said, err->msg, sizeof said);
+    if (c->step < 0) (void)gr_fail(err, st, "rank %d (%s): %s", rank, c->places[rank].host, said);
+    else (void)gr_fail(err, st, "rank %d (%s), %s: %s", rank, c->places[rank].host, where, said);
+}
+
 static graft_status agree(gr_comm *c, const char *what, graft_status mine, bool *any, double patience, graft_error *err) {
     if (!c || c->failed[0] || c->told) return mine;
     word said = {.status = (int32_t)mine, .flag = any && *any};
@@ -294,8 +304,10 @@ static graft_status agree(gr_comm *c, const char *what, graft_status mine, bool 
         if (any && all[i].flag) *any = true;
         if (all[i].status == GRAFT_OK) continue;
         all[i].error.msg[sizeof all[i].error.msg - 1] = '\0';
-        st = gr_fail(err, (graft_status)all[i].status, "rank %d (%s): %s", i, c->places[i].host, all[i].error.msg);
+        st = gr_fail(err, (graft_status)all[i].status, "%s", all[i].error.msg);
+        name_rank(c, i, what, st, err);
     }
+    if (mine != GRAFT_OK && c->step >= 0) name_rank(c, c->rank, what, st, err);
     free(all);
     return st;
 }

@@ -153,7 +153,7 @@ spoil() {
     wait "$job"
     code=$?
     at=$((($(now) - at) / 1000000))
-    if [ $code != 0 ] && told_once "^graft: error: (rank [0-7] \([^ ]+\): )?[^ ]*shard-000000.h5"; then
+    if [ $code != 0 ] && told_once "^graft: error: rank [0-7] \([^ ]+\), the samples of step [0-9]+: [^ ]*shard-000000.h5"; then
         ok "$name: $(sed -n 's/^graft: error: //p' err.txt)"
     else not_ok "$name" "code $code, or it is not named once" err.txt; fi
     check "$name: within 30 s" test $at -lt 30000
@@ -162,9 +162,9 @@ spoil() {
 for _ in $(seq $times); do spoil; done
 
 # ---- asked to leave ----
-# asked NAME SIGNAL WHO: who is mpirun, or a rank: all of them save.
+# asked NAME SIGNAL WHO: who is mpirun, or a rank: all of them save. SIGTERM has mpirun wait, signal all, and wait once more.
 asked() {
-    local dir=run to=$job
+    local dir=run to OMPI_MCA_odls_base_sigkill_timeout=1
     begin $dir
     until_data
     pause $((took / 8 + RANDOM % (took / 8)))
@@ -178,9 +178,9 @@ asked() {
     check "$1: saved" test -s "$(sed -n 's/.*saved in \(.*\): continue.*/\1/p' err.txt)/state.h5"
     goes_on "$1" $dir
 }
-asked "mpirun interrupted" TERM mpirun
+asked "SIGUSR1 to mpirun" USR1 mpirun
 if [ $times != 1 ]; then
-    asked "SIGUSR1 to mpirun" USR1 mpirun
+    asked "mpirun interrupted" TERM mpirun
     asked "SIGTERM to rank 0" TERM 0
     asked "SIGTERM to another rank" TERM 5
 fi

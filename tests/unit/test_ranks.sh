@@ -34,6 +34,14 @@ check "and no one takes it for lost" test "$(grep -cE 'is gone|not heard of' err
 GRAFT_MPI_LIB=/nowhere ranks 2 "$BUILD/tests/ranks" exchange >/dev/null 2>err.txt
 check "without MPI's library it does not train twice" grep -q 'started as one of several ranks' err.txt
 
+refused "another MPI than that of mpirun knows of no others" 2 "one of 2 ranks, and the MPI of libgraft_mpi.so knows of 1" \
+    env PMI_RANK=1 PMI_SIZE=2 "$GRAFT" train "$TINY/none.yaml"
+refused "nor does srun without PMIx" 2 "one of 2 ranks, and the MPI of libgraft_mpi.so knows of 1" \
+    env SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 "$GRAFT" train "$TINY/none.yaml"
+refused "a deadline is a number" 2 'GRAFT_RANK_DEADLINE is "soon": expected a positive number of seconds' \
+    env GRAFT_RANK_DEADLINE=soon "$GRAFT" train "$TINY/none.yaml"
+refused "above 0" 2 'GRAFT_RANK_DEADLINE is "-1"' env GRAFT_RANK_DEADLINE=-1 "$GRAFT" train "$TINY/none.yaml"
+
 # ---- what they train ----
 cat >r.yaml <<Y
 model: {base: $TINY, dtype: fp32}
@@ -63,6 +71,9 @@ check "damage is met when it is read, and ends all" test $? != 0
 check "and is named" grep -q 'shard-000000.h5: the tokens from [0-9]* on do not match their checksum; start again' err.txt
 check "the next run makes it again" ranks 8 "$GRAFT" train r.yaml output_dir=mended data.cache=cache
 check "and trains the same" same on8/adapter/adapter_model.safetensors mended/adapter/adapter_model.safetensors
+GRAFT_RANK_LOG=1 ranks 2 "$GRAFT" train r.yaml output_dir=logs train.max_steps=2 >/dev/null 2>err.txt
+check "a log of another rank, where it is asked for" grep -q '^finished .* at step 2 of 2' logs/ranks/rank-1.log
+check "with who it is" grep -q '^ranks: 2, 2 of them on this host; this is rank 1' logs/ranks/rank-1.log
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
