@@ -243,6 +243,21 @@ typedef struct gr_ops {
 typedef enum gr_queue { GR_QUEUE_COMPUTE, GR_QUEUE_COPY, GR_QUEUE_COMM } gr_queue;
 typedef int64_t gr_mark; /* a point in a queue: the work given to it before; 0: no work */
 
+/* Bytes for a rank, or from one; 0 bytes: nothing is moved. */
+typedef struct gr_piece {
+    void *data;
+    int64_t bytes;
+} gr_piece;
+
+/* Asked again and again while a device is waited for whose work may wait for other ranks. */
+typedef struct gr_watch {
+    /* false, and *why, when there is no more sense in waiting. waited: seconds so far; infinite where the device knows that it is in
+     * vain, but not whose fault it is: then false comes back. */
+    bool (*goes_on)(void *context, double waited, const char **why);
+    void *context;
+} gr_watch;
+enum { GR_RANKS_NAME = 128 };
+
 /* What work is: equal keys, equal arguments of all its operations. */
 typedef struct gr_repeat {
     int64_t key[12];
@@ -307,6 +322,21 @@ struct gr_device {
     int64_t (*kv_bytes)(gr_device *d, const gr_kv_shape *shape);
     bool (*kv_open)(gr_device *d, gr_kv *layers, const gr_kv_shape *shape);
     void (*kv_close)(gr_device *d, gr_kv *layers); /* zeroed ones are fine */
+
+    /* Devices of several ranks that move bytes between their memories by themselves; all NULL: the host does it for them. Every rank
+     * calls these in the same order.
+     * ranks_name: can it? *about says by what (NCCL and its version), or why not. name[GR_RANKS_NAME], where it is not NULL, becomes
+     * that of these ranks: one of them asks for it, all join by it.
+     * ranks_join: connects the ranks, and waits for all; what it allocates is allocated then. false: sync says why. watch is copied,
+     * and asked from then on wherever this device is waited for; when it says no, what is under way ends and the device has failed.
+     * exchange: work of GR_QUEUE_COMM: each rank's out[i] becomes rank i's in[rank], both [size] of device memory, which is not used
+     * otherwise until it is done. Both are copied; pieces of a pair have the same number of bytes on both sides.
+     * ranks_leave: for a run that has failed: exchanges under way end, with any result; nothing waits for a rank any more. */
+    bool (*ranks_name)(gr_device *d, char *name, const char **about);
+    bool (*ranks_join)(gr_device *d, const char *name, int rank, int size, const gr_watch *watch);
+    void (*exchange)(gr_device *d, const gr_piece *out, const gr_piece *in);
+    void (*ranks_leave)(gr_device *d);
+    bool joined; /* exchange may be called */
 
     void (*close)(gr_device *d);
     void *impl; /* the backend's own */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
 #include "core/model/machine.h"
 
 /* ---- dealing ---- */
@@ -115,18 +116,70 @@ void gr_deal_release(gr_deal *deal) {
 
 /* ---- exchanges of device memory ---- */
 
-graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err) {
+typedef struct way {
+    int32_t can;     /* the device moves bytes by itself */
+    char about[124]; /* by what, or why not */
+} way;
+
+/* Of all ranks, or none: what keeps the first that cannot is told. */
+static graft_status find_way(gr_comm *comm, gr_device *device, bool *can, char about[124], graft_error *err) {
     const int size = gr_comm_size(comm);
-    *m = (gr_mover){.device = device, .comm = comm};
-    m->out = gr_calloc(size, sizeof *m->out), m->in = gr_calloc(size, sizeof *m->in);
-    if (!device->in_host) m->staging = gr_alloc_aligned(most);
-    return m->out && m->in && (device->in_host || m->staging) ? GRAFT_OK : gr_fail_memory(err, "exchanges of ranks");
+    const char *text = device->in_host ? "" : "the device has no way of its own";
+    way mine = {.can = device->ranks_name && device->ranks_name(device, NULL, &text)};
+    way *all = gr_calloc(size, sizeof *all);
+    if (!all) return gr_fail_memory(err, "ranks");
+    snprintf(mine.about, sizeof mine.about, "%s", text);
+    graft_status st = gr_comm_gather(comm, "joining", &mine, sizeof mine, all, err);
+    int first = 0;
+    while (first < size - 1 && all[first].can) first++;
+    *can = st == GRAFT_OK && all[first].can;
+    snprintf(about, sizeof mine.about, "%.123s", all[first].about);
+    free(all);
+    return st;
 }
 
-graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err) {
+graft_status gr_ranks_join(gr_comm *comm, gr_device *device, int64_t *bytes, graft_error *err) {
+    const gr_watch watch = {gr_comm_watch, comm};
+    char about[124], name[GR_RANKS_NAME] = "";
+    const char *why = "";
+    int64_t total, before = 0, after = 0;
+    bool can = false;
+    graft_status st = GRAFT_OK;
+    *bytes = 0;
+    if (!comm) return GRAFT_OK;
+    GR_TRY(find_way(comm, device, &can, about, err));
+    if (!can) {
+        if (about[0] && gr_comm_rank(comm) == 0) gr_note("ranks: bytes between devices go through the hosts: %s", about);
+        return GRAFT_OK;
+    }
+    if (gr_comm_rank(comm) == 0 && !device->ranks_name(device, name, &why)) st = gr_fail(err, GRAFT_FAILED, "joining: %s", why);
+    GR_TRY(gr_comm_agree(comm, "joining", st, NULL, err));
+    GR_TRY(gr_comm_broadcast(comm, "joining", name, sizeof name, err));
+    (void)device->memory(device, &total, &before);
+    gr_comm_beside(comm, "joining", 0);
+    if (!device->ranks_join(device, name, gr_comm_rank(comm), gr_comm_size(comm), &watch)) st = gr_device_status(device, err);
+    GR_TRY(gr_comm_agree(comm, "joining", st, NULL, err));
+    (void)device->memory(device, &total, &after);
+    *bytes = GR_MAX(before - after, 0);
+    if (gr_comm_rank(comm) == 0)
+        gr_note("ranks: bytes between devices go by %s, which takes %.1f MiB of each", about, (double)*bytes / (1 << 20));
+done:
+    return st;
+}
+
+graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err) {
+    const int size = gr_comm_size(comm);
+    const bool staged = !device->in_host && !device->joined;
+    *m = (gr_mover){.device = device, .comm = comm};
+    m->out = gr_calloc(size, sizeof *m->out), m->in = gr_calloc(size, sizeof *m->in);
+    if (staged) m->staging = gr_alloc_aligned(most);
+    return m->out && m->in && (!staged || m->staging) ? GRAFT_OK : gr_fail_memory(err, "exchanges of ranks");
+}
+
+/* Through the host's memory. */
+static graft_status move_staged(gr_mover *m, const char *what, graft_error *err) {
     gr_device *d = m->device;
     const int size = gr_comm_size(m->comm), rank = gr_comm_rank(m->comm);
-    if (d->in_host) return gr_comm_exchange(m->comm, what, m->out, m->in, err);
     gr_piece out[size], in[size];
     char *at = m->staging;
     for (int i = 0; i < size; i++) {
@@ -140,6 +193,29 @@ graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err) 
     for (int i = 0; i < size && st == GRAFT_OK; i++)
         if (in[i].bytes > 0 && !(i == rank && m->in[i].data == m->out[i].data))
             d->upload(d, m->in[i].data, in[i].data, in[i].bytes);
+    return st;
+}
+
+graft_status gr_mover_begin(gr_mover *m, const char *what, gr_mark *done, graft_error *err) {
+    gr_device *d = m->device;
+    int64_t bytes = 0;
+    *done = 0;
+    if (d->in_host) return gr_comm_exchange(m->comm, what, m->out, m->in, err);
+    if (!d->joined) return move_staged(m, what, err);
+    graft_status st = gr_comm_status(m->comm, err);
+    if (st != GRAFT_OK) return st;
+    for (int i = 0; i < gr_comm_size(m->comm); i++) bytes += i == gr_comm_rank(m->comm) ? 0 : m->out[i].bytes;
+    gr_comm_beside(m->comm, what, bytes);
+    d->wait(d, GR_QUEUE_COMM, d->mark(d, GR_QUEUE_COMPUTE));
+    d->exchange(d, m->out, m->in);
+    *done = d->mark(d, GR_QUEUE_COMM);
+    return GRAFT_OK;
+}
+
+graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err) {
+    gr_mark done;
+    graft_status st = gr_mover_begin(m, what, &done, err);
+    if (st == GRAFT_OK) m->device->wait(m->device, GR_QUEUE_COMPUTE, done);
     return st;
 }
 

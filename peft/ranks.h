@@ -22,17 +22,25 @@ typedef struct gr_deal {
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err);
 void gr_deal_release(gr_deal *deal);
 
+/* Whether devices of all ranks can move bytes between their memories, and if so connects them (gr_device.joined), and which way they
+ * take is told. Once, by all ranks, when their devices are open; *bytes: what that takes of the device's memory. */
+graft_status gr_ranks_join(gr_comm *comm, gr_device *device, int64_t *bytes, graft_error *err);
+
 /* Exchanges of a device's memory; a zeroed one is empty. */
 typedef struct gr_mover {
     gr_device *device;
     gr_comm *comm;
-    char *staging;      /* where the device's memory is not the host's */
+    char *staging;      /* where the host moves the bytes of another memory */
     gr_piece *out, *in; /* [size] in device memory: what goes to and comes from each rank, to be filled in before each */
 } gr_mover;
 
 /* most: bytes that come and go in one exchange at most, what is the same for all counted once. */
 graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err);
-/* gr_comm_exchange of m->out and m->in. */
+/* Each rank's m->out[i] becomes rank i's m->in[rank], after the work that the device's compute queue was given so far. What reads
+ * `in` or writes over `out` waits for *done (gr_device.wait; 0: it is done). Beside the compute queue where the device does it by
+ * itself; the host does not wait then. */
+graft_status gr_mover_begin(gr_mover *m, const char *what, gr_mark *done, graft_error *err);
+/* The same; what the compute queue is given from now on comes after it. */
 graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err);
 void gr_mover_release(gr_mover *m);
 

@@ -34,6 +34,7 @@ typedef struct gr_run {
     gr_train_split before;                     /* of it; zeroed: there is none, or it has no record of it */
     gr_memory memory;                          /* as planned */
     int64_t memory_limit, resident, available; /* bytes: allowed in all; held when the plan was made; still to be had then */
+    int64_t joined_bytes;                      /* of a card that exchanges with other ranks take (gr_ranks_join): not in the plan */
     int64_t host_limit;                        /* of the host's memory beside a card that is here */
     int by_cgroup;
     int64_t samples, mean_tokens; /* of the training set, also where it is only assumed; 0: not known */

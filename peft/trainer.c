@@ -11,6 +11,7 @@
 #include "kernels/threads.h"
 #include "peft/interrupt.h"
 #include "peft/plan.h"
+#include "peft/ranks.h"
 #include "peft/run.h"
 #include "peft/tokens.h"
 
@@ -312,6 +313,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
         GR_TRY(dry_run(&run, o, result, err));
         goto done;
     }
+    GR_TRY(gr_ranks_join(run.comm, run.session.machine.device, &run.joined_bytes, err));
     GR_TRY(plan_params(&run, err));
     GR_TRY(gr_plan_least(&run, err));
     GR_TRY(open_text(&run, err));

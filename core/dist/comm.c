@@ -50,6 +50,11 @@ struct gr_comm {
     int64_t *heard;       /* [size] the last exchange in which a rank said that it waits, 0: none */
     gr_piece *out, *in;   /* [size] of what is gathered or broadcast */
     int64_t step, sent, exchanges;
+    const char *beside;  /* what the devices exchange */
+    int64_t said_beside; /* the exchange of devices of which this rank has said that it waits in it */
+    double watched;      /* when a device that is waited for was asked about the last time */
+    double stood;        /* seconds of that wait in which this process stood still itself */
+    double broken;       /* since when a device knows that its exchange is in vain, 0: not */
     int lost;            /* the rank that was, -1: none */
     bool told;           /* all know that the run has failed, and why */
     bool heeded;         /* the speaker has told this rank that it knows */
@@ -338,6 +343,45 @@ void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err) {
     }
 }
 
+/* ---- exchanges of devices ---- */
+
+void gr_comm_beside(gr_comm *c, const char *what, int64_t bytes) {
+    c->beside = what;
+    c->sent += bytes;
+    c->exchanges++;
+}
+
+graft_status gr_comm_status(const gr_comm *c, graft_error *err) { return c && c->failed[0] ? failed(c, err) : GRAFT_OK; }
+
+/* The device knows that something is wrong, but not what: who has left may be found yet. */
+static void watch_broken(gr_comm *c, double now) {
+    char where[128];
+    if (c->broken == 0) c->broken = now;
+    if (now - c->broken < GR_MIN(SPEAKING, c->deadline) || look_around(c, c->beside, now, INFINITY, NULL) != GRAFT_OK) return;
+    say_where(c, c->beside, where, sizeof where);
+    snprintf(c->failed, sizeof c->failed, "rank %d: the exchange of devices is broken, in %s", c->rank, where);
+    (void)give_up(c, GRAFT_FAILED, NULL);
+}
+
+bool gr_comm_watch(void *context, double waited, const char **why) {
+    gr_comm *c = context;
+    const double now = gr_now(), gap = now - c->watched, pause = GR_MIN(LOOK_AROUND, c->deadline / 4);
+    *why = c->failed;
+    if (c->failed[0]) return false;
+    if (gap < pause) return true;
+    if (waited < gap) c->stood = 0; /* another wait than the last time */
+    else if (gap > SAY_AFTER && isfinite(waited)) c->stood += gap;
+    c->watched = now;
+    memset(c->waits, 1, (size_t)c->size);
+    if (isinf(waited)) watch_broken(c, now), waited = 0;
+    if (!c->failed[0]) (void)look_around(c, c->beside, now - waited + c->stood, c->deadline, NULL);
+    if (!c->failed[0] && waited > GR_MIN(SAY_AFTER, c->deadline / 4) && c->said_beside != c->exchanges) {
+        tell_all(c, &(note){.kind = NOTE_WAITS, .exchange = c->exchanges});
+        c->said_beside = c->exchanges;
+    }
+    return !c->failed[0];
+}
+
 bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == speaker(c) || c->alone; }
 
 /* ---- opening ---- */
@@ -415,6 +459,7 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     c->rank = c->transport->rank, c->size = c->transport->size;
     c->deadline = deadline > 0 ? deadline : DEADLINE;
     c->step = c->lost = -1;
+    c->beside = "an exchange";
     c->places = gr_calloc(c->size, sizeof *c->places);
     c->waits = gr_calloc(c->size, sizeof *c->waits);
     c->stills = gr_calloc(c->size, sizeof *c->stills);

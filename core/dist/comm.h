@@ -10,14 +10,9 @@
 #define GR_COMM_H
 
 #include "core/base/base.h"
+#include "kernels/kernels.h"
 
 typedef struct gr_comm gr_comm;
-
-/* Bytes for a rank, or from one. Host memory; 0 bytes: nothing is moved. */
-typedef struct gr_piece {
-    void *data;
-    int64_t bytes;
-} gr_piece;
 
 /* Joins the ranks that this process was started with; NULL in *out: it was started alone. BAD_USAGE when it was not, but the
  * library that moves bytes between ranks (libgraft_mpi.so, or what GRAFT_MPI_LIB names) cannot be used: training every rank by
@@ -39,10 +34,10 @@ int gr_comm_host_size(const gr_comm *c);
 int gr_comm_threads(const gr_comm *c);
 /* The step that messages of failures name; < 0: none. */
 void gr_comm_at_step(gr_comm *c, int64_t step);
-/* Bytes that this rank has sent to others so far. */
+/* Bytes that this rank has sent to others so far, its device's exchanges included. */
 int64_t gr_comm_sent(const gr_comm *c);
 
-/* Each rank's out[i] becomes rank i's in[rank]; both [size], pieces of a pair have the same number of bytes on both sides. `what`
+/* Each rank's out[i] becomes rank i's in[rank]; both [size] of host memory, pieces of a pair have the same number of bytes on both sides. `what`
  * names the operation. Returns when all of it is done. c is not NULL, here and below. */
 graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, graft_error *err);
 /* all[size * bytes] = every rank's mine[bytes], in the order of the ranks. */
@@ -56,6 +51,12 @@ graft_status gr_comm_agree(gr_comm *c, const char *what, graft_status mine, bool
 /* The same after work of one rank that the others have waited for: however long that took, as long as its process is there and, on
  * this host, was busy within the deadline. */
 graft_status gr_comm_await(gr_comm *c, const char *what, graft_status mine, graft_error *err);
+/* Bytes go to others by the devices themselves (gr_device.exchange), in what `what` names, as one more exchange of all. */
+void gr_comm_beside(gr_comm *c, const char *what, int64_t bytes);
+/* A gr_watch.goes_on of the gr_comm c for the exchanges of devices: false once a rank is lost or fails. */
+bool gr_comm_watch(void *c, double waited, const char **why);
+/* Was a rank lost, or did one fail, as far as this one has heard? */
+graft_status gr_comm_status(const gr_comm *c, graft_error *err);
 /* Before this rank leaves with a status: what the others do not know yet, they are told, wherever they are: what they wait in next
  * fails with it. Returns when the rank that speaks knows it. */
 void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err);

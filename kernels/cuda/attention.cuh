@@ -53,7 +53,7 @@ static __device__ __forceinline__ int gr_first_seen(const gr_attend &a, int posi
 }
 
 /* A tile of a sequence's queries, or of its keys, and a head. */
-struct gr_piece {
+struct gr_query_piece {
     int64_t q_start, kv_start; /* of the sequence */
     int q_len, kv_len;
     int first, rows; /* of the tile, within the sequence's queries or keys */
@@ -95,7 +95,7 @@ static __device__ gr_work gr_work_of(const gr_attend &a, int tile, int heads, bo
 }
 
 /* The next piece; false: there is none. All threads of the block get the same. */
-static __device__ bool gr_work_next(gr_work *w, gr_piece *p) {
+static __device__ bool gr_work_next(gr_work *w, gr_query_piece *p) {
     const int lane = threadIdx.x % 32, blocks = (int)gridDim.x, block = (int)blockIdx.x;
     int at = w->turn * blocks + (w->turn % 2 ? blocks - 1 - block : block);
     w->turn++;

@@ -122,7 +122,7 @@ template <class T, int D, int N> static __global__ void __launch_bounds__(THREAD
                    mine = (uint32_t)(16 * warp * D * 2);
     const float by = a.softcap > 0 ? GR_LOG2_E : a.scale * GR_LOG2_E;
     gr_work work = gr_work_of(a, ROWS, a.H, false);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head / (a.H / a.K) * a.D, first = p.kv_len - p.q_len + p.first, last = first + p.rows - 1;
         const gr_view k = gr_columns(a.k, at), v = gr_columns(a.v, at), up = gr_columns(a.dout, p.head * a.D);
@@ -193,7 +193,7 @@ static __device__ __forceinline__ void next_queries(queries *w, int n) {
 
 /* Starts copying a tile of N queries, their gradients, lse and delta (floats [2][N]). */
 template <int D, int N, int ALL>
-static __device__ __forceinline__ void copy_queries(const gr_attend &a, const gr_piece &p, const queries &w, uint32_t q,
+static __device__ __forceinline__ void copy_queries(const gr_attend &a, const gr_query_piece &p, const queries &w, uint32_t q,
                                                     uint32_t dout, uint32_t numbers) {
     const int i = threadIdx.x;
     gr_tile_copy<N, D, ALL>(q, gr_columns(a.q, w.head * a.D), p.q_start + w.j, p.q_len - w.j, a.D);
@@ -216,7 +216,7 @@ static __global__ void __launch_bounds__(THREADS *S, 2 / S) attention_dkv_tiles(
                    numbers = tiles + 4 * TILE, mine = (uint32_t)(16 * warp * D * 2);
     const float by = a.softcap > 0 ? GR_LOG2_E : a.scale * GR_LOG2_E;
     gr_work work = gr_work_of(a, ROWS, a.K, true);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head * a.D, group = a.H / a.K, before = p.kv_len - p.q_len; /* positions before the queries */
         const int64_t row = p.kv_start + p.first;

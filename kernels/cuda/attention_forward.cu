@@ -129,8 +129,8 @@ static __device__ __forceinline__ void see_tile(const gr_attend &a, rows<D, M> *
 
 /* out and lse of the warp's rows from `from` of the piece on. */
 template <class T, int D>
-static __device__ __forceinline__ void finish(const gr_attend &a, const gr_piece &p, uint32_t q, int from, const float out[][4],
-                                              const float largest[2], const float total[2]) {
+static __device__ __forceinline__ void finish(const gr_attend &a, const gr_query_piece &p, uint32_t q, int from,
+                                              const float out[][4], const float largest[2], const float total[2]) {
     const int lane = threadIdx.x % 32, number = from + threadIdx.x / 32 * 16;
     const int64_t row = p.q_start + p.first + number;
     float by[2];
@@ -150,7 +150,7 @@ template <class T, int D, int M, int N> static __global__ void __launch_bounds__
     extern __shared__ __align__(1024) uint4 shared[];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     gr_work work = gr_work_of(a, 64 * M, a.H, false);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head / (a.H / a.K) * a.D, first = p.kv_len - p.q_len + p.first, position = first + 16 * warp + lane / 4;
         const int64_t row = p.q_start + p.first;

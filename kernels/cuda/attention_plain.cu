@@ -153,7 +153,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_forward_plain(gr_
     const plain t = plain_of(shared, a.D);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     gr_work work = gr_work_of(a, ROWS, a.H, false);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head / (a.H / a.K) * a.D, first = p.kv_len - p.q_len + p.first, last = first + p.rows - 1;
         const gr_view q = gr_columns(a.q, p.head * a.D), k = gr_columns(a.k, at), v = gr_columns(a.v, at);
@@ -206,7 +206,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_dq_plain(gr_atten
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const float one[EACH] = {1, 1, 1, 1};
     gr_work work = gr_work_of(a, ROWS, a.H, false);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head / (a.H / a.K) * a.D, first = p.kv_len - p.q_len + p.first, last = first + p.rows - 1;
         const gr_view q = gr_columns(a.q, p.head * a.D), k = gr_columns(a.k, at), v = gr_columns(a.v, at),
@@ -241,7 +241,7 @@ static __global__ void __launch_bounds__(THREADS, 4) attention_dkv_plain(gr_atte
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = a.H / a.K;
     const float one[EACH] = {1, 1, 1, 1};
     gr_work work = gr_work_of(a, ROWS, a.K, true);
-    gr_piece p;
+    gr_query_piece p;
     while (gr_work_next(&work, &p)) {
         const int at = p.head * a.D, before = p.kv_len - p.q_len, last = p.first + p.rows - 1; /* positions before the queries */
         const gr_view k = gr_columns(a.k, at), v = gr_columns(a.v, at);

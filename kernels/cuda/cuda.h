@@ -35,6 +35,7 @@ typedef enum gr_cuda_use {
 
 typedef struct gr_cuda_gemm gr_cuda_gemm;     /* gemm.c: the algorithms that were chosen */
 typedef struct gr_cuda_graphs gr_cuda_graphs; /* graphs.c: work that was recorded */
+typedef struct gr_cuda_ranks gr_cuda_ranks;   /* ranks.c: the cards of other ranks */
 
 /* Bytes of pinned memory that an upload reads until `done`. */
 typedef struct gr_cuda_upload {
@@ -63,11 +64,12 @@ typedef struct gr_cuda {
     void *workspace;
     gr_cuda_gemm *gemm;
     gr_cuda_graphs *graphs;
+    gr_cuda_ranks *ranks; /* NULL: this one is alone */
     void *scratch[GR_CUDA_USES];
     int64_t scratch_bytes[GR_CUDA_USES];
     bool rehearsing; /* operations are noted alone */
     int64_t wanted[GR_CUDA_USES];
-    char wrong[256]; /* the first thing that failed; empty: nothing */
+    char wrong[512]; /* the first thing that failed; empty: nothing */
 } gr_cuda;
 
 static inline gr_cuda *gr_cuda_of(gr_device *d) { return (gr_cuda *)d; }
@@ -145,6 +147,17 @@ bool gr_cuda_repeat(gr_device *d, const gr_repeat *key);
 void gr_cuda_graphs_forget(gr_device *d);
 /* Is what is launched recorded? Then nothing can be allocated: the record is spoilt, and the work is given again. */
 bool gr_cuda_graphs_spoil(gr_device *d);
+
+/* ---- ranks.c: cards of several ranks ---- */
+
+/* Waits for what the stream was given, or for the event where it is not NULL. With an eye on the other ranks, where there are some:
+ * when one of them is lost, nothing is waited for any more and the device has failed. false: it has. */
+bool gr_cuda_await(gr_device *d, cudaStream_t stream, cudaEvent_t event, const char *what);
+bool gr_cuda_ranks_name(gr_device *d, char *name, const char **about);
+bool gr_cuda_ranks_join(gr_device *d, const char *name, int rank, int size, const gr_watch *watch);
+void gr_cuda_exchange(gr_device *d, const gr_piece *out, const gr_piece *in);
+void gr_cuda_ranks_leave(gr_device *d);
+void gr_cuda_ranks_close(gr_device *d);
 
 /* ---- dequant.cu ---- */
 

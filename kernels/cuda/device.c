@@ -44,10 +44,18 @@ static void *cuda_alloc(gr_device *d, int64_t bytes) {
     return NULL;
 }
 
-/* Work that uses the memory may be under way: cudaFree waits for it. */
+static const char *cuda_sync(gr_device *d) {
+    gr_cuda *c = gr_cuda_of(d);
+    for (int i = 0; i < GR_CUDA_QUEUES && !gr_cuda_failed(d); i++)
+        (void)gr_cuda_await(d, c->stream[i], NULL, "a kernel"); /* no download is under way when one returns */
+    return gr_cuda_failed(d) ? c->wrong : NULL;
+}
+
+/* Work that uses the memory may be under way: cudaFree waits for it, but with no eye on other ranks. */
 static void cuda_free(gr_device *d, void *p) {
     if (!p) return;
     gr_cuda_graphs_forget(d);
+    if (d->joined) (void)cuda_sync(d);
     gr_cuda_check(d, cudaFree(p), "cudaFree");
 }
 
@@ -79,7 +87,7 @@ static gr_cuda_upload *pinned(gr_device *d, int64_t n) {
     (void)cudaGetLastError(); /* not ready is no error */
     if (c->oldest == c->uploads || c->ring_at + n > GR_CUDA_RING) c->ring_at = 0;
     for (; is_read(c, c->ring_at, c->ring_at + n); c->oldest++)
-        if (!gr_cuda_check(d, cudaEventSynchronize(c->upload[c->oldest % GR_CUDA_UPLOADS].done), "upload")) return NULL;
+        if (!gr_cuda_await(d, NULL, c->upload[c->oldest % GR_CUDA_UPLOADS].done, "upload")) return NULL;
     gr_cuda_upload *u = &c->upload[c->uploads++ % GR_CUDA_UPLOADS];
     u->begin = c->ring_at, u->end = c->ring_at += n;
     return u;
@@ -139,17 +147,10 @@ static void cuda_download(gr_device *d, void *host, const void *from, int64_t by
             !gr_cuda_failed(d) &&
             gr_cuda_check(d, cudaMemcpyAsync(c->down, (const char *)from + at, (size_t)n, cudaMemcpyDeviceToHost, c->down_stream),
                           "download") &&
-            gr_cuda_check(d, cudaStreamSynchronize(c->down_stream), "download");
+            gr_cuda_await(d, c->down_stream, NULL, "download");
         if (good) memcpy((char *)host + at, c->down, (size_t)n);
         else memset((char *)host + at, 0, (size_t)n);
     }
-}
-
-static const char *cuda_sync(gr_device *d) {
-    gr_cuda *c = gr_cuda_of(d);
-    for (int i = 0; i < GR_CUDA_QUEUES && !gr_cuda_failed(d); i++)
-        gr_cuda_check(d, cudaStreamSynchronize(c->stream[i]), "a kernel"); /* no download is under way when one returns */
-    return gr_cuda_failed(d) ? c->wrong : NULL;
 }
 
 static const void *cuda_map(gr_device *d, const void *host, int64_t bytes) {
@@ -226,6 +227,8 @@ static const gr_ops cuda_ops = {
 static void cuda_close(gr_device *d) {
     gr_cuda *c = gr_cuda_of(d);
     (void)cudaSetDevice(c->index);
+    if (d->joined) (void)cuda_sync(d);
+    gr_cuda_ranks_close(d);
     (void)cudaDeviceSynchronize();
     gr_cuda_gemm_close(d);
     gr_cuda_graphs_close(d);
@@ -278,6 +281,10 @@ static const gr_device cuda_device = {
     .kv_bytes = gr_cuda_kv_bytes,
     .kv_open = gr_cuda_kv_open,
     .kv_close = gr_cuda_kv_close,
+    .ranks_name = gr_cuda_ranks_name,
+    .ranks_join = gr_cuda_ranks_join,
+    .exchange = gr_cuda_exchange,
+    .ranks_leave = gr_cuda_ranks_leave,
     .close = cuda_close,
 };
 

@@ -12,7 +12,7 @@ enum { TILE_ROWS = 64, TILE_COLS = 128, PADDED = TILE_COLS + 8 };
 /* Columns col..col+8 of a row as the products have them. CAST: of any type and alignment; else they are there as they are. Rows
  * from n and columns from C on are 0. */
 template <class T, bool CAST>
-static __device__ __forceinline__ uint4 gr_piece(const gr_view &x, int64_t row, int64_t col, int64_t n, int64_t C) {
+static __device__ __forceinline__ uint4 gr_view_piece(const gr_view &x, int64_t row, int64_t col, int64_t n, int64_t C) {
     uint4 piece = make_uint4(0, 0, 0, 0);
     if (row >= n || col >= C) return piece;
     if (!CAST) return *(const uint4 *)((const uint16_t *)x.data + row * x.ld + col);

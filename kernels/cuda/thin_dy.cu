@@ -89,7 +89,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
             for (int i = 0; i < X_PIECES; i++) {
                 int at = threadIdx.x + i * THREADS, r = at / (TILE_COLS / 8), c = at % (TILE_COLS / 8) * 8;
-                x[i] = gr_piece<T, CAST>(a.dy, ahead + r, c0 + c, end, a.N);
+                x[i] = gr_view_piece<T, CAST>(a.dy, ahead + r, c0 + c, end, a.N);
             }
 #pragma unroll
             for (int i = 0; i < G_PAIRS; i++) {

@@ -32,7 +32,7 @@ template <int NT, class T, bool CAST>
 static __device__ __forceinline__ void load_down(down_piece<NT> &p, const down_args &a, int64_t row, int64_t column0, int64_t col,
                                                  int g) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) p.x[i] = gr_piece<T, CAST>(a.x, row + 8 * i, col, a.n, a.C);
+    for (int i = 0; i < 4; i++) p.x[i] = gr_view_piece<T, CAST>(a.x, row + 8 * i, col, a.n, a.C);
 #pragma unroll
     for (int j = 0; j < NT; j++) p.w[j] = *(const uint4 *)(a.w + (column0 + 8 * j + g) * a.ld + col);
 }
@@ -170,7 +170,7 @@ template <int NT, class T> static __global__ void __launch_bounds__(THREADS) gra
 #pragma unroll
             for (int i = 0; i < X_PIECES; i++) {
                 int at = threadIdx.x + i * THREADS, r = at / (TILE_COLS / 8), c = at % (TILE_COLS / 8) * 8;
-                x[i] = gr_piece<T, false>(job.x, ahead + r, c0 + c, end, job.C);
+                x[i] = gr_view_piece<T, false>(job.x, ahead + r, c0 + c, end, job.C);
             }
 #pragma unroll
             for (int i = 0; i < G_PAIRS; i++) {
