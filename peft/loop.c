@@ -552,7 +552,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     GR_TRY(gr_shard_tell(&run->shard, run->state.step - l.first_step, l.sent, err));
 done:
     gr_progress_end(&l.progress);
-    if (st != GRAFT_OK && dev->joined) dev->ranks_leave(dev); /* others may never come to an exchange that is under way */
+    if (st != GRAFT_OK) gr_ranks_leave(dev);
     free(l.order);
     dev->free(dev, l.stats);
     gr_deal_release(&l.deal);

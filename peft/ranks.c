@@ -167,6 +167,10 @@ done:
     return st;
 }
 
+void gr_ranks_leave(gr_device *device) {
+    if (device && device->joined) device->ranks_leave(device);
+}
+
 graft_status gr_mover_init(gr_mover *m, gr_comm *comm, gr_device *device, int64_t most, graft_error *err) {
     const int size = gr_comm_size(comm);
     const bool staged = !device->in_host && !device->joined;

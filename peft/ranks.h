@@ -26,6 +26,10 @@ void gr_deal_release(gr_deal *deal);
  * take is told. Once, by all ranks, when their devices are open; *bytes: what that takes of the device's memory. */
 graft_status gr_ranks_join(gr_comm *comm, gr_device *device, int64_t *bytes, graft_error *err);
 
+/* After a failure, before memory is given back: exchanges that are under way, to which others may never come, end. device may be
+ * NULL. */
+void gr_ranks_leave(gr_device *device);
+
 /* Exchanges of a device's memory; a zeroed one is empty. */
 typedef struct gr_mover {
     gr_device *device;

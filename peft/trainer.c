@@ -349,6 +349,7 @@ done:
     if (st == GRAFT_NO_MEMORY && run.less) st = gr_fail_more(err, st, "; less is needed with %s", run.less);
     gr_comm_leave(run.comm, st, err);
     gr_folder_end(&run, st, err);
+    if (st != GRAFT_OK) gr_ranks_leave(run.session.machine.device);
     close_run(&run);
     gr_phase_set(GR_PHASE_IDLE);
     return st;
