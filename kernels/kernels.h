@@ -251,8 +251,8 @@ typedef struct gr_piece {
 
 /* Asked again and again while a device is waited for whose work may wait for other ranks. */
 typedef struct gr_watch {
-    /* false, and *why, when there is no more sense in waiting. waited: seconds so far; infinite where the device knows that it is in
-     * vain, but not whose fault it is: then false comes back. */
+    /* false, and *why, when there is no more sense in waiting. waited: seconds so far; infinite where the device knows that it is
+     * in vain, but not whose fault it is: then false comes back. */
     bool (*goes_on)(void *context, double waited, const char **why);
     void *context;
 } gr_watch;
@@ -323,14 +323,15 @@ struct gr_device {
     bool (*kv_open)(gr_device *d, gr_kv *layers, const gr_kv_shape *shape);
     void (*kv_close)(gr_device *d, gr_kv *layers); /* zeroed ones are fine */
 
-    /* Devices of several ranks that move bytes between their memories by themselves; all NULL: the host does it for them. Every rank
-     * calls these in the same order.
-     * ranks_name: can it? *about says by what (NCCL and its version), or why not. name[GR_RANKS_NAME], where it is not NULL, becomes
+    /* Devices of several ranks that move bytes between their memories by themselves; all NULL: the host does it. Every rank calls
+     * these in the same order.
+     * ranks_name: can it? *about says by what (NCCL, its version), or why not. name[GR_RANKS_NAME], where it is not NULL, becomes
      * that of these ranks: one of them asks for it, all join by it.
-     * ranks_join: connects the ranks, and waits for all; what it allocates is allocated then. false: sync says why. watch is copied,
-     * and asked from then on wherever this device is waited for; when it says no, what is under way ends and the device has failed.
-     * exchange: work of GR_QUEUE_COMM: each rank's out[i] becomes rank i's in[rank], both [size] of device memory, which is not used
-     * otherwise until it is done. Both are copied; pieces of a pair have the same number of bytes on both sides.
+     * ranks_join: connects the ranks, and waits for all; what it allocates it allocates then. false: sync says why. watch is
+     * copied, and asked from then on wherever this device is waited for; when it says no, what is under way ends and the device
+     * has failed.
+     * exchange: work of GR_QUEUE_COMM: each rank's out[i] becomes rank i's in[rank], both [size] of device memory, which nothing
+     * else uses until it is done. Both are copied; pieces of a pair have the same number of bytes on both sides.
      * ranks_leave: for a run that has failed: exchanges under way end, with any result; nothing waits for a rank any more. */
     bool (*ranks_name)(gr_device *d, char *name, const char **about);
     bool (*ranks_join)(gr_device *d, const char *name, int rank, int size, const gr_watch *watch);

@@ -22,7 +22,7 @@ typedef struct gr_deal {
 graft_status gr_deal_samples(gr_deal *deal, const gr_dataset *d, const int64_t *idx, int64_t n, int size, graft_error *err);
 void gr_deal_release(gr_deal *deal);
 
-/* Whether devices of all ranks can move bytes between their memories, and if so connects them (gr_device.joined), and which way they
+/* Whether devices of all ranks can move bytes between their memories, and if so connects them (gr_device.joined); which way bytes
  * take is told. Once, by all ranks, when their devices are open; *bytes: what that takes of the device's memory. */
 graft_status gr_ranks_join(gr_comm *comm, gr_device *device, int64_t *bytes, graft_error *err);
 

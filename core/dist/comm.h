@@ -37,8 +37,8 @@ void gr_comm_at_step(gr_comm *c, int64_t step);
 /* Bytes that this rank has sent to others so far, its device's exchanges included. */
 int64_t gr_comm_sent(const gr_comm *c);
 
-/* Each rank's out[i] becomes rank i's in[rank]; both [size] of host memory, pieces of a pair have the same number of bytes on both sides. `what`
- * names the operation. Returns when all of it is done. c is not NULL, here and below. */
+/* Each rank's out[i] becomes rank i's in[rank]; both [size] of host memory, pieces of a pair have the same number of bytes on both
+ * sides. `what` names the operation. Returns when all of it is done. c is not NULL, here and below. */
 graft_status gr_comm_exchange(gr_comm *c, const char *what, const gr_piece *out, const gr_piece *in, graft_error *err);
 /* all[size * bytes] = every rank's mine[bytes], in the order of the ranks. */
 graft_status gr_comm_gather(gr_comm *c, const char *what, const void *mine, int64_t bytes, void *all, graft_error *err);
