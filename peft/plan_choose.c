@@ -157,8 +157,8 @@ static graft_status set_limit(gr_run *run, graft_error *err) {
     run->memory_limit = run->r->train_memory_limit;
     const bool card = d->memory(d, &total, &available);
     if (card && d->flops <= 0) run->host_limit = run->resident + share_of_free(run, 0); /* a card that is here */
-    if (run->memory_limit <= 0 && card) run->memory_limit = total - total / 16;
-    if (card) run->memory_limit = GR_MIN(run->memory_limit, total);
+    if (run->memory_limit <= 0 && card) run->memory_limit = total - total / 16 - run->joined_bytes;
+    if (card) run->memory_limit = GR_MIN(run->memory_limit, total - run->joined_bytes);
     if (run->memory_limit <= 0)
         run->memory_limit =
             run->resident +
