@@ -168,7 +168,10 @@ static graft_status reduce(loop *l, const queued_step *step, graft_error *err) {
     if (p->sum && p->n_mine > 0) dev->ops->sum_squares(dev, l->stats, p->sum, p->n_mine);
     rank_sums *all = gr_calloc(size, sizeof *all);
     if (!all) return gr_fail_memory(err, "sums over ranks");
-    dev->download(dev, &sums, l->stats, sizeof sums, 0);
+    const gr_mark made = dev->mark(dev, GR_QUEUE_COMPUTE); /* a device that is joined adds up gradients while sums are told */
+    if (!p->sum) GR_TRY(gr_reducer_sum(&l->reducer, "the gradients", p->grad, err));
+    dev->download(dev, &sums, l->stats, sizeof sums, made);
+    GR_TRY(gr_comm_status(comm, err));
     const rank_sums mine = {sums.nll, sums.squares, row_of_step(l, step, sums.bad_row)};
     GR_TRY(gr_comm_gather(comm, "the loss", &mine, sizeof mine, all, err));
     sums.nll = sums.squares = 0, sums.bad_row = -1;
@@ -177,7 +180,6 @@ static graft_status reduce(loop *l, const queued_step *step, graft_error *err) {
         if (all[i].bad_row >= 0 && (sums.bad_row < 0 || all[i].bad_row < sums.bad_row)) sums.bad_row = all[i].bad_row;
     }
     dev->upload(dev, l->stats, &sums, sizeof sums);
-    if (!p->sum) GR_TRY(gr_reducer_sum(&l->reducer, "the gradients", p->grad, err));
 done:
     free(all);
     return st;
@@ -246,6 +248,8 @@ static graft_status settle_one(loop *l, graft_error *err) {
     l->queued[0] = l->queued[1];
     l->n_queued--;
     dev->download(dev, &sums, l->stats + 1 + step.step % QUEUED_STEPS, sizeof sums, step.done);
+    graft_status st = gr_comm_status(l->run->comm, err);
+    if (st != GRAFT_OK) return st;
     s->optimizer_step = sums.optimizer_step;
     s->loss_scale = (double)sums.loss_scale, s->good_steps = sums.good_steps;
     if (sums.nonfinite && s->loss_scale > 0 && isfinite(sums.nll) && !sums.halt) {
@@ -322,7 +326,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     gr_device *dev = device_of(l);
     graft_status st;
     int64_t end;
-    const int64_t sent = run->shard.sent;
+    const int64_t sent = run->shard.move.sent + l->reducer.move.sent;
     GR_TRY(next_samples(l, &end, err));
     queued_step step = {.step = s->step + 1, .cursor = s->cursor};
     l->learning_rate = gr_learning_rate(run->r, step.step, run->total_steps);
@@ -336,7 +340,7 @@ static graft_status train_step(loop *l, graft_error *err) {
     l->queued[l->n_queued++] = step;
     s->step++;
     s->cursor = end;
-    l->sent += run->shard.sent - sent;
+    l->sent += run->shard.move.sent + l->reducer.move.sent - sent;
     s->window_tokens += step.tokens;
     s->num_tokens += step.tokens;
     s->num_target_tokens += step.targets;
@@ -549,7 +553,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
         GR_TRY(after_step(&l, err));
         GR_TRY(check_interrupt(&l, err));
     }
-    GR_TRY(gr_shard_tell(&run->shard, run->state.step - l.first_step, l.sent, err));
+    GR_TRY(gr_ranks_tell(run->comm, run->state.step - l.first_step, l.sent, err));
 done:
     gr_progress_end(&l.progress);
     if (st != GRAFT_OK) gr_ranks_leave(dev);

@@ -204,11 +204,12 @@ graft_status gr_mover_begin(gr_mover *m, const char *what, gr_mark *done, graft_
     gr_device *d = m->device;
     int64_t bytes = 0;
     *done = 0;
+    for (int i = 0; i < gr_comm_size(m->comm); i++) bytes += i == gr_comm_rank(m->comm) ? 0 : m->out[i].bytes;
+    m->sent += bytes;
     if (d->in_host) return gr_comm_exchange(m->comm, what, m->out, m->in, err);
     if (!d->joined) return move_staged(m, what, err);
     graft_status st = gr_comm_status(m->comm, err);
     if (st != GRAFT_OK) return st;
-    for (int i = 0; i < gr_comm_size(m->comm); i++) bytes += i == gr_comm_rank(m->comm) ? 0 : m->out[i].bytes;
     gr_comm_beside(m->comm, what, bytes);
     d->wait(d, GR_QUEUE_COMM, d->mark(d, GR_QUEUE_COMPUTE));
     d->exchange(d, m->out, m->in);
@@ -228,6 +229,17 @@ void gr_mover_release(gr_mover *m) {
     free(m->out);
     free(m->in);
     *m = (gr_mover){0};
+}
+
+graft_status gr_ranks_tell(gr_comm *comm, int64_t steps, int64_t sent, graft_error *err) {
+    const int size = gr_comm_size(comm);
+    int64_t each[size], all = 0;
+    if (!comm || steps <= 0) return GRAFT_OK;
+    graft_status st = gr_comm_gather(comm, "bytes sent", &sent, sizeof sent, each, err);
+    for (int i = 0; i < size && st == GRAFT_OK; i++) all += each[i];
+    if (st == GRAFT_OK && gr_comm_rank(comm) == 0)
+        gr_note("ranks: each of %d has sent %lld bytes of gradients and weights a step", size, (long long)(all / size / steps));
+    return st;
 }
 
 /* ---- sums ---- */

@@ -36,6 +36,7 @@ typedef struct gr_mover {
     gr_comm *comm;
     char *staging;      /* where the host moves the bytes of another memory */
     gr_piece *out, *in; /* [size] in device memory: what goes to and comes from each rank, to be filled in before each */
+    int64_t sent;       /* bytes that this rank gave to others */
 } gr_mover;
 
 /* most: bytes that come and go in one exchange at most, what is the same for all counted once. */
@@ -47,6 +48,8 @@ graft_status gr_mover_begin(gr_mover *m, const char *what, gr_mark *done, graft_
 /* The same; what the compute queue is given from now on comes after it. */
 graft_status gr_mover_exchange(gr_mover *m, const char *what, graft_error *err);
 void gr_mover_release(gr_mover *m);
+/* All ranks: tells what they have sent each other in so many steps, of which this one sent so many bytes. */
+graft_status gr_ranks_tell(gr_comm *comm, int64_t steps, int64_t sent, graft_error *err);
 
 /* Memory for sums; a zeroed one is empty. */
 typedef struct gr_reducer {

@@ -3,7 +3,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/base/log.h"
 #include "core/model/machine.h"
 
 graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size,
@@ -83,13 +82,10 @@ void gr_shard_release(gr_shard *s) {
     *s = (gr_shard){0};
 }
 
-/* An exchange whose bytes are counted; what reads or overwrites them waits for *done. */
+/* An exchange; what reads or overwrites its bytes waits for *done. */
 static graft_status begin(gr_shard *s, const char *what, gr_mark *done, graft_error *err) {
-    const int64_t before = gr_comm_sent(s->move.comm);
-    graft_status st = gr_mover_exchange(&s->move, what, err);
     *done = 0;
-    s->sent += gr_comm_sent(s->move.comm) - before;
-    return st;
+    return gr_mover_exchange(&s->move, what, err);
 }
 
 /* What the compute queue is given from now on comes after it. */
@@ -242,17 +238,6 @@ graft_status gr_shard_init_base(gr_shard *s, gr_comm *comm, gr_model *m, graft_e
     forget(s);
     m->elsewhere = (gr_elsewhere){bring, s};
     return gr_mover_init(&s->move, comm, m->device, most, err);
-}
-
-graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err) {
-    const int size = gr_comm_size(s->move.comm);
-    int64_t each[size], all = 0;
-    if (!gr_shard_in_step(s) || steps <= 0) return GRAFT_OK;
-    graft_status st = gr_comm_gather(s->move.comm, "bytes sent", &sent, sizeof sent, each, err);
-    for (int i = 0; i < size && st == GRAFT_OK; i++) all += each[i];
-    if (st == GRAFT_OK)
-        gr_note("ranks: each of %d has sent %lld bytes of gradients and weights a step", size, (long long)(all / size / steps));
-    return st;
 }
 
 /* ---- one rank reads, the others serve ---- */

@@ -24,7 +24,6 @@ typedef struct gr_shard {
     gr_mover move;
     float *parts;    /* device memory: a share of the largest layer's gradients of each rank */
     int64_t stride;  /* floats of such a share */
-    int64_t sent;    /* bytes that this rank gave to others */
     graft_status st; /* of what hooks did; after a failure they do nothing any more */
     graft_error err;
 } gr_shard;
@@ -50,8 +49,6 @@ void gr_shard_release(gr_shard *s);
 void gr_shard_reduce(gr_shard *s, int64_t layer);
 /* After an update of params: the weights of all ranks' parts are here, or will be when they are brought. */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
-/* All ranks: tells what they have sent each other in so many steps, of which this one sent so many bytes. */
-graft_status gr_shard_tell(const gr_shard *s, int64_t steps, int64_t sent, graft_error *err);
 /* st, or what hooks met. */
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err);
 
