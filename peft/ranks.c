@@ -117,23 +117,29 @@ void gr_deal_release(gr_deal *deal) {
 /* ---- exchanges of device memory ---- */
 
 typedef struct way {
-    int32_t can;     /* the device moves bytes by itself */
-    char about[124]; /* by what, or why not */
+    int32_t can, in_host;       /* the device moves bytes by itself; it is the CPU */
+    char level[24], about[124]; /* its; by what, or why not */
 } way;
 
-/* Of all ranks, or none: what keeps the first that cannot is told. */
+/* Of all ranks, or none: what keeps the first that cannot is told. BAD_USAGE where some have cards and some have not. */
 static graft_status find_way(gr_comm *comm, gr_device *device, bool *can, char about[124], graft_error *err) {
     const int size = gr_comm_size(comm);
     const char *text = device->in_host ? "" : "the device has no way of its own";
-    way mine = {.can = device->ranks_name && device->ranks_name(device, NULL, &text)};
+    way mine = {.can = device->ranks_name && device->ranks_name(device, NULL, &text), .in_host = device->in_host};
     way *all = gr_calloc(size, sizeof *all);
     if (!all) return gr_fail_memory(err, "ranks");
+    snprintf(mine.level, sizeof mine.level, "%s", device->level);
     snprintf(mine.about, sizeof mine.about, "%s", text);
     graft_status st = gr_comm_gather(comm, "joining", &mine, sizeof mine, all, err);
     int first = 0;
     while (first < size - 1 && all[first].can) first++;
     *can = st == GRAFT_OK && all[first].can;
     snprintf(about, sizeof mine.about, "%.123s", all[first].about);
+    for (int i = 1; i < size && st == GRAFT_OK; i++)
+        if (all[i].in_host != all[0].in_host)
+            st = gr_fail(err, GRAFT_BAD_USAGE,
+                         "rank 0 is on %.23s, rank %d on %.23s: as many ranks of a host as it has cards, or device: cpu",
+                         all[0].level, i, all[i].level);
     free(all);
     return st;
 }

@@ -43,12 +43,31 @@ static gr_session_options session_options(const gr_run *run, const char *device,
                                 .max_length = r->data_max_length};
 }
 
+/* Ranks of a host have a card each. */
+static graft_status refuse_one_card(const gr_run *run, const char *device, graft_error *err) {
+    const int here = gr_comm_host_size(run->comm);
+    if (here == 1 || !gr_starts_with(device, "cuda:")) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE,
+                   "device %s is one card, and %d ranks of this host want one each: ask for device: cuda, which gives them theirs",
+                   device, here);
+}
+
+static graft_status refuse_so_many(const gr_run *run, graft_status st, graft_error *err) {
+    return gr_fail_more(err, st, "; %d ranks of this host want a card each: start fewer, or ask for device: cpu",
+                        gr_comm_host_size(run->comm));
+}
+
 /* The headers of the model's files: sizes, no weights yet. */
 static graft_status open_shape(gr_run *run, const char *device, graft_error *err) {
     const gr_recipe *r = run->r;
     char name[32];
     const gr_session_options o = session_options(run, device, name);
-    graft_status st = gr_session_open_shape(&run->session, &o, err);
+    const char *asked = device ? device : r->_device;
+    graft_status st = refuse_one_card(run, asked, err);
+    if (st != GRAFT_OK) return st;
+    st = gr_session_open_shape(&run->session, &o, err);
+    if (st != GRAFT_OK && gr_comm_host_size(run->comm) > 1 && strcmp(asked, "cuda") == 0 && !run->session.machine.device)
+        return refuse_so_many(run, st, err);
     if (st != GRAFT_OK) return st;
     gr_model *m = run->session.model;
     if (r->data_max_length > m->config.max_positions)

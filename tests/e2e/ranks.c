@@ -4,7 +4,11 @@
  *   leave      RANK fails alone, while the others exchange
  *   silent     RANK stands still, and rank 0, which needs nothing of it, goes on to the next exchange (3 s of patience)
  *   die        RANK is killed while the others wait
- *   stop       RANK stands still while the others wait (3 s of patience) */
+ *   stop       RANK stands still while the others wait (3 s of patience)
+ *   cards      the same pieces between cards, many times without a wait of the host; checked by everyone
+ *   card-dies  RANK is killed while the others' cards wait for its own
+ *   card-stops RANK stands still meanwhile (3 s of patience)
+ *   card-fails RANK leaves with a failure of its own meanwhile (3 s of patience) */
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +16,8 @@
 #include <unistd.h>
 
 #include "core/dist/comm.h"
+#include "core/model/machine.h"
+#include "peft/ranks.h"
 
 /* Byte i of what `from` gives to `to`. */
 static unsigned char byte_of(int from, int to, int64_t i) { return (unsigned char)(31 * from + 7 * to + i % 251); }
@@ -70,12 +76,92 @@ static graft_status pass_by(gr_comm *c, int which, graft_error *err) {
     return st == GRAFT_OK ? gr_comm_agree(c, "going on", st, NULL, err) : st;
 }
 
+/* ---- cards ---- */
+
+typedef struct cards {
+    gr_machine machine;
+    gr_mover mover;
+    int64_t bytes;
+    char *out, *in;             /* device memory: pieces for and from all ranks, one after the other */
+    unsigned char *sent, *host; /* [bytes] what is sent; room */
+} cards;
+
+static graft_status open_cards(cards *k, gr_comm *c, graft_error *err) {
+    const int rank = gr_comm_rank(c), size = gr_comm_size(c);
+    char name[32];
+    int64_t taken, out = 0, in = 0;
+    graft_status st;
+    snprintf(name, sizeof name, "cuda:%d", gr_comm_host_rank(c));
+    GR_TRY(gr_machine_open(&k->machine, name, 1, err));
+    gr_device *d = k->machine.device;
+    GR_TRY(gr_ranks_join(c, d, &taken, err));
+    if (!d->joined) GR_TRY(gr_fail(err, GRAFT_FAILED, "the cards are not joined"));
+    GR_TRY(gr_mover_init(&k->mover, c, d, 0, err));
+    for (int i = 0; i < size; i++) out += size_of(rank, i), in += size_of(i, rank);
+    k->bytes = GR_MAX(out, in);
+    k->out = d->alloc(d, k->bytes), k->in = d->alloc(d, k->bytes);
+    k->sent = malloc((size_t)k->bytes), k->host = malloc((size_t)k->bytes);
+    out = in = 0;
+    for (int i = 0; i < size; i++) {
+        for (int64_t n = 0; n < size_of(rank, i); n++) k->sent[out + n] = byte_of(rank, i, n);
+        k->mover.out[i] = (gr_piece){k->out + out, size_of(rank, i)};
+        k->mover.in[i] = (gr_piece){k->in + in, size_of(i, rank)};
+        out += size_of(rank, i), in += size_of(i, rank);
+    }
+done:
+    return st;
+}
+
+static void close_cards(cards *k, graft_status st) {
+    gr_device *d = k->machine.device;
+    if (st != GRAFT_OK) gr_ranks_leave(d);
+    if (d) d->free(d, k->out), d->free(d, k->in);
+    free(k->sent);
+    free(k->host);
+    gr_mover_release(&k->mover);
+    gr_machine_close(&k->machine);
+}
+
+/* What came is right in every round: it is wiped before each, beside which the compute queue works on. */
+static graft_status between_cards(gr_comm *c, const char *what, int which, graft_error *err) {
+    const int rank = gr_comm_rank(c), size = gr_comm_size(c);
+    cards k = {0};
+    int wrong = 0;
+    graft_status st;
+    GR_TRY(open_cards(&k, c, err));
+    gr_device *d = k.machine.device;
+    const int64_t before = gr_comm_sent(c);
+    for (int round = 0; round < 5; round++) {
+        gr_comm_at_step(c, round + 1);
+        if (round == 3 && which == rank && strcmp(what, "card-dies") == 0) raise(SIGKILL);
+        if (round == 3 && which == rank && strcmp(what, "card-stops") == 0) raise(SIGSTOP);
+        if (round == 3 && which == rank && strcmp(what, "card-fails") == 0) GR_TRY(gr_fail(err, GRAFT_FAILED, "no milk"));
+        d->zero(d, k.in, k.bytes);
+        d->zero(d, k.out, k.bytes);
+        d->upload(d, k.out, k.sent, k.bytes);
+        GR_TRY(gr_mover_exchange(&k.mover, "trying", err));
+        if (round < 3) continue; /* given without a wait */
+        d->download(d, k.host, k.in, k.bytes, 0);
+        GR_TRY(gr_comm_status(c, err));
+        const unsigned char *at = k.host;
+        for (int i = 0; i < size; at += size_of(i, rank), i++) wrong += count_wrong(at, size_of(i, rank), i, rank);
+    }
+    GR_TRY(gr_device_status(d, err));
+    printf("rank %d of %d: %d wrong, %lld bytes sent\n", rank, size, wrong, (long long)(gr_comm_sent(c) - before));
+    if (wrong) st = gr_fail(err, GRAFT_FAILED, "%d bytes are wrong", wrong);
+done:
+    gr_comm_leave(c, st, err);
+    close_cards(&k, st);
+    return st;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "exchange";
     const int which = argc > 2 ? atoi(argv[2]) : -1;
     gr_comm *c;
     graft_error err = {0};
-    graft_status st = gr_comm_open(&c, strcmp(what, "stop") == 0 || strcmp(what, "silent") == 0 ? 3 : 0, &err);
+    const bool short_of_time = strstr(what, "stop") || strstr(what, "fails") || strcmp(what, "silent") == 0;
+    graft_status st = gr_comm_open(&c, short_of_time ? 3 : 0, &err);
     if (st == GRAFT_OK && !c) st = gr_fail(&err, GRAFT_BAD_USAGE, "alone");
     if (st == GRAFT_OK && strcmp(what, "exchange") == 0) st = exchange(c, &err);
     if (st == GRAFT_OK && strcmp(what, "disagree") == 0)
@@ -87,6 +173,7 @@ int main(int argc, char **argv) {
         else st = exchange(c, &err);
         gr_comm_leave(c, st, &err);
     }
+    if (st == GRAFT_OK && strncmp(what, "card", 4) == 0) st = between_cards(c, what, which, &err);
     for (int step = 1; st == GRAFT_OK && (strcmp(what, "die") == 0 || strcmp(what, "stop") == 0); step++) {
         gr_comm_at_step(c, step);
         if (step == 5 && which == gr_comm_rank(c)) raise(what[0] == 'd' ? SIGKILL : SIGSTOP);
