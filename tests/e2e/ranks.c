@@ -131,6 +131,7 @@ static graft_status between_cards(gr_comm *c, const char *what, int which, graft
     GR_TRY(open_cards(&k, c, err));
     gr_device *d = k.machine.device;
     const int64_t before = gr_comm_sent(c);
+    (void)signal(SIGTERM, SIG_IGN); /* mpirun's, when another was killed: what is seen is to be told first */
     for (int round = 0; round < 5; round++) {
         gr_comm_at_step(c, round + 1);
         if (round == 3 && which == rank && strcmp(what, "card-dies") == 0) raise(SIGKILL);
