@@ -31,7 +31,8 @@ how=()
 ranks 3 "$BUILD/tests/ranks" card-dies 1 >/dev/null 2>err.txt
 check "one that is killed is named" grep -q '^rank 1 (.*) is gone, seen by rank . in trying of step [45]' err.txt
 ranks 3 "$BUILD/tests/ranks" card-stops 2 >/dev/null 2>err.txt
-check "one that stands still is named" grep -q '^rank 2 (.*) was not heard of for 3 s, seen by rank . in trying of step [45]' err.txt
+check "one that stands still is named" \
+    grep -q '^rank 2 (.*) was not heard of for 3 s, seen by rank . in trying of step [45]' err.txt
 pkill -KILL -f "$BUILD/tests/ranks card-stops 2"
 ranks 3 "$BUILD/tests/ranks" card-fails 0 >/dev/null 2>err.txt
 check "what one fails of, the others learn" test "$(grep -c '^rank 0 (.*): no milk' err.txt)" = 2
