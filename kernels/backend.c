@@ -27,7 +27,8 @@ static gr_device *open_cuda(int index, const char **why) {
     gr_device *d = open ? open(GR_ABI, index, said, sizeof said) : NULL;
     if (!library) snprintf(said, sizeof said, "%.500s", gr_plugin_error());
     else if (!open) snprintf(said, sizeof said, "libgraft_cuda.so, or what GRAFT_CUDA_LIB names, is not graft's");
-    if (!d) *why = open && !gr_device_has_driver() ? no_driver : said;
+    if (!d)
+        *why = strstr(said, "driver version") && !gr_device_has_driver() ? no_driver : said; /* the runtime takes none for old */
     return d;
 }
 

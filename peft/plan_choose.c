@@ -256,8 +256,9 @@ static graft_status keep_advice(gr_run *run, graft_error *err) {
     if (!gr_plan_on_card(run)) return GRAFT_OK;
     /* What was free when the run was planned, and what graft held by then. */
     run->memory_limit = GR_MIN(limit, run->available + run->session.machine.device->shared_bytes);
-    gr_str_printf(&advice, "train.memory_limit=%lldMiB, as much as was free when the run was planned, or with ",
-                  (long long)(run->memory_limit >> 20));
+    if (run->memory_limit < limit)
+        gr_str_printf(&advice, "train.memory_limit=%lldMiB, as much as was free when the run was planned, or with ",
+                      (long long)(run->memory_limit >> 20));
     gr_plan_advice(run, &advice);
     run->memory_limit = limit;
     return (run->less = gr_str_take(&advice)) ? GRAFT_OK : gr_fail_memory(err, "plan");

@@ -125,9 +125,9 @@ every() { # every NAME WORDS FROM STEP COMMAND ...: every STEPth allocation of t
 }
 cp "$TINY/train.jsonl" data.jsonl
 echo '{"prompt": "What is 3 + 4?"}' >prompts.jsonl
-every training '; less is needed with train.memory_limit=[0-9]+MiB, which was free .*, or train.gradient_checkpointing=full' 2 2 \
+every training '; less is needed with train.gradient_checkpointing=full' 2 2 \
     "$GRAFT" train lora.yaml output_dir=run train.max_steps=1
-every "training every weight" '; less is needed with train.memory_limit=' 2 7 \
+every "training every weight" '; less is needed with train\.' 2 7 \
     "$GRAFT" train full.yaml output_dir=run train.max_steps=1
 every generating '; less is needed with smaller --max-tokens, smaller --batch, --quantize nf4' 2 4 \
     "$GRAFT" generate --model "$TINY" --device cuda --prompts prompts.jsonl --max-tokens 4 --out out.jsonl
@@ -135,10 +135,9 @@ every evaluating '; less is needed with smaller --max-tokens, smaller --batch-to
     "$GRAFT" eval --model "$TINY" --device cuda --data data.jsonl --limit 3 --quantize nf4
 rm -rf run
 lacks opening '' --fail cudaMalloc:1 -- "$GRAFT" train lora.yaml output_dir=run && ok "and opening the card"
-for mem in 33 34 36; do # the card has less than it is planned for
-    lacks "a card of $mem MiB" '; less is needed with train.memory_limit=' --mem ${mem}M -- \
+for mem in 33 34 36; do # whatever memory_limit says, no more is planned for than the card has
+    refused "a card of $mem MiB" 2 "there are $mem.0 MiB; less is needed with" env -u SHELLOPTS "$emulator" --mem ${mem}M -- \
         "$GRAFT" train lora.yaml output_dir=run train.memory_limit=1GiB data.max_length=512 adapter.rank=256
-    [ $ended = failed ] || not_ok "a card of $mem MiB" "is enough" short.log
 done
 generate_on() { env -u SHELLOPTS "$emulator" --mem "$1" -- "$GRAFT" generate --model "$TINY" --device cuda --prompt x; }
 refused "a full card" 1 "device cuda: out of memory: 32.0 MiB for the workspace of cuBLASLt; 31.0 of 31.0 MiB" generate_on 31M
