@@ -21,7 +21,7 @@ a wait for one copy too few|gemv.cu|few rows|--cp lazy
 a download that waits for no stream|device.c|loss_sum|--delay 2000
     /cudaStreamWaitEvent(c->down_stream/d
 pinned memory that is written while it is read|device.c|test_queues|--delay 2000
-    s/if (!gr_cuda_check(d, cudaEventSynchronize(.*/;/; s/n > GR_CUDA_RING/n > 4 << 10/
+    s/if (!gr_cuda_await(d, NULL, c->upload.*/;/; s/n > GR_CUDA_RING/n > 4 << 10/
 a batch that is written while it is read|device.c|test_queues|--delay 2000
     /cuda_wait(d, GR_QUEUE_COPY, after);/d
 work that does not wait for its batch|device.c|test_queues|--delay 2000
