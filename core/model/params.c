@@ -260,7 +260,7 @@ void gr_params_read_part(const gr_params *p, gr_params_buffer which, int64_t ite
     }
     GR_ASSERT(is_here(p, which, x, first, n));
     if (halved(which, x)) read_halves(p, x, first, n, dst);
-    else p->device->download(p->device, dst, place_of(p, which, x, first), n * (int64_t)sizeof *dst, 0);
+    else if (n > 0) p->device->download(p->device, dst, place_of(p, which, x, first), n * (int64_t)sizeof *dst, 0);
 }
 
 void gr_params_read(const gr_params *p, gr_params_buffer which, int64_t item, float *dst) {

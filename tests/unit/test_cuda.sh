@@ -153,7 +153,7 @@ is "and nothing allocated" "$(of_token 'cuda(Malloc|HostAlloc|Free)')" 0
 
 emulated "$GRAFT" plan tiny.yaml device=cuda output_dir=none --samples 1000000000 --mean-tokens 256 >plan.txt 2>&1
 check "data that the host cannot hold beside the card do not fit" grep -q '^fits *NO' plan.txt
-check "and what to do about it is said" grep -q 'fewer samples in data.train, or train.objective: pretrain' plan.txt
+check "and what to do about it is said" grep -q 'fewer samples in data.train, or a data.cache' plan.txt
 refused "int8 is refused by name" 2 "int8 is of the CPU" emulated "$GRAFT" eval --model "$TINY" --device cuda --compute int8 \
     --data "$TINY/train.jsonl"
 finish
