@@ -17,6 +17,7 @@ enum { DEADLINE = 300, HOST_BYTES = 64 };
 #define SPEAKING    5.0 /* seconds that a message takes at most */
 #define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again, and notes read */
 #define SAY_AFTER   1.0 /* seconds after which a rank that waits says so */
+#define LAST_WORD   0.5 /* seconds in which what a rank has said before it left is still listened for */
 
 /* Where a rank lives. */
 typedef struct place {
@@ -335,10 +336,13 @@ void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err) {
     tell_failure(c); /* the speaker says so once more, so that the others know that it knows */
     if (c->rank == speaker(c)) return;
     const double until = gr_now() + GR_MAX(c->deadline, SPEAKING);
-    for (bool gone = false; !c->heeded && !gone && !c->alone;) {
-        gone = is_here(c, speaker(c)) && is_gone(c, speaker(c));
+    double gone = INFINITY; /* when the speaker was seen to be */
+    while (!c->heeded && !c->alone) {
+        const double now = gr_now();
+        if (isinf(gone) && is_here(c, speaker(c)) && is_gone(c, speaker(c))) gone = now;
         (void)listen(c);
-        c->alone = gr_now() > until || (gone && !c->heeded && !c->deaf); /* one that has heard nothing cannot know */
+        if (c->deaf && now > gone) break;
+        c->alone = !c->heeded && (now > until || now > gone + LAST_WORD); /* one that has heard nothing cannot know */
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
 }
