@@ -23,6 +23,27 @@ needs_emulator() {
     export GRAFT_CUDA_LIB=$BUILD/libgraft_cuda.so CUDAEMU_CACHE=${CUDAEMU_CACHE:-$BUILD/cudaemu} CUDAEMU_THREADS=1
 }
 emulated() { env -u SHELLOPTS "$emulator" -- "$@"; } # which never sees SHELLOPTS
+# Is mpirun there, and was it built for? Ranks share the cores then, as root too.
+has_ranks() {
+    [ -e "$BUILD/libgraft_mpi.so" ] && command -v mpirun >/dev/null || return 1
+    export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
+    export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 # MPI's own
+}
+# needs_ranks WHAT: else the script ends, skipped.
+needs_ranks() {
+    has_ranks && return
+    echo "skip $1: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
+    exit 77
+}
+# counting N FILE: so many samples of many lengths.
+counting() {
+    local i
+    for i in $(seq 1 "$1"); do
+        printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
+            "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
+    done >"$2"
+}
 case ${GRAFT_DEVICE:-}${GRAFT_CARD:-} in
 cuda*card) ;; # the card at hand
 cuda*) # an emulated one

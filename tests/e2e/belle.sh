@@ -1,12 +1,7 @@
 #!/bin/bash
 # The eight rows of BELLE's table as they stand, on several ranks: their shape cut to a small one, on data of BELLE's form.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip belle: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+needs_ranks "belle"
 BELLE=$SOURCE/recipes/belle
 cd "$WORK" || exit 1
 check "a small model of LLaMA's shape" "$GRAFT" init --config "$BELLE/llama-small/config.json" --tokenizer "$TINY" --out small

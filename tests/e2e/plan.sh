@@ -145,11 +145,9 @@ between "an adapter's gradients 0.125 GB" 0.1245e9 0.1255e9 "$(sent llama-7b-lor
 check "every weight of a 13B needs zero3" bash -c '"$@" | grep "sharding zero3: " >/dev/null' - \
     "$GRAFT" plan "$SOURCE/recipes/belle/llama-7b-ft-2m.yaml" model.base="$SOURCE/recipes/belle/llama-13b/config.json" \
     --device a100-40gb --ranks 8 --samples 2000000 --mean-tokens 256
-if [ "${GRAFT_SANITIZE:-0}" = 1 ] || [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
+if [ "${GRAFT_SANITIZE:-0}" = 1 ] || ! has_ranks; then
     skip "plans of ranks beside peaks" "needs a build with MPI and without sanitizers, and mpirun"
 else
-    export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-    export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
     # of_ranks N SHARDING: the plan is within 5 % of what the rank takes that takes most
     of_ranks() {
         local planned measured full=(adapter.method=full train.weights=bf16 train.max_steps=1 train.batch_size=4 eval.every=0)

@@ -2,12 +2,7 @@
 # Checkpoints of ranks that keep shares: a file of each, read by any number of ranks; one that is missing, damaged or of another
 # checkpoint is named, and the checkpoint passed over.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip checkpoints of ranks: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+needs_ranks "checkpoints of ranks"
 cd "$WORK" || exit 1
 cat >r.yaml <<Y
 model: {base: $TINY, dtype: fp32}

@@ -10,13 +10,8 @@
 # odls_base_sigkill_timeout (1 s) by SIGKILL; it waits for all of that time. A little more of it here lets ranks tell what they
 # saw on a machine that is busy.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip ranks: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_odls_base_sigkill_timeout=3
-export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 GRAFT_RANK_DEADLINE=5
+needs_ranks "ranks"
+export OMPI_MCA_odls_base_sigkill_timeout=3 GRAFT_RANK_DEADLINE=5
 times=1
 [ "${1:-}" = all ] && times=20
 RANDOM=${RANKS_SEED:-14}

@@ -3,13 +3,8 @@
 # message, and --resume goes on. For a full disk one rank may write only short files (ulimit -f); for what it cannot read, and for
 # what its host has otherwise, it is given other settings. Ranks that are killed or stand still: ranks.sh.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip ranks_leave: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none
-export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0 GRAFT_RANK_DEADLINE=30
+needs_ranks "ranks_leave"
+export GRAFT_RANK_DEADLINE=30
 cd "$WORK" || exit 1
 cat >r.yaml <<Y
 model: {base: $TINY, dtype: fp32}
@@ -20,10 +15,7 @@ eval: {every: 4}
 save: {every: 4}
 log: {every: 1}
 Y
-for i in $(seq 1 96); do
-    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
-        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
-done >t.jsonl
+counting 96 t.jsonl
 head -n 12 t.jsonl >e.jsonl
 # What a rank is started by: rank ODD may write files of BLOCKS KiB, and has the settings SETS.
 cat >rank.sh <<'W'

@@ -4,14 +4,9 @@
 # ways of sharding.
 . "$(dirname "$0")/../lib.sh"
 needs_emulator "ranks on cards"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip ranks on cards: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
+needs_ranks "ranks on cards"
 all=${1:-}
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_odls_base_sigkill_timeout=4 OMPI_MCA_rmaps_base_oversubscribe=1
-export OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+export OMPI_MCA_odls_base_sigkill_timeout=4
 cards=0 # of the host; 0: as many as ranks
 how=()  # options of the emulator
 ranks() { # ranks N COMMAND...
@@ -49,10 +44,7 @@ log: {every: 1}
 device: cuda
 output_dir: run
 Y
-for i in $(seq 1 150); do
-    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
-        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
-done >t.jsonl
+counting 150 t.jsonl
 losses() { jq -c '[.step, .loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") --argjson n "$steps" '($a | length) == $n and

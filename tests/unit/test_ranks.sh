@@ -1,12 +1,7 @@
 #!/bin/bash
 # Runs on several ranks: what they say to each other, who is named when one is lost, and that they train what one rank trains.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip ranks: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+needs_ranks "ranks"
 ranks() { # ranks N COMMAND...
     local n=$1
     shift
@@ -52,10 +47,7 @@ eval: {every: 10}
 log: {every: 1}
 output_dir: run
 Y
-for i in $(seq 1 150); do
-    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
-        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
-done >t.jsonl
+counting 150 t.jsonl
 head -n 20 t.jsonl >e.jsonl
 "$GRAFT" train r.yaml output_dir=one threads=1 >/dev/null 2>one.log
 for n in 2 8; do ranks $n "$GRAFT" train r.yaml output_dir=on$n >said.txt 2>on$n.log; done

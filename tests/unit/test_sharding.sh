@@ -2,12 +2,7 @@
 # What ranks keep shares of (train.sharding): they train what one rank trains, all ways with the same bits, and send what theory
 # says.
 . "$(dirname "$0")/../lib.sh"
-if [ ! -e "$BUILD/libgraft_mpi.so" ] || ! command -v mpirun >/dev/null; then
-    echo "skip sharding: needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)"
-    exit 77
-fi
-export GRAFT_MPI_LIB=$BUILD/libgraft_mpi.so OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+needs_ranks "sharding"
 ranks() { # ranks N SETTING... : of a run
     local n=$1
     shift
@@ -23,10 +18,7 @@ eval: {every: 30}
 log: {every: 1}
 output_dir: run
 Y
-for i in $(seq 1 150); do
-    printf '{"prompt": "count %d: %s", "completion": "%s"}\n' "$i" "$(yes ab | head -n $((i * 7 % 13 + 1)) | tr '\n' ' ')" \
-        "$(yes cd | head -n $((i * 5 % 11 + 1)) | tr '\n' ' ')"
-done >t.jsonl
+counting 150 t.jsonl
 head -n 20 t.jsonl >e.jsonl
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
