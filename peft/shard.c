@@ -82,12 +82,6 @@ void gr_shard_release(gr_shard *s) {
     *s = (gr_shard){0};
 }
 
-/* An exchange; what reads or overwrites its bytes waits for *done. */
-static graft_status begin(gr_shard *s, const char *what, gr_mark *done, graft_error *err) {
-    *done = 0;
-    return gr_mover_exchange(&s->move, what, err);
-}
-
 /* What the compute queue is given from now on comes after it. */
 static void wait_for(gr_shard *s, gr_mark done) {
     if (done) s->move.device->wait(s->move.device, GR_QUEUE_COMPUTE, done);
@@ -118,7 +112,8 @@ void gr_shard_reduce(gr_shard *s, int64_t layer) {
     if (!p || s->st != GRAFT_OK) return;
     const gr_range items = gr_params_layer(p, layer);
     const int64_t float_bytes = (int64_t)sizeof(float);
-    add_up(s); /* their parts make room */
+    add_up(s);                                                                                /* their parts make room */
+    for (int at = 0; layer < 0 && at < GR_LEN(s->arrives); at++) wait_for(s, s->arrives[at]); /* an update comes next */
     if (items.begin == items.end) return;
     const int64_t mine = gr_params_share_of(p, items, p->form.rank).n;
     for (int i = 0; i < p->form.size; i++) {
@@ -126,7 +121,7 @@ void gr_shard_reduce(gr_shard *s, int64_t layer) {
         s->move.out[i] = (gr_piece){p->grad + share.grad_at, share.n * float_bytes};
         s->move.in[i] = (gr_piece){s->parts + i * s->stride, mine * float_bytes};
     }
-    s->st = begin(s, "the gradients", &s->left, &s->err);
+    s->st = gr_mover_begin(&s->move, "the gradients", &s->left, &s->err);
     if (s->st != GRAFT_OK) return;
     s->leaving = layer;
     if (!p->form.turns || layer < 0) add_up(s);
@@ -150,7 +145,7 @@ static graft_status gather(gr_shard *s, const char *mine, char *all, const int64
         s->move.in[i] = (gr_piece){all + at[i] * bytes, n[i] * bytes};
         sum += n[i];
     }
-    return sum > 0 ? begin(s, "the weights", done, err) : GRAFT_OK;
+    return sum > 0 ? gr_mover_begin(&s->move, "the weights", done, err) : GRAFT_OK;
 }
 
 static graft_status gather_layer(gr_shard *s, gr_range items, gr_mark *done, graft_error *err) {
@@ -189,7 +184,7 @@ static graft_status gather_frozen(gr_shard *s, int64_t layer, gr_mark *done, gra
         s->move.out[i] = (gr_piece){f->kept + f->layers[layer + 1].kept_at, mine.end - mine.begin};
         s->move.in[i] = (gr_piece){f->place[layer & 1] + part.begin, part.end - part.begin};
     }
-    return begin(s, "the base", done, err);
+    return gr_mover_begin(&s->move, "the base", done, err);
 }
 
 /* Where a layer's weights come to, an index of here; -1: it has none that come. */
