@@ -225,6 +225,9 @@ static void tell_choice(const gr_run *run, int64_t wanted, int policy) {
         gr_note("micro-batches of up to %lld tokens, the checkpoint's had up to %lld: from here on sums of gradients are split "
                 "otherwise, which changes their rounding",
                 (long long)run->micro_tokens, (long long)before->micro_batch_tokens);
+    if (run->ranks == 1 && run->r->train_sharding > GR_SHARDING_NONE)
+        gr_note("train.sharding %s is of several ranks (mpirun): one alone keeps all",
+                gr_key_choice(&gr_recipe_keys[GR_ROW_train_sharding], run->r->train_sharding));
     if (run->ranks > 1 && run->r->train_sharding == GR_SHARDING_AUTO && run->sharding > GR_SHARDING_NONE)
         gr_note("sharding: %s, so that each of %d ranks stays within %.2f GiB", gr_plan_sharding(run), run->ranks,
                 (double)run->memory_limit / (1 << 30));

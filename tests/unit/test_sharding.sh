@@ -96,6 +96,8 @@ ranks 4 output_dir=whole train.sharding=zero3 train.weights=bf16 save.every=20 -
 check "zero3, resumed: what one rank trains" close bf16 whole
 
 # ---- what does not go ----
+check "one rank alone" "$GRAFT" train r.yaml output_dir=alone train.max_steps=1 train.sharding=zero2
+check "says that it keeps all" grep -q 'train.sharding zero2 is of several ranks (mpirun): one alone keeps all' alone/run.log
 refused "adapters have no states to share" 2 "zero1 and zero2 are of adapter.method full" \
     ranks 2 output_dir=no train.sharding=zero2 adapter.method=lora
 refused "int8 is made of whole weights" 2 "does not go with model.compute int8" \
