@@ -2,11 +2,13 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -17,12 +19,14 @@ enum { DEADLINE = 300, HOST_BYTES = 64 };
 #define SPEAKING    5.0 /* seconds that a message takes at most */
 #define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again, and notes read */
 #define SAY_AFTER   1.0 /* seconds after which a rank that waits says so */
+#define WORD_NAME   "graft-ranks"
 #define LAST_WORD   0.5 /* seconds in which what a rank has said before it left is still listened for */
 
 /* Where a rank lives. */
 typedef struct place {
     char host[HOST_BYTES];
     int64_t pid;
+    int32_t word, unused; /* a file of its memory, open in it */
     cpu_set_t processors; /* that it may use */
 } place;
 
@@ -45,7 +49,9 @@ struct gr_comm {
     const gr_transport *transport;
     int rank, size, host_rank, host_size;
     double deadline;
-    place *places;        /* [size] */
+    place *places; /* [size] */
+    int *claimed;  /* shared by the ranks of a host: 1 + the rank that speaks for them, 0: none yet; NULL: there is no such word */
+    int word;      /* its file, -1 */
     unsigned char *waits; /* [size] */
     still *stills;        /* [size] */
     int64_t *heard;       /* [size] the last exchange in which a rank said that it waits, 0: none */
@@ -386,7 +392,15 @@ bool gr_comm_watch(void *context, double waited, const char **why) {
     return !c->failed[0];
 }
 
-bool gr_comm_speaks(const gr_comm *c) { return !c || c->rank == speaker(c) || c->alone; }
+/* Is this rank the first of its host to ask? Again, it is told the same. Works also where no other rank does. */
+static bool claim(const gr_comm *c) {
+    int said = 0;
+    if (!c->claimed) return true;
+    (void)__atomic_compare_exchange_n(c->claimed, &said, c->rank + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    return said == 0 || said == c->rank + 1;
+}
+
+bool gr_comm_speaks(const gr_comm *c) { return !c || ((c->rank == speaker(c) || c->alone) && claim(c)); }
 
 /* ---- opening ---- */
 
@@ -421,8 +435,24 @@ graft_status gr_comm_deadline(double *seconds, graft_error *err) {
     return GRAFT_OK;
 }
 
+/* The word of the first rank of this host. Without it (a system that does not allow it) two ranks may tell of a failure. */
+static void share_word(gr_comm *c) {
+    char path[64], name[64] = "";
+    int first = 0;
+    while (!is_here(c, first)) first++;
+    snprintf(path, sizeof path, "/proc/%lld/fd/%d", (long long)c->places[first].pid, (int)c->places[first].word);
+    if (c->places[first].word < 0 || readlink(path, name, sizeof name - 1) < 0 || !strstr(name, WORD_NAME)) return;
+    const int file = open(path, O_RDWR | O_CLOEXEC);
+    if (file < 0) return;
+    void *shared = mmap(NULL, sizeof *c->claimed, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (shared != MAP_FAILED) c->claimed = shared;
+    close(file);
+}
+
 static graft_status find_places(gr_comm *c, graft_error *err) {
-    place mine = {.pid = getpid()};
+    c->word = memfd_create(WORD_NAME, MFD_CLOEXEC);
+    if (c->word >= 0 && ftruncate(c->word, sizeof *c->claimed) != 0) c->word = (close(c->word), -1);
+    place mine = {.pid = getpid(), .word = c->word};
     c->places[c->rank].pid = mine.pid;
     if (gethostname(mine.host, sizeof mine.host - 1) != 0) snprintf(mine.host, sizeof mine.host, "unknown host");
     if (sched_getaffinity(0, sizeof mine.processors, &mine.processors) != 0) CPU_ZERO(&mine.processors);
@@ -434,6 +464,7 @@ static graft_status find_places(gr_comm *c, graft_error *err) {
         c->host_size++;
         if (i < c->rank) c->host_rank++;
     }
+    share_word(c);
     return GRAFT_OK;
 }
 
@@ -462,7 +493,7 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
             expected, c->transport->size));
     c->rank = c->transport->rank, c->size = c->transport->size;
     c->deadline = deadline > 0 ? deadline : DEADLINE;
-    c->step = c->lost = -1;
+    c->step = c->lost = c->word = -1;
     c->beside = "an exchange";
     c->places = gr_calloc(c->size, sizeof *c->places);
     c->waits = gr_calloc(c->size, sizeof *c->waits);
@@ -480,7 +511,7 @@ done:
 
 /* After a failure, for SPEAKING at most. */
 static void wait_for_speaker(const gr_comm *c) {
-    const double until = gr_now() + SPEAKING;
+    const double until = gr_now() + (c->rank == speaker(c) ? 0 : SPEAKING);
     while (gr_now() < until && !(is_here(c, speaker(c)) && is_gone(c, speaker(c))))
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 }
@@ -489,6 +520,8 @@ void gr_comm_close(gr_comm *c) {
     if (!c) return;
     if (c->transport && !c->failed[0]) c->transport->close();
     if (c->places && (c->failed[0] || c->told) && !gr_comm_speaks(c)) wait_for_speaker(c);
+    if (c->claimed) munmap(c->claimed, sizeof *c->claimed);
+    if (c->word >= 0) close(c->word);
     free(c->places);
     free(c->waits);
     free(c->stills);

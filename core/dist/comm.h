@@ -61,7 +61,7 @@ graft_status gr_comm_status(const gr_comm *c, graft_error *err);
  * fails with it. Returns when the rank that speaks knows it. */
 void gr_comm_leave(gr_comm *c, graft_status mine, const graft_error *err);
 /* Is it this rank that tells people what all of them know? Rank 0; when that one was lost, the next; or this one, where that one
- * does not hear it. */
+ * does not hear it. Of a host it is one alone. */
 bool gr_comm_speaks(const gr_comm *c);
 
 #endif
