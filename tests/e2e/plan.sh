@@ -107,7 +107,7 @@ says "fp8 on a card that has none" 2 "which a100-80gb is not" \
 between "every weight of a 7B on 141 GB" 110e9 140e9 "$(card llama-7b-ft-2m h200 total)"
 says "rows of tokens on a card that is not here" 0 "of the rate of h100's products" \
     "$GRAFT" plan tiny.yaml --device h100 'adapter.trainable_tokens=[5, 9, 12]'
-says "every weight of a 7B on 40 GB: no" 0 "NO: the limit is 36.95 GiB, 15/16 of the card" \
+says "every weight of a 7B on 40 GB: no" 2 "NO: the limit is 36.95 GiB, 15/16 of the card" \
     "$GRAFT" plan "$SOURCE/recipes/belle/llama-7b-ft-2m.yaml" model.base=llama-7b.json --device a100-40gb --samples 1000
 says "more than the limit: a plan all the same" 2 "fits                  NO: train.memory_limit allows" \
     "$GRAFT" plan large.yaml train.memory_limit=100MiB
@@ -137,6 +137,7 @@ of_eight llama-7b-ft-2m 2000000 >text
 check "every weight of a 7B: zero2" grep -q '^ranks  *8, sharding zero2: ' text
 check "with nothing computed again" grep -q '^batch .*, dealt to the ranks .* gradient_checkpointing none$' text
 of_eight llama-7b-ft-2m 2000000 train.sharding=none >text
+check "without sharding: refused" test $? = 2
 check "without sharding: no" grep -q '^fits  *NO: ' text
 check "and zero2 is proposed" grep -qE 'less is needed with train.sharding=zero2 \([0-9.]* GiB\)$' text
 sent() { of_eight "$@" --json | jq .bytes_sent_per_step; }
