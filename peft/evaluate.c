@@ -1,5 +1,6 @@
 #include "peft/evaluate.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,6 +109,8 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
                 if (batch.weight[r] != 0) sum += row_nll[r], count++;
             if (nll) nll[s] = sum;
             if (targets) targets[s] = count;
+            if (!isfinite(sum))
+                GR_TRY(gr_fail(err, GRAFT_FAILED, "the loss of evaluation sample %lld is not finite", (long long)s + 1));
             all.nll += sum, all.targets += count;
         }
         if (label) gr_progress_update(&progress, end, "loss %.4f", all.nll / (double)GR_MAX(all.targets, 1));

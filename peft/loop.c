@@ -380,11 +380,16 @@ static graft_status evaluate(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
     graft_status st;
+    graft_error why = {0};
     double started = gr_now();
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
     gr_match_options match = {.end_id = gr_chat_end_of_turn(run->session.chat), .max_tokens = GR_EXACT_MATCH_TOKENS};
     GR_TRY(settle(l, err));
-    GR_TRY(gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, run->comm, NULL, &row.eval_loss, NULL, NULL, err));
+    st = gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, run->comm, NULL, &row.eval_loss, NULL, NULL, &why);
+    if (st == GRAFT_FAILED && !run->comm)
+        GR_TRY(gr_fail(err, st, "step %lld: %s; nothing of it was saved", (long long)s->step, why.msg));
+    if (st != GRAFT_OK && err) *err = why;
+    GR_TRY(st);
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))

@@ -74,7 +74,7 @@ static graft_status write_samples(const char *path, const gr_dataset *d, const s
             json_object_set_new(line, "completion", json_string(x->completions[i].text));
             json_object_set_new(line, "exact_match", json_boolean(x->matches[i]));
         }
-        if (!line) st = gr_fail(err, GRAFT_FAILED, "%s: sample %lld: its loss is not finite", path, (long long)i);
+        if (!line) st = gr_fail_memory(err, "scores");
         if (st != GRAFT_OK) break;
         json_dumpf(line, w.stream, JSON_COMPACT);
         fputc('\n', w.stream);

@@ -358,6 +358,26 @@ static void ten_skips_in_a_row_stop_the_run(void **state) {
     assert_marked("step: 9 of 20");
 }
 
+/* Weights that have diverged are no result, whatever steps may do. */
+static void an_evaluation_that_is_not_finite_stops_the_run(void **state) {
+    (void)state;
+    overrides o;
+    graft_error err = {0};
+    const char *const choices[] = {"stop", "skip"};
+    for (int i = 0; i < 2; i++) {
+        begin(&o, TESTS_DIR "/golden/tiny", 4);
+        add(&o, "train.learning_rate=1e30");
+        add(&o, "train.lr_scheduler=constant");
+        add(&o, "train.warmup_steps=0");
+        add(&o, "train.on_nonfinite=%s", choices[i]);
+        add(&o, "data.eval=%s/golden/tiny/train.jsonl", TESTS_DIR);
+        add(&o, "eval.every=1");
+        assert_int_equal(train(&o, NULL, &err), GRAFT_FAILED);
+        assert_non_null(strstr(err.msg, "the loss of evaluation sample 1 is not finite"));
+        assert_int_equal(count_rows("eval_loss"), 0);
+    }
+}
+
 typedef struct losses_told {
     int n;
     double loss[8];
@@ -437,6 +457,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_step_that_is_not_finite_is_skipped, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(ten_skips_in_a_row_stop_the_run, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_callback_is_told_the_loss_of_its_step, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(an_evaluation_that_is_not_finite_stops_the_run, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(the_last_line_shows_the_last_loss, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(a_run_that_does_not_improve_stops_early, make_folder, remove_folder),
     };
