@@ -92,9 +92,11 @@ static graft_status write_file(const gr_export *x, bool overwrite, const char *o
     if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
     if (gr_exists(out_path) && !overwrite)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));
+    gr_unfinished_add(tmp);
     GR_TRY(gr_export_gguf(x, tmp, err));
     GR_TRY(proof(context, x, tmp, err));
     if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
+    gr_unfinished_drop(tmp);
 done:
     if (st != GRAFT_OK) gr_remove_all(tmp);
     free(tmp);

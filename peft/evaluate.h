@@ -26,7 +26,7 @@ int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t lon
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. Ranks (comm; NULL: this one alone) take
  * batches in turn and all get the mean; nll and targets are then NULL. */
-/* INTERRUPTED once gr_interrupt was called, here or on another rank; the same holds below. FAILED: a sample's loss is not finite. */
+/* INTERRUPTED once gr_interrupt was called, here or on another rank; the same holds below. FAILED: a loss is not finite. */
 graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens, gr_comm *comm, const char *label, double *mean_nll,
                          double *nll, int64_t *targets, graft_error *err);
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -90,6 +91,38 @@ graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t m
     return GRAFT_OK;
 }
 
+/* ---- what is unfinished ---- */
+
+typedef struct unfinished {
+    struct unfinished *next;
+    char *path;
+} unfinished;
+static unfinished *all_unfinished;
+static pthread_mutex_t unfinished_lock = PTHREAD_MUTEX_INITIALIZER;
+
+void gr_unfinished_add(const char *path) {
+    unfinished *one = gr_calloc(1, sizeof *one);
+    if (one && (one->path = gr_strdup(path))) {
+        pthread_mutex_lock(&unfinished_lock);
+        one->next = all_unfinished;
+        all_unfinished = one;
+        pthread_mutex_unlock(&unfinished_lock);
+    } else free(one); /* then nobody removes it */
+}
+
+void gr_unfinished_drop(const char *path) {
+    pthread_mutex_lock(&unfinished_lock);
+    for (unfinished **at = &all_unfinished; *at; at = &(*at)->next)
+        if (strcmp((*at)->path, path) == 0) {
+            unfinished *one = *at;
+            *at = one->next;
+            free(one->path);
+            free(one);
+            break;
+        }
+    pthread_mutex_unlock(&unfinished_lock);
+}
+
 /* ---- writing a file ---- */
 
 /* The folder that holds path, owned: "." for a bare name. */
@@ -147,6 +180,7 @@ graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
         w->stream = open_device(path);
     } else {
         unlink(w->tmp_path); /* left by a killed process of the same id; O_EXCL follows no planted link */
+        gr_unfinished_add(w->tmp_path);
         int fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         w->stream = fd < 0 ? NULL : fdopen(fd, "w");
         if (fd >= 0 && !w->stream) close(fd);
@@ -177,6 +211,7 @@ graft_status gr_writer_commit(gr_writer *w, graft_error *err) {
     if (w->tmp_path) {
         if (rename(w->tmp_path, w->path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
         sync_parent(w->path);
+        gr_unfinished_drop(w->tmp_path);
         free(w->tmp_path);
         w->tmp_path = NULL;
     }
@@ -187,7 +222,10 @@ done:
 
 void gr_writer_abort(gr_writer *w) {
     if (w->stream) fclose(w->stream);
-    if (w->tmp_path) unlink(w->tmp_path);
+    if (w->tmp_path) {
+        unlink(w->tmp_path);
+        gr_unfinished_drop(w->tmp_path);
+    }
     free(w->tmp_path);
     free(w->path);
     *w = (gr_writer){0};
@@ -255,6 +293,7 @@ graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_erro
     GR_TRY(gr_make_dirs(parent, err));
     gr_remove_all(name);
     if (mkdir(name, 0777) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "making folder %s", name));
+    gr_unfinished_add(name);
     *tmp = name;
     name = NULL;
 done:
@@ -312,6 +351,7 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
     GR_TRY(gr_mark_folder(tmp, err));
     if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
     if (!swap_in(tmp, target)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
+    gr_unfinished_drop(tmp);
     sync_parent(target);
 done:
     free(target);
@@ -324,7 +364,19 @@ static int remove_entry(const char *path, const struct stat *info, int flag, str
     return 0; /* go on: what can be removed, is */
 }
 
-void gr_remove_all(const char *path) { nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS); }
+static void remove_all(const char *path) { nftw(path, remove_entry, 32, FTW_DEPTH | FTW_PHYS); }
+
+void gr_remove_all(const char *path) {
+    remove_all(path);
+    gr_unfinished_drop(path);
+}
+
+int gr_unfinished_remove(void) {
+    int n = 0;
+    pthread_mutex_lock(&unfinished_lock); /* and never unlocked */
+    for (unfinished *one = all_unfinished; one; one = one->next, n++) remove_all(one->path);
+    return n;
+}
 
 graft_status gr_make_dirs(const char *path, graft_error *err) {
     char *p = gr_strdup(path);

@@ -47,6 +47,12 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
 /* Remove a file or a whole folder; missing is fine. */
 void gr_remove_all(const char *path);
 
+/* What is being written under a name of its own: writers and folders keep this list themselves, others with add and drop. remove:
+ * for a process that a signal ends, all of it, and how many there were; whoever begins another one then waits without end. */
+void gr_unfinished_add(const char *path);
+void gr_unfinished_drop(const char *path);
+int gr_unfinished_remove(void);
+
 graft_status gr_make_dirs(const char *path, graft_error *err);
 bool gr_exists(const char *path);
 bool gr_is_dir(const char *path);

@@ -1,6 +1,9 @@
 /* main.c - the graft program: finds the command, runs it, turns its status into a message and an exit code. */
 #include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "peft/cli/commands.h"
 
@@ -22,12 +25,40 @@ static graft_status tell_options(const gr_args *a, graft_status st, graft_error 
     return st;
 }
 
+/* Waits for a signal that ends this process: what it was writing is removed before. */
+static void *end_by_signal(void *signals) {
+    int number = 0;
+    if (sigwait(signals, &number) != 0) return NULL;
+    if (gr_unfinished_remove() > 0) fprintf(stderr, "\ngraft: interrupted: what was being written is removed\n");
+    pthread_sigmask(SIG_UNBLOCK, signals, NULL);
+    kill(getpid(), number);
+    return NULL;
+}
+
+/* Those of train, plan and chat are their own. Before any thread has started: they all leave the signals to the one here. */
+static void watch_signals(const gr_command *c) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    static sigset_t signals;
+    struct sigaction action;
+    pthread_t thread;
+    if (c->run == gr_cmd_train || c->run == gr_cmd_plan || c->run == gr_cmd_chat) return;
+    sigemptyset(&signals);
+    for (int i = 0; i < GR_LEN(numbers); i++) /* what is ignored (nohup) stays so */
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL) sigaddset(&signals, numbers[i]);
+    pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    if (pthread_create(&thread, NULL, end_by_signal, &signals) == 0) pthread_detach(thread);
+    else pthread_sigmask(SIG_UNBLOCK, &signals, NULL);
+}
+
 int main(int argc, char **argv) {
     graft_error err = {0};
     gr_args args = {0};
     graft_status st = gr_args_parse(&args, argc, argv, &err);
     if (st == GRAFT_OK && gr_args_has(&args, "help")) gr_print_help(args.command);
-    else if (st == GRAFT_OK) st = args.command->run(&args, &err);
+    else if (st == GRAFT_OK) {
+        watch_signals(args.command);
+        st = args.command->run(&args, &err);
+    }
     if ((fflush(stdout) != 0 || ferror(stdout)) && st == GRAFT_OK)
         st = gr_fail_errno(&err, GRAFT_FAILED, "writing standard output");
     st = tell_options(&args, st, &err);

@@ -168,4 +168,27 @@ cat place/fifo >from_fifo &
 check "to a named pipe" in_place "$G" data make school-math --n 2 --out fifo
 wait $!
 check "which is read" test "$(wc -l <from_fifo)" = 2
+
+# ---- a command that a signal ends leaves nothing unfinished ----
+# ended NAME SIGNAL OUT COMMAND: while it writes OUT
+ended() {
+    local name=$1 signal=$2 out=$3 code job
+    shift 3
+    env -u SHELLOPTS "$@" >/dev/null 2>ended.log &
+    job=$!
+    until compgen -G "$out.tmp-*" >/dev/null || ! kill -0 "$job" 2>/dev/null; do sleep 0.002; done
+    kill -s "$signal" "$job"
+    wait "$job"
+    code=$?
+    check "$name: ended by it" test $code = $((128 + $(kill -l "$signal")))
+    check "$name: nothing is left" bash -c '! compgen -G "$0*"' "$out"
+    check "$name: and that is said" grep -q '^graft: interrupted: what was being written is removed$' ended.log
+}
+ended "a file, SIGTERM" TERM ended.jsonl "$G" data make school-math --n 100000000 --out ended.jsonl
+ended "a file, SIGHUP" HUP ended.jsonl "$G" data make school-math --n 100000000 --out ended.jsonl
+large_model large 30000
+ended "a folder, SIGTERM" TERM weights "$G" merge --model large --format hf --out weights
+ended "a GGUF, SIGTERM" TERM ended.gguf "$G" merge --model large --format gguf --out ended.gguf
+timeout -s INT 1 "$G" data make school-math --n 100000000 --out ended.jsonl 2>ended.log
+check "a file, SIGINT: nothing is left" bash -c '! compgen -G "ended.jsonl*"'
 finish
