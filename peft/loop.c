@@ -548,7 +548,7 @@ graft_status gr_run_steps(gr_run *run, graft_error *err) {
     if (!l.stats) return gr_fail_device_memory(dev, stats_bytes, "the sums of a step", err);
     dev->upload(dev, l.stats, &begun, sizeof begun);
     gr_progress_start(&l.progress, "train", run->total_steps);
-    gr_progress_update(&l.progress, run->state.step, "first step");
+    gr_progress_update(&l.progress, run->state.step, run->state.step < run->total_steps ? "first step" : "no step is left");
     l.window_started = gr_now();
     if (!run->params.sum) GR_TRY(gr_reducer_init(&l.reducer, run->comm, dev, run->params.n_floats, err));
     GR_TRY(begin(&l, err));
