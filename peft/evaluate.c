@@ -62,17 +62,16 @@ int64_t gr_evaluate_targets(const gr_dataset *d, int64_t batch_tokens) {
 }
 
 typedef struct eval_sums {
-    double nll;
+    double nll; /* or answers that are right */
     int64_t targets;
 } eval_sums;
 
 /* Of all ranks, in their order. */
-static graft_status add_ranks(eval_sums *sums, gr_comm *comm, graft_status mine, graft_error *err) {
-    graft_status st = gr_comm_agree(comm, "evaluation", mine, NULL, err);
-    if (st != GRAFT_OK || !comm) return st;
+static graft_status add_ranks(eval_sums *sums, gr_comm *comm, graft_error *err) {
+    if (!comm) return GRAFT_OK;
     eval_sums *all = gr_calloc(gr_comm_size(comm), sizeof *all);
     if (!all) return gr_fail_memory(err, "evaluation");
-    st = gr_comm_gather(comm, "sums of the evaluation", sums, sizeof *sums, all, err);
+    graft_status st = gr_comm_gather(comm, "sums of the evaluation", sums, sizeof *sums, all, err);
     *sums = (eval_sums){0};
     for (int i = 0; i < gr_comm_size(comm) && st == GRAFT_OK; i++) sums->nll += all[i].nll, sums->targets += all[i].targets;
     free(all);
@@ -118,7 +117,8 @@ graft_status gr_evaluate(gr_model *m, const gr_dataset *d, int64_t batch_tokens,
     if (label) gr_progress_end(&progress);
 done:
     for (const int64_t rounds = rounds_of(d, allowed, gr_comm_size(comm)); made < rounds; made++) gr_model_bring_all(m);
-    st = add_ranks(&all, comm, st, err);
+    st = gr_comm_agree(comm, "evaluation", st, NULL, err);
+    if (st == GRAFT_OK) st = add_ranks(&all, comm, err);
     if (st == GRAFT_OK) *mean_nll = all.nll / (double)GR_MAX(all.targets, 1);
     free(idx);
     free(row_nll);
@@ -218,9 +218,10 @@ graft_status gr_longest_prompt(const gr_dataset *d, int64_t *longest, graft_erro
     return st;
 }
 
-int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt) {
-    return gr_generate_bytes(m, d->n_samples, longest_prompt, &(gr_generate_options){.max_tokens = GR_EXACT_MATCH_TOKENS}) +
-           GR_MIN(d->offset[d->n_samples], d->n_samples * longest_prompt) * (int64_t)sizeof(int32_t);
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt, int64_t ranks) {
+    const int64_t n = (d->n_samples + ranks - 1) / ranks;
+    return gr_generate_bytes(m, n, longest_prompt, &(gr_generate_options){.max_tokens = GR_EXACT_MATCH_TOKENS}) +
+           GR_MIN(d->offset[d->n_samples], n * longest_prompt) * (int64_t)sizeof(int32_t);
 }
 
 typedef struct match_progress {
@@ -241,41 +242,47 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const g
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
     match_progress progress = {.shown = o->label != NULL, .stays = m->elsewhere.bring != NULL};
+    const bool shared = o->comm && !progress.stays; /* else each rank answers all, with weights that they bring each other */
+    const int64_t rank = shared ? gr_comm_rank(o->comm) : 0, ranks = shared ? gr_comm_size(o->comm) : 1;
+    const int64_t n = (d->n_samples - rank + ranks - 1) / ranks; /* samples rank, rank + ranks, ... */
     int64_t right = 0;
     gr_tokens buffer = {0};
     question q;
-    gr_ids *prompts = gr_calloc(d->n_samples, sizeof *prompts);
-    gr_completion *out = o->completions ? o->completions : gr_calloc(d->n_samples, sizeof *out);
+    gr_ids *prompts = gr_calloc(n, sizeof *prompts);
+    gr_completion *out = o->completions ? o->completions : gr_calloc(n, sizeof *out);
     if (!prompts || !out) GR_TRY(gr_fail_memory(err, "evaluation"));
-    for (int64_t i = 0; i < d->n_samples; i++) {
-        GR_TRY(read_question(&q, d, i, &buffer, err));
+    for (int64_t i = 0; i < n; i++) {
+        GR_TRY(read_question(&q, d, rank + i * ranks, &buffer, err));
         if (!gr_grow(&prompts[i].data, &prompts[i].capacity, q.prompt.n, sizeof *prompts[i].data))
             GR_TRY(gr_fail_memory(err, "evaluation"));
         memcpy(prompts[i].data, q.prompt.data, (size_t)q.prompt.n * sizeof *q.prompt.data);
         prompts[i].n = q.prompt.n;
     }
     gr_generate_options how = {.max_tokens = o->max_tokens, .top_p = 1, .repetition_penalty = 1};
-    if (o->label) gr_progress_start(&progress.bar, o->label, d->n_samples);
-    GR_TRY(gr_generate(m, t, (gr_prompts){prompts, d->n_samples, o->end_id}, &how, out, count_done, &progress, err));
+    if (o->label) gr_progress_start(&progress.bar, o->label, n);
+    if (n > 0) GR_TRY(gr_generate(m, t, (gr_prompts){prompts, n, o->end_id}, &how, out, count_done, &progress, err));
     if (gr_interrupted() && !progress.stays) GR_TRY(gr_fail(err, GRAFT_INTERRUPTED, "the evaluation was interrupted"));
     if (o->label) gr_progress_end(&progress.bar);
-    for (int64_t i = 0; i < d->n_samples; i++) {
+    for (int64_t i = 0; i < n; i++) {
         gr_str_clear(&reference);
-        GR_TRY(read_question(&q, d, i, &buffer, err));
+        GR_TRY(read_question(&q, d, rank + i * ranks, &buffer, err));
         GR_TRY(gr_tokenizer_decode(t, q.answer.data, q.answer.n, true, &reference, err));
         bool match = gr_exact_match(out[i].text, reference.data ? reference.data : "");
         if (o->matches) o->matches[i] = match;
         right += match;
     }
-    *score = (double)right / (double)GR_MAX(d->n_samples, 1);
 done:
-    for (int64_t i = 0; prompts && i < d->n_samples; i++) gr_ids_release(&prompts[i]);
+    for (int64_t i = 0; prompts && i < n; i++) gr_ids_release(&prompts[i]);
     free(prompts);
     gr_tokens_release(&buffer);
     gr_str_release(&reference);
     if (!o->completions && out) {
-        gr_completions_release(out, d->n_samples);
+        gr_completions_release(out, n);
         free(out);
     }
+    eval_sums all = {.nll = (double)right, .targets = n};
+    st = gr_comm_await(o->comm, "the answers", st, err);
+    if (st == GRAFT_OK && shared) st = add_ranks(&all, o->comm, err);
+    if (st == GRAFT_OK) *score = all.nll / (double)GR_MAX(all.targets, 1);
     return st;
 }

@@ -21,8 +21,8 @@ bool gr_exact_match(const char *prediction, const char *reference);
 /* Tokens before the last answer of a sample, the most of them, at least 1. Reads the whole set. */
 graft_status gr_longest_prompt(const gr_dataset *d, int64_t *longest, graft_error *err);
 /* Memory that gr_evaluate_exact_match takes during a run besides model and data, at most: answers that go on to their last
- * token. */
-int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt);
+ * token. ranks: that share the samples. */
+int64_t gr_exact_match_bytes(const gr_model *m, const gr_dataset *d, int64_t longest_prompt, int64_t ranks);
 /* Mean nll (nats) per target token over d, batches of up to batch_tokens rows (<= 0: auto). nll[n_samples], targets[n_samples]: per
  * sample sums and counts, or NULL. Shows progress for long sets when label is not NULL. Ranks (comm; NULL: this one alone) take
  * batches in turn and all get the mean; nll and targets are then NULL. */
@@ -36,9 +36,11 @@ typedef struct gr_match_options {
     const char *label;          /* of the progress shown, NULL: none */
     gr_completion *completions; /* [n_samples] the texts (gr_completions_release frees), or NULL */
     uint8_t *matches;           /* [n_samples] 1 or 0, or NULL */
+    gr_comm *comm;              /* ranks that all come here, NULL: this one alone; completions and matches are then NULL */
 } gr_match_options;
 
-/* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match). */
+/* Share (0..1) of samples whose greedy completion of everything before the last answer matches that answer (gr_exact_match). Ranks
+ * share the samples where each has all weights; all get the score. */
 graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const gr_dataset *d, const gr_match_options *o,
                                      double *score, graft_error *err);
 

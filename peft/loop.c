@@ -383,7 +383,8 @@ static graft_status evaluate(loop *l, graft_error *err) {
     graft_error why = {0};
     double started = gr_now();
     gr_eval_row row = {.step = s->step, .epoch = epoch_of(l), .exact_match = NAN};
-    gr_match_options match = {.end_id = gr_chat_end_of_turn(run->session.chat), .max_tokens = GR_EXACT_MATCH_TOKENS};
+    gr_match_options match = {
+        .end_id = gr_chat_end_of_turn(run->session.chat), .max_tokens = GR_EXACT_MATCH_TOKENS, .comm = run->comm};
     GR_TRY(settle(l, err));
     st = gr_evaluate(run->session.model, run->eval, run->r->eval_batch_tokens, run->comm, NULL, &row.eval_loss, NULL, NULL, &why);
     if (st == GRAFT_FAILED && !run->comm)
@@ -393,8 +394,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     row.eval_runtime = gr_now() - started;
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
-        st = gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err);
-    GR_TRY(gr_comm_await(run->comm, "the answers", st, err));
+        GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err));
     if (run->metrics) GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);

@@ -188,15 +188,20 @@ static int64_t shared_bytes(const gr_run *run, int64_t rows) {
     return GR_MIN(footprint(run, run->session.machine.device->shared_bytes), bytes);
 }
 
+/* Does no rank have all weights? */
+static bool brings_weights(const gr_run *run) {
+    return run->params.form.sharded >= GR_SHARDED_VALUES || gr_shard_has_base(run->r, run->sharding, run->ranks);
+}
+
 int64_t gr_plan_evaluation_bytes(const gr_run *run, int64_t at_once) {
     int64_t wanted = at_once > 0 ? at_once : run->r->eval_batch_tokens;
     int64_t rows = run->eval ? gr_evaluate_rows(run->eval, wanted) : run->r->data_max_length;
     gr_decoder_options o = {.max_tokens = rows, .max_targets = run->eval ? gr_evaluate_targets(run->eval, wanted) : 0};
     if (!run->eval && run->train) return 0;
     int64_t loss = footprint(run, gr_decoder_plan_bytes(run->session.model, &o)) + rows * BYTES_PER_ROW;
-    return gr_recipe_has_metric(run->r, "exact_match") && run->eval
-               ? GR_MAX(loss, gr_exact_match_bytes(run->session.model, run->eval, run->eval_prompt))
-               : loss;
+    if (!gr_recipe_has_metric(run->r, "exact_match") || !run->eval) return loss;
+    return GR_MAX(loss,
+                  gr_exact_match_bytes(run->session.model, run->eval, run->eval_prompt, brings_weights(run) ? 1 : run->ranks));
 }
 
 static int64_t result_bytes(const gr_run *run) {
@@ -271,13 +276,13 @@ gr_memory gr_plan_memory_of(const gr_run *run, const gr_plan_what_if *w) {
 }
 
 gr_model_forms gr_plan_forms(const gr_run *run) {
-    return (gr_model_forms){
-        .base = gr_train_products(run->r->model_compute),
-        .backward = true,
-        .expand = run->expand,
-        .elsewhere = run->params.form.sharded >= GR_SHARDED_VALUES || gr_shard_has_base(run->r, run->sharding, run->ranks),
-        .quantise = gr_quantize_type(run->r->model_quantize),
-        .trained = !run->adapter && run->r->train_weights != GR_TRAINED_FP32 && run->session.model->compute == GR_DTYPE_BF16};
+    return (gr_model_forms){.base = gr_train_products(run->r->model_compute),
+                            .backward = true,
+                            .expand = run->expand,
+                            .elsewhere = brings_weights(run),
+                            .quantise = gr_quantize_type(run->r->model_quantize),
+                            .trained = !run->adapter && run->r->train_weights != GR_TRAINED_FP32 &&
+                                       run->session.model->compute == GR_DTYPE_BF16};
 }
 
 bool gr_plan_may_expand(const gr_run *run) {

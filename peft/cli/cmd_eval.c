@@ -57,7 +57,7 @@ static graft_status measure(const gr_args *a, gr_session *s, const gr_recipe *r,
         x->completions = gr_calloc(d->n_samples, sizeof *x->completions);
         x->matches = gr_calloc(d->n_samples, 1);
         if (!x->completions || !x->matches) GR_TRY(gr_fail_memory(err, "scores"));
-        gr_match_options o = {gr_chat_end_of_turn(s->chat), max_tokens, "answers", x->completions, x->matches};
+        gr_match_options o = {gr_chat_end_of_turn(s->chat), max_tokens, "answers", x->completions, x->matches, NULL};
         GR_TRY(gr_evaluate_exact_match(s->model, s->tokenizer, d, &o, &x->exact_match, err));
     }
 done:

@@ -75,6 +75,18 @@ check "two ranks train what one does" close one on2
 check "and so do eight" close one on8
 check "eight again: the same bits" same on8/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors
 check "one of them tells the result" test "$(grep -c '^final loss' said.txt)" = 1
+# answers that are right and wrong, in shares of ranks, and whole where ranks bring each other weights
+for i in $(seq 1 40); do
+    printf '{"prompt": "count %d", "completion": "%s"}\n' "$i" "$([ $((i % 3)) = 0 ] && echo no || echo yes)"
+done >yes.jsonl
+matched() { jq -c '.eval_exact_match // empty' "$1/metrics.jsonl"; }
+settings=(data.train=yes.jsonl data.eval=yes.jsonl train.learning_rate=2e-2 'eval.metrics=[loss,exact_match]' eval.every=15)
+"$GRAFT" train r.yaml output_dir=match1 "${settings[@]}" >/dev/null 2>err.txt
+check "one rank is right where the answer is yes" test "$(matched match1 | tail -n 1)" = 0.675
+for way in none zero3; do
+    ranks 3 "$GRAFT" train r.yaml output_dir=match3 --overwrite train.sharding=$way "${settings[@]}" >/dev/null 2>err.txt
+    check "three ranks, sharding $way, find that too" test "$(matched match3)" = "$(matched match1)"
+done
 { head -n 3 t.jsonl; printf '{"prompt": 7}\n'; } >bad.jsonl
 ranks 4 "$GRAFT" train r.yaml output_dir=bad data.train=bad.jsonl >/dev/null 2>err.txt
 check "bad data is told once" test "$(grep -c 'graft: error: .*bad.jsonl' err.txt)" = 1
