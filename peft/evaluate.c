@@ -241,7 +241,7 @@ graft_status gr_evaluate_exact_match(gr_model *m, const gr_tokenizer *t, const g
                                      double *score, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_str reference = {0};
-    match_progress progress = {.shown = o->label != NULL, .stays = m->elsewhere.bring != NULL};
+    match_progress progress = {.shown = o->label != NULL, .stays = m->forms.elsewhere};
     const bool shared = o->comm && !progress.stays; /* else each rank answers all, with weights that they bring each other */
     const int64_t rank = shared ? gr_comm_rank(o->comm) : 0, ranks = shared ? gr_comm_size(o->comm) : 1;
     const int64_t n = (d->n_samples - rank + ranks - 1) / ranks; /* samples rank, rank + ranks, ... */

@@ -315,7 +315,7 @@ static graft_status update(loop *l, graft_error *err) {
         gr_params_update(&run->params, 0, run->params.n_items, l->learning_rate, &how, l->stats);
     }
     graft_status st = gr_shard_renew(&run->shard, err);
-    gr_model_renew(run->session.model);
+    if (!run->session.model->elsewhere.bring) gr_model_renew(run->session.model);
     return st;
 }
 

@@ -70,6 +70,10 @@ graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, gr_model *m
     forget(s);
     s->stride = most.share;
     if (p->form.sharded >= GR_SHARDED_VALUES) m->elsewhere = (gr_elsewhere){bring, s};
+    else if (p->device->joined) {
+        s->reader = m;
+        if (!(s->comes = gr_calloc(s->last + 2, sizeof *s->comes))) return gr_fail_memory(err, "exchanges of ranks");
+    }
     graft_status st = gr_mover_init(&s->move, comm, p->device, bytes + most.layer * (int64_t)sizeof(float), err);
     if (st == GRAFT_OK && !(s->parts = p->device->alloc(p->device, bytes)))
         st = gr_fail_device_memory(p->device, bytes, "sums over ranks", err);
@@ -79,12 +83,26 @@ graft_status gr_shard_init(gr_shard *s, gr_comm *comm, gr_params *p, gr_model *m
 void gr_shard_release(gr_shard *s) {
     if (s->parts) s->params->device->free(s->params->device, s->parts);
     gr_mover_release(&s->move);
+    free(s->comes);
     *s = (gr_shard){0};
 }
 
 /* What the compute queue is given from now on comes after it. */
 static void wait_for(gr_shard *s, gr_mark done) {
     if (done) s->move.device->wait(s->move.device, GR_QUEUE_COMPUTE, done);
+}
+
+/* All that was sent for after an update is there. */
+static void all_come(gr_shard *s) {
+    for (int64_t i = 0; s->comes && i < s->last + 2; i++) wait_for(s, s->comes[i]), s->comes[i] = 0;
+    if (s->comes) s->reader->elsewhere = (gr_elsewhere){0};
+}
+
+/* A gr_elsewhere of the model, from an update on and until its last layer is there. */
+static void await(void *context, int64_t layer) {
+    gr_shard *s = context;
+    if (layer == s->last) all_come(s);
+    else wait_for(s, s->comes[layer + 1]), s->comes[layer + 1] = 0;
 }
 
 /* ---- gradients leave ---- */
@@ -114,6 +132,7 @@ void gr_shard_reduce(gr_shard *s, int64_t layer) {
     const int64_t float_bytes = (int64_t)sizeof(float);
     add_up(s);                                                                                /* their parts make room */
     for (int at = 0; layer < 0 && at < GR_LEN(s->arrives); at++) wait_for(s, s->arrives[at]); /* an update comes next */
+    if (layer < 0) all_come(s);
     if (items.begin == items.end) return;
     const int64_t mine = gr_params_share_of(p, items, p->form.rank).n;
     for (int i = 0; i < p->form.size; i++) {
@@ -168,11 +187,13 @@ graft_status gr_shard_renew(gr_shard *s, graft_error *err) {
     graft_status st = GRAFT_OK;
     gr_mark done = 0;
     if (p) forget(s);
-    for (int64_t i = 0, end; p && p->form.sharded < GR_SHARDED_VALUES && i < p->n_items && st == GRAFT_OK; i = end) {
-        const gr_range items = gr_params_layer(p, p->items[i].layer);
-        st = gather_layer(s, items, &done, err), end = items.end;
+    if (!p || p->form.sharded >= GR_SHARDED_VALUES) return GRAFT_OK;
+    for (int64_t layer = -1; layer <= s->last && st == GRAFT_OK; layer++) {
+        gr_mark *at = s->comes ? &s->comes[layer + 1] : &done;
+        st = gather_layer(s, gr_params_layer(p, layer), at, err);
+        if (!s->comes) wait_for(s, done);
     }
-    wait_for(s, done); /* exchanges are done in their order */
+    if (s->comes) s->reader->elsewhere = (gr_elsewhere){await, s};
     return st;
 }
 
@@ -309,6 +330,7 @@ done:
 
 graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err) {
     if (!s->params) return GRAFT_OK;
+    all_come(s);
     s->reads = true;
     if (s->params->form.rank != 0) return serve(s, what, err);
     s->params->fetch = fetch, s->params->fetch_context = s;

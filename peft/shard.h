@@ -17,6 +17,10 @@ typedef struct gr_shard {
      * until a mark; the layer that was read last; the last of all. */
     int64_t here[3], before, last;
     gr_mark arrives[3];
+    /* Without GR_SHARDED_VALUES, where exchanges go beside the compute queue: the model that reads the values, and until when those
+     * of layer i - 1 are on their way after an update, 0: they are there; NULL: nothing is awaited layer by layer. */
+    gr_model *reader;
+    gr_mark *comes;  /* [n_layers + 2] */
     int64_t leaving; /* the layer whose gradients are on their way until a mark, and not added up yet */
     gr_mark left;
     bool reads;      /* rank 0 reads, the others serve */
@@ -47,7 +51,8 @@ void gr_shard_release(gr_shard *s);
 /* The layer's gradients are whole: they go to params->sum, and their place becomes zero; with form.turns by the time when those of
  * the next layer are whole, and of the embedding, which is last, at once. */
 void gr_shard_reduce(gr_shard *s, int64_t layer);
-/* After an update of params: the weights of all ranks' parts are here, or will be when they are brought. */
+/* After an update of params: the weights of all ranks' parts are here, or will be when they are brought (gr_model_bring, which makes
+ * the forms of a layer anew too). */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
 /* st, or what hooks met. */
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err);

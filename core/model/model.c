@@ -348,7 +348,7 @@ void gr_model_bring(const gr_model *m, int64_t layer) {
 }
 
 void gr_model_bring_all(const gr_model *m) {
-    for (int64_t i = -1; m->elsewhere.bring && i <= m->config.n_layers; i++) m->elsewhere.bring(m->elsewhere.context, i);
+    for (int64_t i = -1; i <= m->config.n_layers; i++) gr_model_bring(m, i);
 }
 
 void gr_model_use(gr_model *m, gr_model_forms forms) {

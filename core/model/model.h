@@ -46,8 +46,9 @@ typedef struct gr_model_forms {
     bool trained;   /* plans: all weights will be in a set of parameters, of the type of products */
 } gr_model_forms;
 
-/* Weights that are not here all the time: brought to where the slots point before a layer reads them; -1: the embedding, n_layers:
- * the last norm and the head. They stay until the layer after next is brought, those that a tied head shares until they change. */
+/* Weights that are not here all the time, or new ones on their way: brought to where the slots point before a layer reads them; -1:
+ * the embedding, n_layers: the last norm and the head. They stay until the layer after next is brought, those that a tied head
+ * shares until they change. */
 typedef struct gr_elsewhere {
     void (*bring)(void *context, int64_t layer); /* NULL: all are here */
     void *context;
@@ -62,7 +63,7 @@ typedef struct gr_model {
     gr_threads *threads;
     gr_dtype compute;       /* of the frozen products and of attention */
     gr_model_forms forms;   /* set by gr_model_use */
-    gr_elsewhere elsewhere; /* with forms.elsewhere */
+    gr_elsewhere elsewhere; /* with forms.elsewhere; without, as long as some are on their way */
     bool placed;
     bool qk_norm, branch_norm; /* which norms its layers have beside the two that all have */
     gr_linear embed;           /* its products are rows */
