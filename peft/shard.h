@@ -51,8 +51,8 @@ void gr_shard_release(gr_shard *s);
 /* The layer's gradients are whole: they go to params->sum, and their place becomes zero; with form.turns by the time when those of
  * the next layer are whole, and of the embedding, which is last, at once. */
 void gr_shard_reduce(gr_shard *s, int64_t layer);
-/* After an update of params: the weights of all ranks' parts are here, or will be when they are brought (gr_model_bring, which makes
- * the forms of a layer anew too). */
+/* After an update of params: the weights of all ranks' parts are here, or will be when they are brought (gr_model_bring, which also
+ * makes the forms of a layer anew). */
 graft_status gr_shard_renew(gr_shard *s, graft_error *err);
 /* st, or what hooks met. */
 graft_status gr_shard_status(const gr_shard *s, graft_status st, graft_error *err);
