@@ -330,7 +330,10 @@ done:
 
 graft_status gr_shard_begin_reading(gr_shard *s, const char *what, graft_error *err) {
     if (!s->params) return GRAFT_OK;
-    all_come(s);
+    if (s->comes && s->reader->elsewhere.bring) { /* no pass has come since the update */
+        all_come(s);
+        gr_model_renew(s->reader);
+    }
     s->reads = true;
     if (s->params->form.rank != 0) return serve(s, what, err);
     s->params->fetch = fetch, s->params->fetch_context = s;
