@@ -157,17 +157,19 @@ static int find_dead(const gr_comm *c) {
     return -1;
 }
 
-/* Processor time of a process of this host, in ticks; -1: not known. */
-static int64_t ticks_of(int64_t pid) {
-    char path[64], text[1024], *at;
+/* Processor time of a process of this host, in ticks, and whether it is stopped; -1: not known. */
+static int64_t ticks_of(int64_t pid, bool *stopped) {
+    char path[64], text[1024], *at, state = ' ';
     long long user = 0, system = 0;
+    *stopped = false;
     snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
     FILE *f = fopen(path, "re");
     if (!f) return -1;
     text[fread(text, 1, sizeof text - 1, f)] = '\0';
     fclose(f);
-    at = strrchr(text, ')'); /* behind the name, fields 3 and on: the 14th and 15th are wanted */
-    if (!at || sscanf(at + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lld %lld", &user, &system) != 2) return -1;
+    at = strrchr(text, ')'); /* behind the name, fields 3 and on: the 14th and 15th are wanted too */
+    if (!at || sscanf(at + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lld %lld", &state, &user, &system) != 3) return -1;
+    *stopped = state == 'T' || state == 't';
     return user + system;
 }
 
@@ -176,18 +178,25 @@ static int find_still(gr_comm *c, double began, double now) {
     for (int i = 0; i < c->size; i++) {
         still *s = &c->stills[i];
         if (!c->waits[i] || i == c->rank || !is_here(c, i)) continue;
-        const int64_t ticks = ticks_of(c->places[i].pid);
+        bool stopped;
+        const int64_t ticks = ticks_of(c->places[i].pid, &stopped);
         if (ticks < 0 || ticks != s->ticks || s->since < began) *s = (still){ticks, now};
         else if (now - s->since > c->deadline) return i;
     }
     return -1;
 }
 
-/* Of the ranks that are waited for, the one that has said the least: others wait themselves. */
+/* Of the ranks that are waited for, one that stands still on this host, else the one that has said the least: others wait
+ * themselves. */
 static int find_silent(const gr_comm *c) {
     int silent = -1;
-    for (int i = 0; i < c->size; i++)
-        if (c->waits[i] && i != c->rank && (silent < 0 || c->heard[i] < c->heard[silent])) silent = i;
+    for (int i = 0; i < c->size; i++) {
+        bool stopped = false;
+        if (!c->waits[i] || i == c->rank) continue;
+        if (is_here(c, i)) (void)ticks_of(c->places[i].pid, &stopped);
+        if (stopped) return i;
+        if (silent < 0 || c->heard[i] < c->heard[silent]) silent = i;
+    }
     return silent < 0 ? (c->rank + 1) % c->size : silent;
 }
 

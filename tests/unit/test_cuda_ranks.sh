@@ -40,6 +40,7 @@ model: {base: $TINY, dtype: fp32}
 adapter: {rank: 4, alpha: 8, target_modules: [q_proj, v_proj, down_proj], dropout: 0.1}
 data: {train: t.jsonl, max_length: 128, cache: none}
 train: {max_steps: 5, batch_size: 16, learning_rate: 3.0e-3}
+save: {every: 100}
 log: {every: 1}
 device: cuda
 output_dir: run
@@ -60,8 +61,8 @@ try() { # try RANKS NAME WAY SETTING...: a run of one card that is there, on sev
     check "$name: NCCL moves the bytes" grep -q 'bytes between devices go by NCCL' err.txt
     check "$name, $way: $n cards train what one does" close "$name" "$name$way"
     how=("${again[@]}")
-    ranks "$n" "$GRAFT" train r.yaml output_dir="again$name$way" train.sharding="$way" train.max_steps="$steps" "$@" >/dev/null \
-        2>again.txt
+    ranks "$n" "$GRAFT" train r.yaml output_dir="again$name$way" train.sharding="$way" train.max_steps="$steps" log.every=100 "$@" \
+        >/dev/null 2>again.txt
     check "$name, $way, ${again[*]}: the same bits" same {,again}"$name$way/$files"
 }
 if [ "$all" = all ]; then steps=30 n=8 again=(--delay 300 --check); else steps=5 n=2 again=(--delay 50); fi
@@ -78,6 +79,19 @@ if [ "$all" = all ]; then
     check "zero2 has the bits of zero1" same fullzero[12]/$files
     check "zero3 has them too" same fullzero[13]/$files
 fi
+
+# ---- one card is late: what the other has sent for is not there when it goes on, and is waited for ----
+how=()
+late() { # late WAY MICROSECONDS: of the second rank, before each work of a queue
+    # shellcheck disable=SC2016
+    ranks 2 sh -c 'CUDAEMU_DELAY_US=$((OMPI_COMM_WORLD_RANK * $0)) exec "$@"' "$2" "$GRAFT" train r.yaml "${full[@]}" --overwrite \
+        output_dir="late$1$2" train.sharding="$1" train.batch_size=4 train.max_steps=4 log.every=100 >/dev/null 2>late.txt
+}
+late zero1 0
+for way in zero1 zero2 zero3; do
+    late $way 2000
+    check "$way, one card late: the same bits" same latezero10/model/model.safetensors "late${way}2000/model/model.safetensors"
+done
 
 # ---- what a step calls on two cards, of the same samples each: that of 4 steps less that of 3 ----
 how=(--trace)
