@@ -166,6 +166,10 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     GR_TRY(gr_comm_agree(o->comm, "the recipe", load_recipe(a, o->dry_run, &r, err), NULL, err));
     catch_signals();
     st = gr_train(r, o, &result, err);
+    if (st == GRAFT_OK) { /* one that is lost now is still named */
+        st = gr_comm_agree(o->comm, "the end", st, NULL, err);
+        gr_comm_leave(o->comm, st, err);
+    }
     if (st != GRAFT_OK && !report.data) goto done; /* a plan is told also where it is refused */
     if (gr_comm_rank(o->comm) > 0) goto done;
     if (gr_args_has(a, "json")) print_json(r, o, &result);

@@ -114,7 +114,8 @@ hurt() {
     wait "$job"
     code=$?
     ended=$((($(now) - at) / 1000000))
-    if [ $code = 0 ]; then # it came too late: the rank had nothing left to do
+    if [ $code = 0 ] || { ! grep '^graft: ' err.txt >/dev/null && grep -x 'status: finished' $dir/.graft >/dev/null; }; then
+        # it came too late: the rank had nothing left to do but to leave MPI
         check "$name: the run was over" test -s $dir/$weights
         rm -rf $dir $dir.cache
         return
