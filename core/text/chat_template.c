@@ -250,8 +250,11 @@ static graft_status unknown_template(const char *name, graft_error *err) {
     const char *choices = list.data ? list.data : "", *nearest = gr_nearest(name, gr_chat_names(), n);
     graft_status st;
     if (strcmp(name, "auto") == 0)
-        st = gr_fail(err, GRAFT_BAD_USAGE, "the model has no chat template; name one: template: %s, or a FILE.jinja or FILE.yaml",
-                     choices);
+        st = gr_fail(
+            err, GRAFT_BAD_USAGE,
+            "the model has no chat template; name one (data.template in a recipe, --template elsewhere): %s, or a FILE.jinja or "
+            "FILE.yaml",
+            choices);
     else
         st = gr_fail(err, GRAFT_BAD_USAGE, "unknown chat template \"%.80s\"%s%s; known: auto, %s, or a FILE.jinja or FILE.yaml",
                      name, nearest ? ", did you mean " : "", nearest ? nearest : "", choices);
