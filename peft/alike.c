@@ -77,7 +77,7 @@ static void say_number(said *s, uint64_t number) {
 graft_status gr_alike_work(const gr_run *run, graft_error *err) {
     static const char *const names[] = {"type of the products",  "tokens of data.train", "samples of data.train",
                                         "data.train, by a hash", "tokens of data.eval",  "samples of data.eval",
-                                        "data.eval, by a hash",  "trained parameters"};
+                                        "data.eval, by a hash",  "trained parameters",   "model.base, by a hash"};
     const gr_dataset *sets[] = {run->train, run->eval};
     said mine[GR_LEN(names)] = {0};
     if (!run->comm) return GRAFT_OK;
@@ -89,5 +89,28 @@ graft_status gr_alike_work(const gr_run *run, graft_error *err) {
         say_number(&mine[3 + 3 * i], d ? d->key : 0);
     }
     say_number(&mine[7], (uint64_t)run->params.n_parameters);
+    say_number(&mine[8], gr_weights_glance(run->session.model->weights));
     return compare(run->comm, "the data", mine, names, GR_LEN(names), err);
+}
+
+graft_status gr_alike_values(const gr_run *run, graft_error *err) {
+    static const char *const names[] = {"the adapter's first values (adapter.init_from), by a hash"};
+    const gr_params *p = &run->params;
+    graft_status st = GRAFT_OK;
+    uint64_t hash = 0;
+    said mine = {0};
+    if (!run->comm || !run->adapter) return GRAFT_OK; /* of a whole model they are those of the base */
+    float *value = gr_calloc(gr_params_largest(p), sizeof *value);
+    if (!value) st = gr_fail_memory(err, names[0]);
+    for (int64_t i = 0; value && i < p->n_items; i++) {
+        gr_params_read(p, GR_PARAMS_VALUE, i, value);
+        hash = XXH3_64bits_withSeed(value, (size_t)p->items[i].n * sizeof *value, hash);
+    }
+    free(value);
+    if (st == GRAFT_OK) st = gr_device_status(run->session.machine.device, err);
+    say_number(&mine, hash);
+    GR_TRY(gr_comm_agree(run->comm, "the first values", st, NULL, err));
+    GR_TRY(compare(run->comm, "the first values", &mine, names, 1, err));
+done:
+    return st;
 }

@@ -72,8 +72,11 @@ graft_status gr_run_result(gr_run *run, graft_error *err);
 /* Ranks: by one recipe? Every key but those that say where a host has its files, or what it lends. BAD_USAGE, on all ranks, naming
  * one that differs from rank 0's, with both values. Nothing with one rank. */
 graft_status gr_alike_settings(const gr_run *run, graft_error *err);
-/* The same of what they make of it: type of the products, data, what is trained. After the data were opened. */
+/* The same of what they make of it: type of the products, data, what is trained, the base (gr_weights_glance). After the data were
+ * opened. */
 graft_status gr_alike_work(const gr_run *run, graft_error *err);
+/* The same of an adapter's values. After load_params. */
+graft_status gr_alike_values(const gr_run *run, graft_error *err);
 
 /* ---- resume.c ---- */
 

@@ -342,6 +342,7 @@ graft_status gr_train(const gr_recipe *r, const gr_train_options *o, gr_train_re
     GR_TRY(gr_plan_memory(&run, gr_longest_sample(run.train), err));
     GR_TRY(load_model(&run, err));
     GR_TRY(load_params(&run, err));
+    GR_TRY(gr_alike_values(&run, err));
     gr_model_use(run.session.model, gr_plan_forms(&run));
     gr_run_release_gradients(&run);
     GR_TRY(gr_decoder_new(&run.decoder, run.session.model, &run.plan, err));
