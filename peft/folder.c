@@ -115,8 +115,18 @@ static bool is_unfinished(const char *name) {
     return tmp && tmp[5] && strspn(tmp + 5, "0123456789") == strlen(tmp + 5) && is_run_name(name, (size_t)(tmp - name));
 }
 
+static bool is_rank_log(const char *name) { return gr_starts_with(name, "rank-"); }
+
+static void remove_rank_logs(const char *dir) {
+    char *ranks = gr_path_join(dir, "ranks");
+    if (ranks) each_entry(ranks, is_rank_log, gr_remove_all);
+    if (ranks) rmdir(ranks); /* where nothing else lies in it */
+    free(ranks);
+}
+
 static void remove_run(const char *dir) {
     each_entry(dir, is_events, gr_remove_all);
+    remove_rank_logs(dir);
     for (int i = 0; i < GR_LEN(run_files); i++) {
         char *path = gr_path_join(dir, run_files[i]);
         if (path && !gr_is_dir(path)) gr_remove_all(path);

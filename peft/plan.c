@@ -87,6 +87,9 @@ graft_status gr_plan_steps(gr_run *run, graft_error *err) {
     if (run->total_steps < 1 && run->samples > 0)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "train.num_train_epochs %g gives no step: raise it, or the weights of data.train",
                        r->train_num_train_epochs));
+    if (r->train_batch_size < run->ranks)
+        gr_note("train.batch_size is %lld: %lld of %d ranks have nothing to compute in a step", (long long)r->train_batch_size,
+                (long long)(run->ranks - r->train_batch_size), run->ranks);
     run->eval_every = r->eval_every >= 0 ? r->eval_every : GR_MAX(1, run->total_steps / EVALUATIONS);
     run->save_every = r->save_every >= 0 ? r->save_every : run->eval_every;
     run->log_every = r->log_every > 0 ? r->log_every : GR_MAX(1, run->total_steps / LOGGED_WINDOWS);

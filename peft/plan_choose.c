@@ -178,14 +178,18 @@ static graft_status refuse(gr_run *run, graft_error *err) {
             (double)run->memory.host / (1 << 20), (double)run->memory.data / (1 << 20), (double)run->host_limit / (1 << 20),
             less_data(run));
     gr_plan_advice(run, &advice);
-    const char *which = run->r->train_memory_limit > run->memory_limit ? "there are"
-                        : run->r->train_memory_limit > 0               ? "train.memory_limit allows"
-                        : gr_plan_on_card(run)                         ? "of the card's memory it may have"
+    char parts[64] = "";
+    if (run->plan.max_tokens > 1) /* else it is the least that any run needs */
+        snprintf(parts, sizeof parts, " with micro-batches of %lld tokens", (long long)run->plan.max_tokens);
+    const char *which = run->r->train_memory_limit > run->memory_limit && run->comm && !gr_plan_on_card(run)
+                            ? "of train.memory_limit each rank may have"
+                        : run->r->train_memory_limit > run->memory_limit ? "there are"
+                        : run->r->train_memory_limit > 0                 ? "train.memory_limit allows"
+                        : gr_plan_on_card(run)                           ? "of the card's memory it may have"
                                                : "train.memory_limit allows, three quarters of what is free,";
-    graft_status st = gr_fail(err, GRAFT_BAD_USAGE,
-                              "training needs %.1f MiB with micro-batches of %lld tokens, %s %.1f MiB; less is needed with %s",
-                              (double)run->memory.total / (1 << 20), (long long)run->plan.max_tokens, which,
-                              (double)run->memory_limit / (1 << 20), advice.data ? advice.data : "a smaller base");
+    graft_status st = gr_fail(err, GRAFT_BAD_USAGE, "training needs %.1f MiB%s, %s %.1f MiB; less is needed with %s",
+                              (double)run->memory.total / (1 << 20), parts, which, (double)run->memory_limit / (1 << 20),
+                              advice.data ? advice.data : "a smaller base");
     gr_str_release(&advice);
     return st;
 }

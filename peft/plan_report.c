@@ -213,7 +213,9 @@ static void put_disk(const gr_run *run, const gr_plan_facts *f, gr_str *out) {
         gr_str_puts(out, "; free are ");
         put_size(out, f->disk_free);
         if (f->disk_free < f->disk_bytes)
-            gr_str_puts(out, ", TOO LITTLE: fewer checkpoints with save.every or save.save_total_limit");
+            gr_str_puts(out, f->cache_bytes > f->checkpoint_bytes
+                                 ? ", TOO LITTLE: another disk with data.cache"
+                                 : ", TOO LITTLE: fewer checkpoints with save.every or save.save_total_limit");
     }
     gr_str_puts(out, "\n");
 }

@@ -272,6 +272,9 @@ static bool has_data(const gr_recipe *r, const char **missing) {
 
 /* What a dry run without data says: steps of an assumed set, or of none. */
 static graft_status assume_data(gr_run *run, const gr_train_options *o, graft_error *err) {
+    if (o->mean_tokens > run->r->data_max_length && run->r->train_objective != GR_OBJECTIVE_PRETRAIN)
+        return gr_fail(err, GRAFT_BAD_USAGE, "--mean-tokens %lld: samples are cut to data.max_length, which is %lld",
+                       (long long)o->mean_tokens, (long long)run->r->data_max_length);
     run->samples = o->samples;
     run->mean_tokens = o->mean_tokens > 0 ? o->mean_tokens : run->r->data_max_length;
     return gr_plan_steps(run, err);

@@ -388,7 +388,12 @@ graft_status gr_make_dirs(const char *path, graft_error *err) {
         *c = '/';
     }
     graft_status st = GRAFT_OK;
-    if (mkdir(p, 0777) != 0 && !gr_is_dir(p)) st = gr_fail_errno(err, GRAFT_FAILED, "making folder %s", path);
+    const bool made = mkdir(p, 0777) == 0;
+    const int why = errno; /* which a look at the folder changes */
+    if (!made && !gr_is_dir(p)) {
+        errno = why;
+        st = gr_fail_errno(err, GRAFT_FAILED, "making folder %s", path);
+    }
     free(p);
     return st;
 }

@@ -19,6 +19,7 @@ enum { DEADLINE = 300, HOST_BYTES = 64 };
 #define SPEAKING    5.0 /* seconds that a message takes at most */
 #define LOOK_AROUND 0.2 /* seconds after which the processes of this host are looked for again, and notes read */
 #define SAY_AFTER   1.0 /* seconds after which a rank that waits says so */
+#define TELLING     3   /* seconds in which mpirun has ended the others, when a rank has left with a failure */
 #define WORD_NAME   "graft-ranks"
 #define LAST_WORD   0.5 /* seconds in which what a rank has said before it left is still listened for */
 
@@ -413,10 +414,9 @@ bool gr_comm_speaks(const gr_comm *c) { return !c || ((c->rank == speaker(c) || 
 
 /* ---- opening ---- */
 
-/* How many ranks this process was started as one of, as mpirun (Open MPI, MPICH) and srun say in the environment; *all false: that
- * is of this host alone. 1: by itself, as are srun of one task, a batch script and a shell in an allocation, which have no rank, or
- * a step of one. */
-static int started_as_one_of(bool *all) {
+/* As mpirun (Open MPI, MPICH) and srun say in the environment; *all false: that is of this host alone. 1: by itself, as are srun of
+ * one task, a batch script and a shell in an allocation, which have no rank, or a step of one. */
+static int started_as_one_of(bool *all, int *rank) {
     static const struct {
         const char *size, *rank;
         bool all;
@@ -426,10 +426,21 @@ static int started_as_one_of(bool *all) {
                 {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", true}};
     for (int i = 0; i < GR_LEN(told); i++) {
         const char *size = getenv(told[i].size);
+        const char *mine = getenv(told[i].rank);
         *all = told[i].all;
-        if (size && getenv(told[i].rank) && atoi(size) > 1) return atoi(size);
+        if (size && mine && atoi(size) > 1) return *rank = atoi(mine), atoi(size);
     }
-    return 1;
+    return *rank = 0, 1;
+}
+
+int gr_comm_started(int *rank) {
+    bool all;
+    return started_as_one_of(&all, rank);
+}
+
+void gr_comm_let_first_tell(void) {
+    int rank;
+    if (gr_comm_started(&rank) > 1 && rank > 0) sleep((unsigned)TELLING);
 }
 
 graft_status gr_comm_deadline(double *seconds, graft_error *err) {
@@ -480,7 +491,8 @@ static graft_status find_places(gr_comm *c, graft_error *err) {
 graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     graft_status st;
     bool all;
-    const int expected = started_as_one_of(&all);
+    int rank;
+    const int expected = started_as_one_of(&all, &rank);
     gr_comm *c = NULL;
     char why[512] = "";
     *out = NULL;
@@ -488,6 +500,7 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     void *library = gr_plugin_load("libgraft_mpi.so", "GRAFT_MPI_LIB");
     gr_transport_open_fn *start = library ? (gr_transport_open_fn *)(uintptr_t)dlsym(library, "gr_transport_open") : NULL;
     if (!start) {
+        gr_comm_let_first_tell();
         return gr_fail(err, GRAFT_BAD_USAGE, "this was started as one of several ranks, for which libgraft_mpi.so is needed: %s",
                        library ? "what GRAFT_MPI_LIB names is not graft's" : gr_plugin_error());
     }

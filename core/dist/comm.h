@@ -18,6 +18,11 @@ typedef struct gr_comm gr_comm;
  * library that moves bytes between ranks (libgraft_mpi.so, or what GRAFT_MPI_LIB names) cannot be used: training every rank by
  * itself is never what was meant. deadline: seconds that a rank waits for another in an exchange; <= 0: 300. */
 graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err);
+/* How many ranks this process was started as one of, by the environment, and which of them; 1 and 0: it is alone. */
+int gr_comm_started(int *rank);
+/* Before a failure is told that all ranks meet before they have come together: the first tells it, the others wait for a while, in
+ * which mpirun ends them. */
+void gr_comm_let_first_tell(void);
 /* What GRAFT_RANK_DEADLINE sets, 300 without it; BAD_USAGE: it is no positive number. */
 graft_status gr_comm_deadline(double *seconds, graft_error *err);
 /* Leaves; after a failure without a word to the others. mpirun ends all as soon as one has left with a failure: those that do not

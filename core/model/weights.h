@@ -50,8 +50,8 @@ graft_status gr_weights_list(gr_weight_entry **entries, int64_t *n, const gr_mod
 int64_t gr_gguf_row(int64_t row, int64_t n_heads, int64_t rows);
 /* XXH3-64 over all weights in order: frozen weights prove that they did not change. */
 uint64_t gr_weights_hash(const gr_weights *w);
-/* The same over names, types, shapes, tensors of 64 KiB at most and pieces of larger ones: tells another model, also a finetuned one,
- * in no time. Of the file: before a load. */
+/* The same over names, types, shapes, tensors of 64 KiB at most and pieces of larger ones: tells another model, also a finetuned
+ * one, in no time. Of the file: before a load. */
 uint64_t gr_weights_glance(const gr_weights *w);
 
 #endif

@@ -58,7 +58,10 @@ static void catch_signals(void) {
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL); /* mpirun passes it on, and batch systems send it before the time is up */
-    struct sigaction hangup;           /* a connection that is gone; of nohup it is ignored */
+    sigaction(SIGUSR2, &action, NULL);
+    sigaction(SIGXCPU, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* whoever read the progress is gone: the run goes on */
+    struct sigaction hangup;  /* a connection that is gone; of nohup it is ignored */
     if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL);
 }
 
@@ -162,7 +165,12 @@ static graft_status run(const gr_args *a, gr_train_options *o, graft_error *err)
     gr_plan_facts facts = {0};
     o->report = &report;
     o->facts = &facts;
-    if (!o->dry_run) GR_TRY(join_ranks(&o->comm, err));
+    if (o->dry_run) { /* of all ranks, by the first */
+        int rank;
+        const int ranks = gr_comm_started(&rank);
+        if (rank > 0) return GRAFT_OK;
+        if (o->ranks == 0) o->ranks = ranks;
+    } else GR_TRY(join_ranks(&o->comm, err));
     GR_TRY(gr_comm_agree(o->comm, "the recipe", load_recipe(a, o->dry_run, &r, err), NULL, err));
     catch_signals();
     st = gr_train(r, o, &result, err);
@@ -197,7 +205,7 @@ enum { MOST_RANKS = 4096 };
 
 graft_status gr_cmd_plan(const gr_args *a, graft_error *err) {
     gr_train_options o = {.dry_run = true, .calibrate = true};
-    graft_status st = gr_args_int(a, "ranks", 1, 1, &o.ranks, err);
+    graft_status st = gr_args_int(a, "ranks", 1, 0, &o.ranks, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "samples", 1, 0, &o.samples, err);
     if (st == GRAFT_OK) st = gr_args_int(a, "mean-tokens", 1, 0, &o.mean_tokens, err);
     if (st != GRAFT_OK) return st;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/dist/comm.h"
 #include "peft/cli/commands.h"
 
 /* A command that was short of memory: its options that have it need less. */
@@ -25,6 +26,13 @@ static graft_status tell_options(const gr_args *a, graft_status st, graft_error 
     return st;
 }
 
+/* A pipe that nobody reads any more: the signal comes of a write of this thread, in which all that follows may be called. */
+static void on_pipe(int number) {
+    (void)gr_unfinished_remove();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
 /* Waits for a signal that ends this process: what it was writing is removed before. */
 static void *end_by_signal(void *signals) {
     int number = 0;
@@ -37,11 +45,13 @@ static void *end_by_signal(void *signals) {
 
 /* Those of train, plan and chat are their own. Before any thread has started: they all leave the signals to the one here. */
 static void watch_signals(const gr_command *c) {
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU};
     static sigset_t signals;
     struct sigaction action;
     pthread_t thread;
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow any more is an error of its write, as on a full disk */
     if (c->run == gr_cmd_train || c->run == gr_cmd_plan || c->run == gr_cmd_chat) return;
+    signal(SIGPIPE, on_pipe);
     sigemptyset(&signals);
     for (int i = 0; i < GR_LEN(numbers); i++) /* what is ignored (nohup) stays so */
         if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL) sigaddset(&signals, numbers[i]);
@@ -54,6 +64,7 @@ int main(int argc, char **argv) {
     graft_error err = {0};
     gr_args args = {0};
     graft_status st = gr_args_parse(&args, argc, argv, &err);
+    if (st != GRAFT_OK) gr_comm_let_first_tell();
     if (st == GRAFT_OK && gr_args_has(&args, "help")) gr_print_help(args.command);
     else if (st == GRAFT_OK) {
         watch_signals(args.command);

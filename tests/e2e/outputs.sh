@@ -185,10 +185,15 @@ ended() {
     check "$name: and that is said" grep -q '^graft: interrupted: what was being written is removed$' ended.log
 }
 ended "a file, SIGTERM" TERM ended.jsonl "$G" data make school-math --n 100000000 --out ended.jsonl
-ended "a file, SIGHUP" HUP ended.jsonl "$G" data make school-math --n 100000000 --out ended.jsonl
+for signal in HUP USR1 XCPU; do
+    ended "a file, SIG$signal" $signal ended.jsonl "$G" data make school-math --n 100000000 --out ended.jsonl
+done
 large_model large 30000
 ended "a folder, SIGTERM" TERM weights "$G" merge --model large --format hf --out weights
 ended "a GGUF, SIGTERM" TERM ended.gguf "$G" merge --model large --format gguf --out ended.gguf
 timeout -s INT 1 "$G" data make school-math --n 100000000 --out ended.jsonl 2>ended.log
 check "a file, SIGINT: nothing is left" bash -c '! compgen -G "ended.jsonl*"'
+(ulimit -f 300 && "$G" data make school-math --n 100000 --out ended.jsonl) 2>ended.log
+check "a file that may not grow any more is an error" grep -q '^graft: error: .*: File too large$' ended.log
+check "and nothing is left of it" bash -c '! compgen -G "ended.jsonl*"'
 finish

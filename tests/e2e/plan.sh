@@ -74,6 +74,10 @@ says "data that is missing" 0 "data: none.jsonl is not here: no steps" "$GRAFT" 
 says "steps of an assumed set" 0 "steps                 75 (25 an epoch" \
     "$GRAFT" plan tiny.yaml data.train=none.jsonl train.max_steps=null \
     train.num_train_epochs=3 --samples 50 --mean-tokens 40
+says "more tokens than a sample may have" 2 "samples are cut to data.max_length, which is 2048" \
+    "$GRAFT" plan tiny.yaml data.max_length=2048 --samples 5 --mean-tokens 2049
+says "ranks without work" 0 "train.batch_size is 2: 6 of 8 ranks have nothing to compute in a step" \
+    "$GRAFT" plan tiny.yaml --ranks 8
 says "tokens without samples" 2 "--samples" "$GRAFT" plan tiny.yaml --mean-tokens 40
 says "a shape alone" 0 "weights counted as bf16" "$GRAFT" plan tiny.yaml model.base="$TINY/config.json"
 # norms of heads that are wider than the stream are measured too

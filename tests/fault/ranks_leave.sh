@@ -71,6 +71,11 @@ differs 0 train.seed=7 'rank 1 \(.*\): train.seed: 42 here, 7 at rank 0'
 differs 3 data.train=e.jsonl 'rank 3 \(.*\): tokens of data.train: 1275 here, 10177 at rank 0'
 differs 1 data.eval=t.jsonl 'rank 1 \(.*\): tokens of data.eval: 10177 here, 1275 at rank 0'
 sed '1s/count 1/count 2/' t.jsonl >other.jsonl
+cp -r "$TINY" base
+printf '\x11' | dd of=base/model.safetensors bs=1 seek=$(($(stat -c %s base/model.safetensors) - 9)) conv=notrunc status=none
+differs 2 model.base=base 'rank 2 \(.*\): model.base, by a hash: [0-9]+ here, [0-9]+ at rank 0'
+differs 3 adapter.init_from=reference \
+    "rank 3 \(.*\): the adapter's first values \(adapter.init_from\), by a hash: [0-9]+ here, [0-9]+ at rank 0"
 differs 1 data.train=other.jsonl 'rank 1 \(.*\): data.train, by a hash: [0-9]+ here, [0-9]+ at rank 0'
 cp -r cache cache2
 ODD=1 SETS="data.cache=cache2 threads=1" run own
