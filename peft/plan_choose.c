@@ -15,7 +15,7 @@ enum { CHANGES = 10 };
 /* What ranks keep shares of, from now on; false: not in this run. */
 static bool use_sharding(gr_run *run, enum gr_recipe_train_sharding what) {
     run->sharding = what;
-    return gr_shard_form(&run->params.form, run->r, what, gr_comm_rank(run->comm), run->ranks, NULL) == GRAFT_OK;
+    return gr_shard_form(&run->params.form, run->r, what, gr_comm_rank(run->comm), run->ranks);
 }
 
 /* Is it worth it? Files that ranks map are shared as they are. */

@@ -5,29 +5,17 @@
 
 #include "core/model/machine.h"
 
-graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size,
-                           graft_error *err) {
+bool gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size) {
     static const gr_sharded what[] = {[GR_SHARDING_NONE] = GR_SHARDED_NOTHING,
                                       [GR_SHARDING_ZERO1] = GR_SHARDED_STATES,
                                       [GR_SHARDING_ZERO2] = GR_SHARDED_GRADIENTS,
                                       [GR_SHARDING_ZERO3] = GR_SHARDED_VALUES};
-    const bool base = gr_shard_has_base(r, sharding, size);
     form->rank = rank, form->size = size, form->sharded = GR_SHARDED_NOTHING;
-    if (size == 1 || sharding == GR_SHARDING_NONE) return GRAFT_OK;
-    if (base && r->model_compute == GR_COMPUTE_INT8)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "train.sharding zero3 does not go with model.compute int8, whose forms are of whole weights");
-    if (base) return GRAFT_OK; /* nothing that is trained */
-    if (r->adapter_method != GR_METHOD_FULL)
-        return gr_fail(
-            err, GRAFT_BAD_USAGE,
-            "train.sharding: zero1 and zero2 are of adapter.method full; an adapter's states are small, zero3 shares out "
-            "the base");
-    if (r->train_optimizer != GR_OPTIMIZER_ADAMW)
-        return gr_fail(err, GRAFT_BAD_USAGE,
-                       "train.sharding is of train.optimizer adamw: adamw_8bit and adafactor need a tensor as a whole");
+    if (size == 1 || sharding == GR_SHARDING_NONE) return true;
+    if (gr_shard_has_base(r, sharding, size)) return r->model_compute != GR_COMPUTE_INT8; /* nothing that is trained */
+    if (r->adapter_method != GR_METHOD_FULL || r->train_optimizer != GR_OPTIMIZER_ADAMW) return false;
     form->sharded = what[sharding];
-    return GRAFT_OK;
+    return true;
 }
 
 /* ---- memory ---- */

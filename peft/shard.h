@@ -32,10 +32,9 @@ typedef struct gr_shard {
     graft_error err;
 } gr_shard;
 
-/* The parts of a rank of so many where ranks keep shares of what `sharding` says, which is not auto. BAD_USAGE, by name: the recipe
- * goes with no such sharding. */
-graft_status gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size,
-                           graft_error *err);
+/* The parts of a rank of so many where ranks keep shares of what `sharding` says, which is not auto. false: the recipe goes with no
+ * such sharding; of one that names it, recipe_check.c has said why. */
+bool gr_shard_form(gr_params_form *form, const gr_recipe *r, enum gr_recipe_train_sharding sharding, int rank, int size);
 
 /* Bytes of the device's memory that init would take for a set of parameters, also of a plan; 0: nothing is sharded. */
 int64_t gr_shard_bytes(const gr_params *p);

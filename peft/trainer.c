@@ -184,7 +184,7 @@ static graft_status plan_params(gr_run *run, graft_error *err) {
                                         .seed = (uint64_t)r->train_seed,
                                         .turns = run->session.machine.device->queues};
     run->sharding = r->train_sharding == GR_SHARDING_AUTO ? GR_SHARDING_NONE : (enum gr_recipe_train_sharding)r->train_sharding;
-    GR_TRY(gr_shard_form(&run->params.form, r, run->sharding, gr_comm_rank(run->comm), run->ranks, err));
+    (void)gr_shard_form(&run->params.form, r, run->sharding, gr_comm_rank(run->comm), run->ranks);
     if (r->adapter_method == GR_METHOD_FULL) return gr_model_add_params(run->session.model, &run->params, err);
     base = gr_exists(r->model_base) ? gr_path_absolute(r->model_base) : gr_strdup(r->model_base);
     if (!base) GR_TRY(gr_fail_memory(err, "base"));

@@ -100,9 +100,11 @@ check "one rank alone" "$GRAFT" train r.yaml output_dir=alone train.max_steps=1 
 check "says that it keeps all" grep -q 'train.sharding zero2 is of several ranks (mpirun): one alone keeps all' alone/run.log
 refused "adapters have no states to share" 2 "zero1 and zero2 are of adapter.method full" \
     ranks 2 output_dir=no train.sharding=zero2 adapter.method=lora
+refused "and validate says so" 2 "zero1 and zero2 are of adapter.method full" \
+    "$GRAFT" validate r.yaml train.sharding=zero2 adapter.method=lora
 refused "int8 is made of whole weights" 2 "does not go with model.compute int8" \
     ranks 2 output_dir=no train.sharding=zero3 adapter.method=lora model.compute=int8
-refused "adamw_8bit needs whole tensors" 2 "train.sharding is of train.optimizer adamw" \
+refused "adamw_8bit needs whole tensors" 2 "train.sharding: is of train.optimizer adamw" \
     ranks 2 output_dir=no train.sharding=zero2 train.optimizer=adamw_8bit
 refused "a step that is not finite stops all ranks" 1 "is not finite; nothing was updated" \
     ranks 4 output_dir=no train.sharding=zero2 train.learning_rate=1e20
