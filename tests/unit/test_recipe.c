@@ -324,11 +324,11 @@ static void choices(void **state) {
             gr_recipe *r = NULL;
             gr_str text = {0};
             graft_error err;
-            int more = k == &gr_recipe_keys[GR_ROW_data_attention] ? 2 : 1;
+            const bool full = k == &gr_recipe_keys[GR_ROW_train_weights] || k == &gr_recipe_keys[GR_ROW_train_sharding];
+            const int more = full || k == &gr_recipe_keys[GR_ROW_data_attention] ? 2 : 1;
             snprintf(override, sizeof override, "%s%s%s=%s", k->section, *k->section ? "." : "", k->name, c->name);
             snprintf(line, sizeof line, "%s%s: %s\n", *k->section ? "  " : "", k->name, c->name);
-            const char *with = k == &gr_recipe_keys[GR_ROW_train_weights] ? "adapter.method=full" : "train.objective=pretrain";
-            if (k == &gr_recipe_keys[GR_ROW_train_weights]) more = 2;
+            const char *with = full ? "adapter.method=full" : "train.objective=pretrain";
             if (gr_recipe_load(&r, NULL, (const char *const[]){override, with}, more, &err) != GRAFT_OK) fail_msg("%s", err.msg);
             assert_int_equal(*(const int *)((const char *)r + k->offset), c->value);
             assert_int_equal(gr_recipe_print(r, &text, &err), GRAFT_OK);
