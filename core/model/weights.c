@@ -293,12 +293,14 @@ uint64_t gr_weights_glance(const gr_weights *w) {
     for (int64_t i = 0; i < w->n; i++) {
         const gr_weight_entry *e = &w->entries[i];
         const char *data = e->view.data;
-        const int64_t bytes = gr_dtype_bytes(e->view.dtype, e->view.rows * e->view.cols), whole = bytes <= WHOLE;
+        const int64_t bytes = gr_dtype_bytes(e->view.dtype, e->view.rows * e->view.cols);
+        const bool whole = bytes <= WHOLE;
         const int64_t about[] = {(int64_t)e->view.dtype, e->view.rows, e->view.cols};
         hash = XXH3_64bits_withSeed(e->name, strlen(e->name), hash);
         hash = XXH3_64bits_withSeed(about, sizeof about, hash);
-        for (int64_t k = 0; data && k < (whole ? 1 : PIECES); k++)
-            hash = XXH3_64bits_withSeed(data + (bytes - PIECE) * k / (PIECES - 1) * !whole, (size_t)(whole ? bytes : PIECE), hash);
+        if (data && whole) hash = XXH3_64bits_withSeed(data, (size_t)bytes, hash);
+        for (int64_t k = 0; data && !whole && k < PIECES; k++) /* the first, the last, and two between */
+            hash = XXH3_64bits_withSeed(data + (bytes - PIECE) / (PIECES - 1) * k, PIECE, hash);
     }
     return hash;
 }

@@ -51,7 +51,7 @@ static void watch_signals(const gr_command *c) {
     pthread_t thread;
     signal(SIGXFSZ, SIG_IGN); /* a file that may not grow any more is an error of its write, as on a full disk */
     if (c->run == gr_cmd_train || c->run == gr_cmd_plan || c->run == gr_cmd_chat) return;
-    signal(SIGPIPE, on_pipe);
+    if (sigaction(SIGPIPE, NULL, &action) == 0 && action.sa_handler == SIG_DFL) signal(SIGPIPE, on_pipe);
     sigemptyset(&signals);
     for (int i = 0; i < GR_LEN(numbers); i++) /* what is ignored (nohup) stays so */
         if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL) sigaddset(&signals, numbers[i]);

@@ -66,6 +66,17 @@ check "and trains the same" same on8/adapter/adapter_model.safetensors mended/ad
 GRAFT_RANK_LOG=1 ranks 2 "$GRAFT" train r.yaml output_dir=logs train.max_steps=2 >/dev/null 2>err.txt
 check "a log of another rank, where it is asked for" grep -q '^finished .* at step 2 of 2' logs/ranks/rank-1.log
 check "with who it is" grep -q '^ranks: 2, 2 of them on this host; this is rank 1' logs/ranks/rank-1.log
+GRAFT_RANK_LOG=1 ranks 2 "$GRAFT" train r.yaml output_dir=logs --overwrite train.max_steps=2 threads=1 >/dev/null 2>err.txt
+check "once more" test -s logs/ranks/rank-1.log
+ranks 2 "$GRAFT" train r.yaml output_dir=logs --overwrite train.max_steps=2 >/dev/null 2>err.txt
+check "and an older run's goes with it" test ! -e logs/ranks
+# what all ranks meet before they have come together, and what needs no ranks
+ranks 3 "$GRAFT" train r.yaml --bogus >/dev/null 2>err.txt
+check "a wrong option is told once" test "$(grep -c '^graft: error: ' err.txt)" = 1
+GRAFT_MPI_LIB=/nonexistent ranks 3 "$GRAFT" train r.yaml output_dir=no >/dev/null 2>err.txt
+check "and so is a library that is not there" test "$(grep -c '^graft: error: .*libgraft_mpi.so is needed' err.txt)" = 1
+ranks 3 "$GRAFT" train r.yaml --dry-run >dry.txt 2>err.txt
+check "a dry run is of all ranks" test "$(grep -c '^ranks  *3, sharding none' dry.txt)" = 1
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
     jq -n --slurpfile a <(losses "$1") --slurpfile b <(losses "$2") '($a | length) == 33 and ($b | length) == 33 and
