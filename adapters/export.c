@@ -95,8 +95,7 @@ static graft_status write_file(const gr_export *x, bool overwrite, const char *o
     gr_unfinished_add(tmp);
     GR_TRY(gr_export_gguf(x, tmp, err));
     GR_TRY(proof(context, x, tmp, err));
-    if (rename(tmp, out_path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", out_path));
-    gr_unfinished_drop(tmp);
+    GR_TRY(gr_rename(tmp, out_path, err));
 done:
     if (st != GRAFT_OK) gr_remove_all(tmp);
     free(tmp);

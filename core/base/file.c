@@ -98,20 +98,23 @@ typedef struct unfinished {
     char *path;
 } unfinished;
 static unfinished *all_unfinished;
-static pthread_mutex_t unfinished_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t unfinished_lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+
+void gr_unfinished_hold(void) { pthread_mutex_lock(&unfinished_lock); }
+void gr_unfinished_release(void) { pthread_mutex_unlock(&unfinished_lock); }
 
 void gr_unfinished_add(const char *path) {
     unfinished *one = gr_calloc(1, sizeof *one);
     if (one && (one->path = gr_strdup(path))) {
-        pthread_mutex_lock(&unfinished_lock);
+        gr_unfinished_hold();
         one->next = all_unfinished;
         all_unfinished = one;
-        pthread_mutex_unlock(&unfinished_lock);
+        gr_unfinished_release();
     } else free(one); /* then nobody removes it */
 }
 
 void gr_unfinished_drop(const char *path) {
-    pthread_mutex_lock(&unfinished_lock);
+    gr_unfinished_hold();
     for (unfinished **at = &all_unfinished; *at; at = &(*at)->next)
         if (strcmp((*at)->path, path) == 0) {
             unfinished *one = *at;
@@ -120,7 +123,7 @@ void gr_unfinished_drop(const char *path) {
             free(one);
             break;
         }
-    pthread_mutex_unlock(&unfinished_lock);
+    gr_unfinished_release();
 }
 
 /* ---- writing a file ---- */
@@ -141,6 +144,15 @@ static void sync_parent(const char *path) {
         close(fd);
     }
     free(dir);
+}
+
+graft_status gr_rename(const char *tmp, const char *path, graft_error *err) {
+    gr_unfinished_hold();
+    graft_status st = rename(tmp, path) == 0 ? GRAFT_OK : gr_fail_errno(err, GRAFT_FAILED, "writing %s", path);
+    if (st == GRAFT_OK) gr_unfinished_drop(tmp);
+    gr_unfinished_release();
+    if (st == GRAFT_OK) sync_parent(path);
+    return st;
 }
 
 static char *temporary_name(const char *path) { return gr_format("%s.tmp-%ld", path, (long)getpid()); }
@@ -180,8 +192,10 @@ graft_status gr_writer_open(gr_writer *w, const char *path, graft_error *err) {
         w->stream = open_device(path);
     } else {
         unlink(w->tmp_path); /* left by a killed process of the same id; O_EXCL follows no planted link */
+        gr_unfinished_hold();
         gr_unfinished_add(w->tmp_path);
         int fd = open(w->tmp_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        gr_unfinished_release();
         w->stream = fd < 0 ? NULL : fdopen(fd, "w");
         if (fd >= 0 && !w->stream) close(fd);
     }
@@ -209,9 +223,7 @@ graft_status gr_writer_commit(gr_writer *w, graft_error *err) {
     w->stream = NULL;
     if (fclose(stream) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
     if (w->tmp_path) {
-        if (rename(w->tmp_path, w->path) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", w->path));
-        sync_parent(w->path);
-        gr_unfinished_drop(w->tmp_path);
+        GR_TRY(gr_rename(w->tmp_path, w->path, err));
         free(w->tmp_path);
         w->tmp_path = NULL;
     }
@@ -292,8 +304,11 @@ graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_erro
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_make_dirs(parent, err));
     gr_remove_all(name);
-    if (mkdir(name, 0777) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "making folder %s", name));
-    gr_unfinished_add(name);
+    gr_unfinished_hold();
+    if (mkdir(name, 0777) == 0) gr_unfinished_add(name);
+    else st = gr_fail_errno(err, GRAFT_FAILED, "making folder %s", name);
+    gr_unfinished_release();
+    if (st != GRAFT_OK) goto done;
     *tmp = name;
     name = NULL;
 done:
@@ -350,9 +365,11 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_mark_folder(tmp, err));
     if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
-    gr_unfinished_drop(tmp); /* before what was in path, a stranger's files too, stands under this name */
-    if (!swap_in(tmp, target)) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
-    sync_parent(target);
+    gr_unfinished_hold(); /* while what was in path, a stranger's files too, stands under tmp's name */
+    if (swap_in(tmp, target)) gr_unfinished_drop(tmp);
+    else st = gr_fail_errno(err, GRAFT_FAILED, "writing %s", target);
+    gr_unfinished_release();
+    if (st == GRAFT_OK) sync_parent(target);
 done:
     free(target);
     return st;
@@ -373,7 +390,7 @@ void gr_remove_all(const char *path) {
 
 int gr_unfinished_remove(void) {
     int n = 0;
-    pthread_mutex_lock(&unfinished_lock); /* and never unlocked */
+    gr_unfinished_hold(); /* and never released */
     for (unfinished *one = all_unfinished; one; one = one->next, n++) remove_all(one->path);
     return n;
 }

@@ -48,10 +48,15 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
 void gr_remove_all(const char *path);
 
 /* What is being written under a name of its own: writers and folders keep this list themselves, others with add and drop. remove:
- * for a process that a signal ends, all of it, and how many there were; whoever begins another one then waits without end. */
+ * for a process that a signal ends, all of it, and how many there were; whoever then makes or renames such a file waits without
+ * end. Between hold and release (which nest) no removal falls: what makes or renames one by other means than these holds. */
 void gr_unfinished_add(const char *path);
 void gr_unfinished_drop(const char *path);
+void gr_unfinished_hold(void);
+void gr_unfinished_release(void);
 int gr_unfinished_remove(void);
+/* tmp, a file on that list, gets its name path, durably, and is unfinished no longer. On failure nothing has changed. */
+graft_status gr_rename(const char *tmp, const char *path, graft_error *err);
 
 graft_status gr_make_dirs(const char *path, graft_error *err);
 bool gr_exists(const char *path);

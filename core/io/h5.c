@@ -110,6 +110,7 @@ graft_status gr_h5_create(gr_h5 **out, const char *path, graft_error *err) {
     graft_status st = GRAFT_OK;
     hid_t plist = H5I_INVALID_HID;
     gr_h5 *h = h5_new(path);
+    gr_unfinished_hold(); /* libhdf5 would make the file anew */
     if (!h) GR_TRY(gr_fail_memory(err, path));
     GR_TRY(gr_writer_open(&h->writer, path, err));
     if (!h->writer.tmp_path) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "writing %s: it is not a regular file", path));
@@ -122,6 +123,7 @@ graft_status gr_h5_create(gr_h5 **out, const char *path, graft_error *err) {
     h = NULL;
 done:
     if (plist >= 0) H5Pclose(plist);
+    gr_unfinished_release();
     gr_h5_close(h);
     return st;
 }

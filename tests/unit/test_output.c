@@ -4,9 +4,12 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <dirent.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "core/base/file.h"
@@ -103,7 +106,46 @@ static void marks(void **state) {
     assert_false(gr_exists("piece"));
 }
 
+/* Folders and files without end, each in the place of the one before. */
+static void *write_on(void *none) {
+    graft_error err = {0};
+    for (;;) {
+        char *tmp, *path;
+        if (gr_dir_begin(&tmp, "ended", true, &err) != GRAFT_OK || !(path = gr_path_join(tmp, "f"))) return none;
+        if (gr_file_write(path, "graft's", 7, &err) != GRAFT_OK || gr_dir_commit(tmp, "ended", true, &err) != GRAFT_OK) return none;
+        if (gr_file_write("ended.f", "graft's", 7, &err) != GRAFT_OK) return none;
+        free(path);
+        free(tmp);
+    }
+}
+
+/* What a signal to a process does, at many moments: nothing is left but what is whole. */
+static void ended(void **state) {
+    (void)state;
+    for (int round = 0; round < 300; round++) {
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            pthread_t thread;
+            if (pthread_create(&thread, NULL, write_on, NULL) != 0) _exit(1);
+            usleep((useconds_t)(round * 17 % 3000));
+            gr_unfinished_remove();
+            usleep(300); /* in which nothing new is made */
+            _exit(0);
+        }
+        int code;
+        assert_int_equal(waitpid(child, &code, 0), child);
+        assert_int_equal(code, 0);
+        DIR *dir = opendir(".");
+        assert_non_null(dir);
+        for (struct dirent *e; (e = readdir(dir));) assert_null(strstr(e->d_name, ".tmp-"));
+        closedir(dir);
+        assert_true(!gr_exists("ended") || (gr_is_marked("ended", "folder") && gr_exists("ended/f")));
+    }
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(paths), cmocka_unit_test(outputs), cmocka_unit_test(marks)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(paths), cmocka_unit_test(outputs), cmocka_unit_test(marks),
+                                       cmocka_unit_test(ended)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
