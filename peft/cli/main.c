@@ -60,6 +60,14 @@ static void watch_signals(const gr_command *c) {
     else pthread_sigmask(SIG_UNBLOCK, &signals, NULL);
 }
 
+/* Ranks are train's, and plan's, which tells of all of them. */
+static void tell_of_ranks(const gr_command *c) {
+    int rank;
+    const int ranks = gr_comm_started(&rank);
+    if (ranks > 1 && rank == 0 && c->run != gr_cmd_train && c->run != gr_cmd_plan)
+        fprintf(stderr, "graft: started %d times: each does all of graft %s by itself; only train shares its work\n", ranks, c->name);
+}
+
 int main(int argc, char **argv) {
     graft_error err = {0};
     gr_args args = {0};
@@ -68,6 +76,7 @@ int main(int argc, char **argv) {
     if (st == GRAFT_OK && gr_args_has(&args, "help")) gr_print_help(args.command);
     else if (st == GRAFT_OK) {
         watch_signals(args.command);
+        tell_of_ranks(args.command);
         st = args.command->run(&args, &err);
     }
     if ((fflush(stdout) != 0 || ferror(stdout)) && st == GRAFT_OK)
