@@ -77,8 +77,8 @@ GRAFT_MPI_LIB=/nonexistent ranks 3 "$GRAFT" train r.yaml output_dir=no >/dev/nul
 check "and so is a library that is not there" test "$(grep -c '^graft: error: .*libgraft_mpi.so is needed' err.txt)" = 1
 ranks 3 "$GRAFT" train r.yaml --dry-run >dry.txt 2>err.txt
 check "a dry run is of all ranks" test "$(grep -c '^ranks  *3, sharding none' dry.txt)" = 1
-ranks 3 "$GRAFT" eval --model "$TINY" --data e.jsonl >said.txt 2>err.txt
-check "another command is run by each rank" test "$(grep -c '^loss' said.txt)" = 3
+ranks 3 "$GRAFT" eval --model "$TINY" --data e.jsonl >each.txt 2>err.txt
+check "another command is run by each rank" test "$(grep -c '^loss' each.txt)" = 3
 check "and that is said, once" test "$(grep -c '^graft: started 3 times: each does all of graft eval by itself' err.txt)" = 1
 losses() { jq -c '[.step, .loss // .eval_loss, .num_tokens]' "$1/metrics.jsonl"; }
 close() { # close RUN RUN: the same rows, losses within the rounding of sums
