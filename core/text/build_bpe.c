@@ -45,7 +45,8 @@ static bool build_joints(gr_tokenizer *t) {
     gr_joints *j = &t->joints;
     uint64_t bits = 64;
     j->shift = 64 - 6;
-    for (; bits < (uint64_t)t->info.n_vocab * 4; bits *= 2) j->shift--; /* pairs are fewer than pieces */
+    /* Pairs are about as many as pieces. Where text is characters, one that seems joined makes two words of the cache a new one. */
+    for (; bits < (uint64_t)t->info.n_vocab * (t->byte_level ? 4 : 16); bits *= 2) j->shift--;
     j->pairs = gr_calloc((int64_t)(bits / 64), sizeof *j->pairs);
     if (!j->pairs) return false;
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
@@ -103,4 +104,20 @@ static bool build_characters(gr_tokenizer *t) {
     return ok;
 }
 
-bool gr_bpe_tables(gr_tokenizer *t) { return build_joints(t) && (!t->byte_level || build_characters(t)); }
+/* Where texts are characters, the piece of each. */
+static bool list_characters(gr_tokenizer *t) {
+    int32_t *list = gr_text_alloc(t, GR_LEN(t->classes), sizeof *list);
+    if (!list) return false;
+    for (int i = 0; i < GR_LEN(t->classes); i++) list[i] = -1;
+    for (int64_t i = 0; i < t->info.n_vocab; i++) {
+        const gr_piece *p = &t->pieces[i];
+        int size;
+        if (p->raw_len < 1 || p->raw_len > 3) continue;
+        const int32_t point = gr_utf8_decode(p->raw, p->raw_len, &size, NULL);
+        if (point >= 0 && size == p->raw_len) list[point] = gr_table_find(&t->by_raw, p->raw, p->raw_len);
+    }
+    t->characters = list;
+    return true;
+}
+
+bool gr_bpe_tables(gr_tokenizer *t) { return build_joints(t) && (t->byte_level ? build_characters(t) : list_characters(t)); }

@@ -146,9 +146,11 @@ static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     bool prepend = t->meta_prepend == GR_PREPEND_ALWAYS || (t->meta_prepend == GR_PREPEND_FIRST && first);
     bool starts = len > 0 && (text[0] == ' ' || (len >= 3 && memcmp(text, GR_META_SPACE, 3) == 0));
     if (prepend && !starts) gr_str_puts(out, GR_META_SPACE);
-    for (int64_t i = 0; i < len; i++) {
-        if (text[i] == ' ') gr_str_puts(out, GR_META_SPACE);
-        else gr_str_putc(out, text[i]);
+    for (const char *at = text, *const end = text + len; at < end;) {
+        const char *space = memchr(at, ' ', (size_t)(end - at));
+        gr_str_add(out, at, (space ? space : end) - at);
+        if (space) gr_str_puts(out, GR_META_SPACE);
+        at = space ? space + 1 : end;
     }
     if (out->failed) return false;
     int64_t start = 0;

@@ -19,12 +19,23 @@ typedef struct gr_heap_item {
 
 enum { FEW_SYMBOLS = 40, SEGMENT = 0x80 /* tag */ };
 
+/* pair_rank by the text that both make, where scores decide. */
+static int32_t text_rank(const gr_tokenizer *t, gr_word_cache *cache, const char *word, const gr_symbol *a, const gr_symbol *b,
+                         int32_t *merged) {
+    const bool known = cache && (a->id | b->id) >= 0; /* then their ids are their text */
+    const uint64_t key = ((uint64_t)(uint32_t)a->id << 32 | (uint32_t)b->id) + 1;
+    gr_cached_pair *pair = known ? gr_cache_pair_of(cache, key) : NULL;
+    if (pair && pair->key == key) return *merged = pair->id, pair->rank;
+    *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
+    const int32_t rank = *merged < 0 ? GR_NO_RANK : t->ranks[*merged];
+    if (pair) *pair = (gr_cached_pair){key, rank, *merged};
+    return rank;
+}
+
 /* Rank of the pair a b, GR_NO_RANK when it does not merge. */
-static inline int32_t pair_rank(const gr_tokenizer *t, const char *word, const gr_symbol *a, const gr_symbol *b, int32_t *merged) {
-    if (t->ranks) {
-        *merged = gr_table_find(&t->by_raw, word + a->start, b->end - a->start);
-        return *merged < 0 ? GR_NO_RANK : t->ranks[*merged];
-    }
+static inline int32_t pair_rank(const gr_tokenizer *t, gr_word_cache *cache, const char *word, const gr_symbol *a,
+                                const gr_symbol *b, int32_t *merged) {
+    if (t->ranks) return text_rank(t, cache, word, a, b, merged);
     const gr_pair *pair = gr_pairs_find(&t->pairs, a->id, b->id);
     *merged = pair->id;
     return pair->rank;
@@ -58,15 +69,17 @@ static int32_t split_bytes(const gr_tokenizer *t, const char *text, int64_t len,
 static int32_t split_characters(const gr_tokenizer *t, const char *text, int64_t len, gr_symbol *symbols) {
     int32_t n = 0;
     for (int32_t i = 0, size; i < len; i += size) {
-        gr_utf8_read(text + i, len - i, &size);
-        add_symbol(symbols, n++, i, i + size, gr_table_find(&t->by_raw, text + i, size));
+        const int32_t point = gr_utf8_read(text + i, len - i, &size);
+        const bool listed = t->characters && point >= 0 && point < 65536;
+        add_symbol(symbols, n++, i, i + size, listed ? t->characters[point] : gr_table_find(&t->by_raw, text + i, size));
     }
     return n;
 }
 
 /* Few symbols: the ranks of all pairs in an array, the least searched for. */
-static int64_t merge_few(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n) {
-    for (int64_t i = 0; i + 1 < n; i++) symbols[i].rank = pair_rank(t, text, &symbols[i], &symbols[i + 1], &symbols[i].merged);
+static int64_t merge_few(const gr_tokenizer *t, gr_word_cache *cache, const char *text, gr_symbol *symbols, int64_t n) {
+    for (int64_t i = 0; i + 1 < n; i++)
+        symbols[i].rank = pair_rank(t, cache, text, &symbols[i], &symbols[i + 1], &symbols[i].merged);
     while (n > 1) {
         uint64_t least = UINT64_MAX; /* rank << 32 | place */
         for (int64_t i = 0; i + 1 < n; i++) {
@@ -79,8 +92,9 @@ static int64_t merge_few(const gr_tokenizer *t, const char *text, gr_symbol *sym
         symbols[best].end = symbols[best + 1].end;
         n--;
         for (int64_t i = best + 1; i < n; i++) symbols[i] = symbols[i + 1];
-        if (best + 1 < n) symbols[best].rank = pair_rank(t, text, &symbols[best], &symbols[best + 1], &symbols[best].merged);
-        if (best > 0) symbols[best - 1].rank = pair_rank(t, text, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
+        if (best + 1 < n) symbols[best].rank = pair_rank(t, cache, text, &symbols[best], &symbols[best + 1], &symbols[best].merged);
+        if (best > 0)
+            symbols[best - 1].rank = pair_rank(t, cache, text, &symbols[best - 1], &symbols[best], &symbols[best - 1].merged);
     }
     return n;
 }
@@ -104,34 +118,35 @@ static gr_heap_item heap_pop(gr_heap_item *heap, int64_t n) { /* n: size after *
 }
 
 /* The pair of symbol at and the next one, where they merge; the size of the heap after. */
-static int64_t push_pair(const gr_tokenizer *t, const char *text, const gr_symbol *symbols, int32_t at, gr_heap_item *heap,
-                         int64_t n) {
+static int64_t push_pair(const gr_tokenizer *t, gr_word_cache *cache, const char *text, const gr_symbol *symbols, int32_t at,
+                         gr_heap_item *heap, int64_t n) {
     if (at < 0 || symbols[at].next < 0) return n;
-    int32_t merged, rank = pair_rank(t, text, &symbols[at], &symbols[symbols[at].next], &merged);
+    int32_t merged, rank = pair_rank(t, cache, text, &symbols[at], &symbols[symbols[at].next], &merged);
     if (rank == GR_NO_RANK) return n;
     heap_push(heap, n, (gr_heap_item){(uint64_t)rank << 32 | (uint32_t)at, merged});
     return n + 1;
 }
 
 /* Many symbols: a linked list of symbols and a heap of pairs; stale pairs are told by what they would make now. */
-static int64_t merge_many(const gr_tokenizer *t, const char *text, gr_symbol *symbols, int64_t n, gr_heap_item *heap) {
+static int64_t merge_many(const gr_tokenizer *t, gr_word_cache *cache, const char *text, gr_symbol *symbols, int64_t n,
+                          gr_heap_item *heap) {
     int64_t in_heap = 0;
-    for (int32_t i = 0; i < n; i++) in_heap = push_pair(t, text, symbols, i, heap, in_heap);
+    for (int32_t i = 0; i < n; i++) in_heap = push_pair(t, cache, text, symbols, i, heap, in_heap);
     while (in_heap > 0) {
         gr_heap_item top = heap_pop(heap, --in_heap);
         int32_t at = (int32_t)(uint32_t)top.order, merged;
         gr_symbol *left = &symbols[at];
         if (left->start == left->end || left->next < 0) continue;
         gr_symbol *right = &symbols[left->next];
-        pair_rank(t, text, left, right, &merged);
+        pair_rank(t, cache, text, left, right, &merged);
         if (merged != top.merged) continue;
         left->id = merged;
         left->end = right->end;
         right->start = right->end;
         left->next = right->next;
         if (left->next >= 0) symbols[left->next].prev = at;
-        in_heap = push_pair(t, text, symbols, at, heap, in_heap);
-        in_heap = push_pair(t, text, symbols, left->prev, heap, in_heap);
+        in_heap = push_pair(t, cache, text, symbols, at, heap, in_heap);
+        in_heap = push_pair(t, cache, text, symbols, left->prev, heap, in_heap);
     }
     int64_t kept = 0;
     for (int64_t i = 0; i < n; i++)
@@ -153,10 +168,10 @@ static int64_t merge_text(const gr_tokenizer *t, gr_scratch *s, const char *text
     if (!gr_grow(&s->symbols, &s->symbols_capacity, len, sizeof *s->symbols)) return -1;
     int64_t n = t->byte_level ? split_bytes(t, text, len, s->symbols) : split_characters(t, text, len, s->symbols);
     s->symbols[n - 1].next = -1;
-    if (n <= FEW_SYMBOLS) return merge_few(t, text, s->symbols, n);
+    if (n <= FEW_SYMBOLS) return merge_few(t, s->cache, text, s->symbols, n);
     /* each merge pushes at most two pairs, and there are at most n merges */
     if (!gr_grow(&s->heap, &s->heap_capacity, 3 * n, sizeof *s->heap)) return -1;
-    return merge_many(t, text, s->symbols, n, s->heap);
+    return merge_many(t, s->cache, text, s->symbols, n, s->heap);
 }
 
 static bool merge_segment(word_job *j, const char *text, int64_t len) {

@@ -1,12 +1,13 @@
 /* encode_cache.h - short words and the ids that they became. A cache serves one encoding at a time; between two it waits in its
  * tokenizer's pool, so that threads share nothing that one of them writes. A word's place follows from its hash and the newest word
- * keeps it: the size is fixed, and what was forgotten is merged again. */
+ * keeps it: the size is fixed, and what was forgotten is merged again. So do pairs of pieces whose text must be looked up to know
+ * what they make. */
 #ifndef GR_ENCODE_CACHE_H
 #define GR_ENCODE_CACHE_H
 
 #include "core/text/utf8.h"
 
-enum { GR_CACHED_BYTES = 16, GR_CACHED_IDS = 3, GR_CACHE_BITS = 14 };
+enum { GR_CACHED_BYTES = 16, GR_CACHED_IDS = 3, GR_CACHE_BITS = 14, GR_CACHE_PAIR_BITS = 14 };
 
 typedef struct gr_word_key {
     uint64_t low, high;
@@ -24,8 +25,14 @@ typedef struct gr_cache_line { /* the newest first */
 } gr_cache_line;
 _Static_assert(sizeof(gr_cache_line) == 64, "one line of the CPU's cache");
 
+typedef struct gr_cached_pair {
+    uint64_t key; /* left << 32 | right, and 1 more: 0 is none */
+    int32_t rank, id;
+} gr_cached_pair;
+
 typedef struct gr_word_cache {
     gr_cache_line lines[1 << GR_CACHE_BITS];
+    gr_cached_pair pairs[1 << GR_CACHE_PAIR_BITS];
 } gr_word_cache;
 
 typedef struct gr_cache_pool gr_cache_pool;
@@ -60,6 +67,10 @@ static inline const gr_cached_word *gr_cache_find(const gr_cache_line *line, con
         if (w->low == k->low && w->high == k->high && w->tag == k->tag) return w;
     }
     return NULL;
+}
+
+static inline gr_cached_pair *gr_cache_pair_of(gr_word_cache *cache, uint64_t key) {
+    return &cache->pairs[key * 0x9E3779B97F4A7C15u >> (64 - GR_CACHE_PAIR_BITS)];
 }
 
 /* n <= GR_CACHED_IDS */

@@ -103,16 +103,11 @@ static bool unicode_form(const char *s, int64_t n, utf8proc_option_t options, gr
 }
 
 static void replace_all(const char *s, int64_t n, const char *from, const char *to, gr_str *out) {
-    int64_t m = (int64_t)strlen(from), start = 0;
-    for (int64_t i = 0; i + m <= n;) {
-        if (memcmp(s + i, from, (size_t)m) != 0) {
-            i++;
-            continue;
-        }
-        gr_str_add(out, s + start, i - start);
+    const size_t m = strlen(from);
+    int64_t start = 0;
+    for (const char *at; (at = memmem(s + start, (size_t)(n - start), from, m)); start = at - s + (int64_t)m) {
+        gr_str_add(out, s + start, at - (s + start));
         gr_str_puts(out, to);
-        i += m;
-        start = i;
     }
     gr_str_add(out, s + start, n - start);
 }

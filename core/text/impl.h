@@ -98,7 +98,7 @@ struct gr_tokenizer {
     int32_t *ranks;        /* SentencePiece BPE without merges: rank of a piece by its score; NULL: pairs decide */
     int32_t byte_ids[256]; /* byte-level: a byte's piece; else the byte-fallback pieces; -1 when absent */
     gr_joints joints;
-    int32_t *characters;          /* [65536], byte-level: the piece that a character of several bytes always becomes
+    int32_t *characters;          /* [65536]: the piece of a character; byte-level: that a character of several bytes always becomes
                                where no piece has a part of it and something else; -1: none */
     struct gr_cache_pool *caches; /* of encodings' words; BPE alone */
     gr_prefix_set prefixes;       /* unigram: every piece of by_raw */

@@ -65,7 +65,8 @@ static void tell_of_ranks(const gr_command *c) {
     int rank;
     const int ranks = gr_comm_started(&rank);
     if (ranks > 1 && rank == 0 && c->run != gr_cmd_train && c->run != gr_cmd_plan)
-        fprintf(stderr, "graft: started %d times: each does all of graft %s by itself; only train shares its work\n", ranks, c->name);
+        fprintf(stderr, "graft: started %d times: each does all of graft %s by itself; only train shares its work\n", ranks,
+                c->name);
 }
 
 int main(int argc, char **argv) {
