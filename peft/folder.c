@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -274,6 +275,35 @@ static graft_status write_recipe(gr_run *run, graft_error *err) {
     return st;
 }
 
+/* Is run.log the one that was opened? */
+static bool is_there(const gr_run *run) {
+    struct stat ours, there;
+    char *path = gr_path_join(run->r->_output_dir, "run.log");
+    const bool same = path && stat(path, &there) == 0 && fstat(fileno(run->log), &ours) == 0 && ours.st_ino == there.st_ino &&
+                      ours.st_dev == there.st_dev;
+    free(path);
+    return same;
+}
+
+graft_status gr_folder_hold(gr_run *run, graft_error *err) {
+    const char *dir = run->r->_output_dir;
+    graft_status st;
+    FILE *before = run->log;
+    if (is_there(run)) return GRAFT_OK;
+    GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(open_log(run, dir, err));
+    gr_log_tee(run->log);
+    fclose(before);
+    gr_warn(
+        "output_dir %s is no more what it was, removed or moved away: what comes is saved in a new folder of that name, without "
+        "the metrics and the log until here",
+        dir);
+    GR_TRY(write_recipe(run, err));
+    GR_TRY(write_mark(run, "running", NULL, err));
+done:
+    return st;
+}
+
 /* The folder becomes this run's; *last: the checkpoint to go on from, where there is one. */
 static graft_status take(gr_run *run, const gr_train_options *o, gr_checkpoint *last, graft_error *err) {
     const char *dir = run->r->_output_dir;
@@ -373,7 +403,8 @@ void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
     if (run->early) fclose(run->early); /* it did not come to its log */
     free(run->early_text);
     if (!run->log) return;
-    if (run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */
+    /* The run's own error is the one to tell; and the mark may be of another run by now. */
+    if (run->metrics && is_there(run)) write_mark(run, how, why, NULL);
     time_text(when, (int64_t)time(NULL));
     fprintf(run->log, "%s %s", how, when);
     if (status != GRAFT_INTERRUPTED)

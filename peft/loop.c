@@ -424,7 +424,9 @@ static graft_status save(loop *l, graft_error *err) {
     int64_t best = run->r->save_best ? run->state.best_step : -1;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
-    GR_TRY(gr_comm_agree(run->comm, "saving", settle(l, err), NULL, err)); /* all are there: after a loss nothing is begun */
+    st = settle(l, err);
+    if (st == GRAFT_OK && gr_comm_rank(run->comm) == 0) st = gr_folder_hold(run, err);
+    GR_TRY(gr_comm_agree(run->comm, "saving", st, NULL, err)); /* all are there: after a loss nothing is begun */
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, run->comm, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;

@@ -99,6 +99,9 @@ bool gr_folder_logs(const gr_comm *comm);
 graft_status gr_folder_listen(gr_run *run, graft_error *err);
 /* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err);
+/* Before rank 0 saves: where the folder was removed or moved away meanwhile, it is made anew, and that is said; refused where
+ * another run has taken its place. */
+graft_status gr_folder_hold(gr_run *run, graft_error *err);
 graft_status gr_run_facts_save(gr_run *run, graft_error *err);
 /* Close the logs, with how the run ended: status and err (may be NULL) of the whole. */
 void gr_folder_end(gr_run *run, graft_status status, const graft_error *err);

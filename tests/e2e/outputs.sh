@@ -78,6 +78,31 @@ mkdir place/empty
 check "an empty folder is free" train output_dir=empty
 check "so is a new one below somebody's" train output_dir=docs/run
 
+# ---- a folder that is moved away from its run ----
+fresh
+moved() { # trains into place/long, which is moved away after the first save; loss.svg is the last of it
+    rm -rf place/long place/away
+    (cd place && exec "$G" train r.yaml output_dir=long train.max_steps=600 save.every=200) >long.log 2>&1 &
+    until [ -e place/long/loss.svg ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
+    kill -STOP $!
+    mv place/long place/away
+}
+moved
+kill -CONT $!
+check "the run goes on" wait $!
+check "saves the rest under its name" test -s place/long/adapter/adapter_model.safetensors -a -s place/long/recipe.yaml
+check "and says so" grep -q 'output_dir long is no more what it was' place/long/run.log long.log
+moved
+mkdir place/long
+exec 9>place/long/run.log
+flock 9
+kill -CONT $!
+wait $!
+check "where another run has taken its place, it fails" test $? = 1
+check "and says why" grep -q 'long/run.log is in use: another graft trains into this folder' long.log
+check "and writes nothing there" test "$(ls -A place/long)" = run.log
+exec 9>&-
+
 # ---- merge and export ----
 fresh
 merge() { local out=$1 words=$2; shift 2; kept "merge $* --out $out" "$words" "$G" merge "$@" --out "$out" --overwrite; }
