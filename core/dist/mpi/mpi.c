@@ -23,6 +23,7 @@ static struct {
     gr_transport shown;
     MPI_Comm comm;
     MPI_Request *request; /* [n] under way */
+    MPI_Status *status;   /* [n], not looked at: gcc warns of MPICH's constant for none */
     int *peer;            /* [n] of each */
     int n, capacity;
     note *notes;
@@ -45,9 +46,11 @@ static bool reserve(int64_t more) {
     int capacity = (int)(2 * (state.n + more));
     MPI_Request *request = realloc(state.request, (size_t)capacity * sizeof *request);
     if (request) state.request = request;
+    MPI_Status *status = realloc(state.status, (size_t)capacity * sizeof *status);
+    if (status) state.status = status;
     int *peer = realloc(state.peer, (size_t)capacity * sizeof *peer);
     if (peer) state.peer = peer;
-    if (!request || !peer) return false;
+    if (!request || !status || !peer) return false;
     state.capacity = capacity;
     return true;
 }
@@ -88,7 +91,7 @@ static bool begin(const gr_piece *out, const gr_piece *in, const char **why) {
 }
 
 static int test(unsigned char *waits, const char **why) {
-    int all = 1, code = MPI_Testall(state.n, state.request, &all, MPI_STATUSES_IGNORE);
+    int all = 1, code = MPI_Testall(state.n, state.request, &all, state.status);
     if (code != MPI_SUCCESS) {
         *why = text_of(code);
         return -1;
@@ -107,7 +110,7 @@ static bool abandon(void) {
     for (int i = 0; i < state.n && !state.ended; i++)
         if (state.request[i] != MPI_REQUEST_NULL) (void)MPI_Cancel(&state.request[i]);
     for (int k = 0; k < CALLS_BACK && !all && !state.ended; k++) {
-        if (MPI_Testall(state.n, state.request, &all, MPI_STATUSES_IGNORE) != MPI_SUCCESS) break;
+        if (MPI_Testall(state.n, state.request, &all, state.status) != MPI_SUCCESS) break;
         if (!all) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
     state.ended = state.ended || !all;
@@ -161,6 +164,7 @@ static void leave(void) {
     while (receive_note(unread) >= 0) continue;
     sweep();
     free(state.request);
+    free(state.status);
     free(state.peer);
     (void)MPI_Comm_free(&state.comm);
     (void)MPI_Finalize();
