@@ -11,6 +11,7 @@
 #include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/base/output.h"
+#include "core/io/h5.h"
 #include "kernels/threads.h"
 #include "peft/interrupt.h"
 #include "peft/run.h"
@@ -323,13 +324,22 @@ done:
 
 /* What rank 0 goes on from, all do: a host may see another folder under the name of output_dir. */
 static graft_status check_same(const gr_run *run, graft_error *err) {
-    int64_t step = run->state.step;
+    struct {
+        int64_t step;
+        gr_h5_seal seal; /* of all that was read, but for the frozen base */
+    } mine = {.step = run->state.step}, first;
     if (!run->comm) return GRAFT_OK;
-    graft_status st = gr_comm_broadcast(run->comm, "the checkpoint", &step, sizeof step, err);
-    if (st != GRAFT_OK || step == run->state.step) return st;
+    if (run->last.h5) mine.seal = gr_h5_seal_of(run->last.h5);
+    first = mine;
+    graft_status st = gr_comm_broadcast(run->comm, "the checkpoint", &first, sizeof first, err);
+    if (st != GRAFT_OK || (mine.step == first.step && memcmp(&mine.seal, &first.seal, sizeof mine.seal) == 0)) return st;
+    if (mine.step != first.step)
+        return gr_fail(err, GRAFT_FAILED,
+                       "output_dir %s: rank 0 goes on from step %lld, here it is %lld: all ranks must see one folder",
+                       run->r->_output_dir, (long long)first.step, (long long)mine.step);
     return gr_fail(err, GRAFT_FAILED,
-                   "output_dir %s: rank 0 goes on from step %lld, here it is %lld: all ranks must see one folder",
-                   run->r->_output_dir, (long long)step, (long long)run->state.step);
+                   "output_dir %s: its checkpoint of step %lld is not the one of rank 0: all ranks must see one folder",
+                   run->r->_output_dir, (long long)mine.step);
 }
 
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err) {

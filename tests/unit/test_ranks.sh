@@ -89,6 +89,15 @@ check "two ranks train what one does" close one on2
 check "and so do eight" close one on8
 check "eight again: the same bits" same on8/adapter/adapter_model.safetensors again/adapter/adapter_model.safetensors
 check "one of them tells the result" test "$(grep -c '^final loss' said.txt)" = 1
+# what is gone on from lies in one folder for all
+constant=(train.max_steps=4 train.lr_scheduler=constant output_dir=/proc/self/cwd/run)
+for i in 0 1; do mkdir d$i && cp r.yaml [te].jsonl d$i; done
+(cd d0 && "$GRAFT" train r.yaml "${constant[@]}") >/dev/null 2>err.txt
+(cd d1 && ranks 3 "$GRAFT" train r.yaml "${constant[@]}") >/dev/null 2>err.txt
+# shellcheck disable=SC2016
+ranks 2 sh -c 'cd "d$OMPI_COMM_WORLD_RANK" && exec "$@"' - "$GRAFT" train r.yaml "${constant[@]}" train.max_steps=6 --resume \
+    >/dev/null 2>err.txt
+check "another checkpoint of the same step is refused" grep -q 'its checkpoint of step 4 is not the one of rank 0' err.txt
 # answers that are right and wrong, in shares of ranks, and whole where ranks bring each other weights
 for i in $(seq 1 40); do
     printf '{"prompt": "count %d", "completion": "%s"}\n' "$i" "$([ $((i % 3)) = 0 ] && echo no || echo yes)"
