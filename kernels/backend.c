@@ -32,31 +32,36 @@ static gr_device *open_cuda(int index, const char **why) {
     return d;
 }
 
-/* The number of "cuda" or "cuda:N"; -1: another name. */
-static int card_of(const char *name) {
+/* What "cuda", "cuda:N" and "cuda@R" are to gr_backend_open; false: another name. */
+static bool card_of(const char *name, int *index) {
     char *end;
-    if (strcmp(name, "cuda") == 0) return 0;
-    if (strncmp(name, "cuda:", 5) != 0 || name[5] < '0' || name[5] > '9') return -1;
+    *index = 0;
+    if (strcmp(name, "cuda") == 0) return true;
+    if (strncmp(name, "cuda", 4) != 0 || (name[4] != ':' && name[4] != '@') || name[5] < '0' || name[5] > '9') return false;
     long n = strtol(name + 5, &end, 10);
-    return *end == '\0' && n < 1024 ? (int)n : -1;
+    if (*end != '\0' || n >= 1024) return false;
+    *index = name[4] == '@' ? -1 - (int)n : (int)n;
+    return true;
 }
 
 bool gr_device_is_name(const char *name) {
-    return name && (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0 || card_of(name) >= 0);
+    int index;
+    return name && (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0 || (card_of(name, &index) && index >= 0));
 }
 
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why) {
     const char *debug = getenv("GRAFT_DEVICE");
-    const bool automatic = strcmp(name, "auto") == 0 || strncmp(name, "auto:", 5) == 0;
-    const int wanted = automatic && name[4] ? atoi(name + 5) : 0;
+    const bool automatic = strcmp(name, "auto") == 0 || strncmp(name, "auto@", 5) == 0;
+    const int wanted = automatic && name[4] ? -1 - atoi(name + 5) : 0;
+    int index;
     if (automatic && debug) {
         *why = "GRAFT_DEVICE must be cpu, far, cuda or cuda:N";
         name = debug;
         if (strcmp(name, "far") == 0) return gr_far_device_new(threads, why);
-        if (strcmp(name, "cpu") != 0 && card_of(name) < 0) return NULL;
+        if (strcmp(name, "cpu") != 0 && !card_of(name, &index)) return NULL;
     }
     if (strcmp(name, "cpu") == 0) return gr_cpu_device_new(threads, why);
-    if (card_of(name) >= 0) return open_cuda(automatic && strcmp(name, "cuda") == 0 ? wanted : card_of(name), why);
+    if (card_of(name, &index)) return open_cuda(automatic && strcmp(name, "cuda") == 0 ? wanted : index, why);
     if (gr_planned_is_name(name)) return gr_planned_device_new(name, why);
     if (automatic && !debug) {
         const char *no_card = no_driver;

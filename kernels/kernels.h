@@ -267,6 +267,7 @@ struct gr_device {
     const gr_ops *ops;
     const char *level;       /* "cpu-generic", "cpu-avx2", "cpu-avx512", "cpu-avx512bf16", "cpu-amx" */
     const char *about;       /* what it is and what drives it, for people; NULL: nothing but the level */
+    const char *id;          /* of a card: the same in all processes that have opened it, and no other's; NULL: no card */
     double flops, bandwidth; /* of products of bfloat16, and bytes, a second: where a plan goes by them; 0: it measures */
     double flops_f32;        /* of products of float32 */
     double link;             /* bytes a second to other devices, one way, where a plan goes by it */
@@ -344,10 +345,11 @@ struct gr_device {
 };
 
 /* The device of a name: "cpu" (threads: the host's pool, borrowed, on which the CPU's operations run), "cuda" or "cuda:N" (card N,
- * by libgraft_cuda.so, which GRAFT_CUDA_LIB may name), "auto": the first card, "auto:N": card N, else the CPU. The CPU's level is
- * the best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the
- * CPU lacks is an error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure; where auto is the
- * CPU, *why says why it is no card (valid until the next call of this thread), else NULL. */
+ * by libgraft_cuda.so, which GRAFT_CUDA_LIB may name), "auto": the first card, else the CPU. "cuda@R", "auto@R": the card of rank R
+ * of this host, R modulo the number of those that this process is given (a rank may be given its own alone). The CPU's level is the
+ * best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU
+ * lacks is an error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure; where auto is the CPU,
+ * *why says why it is no card (valid until the next call of this thread), else NULL. */
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 /* Is it such a name? */
 bool gr_device_is_name(const char *name);

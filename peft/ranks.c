@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/model/machine.h"
@@ -119,9 +120,24 @@ void gr_deal_release(gr_deal *deal) {
 typedef struct way {
     int32_t can, in_host;       /* the device moves bytes by itself; it is the CPU */
     char level[24], about[124]; /* its; by what, or why not */
+    char id[40], host[64];      /* of the card, and where it is */
 } way;
 
-/* Of all ranks, or none: what keeps the first that cannot is told. BAD_USAGE where some have cards and some have not. */
+/* BAD_USAGE where a card is that of two ranks. */
+static graft_status check_own(const gr_comm *comm, const way *all, graft_error *err) {
+    for (int i = 1; i < gr_comm_size(comm); i++)
+        for (int k = 0; k < i && all[i].id[0]; k++)
+            if (strcmp(all[i].id, all[k].id) == 0 && strcmp(all[i].host, all[k].host) == 0)
+                return gr_fail(
+                    err, GRAFT_BAD_USAGE,
+                    "ranks %d and %d have the same card (UUID %.39s), and the %d ranks of this host want one each: start "
+                    "fewer, or ask for device: cpu",
+                    k, i, all[i].id, gr_comm_host_size(comm));
+    return GRAFT_OK;
+}
+
+/* Of all ranks, or none: what keeps the first that cannot is told. BAD_USAGE where some have cards and some have not, or two have
+ * the same. */
 static graft_status find_way(gr_comm *comm, gr_device *device, bool *can, char about[124], graft_error *err) {
     const int size = gr_comm_size(comm);
     const char *text = device->in_host ? "" : "the device has no way of its own";
@@ -130,6 +146,8 @@ static graft_status find_way(gr_comm *comm, gr_device *device, bool *can, char a
     if (!all) return gr_fail_memory(err, "ranks");
     snprintf(mine.level, sizeof mine.level, "%s", device->level);
     snprintf(mine.about, sizeof mine.about, "%s", text);
+    snprintf(mine.id, sizeof mine.id, "%s", device->id ? device->id : "");
+    if (gethostname(mine.host, sizeof mine.host - 1) != 0) mine.host[0] = '\0';
     graft_status st = gr_comm_gather(comm, "joining", &mine, sizeof mine, all, err);
     int first = 0;
     while (first < size - 1 && all[first].can) first++;
@@ -140,6 +158,7 @@ static graft_status find_way(gr_comm *comm, gr_device *device, bool *can, char a
             st = gr_fail(err, GRAFT_BAD_USAGE,
                          "rank 0 is on %.23s, rank %d on %.23s: as many ranks of a host as it has cards, or device: cpu",
                          all[0].level, i, all[i].level);
+    if (st == GRAFT_OK) st = check_own(comm, all, err);
     free(all);
     return st;
 }

@@ -28,7 +28,7 @@ static gr_session_options session_options(const gr_run *run, const char *device,
     gr_comm *comm = run->comm;
     if (!device) device = r->_device;
     if (comm && (strcmp(device, "auto") == 0 || strcmp(device, "cuda") == 0)) /* ranks of a host have a card each */
-        snprintf(name, 32, "%s:%d", device, gr_comm_host_rank(comm)), device = name;
+        snprintf(name, 32, "%s@%d", device, gr_comm_host_rank(comm)), device = name;
     return (gr_session_options){.model = r->model_base,
                                 .dtype = r->model_dtype,
                                 .compute = r->model_compute,
@@ -52,22 +52,13 @@ static graft_status refuse_one_card(const gr_run *run, const char *device, graft
                    device, here);
 }
 
-static graft_status refuse_so_many(const gr_run *run, graft_status st, graft_error *err) {
-    return gr_fail_more(err, st, "; %d ranks of this host want a card each: start fewer, or ask for device: cpu",
-                        gr_comm_host_size(run->comm));
-}
-
 /* The headers of the model's files: sizes, no weights yet. */
 static graft_status open_shape(gr_run *run, const char *device, graft_error *err) {
     const gr_recipe *r = run->r;
     char name[32];
     const gr_session_options o = session_options(run, device, name);
-    const char *asked = device ? device : r->_device;
-    graft_status st = refuse_one_card(run, asked, err);
-    if (st != GRAFT_OK) return st;
-    st = gr_session_open_shape(&run->session, &o, err);
-    if (st != GRAFT_OK && gr_comm_host_size(run->comm) > 1 && strcmp(asked, "cuda") == 0 && !run->session.machine.device)
-        return refuse_so_many(run, st, err);
+    graft_status st = refuse_one_card(run, device ? device : r->_device, err);
+    if (st == GRAFT_OK) st = gr_session_open_shape(&run->session, &o, err);
     if (st != GRAFT_OK) return st;
     gr_model *m = run->session.model;
     if (r->data_max_length > m->config.max_positions)

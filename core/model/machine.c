@@ -1,5 +1,7 @@
 #include "core/model/machine.h"
 
+#include <string.h>
+
 graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, graft_error *err) {
     const char *why = "cannot start the threads; ask for fewer (threads: 1)";
     *m = (gr_machine){.threads = gr_threads_new(n_threads)};
@@ -9,7 +11,8 @@ graft_status gr_machine_open(gr_machine *m, const char *name, int n_threads, gra
         return GRAFT_OK;
     }
     gr_machine_close(m);
-    return gr_fail(err, gr_starts_with(why, "out of memory") ? GRAFT_NO_MEMORY : GRAFT_BAD_USAGE, "device %.40s: %s", name, why);
+    return gr_fail(err, gr_starts_with(why, "out of memory") ? GRAFT_NO_MEMORY : GRAFT_BAD_USAGE, "device %.*s: %s",
+                   (int)strcspn(name, "@"), name, why);
 }
 
 void gr_machine_close(gr_machine *m) {

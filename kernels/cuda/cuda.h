@@ -50,6 +50,7 @@ typedef struct gr_cuda {
     int sms;          /* multiprocessors */
     int64_t memory;   /* bytes of all of it */
     char level[48];   /* "cuda:0" */
+    char id[40];      /* its UUID */
     char about[256];
     cudaStream_t stream[GR_CUDA_QUEUES];
     cudaStream_t down_stream; /* downloads wait for no upload */

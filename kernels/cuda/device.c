@@ -302,6 +302,8 @@ static bool open_card(gr_cuda *c) {
     if (!gr_cuda_check(d, cudaSetDevice(c->index), "cudaSetDevice") ||
         !gr_cuda_check(d, cudaGetDeviceProperties(&card, c->index), "cudaGetDeviceProperties"))
         return false;
+    for (int i = 0; i < 16; i++) snprintf(c->id + 2 * i, 3, "%02x", (unsigned)(unsigned char)card.uuid.bytes[i]);
+    d->id = c->id;
     c->cc = card.major * 10 + card.minor, c->sms = card.multiProcessorCount, c->memory = (int64_t)card.totalGlobalMem;
     d->fp8 = c->cc == 90; /* where cuBLASLt has products with a scale for each row of either factor */
     if (c->cc < 80) {
@@ -351,7 +353,8 @@ gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size) {
         return NULL;
     }
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess || index >= n) {
+    if (index < 0 && n > 0) index = (-1 - index) % n;
+    if (e != cudaSuccess || n < 1 || index >= n) {
         (void)cudaGetLastError();
         say_no_card(e, n, why, size);
         return NULL;

@@ -4,8 +4,8 @@
 
 #include "kernels/kernels.h"
 
-/* A device on card `index`. abi: GR_ABI of the caller, a hash of the headers that both sides were built with; another one is
- * refused. NULL and why[size] on failure. */
+/* A device on card `index`; < 0: of rank -1 - index, modulo the number of cards. abi: GR_ABI of the caller, a hash of the headers
+ * that both sides were built with; another one is refused. NULL and why[size] on failure. */
 __attribute__((visibility("default"))) gr_device *gr_backend_open(const char *abi, int index, char *why, size_t size);
 typedef gr_device *gr_backend_open_fn(const char *abi, int index, char *why, size_t size);
 

@@ -109,8 +109,15 @@ is "and never waits blindly" "$(of_step 'cuda(Stream|Event|Device)Synchronize')"
 # ---- a card each, or none ----
 cards=1
 ranks 2 "$GRAFT" train r.yaml output_dir=few >/dev/null 2>err.txt
-check "fewer cards than ranks are refused" grep -q 'graft: error: .*2 ranks of this host want a card each' err.txt
+check "fewer cards than ranks are refused" grep -q 'graft: error: .*ranks 0 and 1 have the same card' err.txt
 cards=2
+# shellcheck disable=SC2016
+own=(sh -c 'CUDA_VISIBLE_DEVICES=$((1 - OMPI_COMM_WORLD_RANK)) exec "$@"' -)
+check "a rank may be given its own alone" ranks 2 "${own[@]}" "$GRAFT" train r.yaml output_dir=own train.max_steps=3
+check "which trains the same" ranks 2 "$GRAFT" train r.yaml output_dir=all train.max_steps=3
+check "to the bit" same own/adapter/adapter_model.safetensors all/adapter/adapter_model.safetensors
+ranks 2 env CUDA_VISIBLE_DEVICES=1 "$GRAFT" train r.yaml output_dir=few >/dev/null 2>err.txt
+check "but not one for all" grep -q 'graft: error: .*ranks 0 and 1 have the same card' err.txt
 ranks 2 "$GRAFT" train r.yaml output_dir=few device=cuda:1 >/dev/null 2>err.txt
 check "and so is one card for all" grep -q 'graft: error: .*device cuda:1 is one card' err.txt
 cards=0
