@@ -348,8 +348,8 @@ struct gr_device {
  * by libgraft_cuda.so, which GRAFT_CUDA_LIB may name), "auto": the first card, else the CPU. "cuda@R", "auto@R": the card of rank R
  * of this host, R modulo the number of those that this process is given (a rank may be given its own alone). The CPU's level is the
  * best there is, or the one named by the environment variable GRAFT_CPU (generic | avx2 | avx512 | avx512bf16 | amx; one the CPU
- * lacks is an error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure; where auto is the CPU,
- * *why says why it is no card (valid until the next call of this thread), else NULL. */
+ * lacks is an error). For tests GRAFT_DEVICE says what auto is, far too: see far.c. NULL and *why on failure; where auto is the
+ * CPU, *why says why it is no card (valid until the next call of this thread), else NULL. */
 gr_device *gr_device_open(const char *name, gr_threads *threads, const char **why);
 /* Is it such a name? */
 bool gr_device_is_name(const char *name);
