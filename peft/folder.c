@@ -276,31 +276,47 @@ static graft_status write_recipe(gr_run *run, graft_error *err) {
     return st;
 }
 
-/* Is run.log the one that was opened? */
-static bool is_there(const gr_run *run) {
-    struct stat ours, there;
-    char *path = gr_path_join(run->r->_output_dir, "run.log");
-    const bool same = path && stat(path, &there) == 0 && fstat(fileno(run->log), &ours) == 0 && ours.st_ino == there.st_ino &&
-                      ours.st_dev == there.st_dev;
-    free(path);
-    return same;
+/* Is there a folder under output_dir's name, and is it this run's? */
+static bool is_there(const gr_run *run, bool *ours) {
+    struct stat info;
+    const bool there = stat(run->r->_output_dir, &info) == 0;
+    *ours = there && info.st_dev == run->folder_device && info.st_ino == run->folder_inode;
+    return there;
 }
 
-graft_status gr_folder_hold(gr_run *run, graft_error *err) {
+/* From now on output_dir is this run's. */
+static graft_status know_folder(gr_run *run, graft_error *err) {
+    struct stat info;
+    if (stat(run->r->_output_dir, &info) != 0) return gr_fail_errno(err, GRAFT_FAILED, "%s", run->r->_output_dir);
+    run->folder_device = info.st_dev, run->folder_inode = info.st_ino;
+    return GRAFT_OK;
+}
+
+graft_status gr_folder_hold(gr_run *run, bool *anew, graft_error *err) {
     const char *dir = run->r->_output_dir;
     graft_status st;
     FILE *before = run->log;
-    if (is_there(run)) return GRAFT_OK;
+    bool ours;
+    const bool there = is_there(run, &ours);
+    *anew = !ours;
+    if (ours) return GRAFT_OK;
+    if (there && !gr_is_empty_dir(dir))
+        return gr_fail(err, GRAFT_FAILED,
+                       "output_dir %s is another folder than the one that this run began in, which was moved away: nothing is "
+                       "written there",
+                       dir);
     GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(know_folder(run, err));
     GR_TRY(open_log(run, dir, err));
     gr_log_tee(run->log);
     fclose(before);
-    gr_warn(
-        "output_dir %s is no more what it was, removed or moved away: what comes is saved in a new folder of that name, without "
-        "the metrics and the log until here",
-        dir);
-    GR_TRY(write_recipe(run, err));
+    gr_metrics_close(run->metrics);
+    run->metrics = NULL;
+    gr_warn("output_dir %s was removed or moved away: it is made anew, and has what is saved, measured and logged from here on",
+            dir);
     GR_TRY(write_mark(run, "running", NULL, err));
+    GR_TRY(write_recipe(run, err));
+    GR_TRY(gr_metrics_open(&run->metrics, dir, run->r->log_tensorboard, run->r->log_plot, -1, err));
 done:
     return st;
 }
@@ -310,6 +326,7 @@ static graft_status take(gr_run *run, const gr_train_options *o, gr_checkpoint *
     const char *dir = run->r->_output_dir;
     graft_status st;
     GR_TRY(gr_make_dirs(dir, err));
+    GR_TRY(know_folder(run, err));
     GR_TRY(gr_folder_check(run->r, o, err)); /* once more: the set-up took its time */
     GR_TRY(open_log(run, dir, err));
     each_entry(dir, is_unfinished, gr_remove_all);
@@ -413,8 +430,8 @@ void gr_folder_end(gr_run *run, graft_status status, const graft_error *err) {
     if (run->early) fclose(run->early); /* it did not come to its log */
     free(run->early_text);
     if (!run->log) return;
-    /* The run's own error is the one to tell; and the mark may be of another run by now. */
-    if (run->metrics && is_there(run)) write_mark(run, how, why, NULL);
+    bool ours;
+    if (is_there(run, &ours) && ours && run->metrics) write_mark(run, how, why, NULL); /* the run's own error is the one to tell */
     time_text(when, (int64_t)time(NULL));
     fprintf(run->log, "%s %s", how, when);
     if (status != GRAFT_INTERRUPTED)

@@ -376,6 +376,19 @@ static graft_status log_window(loop *l, graft_error *err) {
     return st;
 }
 
+/* Before output_dir is written to, on all ranks; mine: how this one comes here. What was best went with a folder that is gone. */
+static graft_status hold_folder(loop *l, const char *what, graft_status mine, graft_error *err) {
+    gr_run *run = l->run;
+    bool anew = false;
+    if (mine == GRAFT_OK && gr_comm_rank(run->comm) == 0) mine = gr_folder_hold(run, &anew, err);
+    mine = gr_comm_agree(run->comm, what, mine, &anew, err);
+    if (mine != GRAFT_OK || !anew) return mine;
+    run->state.best_eval_loss = NAN;
+    run->state.best_step = -1;
+    run->state.evals_since_best = 0;
+    return GRAFT_OK;
+}
+
 static graft_status evaluate(loop *l, graft_error *err) {
     gr_run *run = l->run;
     gr_train_state *s = &run->state;
@@ -395,6 +408,7 @@ static graft_status evaluate(loop *l, graft_error *err) {
     row.eval_samples_per_second = (double)run->eval->n_samples / GR_MAX(row.eval_runtime, 1e-9);
     if (gr_recipe_has_metric(run->r, "exact_match"))
         GR_TRY(gr_evaluate_exact_match(run->session.model, run->session.tokenizer, run->eval, &match, &row.exact_match, err));
+    GR_TRY(hold_folder(l, "an evaluation", GRAFT_OK, err));
     if (run->metrics) GR_TRY(gr_metrics_eval(run->metrics, &row, err));
     if (isnan(row.exact_match)) gr_note("step %lld: eval loss %.4f", (long long)s->step, row.eval_loss);
     else gr_note("step %lld: eval loss %.4f, exact match %.1f %%", (long long)s->step, row.eval_loss, 100 * row.exact_match);
@@ -421,12 +435,11 @@ done:
 static graft_status save(loop *l, graft_error *err) {
     gr_run *run = l->run;
     graft_status st;
-    int64_t best = run->r->save_best ? run->state.best_step : -1;
+    int64_t best;
     char *folder = gr_checkpoint_folder(run->r->_output_dir, run->state.step);
     if (!folder) return gr_fail_memory(err, "checkpoint");
-    st = settle(l, err);
-    if (st == GRAFT_OK && gr_comm_rank(run->comm) == 0) st = gr_folder_hold(run, err);
-    GR_TRY(gr_comm_agree(run->comm, "saving", st, NULL, err)); /* all are there: after a loss nothing is begun */
+    GR_TRY(hold_folder(l, "saving", settle(l, err), err)); /* all are there: after a loss nothing is begun */
+    best = run->r->save_best ? run->state.best_step : -1;
     GR_TRY(gr_checkpoint_save(run->r->_output_dir, run->adapter, &run->params, &run->state, &run->identity, run->comm, err));
     gr_last_checkpoint_set(folder);
     l->saved_step = run->state.step;

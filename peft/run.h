@@ -2,6 +2,9 @@
 #ifndef GR_RUN_H
 #define GR_RUN_H
 
+#include <stdio.h>
+#include <sys/types.h>
+
 #include "adapters/adapter.h"
 #include "core/dist/comm.h"
 #include "core/model/batch.h"
@@ -48,6 +51,8 @@ typedef struct gr_run {
     gr_train_callback *progress; /* may be NULL */
     void *payload;
     FILE *log;   /* run.log, NULL before gr_folder_open */
+    dev_t folder_device;
+    ino_t folder_inode; /* rank 0's: output_dir, so that another one is told from it */
     FILE *early; /* what is logged until then */
     char *early_text;
     size_t early_len;
@@ -99,9 +104,9 @@ bool gr_folder_logs(const gr_comm *comm);
 graft_status gr_folder_listen(gr_run *run, graft_error *err);
 /* Make or clean the folder and open its logs; with --resume read the last checkpoint into params and state. */
 graft_status gr_folder_open(gr_run *run, const gr_train_options *o, graft_error *err);
-/* Before rank 0 saves: where the folder was removed or moved away meanwhile, it is made anew, and that is said; refused where
- * another run has taken its place. */
-graft_status gr_folder_hold(gr_run *run, graft_error *err);
+/* Before rank 0 writes into the folder: where it was removed or moved away meanwhile, it is made anew (*anew), and that is said;
+ * refused where something else stands in its place. */
+graft_status gr_folder_hold(gr_run *run, bool *anew, graft_error *err);
 graft_status gr_run_facts_save(gr_run *run, graft_error *err);
 /* Close the logs, with how the run ended: status and err (may be NULL) of the whole. */
 void gr_folder_end(gr_run *run, graft_status status, const graft_error *err);

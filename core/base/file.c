@@ -365,9 +365,9 @@ graft_status gr_dir_commit(const char *tmp, const char *path, bool replace, graf
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_mark_folder(tmp, err));
     if (nftw(tmp, sync_entry, 32, FTW_DEPTH | FTW_PHYS) != 0) GR_TRY(gr_fail_errno(err, GRAFT_FAILED, "writing %s", target));
-    gr_unfinished_hold(); /* while what was in path, a stranger's files too, stands under tmp's name */
-    if (swap_in(tmp, target)) gr_unfinished_drop(tmp);
-    else st = gr_fail_errno(err, GRAFT_FAILED, "writing %s", target);
+    gr_unfinished_hold();
+    gr_unfinished_drop(tmp); /* before what was in path, a stranger's files too, stands under this name */
+    if (!swap_in(tmp, target)) st = gr_fail_errno(err, GRAFT_FAILED, "writing %s", target);
     gr_unfinished_release();
     if (st == GRAFT_OK) sync_parent(target);
 done:

@@ -57,8 +57,10 @@ static graft_status open_sink(sink *k) {
     k->fd = open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (k->fd < 0) { /* a file system without nameless files */
         char *name = gr_format("%s/graft-data-XXXXXX", folder);
+        gr_unfinished_hold(); /* while it has a name */
         k->fd = name ? mkostemp(name, O_CLOEXEC) : -1;
         if (k->fd >= 0) unlink(name);
+        gr_unfinished_release();
         free(name);
     }
     if (k->fd < 0) return gr_fail_errno(k->err, GRAFT_FAILED, "%s: no temporary file in %s (set TMPDIR)", k->path, folder);

@@ -497,14 +497,6 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
     char why[512] = "";
     *out = NULL;
     if (expected == 1) return GRAFT_OK;
-    if (getenv("SLURM_PROCID") && !getenv("OMPI_COMM_WORLD_RANK") && !getenv("PMI_RANK") && !getenv("PMIX_RANK")) {
-        gr_comm_let_first_tell();
-        return gr_fail(
-            err, GRAFT_BAD_USAGE,
-            "srun started %d processes that cannot find each other: start them with srun --mpi=pmix, or with mpirun within "
-            "the allocation",
-            expected);
-    }
     void *library = gr_plugin_load("libgraft_mpi.so", "GRAFT_MPI_LIB");
     gr_transport_open_fn *start = library ? (gr_transport_open_fn *)(uintptr_t)dlsym(library, "gr_transport_open") : NULL;
     if (!start) {
@@ -513,8 +505,10 @@ graft_status gr_comm_open(gr_comm **out, double deadline, graft_error *err) {
                        library ? "what GRAFT_MPI_LIB names is not graft's" : gr_plugin_error());
     }
     if (!(c = gr_calloc(1, sizeof *c))) return gr_fail_memory(err, "ranks");
-    if (!(c->transport = start(GR_TRANSPORT_ABI, why, sizeof why)))
-        GR_TRY(gr_fail(err, GRAFT_FAILED, "this was started as one of several ranks: %s", why));
+    if (!(c->transport = start(GR_TRANSPORT_ABI, why, sizeof why))) {
+        gr_comm_let_first_tell();
+        GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "this was started as one of %d ranks: %s", expected, why));
+    }
     if (all ? c->transport->size != expected : c->transport->size < expected)
         GR_TRY(gr_fail(
             err, GRAFT_BAD_USAGE,

@@ -112,9 +112,9 @@ static bool list_characters(gr_tokenizer *t) {
     for (int64_t i = 0; i < t->info.n_vocab; i++) {
         const gr_piece *p = &t->pieces[i];
         int size;
-        if (p->raw_len < 1 || p->raw_len > 3) continue;
-        const int32_t point = gr_utf8_decode(p->raw, p->raw_len, &size, NULL);
-        if (point >= 0 && size == p->raw_len) list[point] = gr_table_find(&t->by_raw, p->raw, p->raw_len);
+        if (p->len < 1 || p->len > 3) continue;
+        const int32_t point = gr_utf8_decode(p->text, p->len, &size, NULL); /* raw may be another by now: an added token's */
+        if (point >= 0 && size == p->len) list[point] = gr_table_find(&t->by_raw, p->text, p->len);
     }
     t->characters = list;
     return true;

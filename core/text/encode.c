@@ -154,10 +154,9 @@ static bool encode_meta(job *j, const char *text, int64_t len, bool first) {
     }
     if (out->failed) return false;
     int64_t start = 0;
-    for (int64_t i = 1; t->meta_split && i + 2 < out->len; i++) {
-        if (memcmp(out->data + i, GR_META_SPACE, 3) != 0) continue;
-        if (!encode_model(j, out->data + start, i - start)) return false;
-        start = i;
+    for (const char *at; t->meta_split && start + 1 < out->len; start = at - out->data) {
+        if (!(at = memmem(out->data + start + 1, (size_t)(out->len - start - 1), GR_META_SPACE, 3))) break;
+        if (!encode_model(j, out->data + start, at - (out->data + start))) return false;
     }
     return start == out->len || encode_model(j, out->data + start, out->len - start);
 }

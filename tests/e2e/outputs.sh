@@ -30,6 +30,7 @@ kept() {
     all >after
     check "$name: nothing was touched" same before after
 }
+in_place() { (cd place && "$@"); }
 fresh
 check "the run to work with" test -s place/run/adapter/adapter_model.safetensors
 check "its folder bears the mark" grep -q '^graft .* run$' place/run/.graft
@@ -80,28 +81,41 @@ check "so is a new one below somebody's" train output_dir=docs/run
 
 # ---- a folder that is moved away from its run ----
 fresh
-moved() { # trains into place/long, which is moved away after the first save; loss.svg is the last of it
+moved() { # moved SETTING...: trains into place/long, which is moved away after the first save; loss.svg is the last of it
     rm -rf place/long place/away
-    (cd place && exec "$G" train r.yaml output_dir=long train.max_steps=600 save.every=200) >long.log 2>&1 &
+    (cd place && exec "$G" train r.yaml output_dir=long train.max_steps=600 save.every=200 "$@") >long.log 2>&1 &
     until [ -e place/long/loss.svg ] || ! kill -0 $! 2>/dev/null; do sleep 0.01; done
     kill -STOP $!
     mv place/long place/away
 }
+evaluated=(data.eval=d.jsonl eval.every=50 train.learning_rate=3e-2 train.lr_scheduler=constant)
 moved
 kill -CONT $!
 check "the run goes on" wait $!
-check "saves the rest under its name" test -s place/long/adapter/adapter_model.safetensors -a -s place/long/recipe.yaml
-check "and says so" grep -q 'output_dir long is no more what it was' place/long/run.log long.log
-moved
-mkdir place/long
-exec 9>place/long/run.log
-flock 9
+check "saves the rest under its name" test -s place/long/adapter/adapter_model.safetensors -a -s place/long/recipe.yaml \
+    -a -s place/long/metrics.jsonl
+check "and says so" grep -q 'output_dir long was removed or moved away: it is made anew' place/long/run.log long.log
+cp -r place/away kept
+check "what was moved is a run that goes on elsewhere" in_place "$G" train r.yaml output_dir=away train.max_steps=600 \
+    save.every=200 --resume
+check "from where it was" same place/away/adapter/adapter_model.safetensors place/long/adapter/adapter_model.safetensors
+for method in lora full; do
+    moved "${evaluated[@]}" adapter.method=$method
+    mkdir place/long
+    kill -CONT $!
+    check "$method, evaluated: the best until then went with it" wait $!
+    check "and what it saves is whole" in_place "$G" eval --model "$([ $method = full ] && echo long/model || echo long)" --data d.jsonl
+done
+moved "${evaluated[@]}"
+cp -r kept place/long
+of_other() { (cd place/long && find . -type f -exec sha256sum {} + | sort -k 2); }
+of_other >before
 kill -CONT $!
 wait $!
-check "where another run has taken its place, it fails" test $? = 1
-check "and says why" grep -q 'long/run.log is in use: another graft trains into this folder' long.log
-check "and writes nothing there" test "$(ls -A place/long)" = run.log
-exec 9>&-
+check "where another run stands it fails" test $? = 1
+check "and says why" grep -q 'output_dir long is another folder than the one that this run began in' long.log
+of_other >after
+check "and writes nothing there" same before after
 
 # ---- merge and export ----
 fresh
@@ -141,7 +155,6 @@ export_ run/adapter "$input" --model base --format peft
 export_ docs "no model or adapter that graft wrote" --model base
 export_ base/model.safetensors "lies in base" --model base --format gguf
 kept "without --overwrite" "exists already; --overwrite replaces it" "$G" export --adapter run --format gguf --out base.gguf
-in_place() { (cd place && "$@"); }
 check "a folder that graft wrote" in_place "$G" merge --adapter run --dtype fp32 --out merged
 kept "is not replaced without being asked" "merged exists already; --overwrite" "$G" merge --adapter run --out merged
 check "is replaced with --overwrite" in_place "$G" merge --adapter run --dtype bf16 --out merged --overwrite

@@ -60,7 +60,7 @@ check "srun starts ranks" ranks 3 "$GRAFT" train r.yaml output_dir=srun
 check "of one host" grep -q '^ranks: 3, 3 of them on this host; this is rank 0' srun/run.log
 check "mpirun starts as many" env -u SHELLOPTS timeout 120 mpirun -n 3 "$GRAFT" train r.yaml output_dir=mpirun
 check "they train the same" same srun/$weights mpirun/$weights
-refused "without PMIx they do not find each other" 2 "srun started 2 processes that cannot find each other" \
+refused "without PMIx they do not find each other" 2 "one of 2 ranks: srun has started them so that they cannot find each other" \
     env -u SHELLOPTS srun --mpi=none -n 2 "$GRAFT" train r.yaml output_dir=none
 
 until_step() { # until_step FOLDER N
@@ -68,20 +68,21 @@ until_step() { # until_step FOLDER N
         [ "$(sed -nE '$s/.*"step": ([0-9]+).*/\1/p' "$1/metrics.jsonl" 2>/dev/null || echo 0)" -ge "$2" ] 2>/dev/null && return
         sleep 0.1
     done
+    not_ok "$1 came to step $2" "not within 30 s" err.txt
 }
 long=(train.max_steps=100000 save.every=100000 log.every=1 train.lr_scheduler=constant)
-ranks 3 "$GRAFT" train r.yaml output_dir=asked "${long[@]}" >said.txt 2>err.txt &
+SLURM_JOB_NAME=asked ranks 3 "$GRAFT" train r.yaml output_dir=asked "${long[@]}" >said.txt 2>err.txt &
 until_step asked 5
-scancel -s USR1 "$(squeue -h -o %i)"
+scancel -s USR1 -n asked
 wait $!
 check "SIGUSR1 to the job: exit code 130" test $? = 130
 check "all have saved" grep -q '^graft: interrupted: at step .*, saved in asked/checkpoint-' err.txt
 check "and go on" ranks 3 "$GRAFT" train r.yaml output_dir=asked --resume "${long[@]}" \
     "train.max_steps=$(($(sed -nE 's/^graft: interrupted: at step ([0-9]+) of.*/\1/p' err.txt) + 3))"
 
-ranks 3 "$GRAFT" train r.yaml output_dir=killed "${long[@]}" >said.txt 2>err.txt &
+ranks 3 "$GRAFT" train r.yaml output_dir="$WORK/killed" "${long[@]}" >said.txt 2>err.txt &
 until_step killed 5
-pkill -KILL -n -f "^$GRAFT train r.yaml output_dir=killed"
+pkill -KILL -n -f "^$GRAFT train r.yaml output_dir=$WORK/killed"
 wait $!
 check "one that is killed ends all" test $? != 0
 check "and is named, once" test "$(grep -c '^graft: error: rank . (.*) is gone, seen by rank . in ' err.txt)" = 1

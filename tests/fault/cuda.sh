@@ -55,6 +55,8 @@ fails() {
             ! same "$made" "$(result "$kind" "$kind.good")" >"$at.same" || good=1
     elif [ $code -le 3 ] && [ "$(grep -c '^graft: error: ' "$at.log")" = 1 ] && [ ! -e "$made" ]; then
         [ -n "$(find . -path "./$at*" -name '*.tmp*')" ] || good=1
+    elif [ $code = 97 ] && grep -q 'ERROR in kernel .*add_sorted_rows' "$at.log"; then
+        [ $call != kernel ] || good=1 # a card runs nothing after a kernel that failed; the emulator does, here on rows not sorted
     fi
     [ $good = 1 ] || echo "$kind: $call, call $3 of $4 fails|exit code $code|$at.log" >>wrong
     [ $good = 0 ] || echo "$kind $call" >>right

@@ -123,6 +123,8 @@ static void *write_on(void *none) {
 static void ended(void **state) {
     (void)state;
     for (int round = 0; round < 300; round++) {
+        if (gr_exists("ended")) assert_int_equal(gr_file_write("ended/mine", "x", 1, NULL), GRAFT_OK);
+        const bool mine = gr_exists("ended/mine");
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0) {
@@ -140,6 +142,7 @@ static void ended(void **state) {
         assert_non_null(dir);
         for (struct dirent *e; (e = readdir(dir));) assert_null(strstr(e->d_name, ".tmp-"));
         closedir(dir);
+        assert_true(!mine || gr_exists("ended/mine"));
         assert_true(!gr_exists("ended") || (gr_is_marked("ended", "folder") && gr_exists("ended/f")));
     }
 }

@@ -151,6 +151,31 @@ static void test_long_words(void **state) {
     gr_tokenizer_free(t);
 }
 
+/* A character of the vocabulary that is an added token, too, keeps its id within words. Ids: tokenizers' (Python). */
+static void test_added_character(void **state) {
+    (void)state;
+    static const int32_t expected[] = {261, 317, 296, 269, 296, 298, 306, 295, 331, 296, 331};
+    char dir[] = "/tmp/graft-text-XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    json_t *root = json_load_file(TESTS_DIR "/golden/tokenizers/sp-bpe/tokenizer.json", 0, NULL);
+    assert_non_null(root);
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:i,s:s,s:b,s:b,s:b,s:b,s:b}", "id", 296, "content", "e", "single_word", 0, "lstrip", 0,
+                                    "rstrip", 0, "normalized", 1, "special", 0));
+    assert_int_equal(json_dump_file(root, path, 0), 0);
+    json_decref(root);
+    gr_tokenizer *t = NULL;
+    gr_ids ids = {0};
+    assert_ok(gr_tokenizer_open(&t, dir, &err));
+    assert_ok(gr_tokenizer_encode(t, "abe bead xex", 12, true, &ids, &err));
+    assert_int_equal(ids.n, GR_LEN(expected));
+    assert_memory_equal(ids.data, expected, sizeof expected);
+    gr_ids_release(&ids);
+    gr_tokenizer_free(t);
+    gr_remove_all(dir);
+}
+
 /* Through GGUF keys and back the ids stay. */
 static void test_gguf_round_trip(void **state) {
     (void)state;
@@ -764,6 +789,7 @@ int main(void) {
         cmocka_unit_test(test_decode),
         cmocka_unit_test(test_control_tokens_are_text),
         cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_added_character),
         cmocka_unit_test(test_gguf_round_trip),
         cmocka_unit_test(test_chat_golden),
         cmocka_unit_test(test_chat_unknown),

@@ -181,6 +181,14 @@ __attribute__((visibility("default"))) const gr_transport *gr_transport_open(con
         snprintf(why, size, "MPI was started by something else in this process");
         return NULL;
     }
+#ifdef OPEN_MPI /* which would end the process; MPICH may know Slurm by its library */
+    if (getenv("SLURM_PROCID") && !getenv("OMPI_COMM_WORLD_RANK") && !getenv("PMI_RANK") && !getenv("PMIX_RANK")) {
+        snprintf(why, size,
+                 "srun has started them so that they cannot find each other: use srun --mpi=pmix, or mpirun within the "
+                 "allocation");
+        return NULL;
+    }
+#endif
     code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &given);
     if (code == MPI_SUCCESS) code = MPI_Comm_dup(MPI_COMM_WORLD, &state.comm);
     if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(state.comm, MPI_ERRORS_RETURN);
