@@ -50,10 +50,10 @@ typedef struct gr_run {
     char *recipe_text;           /* resolved */
     gr_train_callback *progress; /* may be NULL */
     void *payload;
-    FILE *log;   /* run.log, NULL before gr_folder_open */
+    FILE *log; /* run.log, NULL before gr_folder_open */
     dev_t folder_device;
     ino_t folder_inode; /* rank 0's: output_dir, so that another one is told from it */
-    FILE *early; /* what is logged until then */
+    FILE *early;        /* what is logged until then */
     char *early_text;
     size_t early_len;
     int64_t started; /* time(2) */

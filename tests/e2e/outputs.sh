@@ -104,7 +104,9 @@ for method in lora full; do
     mkdir place/long
     kill -CONT $!
     check "$method, evaluated: the best until then went with it" wait $!
-    check "and what it saves is whole" in_place "$G" eval --model "$([ $method = full ] && echo long/model || echo long)" --data d.jsonl
+    made=long
+    [ $method = lora ] || made=long/model
+    check "and what it saves is whole" in_place "$G" eval --model $made --data d.jsonl
 done
 moved "${evaluated[@]}"
 cp -r kept place/long

@@ -31,7 +31,7 @@ check "without MPI's library it does not train twice" grep -q 'started as one of
 
 refused "another MPI than that of mpirun knows of no others" 2 "one of 2 ranks, and the MPI of libgraft_mpi.so knows of 1" \
     env PMI_RANK=1 PMI_SIZE=2 "$GRAFT" train "$TINY/none.yaml"
-refused "nor does srun without PMIx" 2 "one of 2 ranks: srun has started them so that they cannot find each other: use srun --mpi=pmix" \
+refused "nor does srun without PMIx" 2 "one of 2 ranks: srun has started them so that they cannot find each other" \
     env SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=2 "$GRAFT" train "$TINY/none.yaml"
 refused "a deadline is a number" 2 'GRAFT_RANK_DEADLINE is "soon": expected a positive number of seconds' \
     env GRAFT_RANK_DEADLINE=soon "$GRAFT" train "$TINY/none.yaml"
