@@ -89,6 +89,7 @@ static graft_status write_file(const gr_export *x, bool overwrite, const char *o
     graft_status st;
     char *tmp = gr_format("%s.tmp-%lld.gguf", out_path, (long long)getpid());
     if (!tmp) return gr_fail_memory(err, out_path);
+    GR_TRY(gr_refuse_device(out_path, err));
     if (gr_is_dir(out_path)) GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s is a folder; a GGUF needs a file name", out_path));
     if (gr_exists(out_path) && !overwrite)
         GR_TRY(gr_fail(err, GRAFT_BAD_USAGE, "%s exists already; name another file or ask for it to be replaced", out_path));

@@ -50,13 +50,13 @@ typedef struct gr_run {
     char *recipe_text;           /* resolved */
     gr_train_callback *progress; /* may be NULL */
     void *payload;
-    FILE *log; /* run.log, NULL before gr_folder_open */
-    dev_t folder_device;
-    ino_t folder_inode; /* rank 0's: output_dir, so that another one is told from it */
-    FILE *early;        /* what is logged until then */
+    FILE *log;   /* run.log, NULL before gr_folder_open */
+    FILE *early; /* what is logged until then */
     char *early_text;
     size_t early_len;
-    int64_t started; /* time(2) */
+    dev_t folder_device;
+    ino_t folder_inode; /* rank 0's: output_dir, so that another one is told from it */
+    int64_t started;    /* time(2) */
 } gr_run;
 
 /* With train.gradient_release and with sharding: the decoder of run->plan tells of gradients that are whole. Before it is made. */

@@ -301,6 +301,7 @@ graft_status gr_dir_begin(char **tmp, const char *path, bool replace, graft_erro
     graft_status st = GRAFT_OK;
     char *target = trimmed(path), *parent = NULL, *name = NULL;
     if (!target || !(parent = parent_dir(target)) || !(name = temporary_name(target))) GR_TRY(gr_fail_memory(err, path));
+    GR_TRY(gr_refuse_device(target, err));
     GR_TRY(check_free(target, replace, err));
     GR_TRY(gr_make_dirs(parent, err));
     gr_remove_all(name);
@@ -421,6 +422,12 @@ bool gr_is_device(const char *path) {
     struct stat info;
     if (own_stream(path) >= 0) return true;
     return stat(path, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+}
+
+graft_status gr_refuse_device(const char *path, graft_error *err) {
+    if (!gr_is_device(path)) return GRAFT_OK;
+    return gr_fail(err, GRAFT_BAD_USAGE, "%s is a device or a pipe: what is read back to be compared needs a name of its own",
+                   path);
 }
 
 bool gr_is_dir(const char *path) {

@@ -64,6 +64,7 @@ bool gr_is_dir(const char *path);
 bool gr_is_empty_dir(const char *path);
 /* A device or a pipe: written in place, never renamed over. The process's own streams count as such, whatever they are bound to. */
 bool gr_is_device(const char *path);
+graft_status gr_refuse_device(const char *path, graft_error *err); /* BAD_USAGE for one: it would be replaced */
 /* path from the root on (owned): under the working directory when it is relative. Links stay. */
 char *gr_path_absolute(const char *path);
 /* The way from folder to path (owned), both existing, through no link: "../../models/a". NULL when there is none. */

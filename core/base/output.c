@@ -117,7 +117,7 @@ static graft_status check_existing(const gr_output *o, graft_error *err) {
 
 graft_status gr_output_check(const gr_output *o, graft_error *err) {
     graft_status st = GRAFT_OK;
-    if (gr_is_device(o->path)) return GRAFT_OK;
+    if (gr_is_device(o->path)) return o->folder ? gr_refuse_device(o->path, err) : GRAFT_OK;
     if (!*o->path) return gr_fail(err, GRAFT_BAD_USAGE, "the output has an empty name");
     char *out = real_path(o->path);
     if (!out) return gr_fail_memory(err, o->path);

@@ -15,7 +15,7 @@ typedef struct gr_output {
 
 /* BAD_USAGE with the reason and what to do. Refused always: a path that is an input, lies in one and exists, or contains one, also
  * through links; a folder where a file is to be, and the other way round; a folder that graft did not write. Refused without
- * overwrite: what exists. Free always: devices and pipes. */
+ * overwrite: what exists. Free always: devices and pipes, where a file is to be. */
 graft_status gr_output_check(const gr_output *o, graft_error *err);
 
 /* True when path is folder or lies in it, links followed; neither needs to exist. */

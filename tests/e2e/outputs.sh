@@ -156,6 +156,12 @@ export_() {
 export_ run/adapter "$input" --model base --format peft
 export_ docs "no model or adapter that graft wrote" --model base
 export_ base/model.safetensors "lies in base" --model base --format gguf
+mkfifo place/pipe
+merge pipe "is a device or a pipe" --model base --format gguf
+merge pipe "is a device or a pipe" --model base --format hf
+export_ pipe "is a device or a pipe" --model base --format peft
+check "a pipe is still one" test -p place/pipe
+rm place/pipe
 kept "without --overwrite" "exists already; --overwrite replaces it" "$G" export --adapter run --format gguf --out base.gguf
 check "a folder that graft wrote" in_place "$G" merge --adapter run --dtype fp32 --out merged
 kept "is not replaced without being asked" "merged exists already; --overwrite" "$G" merge --adapter run --out merged
