@@ -50,6 +50,7 @@ typedef struct gr_adapter {
     int64_t rows[GR_ROWS_COUNT]; /* indices in params, [n,C], of what config.rows names */
     gr_params *params;           /* where its matrices are: borrowed, or own */
     gr_params own;
+    char *folder;        /* that it was read from; NULL: none. The arena's */
     char *chat_template; /* Jinja text that it was trained with, in its files as chat_template.jinja; NULL: unknown. Owned by the
                             arena */
     uint64_t tokenizer_hash; /* of the tokenizer it was trained with, 0 unknown */

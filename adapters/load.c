@@ -6,6 +6,7 @@
 
 #include "core/base/file.h"
 #include "core/base/log.h"
+#include "core/text/tokenizer.h"
 
 /* The two matrices of a module, as found in the file. */
 typedef struct pair {
@@ -305,13 +306,10 @@ static graft_status check_base(const gr_peft_config *c, const gr_model *m, const
 
 /* The chat template beside the adapter, where there is one. */
 static graft_status read_template(gr_adapter *a, const char *folder, graft_error *err) {
-    enum { MOST = 1 << 22 };
-    char *path = gr_path_join(folder, GR_ADAPTER_TEMPLATE), *text = NULL;
-    int64_t n;
-    graft_status st = path ? GRAFT_OK : gr_fail_memory(err, folder);
-    if (st == GRAFT_OK && gr_exists(path)) st = gr_file_read(&text, &n, path, MOST, err);
-    if (st == GRAFT_OK && text && !(a->chat_template = gr_arena_strdup(&a->arena, text))) st = gr_fail_memory(err, folder);
-    free(path);
+    char *text;
+    graft_status st = gr_folder_template(&text, folder, err);
+    if (text && !(a->chat_template = gr_arena_strdup(&a->arena, text))) st = gr_fail_memory(err, folder);
+    if (!(a->folder = gr_arena_strdup(&a->arena, folder))) st = gr_fail_memory(err, folder);
     free(text);
     return st;
 }

@@ -68,6 +68,7 @@ static graft_status add_adapter(gr_session *s, const char *given, graft_error *e
         gr_warn("%s was trained with another tokenizer than that of %s", path, gr_weights_path(s->model->weights));
     s->scales[s->n_adapters] = scale;
     s->adapters[s->n_adapters++] = a;
+    if (a->folder && s->tokenizer) GR_TRY(gr_tokenizer_compare(s->tokenizer, a->folder, err));
     GR_TRY(gr_adapter_attach(a, s->model, scale, err));
 done:
     free(path);

@@ -227,6 +227,9 @@ static graft_status load_params(gr_run *run, graft_error *err) {
     if (r->adapter_init_from && !run->resumes) { /* a resumed run has its own weights: where it began may be gone */
         GR_TRY(gr_adapter_load(&from, r->adapter_init_from, run->session.model, false, err));
         GR_TRY(gr_adapter_copy(run->adapter, from, err));
+        if (template && from->chat_template && strcmp(template, from->chat_template) != 0)
+            gr_warn("adapter.init_from %s was trained with another chat template than the one here: data.template names one",
+                    r->adapter_init_from);
     }
     GR_TRY(gr_adapter_attach(run->adapter, run->session.model, 1.0, err));
 done:

@@ -54,31 +54,74 @@ static graft_status check_added(gr_tokenizer *t, const json_t *tokens, const cha
     return GRAFT_OK;
 }
 
-static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
+/* *text: owned, NULL where there is none. */
+static graft_status find_template(char **text, const char *folder, const json_t *config, graft_error *err) {
     const json_t *value = json_object_get(config, "chat_template"), *entry;
-    const char *text = json_string_value(value);
-    char *path = gr_path_join(folder, "chat_template.jinja"), *file = NULL;
+    const char *found = json_string_value(value);
+    char *path = gr_path_join(folder, "chat_template.jinja");
     int64_t n;
     size_t i;
     graft_status st = path ? GRAFT_OK : gr_fail_memory(err, "path");
+    *text = NULL;
     json_array_foreach(value, i, entry) { /* several named templates */
         const char *name = gr_json_str(entry, "name");
-        if (name && strcmp(name, "default") == 0) text = gr_json_str(entry, "template");
+        if (name && strcmp(name, "default") == 0) found = gr_json_str(entry, "template");
     }
-    if (st == GRAFT_OK && gr_exists(path)) {
-        st = gr_file_read(&file, &n, path, GR_JSON_MAX, err);
-        text = file;
-    }
-    if (st == GRAFT_OK && text) {
-        t->info.chat_template = gr_arena_strdup(&t->arena, text);
-        if (!t->info.chat_template) st = gr_fail_memory(err, "chat template");
-    }
-    free(file);
+    if (st == GRAFT_OK && gr_exists(path)) st = gr_file_read(text, &n, path, GR_JSON_MAX, err);
+    else if (st == GRAFT_OK && found && !(*text = gr_strdup(found))) st = gr_fail_memory(err, "chat template");
     free(path);
     return st;
 }
 
-/* The token that the post_processor puts before (after) a text is the one that the configuration calls so. */
+static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
+    char *text;
+    graft_status st = find_template(&text, folder, config, err);
+    if (text && !(t->info.chat_template = gr_arena_strdup(&t->arena, text))) st = gr_fail_memory(err, "chat template");
+    free(text);
+    return st;
+}
+
+graft_status gr_folder_template(char **text, const char *folder, graft_error *err) {
+    json_t *config;
+    *text = NULL;
+    graft_status st = load_file(&config, folder, "tokenizer_config.json", err);
+    if (st == GRAFT_OK) st = find_template(text, folder, config, err);
+    json_decref(config);
+    return st;
+}
+
+/* ---- beside an adapter ---- */
+
+static void compare_token(const gr_tokenizer *t, const char *folder, const char *text) {
+    if (text && *text && gr_tokenizer_find(t, text) < 0)
+        gr_warn("%s: its tokenizer has a token \"%.60s\" that the base has not: it is plain text here", folder, text);
+}
+
+graft_status gr_tokenizer_compare(const gr_tokenizer *t, const char *folder, graft_error *err) {
+    json_t *config = NULL, *added = NULL, *whole = NULL;
+    const json_t *value;
+    const char *key;
+    size_t i;
+    graft_status st;
+    GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
+    GR_TRY(load_file(&added, folder, "added_tokens.json", err));
+    json_t *listed = added ? NULL : json_object_get(config, "added_tokens_decoder");
+    json_object_foreach(added, key, value) compare_token(t, folder, key);
+    json_object_foreach(listed, key, value) compare_token(t, folder, gr_json_str(value, "content"));
+    if (!added && !listed) GR_TRY(load_file(&whole, folder, "tokenizer.json", err));
+    json_array_foreach(json_object_get(whole, "added_tokens"), i, value) compare_token(t, folder, gr_json_str(value, "content"));
+    value = json_object_get(config, "eos_token");
+    const char *eos = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
+    if (eos && t->info.eos >= 0 && strcmp(eos, t->pieces[t->info.eos].text) != 0)
+        gr_warn("%s: its eos_token is \"%.60s\", that of the base \"%.60s\": the base's is taken", folder, eos,
+                t->pieces[t->info.eos].text);
+done:
+    json_decref(config);
+    json_decref(added);
+    json_decref(whole);
+    return st;
+}
+
 static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t last, const char *folder, graft_error *err) {
     bool bos = t->info.add_bos && first >= 0 && first != t->info.bos;
     if (!bos && !(t->info.add_eos && last >= 0 && last != t->info.eos)) return GRAFT_OK;

@@ -25,6 +25,10 @@ typedef enum gr_piece_type { /* numbers as in GGUF's tokenizer.ggml.token_type *
 graft_status gr_tokenizer_open(gr_tokenizer **out, const char *path, graft_error *err);
 graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_error *err);
 void gr_tokenizer_free(gr_tokenizer *t);
+/* The chat template of a HF folder, owned: chat_template.jinja, else the (default) one of tokenizer_config.json; NULL: none. */
+graft_status gr_folder_template(char **text, const char *folder, graft_error *err);
+/* Warns of what the tokenizer's files of folder, an adapter's, say that t, the base's, does not: further tokens, another eos_token. */
+graft_status gr_tokenizer_compare(const gr_tokenizer *t, const char *folder, graft_error *err);
 
 /* A growing list of ids. Zero-initialise; release frees. */
 typedef struct gr_ids {
