@@ -27,7 +27,7 @@ graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_
 void gr_tokenizer_free(gr_tokenizer *t);
 /* The chat template of a HF folder, owned: chat_template.jinja, else the (default) one of tokenizer_config.json; NULL: none. */
 graft_status gr_folder_template(char **text, const char *folder, graft_error *err);
-/* Warns of what the tokenizer's files of folder, an adapter's, say that t, the base's, does not: further tokens, another eos_token. */
+/* Warns of what the tokenizer's files of an adapter's folder say and t, the base's, does not: further tokens, another eos_token. */
 graft_status gr_tokenizer_compare(const gr_tokenizer *t, const char *folder, graft_error *err);
 
 /* A growing list of ids. Zero-initialise; release frees. */

@@ -195,14 +195,14 @@ cat >theirs/tokenizer_config.json <<J
                    {"name": "default", "template": "{% for m in messages %}<<{{ m.content }}>>{% endfor %}"}]}
 J
 echo '{"messages": [{"role": "user", "content": "Ho"}]}' >ho.jsonl
-check "its template is rendered" bash -c '"$0" generate --model "$1" --adapter theirs --prompts ho.jsonl --max-tokens 1 2>theirs.log |
-    grep "<<Ho>>"' "$GRAFT" "$TINY"
+"$GRAFT" generate --model "$TINY" --adapter theirs --prompts ho.jsonl --max-tokens 1 >theirs.out 2>theirs.log
+check "its template is rendered" grep -q '<<Ho>>' theirs.out
 check "another end of text is named" grep -q 'theirs: its eos_token is "<|endoftext|>", that of the base "<|im_end|>"' theirs.log
-check "and so is a token that the base has not" grep -q 'theirs: its tokenizer has a token "<|new|>" that the base has not' theirs.log
+check "and so is a token that the base has not" grep -q 'theirs: its tokenizer has a token "<|new|>" that the base' theirs.log
 check "merged, it has that template" "$GRAFT" merge --model "$TINY" --adapter theirs --dtype fp32 --out merged_theirs
 check "as text" grep -q '<<{{ m.content }}>>' merged_theirs/chat_template.jinja
-check "trained on with another it is said" bash -c '"$0" train tiny.yaml output_dir=runs/on train.max_steps=1 adapter.init_from=theirs 2>&1 |
-    grep "init_from theirs was trained with another chat template"' "$GRAFT"
+train on train.max_steps=1 adapter.init_from=theirs >on.log 2>&1
+check "trained on with another it is said" grep -q 'init_from theirs was trained with another chat template' on.log
 
 # ---- the rest of the commands ----
 check "validate" "$GRAFT" validate tiny.yaml
