@@ -111,6 +111,19 @@ static void copy_tokenizer(const gr_gguf *g, bool end_is_new, gr_gguf_builder *b
     }
 }
 
+/* What ends an answer beside eos (generation_config.json's list): as eot and eom, which llama.cpp and graft end at, too. */
+static void put_stops(const gr_export *x, gr_gguf_builder *b) {
+    const gr_model_config *c = x->config;
+    const int32_t eos = gr_tokenizer_carried_eos(x->tokenizer), end = gr_tokenizer_carried_end(x->tokenizer);
+    const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    int next = end >= 0;
+    for (int i = 0; i < c->n_stop_ids; i++) {
+        if (c->stop_ids[i] == eos || c->stop_ids[i] == end || c->stop_ids[i] >= c->vocab) continue;
+        if (next < GR_LEN(keys)) gr_gguf_put_u32(b, keys[next++], (uint32_t)c->stop_ids[i]);
+        else gr_warn("a GGUF has no key for a fourth token that ends an answer: id %d is left out", (int)c->stop_ids[i]);
+    }
+}
+
 static graft_status put_metadata(const gr_export *x, gr_gguf_builder *b, graft_error *err) {
     const char *base = gr_weights_path(x->base), *slash = strrchr(base, '/'), *name = slash && slash[1] ? slash + 1 : base;
     const gr_gguf *g = gr_weights_gguf(x->base);
@@ -126,7 +139,7 @@ static graft_status put_metadata(const gr_export *x, gr_gguf_builder *b, graft_e
     if (g) {
         copy_general(g, b);
         copy_tokenizer(g, gr_tokenizer_carried_end(x->tokenizer) >= 0, b);
-    }
+    } else put_stops(x, b);
     return gr_tokenizer_save_gguf(x->tokenizer, x->config->vocab, b, err);
 }
 

@@ -135,4 +135,5 @@ graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int3
     return t->carried ? GRAFT_OK : gr_fail_memory(err, "chat template");
 }
 
+int32_t gr_tokenizer_carried_eos(const gr_tokenizer *t) { return t->carried ? t->carried_eos : t->info.eos; }
 int32_t gr_tokenizer_carried_end(const gr_tokenizer *t) { return t->carried ? t->carried_end : -1; }

@@ -95,6 +95,7 @@ uint64_t gr_tokenizer_hash(const gr_tokenizer *t);
  * threads. */
 graft_status gr_tokenizer_carry(gr_tokenizer *t, const char *chat_template, int32_t end_of_turn, bool as_eos, graft_error *err);
 int32_t gr_tokenizer_carried_end(const gr_tokenizer *t); /* -1: none is carried */
+int32_t gr_tokenizer_carried_eos(const gr_tokenizer *t); /* what is written as eos_token */
 
 /* Write the tokenizer's files into an existing folder: copies of the HF files it was read from, or, when read from a GGUF, an
  * equivalent tokenizer.json, tokenizer_config.json (tokenizer_class PreTrainedTokenizerFast), special_tokens_map.json and

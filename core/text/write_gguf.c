@@ -114,7 +114,7 @@ static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_bui
     gr_gguf_put_i32s(b, KEY("token_type"), c.types, n_vocab);
     if (t->byte_level && !put_merges(t, b)) GR_TRY(gr_fail_memory(err, "merges"));
     put_id(b, KEY("bos_token_id"), info->bos, n_vocab);
-    put_id(b, KEY("eos_token_id"), t->carried ? t->carried_eos : info->eos, n_vocab);
+    put_id(b, KEY("eos_token_id"), gr_tokenizer_carried_eos(t), n_vocab);
     put_id(b, KEY("eot_token_id"), gr_tokenizer_carried_end(t), n_vocab);
     put_id(b, KEY("padding_token_id"), info->pad, n_vocab);
     put_id(b, KEY("unknown_token_id"), info->unk, n_vocab);

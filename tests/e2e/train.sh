@@ -204,6 +204,14 @@ check "as text" grep -q '<<{{ m.content }}>>' merged_theirs/chat_template.jinja
 train on train.max_steps=1 adapter.init_from=theirs >on.log 2>&1
 check "trained on with another it is said" grep -q 'init_from theirs was trained with another chat template' on.log
 
+# ---- several tokens that end an answer ----
+cp -r "$TINY" stops && chmod -R u+w stops
+echo '{"eos_token_id": [2, 5, 6, 7]}' >stops/generation_config.json
+"$GRAFT" merge --model stops --dtype fp32 --out stops.gguf >stops.log 2>&1
+check "a GGUF that cannot hold them all says so" grep -q 'a fourth token that ends an answer: id 7 is left out' stops.log
+check "and back" "$GRAFT" merge --model stops.gguf --dtype fp32 --out stops.back
+check "those that it can hold are kept" bash -c 'jq -c .eos_token_id stops.back/generation_config.json | grep -x "\[2,5,6\]"'
+
 # ---- the rest of the commands ----
 check "validate" "$GRAFT" validate tiny.yaml
 check "data preview" "$GRAFT" data preview tiny.yaml --n 2
