@@ -362,8 +362,13 @@ static graft_status start(const gr_chat *c, const gr_conversation *x, gr_encoded
     return out->scratch ? gr_renderer_start(&out->scratch->renderer, c, x, err) : gr_fail_memory(err, "encoding a conversation");
 }
 
+const gr_chat *gr_chat_for(const gr_chat *c, const gr_conversation *x) {
+    return c->with_tools && holds(x->tools) ? c->with_tools : c;
+}
+
 graft_status gr_chat_encode(const gr_chat *c, const gr_conversation *x, gr_loss_on loss_on, gr_encoded *out, graft_error *err) {
     graft_status st;
+    c = gr_chat_for(c, x);
     GR_TRY(start(c, x, out, err));
     scratch *s = out->scratch;
     GR_TRY(gr_renderer_render(&s->renderer, x->n, false, &s->whole, err));
@@ -415,6 +420,7 @@ done:
 
 graft_status gr_chat_prompt(const gr_chat *c, const gr_conversation *x, gr_ids *ids, graft_error *err) {
     graft_status st;
+    c = gr_chat_for(c, x);
     gr_encoded e = {0};
     GR_TRY(start(c, x, &e, err));
     scratch *s = e.scratch;
@@ -435,6 +441,7 @@ done:
 graft_status gr_chat_render(const gr_chat *c, const gr_conversation *x, bool add_generation_prompt, gr_str *out, graft_error *err) {
     graft_status st;
     gr_encoded e = {0};
+    c = gr_chat_for(c, x);
     GR_TRY(start(c, x, &e, err));
     GR_TRY(gr_renderer_render(&e.scratch->renderer, x->n, add_generation_prompt, &e.scratch->whole, err));
     gr_str_add(out, e.scratch->whole.text, e.scratch->whole.n);

@@ -17,8 +17,12 @@ struct gr_chat {
     int64_t now;      /* of strftime_now */
     bool utc;
     uint64_t hash;
-    atomic_bool *told; /* a prompt's control text was spoken of */
+    struct gr_chat *with_tools; /* the model's own for conversations with tools; NULL: this one */
+    atomic_bool *told;          /* a prompt's control text was spoken of */
 };
+
+/* The one that renders x. */
+const gr_chat *gr_chat_for(const gr_chat *c, const gr_conversation *x);
 
 /* Origins of what is given to a template: of message i (from 0) gr_origin(i, kind), else one of the last. */
 enum { GR_FROM_OTHER, GR_FROM_ROLE, GR_FROM_CONTENT, GR_FROM_CALLS, GR_FROM_REASONING, GR_FROM_KINDS };

@@ -208,6 +208,7 @@ graft_status gr_chat_open(gr_chat **out, const gr_chat_options *o, const gr_toke
     if (o->args) GR_TRY(read_args(&args, o->args, err));
     GR_TRY(read_clock(c, err));
     GR_TRY(gr_chat_template_find(&source, o, t, err));
+    const bool own = t->info.chat_template && strcmp(source, t->info.chat_template) == 0; /* not itself the one for tools */
     st = set_source(c, source, err);
     source = NULL;
     GR_TRY(st);
@@ -219,6 +220,11 @@ graft_status gr_chat_open(gr_chat **out, const gr_chat_options *o, const gr_toke
     GR_TRY(look(c, err));
     c->narrows = strstr(c->source, "endgeneration") != NULL;
     hash(c);
+    if (own && t->info.tool_template && strcmp(t->info.tool_template, t->info.chat_template) != 0) {
+        const gr_chat_options tools = {.name = "tool_use", .source = t->info.tool_template, .system = o->system, .args = o->args};
+        GR_TRY(gr_chat_open(&c->with_tools, &tools, t, err));
+        c->hash = XXH3_64bits_withSeed(&c->with_tools->hash, sizeof c->hash, c->hash);
+    }
     if (c->end_of_turn < 0 && !c->parses_text)
         gr_warn("chat template %s ends an answer with no control token: the model is not taught where to stop", c->name);
     *out = c;
@@ -233,6 +239,7 @@ done:
 void gr_chat_free(gr_chat *c) {
     if (!c) return;
     gr_jinja_free(c->jinja);
+    gr_chat_free(c->with_tools);
     free(c->name);
     free(c->source);
     free(c->generation);

@@ -54,38 +54,48 @@ static graft_status check_added(gr_tokenizer *t, const json_t *tokens, const cha
     return GRAFT_OK;
 }
 
-/* *text: owned, NULL where there is none. */
-static graft_status find_template(char **text, const char *folder, const json_t *config, graft_error *err) {
+/* text[0]: the default template, text[1]: what transformers takes for a sample with tools; owned, NULL where there is none. */
+static graft_status find_templates(char *text[2], const char *folder, const json_t *config, graft_error *err) {
+    static const char *const names[] = {"default", "tool_use"}, *const files[] = {"chat_template.jinja",
+                                                                                  "additional_chat_templates/tool_use.jinja"};
     const json_t *value = json_object_get(config, "chat_template"), *entry;
-    const char *found = json_string_value(value);
-    char *path = gr_path_join(folder, "chat_template.jinja");
-    int64_t n;
-    size_t i;
-    graft_status st = path ? GRAFT_OK : gr_fail_memory(err, "path");
-    *text = NULL;
-    json_array_foreach(value, i, entry) { /* several named templates */
-        const char *name = gr_json_str(entry, "name");
-        if (name && strcmp(name, "default") == 0) found = gr_json_str(entry, "template");
+    graft_status st = GRAFT_OK;
+    bool in_file = false; /* then those of the config are not read */
+    text[0] = text[1] = NULL;
+    for (int i = 0; i < 2 && st == GRAFT_OK; i++) {
+        const char *found = i == 0 ? json_string_value(value) : NULL;
+        char *path = gr_path_join(folder, files[i]);
+        int64_t n;
+        size_t k;
+        json_array_foreach(value, k, entry) { /* several named templates */
+            const char *name = gr_json_str(entry, "name");
+            if (name && strcmp(name, names[i]) == 0) found = gr_json_str(entry, "template");
+        }
+        if (!path) st = gr_fail_memory(err, "path");
+        else if (gr_exists(path)) st = gr_file_read(&text[i], &n, path, GR_JSON_MAX, err), in_file = true;
+        else if (found && !in_file && !(text[i] = gr_strdup(found))) st = gr_fail_memory(err, "chat template");
+        free(path);
     }
-    if (st == GRAFT_OK && gr_exists(path)) st = gr_file_read(text, &n, path, GR_JSON_MAX, err);
-    else if (st == GRAFT_OK && found && !(*text = gr_strdup(found))) st = gr_fail_memory(err, "chat template");
-    free(path);
     return st;
 }
 
 static graft_status read_template(gr_tokenizer *t, const char *folder, const json_t *config, graft_error *err) {
-    char *text;
-    graft_status st = find_template(&text, folder, config, err);
-    if (text && !(t->info.chat_template = gr_arena_strdup(&t->arena, text))) st = gr_fail_memory(err, "chat template");
-    free(text);
+    char *text[2];
+    graft_status st = find_templates(text, folder, config, err);
+    if (text[0] && !(t->info.chat_template = gr_arena_strdup(&t->arena, text[0]))) st = gr_fail_memory(err, "chat template");
+    if (text[1] && !(t->info.tool_template = gr_arena_strdup(&t->arena, text[1]))) st = gr_fail_memory(err, "chat template");
+    free(text[0]);
+    free(text[1]);
     return st;
 }
 
 graft_status gr_folder_template(char **text, const char *folder, graft_error *err) {
     json_t *config;
-    *text = NULL;
+    char *both[2] = {NULL, NULL};
     graft_status st = load_file(&config, folder, "tokenizer_config.json", err);
-    if (st == GRAFT_OK) st = find_template(text, folder, config, err);
+    if (st == GRAFT_OK) st = find_templates(both, folder, config, err);
+    *text = both[0];
+    free(both[1]);
     json_decref(config);
     return st;
 }

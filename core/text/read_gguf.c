@@ -197,6 +197,11 @@ graft_status gr_tokenizer_from_gguf(gr_tokenizer **out, const gr_gguf *g, graft_
         t->info.chat_template = gr_arena_strdup(&t->arena, chat);
         if (!t->info.chat_template) GR_TRY(gr_fail_memory(err, "chat template"));
     }
+    if (gr_gguf_has(g, "tokenizer.chat_template.tool_use")) {
+        GR_TRY(gr_gguf_get_string(g, "tokenizer.chat_template.tool_use", &chat, NULL, err));
+        t->info.tool_template = gr_arena_strdup(&t->arena, chat);
+        if (!t->info.tool_template) GR_TRY(gr_fail_memory(err, "chat template"));
+    }
     if (!collect_added(t)) GR_TRY(gr_fail_memory(err, "added tokens"));
     GR_TRY(gr_tokenizer_finish(t, gr_gguf_path(g), err));
     *out = t;

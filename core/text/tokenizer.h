@@ -70,6 +70,7 @@ typedef struct gr_tokenizer_info {
     bool add_bos, add_eos; /* the tokenizer's own setting (false for SmolLM2) */
     bool add_space_prefix; /* SentencePiece's dummy prefix */
     bool ignore_merges;
+    const char *tool_template; /* the model's own for samples with tools (tool_use), or NULL */
     const char *chat_template; /* the model's own Jinja text (GGUF key, chat_template.jinja, tokenizer_config.json), or NULL */
     const char *folder;        /* the HF folder it was read from (its files can be copied), NULL for a GGUF */
 } gr_tokenizer_info;

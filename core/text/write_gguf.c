@@ -129,6 +129,12 @@ static graft_status put_keys(const gr_tokenizer *t, int64_t n_vocab, gr_gguf_bui
     }
     const char *template = t->carried ? t->carried : info->chat_template;
     if (template) gr_gguf_put_string(b, "tokenizer.chat_template", template);
+    if (info->tool_template && info->folder) { /* what a GGUF has of it is copied */
+        const char *const name = "tool_use";
+        const int64_t len = (int64_t)strlen(name);
+        gr_gguf_put_strings(b, "tokenizer.chat_templates", &name, &len, 1);
+        gr_gguf_put_string(b, "tokenizer.chat_template.tool_use", info->tool_template);
+    }
 done:
     free(c.texts);
     free(c.lens);

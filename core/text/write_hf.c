@@ -66,12 +66,22 @@ static graft_status carry_into(const gr_tokenizer *t, const char *folder, const 
     return write_json(folder, name, root, JSON_INDENT(2), err);
 }
 
+static graft_status write_tool_template(const gr_tokenizer *t, const char *folder, graft_error *err) {
+    if (!t->info.tool_template) return GRAFT_OK;
+    char *more = gr_path_join(folder, "additional_chat_templates");
+    graft_status st = more ? gr_make_dirs(more, err) : gr_fail_memory(err, "path");
+    if (st == GRAFT_OK) st = write_file(more, "tool_use.jinja", t->info.tool_template, err);
+    free(more);
+    return st;
+}
+
 static graft_status carry(const gr_tokenizer *t, const char *folder, graft_error *err) {
     graft_status st = GRAFT_OK;
     if (!t->carried) return st;
     GR_TRY(carry_into(t, folder, "tokenizer_config.json", true, err));
     GR_TRY(carry_into(t, folder, "special_tokens_map.json", false, err));
     GR_TRY(write_file(folder, "chat_template.jinja", t->carried, err));
+    GR_TRY(write_tool_template(t, folder, err)); /* which a list of templates had, that is now one */
 done:
     return st;
 }
@@ -305,6 +315,7 @@ static graft_status write_files(const gr_tokenizer *t, const char *folder, graft
     GR_TRY(st);
     GR_TRY(write_json(folder, "special_tokens_map.json", special_map(t), JSON_INDENT(2), err));
     if (t->info.chat_template) GR_TRY(write_file(folder, "chat_template.jinja", t->info.chat_template, err));
+    GR_TRY(write_tool_template(t, folder, err));
 done:
     json_decref(config);
     return st;

@@ -204,6 +204,22 @@ check "as text" grep -q '<<{{ m.content }}>>' merged_theirs/chat_template.jinja
 train on train.max_steps=1 adapter.init_from=theirs >on.log 2>&1
 check "trained on with another it is said" grep -q 'init_from theirs was trained with another chat template' on.log
 
+# ---- a template of its own for samples with tools ----
+cp -r "$TINY" tools && chmod -R u+w tools
+rm tools/chat_template.jinja
+jq '.chat_template = [{name: "default", template: "{% if tools %}D{% endif %}{% for m in messages %}<{{ m.content }}>{% endfor %}"},
+    {name: "tool_use", template: "{{ tools | tojson }}{% for m in messages %}[{{ m.content }}]{% endfor %}"}]' \
+    "$TINY/tokenizer_config.json" >tools/tokenizer_config.json
+ask='{"messages": [{"role": "user", "content": "Ho"}]'
+printf '%s}\n%s, "tools": [{"name": "f"}]}\n' "$ask" "$ask" >tools.jsonl
+check "through a GGUF" "$GRAFT" merge --model tools --dtype fp32 --out tools.gguf
+check "and back" "$GRAFT" merge --model tools.gguf --dtype fp32 --out tools.back
+for model in tools tools.gguf tools.back; do
+    "$GRAFT" generate --model $model --prompts tools.jsonl --max-tokens 1 >tools.out 2>tools.log
+    check "$model: a prompt without tools" grep -q '"prompt":"<Ho>"' tools.out
+    check "$model: and with" grep -qF '[{\"name\": \"f\"}][Ho]' tools.out
+done
+
 # ---- several tokens that end an answer ----
 cp -r "$TINY" stops && chmod -R u+w stops
 echo '{"eos_token_id": [2, 5, 6, 7]}' >stops/generation_config.json
