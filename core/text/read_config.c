@@ -63,7 +63,7 @@ static graft_status find_templates(char *text[2], const char *folder, const json
     bool in_file = false; /* then those of the config are not read */
     text[0] = text[1] = NULL;
     for (int i = 0; i < 2 && st == GRAFT_OK; i++) {
-        const char *found = i == 0 ? json_string_value(value) : NULL;
+        const char *found = i == 0 && json_is_string(value) ? json_string_value(value) : gr_json_str(value, names[i]);
         char *path = gr_path_join(folder, files[i]);
         int64_t n;
         size_t k;
