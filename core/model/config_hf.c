@@ -51,8 +51,16 @@ const gr_config_key gr_config_hf_keys[] = {
     {"rope_interleaved", ONLY("false")},
     {"no_rope_layers", ONLY("")},
     {"no_rope_layer_interval", ONLY("0")},
+    {"nope_layer_interval", ONLY("0")},
+    {"use_nope", ONLY("false")},
+    {"use_rope", ONLY("true")},
     {"position_embedding_type", ONLY("rope")},
+    {"positional_encoding", ONLY("rope rotary")},
+    {"position_encoding", ONLY("rope rotary")},
+    {"pos_emb_type", ONLY("rope rotary")},
     {"alibi", ONLY("false")},
+    {"xpos", ONLY("false")},
+    {"use_xpos", ONLY("false")},
     {"attn_logit_softcapping", FLOAT(attention_softcap), WHERE(score_cap_key)},
     {"attn_logit_softcapping", ONLY("0")},
     {"final_logit_softcapping", FLOAT(head_softcap), WHERE(score_keys)},
@@ -67,6 +75,25 @@ const gr_config_key gr_config_hf_keys[] = {
     {"scale_depth", ONLY("")},
     {"dim_model_base", ONLY("")},
     {"attention_chunk_size", ONLY("")},
+    {"is_causal", ONLY("true")},
+    {"causal", ONLY("true")},
+    {"causal_attention", ONLY("true")},
+    {"bidirectional", ONLY("false")},
+    {"prefix_lm", ONLY("false")},
+    {"scale_attn_weights", ONLY("true")},
+    {"use_sinks", ONLY("false")},
+    {"num_kv_shared_layers", ONLY("0")},
+    {"q_lora_rank", ONLY("0")},
+    {"kv_lora_rank", ONLY("0")},
+    {"attn_config", ONLY("")},
+    {"ffn_config", ONLY("")},
+    {"block_configs", ONLY("")},
+    {"pre_norm", ONLY("true")},
+    {"use_rmsnorm", ONLY("true")},
+    {"rms_norm", ONLY("true")},
+    {"gated_mlp", ONLY("true")},
+    {"use_glu", ONLY("true")},
+    {"glu", ONLY("true")},
     {"attn_temperature_tuning", ONLY("false")},
     {"num_local_experts", ONLY("0")},
     {"num_experts", ONLY("0")},
@@ -448,10 +475,24 @@ done:
 
 /* ---- the whole ---- */
 
+/* A configuration of bitsandbytes that is off says load_in_4bit: false, and nothing but its settings. */
+static bool packs(const json_t *quantized) {
+    const char *key;
+    json_t *v;
+    bool said = false;
+    json_object_foreach((json_t *)(uintptr_t)quantized, key, v) {
+        bool load = strncmp(key, "load_in_", 8) == 0 || strncmp(key, "_load_in_", 9) == 0;
+        if (load ? is_truthy(v) : strncmp(key, "bnb_4bit_", 9) != 0 && strncmp(key, "llm_int8_", 9) != 0) return true;
+        said |= load;
+    }
+    return !said;
+}
+
 static graft_status json_quantized(const json_file *f, graft_error *err) {
     const json_t *quantized = json_object_get(f->root, "quantization_config"); /* GPTQ, AWQ, bitsandbytes ... */
     if (is_empty(quantized)) return GRAFT_OK;
     const char *method = json_string_value(json_object_get(quantized, "quant_method"));
+    if (!packs(quantized)) return GRAFT_OK;
     return gr_fail(err, GRAFT_BAD_INPUT,
                    "%s: quantization_config: weights packed by %s cannot be trained on or merged into; take the "
                    "model that they were made from, or its GGUF",
