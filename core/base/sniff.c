@@ -34,6 +34,7 @@ static const struct kind_row {
      MAGIC(0, "\xFD"
               "7zXZ"),
      "compressed with xz; unxz unpacks it"},
+    {GR_KIND_FOREIGN, MAGIC(0, "]\0\0"), "compressed with lzma; unlzma unpacks it"}, /* no text has zeros there, UTF-32 apart */
     {GR_KIND_FOREIGN, MAGIC(0, "\x28\xB5\x2F\xFD"), "compressed with zstd; unzstd unpacks it"},
     {GR_KIND_FOREIGN, MAGIC(0, "\x04\x22\x4D\x18"), "compressed with lz4; unlz4 unpacks it"},
     {GR_KIND_FOREIGN, MAGIC(0, "7z\xBC\xAF\x27\x1C"), "a 7z archive" PACKED},
@@ -60,13 +61,31 @@ static const struct kind_row {
 #undef MAGIC
 };
 
+/* Text in UTF-32 by its mark or, from 8 bytes on, by the zeros of its first two characters. */
+static bool is_utf32(const uint8_t *s, int64_t n) {
+    static const uint8_t zeros[3] = {0};
+    if (n >= 4 && (!memcmp(s, "\xFF\xFE\0\0", 4) || !memcmp(s, "\0\0\xFE\xFF", 4))) return true;
+    return n >= 8 && ((s[0] && s[4] && !memcmp(s + 1, zeros, 3) && !memcmp(s + 5, zeros, 3)) ||
+                      (s[3] && s[7] && !memcmp(s, zeros, 3) && !memcmp(s + 4, zeros, 3)));
+}
+
+/* A bare zlib stream: its two bytes may begin a text in GBK or Latin-1, which then has no control characters. */
+static bool is_zlib(const uint8_t *s, int64_t n) {
+    if (n < 3 || s[0] != 0x78 || (s[1] != 0x9C && s[1] != 0xDA)) return false;
+    for (int64_t i = 2; i < n; i++)
+        if (s[i] < 0x20 && !isspace(s[i])) return true;
+    return false;
+}
+
 static bool contains(const uint8_t *s, int64_t n, const char *word) { return memmem(s, (size_t)n, word, strlen(word)) != NULL; }
 
 /* What no fixed bytes tell. */
 static gr_kind sniff_further(const uint8_t *s, int64_t n, const char **what) {
     static const char *const html[] = {"<!doctype html", "<html", "<head"};
     static const char torch[] = "a pickled PyTorch checkpoint (.bin, .pt), which graft does not read; save it as safetensors "
-                                "(save_pretrained(FOLDER, safe_serialization=True))";
+                                "(save_pretrained(FOLDER, safe_serialization=True))",
+                      pickle[] =
+                          "a Python pickle, which graft does not read; write data as JSONL, a model (PyTorch) as safetensors";
     uint64_t header = 0; /* of safetensors: may look like any of the magic bytes */
     for (int i = 0; n > 9 && i < 8; i++) header |= (uint64_t)s[i] << (8 * i);
     if (header >= 2 && header < (uint64_t)1 << 32 && s[8] == '{') return *what = "a safetensors file", GR_KIND_SAFETENSORS;
@@ -80,7 +99,10 @@ static gr_kind sniff_further(const uint8_t *s, int64_t n, const char **what) {
     if (zip && contains(s + 30, GR_MIN(n - 30, 120), "data.pkl")) return *what = torch, GR_KIND_FOREIGN;
     if (zip && (contains(s + 30, GR_MIN(n - 30, 60), "[Content_Types].xml") || contains(s + 30, GR_MIN(n - 30, 20), "xl/")))
         return *what = "an Excel workbook or another office document; save its table as CSV (UTF-8)", GR_KIND_FOREIGN;
-    if (n > 4 && s[0] == 0x80 && s[1] >= 2 && s[1] <= 5 && memchr("}(]c\x8A\x95", s[2], 6)) return *what = torch, GR_KIND_FOREIGN;
+    if (n > 4 && s[0] == 0x80 && s[1] >= 2 && s[1] <= 5 && memchr("}(]c\x8A\x95", s[2], 6))
+        return *what = s[2] == 0x8A ? torch : pickle, GR_KIND_FOREIGN; /* torch.save begins with a long number */
+    if (is_zlib(s, n)) return *what = "compressed with zlib; unpack it first (pigz -dz)", GR_KIND_FOREIGN;
+    if (is_utf32(s, n)) return *what = "text in UTF-32; convert it to UTF-8 (iconv -f UTF-32 -t UTF-8)", GR_KIND_UTF16;
     if (n >= 8 && ((s[0] && !s[1] && s[2] && !s[3] && s[4] && !s[5]) || (!s[0] && s[1] && !s[2] && s[3] && !s[4] && s[5])))
         return *what = "text in UTF-16; convert it to UTF-8 (iconv -f UTF-16LE -t UTF-8, or UTF-16BE)", GR_KIND_UTF16;
     return GR_KIND_UNKNOWN;

@@ -29,10 +29,13 @@ static void test_kinds(void **state) {
          "PyTorch"},
         {"PK\x03\x04\x14\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x13\0\0\0[Content_Types].xml", 49, GR_KIND_FOREIGN, "office"},
         {"\x80\x02\x8A\x0Al\xFC\x9C", 7, GR_KIND_FOREIGN, "PyTorch"},
-        {"\x80\x04\x95\x10\0\0\0", 7, GR_KIND_FOREIGN, "PyTorch"},
+        {"\x80\x04\x95\x10\0\0\0", 7, GR_KIND_FOREIGN, "a Python pickle"},
+        {"\x80\x02]q\0}q\1X", 8, GR_KIND_FOREIGN, "a Python pickle"},
         {"\xFD"
          "7zXZ\0",
          6, GR_KIND_FOREIGN, "xz"},
+        {"]\0\0\x80\0\xFF\xFF\xFF\xFF", 9, GR_KIND_FOREIGN, "lzma"},
+        {"x\x9C\xAB\x56\xCA\x4D\x2D\x2E\x4E\x4C\x4F\x2D\x56\xB2\x8A\x06\x72", 17, GR_KIND_FOREIGN, "zlib"},
         {"\x28\xB5\x2F\xFD\x04", 5, GR_KIND_FOREIGN, "zstd"},
         {"GGUF\x03\0\0\0", 8, GR_KIND_GGUF, "GGUF"},
         {"\x20\0\0\0\0\0\0\0{\"a\"", 12, GR_KIND_SAFETENSORS, "safetensors"},
@@ -43,7 +46,13 @@ static void test_kinds(void **state) {
         {"\xFF\xFE{\0", 4, GR_KIND_UTF16, "UTF-16"},
         {"{\0\"\0t\0e\0", 8, GR_KIND_UTF16, "UTF-16"},
         {"\0{\0\"\0t\0e", 8, GR_KIND_UTF16, "UTF-16"},
+        {"\xFF\xFE\0\0{\0\0\0", 8, GR_KIND_UTF16, "UTF-32"},
+        {"\0\0\xFE\xFF\0\0\0{", 8, GR_KIND_UTF16, "UTF-32"},
+        {"{\0\0\0\"\0\0\0", 8, GR_KIND_UTF16, "UTF-32"},
+        {"\0\0\0{\0\0\0\"", 8, GR_KIND_UTF16, "UTF-32"},
         /* none of them */
+        {"x\xDA\xA4\xCA\xC7 y\r\n", 9, GR_KIND_UNKNOWN, NULL}, /* GBK */
+        {"x\x9C", 2, GR_KIND_UNKNOWN, NULL},
         {"", 0, GR_KIND_UNKNOWN, NULL},
         {"P", 0, GR_KIND_UNKNOWN, NULL},
         {"{\"text\": \"<html>\"}", 0, GR_KIND_UNKNOWN, NULL},
