@@ -232,13 +232,20 @@ done:
 
 /* ---- values ---- */
 
+static graft_status fail_shape(const gr_tensor *t, int64_t rows, int64_t cols, const char *expected, graft_error *err) {
+    char shape[96] = "";
+    for (int i = 0; i < t->n_dims; i++) {
+        size_t n = strlen(shape);
+        snprintf(shape + n, sizeof shape - n, "%s%lld", i ? " x " : "", (long long)t->shape[i]);
+    }
+    return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has shape %s, expected %lld x %lld by the base model and %s", t->file,
+                   t->name, *shape ? shape : "() (one number)", (long long)rows, (long long)cols, expected);
+}
+
 graft_status gr_adapter_load_matrix(const gr_tensor *t, float *dst, int64_t rows, int64_t cols, bool transposed,
                                     const char *expected, graft_error *err) {
     float *row;
-    if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s has shape %lld x %lld, expected %lld x %lld by the base model and %s",
-                       t->file, t->name, (long long)(t->n_dims > 0 ? t->shape[0] : 0), (long long)(t->n_dims > 1 ? t->shape[1] : 0),
-                       (long long)rows, (long long)cols, expected);
+    if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != cols) return fail_shape(t, rows, cols, expected, err);
     const gr_dtype_info *info = gr_dtype_get(t->dtype);
     int64_t row_bytes = gr_dtype_bytes(t->dtype, cols);
     if (row_bytes < 0) return gr_fail(err, GRAFT_BAD_INPUT, "%s: tensor %s: rows are no whole blocks", t->file, t->name);

@@ -6,11 +6,12 @@
 
 static graft_status read_type(const json_t *root, const json_t *parameters, const char *path, graft_error *err) {
     const char *type = json_string_value(json_object_get(root, "fine_tune_type"));
-    if ((type && strcmp(type, "lora") != 0) || json_is_true(json_object_get(root, "use_dora")))
+    if (json_is_true(json_object_get(root, "use_dora"))) type = "dora";
+    if (type && strcmp(type, "lora") != 0)
         return gr_fail(err, GRAFT_BAD_INPUT,
                        "%s: an mlx-lm adapter of fine_tune_type \"%s\", expected \"lora\": fuse it with mlx_lm.fuse and use the "
                        "fused model as base",
-                       path, type ? type : "dora");
+                       path, type);
     if (!json_is_object(parameters))
         return gr_fail(err, GRAFT_BAD_INPUT, "%s: lora_parameters: expected an object with rank and scale", path);
     if (json_object_get(parameters, "alpha"))

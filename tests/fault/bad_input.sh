@@ -340,6 +340,8 @@ adapter && rm a/adapter_model.safetensors
 bad 3 "adapter without its matrices" "a adapter_model.safetensors" with_a
 adapter && truncate -s 30000 a/adapter_model.safetensors
 bad 3 "adapter: truncated" "a/adapter_model.safetensors" with_a
+adapter && sed -i '1s/"format":"pt"/"format":""/; 1s/"shape":\[4,\([0-9]*\)\]/"shape":[4,\1,1]/' a/adapter_model.safetensors
+bad 3 "adapter: a matrix of three dimensions" "a/adapter_model.safetensors shape 1," with_a
 adapter && put a/adapter_model.safetensors 39000 '\377\377\377\377\377\377\377\377'
 bad 3 "NaN in an adapter" "a/adapter_model.safetensors lora" with_a
 adapter && sed -i '1s/layers.1.mlp.up_proj.lora_B/layers.1.mlp.up_prjo.lora_B/' a/adapter_model.safetensors

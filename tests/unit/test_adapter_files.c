@@ -247,6 +247,8 @@ static void test_mlx(void **state) {
         {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"keys\": [\"self_attn.v_proj\"]}}",
          "saved in part"},
         {"{\"fine_tune_type\": \"dora\", \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0}}", "\"dora\", expected \"lora\""},
+        {"{\"fine_tune_type\": \"lora\", \"use_dora\": true, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0}}",
+         "\"dora\", expected \"lora\""},
         {"{\"fine_tune_type\": \"full\"}", "\"full\""},
         {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2}}", "lora_parameters.scale"},
         {"{\"num_layers\": 1, \"lora_parameters\": {\"rank\": 2, \"scale\": 20.0, \"alpha\": 16}}", "lora_parameters.alpha"},
