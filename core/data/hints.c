@@ -5,11 +5,13 @@
 #include "core/data/forms.h"
 
 /* What other sets call a field, the likeliest first. */
-static const char *const
-    prompts[] = {"prompt", "instruction", "query", "question", "user", "human", "problem", "request", "source", "input"},
-    *const answers[] = {"completion", "response", "answer", "output", "assistant", "gpt", "reply", "target", "solution", "summary"},
-    *const systems[] = {"system_prompt", "system_message"}, *const texts[] = {"content", "body", "document", "article", "code"},
-    *const turns[] = {"messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"};
+static const char *const prompts[] = {"prompt", "instruction", "query",   "question", "user",
+                                      "human",  "problem",     "request", "source",   "input"},
+                         *const answers[] = {"completion", "response", "answer", "output",   "assistant",
+                                             "gpt",        "reply",    "target", "solution", "summary"},
+                         *const inputs[] = {"input", "context"}, *const systems[] = {"system_prompt", "system_message"},
+                         *const texts[] = {"content", "body", "document", "article", "code"},
+                         *const turns[] = {"messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns"};
 
 /* The first of the names that the sample has with such a value, written as the file writes it, or NULL. */
 static const char *find(const json_t *object, const char *const *names, int n, json_type type) {
@@ -51,12 +53,14 @@ static void put_column(gr_str *out, const char *name, const char *column) {
 void gr_form_hint(const gr_reader *r, const json_t *object, gr_str *out) {
     gr_str columns = {0};
     const char *list = FIND(object, turns, JSON_ARRAY), *prompt = FIND(object, prompts, JSON_STRING),
-               *answer = FIND(object, answers, JSON_STRING), *text = FIND(object, texts, JSON_STRING);
+               *answer = FIND(object, answers, JSON_STRING), *text = FIND(object, texts, JSON_STRING),
+               *input = FIND(object, inputs, JSON_STRING);
     if (list) {
         const json_t *first = json_array_get(json_object_get(object, list), 0);
         put_column(&columns, json_object_get(first, "from") ? "conversations" : "messages", json_is_object(first) ? list : NULL);
-    } else if (prompt && answer && json_is_string(json_object_get(object, "input")) && strcmp(prompt, "input")) {
+    } else if (prompt && answer && input && strcmp(prompt, input)) {
         put_column(&columns, "instruction", prompt);
+        put_column(&columns, "input", input);
         put_column(&columns, "output", answer);
     } else if (prompt && answer) {
         put_column(&columns, "prompt", prompt);

@@ -90,7 +90,10 @@ void gr_tally_tell(const gr_tally *t, gr_str *lines) {
         [GR_REMARK_PLAIN] = {"", NULL,
                              " samples spell control tokens in their messages, which stay plain text: was it rendered already?"},
         [GR_REMARK_LEFT_OUT] = {"", NULL, " messages are left out by the chat template"},
-        [GR_REMARK_SHORTENED] = {"", NULL, " answers are written in part by the chat template; the rest is not learned"},
+        [GR_REMARK_SHORTENED] =
+            {"", NULL,
+             " answers are not written word for word by the chat template, which leaves a part out or writes it itself (<think>): "
+             "`graft data preview` shows what is learned"},
         [GR_REMARK_PARTED] = {"", NULL, " answers do not begin as the generation prompt ends; learned from where the two part"},
         [GR_REMARK_APART] = {"", NULL,
                              " samples give several sequences: the chat template writes an answer otherwise once it is history"},

@@ -522,6 +522,7 @@ static void test_hints(void **state) {
     for (int i = 0; i < GR_LEN(cases); i++) {
         read_all(&got, &(gr_data_source){.path = put("h.jsonl", cases[i].text)}, NULL);
         if (!strstr(got.data, cases[i].expected)) fail_msg("\"%s\" not in \"%s\"", cases[i].expected, got.data);
+        {"{\"instruction\":\"a\",\"context\":\"b\",\"response\":\"c\"}", "columns: {input: context, output: response}}]}"},
     }
     gr_str_release(&got);
 }
