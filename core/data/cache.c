@@ -8,7 +8,7 @@
 #include "core/data/reader.h"
 #include "core/data/sums.h"
 
-enum { CACHE_VERSION = 7 }; /* to be raised whenever the same inputs give other tokens or the store has another layout */
+enum { CACHE_VERSION = 8 }; /* to be raised whenever the same inputs give other tokens or the store has another layout */
 
 /* What the bytes of its files are, and of a .txt that it is one: its name says how it is read. */
 static graft_status add_source(gr_str *text, const gr_data_source *source, const gr_data_options *o, graft_error *err) {

@@ -71,14 +71,15 @@ static bool is_media(const char *key) {
 }
 
 static graft_status check_sample_field(const gr_conversion *c, const char *key, const json_t *value) {
-    static const char *const weights[] = {"weight", "sample_weight", "loss_weight", "loss_scale"},
-                             *const flags[] = {"train", "training", "trainable", "loss"},
-                             *const systems[] = {"system_prompt", "system_message"},
-                             *const of_message[] = {"tool_calls", "function_call", "reasoning_content"};
+    static const char
+        *const weights[] = {"weight", "sample_weight", "loss_weight", "loss_scale"},
+               *const flags[] = {"train", "training", "trainable", "loss"}, *const systems[] = {"system_prompt", "system_message"},
+               *const of_message[] = {"tool_calls", "function_call", "reasoning_content"}, *const parts[] = {"loss_mask", "masks"};
     bool text = !gr_form_has_turns(c->r->format);
     if (is_preference(key) && !json_is_null(value)) return refuse_preference(c, key);
     if (!gr_field_says(value)) return GRAFT_OK;
-    if (!text && (!strcmp(key, "kto_tag") || (!strcmp(key, "label") && yes_or_no(value) != NEITHER)))
+    bool label = !strcmp(key, "label") || !strcmp(key, "is_desirable");
+    if (!text && (!strcmp(key, "kto_tag") || (label && yes_or_no(value) != NEITHER)))
         return gr_form_fail(c,
                             "\"%s\" is preference data, a label for each answer, which this version does not learn from; keep the "
                             "good answers without this field or, if it means something else, ignore: [%s]",
@@ -95,6 +96,12 @@ static graft_status check_sample_field(const gr_conversion *c, const char *key, 
         return gr_form_fail(
             c, "\"%s\" says that the sample is not to be learned: take it out, or leave the field aside with ignore: [%s]", key,
             key);
+    if (is_one_of(key, parts, GR_LEN(parts)))
+        return gr_form_fail(
+            c,
+            "\"%s\" says what is learned, which is not read here: write \"train\": false on a turn that is not to be "
+            "learned, or leave the field aside with ignore: [%s]",
+            key, key);
     if (!text && is_one_of(key, systems, GR_LEN(systems)))
         return gr_form_fail(c, "\"%s\" is not read: name it with columns: {system: %s}, or leave it aside with ignore: [%s]", key,
                             key, key);
@@ -120,22 +127,27 @@ graft_status gr_fields_check_sample(const gr_conversion *c) {
 
 /* ---- of a message ---- */
 
+/* Of a message, 0 or 1; 1 is no wish to learn a turn that is not an answer. */
+static const char *const message_weights[] = {"weight", "loss_weight", "loss_scale"};
+
 /* "train": false and the names that others have for it. */
 static graft_status check_flag(const gr_conversion *c, const char *key, const json_t *value, const char *role, bool *no_loss) {
     answer learned = json_is_string(value) ? NEITHER : yes_or_no(value);
     if (learned == NEITHER)
         return gr_form_fail(c, "\"%s\" of a message must be 0 or 1 (false or true: not learned, or learned), found %s", key,
                             json_is_number(value) ? "another number" : gr_json_type(value));
-    if (learned == YES && strcmp(role, "assistant") && strcmp(key, "weight"))
+    if (learned == YES && strcmp(role, "assistant") && !is_one_of(key, message_weights, GR_LEN(message_weights)))
         return gr_form_fail(c, "\"%s\": true on a turn of the role %s: only assistant turns are learned; take it out", key, role);
     if (learned == NO) *no_loss = true;
     return GRAFT_OK;
 }
 
-static graft_status check_message_field(const gr_conversion *c, const char *key, const json_t *value) {
-    static const char *const for_templates[] = {"tool_calls", "function_call", "tool_call_id", "name", "reasoning_content"},
-                             *const masks[] = {"mask", "masked"}, *const details[] = {"train_detail", "training_detail"};
+static graft_status check_message_field(const gr_conversion *c, const char *key, const json_t *value, const char *role) {
+    static const char *const for_templates[] = {"tool_calls", "function_call", "tool_call_id", "reasoning_content"},
+                             *const masks[] = {"mask", "masked", "no_loss", "ignore"},
+                             *const details[] = {"train_detail", "training_detail", "loss_mask"};
     if (is_one_of(key, for_templates, GR_LEN(for_templates))) return GRAFT_OK;
+    if (!strcmp(key, "name") && !strcmp(role, "tool")) return GRAFT_OK; /* the tool's, which its call names */
     if (!gr_field_says(value)) return GRAFT_OK;
     if (is_media(key))
         return gr_form_fail(
@@ -151,19 +163,19 @@ static graft_status check_message_field(const gr_conversion *c, const char *key,
 }
 
 graft_status gr_fields_check_message(const gr_conversion *c, const json_t *turn, const char *role, bool *no_loss, bool *more) {
-    static const char *const flags[] = {"weight", "train", "training", "trainable", "loss"}, *const form[] = {"role", "content",
-                                                                                                              "from", "value"};
+    static const char *const flags[] = {"train", "training", "trainable", "loss"}, *const form[] = {"role", "content", "from",
+                                                                                                    "value"};
     const char *key;
     json_t *value;
     *no_loss = *more = false;
     json_object_foreach((json_t *)(uintptr_t)turn, key, value) {
         graft_status st = GRAFT_OK;
         if (is_one_of(key, form, GR_LEN(form))) continue;
-        if (is_one_of(key, flags, GR_LEN(flags))) {
+        if (is_one_of(key, flags, GR_LEN(flags)) || is_one_of(key, message_weights, GR_LEN(message_weights))) {
             if (!json_is_null(value)) st = check_flag(c, key, value, role, no_loss);
         } else {
             *more |= !json_is_null(value);
-            st = check_message_field(c, key, value);
+            st = check_message_field(c, key, value, role);
         }
         if (st != GRAFT_OK) return st;
     }

@@ -211,6 +211,10 @@ static void test_refused_fields(void **state) {
         {"\"label\":\"False\"", "ignore: [label]"},
         {"\"label\":\"sports\"", NULL},
         {"\"label\":null", NULL},
+        {"\"is_desirable\":false", "\"is_desirable\" is preference data"},
+        {"\"loss_mask\":[0,1]", "\"loss_mask\" says what is learned"},
+        {"\"masks\":[1]", "ignore: [masks]"},
+        {"\"loss_mask\":[]", NULL},
         {"\"kto_tag\":true", "\"kto_tag\" is preference data"},
         {"\"rejected\":\"r\"", "objective: dpo"},
         {"\"rejected\":null", NULL},
@@ -238,6 +242,14 @@ static void test_refused_fields(void **state) {
         {"\"role\":\"assistant\",\"weight\":0.5", "\"weight\" of a message must be 0 or 1"},
         {"\"role\":\"assistant\",\"train\":\"no\"", "\"train\" of a message must be 0 or 1"},
         {"\"role\":\"assistant\",\"masked\":true", "\"masked\": write \"train\": false"},
+        {"\"role\":\"assistant\",\"no_loss\":true", "\"no_loss\": write \"train\": false"},
+        {"\"role\":\"assistant\",\"ignore\":1", "\"ignore\": write \"train\": false"},
+        {"\"role\":\"assistant\",\"ignore\":false", NULL},
+        {"\"role\":\"assistant\",\"loss_mask\":1", "\"loss_mask\": a turn is learned whole"},
+        {"\"role\":\"assistant\",\"loss_weight\":0", "assistant!=c;"},
+        {"\"role\":\"assistant\",\"loss_scale\":0.0", "assistant!=c;"},
+        {"\"role\":\"assistant\",\"loss_scale\":0.5", "\"loss_scale\" of a message must be 0 or 1"},
+        {"\"role\":\"user\",\"loss_weight\":1", "user=c"},
         {"\"role\":\"assistant\",\"train_detail\":[{\"train\":false}]", "\"train_detail\": a turn is learned whole"},
         {"\"role\":\"user\",\"images\":[\"a.png\"]", "\"images\": graft learns text alone"},
         {"\"role\":\"user\",\"tool_calls\":[{\"name\":\"f\"}]", "only an assistant calls tools"},
@@ -510,6 +522,7 @@ static void test_hints(void **state) {
         {"{\"Query\":\"a\",\"the answer\":\"b\",\"Answer\":\"c\"}", "columns: {prompt: Query, completion: Answer}}]}"},
         {"{\"input\":\"a\",\"output\":\"b\"}", "columns: {prompt: input, completion: output}}]}"},
         {"{\"instruction\":\"a\",\"input\":\"b\",\"response\":\"c\"}", "columns: {output: response}}]}"},
+        {"{\"instruction\":\"a\",\"context\":\"b\",\"response\":\"c\"}", "columns: {input: context, output: response}}]}"},
         {"{\"question\":\"a\",\"response\":\"b\",\"system_prompt\":\"s\"}",
          "columns: {prompt: question, completion: response, system: system_prompt}}]}"},
         {"{\"dialogue\":[{\"role\":\"user\",\"content\":\"b\"}]}", "columns: {messages: dialogue}}]}"},
@@ -522,7 +535,6 @@ static void test_hints(void **state) {
     for (int i = 0; i < GR_LEN(cases); i++) {
         read_all(&got, &(gr_data_source){.path = put("h.jsonl", cases[i].text)}, NULL);
         if (!strstr(got.data, cases[i].expected)) fail_msg("\"%s\" not in \"%s\"", cases[i].expected, got.data);
-        {"{\"instruction\":\"a\",\"context\":\"b\",\"response\":\"c\"}", "columns: {input: context, output: response}}]}"},
     }
     gr_str_release(&got);
 }

@@ -349,14 +349,15 @@ static void test_remarks(void **state) {
     snprintf(cache, sizeof cache, "%s/remarks", folder);
     for (int i = 0; i < 3000; i++)
         gr_str_printf(&text,
-                      "{\"messages\":[{\"role\":\"%s\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\",\"ts\":%d}],"
+                      "{\"messages\":[{\"role\":\"%s\",\"content\":\"q\"%s},{\"role\":\"assistant\",\"content\":\"a\",\"ts\":%d}],"
                       "\"so\\nurce\":1%s}\n",
-                      i % 3 ? "user" : "developer", i, i % 2 ? "" : ",\"id\":7,\"x\":null");
+                      i % 3 ? "user" : "developer", i % 3 == 1 ? ",\"name\":\"Bob\"" : "", i, i % 2 ? "" : ",\"id\":7,\"x\":null");
     gr_data_source sources[] = {{.path = put("plain.jsonl", "{\"prompt\":\"q\",\"completion\":\"a\"}"), .weight = 1},
                                 {.path = put_bytes("r.jsonl", text.data, (size_t)text.len), .weight = 1}};
     gr_data_options o = {.sources = sources, .n_sources = 2, .max_length = 40, .cache_dir = cache};
     static const char expected[] = "1\tfields that are not used: \"so?urce\" (in 3000 samples), \"id\" (in 1500 samples)\n"
-                                   "1\tfields of messages that are not used unless the template does: \"ts\" (in 3000 messages)\n"
+                                   "1\tfields of messages that are not used unless the template does: \"ts\" (in 3000 messages), "
+                                   "\"name\" (in 1000 messages)\n"
                                    "1\t1000 messages of the role developer are read as system\n"
                                    "1\t1000 conversations begin with an assistant turn\n";
     for (int i = 0; i < 2; i++) {
