@@ -74,7 +74,7 @@ static graft_status add_json_file(description *d, const char *path, graft_error 
     json_t *root = NULL, *value;
     const char *key;
     json_error_t why;
-    GR_TRY(gr_file_read(&text, &len, path, JSON_MAX_BYTES, err));
+    GR_TRY(gr_file_read_json(&text, &len, path, JSON_MAX_BYTES, err));
     root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     if (!json_is_object(root)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: %s", path, root ? "expected a JSON object" : why.text));
     json_object_foreach(root, key, value) {

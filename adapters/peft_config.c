@@ -219,7 +219,7 @@ graft_status gr_peft_config_read(gr_peft_config *c, const char *path, graft_erro
     int64_t len;
     json_error_t why;
     *c = (gr_peft_config){0};
-    GR_TRY(gr_file_read(&text, &len, path, MAX_BYTES, err));
+    GR_TRY(gr_file_read_json(&text, &len, path, MAX_BYTES, err));
     root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     if (!root) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, why.line, why.column, why.text));
     if (!json_is_object(root)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path));

@@ -91,6 +91,15 @@ graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t m
     return GRAFT_OK;
 }
 
+graft_status gr_file_read_json(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err) {
+    static const char mark[] = "\xEF\xBB\xBF";
+    graft_status st = gr_file_read(text, len, path, max_bytes, err);
+    if (st != GRAFT_OK || !gr_starts_with(*text, mark)) return st;
+    *len -= (int64_t)strlen(mark);
+    memmove(*text, *text + strlen(mark), (size_t)*len + 1);
+    return GRAFT_OK;
+}
+
 /* ---- what is unfinished ---- */
 
 typedef struct unfinished {

@@ -19,6 +19,8 @@ void gr_map_drop(const void *data, int64_t bytes);
 /* The whole file as an owned, NUL-terminated buffer (*len without the NUL). BAD_INPUT beyond max_bytes, and where the
  * first bytes show that it is something else (sniff.h). */
 graft_status gr_file_read(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
+/* The same of JSON, without the byte order mark that editors put before it. */
+graft_status gr_file_read_json(char **text, int64_t *len, const char *path, int64_t max_bytes, graft_error *err);
 /* The same of an open stream, which stays the caller's; name: for messages. */
 graft_status gr_stream_read(char **text, int64_t *len, FILE *stream, const char *name, int64_t max_bytes, graft_error *err);
 /* The same for a reader that knows UTF-16 and all else by itself. */

@@ -189,7 +189,7 @@ static graft_status open_index(gr_safetensors *s, const char *path, json_t **ind
     json_error_t why;
     const char *key;
     const json_t *value;
-    GR_TRY(gr_file_read(&text, &len, path, HEADER_MAX, err));
+    GR_TRY(gr_file_read_json(&text, &len, path, HEADER_MAX, err));
     *index = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &why);
     json_t *map = json_object_get(*index, "weight_map");
     if (!*index) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: not valid JSON: %s (line %d)", path, why.text, why.line));

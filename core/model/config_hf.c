@@ -150,7 +150,7 @@ static graft_status json_open(json_file *f, const char *path, graft_error *err) 
     json_error_t e;
     graft_status st;
     f->path = path;
-    GR_TRY(gr_file_read(&text, &len, path, CONFIG_MAX_BYTES, err));
+    GR_TRY(gr_file_read_json(&text, &len, path, CONFIG_MAX_BYTES, err));
     f->root = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &e);
     if (!f->root) st = gr_fail(err, GRAFT_BAD_INPUT, "%s:%d:%d: %s", path, e.line, e.column, e.text);
     else if (!json_is_object(f->root)) st = gr_fail(err, GRAFT_BAD_INPUT, "%s: expected a JSON object", path);

@@ -137,10 +137,20 @@ static json_t *described(const gr_model_config *c) {
     return root;
 }
 
+/* A file that was read before. NULL: out of memory, or it went away. */
+static json_t *load_again(const char *path) {
+    char *text;
+    int64_t len;
+    if (gr_file_read_json(&text, &len, path, INT32_MAX, NULL) != GRAFT_OK) return NULL;
+    json_t *root = json_loadb(text, (size_t)len, 0, NULL);
+    free(text);
+    return root;
+}
+
 /* The base's config.json; it was read before. NULL: out of memory, or it went away. */
 static json_t *base_json(const char *base) {
     char *path = gr_path_join(base, "config.json");
-    json_t *root = path ? json_load_file(path, 0, NULL) : NULL;
+    json_t *root = path ? load_again(path) : NULL;
     bool is_part;
     free(path);
     return root ? gr_config_text_part(root, &is_part) : NULL;
@@ -150,7 +160,7 @@ static graft_status write_generation(const gr_model_config *c, const char *base,
     graft_status st = GRAFT_OK;
     char *from = base ? gr_path_join(base, "generation_config.json") : NULL, *to = gr_path_join(folder, "generation_config.json");
     bool there = from && gr_exists(from);
-    json_t *kept = there && c->led ? json_load_file(from, 0, NULL) : NULL; /* it was read before */
+    json_t *kept = there && c->led ? load_again(from) : NULL;
     if (kept) {
         json_object_set_new(kept, "eos_token_id", stop_json(c));
         st = write_json(kept, folder, "generation_config.json", err);

@@ -524,6 +524,26 @@ static void a_written_head_is_not_left_to_the_class(void **state) {
     }
 }
 
+/* Editors put one before the text: read, and what is written from such a base is as from any. */
+static void a_byte_order_mark_is_no_harm(void **state) {
+    gr_model_config c, back;
+    char *text;
+    int64_t n;
+    gr_str marked = {0};
+    (void)state;
+    assert_ok(gr_file_read(&text, &n, write_config(TINY, "{\"vocab_size\": 17}"), 1 << 20, &err));
+    gr_str_printf(&marked, "\xEF\xBB\xBF%s", text);
+    assert_ok(gr_file_write(at("config.json"), marked.data, marked.len, &err));
+    assert_ok(gr_config_read_json(&c, at("config.json"), &err));
+    assert_int_equal(c.vocab, 17);
+    assert_ok(gr_make_dirs(at("written"), &err));
+    assert_ok(gr_config_write_hf(&c, "float32", dir, at("written"), &err));
+    assert_ok(gr_config_read_json(&back, at("written/config.json"), &err));
+    assert_int_equal(back.vocab, 17);
+    free(text);
+    gr_str_release(&marked);
+}
+
 /* One model, the ways to say linear scaling by 4. */
 static void gguf_rope_scaling_old_and_new(void **state) {
     static const gguf_change type = {"llama.rope.scaling.type", TEXT, 0, "linear"},
@@ -726,6 +746,7 @@ int main(void) {
         cmocka_unit_test(layers_come_back_from_a_gguf),
         cmocka_unit_test(flags_say_which_layers_slide),
         cmocka_unit_test(a_written_head_is_not_left_to_the_class),
+        cmocka_unit_test(a_byte_order_mark_is_no_harm),
         cmocka_unit_test(gguf_rope_scaling_old_and_new),
         cmocka_unit_test(tensors_are_listed_by_slot),
         cmocka_unit_test(layers_are_described),
