@@ -24,15 +24,70 @@ static graft_status load_file(json_t **out, const char *folder, const char *name
     return st;
 }
 
-/* A special token is a string or {"content": ...}; config comes before special_tokens_map.json. */
+/* A special token is a string or {"content": ...}; NULL: neither. */
+static const char *token_text(const json_t *value) {
+    return json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* config comes before special_tokens_map.json. */
 static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key, int32_t *id,
                          const char *folder) {
     const json_t *value = json_object_get(config, key);
     if (!value) value = json_object_get(map, key);
-    const char *text = json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
+    const char *text = token_text(value);
     int32_t found = text ? gr_tokenizer_find(t, text) : -1;
     if (found >= 0) *id = found;
     else if (text && *text) gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
+}
+
+/* Is the token of the text one that a key of its own names, such as eos_token? */
+static bool is_named(const json_t *config, const char *text) {
+    const char *key;
+    const json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)config, key, value) {
+        const char *name = ends_with(key, "_token") ? token_text(value) : NULL;
+        if (name && strcmp(name, text) == 0) return true;
+    }
+    return false;
+}
+
+/* The flags of the entry into an added token; those that are missing are what transformers takes for them. */
+static bool set_flags(json_t *token, const json_t *entry, bool named) {
+    static const char *const flags[] = {"lstrip", "rstrip", "single_word"};
+    bool special = gr_json_flag(entry, "special", false), ok = true;
+    bool normalized = gr_json_flag(entry, "normalized", !special);
+    for (int i = 0; i < GR_LEN(flags); i++)
+        ok &= json_object_set_new(token, flags[i], json_boolean(gr_json_flag(entry, flags[i], false))) == 0;
+    ok &= json_object_set_new(token, "normalized", json_boolean(normalized)) == 0;
+    return ok && json_object_set_new(token, "special", json_boolean(special || named)) == 0;
+}
+
+graft_status gr_json_added_flags(json_t *added, const char *folder, graft_error *err) {
+    json_t *config = NULL, *by_text = json_object(), *token;
+    const char *key, *text;
+    const json_t *entry;
+    size_t i;
+    graft_status st;
+    GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
+    if (!by_text) GR_TRY(gr_fail_memory(err, "added tokens"));
+    json_object_foreach(json_object_get(config, "added_tokens_decoder"), key, entry) {
+        text = gr_json_str(entry, "content");
+        if (text && json_object_set(by_text, text, (json_t *)(uintptr_t)entry) != 0) GR_TRY(gr_fail_memory(err, "added tokens"));
+    }
+    json_array_foreach(added, i, token) {
+        text = gr_json_str(token, "content");
+        entry = text ? json_object_get(by_text, text) : NULL;
+        if (entry && !set_flags(token, entry, is_named(config, text))) GR_TRY(gr_fail_memory(err, "added tokens"));
+    }
+done:
+    json_decref(by_text);
+    json_decref(config);
+    return st;
 }
 
 /* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */

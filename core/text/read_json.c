@@ -301,16 +301,20 @@ graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64
 
 graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graft_error *err) {
     char *path = gr_path_join(folder, "tokenizer.json"), *text = NULL;
+    json_t *root = NULL;
     int64_t n;
     gr_tokenizer *t = NULL;
     graft_status st;
     if (!path) GR_TRY(gr_fail_memory(err, "path"));
     GR_TRY(gr_file_read(&text, &n, path, GR_JSON_MAX, err));
-    GR_TRY(gr_tokenizer_parse_json(&t, text, n, path, err));
+    GR_TRY(gr_json_load(&root, text, n, 0, path, err));
+    GR_TRY(gr_json_added_flags(json_object_get(root, "added_tokens"), folder, err));
+    GR_TRY(build(&t, root, path, err));
     GR_TRY(gr_tokenizer_read_config(t, folder, err));
     *out = t;
     t = NULL;
 done:
+    json_decref(root);
     gr_tokenizer_free(t);
     free(text);
     free(path);

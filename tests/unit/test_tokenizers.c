@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/file.h"
 #include "core/base/log.h"
 #include "core/text/encode.h"
 #include "core/text/read.h"
@@ -371,12 +372,79 @@ static void test_conversions_are_proved(void **state) {
     refused("{" BYTE_MODEL ",\"pre_tokenizer\":{\"type\":\"Punctuation\"}}", "Punctuation");
 }
 
+/* ---- what stands beside tokenizer.json ---- */
+
+#define BESIDE                                                                                                                     \
+    "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"h\":0,\"i\":1,\"hi\":2,\"\\u0120\":3,\"<\":4,\"m\":5,\">\":6,\"x\":7,\"y\":8},"     \
+    "\"merges\":[\"h i\"]},\"normalizer\":{\"type\":\"NFKC\"}," BYTES ",\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":["   \
+    "{\"id\":9,\"content\":\"<m>\",\"special\":true,\"normalized\":false},"                                                        \
+    "{\"id\":10,\"content\":\"<n>\",\"special\":true,\"normalized\":false}],\"post_processor\":{\"type\":\"TemplateProcessing\","  \
+    "\"single\":[" SPECIAL("<n>") "," SEQUENCE "],\"special_tokens\":{\"<n>\":{\"id\":\"<n>\",\"ids\":[10]}}}}"
+#define LISTED(flags) "\"added_tokens_decoder\":{\"9\":{\"content\":\"<m>\"" flags "}}"
+
+static void write_beside(const char *folder, const char *name, const char *text) {
+    char *path = gr_path_join(folder, name);
+    if (text) assert_ok(gr_file_write(path, text, (int64_t)strlen(text), &err));
+    else remove(path);
+    free(path);
+}
+
+/* Each is honoured as transformers does it, or warned about by name. Ids, eos (-1: none) and what is special are transformers',
+ * but where the warning says so. */
+static void test_beside_json(void **state) {
+    (void)state;
+    static const struct {
+        const char *config, *map, *added, *text;
+        int32_t ids[6];
+        int n, eos;
+        bool special; /* "<m>" */
+        const char *warning;
+    } rows[] = {
+        {"{\"eos_token\":\"<n>\"}", NULL, NULL, "h <m> x", {0, 3, 9, 3, 7}, 5, 10, true, NULL},
+        /* flags */
+        {"{" LISTED(",\"special\":true,\"lstrip\":true") "}", NULL, NULL, "h <m> x", {0, 9, 3, 7}, 4, -1, true, NULL},
+        {"{" LISTED(",\"special\":true,\"rstrip\":true") "}", NULL, NULL, "h <m> x", {0, 3, 9, 7}, 4, -1, true, NULL},
+        {"{" LISTED(",\"special\":true,\"single_word\":true") "}", NULL, NULL, "<m>x", {4, 5, 6, 7}, 4, -1, true, NULL},
+        {"{" LISTED(",\"special\":true") "}", NULL, NULL, "\xef\xbc\x9cm>", {4, 5, 6}, 3, -1, true, NULL},
+        {"{" LISTED(",\"special\":true,\"normalized\":true") "}", NULL, NULL, "\xef\xbc\x9cm>", {9}, 1, -1, true, NULL},
+        {"{" LISTED("") "}", NULL, NULL, "\xef\xbc\x9cm>", {9}, 1, -1, false, NULL},
+        {"{\"image_token\":\"<m>\"," LISTED("") "}", NULL, NULL, "<m>", {9}, 1, -1, true, NULL},
+        {"{\"extra_special_tokens\":[\"<m>\"]," LISTED("") "}", NULL, NULL, "<m>", {9}, 1, -1, false, NULL},
+        {"{}", "{\"eos_token\":{\"content\":\"<m>\",\"lstrip\":true}}", NULL, "h <m>", {0, 3, 9}, 3, 9, true, NULL},
+    };
+    char dir[] = "/tmp/test_tokenizers_XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    write_beside(dir, "tokenizer.json", BESIDE);
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        char *log = NULL;
+        size_t n;
+        gr_tokenizer *t = NULL;
+        FILE *stream = open_memstream(&log, &n);
+        write_beside(dir, "tokenizer_config.json", rows[i].config);
+        write_beside(dir, "special_tokens_map.json", rows[i].map);
+        write_beside(dir, "added_tokens.json", rows[i].added);
+        gr_log_tee(stream);
+        assert_ok(gr_tokenizer_open(&t, dir, &err));
+        gr_log_tee(NULL);
+        fclose(stream);
+        if (rows[i].warning ? !strstr(log, rows[i].warning) : *log != '\0')
+            fail_msg("row %d: logged \"%s\", expected \"%s\"", i, log, rows[i].warning ? rows[i].warning : "");
+        check_ids(t, rows[i].text, rows[i].n, rows[i].ids);
+        assert_int_equal(t->info.eos, rows[i].eos);
+        assert_int_equal(t->pieces[9].type, rows[i].special ? GR_PIECE_CONTROL : GR_PIECE_USER);
+        gr_tokenizer_free(t);
+        free(log);
+    }
+    gr_remove_all(dir);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_added_byte_pieces),      cmocka_unit_test(test_default_words),
         cmocka_unit_test(test_gguf_without_keys),      cmocka_unit_test(test_merge_twice),
         cmocka_unit_test(test_old_sentencepiece),      cmocka_unit_test(test_pipelines),
-        cmocka_unit_test(test_conversions_are_proved),
+        cmocka_unit_test(test_conversions_are_proved), cmocka_unit_test(test_beside_json),
+
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
