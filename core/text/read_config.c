@@ -34,16 +34,93 @@ static bool ends_with(const char *text, const char *end) {
     return n >= m && strcmp(text + n - m, end) == 0;
 }
 
-/* config comes before special_tokens_map.json. */
-static void read_special(gr_tokenizer *t, const json_t *config, const json_t *map, const char *key, int32_t *id,
-                         const char *folder) {
-    const json_t *value = json_object_get(config, key);
-    if (!value) value = json_object_get(map, key);
-    const char *text = token_text(value);
+/* Tokens of a list of which the same is to be told: the first, and how many there are. */
+typedef struct found_tokens {
+    const char *first;
+    int n;
+} found_tokens;
+
+static void note_token(found_tokens *f, const char *text) {
+    if (f->n++ == 0) f->first = text;
+}
+
+#define OTHERS(f) (f).n > 1 ? " (and others)" : ""
+
+/* ---- special tokens ---- */
+
+static void read_special(gr_tokenizer *t, const json_t *named, const char *key, int32_t *id) {
+    const char *text = token_text(json_object_get(named, key));
     int32_t found = text ? gr_tokenizer_find(t, text) : -1;
     if (found >= 0) *id = found;
-    else if (text && *text) gr_warn("%s: the %s \"%.60s\" is not in the vocabulary and is left out", folder, key, text);
 }
+
+/* transformers makes control tokens of all that are named: those that the vocabulary lacks, and pieces that are no added tokens. */
+static void look_up(const gr_tokenizer *t, const json_t *value, found_tokens *absent, found_tokens *plain) {
+    const char *text = token_text(value);
+    int32_t id = text && *text ? gr_tokenizer_find(t, text) : -1;
+    if (!text || !*text) return;
+    if (id < 0) note_token(absent, text);
+    else if (t->pieces[id].type == GR_PIECE_NORMAL) note_token(plain, text);
+}
+
+static bool is_list_of_tokens(const char *key) {
+    static const char *const lists[] = {"additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"};
+    for (int i = 0; i < GR_LEN(lists); i++)
+        if (strcmp(key, lists[i]) == 0) return true;
+    return false;
+}
+
+static void check_special(const gr_tokenizer *t, const json_t *named, const char *folder) {
+    const char *key, *name;
+    const json_t *value, *token;
+    size_t i;
+    json_object_foreach((json_t *)(uintptr_t)named, key, value) {
+        found_tokens absent = {0}, plain = {0};
+        if (is_list_of_tokens(key)) {
+            json_array_foreach(value, i, token) look_up(t, token, &absent, &plain);
+            json_object_foreach((json_t *)(uintptr_t)value, name, token) look_up(t, token, &absent, &plain);
+        } else if (ends_with(key, "_token")) {
+            look_up(t, value, &absent, &plain);
+        }
+        if (absent.n)
+            gr_warn("%s: the %s \"%.60s\"%s is not in the vocabulary and is left out; saving the tokenizer again with transformers "
+                    "writes a whole tokenizer.json",
+                    folder, key, absent.first, OTHERS(absent));
+        if (plain.n)
+            gr_warn("%s: the %s \"%.60s\"%s is a piece of the vocabulary and no added token: it is text like any here, while "
+                    "transformers splits text at it",
+                    folder, key, plain.first, OTHERS(plain));
+    }
+}
+
+/* What names special tokens, *named owned. special_tokens_map.json overrules the configuration, but is not read beside
+ * added_tokens_decoder, as transformers has it. */
+static graft_status merge_names(json_t **named, const json_t *config, const json_t *map, const char *folder, graft_error *err) {
+    const char *key;
+    const json_t *value;
+    const bool listed = json_object_get(config, "added_tokens_decoder") != NULL;
+    *named = json_is_object(config) ? json_copy((json_t *)(uintptr_t)config) : json_object();
+    if (!*named) return gr_fail_memory(err, "special tokens");
+    json_object_foreach((json_t *)(uintptr_t)map, key, value) {
+        const json_t *own = json_object_get(config, key);
+        const char *text = token_text(value), *other = token_text(own);
+        if (listed && own) continue;
+        if (listed && text)
+            gr_warn("%s: the %s \"%.60s\" is that of special_tokens_map.json; transformers does not read it where "
+                    "tokenizer_config.json has added_tokens_decoder",
+                    folder, key, text);
+        if (text && other && strcmp(text, other) != 0)
+            gr_warn(
+                "%s: the %s is \"%.60s\", as special_tokens_map.json has it, not \"%.60s\", as tokenizer_config.json; transformers "
+                "takes it so, too",
+                folder, key, text, other);
+        if (listed && !text) continue;
+        if (json_object_set(*named, key, (json_t *)(uintptr_t)value) != 0) return gr_fail_memory(err, "special tokens");
+    }
+    return GRAFT_OK;
+}
+
+/* ---- added tokens ---- */
 
 /* Is the token of the text one that a key of its own names, such as eos_token? */
 static bool is_named(const json_t *config, const char *text) {
@@ -90,22 +167,58 @@ done:
     return st;
 }
 
+/* Is the added token found as added_tokens_decoder has it? Of what was read by gr_json_added_flags, always. */
+static bool same_flags(const gr_tokenizer *t, int32_t id, const json_t *entry) {
+    static const char *const flags[] = {"lstrip", "rstrip", "single_word"};
+    if (gr_json_flag(entry, "special", false) && t->pieces[id].type == GR_PIECE_USER) return false;
+    for (int k = 0; k < GR_LEN(flags); k++) {
+        if (!gr_json_flag(entry, flags[k], false)) continue;
+        for (int32_t i = 0; i < t->n_added; i++) {
+            const gr_added *a = &t->added[i];
+            if (a->id == id) return (bool[]){a->lstrip, a->rstrip, a->single_word}[k];
+        }
+    }
+    return true;
+}
+
 /* Tokens that were added beside the vocabulary file: {"text": id}, or {"id": {"content": "text"}}. */
 static graft_status check_added(gr_tokenizer *t, const json_t *tokens, const char *folder, graft_error *err) {
     const char *key;
     const json_t *value;
+    found_tokens moved = {0}, plain = {0}, flags = {0};
     json_object_foreach((json_t *)(uintptr_t)tokens, key, value) {
         bool by_id = json_is_object(value);
         const char *text = by_id ? gr_json_str(value, "content") : key;
-        if (!text || gr_tokenizer_find(t, text) >= 0) continue;
+        int32_t found = text ? gr_tokenizer_find(t, text) : -1;
+        double id = by_id ? strtod(key, NULL) : json_number_value(value);
+        if (!text) continue;
+        if (found >= 0) {
+            gr_piece_type type = t->pieces[found].type;
+            if (id != (double)found) note_token(&moved, text);
+            if (type == GR_PIECE_NORMAL) note_token(&plain, text);
+            else if (!same_flags(t, found, value)) note_token(&flags, text);
+            continue;
+        }
         gr_warn("%s: the added token \"%.60s\" is not in the vocabulary and is left out; saving the "
                 "tokenizer again with transformers writes a whole tokenizer.json",
                 folder, text);
-        double id = by_id ? strtod(key, NULL) : json_number_value(value);
         if (!(id >= 0 && id < INT32_MAX) || (t->left_out && id < (double)t->left_out_id)) continue;
         if (!(t->left_out = gr_arena_strdup(&t->arena, text))) return gr_fail_memory(err, "added tokens");
         t->left_out_id = (int64_t)id;
     }
+    if (moved.n)
+        gr_warn("%s: the added token \"%.60s\"%s keeps its id in the vocabulary, which is not the one that is listed; transformers "
+                "has it so, too",
+                folder, moved.first, OTHERS(moved));
+    if (plain.n)
+        gr_warn("%s: the added token \"%.60s\"%s is a piece of the vocabulary alone: it is text like any here, while transformers "
+                "splits text at it; saving the tokenizer again with transformers writes it so",
+                folder, plain.first, OTHERS(plain));
+    if (flags.n)
+        gr_warn(
+            "%s: what added_tokens_decoder says of \"%.60s\"%s (special, lstrip, rstrip, single_word) is not what tokenizer.model "
+            "makes of it, which is taken; saving the tokenizer again with transformers writes a tokenizer.json that has it",
+            folder, flags.first, OTHERS(flags));
     return GRAFT_OK;
 }
 
@@ -198,17 +311,20 @@ static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t la
 }
 
 graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
-    json_t *config = NULL, *map = NULL, *added = NULL;
+    json_t *config = NULL, *map = NULL, *added = NULL, *named = NULL;
     graft_status st;
     int32_t first = t->info.add_bos ? t->info.bos : -1, last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
     GR_TRY(load_file(&map, folder, "special_tokens_map.json", err));
     GR_TRY(load_file(&config, folder, "tokenizer_config.json", err));
     GR_TRY(load_file(&added, folder, "added_tokens.json", err));
-    read_special(t, config, map, "bos_token", &t->info.bos, folder);
-    read_special(t, config, map, "eos_token", &t->info.eos, folder);
-    read_special(t, config, map, "pad_token", &t->info.pad, folder);
-    read_special(t, config, map, "unk_token", &t->info.unk, folder);
-    GR_TRY(check_added(t, added ? added : json_object_get(config, "added_tokens_decoder"), folder, err));
+    GR_TRY(merge_names(&named, config, map, folder, err));
+    read_special(t, named, "bos_token", &t->info.bos);
+    read_special(t, named, "eos_token", &t->info.eos);
+    read_special(t, named, "pad_token", &t->info.pad);
+    read_special(t, named, "unk_token", &t->info.unk);
+    check_special(t, named, folder);
+    const json_t *decoder = json_object_get(config, "added_tokens_decoder");
+    GR_TRY(check_added(t, decoder ? decoder : added, folder, err));
     t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
     t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
     GR_TRY(check_sides(t, first, last, folder, err));
@@ -219,5 +335,6 @@ done:
     json_decref(config);
     json_decref(map);
     json_decref(added);
+    json_decref(named);
     return st;
 }

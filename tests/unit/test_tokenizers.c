@@ -381,6 +381,7 @@ static void test_conversions_are_proved(void **state) {
     "{\"id\":10,\"content\":\"<n>\",\"special\":true,\"normalized\":false}],\"post_processor\":{\"type\":\"TemplateProcessing\","  \
     "\"single\":[" SPECIAL("<n>") "," SEQUENCE "],\"special_tokens\":{\"<n>\":{\"id\":\"<n>\",\"ids\":[10]}}}}"
 #define LISTED(flags) "\"added_tokens_decoder\":{\"9\":{\"content\":\"<m>\"" flags "}}"
+#define OBJECT        "{\"content\":\"<n>\",\"lstrip\":false,\"normalized\":false,\"rstrip\":false,\"single_word\":false}"
 
 static void write_beside(const char *folder, const char *name, const char *text) {
     char *path = gr_path_join(folder, name);
@@ -411,6 +412,93 @@ static void test_beside_json(void **state) {
         {"{\"image_token\":\"<m>\"," LISTED("") "}", NULL, NULL, "<m>", {9}, 1, -1, true, NULL},
         {"{\"extra_special_tokens\":[\"<m>\"]," LISTED("") "}", NULL, NULL, "<m>", {9}, 1, -1, false, NULL},
         {"{}", "{\"eos_token\":{\"content\":\"<m>\",\"lstrip\":true}}", NULL, "h <m>", {0, 3, 9}, 3, 9, true, NULL},
+        /* which file has the word */
+        {"{\"eos_token\":\"<m>\"}",
+         "{\"eos_token\":\"<n>\"}",
+         NULL,
+         "x",
+         {7},
+         1,
+         10,
+         true,
+         "the eos_token is \"<n>\", as special_tokens_map.json has it, not \"<m>\""},
+        {"{\"eos_token\":\"<m>\"}", "{\"eos_token\":null}", NULL, "x", {7}, 1, -1, true, NULL},
+        {"{\"eos_token\":\"<m>\"}", "{\"eos_token\":" OBJECT "}", "{\"<m>\":9}", "x", {7}, 1, 10, true, "not \"<m>\""},
+        {"{\"eos_token\":\"<m>\"," LISTED(",\"special\":true") "}",
+         "{\"eos_token\":\"<n>\"}",
+         "{\"<p>\":11}",
+         "x",
+         {7},
+         1,
+         9,
+         true,
+         NULL},
+        {"{" LISTED(",\"special\":true") "}",
+         "{\"eos_token\":\"<n>\"}",
+         NULL,
+         "x",
+         {7},
+         1,
+         10,
+         true,
+         "the eos_token \"<n>\" is that of special_tokens_map.json; transformers does not read it"},
+        {"{}", NULL, "{\"<m>\":3}", "<m>", {9}, 1, -1, true, "the added token \"<m>\" keeps its id"},
+        /* what the vocabulary lacks, or has as a piece alone */
+        {"{\"additional_special_tokens\":[\"<m>\",{\"__type\":\"AddedToken\",\"content\":\"<h>\"},\"<x>\"]}",
+         NULL,
+         NULL,
+         "<m>",
+         {9},
+         1,
+         -1,
+         true,
+         "the additional_special_tokens \"<h>\" (and others) is not in the vocabulary and is left out"},
+        {"{\"extra_special_tokens\":{\"image_token\":\"<h>\"}}",
+         NULL,
+         NULL,
+         "x",
+         {7},
+         1,
+         -1,
+         true,
+         "the extra_special_tokens \"<h>\" is not"},
+        {"{}",
+         "{\"additional_special_tokens\":[\"<h>\"]}",
+         NULL,
+         "x",
+         {7},
+         1,
+         -1,
+         true,
+         "the additional_special_tokens \"<h>\" is not"},
+        {"{\"image_token\":\"<h>\"}", NULL, NULL, "x", {7}, 1, -1, true, "the image_token \"<h>\" is not in the vocabulary"},
+        {"{\"added_tokens_decoder\":{\"11\":{\"content\":\"<h>\"}}}",
+         NULL,
+         NULL,
+         "x",
+         {7},
+         1,
+         -1,
+         true,
+         "the added token \"<h>\" is not"},
+        {"{\"pad_token\":\"h\"}",
+         NULL,
+         NULL,
+         "hi",
+         {2},
+         1,
+         -1,
+         true,
+         "the pad_token \"h\" is a piece of the vocabulary and no added"},
+        {"{\"added_tokens_decoder\":{\"0\":{\"content\":\"h\"}}}",
+         NULL,
+         NULL,
+         "hi",
+         {2},
+         1,
+         -1,
+         true,
+         "the added token \"h\" is a piece of the vocabulary alone"},
     };
     char dir[] = "/tmp/test_tokenizers_XXXXXX";
     assert_non_null(mkdtemp(dir));
@@ -438,13 +526,44 @@ static void test_beside_json(void **state) {
     gr_remove_all(dir);
 }
 
+/* tokenizer.model knows no flags but whether a piece is a control token. */
+static void test_beside_model(void **state) {
+    (void)state;
+    static const struct {
+        const char *config, *warning;
+    } rows[] = {
+        {"{\"added_tokens_decoder\":{\"1\":{\"content\":\"<s>\",\"special\":true}},\"add_bos_token\":false}", NULL},
+        {"{\"added_tokens_decoder\":{\"1\":{\"content\":\"<s>\",\"special\":true,\"rstrip\":true}}}",
+         "says of \"<s>\" (special, lstrip"},
+    };
+    char dir[] = "/tmp/test_tokenizers_XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/tokenizer.model", dir);
+    assert_ok(gr_file_copy(TESTS_DIR "/golden/tokenizers/sp-bpe/tokenizer.model", path, &err));
+    for (int i = 0; i < GR_LEN(rows); i++) {
+        char *log = NULL;
+        size_t n;
+        gr_tokenizer *t = NULL;
+        FILE *stream = open_memstream(&log, &n);
+        write_beside(dir, "tokenizer_config.json", rows[i].config);
+        gr_log_tee(stream);
+        assert_ok(gr_tokenizer_open(&t, dir, &err));
+        gr_log_tee(NULL);
+        fclose(stream);
+        if (rows[i].warning ? !strstr(log, rows[i].warning) : *log != '\0') fail_msg("row %d: logged \"%s\"", i, log);
+        gr_tokenizer_free(t);
+        free(log);
+    }
+    gr_remove_all(dir);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_added_byte_pieces),      cmocka_unit_test(test_default_words),
         cmocka_unit_test(test_gguf_without_keys),      cmocka_unit_test(test_merge_twice),
         cmocka_unit_test(test_old_sentencepiece),      cmocka_unit_test(test_pipelines),
         cmocka_unit_test(test_conversions_are_proved), cmocka_unit_test(test_beside_json),
-
+        cmocka_unit_test(test_beside_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
