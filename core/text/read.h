@@ -12,9 +12,9 @@ graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft
 graft_status gr_tokenizer_parse_spm(gr_tokenizer **out, const void *bytes, int64_t n, const char *path, graft_error *err);
 /* text of a tokenizer.json. */
 graft_status gr_tokenizer_parse_json(gr_tokenizer **out, const char *text, int64_t n, const char *path, graft_error *err);
-/* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja, where they are. What
- * names tokens that are not there, or contradicts, is warned about. */
-graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err);
+/* bos, eos, chat template ... from tokenizer_config.json, special_tokens_map.json and chat_template.jinja, where they are; json:
+ * the vocabulary is a tokenizer.json's. What names tokens that are not there, or contradicts, is warned about. */
+graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, bool json, graft_error *err);
 /* The flags of added_tokens_decoder (tokenizer_config.json) into tokenizer.json's added_tokens, whose own they overrule. */
 graft_status gr_json_added_flags(json_t *added, const char *folder, graft_error *err);
 

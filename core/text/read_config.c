@@ -310,7 +310,17 @@ static graft_status check_sides(const gr_tokenizer *t, int32_t first, int32_t la
                    t->pieces[bos ? t->info.bos : t->info.eos].text, bos ? "add_bos_token" : "add_eos_token");
 }
 
-graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft_error *err) {
+/* add_bos_token (add_eos_token), on which a tokenizer.json's post_processor has a word, too: adds. */
+static bool read_side(const json_t *config, const char *key, bool adds, int32_t id, bool json, const char *folder) {
+    bool flag = gr_json_flag(config, key, adds) && id >= 0;
+    if (json && flag != adds)
+        gr_warn("%s: tokenizer_config.json's %s is %s, which is taken, while tokenizer.json's post_processor adds %s token; "
+                "transformers 5.24 takes the latter",
+                folder, key, flag ? "true" : "false", adds ? "that" : "no such");
+    return flag;
+}
+
+graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, bool json, graft_error *err) {
     json_t *config = NULL, *map = NULL, *added = NULL, *named = NULL;
     graft_status st;
     int32_t first = t->info.add_bos ? t->info.bos : -1, last = t->info.add_eos ? t->info.eos : -1; /* by the post_processor */
@@ -325,8 +335,12 @@ graft_status gr_tokenizer_read_config(gr_tokenizer *t, const char *folder, graft
     check_special(t, named, folder);
     const json_t *decoder = json_object_get(config, "added_tokens_decoder");
     GR_TRY(check_added(t, decoder ? decoder : added, folder, err));
-    t->info.add_bos = gr_json_flag(config, "add_bos_token", t->info.add_bos) && t->info.bos >= 0;
-    t->info.add_eos = gr_json_flag(config, "add_eos_token", t->info.add_eos) && t->info.eos >= 0;
+    if (gr_json_flag(config, "split_special_tokens", false))
+        gr_warn("%s: split_special_tokens is left out of account: control tokens in a template or a plain text are made tokens, "
+                "while transformers spells them out",
+                folder);
+    t->info.add_bos = read_side(config, "add_bos_token", t->info.add_bos, t->info.bos, json, folder);
+    t->info.add_eos = read_side(config, "add_eos_token", t->info.add_eos, t->info.eos, json, folder);
     GR_TRY(check_sides(t, first, last, folder, err));
     GR_TRY(read_template(t, folder, config, err));
     t->info.folder = gr_arena_strdup(&t->arena, folder);

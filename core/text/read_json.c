@@ -310,7 +310,7 @@ graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graf
     GR_TRY(gr_json_load(&root, text, n, 0, path, err));
     GR_TRY(gr_json_added_flags(json_object_get(root, "added_tokens"), folder, err));
     GR_TRY(build(&t, root, path, err));
-    GR_TRY(gr_tokenizer_read_config(t, folder, err));
+    GR_TRY(gr_tokenizer_read_config(t, folder, true, err));
     *out = t;
     t = NULL;
 done:

@@ -197,7 +197,7 @@ graft_status gr_tokenizer_from_spm(gr_tokenizer **out, const char *folder, graft
     if (!path) GR_TRY(gr_fail_memory(err, "path"));
     GR_TRY(gr_file_read(&bytes, &n, path, GR_SPM_MAX, err));
     GR_TRY(gr_tokenizer_parse_spm(&t, bytes, n, path, err));
-    GR_TRY(gr_tokenizer_read_config(t, folder, err));
+    GR_TRY(gr_tokenizer_read_config(t, folder, false, err));
     *out = t;
     t = NULL;
 done:

@@ -499,6 +499,27 @@ static void test_beside_json(void **state) {
          -1,
          true,
          "the added token \"h\" is a piece of the vocabulary alone"},
+        /* settings */
+        {"{\"split_special_tokens\":true}", NULL, NULL, "<m>", {9}, 1, -1, true, "split_special_tokens is left out of account"},
+        {"{\"bos_token\":\"<n>\",\"add_bos_token\":false}",
+         NULL,
+         NULL,
+         "x",
+         {7},
+         1,
+         -1,
+         true,
+         "add_bos_token is false, which is taken, while tokenizer.json's post_processor adds that token"},
+        {"{\"eos_token\":\"<m>\",\"add_eos_token\":true}",
+         NULL,
+         NULL,
+         "x",
+         {7},
+         1,
+         9,
+         true,
+         "add_eos_token is true, which is taken, while tokenizer.json's post_processor adds no such token"},
+        {"{\"add_bos_token\":true,\"add_eos_token\":false}", NULL, NULL, "x", {7}, 1, -1, true, NULL},
     };
     char dir[] = "/tmp/test_tokenizers_XXXXXX";
     assert_non_null(mkdtemp(dir));
