@@ -29,11 +29,6 @@ static const char *token_text(const json_t *value) {
     return json_is_object(value) ? gr_json_str(value, "content") : json_string_value(value);
 }
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && strcmp(text + n - m, end) == 0;
-}
-
 /* Tokens of a list of which the same is to be told: the first, and how many there are. */
 typedef struct found_tokens {
     const char *first;
@@ -44,7 +39,7 @@ static void note_token(found_tokens *f, const char *text) {
     if (f->n++ == 0) f->first = text;
 }
 
-#define OTHERS(f) (f).n > 1 ? " (and others)" : ""
+static const char *others(const found_tokens *f) { return f->n > 1 ? " (and others)" : ""; }
 
 /* ---- special tokens ---- */
 
@@ -79,17 +74,17 @@ static void check_special(const gr_tokenizer *t, const json_t *named, const char
         if (is_list_of_tokens(key)) {
             json_array_foreach(value, i, token) look_up(t, token, &absent, &plain);
             json_object_foreach((json_t *)(uintptr_t)value, name, token) look_up(t, token, &absent, &plain);
-        } else if (ends_with(key, "_token")) {
+        } else if (gr_ends_with(key, "_token")) {
             look_up(t, value, &absent, &plain);
         }
         if (absent.n)
             gr_warn("%s: the %s \"%.60s\"%s is not in the vocabulary and is left out; saving the tokenizer again with transformers "
                     "writes a whole tokenizer.json",
-                    folder, key, absent.first, OTHERS(absent));
+                    folder, key, absent.first, others(&absent));
         if (plain.n)
             gr_warn("%s: the %s \"%.60s\"%s is a piece of the vocabulary and no added token: it is text like any here, while "
                     "transformers splits text at it",
-                    folder, key, plain.first, OTHERS(plain));
+                    folder, key, plain.first, others(&plain));
     }
 }
 
@@ -127,7 +122,7 @@ static bool is_named(const json_t *config, const char *text) {
     const char *key;
     const json_t *value;
     json_object_foreach((json_t *)(uintptr_t)config, key, value) {
-        const char *name = ends_with(key, "_token") ? token_text(value) : NULL;
+        const char *name = gr_ends_with(key, "_token") ? token_text(value) : NULL;
         if (name && strcmp(name, text) == 0) return true;
     }
     return false;
@@ -209,16 +204,16 @@ static graft_status check_added(gr_tokenizer *t, const json_t *tokens, const cha
     if (moved.n)
         gr_warn("%s: the added token \"%.60s\"%s keeps its id in the vocabulary, which is not the one that is listed; transformers "
                 "has it so, too",
-                folder, moved.first, OTHERS(moved));
+                folder, moved.first, others(&moved));
     if (plain.n)
         gr_warn("%s: the added token \"%.60s\"%s is a piece of the vocabulary alone: it is text like any here, while transformers "
                 "splits text at it; saving the tokenizer again with transformers writes it so",
-                folder, plain.first, OTHERS(plain));
+                folder, plain.first, others(&plain));
     if (flags.n)
         gr_warn(
             "%s: what added_tokens_decoder says of \"%.60s\"%s (special, lstrip, rstrip, single_word) is not what tokenizer.model "
             "makes of it, which is taken; saving the tokenizer again with transformers writes a tokenizer.json that has it",
-            folder, flags.first, OTHERS(flags));
+            folder, flags.first, others(&flags));
     return GRAFT_OK;
 }
 
