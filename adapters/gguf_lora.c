@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/base/log.h"
+
 #define KEY_TEMPLATE "tokenizer.chat_template" /* as a model's file has it */
 
 /* ---- writing ---- */
@@ -117,6 +119,18 @@ typedef struct lora_import {
     int64_t n;
 } lora_import;
 
+/* Keys of an adapter that are not read. */
+static void name_unknown(const gr_gguf *g) {
+    static const char *const known[] = {"adapter.type", "adapter.lora.alpha", "adapter.lora.task_name",
+                                        "adapter.lora.prompt_prefix"};
+    for (int64_t i = 0; i < gr_gguf_n_keys(g); i++) {
+        const char *key = gr_gguf_key(g, i, NULL);
+        bool told = !gr_starts_with(key, "adapter.");
+        for (int k = 0; !told && k < GR_LEN(known); k++) told = strcmp(key, known[k]) == 0;
+        if (!told) gr_warn("%s: %s is not known here and is taken to change nothing", gr_gguf_path(g), key);
+    }
+}
+
 static graft_status check_header(const gr_gguf *g, const gr_model *m, double *alpha, graft_error *err) {
     const char *type = "", *kind = "", *arch;
     graft_status st = GRAFT_OK;
@@ -135,6 +149,8 @@ static graft_status check_header(const gr_gguf *g, const gr_model *m, double *al
         GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: general.architecture is \"%s\", the base's is \"%s\"", gr_gguf_path(g), arch,
                        m->config.arch->gguf));
     GR_TRY(gr_gguf_float_or(g, "adapter.lora.alpha", 0, alpha, err));
+    if (*alpha == 0) gr_note("%s: without adapter.lora.alpha its matrices are not scaled, as in llama.cpp", gr_gguf_path(g));
+    name_unknown(g);
     if (!isfinite(*alpha)) GR_TRY(gr_fail(err, GRAFT_BAD_INPUT, "%s: adapter.lora.alpha is not finite", gr_gguf_path(g)));
 done:
     return st;
