@@ -160,10 +160,9 @@ for _ in $(seq $times); do spoil; done
 # ---- asked to leave ----
 # asked NAME SIGNAL WHO: who is mpirun, or a rank: all of them save. SIGTERM has mpirun wait, signal all, and wait once more.
 asked() {
-    local dir=run to OMPI_MCA_odls_base_sigkill_timeout=1
+    local dir=run to rows=$((5 + RANDOM % 15)) OMPI_MCA_odls_base_sigkill_timeout=1
     begin $dir
-    until_data
-    pause $((took / 8 + RANDOM % (took / 8)))
+    until [ "$(cat $dir/metrics.jsonl 2>/dev/null | wc -l)" -ge $rows ] || ! kill -0 "$job" 2>/dev/null; do sleep 0.02; done
     to=$job
     [ "$3" = mpirun ] || to=$(process_of "$3")
     kill -"$2" "$to"
