@@ -16,7 +16,7 @@ static graft_status load_file(json_t **out, const char *folder, const char *name
     *out = NULL;
     if (!path) return gr_fail_memory(err, "path");
     if (gr_exists(path)) {
-        st = gr_file_read(&text, &n, path, GR_JSON_MAX, err);
+        st = gr_file_read_json(&text, &n, path, GR_JSON_MAX, err);
         if (st == GRAFT_OK) st = gr_json_load(out, text, n, JSON_DECODE_INT_AS_REAL, path, err);
     }
     free(text);

@@ -306,7 +306,7 @@ graft_status gr_tokenizer_from_json(gr_tokenizer **out, const char *folder, graf
     gr_tokenizer *t = NULL;
     graft_status st;
     if (!path) GR_TRY(gr_fail_memory(err, "path"));
-    GR_TRY(gr_file_read(&text, &n, path, GR_JSON_MAX, err));
+    GR_TRY(gr_file_read_json(&text, &n, path, GR_JSON_MAX, err));
     GR_TRY(gr_json_load(&root, text, n, 0, path, err));
     GR_TRY(gr_json_added_flags(json_object_get(root, "added_tokens"), folder, err));
     GR_TRY(build(&t, root, path, err));

@@ -47,7 +47,7 @@ static graft_status write_json(const gr_tokenizer *x, const char *from, const ch
     int64_t n;
     json_t *root = NULL;
     graft_status st;
-    GR_TRY(gr_file_read(&text, &n, from, GR_JSON_MAX, err));
+    GR_TRY(gr_file_read_json(&text, &n, from, GR_JSON_MAX, err));
     GR_TRY(gr_json_load(&root, text, n, 0, from, err));
     json_t *model = json_object_get(root, "model");
     free(text);

@@ -43,9 +43,16 @@ static graft_status write_json(const char *folder, const char *name, json_t *val
 /* Reads a config whose huge numbers ("no limit": 10^30) are no integers; the others stay whole. */
 static json_t *read_config(const char *path) {
     const char *key;
-    json_t *value, *root = json_load_file(path, 0, NULL);
+    char *text;
+    int64_t n;
+    json_t *value, *root;
     void *next;
-    if (root || !(root = json_load_file(path, JSON_DECODE_INT_AS_REAL, NULL))) return root;
+    if (gr_file_read_json(&text, &n, path, GR_JSON_MAX, NULL) != GRAFT_OK) return NULL;
+    root = json_loadb(text, (size_t)n, 0, NULL);
+    const bool whole = root != NULL;
+    if (!whole) root = json_loadb(text, (size_t)n, JSON_DECODE_INT_AS_REAL, NULL);
+    free(text);
+    if (whole || !root) return root;
     json_object_foreach_safe(root, next, key, value) {
         double v = json_is_real(value) ? json_real_value(value) : 0.5;
         if (v == (double)(int64_t)v && v > -1e15 && v < 1e15) json_object_set_new(root, key, json_integer((json_int_t)v));

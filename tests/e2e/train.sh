@@ -201,6 +201,11 @@ check "another end of text is named" grep -q 'theirs: its eos_token is "<|endoft
 check "and so is a token that the base has not" grep -q 'theirs: its tokenizer has a token "<|new|>" that the base' theirs.log
 check "merged, it has that template" "$GRAFT" merge --model "$TINY" --adapter theirs --dtype fp32 --out merged_theirs
 check "as text" grep -q '<<{{ m.content }}>>' merged_theirs/chat_template.jinja
+cp -r "$TINY" marked && chmod -R u+w marked # JSON as some editors save it
+for f in tokenizer.json tokenizer_config.json; do { printf '\xef\xbb\xbf' && cat "$TINY/$f"; } >marked/$f; done
+check "also into a configuration that begins with a byte order mark" \
+    "$GRAFT" merge --model marked --adapter theirs --dtype fp32 --out merged_marked
+check "which it then has" bash -c 'jq -r .chat_template merged_marked/tokenizer_config.json | grep -F "<<{{ m.content }}>>"'
 train on train.max_steps=1 adapter.init_from=theirs >on.log 2>&1
 check "trained on with another it is said" grep -q 'init_from theirs was trained with another chat template' on.log
 

@@ -402,6 +402,7 @@ static void test_beside_json(void **state) {
         const char *warning;
     } rows[] = {
         {"{\"eos_token\":\"<n>\"}", NULL, NULL, "h <m> x", {0, 3, 9, 3, 7}, 5, 10, true, NULL},
+        {"\xef\xbb\xbf{\"eos_token\":\"<n>\"}", NULL, NULL, "x", {7}, 1, 10, true, NULL}, /* after a byte order mark */
         /* flags */
         {"{" LISTED(",\"special\":true,\"lstrip\":true") "}", NULL, NULL, "h <m> x", {0, 9, 3, 7}, 4, -1, true, NULL},
         {"{" LISTED(",\"special\":true,\"rstrip\":true") "}", NULL, NULL, "h <m> x", {0, 3, 9, 7}, 4, -1, true, NULL},
